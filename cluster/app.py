@@ -1,0 +1,80 @@
+"""The Serve application: `serve run cluster.app:build model=DIR decode.replicas=2`, or `serve deploy`."""
+
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve import Application
+
+from cluster.config import ClusterConfig, parse
+from cluster.directory import Directory
+from cluster.ingress import Router
+from cluster.pool import Worker, bundles
+from cluster.resolve import Resolved, resolve
+from workers.protocol import Role
+
+# Serve lets 5 requests run at a replica by default; here the router's own admission decides.
+_NO_LIMIT = 100_000
+_LIGHT = {"num_cpus": 0.01}
+_LOGGING = {"enable_access_log": False}
+# On top of draining: what ending streams, ranks and connections takes.
+_CLOSING_S = 10.0
+
+
+def build(args: dict[str, Any]) -> Application:
+    """The application for settings as `cluster.config.ClusterConfig` names them; ConfigError if they can't be."""
+    return application(resolve(parse(args), gpus()))
+
+
+def gpus() -> float:
+    """GPUs of the Ray cluster this process is connected to; 0 without one."""
+    return float(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0.0
+
+
+def application(resolved: Resolved) -> Application:
+    """Routers in front, two pools of workers behind, a directory between them."""
+    config = resolved.config
+    directory = serve.deployment(
+        Directory,
+        name="Directory",
+        ray_actor_options=_LIGHT,
+        max_ongoing_requests=_NO_LIMIT,
+        logging_config=_LOGGING,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=1.0,
+    ).bind()
+    workers = [_pool(resolved, role, directory) for role in _roles(config)]
+    router = serve.deployment(
+        serve.ingress()(Router),
+        name="Router",
+        num_replicas=config.router.replicas,
+        ray_actor_options=_LIGHT,
+        max_ongoing_requests=_NO_LIMIT,
+        logging_config=_LOGGING,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=config.drain_s + _CLOSING_S,
+    )
+    # The pools are arguments so that Serve deploys them with the application; routers reach them by socket.
+    return router.bind(resolved, directory, workers)
+
+
+def _roles(config: ClusterConfig) -> list[Role]:
+    return ["prefill", "decode"] if config.prefill.replicas else ["decode"]
+
+
+def _pool(resolved: Resolved, role: Role, directory: Application) -> Application:
+    config = resolved.config
+    return serve.deployment(
+        Worker,
+        name=role.capitalize(),
+        num_replicas=config.pool(role).replicas,
+        ray_actor_options={"num_cpus": bundles(config, role)[0]["CPU"]},
+        placement_group_bundles=bundles(config, role),
+        placement_group_strategy="STRICT_PACK",
+        max_ongoing_requests=_NO_LIMIT,
+        logging_config=_LOGGING,
+        health_check_period_s=2.0,
+        health_check_timeout_s=30.0,
+        graceful_shutdown_wait_loop_s=0.1,
+        graceful_shutdown_timeout_s=config.drain_s + _CLOSING_S,
+    ).bind(resolved, role, directory)

@@ -1,0 +1,94 @@
+"""A chat with a running cluster in the terminal."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from rich.console import Console
+from rich.markup import escape
+
+_HELP = "/clear forgets the conversation, /exit ends. Ctrl-C stops an answer."
+# An answer may wait in a queue for long; a server that is gone refuses at once.
+_TIMEOUT = httpx.Timeout(10.0, read=600.0)
+
+
+class AnswerError(RuntimeError):
+    """The cluster refused the request, or could not finish the answer."""
+
+
+class Chat:
+    """One conversation, kept here: each turn sends all of it."""
+
+    def __init__(self, url: str, console: Console, system: str | None, settings: dict[str, Any]) -> None:
+        """`settings` go into every request as they are."""
+        self._url = url.rstrip("/")
+        self._console = console
+        self._opening = [{"role": "system", "content": system}] if system else []
+        self._settings = settings
+        self.messages: list[dict[str, str]] = list(self._opening)
+
+    def run(self) -> None:
+        """Read, answer, until /exit or the input's end."""
+        self._console.print(f"[dim]{self._url}. {_HELP}[/]", highlight=False)
+        with httpx.Client(timeout=_TIMEOUT) as client:
+            while (text := self._read()) is not None:
+                if text == "/clear":
+                    self.messages = list(self._opening)
+                elif text.startswith("/"):
+                    self._console.print(f"[dim]{_HELP}[/]")
+                elif text:
+                    self._turn(client, text)
+
+    def _read(self) -> str | None:
+        try:
+            text = self._console.input("[bold cyan]you ›[/] ").strip()
+        except (EOFError, KeyboardInterrupt):
+            self._console.print()
+            return None
+        return None if text == "/exit" else text
+
+    def _turn(self, client: httpx.Client, text: str) -> None:
+        """Stream one answer. What came of a stopped or broken one stays in the conversation."""
+        asked = {"role": "user", "content": text}
+        said: list[str] = []
+        try:
+            for piece in self._stream(client, [*self.messages, asked]):
+                said.append(piece)
+                self._console.print(piece, end="", markup=False, highlight=False, soft_wrap=True)
+        except KeyboardInterrupt:
+            self._console.print(" [dim]stopped[/]", end="")
+        except httpx.HTTPError as error:
+            self._console.print(f"[red]no answer from {self._url}: {escape(str(error))}[/]", end="")
+        except AnswerError as error:
+            self._console.print(f"[red]{escape(str(error))}[/]", end="")
+        self._console.print()
+        if said:
+            self.messages += [asked, {"role": "assistant", "content": "".join(said)}]
+
+    def _stream(self, client: httpx.Client, messages: list[dict[str, str]]) -> Iterator[str]:
+        body = {"model": "auto", "messages": messages, "stream": True, **self._settings}
+        with client.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
+            if not response.is_success:
+                response.read()
+                raise AnswerError(_error_text(response))
+            for line in response.iter_lines():
+                if not line.startswith("data: "):
+                    continue
+                data = line.removeprefix("data: ")
+                if data == "[DONE]":
+                    return
+                event = json.loads(data)
+                if "error" in event:
+                    raise AnswerError(event["error"]["message"])
+                for choice in event["choices"]:
+                    yield choice["delta"].get("content") or ""
+        raise AnswerError("the answer was cut off")
+
+
+def _error_text(response: httpx.Response) -> str:
+    try:
+        message: str = response.json()["error"]["message"]
+    except (ValueError, KeyError, TypeError):
+        message = response.text
+    return f"{response.status_code}: {message}"

@@ -1,0 +1,211 @@
+"""The one schema behind `ling serve`, its YAML file and the arguments of `cluster.app:build`."""
+
+import difflib
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from workers.config import Dtype
+from workers.protocol import Role
+
+
+class ConfigError(ValueError):
+    """Settings that can't be served; each line of the message starts with the setting's path."""
+
+
+def _number(value: Any) -> Any:
+    """`serve run` passes every value as text; text that reads as a number is that number."""
+    if isinstance(value, str):
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            return value
+        return parsed if isinstance(parsed, int | float | None) else value
+    return value
+
+
+_READ = BeforeValidator(_number)
+Count = Annotated[int, Field(ge=1), _READ]
+CountOrNone = Annotated[Annotated[int, Field(ge=1)] | None, _READ]
+Port = Annotated[Annotated[int, Field(ge=1, le=65535)] | None, _READ]
+Seconds = Annotated[float, Field(gt=0), _READ]
+Text = Annotated[str, Field(min_length=1)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class PoolConfig(_Section):
+    """One pool: how many workers, and how many tensor-parallel ranks each."""
+
+    replicas: Count = 1
+    tp: Count = 1
+
+
+class PrefillConfig(PoolConfig):
+    """The prefill pool. Without replicas the decode pool computes prompts too."""
+
+    replicas: Annotated[int, Field(ge=0), _READ] = 1
+
+
+class RouterSection(_Section):
+    """The HTTP front. max_queue: choices in flight at one replica before 429. Times are seconds from arrival."""
+
+    replicas: Count = 1
+    max_queue: Count = 1024
+    retry_after_s: Count = 1
+    body_timeout_s: Seconds = 30.0
+    first_token_timeout_s: Seconds = 600.0
+    request_timeout_s: Seconds = 3600.0
+    max_body_bytes: Annotated[int, Field(ge=1024), _READ] = 8 * 1024 * 1024
+
+
+class HandoffSection(_Section):
+    """How snapshots move. window: pulled at once by a decode worker. timeout_s: a finished prompt waits so long."""
+
+    channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    window: Count = 16
+    timeout_s: Seconds = 60.0
+
+
+class ClusterConfig(_Section):
+    """A whole cluster.
+
+    model: checkpoint folder; unset, a small demo checkpoint is made on the spot. served_name: what clients call
+    it, else the folder's name. dtype: compute dtype, "auto" is the checkpoint's. device: "auto" is cuda where
+    the Ray cluster has GPUs. page_size: tokens a latent page; pages: of them, unset sizes them by memory.
+    slots: sequences at once a worker. max_model_len: unset is the checkpoint's context. max_step_tokens: token
+    budget of a step. model_overrides: keys laid over config.json. host, port: where each router listens by
+    itself; without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts
+    for in Ray's placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    """
+
+    model: Text | None = None
+    served_name: Text | None = None
+    dtype: Dtype = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    prefill: PrefillConfig = PrefillConfig()
+    decode: PoolConfig = PoolConfig()
+    router: RouterSection = RouterSection()
+    handoff: HandoffSection = HandoffSection()
+    collectives: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    page_size: Annotated[int, Field(ge=1, le=4096), _READ] = 64
+    pages: CountOrNone = None
+    slots: Count = 64
+    max_model_len: CountOrNone = None
+    max_step_tokens: Count = 1024
+    model_overrides: dict[str, Any] = Field(default_factory=dict)
+    host: Text = "127.0.0.1"
+    port: Port = None
+    rank_cpus: Annotated[float, Field(ge=0.001), _READ] = 0.01
+    drain_s: Annotated[float, Field(ge=0), _READ] = 5.0
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        problems = list(self._contradictions())
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _contradictions(self) -> list[str]:
+        found = []
+        if self.prefill.replicas and self.prefill.tp != self.decode.tp:
+            found.append(
+                f"prefill.tp: {self.prefill.tp} differs from decode.tp {self.decode.tp}; "
+                "snapshots move rank to rank, so give both pools the same tp"
+            )
+        if self.device == "cpu":
+            if self.collectives == "nccl":
+                found.append("collectives: nccl needs GPUs; with device cpu use auto, shm or gloo")
+            if self.handoff.channel == "nccl":
+                found.append("handoff.channel: nccl needs GPUs; with device cpu use auto, shm or gloo")
+        if self.device == "cuda" and self.collectives in ("shm", "gloo"):
+            found.append(f"collectives: {self.collectives} joins ranks without GPUs; with device cuda use auto or nccl")
+        if self.pages is not None and self.max_model_len is not None:
+            found += pages_too_few(self.pages, self.page_size, self.max_model_len)
+        return found
+
+    def pool(self, role: Role) -> PoolConfig:
+        """One pool's section."""
+        return self.prefill if role == "prefill" else self.decode
+
+
+def pages_too_few(pages: int, page_size: int, max_model_len: int) -> list[str]:
+    """The complaint about pages that can't hold one longest sequence, if there is one."""
+    need = -(-max_model_len // page_size)
+    if pages >= need:
+        return []
+    return [
+        f"pages: {pages} of {page_size} tokens hold {pages * page_size}, but one sequence may be {max_model_len} "
+        f"long; give at least {need} pages or lower max_model_len"
+    ]
+
+
+def parse(*layers: Mapping[str, Any]) -> ClusterConfig:
+    """Settings from YAML (nested) or a command line (`decode.tp=2`, text), later layers over earlier ones.
+
+    ConfigError names what is wrong.
+    """
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        _lay(settings, _nested(layer))
+    try:
+        return ClusterConfig.model_validate(settings)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_line(item) for item in error.errors(include_url=False))) from None
+
+
+def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted keys become sections. Overrides have no schema, so their text is read as YAML."""
+    nested: dict[str, Any] = {}
+    for key, value in args.items():
+        path = str(key).split(".")
+        read = path[0] == "model_overrides" and isinstance(value, str)
+        branch = _yaml(str(key), value) if read else value
+        for part in reversed(path):
+            branch = {part: branch}
+        _lay(nested, branch)
+    return nested
+
+
+def _lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
+    """Lay settings over others, section by section."""
+    for key, value in over.items():
+        below = under.get(key)
+        if isinstance(below, dict) and isinstance(value, Mapping):
+            _lay(below, value)
+        else:
+            under[key] = dict(value) if isinstance(value, Mapping) else value
+
+
+def _yaml(path: str, text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
+
+
+def _line(error: Any) -> str:
+    """One pydantic error as `path: what is wrong`."""
+    path = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "extra_forbidden":
+        known = _fields(error["loc"][:-1])
+        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
+        return f"{path}: unknown setting; {hint}"
+    message = error["msg"].removeprefix("Value error, ")
+    if not path:
+        return str(message)
+    return f"{path}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
+
+
+def _fields(path: tuple[Any, ...]) -> list[str]:
+    section: type[BaseModel] = ClusterConfig
+    for part in path:
+        annotation = section.model_fields[part].annotation
+        assert isinstance(annotation, type)
+        section = annotation
+    return list(section.model_fields)

@@ -1,0 +1,63 @@
+"""Which workers there are: workers enter themselves, routers and the `ling` command watch."""
+
+import asyncio
+import secrets
+import time
+
+from cluster.entries import Entries, Failure, Listing
+from cluster.loopback import close_side_door
+from workers.protocol import WorkerInfo
+
+ENTER_EVERY_S = 1.0
+_WATCH_S = 2.0
+# A restarted directory shows nothing before every worker has had the time to enter itself again.
+_SETTLE_S = 1.5 * ENTER_EVERY_S
+
+
+class Directory:
+    """The one replica that holds the entries; a restarted one is filled again within ENTER_EVERY_S."""
+
+    def __init__(self) -> None:
+        """Serve calls it on the replica's event loop."""
+        close_side_door()
+        self._entries = Entries(secrets.token_hex(4))
+        self._changed = asyncio.Condition()
+        self._settled = asyncio.create_task(asyncio.sleep(_SETTLE_S))
+
+    async def enter(self, info: WorkerInfo) -> None:
+        """A worker says that it is there."""
+        await self._note(self._entries.enter(info, time.monotonic()))
+
+    async def leave(self, worker_id: str) -> None:
+        """A worker says that it takes no more work."""
+        await self._note(self._entries.leave(worker_id))
+
+    async def fail(self, failure: Failure) -> None:
+        """A worker says why it ends."""
+        await self._note(self._entries.fail(failure))
+
+    async def listing(self) -> Listing:
+        """What is known now."""
+        await self._note(self._entries.expire(time.monotonic()))
+        return self._entries.listing
+
+    async def watch(self, version: str) -> Listing:
+        """The listing once it differs from `version`, or after _WATCH_S as it is."""
+        await asyncio.shield(self._settled)
+        deadline = time.monotonic() + _WATCH_S
+        while (now := time.monotonic()) < deadline:
+            await self._note(self._entries.expire(now))
+            if self._entries.listing.version != version:
+                break
+            async with self._changed:
+                # At most a tick, so that entries expire though nobody enters.
+                try:
+                    await asyncio.wait_for(self._changed.wait(), min(deadline - now, ENTER_EVERY_S))
+                except TimeoutError:
+                    continue
+        return self._entries.listing
+
+    async def _note(self, changed: bool) -> None:
+        if changed:
+            async with self._changed:
+                self._changed.notify_all()

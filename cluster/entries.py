@@ -1,0 +1,74 @@
+"""Which workers there are, as plain bookkeeping."""
+
+from collections import deque
+from dataclasses import dataclass
+
+from workers.protocol import Role, WorkerInfo
+
+EXPIRY_S = 3.0
+_KEPT_FAILURES = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A worker that ended, or never came up, and why."""
+
+    worker_id: str
+    role: Role
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Listing:
+    """All workers at one moment. `version` changes whenever `workers` or `failures` do."""
+
+    version: str
+    workers: tuple[WorkerInfo, ...]
+    failures: tuple[Failure, ...]
+
+
+class Entries:
+    """The bookkeeping: entries that expire unless renewed. Time is passed in."""
+
+    def __init__(self, epoch: str) -> None:
+        """`epoch` keeps the versions of a restarted directory apart from the old one's."""
+        self._epoch = epoch
+        self._count = 0
+        self._workers: dict[str, tuple[WorkerInfo, float]] = {}
+        self._failures: deque[Failure] = deque(maxlen=_KEPT_FAILURES)
+
+    def enter(self, info: WorkerInfo, now: float) -> bool:
+        """Add or renew a worker; whether the listing changed."""
+        known = self._workers.get(info.worker_id)
+        self._workers[info.worker_id] = (info, now + EXPIRY_S)
+        return self._bump(known is None or known[0] != info)
+
+    def leave(self, worker_id: str) -> bool:
+        """Take a worker out; whether it was in."""
+        return self._bump(self._workers.pop(worker_id, None) is not None)
+
+    def fail(self, failure: Failure) -> bool:
+        """Note a failure and take the worker out."""
+        self._workers.pop(failure.worker_id, None)
+        self._failures.append(failure)
+        return self._bump(True)
+
+    def expire(self, now: float) -> bool:
+        """Take out workers that were not renewed in time; whether there were any."""
+        late = [i for i, (_, until) in self._workers.items() if until <= now]
+        for worker_id in late:
+            del self._workers[worker_id]
+        return self._bump(bool(late))
+
+    @property
+    def listing(self) -> Listing:
+        """All workers now, by id."""
+        return Listing(
+            f"{self._epoch}.{self._count}",
+            tuple(info for _, (info, _) in sorted(self._workers.items())),
+            tuple(self._failures),
+        )
+
+    def _bump(self, changed: bool) -> bool:
+        self._count += changed
+        return changed

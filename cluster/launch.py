@@ -1,0 +1,48 @@
+"""`ling serve`, up to the point where Ray is imported: Ray reads its environment then."""
+
+import os
+import secrets
+import socket
+
+from cluster.config import ClusterConfig, ConfigError
+from cluster.resolve import resolve
+
+
+def serve_here(config: ClusterConfig) -> None:
+    """Serve on this machine until the user ends it.
+
+    Raises ConfigError for settings that can't be served, StartError if the cluster did not come up.
+    """
+    resolve(config, gpus=0)
+    if config.port is None:
+        raise ConfigError("port: `ling serve` listens by itself and needs a port")
+    _check_port(config.host, config.port)
+    _set_environment()
+    from cluster.running import run  # noqa: PLC0415 - Ray must not be imported before
+
+    run(config)
+
+
+def _check_port(host: str, port: int) -> None:
+    """Routers share their port: one of another cluster would be no obstacle, it would get half of the requests."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise ConfigError(f"port: can't listen on {host}:{port} ({error.strerror}); choose another") from error
+
+
+def _set_environment() -> None:
+    """Loopback only, a secret of this run's own, and nothing that chatters."""
+    os.environ.update(
+        # Ray's switch, whatever its name, for binding to loopback instead of the machine's address.
+        RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
+        RAY_AUTH_MODE="token",
+        RAY_AUTH_TOKEN=secrets.token_hex(32),
+        RAY_USAGE_STATS_ENABLED="0",
+        RAY_SERVE_LOG_TO_STDERR="0",
+        # Ray warns that it will one day leave CUDA_VISIBLE_DEVICES alone; the setting is the coming behaviour.
+        RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
+    )
+    os.environ.pop("RAY_ADDRESS", None)

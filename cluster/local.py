@@ -1,0 +1,89 @@
+"""A Ray cluster of our own on this machine, and its certain end."""
+
+import ctypes
+import logging
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NoReturn
+
+import psutil
+import ray
+
+_PR_SET_CHILD_SUBREAPER = 36
+_OBJECT_STORE_BYTES = 100 * 1024 * 1024
+_PATIENCE_S = 1.0
+_WAIT_S = 0.2
+_ABANDONED = 130  # what a shell reports after Ctrl-C
+
+
+class LocalRay:
+    """Starts on `start`; `end` leaves no process and no file of it behind."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="ling-"))
+
+    def start(self) -> None:
+        """Start the cluster and connect to it."""
+        _adopt_orphans()
+        # Whatever processes of the cluster leave in their temporary folder goes with this one.
+        os.environ["TMPDIR"] = str(self.folder)
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+            _node_ip_address="127.0.0.1",
+            _temp_dir=str(self.folder),
+        )
+        logging.getLogger("ray.serve").setLevel(logging.ERROR)
+
+    def end(self, keep_logs: bool) -> None:
+        """Disconnect, then end every process that descends from this one, by its id."""
+        ray.shutdown()
+        _end_descendants(patience_s=_PATIENCE_S)
+        if not keep_logs:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def abandon(self) -> NoReturn:
+        """End the descendants and this process at once, whatever it is doing."""
+        _end_descendants(patience_s=0)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        os._exit(_ABANDONED)
+
+
+def _adopt_orphans() -> None:
+    """Processes whose parent dies become this process's children (Linux), so that none gets out of sight."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def _end_descendants(patience_s: float) -> None:
+    """Terminate, after `patience_s` kill, until none is left; what ends may leave new orphans."""
+    kill_from = time.monotonic() + patience_s
+    own = psutil.Process()
+    while living := [p for p in own.children(recursive=True) if _runs(p)]:
+        for process in living:
+            try:
+                if time.monotonic() < kill_from:
+                    process.terminate()
+                else:
+                    process.kill()
+            except psutil.NoSuchProcess:
+                continue
+        psutil.wait_procs(living, timeout=_WAIT_S)
+
+
+def _runs(process: psutil.Process) -> bool:
+    """Whether it still runs; one that has ended but was adopted is reaped."""
+    try:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            process.wait(timeout=0)
+            return False
+        return True
+    except (psutil.NoSuchProcess, psutil.TimeoutExpired):
+        return False

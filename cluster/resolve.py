@@ -1,0 +1,91 @@
+"""A config against the machine and the checkpoint: what is left open is filled in, what can't be is refused."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
+from cluster.demo import demo_checkpoint
+from router.config import Pools, RouterConfig
+from workers.config import WorkerConfig
+from workers.model.config import LingConfig
+from workers.protocol import Role
+
+DEMO_NAME = "ling-demo"
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A config whose checkpoint exists and fits it; `config.model`, `served_name` and `device` are filled in."""
+
+    config: ClusterConfig
+    model: str
+    served_name: str
+    demo: bool
+
+
+def resolve(config: ClusterConfig, gpus: float) -> Resolved:
+    """Fill in the checkpoint and the device (`gpus`: how many the Ray cluster has); ConfigError if it can't be."""
+    demo = config.model is None
+    folder = demo_checkpoint() if config.model is None else Path(config.model).expanduser().resolve()
+    if not folder.is_dir():
+        raise ConfigError(f"model: no checkpoint folder at {folder}; give the folder that holds config.json")
+    device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
+    resolved = parse(config.model_dump(), {"model": str(folder), "device": device})
+    _check_checkpoint(resolved, folder)
+    return Resolved(resolved, str(folder), config.served_name or (DEMO_NAME if demo else folder.name), demo)
+
+
+def _check_checkpoint(config: ClusterConfig, folder: Path) -> None:
+    try:
+        model = LingConfig.load(folder, config.model_overrides)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"model: {error}") from error
+    try:
+        model.check_tp(config.decode.tp)
+    except ValueError as error:
+        raise ConfigError(f"decode.tp: {error}") from error
+    longest = config.max_model_len or model.max_model_len
+    if longest > model.max_model_len:
+        raise ConfigError(
+            f"max_model_len: {longest} exceeds the checkpoint's context of {model.max_model_len}; "
+            "lower it, or widen the context with rope_scaling in model_overrides"
+        )
+    if config.pages is not None and (found := pages_too_few(config.pages, config.page_size, longest)):
+        raise ConfigError(found[0])
+
+
+def worker_config(resolved: Resolved, role: Role, host: str) -> WorkerConfig:
+    """What one worker of a pool needs; it listens on `host`."""
+    config = resolved.config
+    return WorkerConfig(
+        model=resolved.model,
+        tp=config.pool(role).tp,
+        dtype=config.dtype,
+        device="cuda" if config.device == "cuda" else "cpu",
+        page_size=config.page_size,
+        pages=config.pages,
+        slots=config.slots,
+        max_model_len=config.max_model_len,
+        max_step_tokens=config.max_step_tokens,
+        handoff_window=config.handoff.window,
+        handoff_timeout_s=config.handoff.timeout_s,
+        collectives=config.collectives,
+        channel=config.handoff.channel,
+        model_overrides=config.model_overrides,
+        host=host,
+    )
+
+
+def router_config(resolved: Resolved, name: str) -> RouterConfig:
+    """What one router replica needs; `name` is how it calls itself to workers."""
+    return RouterConfig(
+        served_model_name=resolved.served_name,
+        tokenizer=resolved.model,
+        name=name,
+        **resolved.config.router.model_dump(exclude={"replicas"}),
+    )
+
+
+def pools(resolved: Resolved) -> Pools:
+    """How many workers each pool is configured to have."""
+    return Pools(resolved.config.prefill.replicas, resolved.config.decode.replicas)

@@ -1,0 +1,178 @@
+"""A cluster on this machine, from its first process to its last."""
+
+import os
+import time
+from collections.abc import Iterator
+from typing import Any, NoReturn
+
+import httpx
+import ray
+from ray import serve
+from ray.serve.schema import ApplicationStatus
+from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
+
+from cluster.app import application, gpus
+from cluster.config import ClusterConfig, ConfigError
+from cluster.entries import Failure, Listing
+from cluster.local import LocalRay
+from cluster.resolve import Resolved, resolve
+from cluster.signals import EndingSignals
+from cluster.status import render
+from cluster.terminal import own_console
+
+_APP = "ling"
+_POLL_S = 0.2
+_CALL_S = 5.0
+# On top of draining: what ending streams, ranks and connections takes.
+_CLOSING_S = 5.0
+
+
+class StartError(RuntimeError):
+    """The cluster did not come up; the message is the first error there was."""
+
+
+def run(config: ClusterConfig) -> NoReturn:
+    """Start, serve until an ending signal, drain, end this process. A second signal ends without draining.
+
+    ConfigError and StartError if it did not come up.
+    """
+    local = LocalRay()
+    signals = EndingSignals(local.abandon)
+    failed = True
+    try:
+        with own_console(local.folder / "driver.log") as console:
+            try:
+                with console.status("starting Ray…") as progress:
+                    _start(config, local, signals, progress)
+                signals.defer()
+                _follow(signals, console)
+                console.print("ending…")
+                signals.defer()
+                _drain(config.drain_s, signals)
+                failed = False
+            finally:
+                signals.ignore()
+                local.end(keep_logs=failed)
+                if failed:
+                    console.print(f"Ray's logs: {local.folder}", highlight=False, soft_wrap=True)
+    finally:
+        signals.restore()
+    # Interpreter exit would take two seconds to take down what Ray and Serve left in this process.
+    os._exit(0)
+
+
+def _start(config: ClusterConfig, local: LocalRay, signals: EndingSignals, progress: Status) -> None:
+    """Returns once the cluster serves and has said so."""
+    began = time.monotonic()
+    local.start()
+    signals.arm()  # Ray has put a handler of its own in place
+    resolved = _on_device(config)
+    progress.update("starting Serve…")
+    serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
+    serve.run_many(
+        [serve.RunTarget(application(resolved), name=_APP)],
+        wait_for_ingress_deployment_creation=False,
+        wait_for_applications_running=False,
+    )
+    pools = (resolved.config.prefill, resolved.config.decode)
+    # No proxy stands between this machine and itself.
+    with httpx.Client(base_url=_url(resolved), timeout=_CALL_S, trust_env=False) as router:
+        for listing in _listings():
+            if listing.failures:
+                raise StartError(_told(listing.failures[0]))
+            _check_deployed()
+            progress.update(f"{len(listing.workers)} of {sum(p.replicas for p in pools)} workers are up…")
+            if _ready(router):
+                break
+        _announce(resolved, router.get("/status").json(), time.monotonic() - began, progress.console)
+
+
+def _follow(signals: EndingSignals, console: Console) -> None:
+    """Tell of workers that end, until a signal."""
+    told = 0
+    for listing in _listings():
+        for failure in listing.failures[told:]:
+            console.print(f"[red]{escape(_told(failure))}[/]; Ray starts it anew", highlight=False)
+        told = len(listing.failures)
+        if signals.asked:
+            return
+
+
+def _on_device(config: ClusterConfig) -> Resolved:
+    """The config on the device Ray found; ConfigError if it has too few."""
+    found = gpus()
+    resolved = resolve(config, found)
+    need = sum(pool.replicas * pool.tp for pool in (config.prefill, config.decode))
+    if resolved.config.device == "cuda" and found < need:
+        raise ConfigError(
+            f"device: {need} ranks need a GPU each and Ray found {found:g}; "
+            "lower prefill.replicas, decode.replicas or tp, or set device to cpu"
+        )
+    return resolved
+
+
+def _listings() -> Iterator[Listing]:
+    """What the directory holds, a few times a second."""
+    listing = Listing("", (), ())
+    while True:
+        try:
+            directory = serve.get_deployment_handle("Directory", app_name=_APP)
+            listing = directory.listing.remote().result(timeout_s=_CALL_S)
+        except (KeyError, TimeoutError, ray.exceptions.RayError, serve.exceptions.RayServeException):
+            pass  # it is still starting, or being replaced
+        yield listing
+        time.sleep(_POLL_S)
+
+
+def _check_deployed() -> None:
+    """StartError once Serve has given up on a deployment; reasons a worker could not report itself are here."""
+    app = serve.status().applications.get(_APP)
+    if app is not None and app.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+        reasons = [d.message for d in app.deployments.values() if d.message] or [app.message]
+        raise StartError("\n".join(reasons))
+
+
+def _ready(router: httpx.Client) -> bool:
+    try:
+        return router.get("/ready").is_success
+    except httpx.HTTPError:
+        return False
+
+
+def _url(resolved: Resolved) -> str:
+    """Where this machine reaches the routers."""
+    config = resolved.config
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
+    return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
+
+
+def _told(failure: Failure) -> str:
+    return f"{failure.role} worker {failure.worker_id}: {failure.reason}"
+
+
+def _announce(resolved: Resolved, status: dict[str, Any], seconds: float, console: Console) -> None:
+    url = _url(resolved)
+    body = '{"model": "auto", "stream": true, "max_tokens": 64, "messages": [{"role": "user", "content": "Hello"}]}'
+    console.print(f"[bold green]{escape(resolved.served_name)}[/] is served at [bold]{url}[/] after {seconds:.0f} s\n")
+    console.print(render(status))
+    if resolved.demo:
+        console.print("\n[yellow]The demo checkpoint's weights are random: its answers are noise.[/]")
+    console.print("\nTry it:")
+    console.print(
+        f"  curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
+        soft_wrap=True, markup=False, highlight=False,
+    )  # fmt: skip
+    console.print(f"  ling chat --url {url}\n  ling status --url {url}\nCtrl-C ends everything.", highlight=False)
+
+
+def _drain(drain_s: float, signals: EndingSignals) -> None:
+    """Take the application down: routers stop accepting, running requests get `drain_s` to end."""
+    deadline = time.monotonic() + drain_s + _CLOSING_S
+    try:
+        serve.delete(_APP, _blocking=False)
+        while _APP in serve.status().applications and time.monotonic() < deadline and not signals.asked:
+            time.sleep(_POLL_S)
+    except (ray.exceptions.RayError, serve.exceptions.RayServeException) as error:
+        raise RuntimeError(f"the cluster ended before it could drain: {error}") from error

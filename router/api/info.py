@@ -1,0 +1,117 @@
+"""What the router tells about itself: models, health, readiness, status, metrics."""
+
+import os
+from dataclasses import asdict
+from typing import Any
+
+from starlette.responses import Response
+
+from router.api.shape import encode
+from router.errors import ApiError
+from router.gateway import Gateway
+from router.workers import WorkerLink
+
+PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/status", "/metrics")
+
+
+class Info:
+    """Handlers over one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+
+    async def root(self) -> Response:
+        """Where to go from here."""
+        return _json({"name": "ling-cluster router", "model": self._gateway.config.served_model_name, "paths": PATHS})
+
+    async def models(self) -> Response:
+        """The one served model, as a list."""
+        return _json({"object": "list", "data": [self._model()]})
+
+    async def model(self, name: str) -> Response:
+        """The served model by its name."""
+        if name != self._gateway.config.served_model_name:
+            raise ApiError(404, f"no model {name[:200]!r} is served here", param="model", code="model_not_found")
+        return _json(self._model())
+
+    async def health(self) -> Response:
+        """The process lives."""
+        return _json({"status": "ok"})
+
+    async def ready(self) -> Response:
+        """200 if a request could be served now, else 503 and why not."""
+        reason = self._gateway.unready()
+        if reason is None:
+            return _json({"ready": True})
+        retry = {"retry-after": str(self._gateway.config.retry_after_s)}
+        return _json({"ready": False, "reason": reason}, 503, retry)
+
+    async def status(self) -> Response:
+        """Pools, workers, ranks and their figures."""
+        gateway = self._gateway
+        reason = gateway.unready()
+        links = sorted(gateway.table.links(), key=lambda link: link.ref.worker_id)
+        configured = {"prefill": gateway.pools.prefill, "decode": gateway.pools.decode}
+        pools = {
+            role: {
+                "configured": count,
+                "live": sum(link.live for link in links if link.role == role),
+                "workers": [_worker(link) for link in links if link.role == role],
+            }
+            for role, count in configured.items()
+        }
+        router = {
+            "name": gateway.config.name,
+            "pid": os.getpid(),
+            "in_flight": gateway.in_flight,
+            "max_queue": gateway.config.max_queue,
+        }
+        return _json(
+            {
+                "model": gateway.config.served_model_name,
+                "ready": reason is None,
+                "reason": reason,
+                "router": router,
+                "pools": pools,
+            }
+        )
+
+    async def metrics(self) -> Response:
+        """Prometheus text."""
+        return Response(self._gateway.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    def _model(self) -> dict[str, Any]:
+        gateway = self._gateway
+        longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
+        return {
+            "id": gateway.config.served_model_name,
+            "object": "model",
+            "created": gateway.created,
+            "owned_by": "ling-cluster",
+            "max_model_len": longest,
+        }
+
+
+def _worker(link: WorkerLink) -> dict[str, Any]:
+    place = {"id": link.ref.worker_id, "state": link.state, "host": link.ref.host, "port": link.ref.port}
+    if not link.connected:
+        return {**place, "problem": link.problem}
+    info = link.info
+    return {
+        **place,
+        "node": info.node,
+        "pid": info.pid,
+        "weights_id": info.weights_id,
+        "layout": info.layout,
+        "max_model_len": info.max_model_len,
+        "page_size": info.page_size,
+        "pages": info.pages,
+        "slots": info.slots,
+        **asdict(link.load),
+        "in_flight": link.in_flight,
+        "ranks": [{"rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device} for r in info.ranks],
+    }
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    return Response(encode(content), status, headers, "application/json")

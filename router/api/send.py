@@ -1,0 +1,28 @@
+"""Whole answers as ASGI messages."""
+
+from starlette.types import Send
+
+from router.errors import ApiError
+
+Headers = list[tuple[bytes, bytes]]
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    """An answer of JSON, already encoded."""
+    head = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: ApiError, headers: Headers) -> None:
+    """An error in OpenAI's shape."""
+    await send_json(send, error.status, error.body(), [*headers, *error_headers(error)])
+
+
+def error_headers(error: ApiError) -> Headers:
+    """Headers an error calls for."""
+    return [] if error.retry_after_s is None else [(b"retry-after", str(error.retry_after_s).encode())]

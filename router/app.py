@@ -1,0 +1,71 @@
+"""The router as an ASGI application."""
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from router.api.chat import Chat
+from router.api.completions import Completions
+from router.api.generate import Generate
+from router.api.info import Info
+from router.api.send import error_headers
+from router.config import Pools, RouterConfig
+from router.errors import ApiError
+from router.gateway import Gateway
+from router.workers import ListedWorker
+
+__all__ = ["Gateway", "ListedWorker", "Pools", "RouterConfig", "create_app"]
+
+
+def create_app(gateway: Gateway) -> FastAPI:
+    """The HTTP APIs over a gateway. Whoever serves it starts and closes the gateway, on the loop that serves."""
+    app = FastAPI(title="ling-cluster router", openapi_url=None, redirect_slashes=False)
+    # Plain ASGI, and first to be matched: FastAPI's parsing, dependencies and the search through all other routes
+    # would cost more than the rest of the way to the workers.
+    app.router.routes[:0] = [
+        Route("/v1/chat/completions", Generate(gateway, Chat()), methods=["POST"]),
+        Route("/v1/completions", Generate(gateway, Completions()), methods=["POST"]),
+    ]
+    info = Info(gateway)
+    for path, handler in (
+        ("/", info.root),
+        ("/v1/models", info.models),
+        ("/v1/models/{name:path}", info.model),
+        ("/health", info.health),
+        ("/ready", info.ready),
+        ("/status", info.status),
+        ("/metrics", info.metrics),
+    ):
+        app.add_api_route(path, handler, methods=["GET"], response_model=None)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(Exception, _unexpected)
+    return app
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path, method = request.url.path[:200], request.method
+    message, code = {
+        404: (f"there is nothing at {path}; GET / lists what there is", "not_found"),
+        405: (f"{path} does not take {method}", "method_not_allowed"),
+    }.get(error.status_code, (error.detail, "http_error"))
+    answer = _answer(ApiError(error.status_code, message, code=code))
+    answer.headers.update(error.headers or {})
+    return answer
+
+
+async def _api_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return _answer(error)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    return _answer(ApiError(500, "internal error", code="internal_error"))
+
+
+def _answer(error: ApiError) -> Response:
+    headers = {name.decode(): value.decode() for name, value in error_headers(error)}
+    return Response(error.body(), error.status, headers, "application/json")

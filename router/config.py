@@ -1,0 +1,37 @@
+"""What one router replica needs to know; made by `cluster.config` or by a test."""
+
+import os
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Pools:
+    """How many workers each pool is configured to have. With `prefill` 0 the decode pool computes prompts too."""
+
+    prefill: int = 1
+    decode: int = 1
+
+    def __post_init__(self) -> None:
+        if self.decode < 1 or self.prefill < 0:
+            raise ValueError(f"pools need decode >= 1 and prefill >= 0, not {self.decode} and {self.prefill}")
+
+
+@dataclass(frozen=True, slots=True)
+class RouterConfig:
+    """One router replica's settings.
+
+    served_model_name: the `model` clients ask for ("auto" always works). tokenizer: checkpoint folder with
+    tokenizer.json. name: how the replica calls itself to workers. max_queue: choices (a request has `n` for each
+    prompt) in flight before 429. retry_after_s: what 429 and 503 tell clients to wait. body_timeout_s: for the
+    whole body to arrive. first_token_timeout_s, request_timeout_s: from arrival. max_body_bytes: beyond it, 413.
+    """
+
+    served_model_name: str
+    tokenizer: str
+    name: str = field(default_factory=lambda: f"router-{os.getpid()}")
+    max_queue: int = 1024
+    retry_after_s: int = 1
+    body_timeout_s: float = 30.0
+    first_token_timeout_s: float = 600.0
+    request_timeout_s: float = 3600.0
+    max_body_bytes: int = 8 * 1024 * 1024

@@ -1,0 +1,149 @@
+"""What stands behind the HTTP APIs: tokenizer, table of workers, admission and metrics of one replica."""
+
+import asyncio
+import itertools
+import random
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from router.admission import admit
+from router.config import Pools, RouterConfig
+from router.errors import ApiError, invalid
+from router.flight import Flight
+from router.job import Job
+from router.metrics import Metrics
+from router.policy import Need, NoPlan, Plan, capacity, choose
+from router.tokens import Tokenizer
+from router.workers import ListedWorker, WorkerTable
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the live workers take: ids below `vocab_size`, prompt and answer of `max_model_len` together."""
+
+    vocab_size: int
+    max_model_len: int
+
+
+class Gateway:
+    """One router replica without its HTTP front.
+
+    `start` binds it to the running event loop; everything else must be called on that loop.
+    """
+
+    def __init__(self, config: RouterConfig, pools: Pools) -> None:
+        """Loads the tokenizer; FileNotFoundError if the checkpoint has none."""
+        self.config = config
+        self.pools = pools
+        self.created = int(time.time())
+        self.tokenizer = Tokenizer(config.tokenizer)
+        self.table = WorkerTable(config.name)
+        self.metrics = Metrics(self.table.snapshot, lambda: self.in_flight)
+        self.in_flight = 0
+        # What workers call its requests: no two routers' alike, nor two of one.
+        self._name = uuid.uuid4().hex[:12]
+        self._jobs = itertools.count()
+
+    @property
+    def split(self) -> bool:
+        """Whether prompts are computed by a pool of their own."""
+        return self.pools.prefill > 0
+
+    async def start(self) -> None:
+        """Bind to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+
+    async def close(self) -> None:
+        """Leave the workers; what is in flight fails. A second call does nothing."""
+        await self.table.close()
+        self.tokenizer.close()
+
+    async def update_workers(self, listed: Sequence[ListedWorker]) -> None:
+        """Discovery's current full list of workers."""
+        await self.table.update(listed)
+
+    def limits(self) -> Limits:
+        """Of the workers live now; 503 if there are none."""
+        by_role: dict[str, int] = {}
+        vocab: list[int] = []
+        for info in self.table.infos():
+            by_role[info.role] = max(by_role.get(info.role, 0), capacity(info))
+            vocab.append(info.vocab_size)
+        if not vocab:
+            raise self._unavailable("no worker is live; try again soon")
+        return Limits(min(vocab), min(by_role.values()))
+
+    def plan(self, need: Need) -> Plan | NoPlan:
+        """Where a sequence would go now."""
+        return choose(self.table.snapshot(), need, split=self.split)
+
+    def unready(self) -> str | None:
+        """Why a request could not be served now; None if it could."""
+        refusal = admit(0, 0, self.config.max_queue, self.table.live(), self.split)
+        if refusal is not None:
+            return refusal.message
+        plan = self.plan(Need(prompt_tokens=1, max_tokens=1))
+        return plan.message if isinstance(plan, NoPlan) else None
+
+    @contextmanager
+    def admitted(self, choices: int) -> Iterator[None]:
+        """Room for a request's choices as long as it lasts; 429 or 503 if there is none."""
+        if choices > self.config.max_queue:
+            raise invalid(
+                f"the prompts times 'n' make {choices} choices, at most {self.config.max_queue} are served", "n"
+            )
+        refusal = admit(self.in_flight, choices, self.config.max_queue, self.table.live(), self.split)
+        if refusal is not None:
+            if refusal.status == 429:
+                self.metrics.refused.inc()
+            raise ApiError(
+                refusal.status,
+                refusal.message,
+                code="queue_full" if refusal.status == 429 else "no_worker",
+                retry_after_s=self.config.retry_after_s,
+            )
+        self.in_flight += choices
+        try:
+            yield
+        finally:
+            self.in_flight -= choices
+
+    @contextmanager
+    def flying(self, job: Job) -> Iterator[None]:
+        """The job's sequences at their workers; whatever is left of them at the end is aborted."""
+        config, timers = self.config, []
+        try:
+            self._submit(job)
+            for seconds, due in (
+                (config.first_token_timeout_s, job.first_token_due),
+                (config.request_timeout_s, job.due),
+            ):
+                timers.append(self._loop.call_later(seconds, due, seconds))
+            yield
+        finally:
+            for timer in timers:
+                timer.cancel()
+            job.cancel()
+
+    def _submit(self, job: Job) -> None:
+        name = f"{self._name}-{next(self._jobs)}"
+        now = time.monotonic()
+        for choice in job.choices:
+            need = Need(len(choice.prompt.token_ids), choice.sampling.max_tokens, random.getrandbits(32))
+            plan = self.plan(need)
+            if isinstance(plan, NoPlan):
+                if plan.reason == "too_long":
+                    raise invalid(plan.message, "max_tokens", "context_length_exceeded")
+                raise self._unavailable(plan.message)
+            link = self.table.link
+            prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
+            decode = link(plan.decode.worker_id)
+            flight = Flight(f"{name}-{choice.index}", choice, prefill, decode, job, self.metrics)
+            job.flights.append(flight)
+            flight.start(job.priority, now)
+
+    def _unavailable(self, message: str) -> ApiError:
+        return ApiError(503, message, code="no_worker", retry_after_s=self.config.retry_after_s)

@@ -1,0 +1,67 @@
+"""A checkpoint's chat template, rendered in a sandbox: it came with the weights and may not reach the machine."""
+
+import datetime
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+from jinja2 import TemplateError
+from jinja2.ext import loopcontrols
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from router.errors import invalid
+
+_SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
+
+
+class ChatTemplate:
+    """One compiled template and the special tokens it may name."""
+
+    def __init__(self, source: str, special: dict[str, str]) -> None:
+        env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
+        env.filters["tojson"] = _to_json
+        env.globals["raise_exception"] = _raise
+        env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+        self._template = env.from_string(source)
+        self._special = special
+
+    @classmethod
+    def load(cls, folder: Path) -> "ChatTemplate | None":
+        """The template of chat_template.jinja, else of tokenizer_config.json; None if there is none."""
+        config_file = folder / "tokenizer_config.json"
+        config: dict[str, Any] = json.loads(config_file.read_text()) if config_file.is_file() else {}
+        file = folder / "chat_template.jinja"
+        source = file.read_text() if file.is_file() else config.get("chat_template")
+        if isinstance(source, list):
+            named = {entry["name"]: entry["template"] for entry in source}
+            source = named.get("default")
+        if not source:
+            return None
+        special = {}
+        for name in _SPECIAL:
+            token = config.get(name)
+            if token:
+                special[name] = token["content"] if isinstance(token, dict) else token
+        return cls(source, special)
+
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """The prompt up to where the assistant speaks; 400 with the template's own words if it refuses."""
+        try:
+            return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
+        except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
+            raise invalid(f"the chat template refuses these messages: {error}", "messages") from error
+
+
+def _to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON as templates expect it: without the HTML escapes of Jinja's own filter."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+def _raise(message: str) -> NoReturn:
+    raise TemplateError(message)

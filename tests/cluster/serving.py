@@ -1,0 +1,109 @@
+"""`ling serve` as a user starts it: a process of its own, ended and checked for leftovers."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import httpx
+import psutil
+
+START_S = 90.0
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Serving:
+    """A running `ling serve`."""
+
+    def __init__(self, *arguments: str) -> None:
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.client = httpx.Client(base_url=self.url, timeout=120)
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cluster.cli", "serve", "--port", str(self.port), *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        self.family: list[psutil.Process] = []
+
+    def wait_ready(self) -> None:
+        """Until /ready says yes; fails with what the process printed if it ends first."""
+
+        def ready() -> bool:
+            if self.process.poll() is not None:
+                assert self.process.stdout is not None
+                raise AssertionError(f"ling serve ended:\n{self.process.stdout.read()}")
+            try:
+                return self.client.get("/ready").status_code == 200
+            except httpx.TransportError:
+                return False
+
+        self.until(ready, START_S)
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
+
+    def until(self, condition: Callable[[], bool], seconds: float = 30.0) -> None:
+        """Poll a condition of the outside world, up to a deadline."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert time.monotonic() < deadline, f"not within {seconds} s; status: {self.client.get('/status').text}"
+            time.sleep(0.1)
+
+    def status(self) -> dict[str, Any]:
+        answer = self.client.get("/status")
+        assert answer.status_code == 200
+        value: dict[str, Any] = answer.json()
+        return value
+
+    def workers(self, role: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = self.status()["pools"][role]["workers"]
+        return found
+
+    def all_free(self) -> bool:
+        """Whether every live worker has all its pages and slots back."""
+        return all(
+            w["free_pages"] == w["pages"] and w["free_slots"] == w["slots"] and not w["transferring"]
+            for role in ("prefill", "decode")
+            for w in self.workers(role)
+        )
+
+    def end(self) -> None:
+        """Ctrl-C, and no process of it is left."""
+        self.client.close()
+        self.family += psutil.Process(self.process.pid).children(recursive=True)
+        self.process.send_signal(signal.SIGINT)
+        try:
+            self.process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        _, left = psutil.wait_procs(self.family, timeout=5)
+        for process in left:
+            process.kill()
+        assert not left, f"processes left behind: {left}"
+
+
+@contextmanager
+def serving(*arguments: str) -> Iterator[Serving]:
+    started = Serving(*arguments)
+    try:
+        started.wait_ready()
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.end()
+
+
+def kill(pid: int) -> None:
+    os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,150 @@
+"""`ling serve` and `serve run` as processes: how they start, fail and end."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+import yaml
+
+from tests.cluster.serving import free_port, serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+BASE = Path(__file__).parent.parent / "golden" / "base"
+BODY = {
+    "model": "auto", "stream": True, "max_tokens": 4000, "ignore_eos": True,
+    "messages": [{"role": "user", "content": "Hello"}],
+}  # fmt: skip
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A short path: Unix sockets below it must fit into 107 bytes."""
+    made = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
+    yield made
+    shutil.rmtree(made)
+
+
+def test_it_is_light_local_and_ends_streams_with_an_error() -> None:
+    with serving("--tp", "2", "--set", "drain_s=0.5") as cluster:
+        family = [psutil.Process(cluster.process.pid), *cluster.family]
+        assert sum(p.memory_info().rss for p in family) < 8 * 2**30
+        listening = {c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
+        assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+        with cluster.client.stream("POST", "/v1/chat/completions", json=BODY) as response:
+            lines = response.iter_lines()
+            assert next(lines).startswith("data: ")
+            cluster.process.send_signal(signal.SIGTERM)
+            rest = [line for line in lines if line]
+        assert '"error"' in rest[-2]
+        assert rest[-1] == "data: [DONE]"
+        assert cluster.process.wait(30) == 0
+        _, left = psutil.wait_procs(family, timeout=0)
+        assert not left
+
+
+def test_a_worker_that_cant_start_ends_the_command_with_its_error(folder: Path) -> None:
+    model = folder / "broken"
+    shutil.copytree(BASE, model)
+    shard = model / "model-00001-of-00001.safetensors"
+    shard.write_bytes(shard.read_bytes()[:-1000])
+    process = start(folder, "serve", "--model", str(model), "--port", str(free_port()))
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1
+    assert "worker" in output
+    assert shard.name in output
+    assert "Traceback" not in output
+
+
+def test_ctrl_c_while_starting_leaves_nothing(folder: Path) -> None:
+    process = start(folder, "serve", "--port", str(free_port()))
+    parent = psutil.Process(process.pid)
+    deadline = time.monotonic() + 60
+    while not (family := parent.children(recursive=True)):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130
+    _, left = psutil.wait_procs(family, timeout=0)
+    assert not left
+    assert list(folder.iterdir()) == []
+
+
+def start(temporary: Path, *arguments: str) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-m", "cluster.cli", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"TMPDIR": str(temporary)},
+    )
+
+
+def test_the_ray_way(folder: Path) -> None:
+    port = free_port()
+    config: dict[str, Any] = {
+        "proxy_location": "HeadOnly",
+        "http_options": {"host": "127.0.0.1", "port": port},
+        "applications": [
+            {
+                "name": "ling",
+                "route_prefix": "/",
+                "import_path": "cluster.app:build",
+                "args": {"served_name": "mine", "prefill": {"tp": 1}, "router": {"max_queue": 5}},
+            }
+        ],
+    }
+    file = folder / "serve.yaml"
+    file.write_text(yaml.safe_dump(config))
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", str(file)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=os.environ
+        | {
+            "RAY_AUTH_MODE": "disabled",
+            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+            "RAY_TMPDIR": str(folder),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        },
+    )
+    parent = psutil.Process(process.pid)
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+            deadline = time.monotonic() + 150
+            while not answers(client):
+                assert process.poll() is None
+                assert time.monotonic() < deadline
+                time.sleep(0.2)
+            with client.stream("POST", "/v1/chat/completions", json=BODY | {"max_tokens": 5}) as response:
+                lines = [line for line in response.iter_lines() if line]
+            assert lines[-1] == "data: [DONE]"
+            assert len(lines) > 2
+            status = client.get("/status").json()
+            assert (status["model"], status["router"]["max_queue"]) == ("mine", 5)
+    finally:
+        family = parent.children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+        _, left = psutil.wait_procs(family, timeout=20)
+        for one in left:
+            one.kill()
+    assert not left
+
+
+def answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/ready").is_success
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,78 @@
+"""A config against checkpoints and devices."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster.config import ConfigError, parse
+from cluster.resolve import pools, resolve, router_config, worker_config
+
+TP4 = Path(__file__).parent.parent / "golden" / "tp4"
+
+
+def test_settings_reach_the_worker() -> None:
+    config = parse({
+        "model": str(TP4), "dtype": "float32", "prefill": {"tp": 4}, "decode": {"tp": 4, "replicas": 2},
+        "page_size": 16, "pages": 999, "slots": 5, "max_model_len": 100, "max_step_tokens": 77,
+        "handoff": {"channel": "gloo", "window": 3, "timeout_s": 9.0}, "collectives": "gloo",
+        "model_overrides": {"rms_norm_eps": 1e-6},
+    })  # fmt: skip
+    made = worker_config(resolve(config, gpus=0), "decode", "10.0.0.1")
+    assert (made.model, made.tp, made.dtype, made.device) == (str(TP4), 4, "float32", "cpu")
+    assert (made.page_size, made.pages, made.slots) == (16, 999, 5)
+    assert (made.max_model_len, made.max_step_tokens) == (100, 77)
+    assert (made.channel, made.handoff_window, made.handoff_timeout_s) == ("gloo", 3, 9.0)
+    assert (made.collectives, made.host) == ("gloo", "10.0.0.1")
+    assert made.model_overrides == {"rms_norm_eps": 1e-6}
+
+
+def test_settings_reach_the_router() -> None:
+    config = parse({"model": str(TP4), "prefill.replicas": "0", "decode.replicas": "3", "router.max_queue": "7"})
+    resolved = resolve(config, gpus=0)
+    made = router_config(resolved, "router-x")
+    assert (made.served_model_name, made.tokenizer, made.name, made.max_queue) == ("tp4", str(TP4), "router-x", 7)
+    assert (pools(resolved).prefill, pools(resolved).decode) == (0, 3)
+
+
+@pytest.mark.parametrize(("device", "gpus", "expected"), [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu")])
+def test_device(device: str, gpus: int, expected: str) -> None:
+    resolved = resolve(parse({"model": str(TP4), "device": device}), gpus)
+    assert worker_config(resolved, "prefill", "127.0.0.1").device == expected
+
+
+def test_without_a_model_the_demo_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    resolved = resolve(parse({}), gpus=0)
+    assert resolved.demo
+    assert resolved.served_name == "ling-demo"
+    assert Path(resolved.model).is_relative_to(tmp_path)
+    assert resolve(parse({"served_name": "mine"}), gpus=0).served_name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ({"model": "/nowhere"}, "model: no checkpoint folder at /nowhere"),
+        ({"prefill.tp": 3, "decode.tp": 3}, "decode.tp: "),
+        ({"max_model_len": 10**9}, "max_model_len: 1000000000 exceeds the checkpoint's context of "),
+        ({"pages": 1, "page_size": 16}, "pages: 1 of 16 tokens hold 16, but one sequence may be "),
+        ({"device": "auto", "collectives": "nccl"}, "collectives: nccl needs GPUs"),
+    ],
+)
+def test_refused_with_its_path(args: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match="^" + message):
+        resolve(parse({"model": str(TP4)}, args), gpus=0)
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^model: .*config\.json"):
+        resolve(parse({"model": str(tmp_path)}), gpus=0)
+
+
+def test_another_architecture_is_refused(tmp_path: Path) -> None:
+    shutil.copytree(TP4, tmp_path / "other")
+    config = tmp_path / "other" / "config.json"
+    config.write_text(config.read_text().replace("BailingMoeV2_5ForCausalLM", "BailingMoeV3ForCausalLM"))
+    with pytest.raises(ConfigError, match=r"^model: .*BailingMoeV3ForCausalLM"):
+        resolve(parse({"model": str(tmp_path / "other")}), gpus=0)

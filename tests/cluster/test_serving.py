@@ -1,0 +1,148 @@
+"""The cluster end to end, over real Ray, as its users meet it."""
+
+import asyncio
+import random
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.cluster.serving import Serving, kill, serving
+from workers.config import WorkerConfig
+from workers.engine.engine import Completion, Engine
+from workers.protocol import SamplingParams
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+
+MODEL = str(Path(__file__).parent.parent / "golden" / "tp4")
+GAP = 1e-3
+STREAMS = 64
+
+
+@cache
+def cases() -> list[tuple[list[int], int, Completion]]:
+    """64 prompts of mixed lengths and what the bare engine answers, one by one, where no two tokens nearly tie."""
+    engine = Engine(WorkerConfig(MODEL, dtype="float32"))
+    rng = random.Random(11)
+    found = []
+    while len(found) < STREAMS:
+        prompt = [rng.randrange(2, 256) for _ in range(rng.randrange(1, 300))]
+        new = rng.randrange(1, 48)
+        (answer,) = engine.generate([prompt], [SamplingParams(new, seed=0, temperature=0, logprobs=2)])
+        if all(p.top_logprobs[0] - p.top_logprobs[1] > GAP for p in answer.logprobs):
+            found.append((prompt, new, answer))
+    return found
+
+
+@pytest.fixture(scope="module", params=[2, 4], ids=["tp2", "tp4"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Serving]:
+    with serving("--model", MODEL, "--tp", str(request.param), "--dtype", "float32") as started:
+        yield started
+
+
+async def stream(client: openai.AsyncOpenAI, prompt: list[int], new: int) -> tuple[list[int], Any]:
+    """One streamed completion: its token ids, and its timings."""
+    ids: list[int] = []
+    last: Any = None
+    answer = await client.completions.create(
+        model="auto",
+        prompt=prompt,
+        max_tokens=new,
+        temperature=0,
+        stream=True,
+        extra_body={"return_token_ids": True, "ignore_eos": True},
+    )
+    async for chunk in answer:
+        for choice in chunk.choices:
+            ids += getattr(choice, "token_ids", None) or []
+        last = getattr(chunk, "timings", None) or last
+    return ids, last
+
+
+def test_64_streams_together_equal_the_bare_engine_one_by_one(cluster: Serving) -> None:
+    async def run() -> None:
+        async with openai.AsyncOpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:
+            answers = await asyncio.gather(*(stream(client, prompt, new) for prompt, new, _ in cases()))
+        for (ids, timings), (_, _, expected) in zip(answers, cases(), strict=True):
+            assert tuple(ids) == expected.token_ids
+            assert timings["prefill_pid"] != timings["decode_pid"]
+
+    asyncio.run(run())
+    cluster.until(cluster.all_free)
+
+
+def test_status_and_timings_show_the_split(cluster: Serving) -> None:
+    prompt, new, _ = max(cases(), key=lambda c: len(c[2].token_ids))
+    body = {"model": "auto", "prompt": prompt, "max_tokens": new, "temperature": 0, "ignore_eos": True}
+    answer = cluster.client.post("/v1/completions", json=body)
+    assert answer.status_code == 200
+    timings = answer.json()["timings"]
+    (prefill,), (decode,) = cluster.workers("prefill"), cluster.workers("decode")
+    assert timings["prefill_worker"] == prefill["worker_id"] == answer.headers["x-ling-prefill-worker"]
+    assert timings["decode_worker"] == decode["worker_id"] == answer.headers["x-ling-decode-worker"]
+    for stage in ("queue_s", "prefill_s", "transfer_s", "decode_s"):
+        assert timings[stage] >= 0
+    assert min(timings["prefill_s"], timings["transfer_s"], timings["decode_s"]) > 0
+    pids = [r["pid"] for w in (prefill, decode) for r in w["ranks"]] + [prefill["pid"], decode["pid"]]
+    assert len(set(pids)) == len(pids)
+
+
+def test_clients_that_leave_free_everything_on_both_sides(cluster: Serving) -> None:
+    prompt = cases()[0][0]
+
+    async def leave_early(client: httpx.AsyncClient, lines: int) -> None:
+        body = {"model": "auto", "prompt": prompt, "max_tokens": 500, "stream": True, "ignore_eos": True}
+        async with client.stream("POST", "/v1/completions", json=body) as response:
+            async for _ in response.aiter_lines():
+                lines -= 1
+                if lines <= 0:
+                    return
+
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+            await asyncio.gather(*(leave_early(client, n % 9) for n in range(40)))
+
+    asyncio.run(run())
+    cluster.until(cluster.all_free)
+
+
+def test_a_killed_rank_ends_requests_clearly_and_the_worker_comes_back(cluster: Serving) -> None:
+    for role in ("decode", "prefill"):
+        (worker,) = cluster.workers(role)
+        other = "prefill" if role == "decode" else "decode"
+        (before,) = cluster.workers(other)
+        body = {
+            "model": "auto",
+            "prompt": cases()[0][0],
+            "max_tokens": 700,
+            "ignore_eos": True,
+            "temperature": 0,
+        }
+
+        def ask(body: dict[str, Any] = body) -> httpx.Response:
+            with httpx.Client(base_url=cluster.url, timeout=60) as client:
+                return client.post("/v1/completions", json=body)
+
+        with ThreadPoolExecutor(8) as pool:
+            running = [pool.submit(ask) for _ in range(8)]
+            cluster.until(lambda: any(w["running"] or w["queued"] for w in cluster.workers("decode")))
+            kill(worker["ranks"][-1]["pid"])
+            answers = [r.result() for r in running]
+        for answer in answers:
+            # With the prefill worker gone, what had been handed off goes on; all else ends with an error that says why.
+            if answer.status_code != 200:
+                assert answer.status_code in (500, 503)
+                assert worker["worker_id"] in answer.json()["error"]["message"]
+        assert role == "prefill" or all(a.status_code != 200 for a in answers)
+        assert cluster.client.get("/ready").status_code == 503
+        cluster.until(lambda: cluster.client.get("/ready").status_code == 200, 60)
+        (again,) = cluster.workers(role)
+        assert again["worker_id"] != worker["worker_id"]
+        assert cluster.workers(other)[0]["worker_id"] == before["worker_id"]
+        assert ask({**body, "max_tokens": 3}).status_code == 200
+        cluster.until(cluster.all_free)

@@ -1,0 +1,245 @@
+"""A worker that costs nothing: speaks the protocol over TCP and makes up its tokens.
+
+Run as a program it serves until its stdin closes and prints its port, for benchmarks.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from workers.protocol import (
+    Abort,
+    Decode,
+    Hello,
+    Load,
+    PeerRef,
+    Prefill,
+    RankInfo,
+    Role,
+    SeqOutput,
+    StepOutputs,
+    Timings,
+    TokenLogprob,
+    WorkerInfo,
+)
+from workers.wire import CLUSTER
+
+Request = Prefill | Decode
+VOCAB = 256
+
+
+Answer = Callable[[int], int]  # the token at each offset
+
+
+def counting(request: Request) -> Answer:
+    """The default answer: counts up from a start the prompt and the seed decide."""
+    start = sum(request.token_ids) + request.sampling.seed
+    return lambda offset: 2 + (start + offset) % (VOCAB - 2)
+
+
+def logprob_of(token_id: int, top: int) -> TokenLogprob:
+    """Any figures will do, but the same ones for the same token."""
+    ids = tuple((token_id + i) % VOCAB for i in range(top))
+    return TokenLogprob(token_id, -token_id / 100, ids, tuple(-(token_id + i) / 100 for i in range(top)))
+
+
+@dataclass(slots=True)
+class Running:
+    """A request being answered; `at` is the index of its next token."""
+
+    request: Request
+    client: "Client"
+    at: int
+    answer: Answer
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """A connected router."""
+
+    name: str
+    writer: asyncio.StreamWriter
+    seen: int = 0
+    outbox: list[SeqOutput] = field(default_factory=list)
+
+
+class FakeWorker:
+    """One worker of either role.
+
+    answer: what it says to a request. tokens_per_step, pace_s: how many tokens a sequence gets a step, and the
+    seconds between steps. `gate`: no step is taken while it is cleared. refuse: finish everything with this error.
+    Workers do not talk to each other: a decode worker begins at once.
+    """
+
+    def __init__(
+        self,
+        worker_id: str,
+        role: Role,
+        *,
+        answer: Callable[[Request], Answer] = counting,
+        tokens_per_step: int = 1,
+        pace_s: float = 0.0,
+        slots: int = 64,
+        pages: int = 4096,
+        max_model_len: int = 1024,
+        weights_id: str = "w",
+        refuse: str | None = None,
+    ) -> None:
+        self.answer = answer
+        self.tokens_per_step = tokens_per_step
+        self.pace_s = pace_s
+        self.refuse = refuse
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.received: list[Request] = []
+        self.aborted: set[str] = set()
+        self.arrived = asyncio.Event()  # set at every message
+        self.clients: set[Client] = set()
+        self.running: dict[str, Running] = {}
+        self._shape = (slots, pages, max_model_len, weights_id)
+        self._id, self._role = worker_id, role
+        self._wake = asyncio.Event()
+        self._steps = 0
+
+    async def start(self, port: int = 0) -> "FakeWorker":
+        """Listen on loopback."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        slots, pages, max_model_len, weights_id = self._shape
+        port = self._server.sockets[0].getsockname()[1]
+        pid = os.getpid()
+        rank = RankInfo(0, pid, "here", "cpu", "127.0.0.1", 1)
+        self.info = WorkerInfo(
+            self._id, self._role, "127.0.0.1", port, "here", pid, weights_id, "l", VOCAB, 16, pages, slots,
+            max_model_len, (rank,),
+        )  # fmt: skip
+        self.ref = PeerRef(self._id, "127.0.0.1", port)
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def die(self) -> None:
+        """End at once, as a killed process does."""
+        self._server.close()
+        self._task.cancel()
+        for client in list(self.clients):
+            client.writer.transport.abort()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def load(self) -> Load:
+        """As if nothing ever queued and a sequence held one page."""
+        busy = len(self.running)
+        return Load(0, 0, busy, self.info.pages - busy, self.info.slots - busy, 0, 0.001)
+
+    async def until(self, met: Callable[[], bool]) -> None:
+        """Wait for what messages bring about."""
+        async with asyncio.timeout(10):
+            while not met():
+                self.arrived.clear()
+                await self.arrived.wait()
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hello = await CLUSTER.read(reader)
+        assert isinstance(hello, Hello)
+        client = Client(hello.name, writer)
+        self.clients.add(client)
+        writer.write(CLUSTER.encode(self.info))
+        try:
+            while True:
+                self._handle(client, await CLUSTER.read(reader))
+        except (asyncio.IncompleteReadError, OSError):
+            pass
+        finally:
+            self.clients.discard(client)
+            self.running = {k: r for k, r in self.running.items() if r.client is not client}
+            writer.close()
+            self.arrived.set()
+
+    def _handle(self, client: Client, message: object) -> None:
+        if isinstance(message, Abort):
+            self.aborted.add(message.request_id)
+            self.running.pop(message.request_id, None)
+        else:
+            assert isinstance(message, Prefill | Decode)
+            client.seen += 1
+            self.received.append(message)
+            if self.refuse is not None:
+                client.outbox.append(SeqOutput(message.request_id, 0, finish="error", error=self.refuse))
+            else:
+                first = 1 if isinstance(message, Decode) and message.source is not None else 0
+                self.running[message.request_id] = Running(message, client, first, self.answer(message))
+        self.arrived.set()
+        self._wake.set()
+
+    async def _run(self) -> None:
+        while True:
+            if not self.running and not any(c.outbox for c in self.clients):
+                self._wake.clear()
+                await self._wake.wait()
+            await self.gate.wait()
+            for running in list(self.running.values()):
+                output = self._advance(running)
+                running.client.outbox.append(output)
+                if output.finish is not None:
+                    self.running.pop(running.request.request_id, None)
+            self._steps += 1
+            for client in list(self.clients):
+                outputs, client.outbox = tuple(client.outbox), []
+                client.writer.write(CLUSTER.encode(StepOutputs(self._steps, client.seen, self.load(), outputs)))
+                with contextlib.suppress(ConnectionError):
+                    await client.writer.drain()
+            await asyncio.sleep(self.pace_s)
+
+    def _advance(self, running: Running) -> SeqOutput:
+        request, offset, sampling = running.request, running.at, running.request.sampling
+        split = isinstance(request, Prefill)
+        if split and offset == 1:
+            timings = Timings(queue_s=0.1, prefill_s=0.2, transfer_s=0.3)
+            return SeqOutput(request.request_id, 1, finish="handoff", timings=timings)
+        tokens: list[int] = []
+        finish = None
+        while finish is None and len(tokens) < (1 if split else self.tokens_per_step):
+            tokens.append(running.answer(running.at))
+            running.at += 1
+            if tokens[-1] in sampling.stop_token_ids and running.at > sampling.min_tokens:
+                finish = "stop"
+            elif running.at >= sampling.max_tokens:
+                finish = "length"
+        logprobs: tuple[TokenLogprob, ...] = ()
+        if sampling.logprobs is not None:
+            logprobs = tuple(logprob_of(t, sampling.logprobs) for t in tokens)
+        prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+        if sampling.prompt_logprobs is not None and offset == 0:
+            top = sampling.prompt_logprobs
+            prompt_logprobs = (None, *(logprob_of(t, top) for t in request.token_ids[1:]))
+        return SeqOutput(
+            request.request_id,
+            offset,
+            tuple(tokens),
+            logprobs,
+            prompt_logprobs,
+            finish,
+            timings=Timings(queue_s=0.4, transfer_s=0.5, decode_s=0.6) if finish else None,
+            cached_tokens=3 if offset == 0 else 0,
+        )
+
+
+async def _main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--role", choices=("prefill", "decode"), required=True)
+    parser.add_argument("--tokens-per-step", type=int, default=1)
+    parser.add_argument("--pace", type=float, default=0.0)
+    args = parser.parse_args()
+    worker = await FakeWorker(
+        args.role, args.role, tokens_per_step=args.tokens_per_step, pace_s=args.pace, slots=4096, pages=1 << 20,
+        max_model_len=1 << 20,
+    ).start()  # fmt: skip
+    print(worker.ref.port, flush=True)
+    await asyncio.to_thread(sys.stdin.read)
+    await worker.die()
+
+
+if __name__ == "__main__":
+    asyncio.run(_main())

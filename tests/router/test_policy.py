@@ -1,0 +1,170 @@
+"""The routing policy and admission over made-up tables."""
+
+import dataclasses
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.admission import Refusal, admit
+from router.policy import Need, NoPlan, Plan, WorkerState, capacity, choose, pressure
+from workers.protocol import Load, RankInfo, Role, WorkerInfo
+
+
+def worker(
+    worker_id: str,
+    role: Role,
+    *,
+    tp: int = 1,
+    layout: str = "l",
+    weights: str = "w",
+    pages: int = 100,
+    slots: int = 10,
+    max_model_len: int = 1000,
+    unseen: int = 0,
+    unseen_tokens: int = 0,
+    **load: int,
+) -> WorkerState:
+    ranks = tuple(RankInfo(r, 1, "n", "cpu", "h", 1) for r in range(tp))
+    info = WorkerInfo(
+        worker_id, role, "h", 1, "n", 1, weights, layout, 256, 16, pages, slots, max_model_len, ranks
+    )  # fmt: skip
+    idle = Load(0, 0, 0, pages, slots, 0, 0.0)
+    return WorkerState(info, dataclasses.replace(idle, **load), unseen, unseen_tokens)
+
+
+NEED = Need(100, 100)
+
+
+@st.composite
+def workers(draw: st.DrawFn) -> list[WorkerState]:
+    out = []
+    for i in range(draw(st.integers(0, 6))):
+        pages, slots = draw(st.integers(1, 200)), draw(st.integers(1, 20))
+        unseen = draw(st.integers(0, 5))
+        out.append(
+            worker(
+                f"w{i}",
+                draw(st.sampled_from(("prefill", "decode"))),
+                tp=draw(st.sampled_from((1, 2))),
+                weights=draw(st.sampled_from("ab")),
+                pages=pages,
+                slots=slots,
+                max_model_len=draw(st.integers(1, 2000)),
+                unseen=unseen,
+                unseen_tokens=unseen * draw(st.integers(1, 500)),
+                free_pages=draw(st.integers(0, pages)),
+                free_slots=draw(st.integers(0, slots)),
+                queued=draw(st.integers(0, 9)),
+                queued_tokens=draw(st.integers(0, 3000)),
+                running=draw(st.integers(0, 9)),
+            )
+        )
+    return out
+
+
+def fits_in(worker: WorkerState, need: Need) -> bool:
+    return capacity(worker.info) >= need.prompt_tokens + need.max_tokens
+
+
+needs = st.builds(Need, st.integers(1, 1500), st.integers(1, 500), st.integers(0, 2**32 - 1))
+
+
+@given(workers(), needs, st.booleans())
+def test_a_plan_is_sound(table: list[WorkerState], need: Need, split: bool) -> None:
+    plan = choose(table, need, split=split)
+    fits = [w for w in table if w.info.role == "decode" and fits_in(w, need)]
+    starts = [w for w in table if w.info.role == "prefill" and capacity(w.info) > need.prompt_tokens]
+
+    def together(a: WorkerInfo, b: WorkerInfo) -> bool:
+        return (len(a.ranks), a.layout, a.weights_id) == (len(b.ranks), b.layout, b.weights_id)
+
+    possible = bool(fits) if not split else any(together(p.info, d.info) for p in starts for d in fits)
+    assert isinstance(plan, Plan) == possible
+    if isinstance(plan, Plan):
+        assert plan.decode in [w.info for w in fits]
+        assert (plan.prefill is None) == (not split)
+        if plan.prefill is not None:
+            assert plan.prefill in [w.info for w in starts]
+            assert together(plan.prefill, plan.decode)
+
+
+@given(workers(), needs, st.booleans(), st.randoms(use_true_random=False))
+def test_the_table_s_order_does_not_matter(table: list[WorkerState], need: Need, split: bool, random: Random) -> None:
+    first = choose(table, need, split=split)
+    random.shuffle(table)
+    second = choose(table, need, split=split)
+    assert first == second or (isinstance(first, NoPlan) and first.reason == second.reason)
+
+
+@given(workers(), needs)
+def test_a_worker_with_room_goes_before_one_without(table: list[WorkerState], need: Need) -> None:
+    alike = [dataclasses.replace(w, info=dataclasses.replace(w.info, ranks=(), weights_id="w")) for w in table]
+    plan = choose(alike, need, split=True)
+    if isinstance(plan, Plan):
+        state = {w.info.worker_id: w for w in alike}
+        fits = [
+            w for w in alike if w.info.role == "decode" and capacity(w.info) >= need.prompt_tokens + need.max_tokens
+        ]
+        if any(pressure(w, need) <= 1 for w in fits):
+            assert pressure(state[plan.decode.worker_id], need) <= 1
+
+
+def test_slots_and_pages_both_count() -> None:
+    prefill = worker("p", "prefill")
+    few_slots = worker("d0", "decode", free_slots=1, free_pages=90)
+    few_pages = worker("d1", "decode", free_slots=9, free_pages=8)
+    balanced = worker("d2", "decode", free_slots=5, free_pages=50)
+    assert choose([prefill, few_slots, few_pages, balanced], NEED, split=True) == Plan(prefill.info, balanced.info)
+
+
+def test_own_submissions_count_before_the_worker_reports_them() -> None:
+    table = [worker("p0", "prefill", unseen=1, unseen_tokens=500), worker("p1", "prefill", queued_tokens=400)]
+    decodes = [worker("d0", "decode", unseen=2, unseen_tokens=20), worker("d1", "decode", running=1, free_slots=9)]
+    assert choose(table + decodes, NEED, split=True) == Plan(table[1].info, decodes[1].info)
+
+
+def test_equals_share_by_salt() -> None:
+    table = [worker(f"p{i}", "prefill") for i in range(4)] + [worker(f"d{i}", "decode") for i in range(4)]
+    plans = [choose(table, dataclasses.replace(NEED, salt=s), split=True) for s in range(200)]
+    assert {p.prefill.worker_id for p in plans if isinstance(p, Plan) and p.prefill} == {"p0", "p1", "p2", "p3"}
+    assert {p.decode.worker_id for p in plans if isinstance(p, Plan)} == {"d0", "d1", "d2", "d3"}
+
+
+@pytest.mark.parametrize(
+    ("table", "reason", "words"),
+    [
+        ([worker("p", "prefill")], "no_decode_worker", "decode"),
+        ([worker("d", "decode")], "no_prefill_worker", "prefill"),
+        ([worker("p", "prefill", tp=2), worker("d", "decode")], "mismatch", "ranks 2 and 1"),
+        ([worker("p", "prefill", layout="x"), worker("d", "decode")], "mismatch", "layout 'x' and 'l'"),
+        ([worker("p", "prefill", weights="v"), worker("d", "decode")], "mismatch", "weights_id 'v' and 'w'"),
+        ([worker("p", "prefill"), worker("d", "decode", max_model_len=150)], "too_long", "150 tokens"),
+        ([worker("p", "prefill", pages=5), worker("d", "decode")], "too_long", "80 tokens"),
+    ],
+)
+def test_refusals_say_why(table: list[WorkerState], reason: str, words: str) -> None:
+    plan = choose(table, NEED, split=True)
+    assert isinstance(plan, NoPlan)
+    assert plan.reason == reason
+    assert words in plan.message
+
+
+def test_decode_only_goes_where_least_is_to_be_computed() -> None:
+    table = [worker("d0", "decode", queued_tokens=200), worker("d1", "decode", queued_tokens=100)]
+    assert choose(table, NEED, split=False) == Plan(None, table[1].info)
+
+
+@given(st.integers(0, 50), st.integers(1, 50), st.integers(1, 50), st.booleans())
+def test_admission_is_a_bound(in_flight: int, asked: int, max_queue: int, split: bool) -> None:
+    refusal = admit(in_flight, asked, max_queue, {"prefill": 1, "decode": 1}, split)
+    assert (refusal is None) == (in_flight + asked <= max_queue)
+    assert refusal is None or refusal.status == 429
+
+
+def test_admission_names_the_dead_pool() -> None:
+    assert admit(0, 1, 9, {"decode": 1, "prefill": 0}, split=False) is None
+    refused = admit(0, 1, 9, {"decode": 1, "prefill": 0}, split=True)
+    assert isinstance(refused, Refusal)
+    assert (refused.status, "prefill" in refused.message, "decode" in refused.message) == (503, True, False)

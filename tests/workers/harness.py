@@ -1,0 +1,192 @@
+"""Workers as a router sees them, without Ray: leaders on this event loop, ranks as child processes."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workers.config import WorkerConfig
+from workers.leader import Leader
+from workers.local import process_launcher
+from workers.protocol import (
+    Abort,
+    Decode,
+    Hello,
+    Load,
+    PeerRef,
+    Prefill,
+    Role,
+    SamplingParams,
+    SeqOutput,
+    StepOutputs,
+    WorkerInfo,
+)
+from workers.wire import CLUSTER
+
+GOLDEN = Path(__file__).parent.parent / "golden"
+_ids = itertools.count()
+
+
+@dataclass(slots=True, eq=False)
+class Stream:
+    """One request's outputs from both its workers."""
+
+    request_id: str
+    decode: "Caller"
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    outputs: list[SeqOutput] = field(default_factory=list)
+
+    @property
+    def ended(self) -> SeqOutput | None:
+        """The output that ended the request, if it has."""
+        return next((o for o in self.outputs if o.finish not in (None, "handoff", "abort")), None)
+
+    async def end(self) -> SeqOutput:
+        """Wait for the request's end."""
+        while self.ended is None:
+            self.changed.clear()
+            await asyncio.wait_for(self.changed.wait(), 60)
+        # Where the prefill worker ended it with the first token, a router calls the decode worker off.
+        self.decode.send(Abort(self.request_id))
+        return self.ended
+
+    async def tokens(self, count: int) -> None:
+        """Wait for that many tokens."""
+        while sum(len(o.token_ids) for o in self.outputs) < count:
+            self.changed.clear()
+            await asyncio.wait_for(self.changed.wait(), 60)
+
+    @property
+    def token_ids(self) -> tuple[int, ...]:
+        """All tokens in order."""
+        return tuple(t for o in sorted(self.outputs, key=lambda o: o.offset) for t in o.token_ids)
+
+
+class Caller:
+    """A minimal router: one connection to one worker."""
+
+    def __init__(self, streams: dict[str, Stream]) -> None:
+        self._streams = streams
+        self.load: Load | None = None
+        self.seen = 0
+        self.sent = 0
+        self.closed = asyncio.Event()
+        self._beat = asyncio.Event()
+
+    async def connect(self, host: str, port: int) -> WorkerInfo:
+        self._reader, self.writer = await asyncio.open_connection(host, port)
+        self.writer.write(CLUSTER.encode(Hello("router-test", "router")))
+        info = await CLUSTER.read(self._reader)
+        assert isinstance(info, WorkerInfo)
+        self._task = asyncio.create_task(self._read())
+        return info
+
+    def send(self, message: Prefill | Decode | Abort) -> None:
+        self.sent += not isinstance(message, Abort)
+        self.writer.write(CLUSTER.encode(message))
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                message = await CLUSTER.read(self._reader)
+                assert isinstance(message, StepOutputs)
+                self.load, self.seen = message.load, message.seen
+                for output in message.outputs:
+                    stream = self._streams[output.request_id]
+                    stream.outputs.append(output)
+                    stream.changed.set()
+                self._beat.set()
+        except (OSError, EOFError):
+            self.closed.set()
+
+    async def idle(self, info: WorkerInfo) -> Load:
+        """Wait until the worker says that everything is free again."""
+        deadline = time.monotonic() + 30
+        while True:
+            assert time.monotonic() < deadline, f"not idle within 30 s: {self.load}"
+            load = self.load
+            if (
+                load is not None
+                and self.seen == self.sent
+                and (load.free_pages, load.free_slots) == (info.pages, info.slots)
+                and not (load.queued or load.running or load.transferring)
+            ):
+                return load
+            self._beat.clear()
+            await asyncio.wait_for(self._beat.wait(), 30)
+
+
+@dataclass(slots=True)
+class Worker:
+    """A running worker and the test's connection to it."""
+
+    leader: Leader
+    running: asyncio.Task[None]
+    caller: Caller
+
+    @property
+    def info(self) -> WorkerInfo:
+        return self.leader.info
+
+    @property
+    def ref(self) -> PeerRef:
+        return PeerRef(self.info.worker_id, self.info.host, self.info.port)
+
+
+class Workers:
+    """Workers of a test and the requests given to them."""
+
+    def __init__(self) -> None:
+        self.all: list[Worker] = []
+        self._streams: dict[str, Stream] = {}
+
+    async def start(self, config: WorkerConfig, role: Role) -> Worker:
+        worker_id = f"{role}-{next(_ids)}"
+        leader = Leader(config, worker_id, role)
+        try:
+            await asyncio.wait_for(leader.start(process_launcher(config, worker_id)), 120)
+        except BaseException:
+            await leader.close()
+            raise
+        caller = Caller(self._streams)
+        await caller.connect(leader.info.host, leader.info.port)
+        worker = Worker(leader, asyncio.create_task(leader.run()), caller)
+        self.all.append(worker)
+        return worker
+
+    def split(self, prefill: Worker, decode: Worker, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
+        """A request over two workers."""
+        stream = self._new(decode)
+        decode.caller.send(Decode(stream.request_id, prompt, sampling, 0, prefill.ref))
+        prefill.caller.send(Prefill(stream.request_id, prompt, sampling, 0))
+        return stream
+
+    def whole(self, decode: Worker, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
+        """A request on one worker."""
+        stream = self._new(decode)
+        decode.caller.send(Decode(stream.request_id, prompt, sampling))
+        return stream
+
+    def _new(self, decode: Worker) -> Stream:
+        stream = Stream(f"request-{next(_ids)}", decode.caller)
+        self._streams[stream.request_id] = stream
+        return stream
+
+    async def close(self) -> None:
+        for worker in self.all:
+            worker.running.cancel()
+            await worker.leader.close()
+            await asyncio.gather(worker.running, return_exceptions=True)
+
+
+@asynccontextmanager
+async def workers() -> AsyncIterator[Workers]:
+    """Workers that end with the block."""
+    started = Workers()
+    try:
+        yield started
+    finally:
+        await started.close()

@@ -1,0 +1,307 @@
+"""The scheduler against its invariants, over random lives of a worker. No tensors: results are made up."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from workers.engine.cache import Pool
+from workers.engine.scheduler import Limits, Scheduler
+from workers.engine.sequence import Sequence, State
+from workers.engine.step import StepPlan, StepResult
+from workers.protocol import SamplingParams, SeqOutput
+
+LIMITS = Limits(pages=12, page_size=4, slots=4, max_model_len=32, max_step_tokens=6, window=2, hold_s=5.0)
+
+
+def seq(
+    name: str,
+    prompt: int,
+    new: int = 4,
+    priority: int = 0,
+    handoff: bool = False,
+    source: str | None = None,
+    stop: tuple[int, ...] = (),
+) -> Sequence:
+    return Sequence(
+        request_id=name,
+        tokens=list(range(prompt)),
+        prompt_tokens=prompt,
+        sampling=SamplingParams(max_tokens=new, seed=0, stop_token_ids=stop),
+        priority=priority,
+        order=0,
+        handoff=handoff,
+        source=source,
+        arrived=0.0,
+    )
+
+
+def answer(plan: StepPlan, token: int = 7) -> StepResult:
+    sampled = sum(r.sample for r in plan.rows)
+    return StepResult(plan.step, (token,) * sampled, (None,) * sampled, (), 0.001)
+
+
+def step(scheduler: Scheduler, now: float = 0.0) -> tuple[StepPlan, list[SeqOutput]]:
+    plan = scheduler.plan(now)
+    return plan, scheduler.commit(plan, answer(plan), now)
+
+
+def check(scheduler: Scheduler) -> None:
+    """What must hold between any two calls."""
+    held = [s for s in scheduler.sequences.values() if s.slot >= 0]
+    pages = [p for s in scheduler.sequences.values() for p in s.pages]
+    assert len(set(pages)) == len(pages)
+    assert len({s.slot for s in held}) == len(held)
+    assert scheduler.pages.free == LIMITS.pages - len(pages)
+    assert scheduler.slots.free == LIMITS.slots - len(held)
+    for s in scheduler.sequences.values():
+        holds = s.state in (State.PULLING, State.RUNNING, State.HELD)
+        assert holds == (s.slot >= 0) == bool(s.pages)
+        assert len(s.pages) * LIMITS.page_size >= s.computed or not holds
+
+
+def check_plan(plan: StepPlan) -> None:
+    assert sum(len(r.token_ids) for r in plan.rows) <= LIMITS.max_step_tokens
+    assert len({r.slot for r in plan.rows}) == len(plan.rows)
+    assert all(r.token_ids for r in plan.rows)
+
+
+class Ranks:
+    """What a rank would know: each slot's page table and how far its tokens are computed."""
+
+    def __init__(self) -> None:
+        self.tables: dict[int, list[int]] = {}
+        self.computed: dict[int, int] = {}
+
+    def run(self, plan: StepPlan) -> None:
+        for install in plan.installs:
+            self.computed[install.slot] = -1  # known to the test by the row that follows
+        for row in plan.rows:
+            if row.page_offset == 0 and row.new_pages:
+                self.tables[row.slot] = []
+            table = self.tables[row.slot]
+            assert len(table) == row.page_offset
+            table.extend(row.new_pages)
+            stop = row.start + len(row.token_ids)
+            assert len(table) * LIMITS.page_size >= stop
+            if row.start:
+                assert self.computed[row.slot] in (row.start, -1)
+            self.computed[row.slot] = stop
+
+
+OPS = st.lists(
+    st.one_of(
+        st.tuples(st.just("local"), st.integers(1, 20), st.integers(1, 11)),
+        st.tuples(st.just("handoff"), st.integers(1, 20), st.integers(1, 11)),
+        st.tuples(st.just("pulled"), st.integers(1, 20), st.integers(2, 11)),
+        st.tuples(st.just("abort"), st.integers(0, 30), st.just(0)),
+        st.tuples(st.just("peer"), st.integers(0, 30), st.just(0)),
+        st.tuples(st.just("arrive"), st.integers(0, 30), st.just(0)),
+        st.tuples(st.just("sent"), st.integers(0, 30), st.just(0)),
+        st.tuples(st.just("fail"), st.integers(0, 30), st.just(0)),
+        st.tuples(st.just("mid"), st.integers(0, 30), st.just(0)),
+        st.tuples(st.just("step"), st.just(0), st.just(0)),
+    ),
+    max_size=60,
+)
+
+
+def settle(scheduler: Scheduler, ranks: Ranks, ended: Callable[[SeqOutput | None], None]) -> None:
+    """Everything outstanding comes to its end within a bounded number of steps."""
+    for _ in range(600):
+        for s in list(scheduler.sequences.values()):
+            if s.handoff and s.peer is None:
+                scheduler.pull(s.request_id, "decode-0")
+            if s.state is State.SENDING:
+                ended(scheduler.sent(s.request_id, 1.0))
+            if s.state is State.PULLING:
+                scheduler.install(s.request_id, (5,), 1.0)
+        plan = scheduler.plan(1.0)
+        check_plan(plan)
+        ranks.run(plan)
+        for output in scheduler.commit(plan, answer(plan), 1.0):
+            ended(output if output.finish else None)
+        check(scheduler)
+        if not scheduler.sequences:
+            return
+    raise AssertionError(f"{len(scheduler.sequences)} sequences never end")
+
+
+@settings(max_examples=300, deadline=None)
+@given(OPS)
+def test_nothing_leaks_overlaps_or_starves(ops: list[tuple[str, int, int]]) -> None:
+    scheduler = Scheduler(LIMITS)
+    ranks = Ranks()
+    finished: dict[str, int] = {}
+    dropped: set[str] = set()
+    names: list[str] = []
+
+    def ended(output: SeqOutput | None) -> None:
+        if output is not None:
+            finished[output.request_id] = finished.get(output.request_id, 0) + 1
+
+    for kind, a, b in ops:
+        name = names[a % len(names)] if names else ""
+        if kind in ("local", "handoff", "pulled"):
+            names.append(f"r{len(names)}")
+            source = "prefill-0" if kind == "pulled" else None
+            scheduler.add(seq(names[-1], a, b, handoff=kind == "handoff", source=source))
+        elif kind == "abort" and scheduler.remove(name):
+            dropped.add(name)
+        elif kind == "fail":
+            ended(scheduler.fail(name, "broken", 0.0))
+        elif kind == "peer":
+            scheduler.pull(name, "decode-0")
+        elif kind == "arrive" and name in scheduler.sequences:
+            scheduler.install(name, (5,), 0.0)
+        elif kind == "sent":
+            ended(scheduler.sent(name, 0.0))
+        elif kind in ("step", "mid"):
+            plan = scheduler.plan(0.0)
+            check_plan(plan)
+            ranks.run(plan)
+            if kind == "mid" and scheduler.remove(name):  # gone while the step is under way
+                dropped.add(name)
+            for output in scheduler.commit(plan, answer(plan), 0.0):
+                ended(output if output.finish else None)
+        check(scheduler)
+    settle(scheduler, ranks, ended)
+    assert scheduler.pages.free == LIMITS.pages
+    assert scheduler.slots.free == LIMITS.slots
+    assert set(finished) | dropped == set(names)
+    assert not set(finished) & dropped
+    assert all(count == 1 for count in finished.values())
+
+
+def test_prompt_is_chunked_by_the_budget_and_running_sequences_come_first() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(seq("a", 3))
+    step(scheduler)
+    scheduler.add(seq("b", 14))
+    plan, _ = step(scheduler)
+    assert [(r.start, len(r.token_ids), r.sample) for r in plan.rows] == [(3, 1, True), (0, 5, False)]
+    plan, _ = step(scheduler)
+    assert [(r.start, len(r.token_ids), r.sample) for r in plan.rows] == [(4, 1, True), (5, 5, False)]
+    plan, _ = step(scheduler)
+    assert [(r.start, len(r.token_ids), r.sample) for r in plan.rows] == [(5, 1, True), (10, 4, True)]
+
+
+def test_priority_goes_first_then_arrival() -> None:
+    scheduler = Scheduler(LIMITS)
+    for name, priority in (("late", 1), ("first", 0), ("second", 0)):
+        scheduler.add(seq(name, 6, priority=priority))
+    order = [s.request_id for _ in range(3) for s in [plan_one(scheduler)]]
+    assert order == ["first", "second", "late"]
+
+
+def plan_one(scheduler: Scheduler) -> Sequence:
+    """Steps until some sequence's prompt is done; that sequence, taken out."""
+    while True:
+        _, outputs = step(scheduler)
+        if outputs:
+            removed = scheduler.remove(outputs[0].request_id)
+            assert removed is not None
+            return removed
+
+
+def test_a_full_worker_preempts_the_last_in_line_and_still_ends_it() -> None:
+    scheduler = Scheduler(LIMITS)
+    for name in ("a", "b", "c"):
+        scheduler.add(seq(name, 11, new=20))
+    preempted = False
+    ends: list[str] = []
+    for _ in range(300):
+        _, outputs = step(scheduler)
+        check(scheduler)
+        ends += [o.request_id for o in outputs if o.finish]
+        preempted |= any(s.state is State.QUEUED and s.generated for s in scheduler.sequences.values())
+        if not scheduler.sequences:
+            break
+    assert preempted
+    assert sorted(ends) == ["a", "b", "c"]
+    assert ends[0] == "a"
+
+
+def test_stop_token_ends_a_sequence_but_not_before_min_tokens() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(seq("a", 3, new=9, stop=(7,)))
+    _, outputs = step(scheduler)
+    assert [(o.finish, o.token_ids) for o in outputs] == [("stop", (7,))]
+    patient = seq("b", 3, new=9, stop=(7,))
+    patient.sampling = replace(patient.sampling, min_tokens=1)
+    scheduler.add(patient)
+    assert [o.finish for _ in range(2) for o in step(scheduler)[1]] == [None, "stop"]
+
+
+def test_handed_off_while_the_prompt_is_computed() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(seq("a", 8, handoff=True))
+    assert scheduler.pull("a", "decode-0")
+    plan, _ = step(scheduler)
+    assert [(e.start, e.stop, e.last) for e in plan.exports] == [(0, 6, False)]
+    assert plan.exports[0].pages == plan.rows[0].new_pages[:2]
+    plan, outputs = step(scheduler)
+    assert [(e.start, e.stop, e.last) for e in plan.exports] == [(6, 8, True)]
+    assert outputs[0].finish is None
+    assert scheduler.pages.free == LIMITS.pages
+    output = scheduler.sent("a", 2.0)
+    assert output is not None
+    assert output.finish == "handoff"
+
+
+def test_sent_before_its_step_is_committed() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(seq("a", 4, handoff=True))
+    scheduler.pull("a", "decode-0")
+    plan = scheduler.plan(0.0)
+    assert scheduler.sent("a", 0.0) is None
+    assert [o.finish for o in scheduler.commit(plan, answer(plan), 0.0)] == [None]
+    assert scheduler.sequences["a"].gone
+    output = scheduler.sent("a", 0.0)
+    assert output is not None
+    assert output.finish == "handoff"
+    assert not scheduler.sequences
+    assert scheduler.plan(0.0).empty
+
+
+def test_held_until_pulled_and_given_up_when_nobody_does() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(seq("a", 5, handoff=True))
+    scheduler.add(seq("b", 5, handoff=True))
+    while scheduler.sequences["b"].state is not State.HELD:
+        step(scheduler, now=1.0)
+    assert scheduler.plan(2.0).empty
+    scheduler.pull("a", "decode-0")
+    assert [(e.request_id, e.start, e.stop, e.last) for e in scheduler.plan(2.0).exports] == [("a", 0, 5, True)]
+    late = scheduler.overdue(now=1.0 + LIMITS.hold_s + 0.1)
+    assert [(o.request_id, o.finish) for o in late] == [("b", "error")]
+    assert scheduler.pages.free == LIMITS.pages
+
+
+def test_a_sequence_aborted_while_pulling_is_discarded_on_the_ranks() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(seq("a", 5, source="prefill-0"))
+    assert [e.request_id for e in scheduler.plan(0.0).expects] == ["a"]
+    scheduler.remove("a")
+    assert [d.request_id for d in scheduler.plan(0.0).discards] == ["a"]
+    scheduler.install("a", (5,), 0.0)
+    assert scheduler.plan(0.0).empty
+
+
+def test_limits_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_step_tokens 3 is below slots 4"):
+        Limits(pages=8, page_size=4, slots=4, max_model_len=32, max_step_tokens=3, window=1, hold_s=1.0)
+    with pytest.raises(ValueError, match="hold less than one sequence"):
+        Limits(pages=7, page_size=4, slots=4, max_model_len=32, max_step_tokens=8, window=1, hold_s=1.0)
+
+
+def test_pool_refuses_a_double_free_and_taking_more_than_there_is() -> None:
+    pool = Pool("page", 2)
+    taken = pool.take(2)
+    with pytest.raises(ValueError, match="1 pages asked, 0 of 2 free"):
+        pool.take(1)
+    pool.give(taken)
+    with pytest.raises(ValueError, match="freed twice"):
+        pool.give(taken[:1])

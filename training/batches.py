@@ -1,0 +1,100 @@
+"""Batches of tokens from the corpus, and the curriculum: which skills, and how long, at which part of a run."""
+
+from dataclasses import dataclass
+from random import Random
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training.corpus import KINDS, Dialogue, dialogue, haystack
+from training.template import ROLE_END, render
+
+_Row = tuple[list[int], list[bool], int]
+KIND_NAMES = tuple(KINDS)
+_POOL = 8
+_FIRST = {"copying": 0.5, "agent": 0.1, "json": 0.15, "facts": 0.12, "needle": 0.13}
+_LATER = {"copying": 0.12, "agent": 0.5, "json": 0.13, "facts": 0.12, "needle": 0.13}
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """ids [B, T], padded at the end. spoken [B, T]: tokens the assistant said, its end mark too. real [B, T]: not
+    padding. kinds [B]: index into KIND_NAMES."""
+
+    ids: Tensor
+    spoken: Tensor
+    real: Tensor
+    kinds: Tensor
+
+
+class Encoder:
+    """Dialogues to ids and the mask of what the assistant says."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._end = tokenizer.token_to_id(ROLE_END)
+        self._open: list[int] = tokenizer.encode("<role>ASSISTANT</role>").ids
+
+    def __call__(self, made: Dialogue) -> tuple[list[int], list[bool]]:
+        ids: list[int] = self._tokenizer.encode(render(made.messages, made.tools)).ids
+        spoken = [False] * len(ids)
+        speaking, width = False, len(self._open)
+        for i, token in enumerate(ids):
+            spoken[i] = speaking
+            if token == self._end:
+                speaking = False
+            elif not speaking and ids[max(0, i - width + 1) : i + 1] == self._open:
+                speaking = True
+        return ids, spoken
+
+
+def mixture(progress: float) -> dict[str, float]:
+    """Shares of the kinds, sliding from copying to agents over the first part of a run."""
+    slide = min(1.0, progress / 0.12)
+    return {kind: _FIRST[kind] * (1 - slide) + _LATER[kind] * slide for kind in KIND_NAMES}
+
+
+def pool(encoder: Encoder, seed: str, number: int, progress: float, tokens: int, longest: int) -> list[Batch]:
+    """Pool `number` of a run: about eight batches of `tokens` each, of dialogues of like length together.
+
+    Past `progress` 0.6 one batch of a pool is a long haystack of up to `longest` tokens.
+    """
+    random = Random(f"{seed}:pool:{number}")
+    shares = mixture(progress)
+    held: list[_Row] = []
+    total, index = 0, number * 10_000
+    while total < _POOL * tokens:
+        made = dialogue(seed, index, shares)
+        index += 1
+        ids, spoken = encoder(made)
+        if len(ids) <= tokens:
+            held.append((ids, spoken, KIND_NAMES.index(made.kind)))
+            total += len(ids)
+    held.sort(key=lambda item: len(item[0]))
+    batches: list[Batch] = []
+    rows: list[_Row] = []
+    for item in held:
+        if (len(rows) + 1) * len(item[0]) > tokens:
+            batches.append(_stack(rows))
+            rows = []
+        rows.append(item)
+    batches.append(_stack(rows))
+    if progress > 0.6:
+        # About 10 tokens a filler sentence.
+        sentences = int(random.uniform(0.1, 1.0) ** 1.5 * longest / 10.5)
+        ids, spoken = encoder(haystack(random, sentences=max(20, sentences)))
+        batches.append(_stack([(ids, spoken, KIND_NAMES.index("needle"))]))
+    random.shuffle(batches)
+    return batches
+
+
+def _stack(rows: list[_Row]) -> Batch:
+    length = max(len(ids) for ids, _, _ in rows)
+    ids = torch.zeros(len(rows), length, dtype=torch.long)
+    spoken, real = torch.zeros_like(ids, dtype=torch.bool), torch.zeros_like(ids, dtype=torch.bool)
+    for i, (row, mask, _) in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(row)
+        spoken[i, : len(row)] = torch.tensor(mask)
+        real[i, : len(row)] = True
+    return Batch(ids, spoken, real, torch.tensor([kind for _, _, kind in rows]))

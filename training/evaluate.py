@@ -1,0 +1,171 @@
+"""Figures of a checkpoint: `python -m training.evaluate`, or through a running cluster with `--url`.
+
+On the twin a turn is right if each of its tokens is the most likely one after the right tokens before it: then, and
+only then, greedy decoding says exactly the expected turn. Through HTTP the cluster decodes, and calls are compared
+as parsed JSON.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from training import cases
+from training.batches import Encoder
+from training.corpus import Dialogue
+from training.export import FOLDER
+from training.layout import load
+from training.model import Nano
+
+
+class Tally:
+    """How many of what were right; keeps a few failures to look at."""
+
+    def __init__(self) -> None:
+        self.right: Counter[str] = Counter()
+        self.asked: Counter[str] = Counter()
+        self.failures: list[str] = []
+
+    def add(self, kind: str, right: bool, wanted: str, got: str) -> None:
+        """Count a turn; several calls at once count among the calls too."""
+        for name in {kind, cases.CALLS} if kind == cases.PARALLEL else {kind}:
+            self.asked[name] += 1
+            self.right[name] += right
+        if not right:
+            self.failures.append(f"{kind}: wanted {wanted!r}, got {got!r}")
+
+    def show(self) -> None:
+        """Print each kind's share."""
+        for kind in self.asked:
+            share = 100 * self.right[kind] / self.asked[kind]
+            print(f"{kind:28} {share:6.1f} %   {self.right[kind]} of {self.asked[kind]}")
+
+
+def _spans(mask: list[bool]) -> list[tuple[int, int]]:
+    starts = [i for i, spoken in enumerate(mask) if spoken and not (i and mask[i - 1])]
+    ends = [i + 1 for i, spoken in enumerate(mask) if spoken and not (i + 1 < len(mask) and mask[i + 1])]
+    return list(zip(starts, ends, strict=True))
+
+
+@torch.no_grad()
+def on_twin(model: Nano, tokenizer: Tokenizer, asked: Iterator[Dialogue], tally: Tally) -> None:
+    """Count every assistant turn; prints the MTP layer's acceptance and the experts' load at the end."""
+    encoder = Encoder(tokenizer)
+    accepted = drafted = 0
+    for experts in model.experts():
+        experts.load.zero_()
+    for dialogue in asked:
+        ids, mask = encoder(dialogue)
+        tokens = torch.tensor([ids])
+        hidden = model(tokens)
+        spans = _spans(mask)
+        best = model.lm_head(hidden[0]).argmax(-1)
+        ahead = model.lm_head(model.ahead(tokens, hidden)[0]).argmax(-1)
+        for (start, end), (_, kind) in zip(spans, cases.turns(dialogue), strict=True):
+            got, wanted = best[start - 1 : end - 1], tokens[0, start:end]
+            right = bool((got == wanted).all())
+            tally.add(kind, right, tokenizer.decode(wanted.tolist()), tokenizer.decode(got.tolist()))
+            # Row t drafts what the model itself says at t + 1, so token t + 2; the turn's first token has no draft.
+            accepted += int((ahead[start - 1 : end - 2] == got[1:]).sum())
+            drafted += end - start - 1
+    tally.show()
+    print(
+        f"{'MTP first draft accepted':28} {100 * accepted / max(drafted, 1):6.1f} %   {accepted} of {drafted}"
+    )
+    shares = torch.stack([e.load / e.load.mean() for e in model.experts()])
+    print(f"{'least expert load / even':28} {100 * float(shares[:-1].min()):6.1f} %")
+    print(f"{'least MTP expert / even':28} {100 * float(shares[-1].min()):6.1f} %")
+
+
+def over_http(url: str, asked: Iterator[Dialogue], tally: Tally) -> None:
+    """Ask a running cluster for each assistant turn, greedily, given the expected turns before it."""
+    import httpx  # noqa: PLC0415
+
+    with httpx.Client(base_url=url, timeout=120) as client:
+        served = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
+        for dialogue in asked:
+            for index, kind in cases.turns(dialogue):
+                wanted = dialogue.messages[index]
+                body: dict[str, Any] = {
+                    "model": served,
+                    "messages": with_ids(dialogue.messages[:index]),
+                    "temperature": 0,
+                    "max_tokens": 256,
+                }
+                if dialogue.tools:
+                    body["tools"] = dialogue.tools
+                reply = client.post("/v1/chat/completions", json=body).raise_for_status().json()
+                got = reply["choices"][0]["message"]
+                if wanted.get("tool_calls"):
+                    right = _calls(got) == _calls(wanted)
+                else:
+                    right = (
+                        not got.get("tool_calls") and (got.get("content") or "").strip() == wanted["content"]
+                    )
+                tally.add(kind, right, json.dumps(wanted), json.dumps(got))
+    tally.show()
+
+
+def with_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the call ids that the API wants and the template does not show."""
+    out: list[dict[str, Any]] = []
+    waiting: list[str] = []
+    for i, message in enumerate(messages):
+        if message.get("tool_calls"):
+            waiting = [f"call_{i}_{j}" for j in range(len(message["tool_calls"]))]
+            calls = [c | {"id": name} for c, name in zip(message["tool_calls"], waiting, strict=True)]
+            out.append(message | {"tool_calls": calls})
+        elif message["role"] == "tool":
+            out.append(message | {"tool_call_id": waiting.pop(0)})
+        else:
+            out.append(message)
+    return out
+
+
+def _calls(message: dict[str, Any]) -> list[tuple[str, Any]]:
+    """(name, arguments) of each call; arguments that are no JSON stay text."""
+    out = []
+    for call in message.get("tool_calls") or []:
+        text = call["function"]["arguments"]
+        try:
+            out.append((call["function"]["name"], json.loads(text)))
+        except ValueError:
+            out.append((call["function"]["name"], text))
+    return out
+
+
+def _asked(tokenizer: Tokenizer, count: int, needles: int) -> Iterator[Dialogue]:
+    yield from cases.dialogues(count)
+    for tokens in (2048, 6000):
+        for i in range(needles):
+            yield cases.needle(tokenizer, tokens, i)
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", type=Path, default=FOLDER)
+    parser.add_argument("--url", help="a running cluster, as http://127.0.0.1:8000, instead of the twin")
+    parser.add_argument("--count", type=int, default=200, help="dialogues of a kind")
+    parser.add_argument("--needles", type=int, default=40, help="haystacks of a length")
+    parser.add_argument("--failures", type=int, default=0, help="failures to print")
+    parser.add_argument("--threads", type=int, default=2)
+    args = parser.parse_args()
+    tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
+    tally = Tally()
+    if args.url:
+        over_http(args.url, _asked(tokenizer, args.count, args.needles), tally)
+    else:
+        torch.set_num_threads(args.threads)
+        on_twin(load(args.model), tokenizer, _asked(tokenizer, args.count, args.needles), tally)
+    for failure in tally.failures[: args.failures]:
+        print(failure)
+
+
+if __name__ == "__main__":
+    main()

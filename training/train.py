@@ -1,0 +1,173 @@
+"""Train ling-nano: `python -m training.train --run build/nano --steps 6000`; run again, it goes on where it stopped."""
+
+import argparse
+import json
+import os
+import signal
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from training import tokenizer as nano_tokenizer
+from training.batches import KIND_NAMES, Batch, Encoder, pool
+from training.model import Nano, Shape
+from training.optimizer import Optimizer
+from training.start import initialise
+
+_PROMPT_SHARE, _PROMPT_WEIGHT = 0.25, 0.3
+_MTP_FROM, _MTP_WEIGHT = 0.33, 0.3
+
+
+def rate(step: int, steps: int) -> float:
+    """Learning rate's factor: a short rise, a plateau, and from 0.3 of the run a straight fall to 0.02."""
+    if step < 50:
+        return (step + 1) / 50
+    return min(1.0, max(0.02, (1 - step / steps) / 0.7))
+
+
+def losses(
+    model: Nano, batch: Batch, ahead: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, float]:
+    """(the loss to descend, each spoken token's loss, its row, the MTP loss).
+
+    Spoken tokens count fully, and a random quarter of the prompt's a little: they teach copying too.
+    """
+    hidden = model(batch.ids)
+    drawn = torch.rand(batch.ids.shape, generator=generator) < _PROMPT_SHARE
+    wanted = batch.spoken | (batch.real & drawn)
+    wanted[:, 0] = False
+    wanted = wanted[:, 1:]
+    target = batch.ids[:, 1:][wanted]
+    spoken = batch.spoken[:, 1:][wanted]
+    each = F.cross_entropy(model.lm_head(hidden[:, :-1][wanted]), target, reduction="none")
+    weight = torch.where(spoken, 1.0, _PROMPT_WEIGHT)
+    loss = (each * weight).sum() / weight.sum()
+    mtp = 0.0
+    if ahead:
+        later = batch.spoken[:, 2:]
+        drafted = model.ahead(batch.ids, hidden)[:, :-1][later]
+        mtp_loss = F.cross_entropy(model.lm_head(drafted), batch.ids[:, 2:][later])
+        loss = loss + _MTP_WEIGHT * mtp_loss
+        mtp = float(mtp_loss.detach())
+    rows = torch.arange(len(batch.ids))[:, None].expand_as(wanted)[wanted]
+    return loss, each.detach()[spoken], rows[spoken], mtp
+
+
+class Run:
+    """A training run in a folder: its tokenizer, its log, and a checkpoint that is always whole."""
+
+    def __init__(self, folder: Path, args: argparse.Namespace) -> None:
+        self.folder, self.args = folder, args
+        folder.mkdir(parents=True, exist_ok=True)
+        file = folder / "tokenizer.json"
+        shape = Shape()
+        if not file.is_file():
+            nano_tokenizer.save(nano_tokenizer.build(shape.vocab_size), file)
+        self.encoder = Encoder(Tokenizer.from_file(str(file)))
+        self.model = Nano(shape)
+        initialise(self.model, args.seed)
+        self.optimizer = Optimizer(self.model)
+        self.step, self.pool, self.tokens = 0, 0, 0
+        if (folder / "last.pt").is_file():
+            self._load(torch.load(folder / "last.pt", weights_only=True))
+        self.stopping = False
+        self.generator = torch.Generator().manual_seed(args.seed + self.step)
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.optimizer.state = state["optimizer"]
+        self.step, self.pool, self.tokens = state["step"], state["pool"], state["tokens"]
+
+    def stop(self, *_: object) -> None:
+        """Finish the pool at hand, save, and return from `train`."""
+        self.stopping = True
+
+    def save(self) -> None:
+        """Write the checkpoint beside the last one, then put it in its place."""
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state,
+            "shape": asdict(self.model.shape),
+            "step": self.step,
+            "steps": self.args.steps,
+            "pool": self.pool,
+            "tokens": self.tokens,
+        }
+        torch.save(state, self.folder / "next.pt")
+        os.replace(self.folder / "next.pt", self.folder / "last.pt")
+
+    def train(self) -> None:
+        """Step until the run's end; whole pools, so that a restart repeats none."""
+        args, started, saved = self.args, time.monotonic(), time.monotonic()
+        sums, counts = torch.zeros(len(KIND_NAMES)), torch.zeros(len(KIND_NAMES))
+        mtp_mean, seen = 0.0, 0
+        while self.step < args.steps and not self.stopping:
+            progress = self.step / args.steps
+            for batch in pool(
+                self.encoder, f"train-{args.seed}", self.pool, progress, args.tokens, args.longest
+            ):
+                ahead = progress >= _MTP_FROM
+                loss, each, rows, mtp = losses(self.model, batch, ahead, self.generator)
+                torch.autograd.backward(loss)
+                factor = rate(self.step, args.steps)
+                self.optimizer.step(args.rate * factor, args.rate * 0.4 * factor)
+                for experts in self.model.experts():
+                    experts.rebalance(args.bias_rate * factor)
+                kinds = batch.kinds[rows]
+                sums.index_add_(0, kinds, each)
+                counts.index_add_(0, kinds, torch.ones_like(each))
+                mtp_mean, seen = mtp_mean + mtp, seen + int(batch.real.sum())
+                self.step += 1
+                self.tokens += int(batch.real.sum())
+                if self.step % 20 == 0:
+                    means = {
+                        k: round(float(s / max(c, 1)), 3)
+                        for k, s, c in zip(KIND_NAMES, sums, counts, strict=True)
+                    }
+                    speed = seen / (time.monotonic() - started)
+                    line = {
+                        "step": self.step,
+                        "tokens": self.tokens,
+                        "rate": round(factor, 3),
+                        "tok/s": round(speed),
+                    }
+                    line |= means | {"mtp": round(mtp_mean / 20, 3)}
+                    print(json.dumps(line), flush=True)
+                    with (self.folder / "log.jsonl").open("a") as log:
+                        log.write(json.dumps(line) + "\n")
+                    sums.zero_(), counts.zero_()
+                    mtp_mean, seen, started = 0.0, 0, time.monotonic()
+            self.pool += 1
+            if time.monotonic() - saved > args.save_every:
+                self.save()
+                saved = time.monotonic()
+        self.save()
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--run", type=Path, default=Path("build/nano"))
+    parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens a step")
+    parser.add_argument("--longest", type=int, default=6000, help="tokens of the longest haystack")
+    parser.add_argument("--rate", type=float, default=0.006)
+    parser.add_argument("--bias-rate", type=float, default=0.005)
+    parser.add_argument("--save-every", type=float, default=240, help="seconds")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    run = Run(args.run, args)
+    signal.signal(signal.SIGTERM, run.stop)
+    run.train()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,58 @@
+"""Puts a rank together: config, weights, caches, runner."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from workers.collectives.base import Collectives
+from workers.config import WorkerConfig
+from workers.engine.runner import Runner
+from workers.model.batch import Caches
+from workers.model.config import LingConfig
+from workers.model.ling import LingModel, make_caches
+from workers.model.weights import load_weights
+from workers.sizes import dtype_name, max_model_len
+from workers.transfer.endpoint import Transfers
+
+# Share of a GPU's free memory, weights loaded, that goes to latent pages; activations take the rest.
+_PAGE_SHARE = 0.85
+# Without a GPU, pages for this many tokens a slot: laptops hold short conversations.
+_CPU_TOKENS_PER_SLOT = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltRank:
+    """A rank ready to step, and the latent pages it found room for."""
+
+    model: LingModel
+    runner: Runner
+    pages: int
+
+
+def _pages(config: WorkerConfig, model: LingConfig, dtype: torch.dtype) -> int:
+    if config.pages is not None:
+        return config.pages
+    longest = -(-max_model_len(config, model) // config.page_size)
+    if config.device == "cpu":
+        return max(longest, config.slots * _CPU_TOKENS_PER_SLOT // config.page_size)
+    free, _ = torch.cuda.mem_get_info()
+    heads, key, value = model.state_shape(config.tp)
+    states = config.slots * model.linear_layers * heads * key * value * 4
+    page = Caches.bytes_per_page(model.mla_layers, config.page_size, model.latent_width, dtype)
+    return int((free - states) * _PAGE_SHARE) // page
+
+
+def build_rank(config: WorkerConfig, collectives: Collectives, transfers: Transfers | None) -> BuiltRank:
+    """Load this rank's weights and make its caches."""
+    model_config = LingConfig.load(Path(config.model), config.model_overrides)
+    model_config.check_tp(config.tp)
+    device = torch.device(config.device)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_name(config, model_config)]
+    model = LingModel(model_config, collectives, device, dtype)
+    load_weights(model, Path(config.model))
+    pages = _pages(config, model_config, dtype)
+    caches = make_caches(model_config, config.tp, pages, config.page_size, config.slots, device, dtype)
+    # One page more than the longest sequence fills: the token after the last computed one has its place too.
+    table = -(-(max_model_len(config, model_config) + 1) // config.page_size)
+    return BuiltRank(model, Runner(model, caches, collectives, table, transfers), pages)

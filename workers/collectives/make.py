@@ -1,0 +1,31 @@
+"""Picks collectives by device and wish."""
+
+import torch
+
+from workers.collectives.base import Collectives, Solo
+from workers.collectives.shm import ShmCollectives
+from workers.collectives.torch_dist import TorchCollectives
+from workers.config import Rendezvous
+
+
+def make_collectives(kind: str, rank: int, size: int, rendezvous: Rendezvous, device: torch.device) -> Collectives:
+    """Meet the other ranks and return the group. Blocks until all have come; RankLost if one does not.
+
+    kind: "shm" (processes of one host), "gloo", "nccl", or "auto": NCCL on GPUs, else shared memory. A group of
+    one needs nobody.
+    """
+    if size == 1:
+        return Solo()
+    if kind == "auto":
+        kind = "nccl" if device.type == "cuda" else "shm"
+    match kind:
+        case "shm" if device.type == "cpu":
+            return ShmCollectives(rank, size, rendezvous.folder)
+        case "gloo" if device.type == "cpu":
+            return TorchCollectives("gloo", rank, size, rendezvous.host, rendezvous.port, device)
+        case "nccl" if device.type == "cuda":
+            return TorchCollectives("nccl", rank, size, rendezvous.host, rendezvous.port, device)
+        case "shm" | "gloo" | "nccl":
+            raise ValueError(f"collectives {kind!r} do not work on {device.type}; use 'auto'")
+        case _:
+            raise ValueError(f"collectives must be auto, shm, gloo or nccl, not {kind!r}")

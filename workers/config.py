@@ -1,0 +1,47 @@
+"""What one worker needs to know to start; made by `cluster.config` or by a test."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+Dtype = Literal["auto", "float32", "bfloat16"]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerConfig:
+    """One worker's settings.
+
+    model: checkpoint folder. tp: ranks. dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on
+    a CPU. device: "cpu" or
+    "cuda". page_size: tokens a latent page. pages: latent pages, None sizes them from the device's memory.
+    slots: linear-state slots, so the most sequences at once. max_model_len: None is the checkpoint's.
+    max_step_tokens: token budget of a step. handoff_window: snapshots a decode worker pulls at once.
+    handoff_timeout_s: how long a finished prompt waits to be pulled. collectives, channel: "auto" picks by
+    device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling).
+    host: the address the leader and its ranks listen on.
+    """
+
+    model: str
+    tp: int = 1
+    dtype: Dtype = "auto"
+    device: Literal["cpu", "cuda"] = "cpu"
+    page_size: int = 64
+    pages: int | None = None
+    slots: int = 64
+    max_model_len: int | None = None
+    max_step_tokens: int = 1024
+    handoff_window: int = 16
+    handoff_timeout_s: float = 60.0
+    collectives: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    model_overrides: dict[str, Any] = field(default_factory=dict)
+    host: str = "127.0.0.1"
+
+
+@dataclass(frozen=True, slots=True)
+class Rendezvous:
+    """Where a worker's ranks first meet: a folder of their host for shared memory, an address for the rest."""
+
+    folder: Path
+    host: str
+    port: int

@@ -1,0 +1,141 @@
+"""Executes step plans on one rank: transfers, the forward pass, sampling on rank 0."""
+
+import time
+
+import torch
+from torch import Tensor
+
+from workers.collectives.base import Collectives
+from workers.engine.sampler import Sampler, token_logprobs
+from workers.engine.step import Export, Install, Row, StepPlan, StepResult
+from workers.model.batch import Batch, Caches
+from workers.model.ling import LingModel
+from workers.protocol import TokenLogprob
+from workers.transfer import snapshot
+from workers.transfer.endpoint import Transfers
+
+# Prompt log-probabilities need logits of every prompt token; this many rows of vocabulary at a time.
+_LOGIT_ROWS = 128
+
+
+class Runner:
+    """One rank's model, caches and sampler. `transfers` is None where no snapshot comes or goes."""
+
+    def __init__(
+        self,
+        model: LingModel,
+        caches: Caches,
+        collectives: Collectives,
+        max_pages: int,
+        transfers: Transfers | None,
+    ) -> None:
+        slots = caches.state.shape[1]
+        self._model = model
+        self._caches = caches
+        self._collectives = collectives
+        self._transfers = transfers
+        self._device = caches.latent.device
+        self._page_table = torch.zeros(slots, max_pages, dtype=torch.int32, device=self._device)
+        self._sampler = Sampler(model.config.vocab_size, self._device)
+
+    @torch.inference_mode()
+    def step(self, plan: StepPlan) -> StepResult:
+        """Run one plan. Every rank runs the same plans in the same order; rank 0's result counts."""
+        begun = time.monotonic()
+        self._before(plan)
+        tokens: list[int] = []
+        logprobs: list[TokenLogprob | None] = []
+        prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
+        if plan.rows:
+            for admit in plan.admits:
+                self._sampler.admit(admit)
+            hidden = self._model.forward(self._batch(plan.rows), self._caches)
+            ends = torch.tensor([len(r.token_ids) for r in plan.rows]).cumsum(0) - 1
+            rows = [(i, r) for i, r in enumerate(plan.rows) if r.sample]
+            if rows:
+                logits = self._model.logits(hidden[ends[[i for i, _ in rows]]])
+                if self._collectives.rank == 0:
+                    tokens, logprobs = self._sampler(
+                        logits, [r.slot for _, r in rows], [r.start + len(r.token_ids) for _, r in rows]
+                    )
+            if any(r.next_ids for r in plan.rows):
+                prompt_logprobs = self._prompt_logprobs(plan.rows, hidden)
+        for export in plan.exports:
+            self._export(export)
+        return StepResult(
+            step=plan.step,
+            token_ids=tuple(tokens),
+            logprobs=tuple(logprobs),
+            prompt_logprobs=tuple(prompt_logprobs),
+            elapsed_s=time.monotonic() - begun,
+        )
+
+    def _before(self, plan: StepPlan) -> None:
+        if not (plan.unlinks or plan.discards or plan.links or plan.expects or plan.installs):
+            return
+        transfers = self._need_transfers()
+        for unlink in plan.unlinks:
+            transfers.unlink(unlink.peer)
+        for discard in plan.discards:
+            transfers.discard(discard.request_id)
+        for link in plan.links:
+            transfers.link(link.of(self._collectives.rank))
+        for expect in plan.expects:
+            transfers.expect(expect)
+        for install in plan.installs:
+            self._install(install)
+
+    def _need_transfers(self) -> Transfers:
+        if self._transfers is None:
+            raise RuntimeError("this engine was built without a transfer layer")
+        return self._transfers
+
+    def _install(self, install: Install) -> None:
+        """The one way a snapshot enters: latents gathered from the ranks' shares, state as it came."""
+        received = self._need_transfers().take(install.request_id)
+        latents = torch.cat(
+            [
+                snapshot.join_rows(self._collectives.all_gather(share.to(self._device), 0), n)
+                for n, share in received.parts
+            ]
+        )
+        snapshot.write_latents(self._caches, install.pages, latents)
+        snapshot.write_state(self._caches, install.slot, received.state)
+
+    def _export(self, export: Export) -> None:
+        latents = snapshot.read_latents(self._caches, export.pages, export.start, export.stop)
+        share = snapshot.shard_rows(latents, self._collectives.rank, self._collectives.size)
+        state = snapshot.read_state(self._caches, export.slot) if export.last else None
+        self._need_transfers().send(export, share, state)
+
+    def _batch(self, rows: tuple[Row, ...]) -> Batch:
+        for row in rows:
+            if row.new_pages:
+                at = slice(row.page_offset, row.page_offset + len(row.new_pages))
+                self._page_table[row.slot, at] = torch.tensor(row.new_pages, dtype=torch.int32, device=self._device)
+        positions = [p for r in rows for p in range(r.start, r.start + len(r.token_ids))]
+        return Batch(
+            token_ids=self._integers([t for r in rows for t in r.token_ids]),
+            positions=self._integers(positions),
+            slots=self._integers([r.slot for r in rows]),
+            starts=tuple(r.start for r in rows),
+            counts=tuple(len(r.token_ids) for r in rows),
+            page_table=self._page_table,
+        )
+
+    def _integers(self, values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=self._device)
+
+    def _prompt_logprobs(self, rows: tuple[Row, ...], hidden: Tensor) -> list[tuple[TokenLogprob, ...]]:
+        out: list[tuple[TokenLogprob, ...]] = []
+        first = 0
+        for row in rows:
+            wanted: list[TokenLogprob] = []
+            for at in range(0, len(row.next_ids), _LOGIT_ROWS):
+                ids = list(row.next_ids[at : at + _LOGIT_ROWS])
+                logits = self._model.logits(hidden[first + at : first + at + len(ids)])
+                if self._collectives.rank == 0:
+                    wanted += token_logprobs(logits, ids, [self._sampler.prompt_top(row.slot)] * len(ids))
+            out.append(tuple(wanted))
+            first += len(row.token_ids)
+        return out

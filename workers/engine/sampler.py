@@ -1,0 +1,123 @@
+"""Rank 0's sampler: turns a step's logits into tokens and log-probabilities, by each slot's own settings."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.sampling import penalize, sample
+from workers.engine.step import Admit
+from workers.protocol import SamplingParams, TokenLogprob
+
+
+@dataclass(slots=True)
+class SlotSampler:
+    """What one slot's sequence needs. seen [V] bool and counts [V] fp32 exist where a penalty reads them."""
+
+    sampling: SamplingParams
+    prompt_tokens: int
+    seen: Tensor | None = None
+    counts: Tensor | None = None
+
+    @property
+    def plain(self) -> bool:
+        """The logits are used as they come."""
+        s = self.sampling
+        return self.seen is None and not s.logit_bias and not (s.min_tokens and s.stop_token_ids)
+
+
+class Sampler:
+    """Per-slot sampling state of one worker."""
+
+    def __init__(self, vocab: int, device: torch.device) -> None:
+        self.vocab = vocab
+        self.device = device
+        self._slots: dict[int, SlotSampler] = {}
+
+    def admit(self, admit: Admit) -> None:
+        """A sequence takes a slot."""
+        slot = SlotSampler(admit.sampling, admit.prompt_tokens)
+        if admit.token_ids:
+            ids = torch.tensor(admit.token_ids, device=self.device)
+            slot.seen = torch.zeros(self.vocab, dtype=torch.bool, device=self.device)
+            slot.seen[ids] = True
+            slot.counts = torch.bincount(ids[admit.prompt_tokens :], minlength=self.vocab).float()
+        self._slots[admit.slot] = slot
+
+    def prompt_top(self, slot: int) -> int:
+        """How many alternatives the slot's prompt log-probabilities list."""
+        return self._slots[slot].sampling.prompt_logprobs or 0
+
+    def __call__(
+        self, logits: Tensor, slots: list[int], positions: list[int]
+    ) -> tuple[list[int], list[TokenLogprob | None]]:
+        """Sample one token a row.
+
+        logits [R, V] fp32; slots: each row's slot; positions: each new token's position in its sequence.
+        """
+        rows = [self._slots[s] for s in slots]
+        adjusted = logits
+        if not all(r.plain for r in rows):
+            adjusted = torch.stack([self._adjust(logits[i], r, positions[i]) for i, r in enumerate(rows)])
+        tokens = torch.argmax(adjusted, dim=-1)
+        noisy = [i for i, r in enumerate(rows) if r.sampling.temperature > 0]
+        if noisy:
+            tokens[noisy] = self._draw(adjusted[noisy], [rows[i] for i in noisy], [positions[i] for i in noisy])
+        out: list[int] = tokens.tolist()
+        for row, token in zip(rows, out, strict=True):
+            if row.seen is not None and row.counts is not None:
+                row.seen[token] = True
+                row.counts[token] += 1
+        asked = [i for i, r in enumerate(rows) if r.sampling.logprobs is not None]
+        logprobs: list[TokenLogprob | None] = [None] * len(rows)
+        if asked:
+            tops = [rows[i].sampling.logprobs or 0 for i in asked]
+            for i, item in zip(asked, token_logprobs(logits[asked], [out[i] for i in asked], tops), strict=True):
+                logprobs[i] = item
+        return out, logprobs
+
+    def _adjust(self, logits: Tensor, row: SlotSampler, position: int) -> Tensor:
+        s = row.sampling
+        if row.seen is not None and row.counts is not None:
+            one = torch.tensor(
+                [[s.repetition_penalty], [s.presence_penalty], [s.frequency_penalty]], device=self.device
+            )
+            logits = penalize(logits[None], row.seen[None], row.counts[None], one[0], one[1], one[2])[0]
+        else:
+            logits = logits.clone()
+        for token, bias in s.logit_bias:
+            logits[token] += bias
+        if position - row.prompt_tokens < s.min_tokens:
+            logits[list(s.stop_token_ids)] = float("-inf")
+        return logits
+
+    def _draw(self, logits: Tensor, rows: list[SlotSampler], positions: list[int]) -> Tensor:
+        def column(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+        def integers(values: list[int]) -> Tensor:
+            return torch.tensor(values, dtype=torch.int64, device=self.device)
+
+        return sample(
+            logits,
+            temperature=column([r.sampling.temperature for r in rows]),
+            top_k=integers([r.sampling.top_k for r in rows]),
+            top_p=column([r.sampling.top_p for r in rows]),
+            min_p=column([r.sampling.min_p for r in rows]),
+            seeds=integers([r.sampling.seed for r in rows]),
+            positions=integers(positions),
+        )
+
+
+def token_logprobs(logits: Tensor, token_ids: list[int], tops: list[int]) -> list[TokenLogprob]:
+    """Log-probabilities of one id a row and of its `tops` best. logits [R, V] fp32, before any setting."""
+    logp = torch.log_softmax(logits, dim=-1)
+    chosen = logp.gather(-1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
+    width = max(tops)
+    best = torch.topk(logp, width, dim=-1) if width else None
+    values = best.values.tolist() if best else [[]] * len(tops)
+    ids = best.indices.tolist() if best else [[]] * len(tops)
+    return [
+        TokenLogprob(token, value, tuple(top_ids[:k]), tuple(top_values[:k]))
+        for token, value, top_ids, top_values, k in zip(token_ids, chosen, ids, values, tops, strict=True)
+    ]

@@ -1,0 +1,474 @@
+"""A worker's leader: takes requests from routers, schedules, drives the ranks, publishes tokens.
+
+One event loop, no threads. Messages are handled while the ranks compute; decisions are the scheduler's.
+"""
+
+import asyncio
+import dataclasses
+import os
+import socket
+import time
+from collections import defaultdict
+from collections.abc import Coroutine
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from workers.config import WorkerConfig
+from workers.engine.scheduler import Scheduler
+from workers.engine.sequence import Sequence, State, hash_tokens
+from workers.engine.step import LinkAll, LinkLost, Received, Sent, StepPlan, Unlink
+from workers.model.config import LingConfig
+from workers.model.files import weights_id
+from workers.peers import PeerRefused, Peers
+from workers.protocol import (
+    Abort,
+    CancelPull,
+    Decode,
+    Header,
+    Hello,
+    PeerRef,
+    Prefill,
+    Pull,
+    PullRefused,
+    RankInfo,
+    Role,
+    SeqOutput,
+    StepOutputs,
+    WorkerInfo,
+)  # fmt: skip
+from workers.ranks import Event, Launch, Ranks
+from workers.sizes import layout_of, limits_of
+from workers.wire import CLUSTER, WireError
+
+_HEARTBEAT_S = 0.2
+# A router that stops reading is cut off rather than buffered for.
+_MAX_UNREAD = 64 * 1024 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """A connected router or decode worker."""
+
+    name: str
+    writer: asyncio.StreamWriter
+    seen: int = 0
+    outbox: list[SeqOutput] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Puller:
+    """Who pulled a request, and when."""
+
+    client: Client
+    at: float
+
+
+@dataclass(slots=True)
+class Arrival:
+    """What has come of a snapshot being pulled."""
+
+    ranks: set[int] = field(default_factory=set)
+    header: Header | None = None
+
+
+class Leader:
+    """One worker. `start`, then `run` until a rank ends (WorkerLost) or `close`."""
+
+    info: WorkerInfo
+
+    def __init__(self, config: WorkerConfig, worker_id: str, role: Role) -> None:
+        self._config = config
+        self._worker_id = worker_id
+        self._role: Role = role
+        self._wake = asyncio.Event()
+        self._clients: set[Client] = set()
+        self._owners: dict[str, Client] = {}
+        self._joining: set[str] = set()  # decode requests whose prefill worker is being connected
+        self._pulls: dict[str, Puller] = {}  # by request, which may not be here yet
+        self._pullers: dict[str, Client] = {}  # decode worker id -> its connection
+        self._arrivals: dict[str, Arrival] = {}
+        self._departures: dict[str, set[int]] = defaultdict(set)
+        self._links: list[LinkAll] = []
+        self._unlinks: list[Unlink] = []
+        self._server: asyncio.Server | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def start(self, launch: Launch) -> None:
+        """Load the model on all ranks and listen. Bad settings raise before any rank starts."""
+        config = self._config
+        folder = Path(config.model)
+        model = LingConfig.load(folder, config.model_overrides)
+        model.check_tp(config.tp)
+        identity = asyncio.create_task(asyncio.to_thread(weights_id, folder))
+        self._ranks = Ranks(config, self._on_event)
+        ready = await self._ranks.start(launch)
+        pages = min(r.pages for r in ready)
+        limits = limits_of(config, model, pages)
+        self._scheduler = Scheduler(limits)
+        self._vocab = model.vocab_size
+        self._server = await asyncio.start_server(self._serve, config.host, 0)
+        self.info = WorkerInfo(
+            worker_id=self._worker_id,
+            role=self._role,
+            host=config.host,
+            port=self._server.sockets[0].getsockname()[1],
+            node=socket.gethostname(),
+            pid=os.getpid(),
+            weights_id=await identity,
+            layout=layout_of(config, model),
+            vocab_size=model.vocab_size,
+            page_size=config.page_size,
+            pages=pages,
+            slots=config.slots,
+            max_model_len=limits.max_model_len,
+            ranks=tuple(RankInfo(r.rank, r.pid, r.node, r.device, r.transfer_host, r.transfer_port) for r in ready),
+        )
+        self._peers = Peers(self.info, self._on_link, self._on_peer_message, self._on_peer_lost)
+
+    async def run(self) -> None:
+        """Step while there is work; raises WorkerLost when a rank ends."""
+        beat = asyncio.create_task(self._heartbeat())
+        try:
+            while True:
+                await self._wake_or_lost()
+                await self._step()
+        finally:
+            beat.cancel()
+
+    async def close(self) -> None:
+        """End the ranks and every connection; clients see it as this worker's end."""
+        if self._server is not None:
+            self._server.close()
+            self._peers.close()
+        for task in self._tasks:
+            task.cancel()
+        for client in list(self._clients):
+            client.writer.close()
+        if hasattr(self, "_ranks"):
+            await self._ranks.close()
+
+    @property
+    def idle(self) -> bool:
+        """No request is here."""
+        return not (self._scheduler.sequences or self._joining)
+
+    # Stepping
+
+    async def _wake_or_lost(self) -> None:
+        if self._wake.is_set() and not self._ranks.lost.done():
+            return
+        woken = asyncio.create_task(self._wake.wait())
+        try:
+            await asyncio.wait((woken, self._ranks.lost), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            woken.cancel()
+        if self._ranks.lost.done():
+            self._ranks.lost.result()
+
+    async def _step(self) -> None:
+        plan = self._scheduler.plan(time.monotonic())
+        if self._links or self._unlinks:
+            plan = dataclasses.replace(plan, links=tuple(self._links), unlinks=tuple(self._unlinks))
+            self._links.clear()
+            self._unlinks.clear()
+        if plan.empty:
+            self._wake.clear()
+            return
+        self._ranks.send(plan)
+        self._send_pulls(plan)
+        result = await self._ranks.result()
+        outputs = self._scheduler.commit(plan, result, time.monotonic())
+        self._publish(outputs)
+        for output in outputs:
+            self._after_token(output)
+
+    def _send_pulls(self, plan: StepPlan) -> None:
+        for expect in plan.expects:
+            peer = self._peers.known(expect.peer)
+            if peer is not None:
+                self._arrivals[expect.request_id] = Arrival()
+                peer.send(Pull(expect.request_id))
+            else:  # went away since it was queued
+                self._fail(expect.request_id, f"prefill worker {expect.peer} went away")
+
+    def _after_token(self, output: SeqOutput) -> None:
+        """A prompt is done: tell its decode worker, if that has pulled already."""
+        seq = self._scheduler.sequences.get(output.request_id)
+        if seq is None:
+            self._refuse_pull(output.request_id, "the request ended with its first token", told=True)
+        elif seq.handoff and seq.peer is not None:
+            self._send_header(seq, seq.peer)
+            if seq.gone:
+                self._finish(self._scheduler.sent(seq.request_id, time.monotonic()))
+
+    def _send_header(self, seq: Sequence, peer: str) -> None:
+        client = self._pullers.get(peer)
+        if client is not None:
+            prompt = seq.tokens[: seq.prompt_tokens]
+            self._tell(
+                client,
+                Header(
+                    request_id=seq.request_id,
+                    position=seq.computed,
+                    token_hash=hash_tokens(prompt),
+                    generated=tuple(seq.tokens[seq.prompt_tokens :]),
+                    layout=self.info.layout,
+                    weights_id=self.info.weights_id,
+                ),
+            )
+
+    # Routers and decode workers that call
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        client: Client | None = None
+        try:
+            hello = await CLUSTER.read(reader)
+            if not isinstance(hello, Hello):
+                raise WireError(f"the first message must be Hello, not {type(hello).__name__}")
+            client = Client(hello.name, writer)
+            self._clients.add(client)
+            if hello.kind == "worker":
+                self._pullers[hello.name] = client
+            self._tell(client, self.info)
+            while True:
+                self._handle(client, await CLUSTER.read(reader))
+        except (OSError, EOFError, WireError):
+            pass
+        finally:
+            writer.close()
+            if client is not None:
+                self._forget(client)
+
+    def _handle(self, client: Client, message: object) -> None:
+        match message:
+            case Prefill():
+                client.seen += 1
+                self._submit(client, message, None)
+            case Decode():
+                client.seen += 1
+                self._submit(client, message, message.source)
+            case Abort():
+                self._drop(message.request_id)
+            case Pull():
+                self._pull(client, message.request_id)
+            case CancelPull():
+                self._pulls.pop(message.request_id, None)
+                self._drop(message.request_id)
+            case _:
+                raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
+        self._wake.set()
+
+    def _submit(self, client: Client, message: Prefill | Decode, source: PeerRef | None) -> None:
+        self._owners[message.request_id] = client
+        seq = Sequence(
+            request_id=message.request_id,
+            tokens=list(message.token_ids),
+            prompt_tokens=len(message.token_ids),
+            sampling=message.sampling,
+            priority=message.priority,
+            order=0,
+            handoff=isinstance(message, Prefill),
+            source=source.worker_id if source else None,
+            arrived=time.monotonic(),
+        )
+        if reason := self._refusal(seq):
+            self._end(SeqOutput(seq.request_id, 0, finish="error", error=reason))
+        elif source is not None and self._peers.known(source.worker_id) is None:
+            self._joining.add(seq.request_id)
+            self._spawn(self._join(seq, source))
+        else:
+            self._add(seq)
+
+    def _refusal(self, seq: Sequence) -> str | None:
+        longest = self._scheduler.limits.max_model_len
+        if not 0 < seq.prompt_tokens < longest:
+            return f"a prompt of {seq.prompt_tokens} tokens: this worker takes 1 to {longest - 1}"
+        if not all(0 <= t < self._vocab for t in seq.tokens):
+            return f"a token id is outside the vocabulary of {self._vocab}"
+        if seq.request_id in self._scheduler.sequences or seq.request_id in self._joining:
+            return f"request {seq.request_id} is here already"
+        return None
+
+    async def _join(self, seq: Sequence, source: PeerRef) -> None:
+        try:
+            await self._peers.connect(source)
+        except PeerRefused as error:
+            if seq.request_id in self._joining:
+                self._joining.discard(seq.request_id)
+                self._end(SeqOutput(seq.request_id, 0, finish="error", error=str(error)))
+            return
+        if seq.request_id in self._joining:
+            self._joining.discard(seq.request_id)
+            self._add(seq)
+            self._wake.set()
+
+    def _add(self, seq: Sequence) -> None:
+        self._scheduler.add(seq)
+        if seq.handoff and (puller := self._pulls.get(seq.request_id)):
+            self._scheduler.pull(seq.request_id, puller.client.name)
+
+    def _pull(self, client: Client, request_id: str) -> None:
+        seq = self._scheduler.sequences.get(request_id)
+        self._pulls[request_id] = Puller(client, time.monotonic())
+        if seq is not None and self._scheduler.pull(request_id, client.name) and seq.state is State.HELD:
+            self._send_header(seq, client.name)
+
+    def _forget(self, client: Client) -> None:
+        """A connection ended: whatever was done for it has no taker."""
+        self._clients.discard(client)
+        for request_id in [i for i, c in self._owners.items() if c is client]:
+            self._drop(request_id)
+        for request_id in [i for i, p in self._pulls.items() if p.client is client]:
+            del self._pulls[request_id]
+        if self._pullers.get(client.name) is client:
+            del self._pullers[client.name]
+            for seq in [s for s in self._scheduler.sequences.values() if s.peer == client.name]:
+                self._fail(seq.request_id, f"decode worker {client.name} went away")
+        self._wake.set()
+
+    def _drop(self, request_id: str) -> None:
+        """Free a request without a word to its owner."""
+        self._owners.pop(request_id, None)
+        self._joining.discard(request_id)
+        self._departures.pop(request_id, None)
+        seq = self._scheduler.sequences.get(request_id)
+        if seq is not None:
+            self._cancel_pull(seq)
+            self._scheduler.remove(request_id)
+
+    # Snapshots on the way
+
+    def _on_link(self, info: WorkerInfo) -> None:
+        self._links.append(LinkAll(info.worker_id, tuple((r.transfer_host, r.transfer_port) for r in info.ranks)))
+
+    def _on_peer_message(self, worker_id: str, message: Header | PullRefused) -> None:
+        if isinstance(message, PullRefused):
+            if message.request_id in self._scheduler.pulling_from(worker_id):
+                if message.told:
+                    self._arrivals.pop(message.request_id, None)
+                    self._finish(self._scheduler.call_off(message.request_id, time.monotonic()))
+                else:
+                    self._fail(message.request_id, message.reason)
+            return
+        arrival = self._arrivals.get(message.request_id)
+        seq = self._scheduler.sequences.get(message.request_id)
+        if arrival is None or seq is None:
+            return
+        if reason := self._header_mismatch(seq, message):
+            self._fail(seq.request_id, f"snapshot from {worker_id} refused: {reason}")
+            return
+        arrival.header = message
+        seq.header_at = time.monotonic()
+        self._install_if_whole(message.request_id, arrival)
+
+    def _header_mismatch(self, seq: Sequence, header: Header) -> str | None:
+        expected = (seq.prompt_tokens, hash_tokens(seq.tokens), self.info.layout, self.info.weights_id)
+        got = (header.position, header.token_hash, header.layout, header.weights_id)
+        for name, mine, theirs in zip(("position", "token_hash", "layout", "weights_id"), expected, got, strict=True):
+            if mine != theirs:
+                return f"its {name} is {theirs}, expected {mine}"
+        return None if header.generated else "it holds no sampled token"
+
+    def _install_if_whole(self, request_id: str, arrival: Arrival) -> None:
+        if arrival.header is not None and len(arrival.ranks) == self._config.tp:
+            del self._arrivals[request_id]
+            self._scheduler.install(request_id, arrival.header.generated, time.monotonic())
+            self._wake.set()
+
+    def _on_event(self, event: Event) -> None:
+        match event:
+            case Received():
+                if arrival := self._arrivals.get(event.request_id):
+                    arrival.ranks.add(event.rank)
+                    self._install_if_whole(event.request_id, arrival)
+            case Sent():
+                if event.request_id not in self._scheduler.sequences:
+                    return
+                gone = self._departures[event.request_id]
+                gone.add(event.rank)
+                if len(gone) == self._config.tp:
+                    del self._departures[event.request_id]
+                    self._finish(self._scheduler.sent(event.request_id, time.monotonic()))
+            case LinkLost():
+                if self._peers.known(event.peer) is not None:
+                    self._peers.drop_lost(event.peer, f"is out of reach of rank {event.rank}: {event.reason}")
+                for request_id in event.request_ids:
+                    self._fail(request_id, f"the transfer link to {event.peer} broke: {event.reason}")
+
+    def _on_peer_lost(self, worker_id: str, reason: str) -> None:
+        self._unlinks.append(Unlink(worker_id))
+        for request_id in self._scheduler.pulling_from(worker_id):
+            self._fail(request_id, reason)
+        self._wake.set()
+
+    def _cancel_pull(self, seq: Sequence) -> None:
+        self._arrivals.pop(seq.request_id, None)
+        if seq.source is not None and seq.state is State.PULLING and (peer := self._peers.known(seq.source)):
+            peer.send(CancelPull(seq.request_id))
+        self._refuse_pull(seq.request_id, "the request was given up at its prefill worker", told=True)
+
+    def _refuse_pull(self, request_id: str, reason: str, told: bool) -> None:
+        if puller := self._pulls.pop(request_id, None):
+            self._tell(puller.client, PullRefused(request_id, reason, told))
+
+    # Towards routers
+
+    def _fail(self, request_id: str, reason: str) -> None:
+        seq = self._scheduler.sequences.get(request_id)
+        if seq is not None:
+            self._cancel_pull(seq)
+            self._finish(self._scheduler.fail(request_id, reason, time.monotonic()))
+
+    def _finish(self, output: SeqOutput | None) -> None:
+        if output is not None:
+            self._end(output)
+            self._wake.set()
+
+    def _end(self, output: SeqOutput) -> None:
+        self._departures.pop(output.request_id, None)
+        self._pulls.pop(output.request_id, None)
+        self._publish([output])
+
+    def _publish(self, outputs: list[SeqOutput]) -> None:
+        touched: set[Client] = set()
+        for output in outputs:
+            client = self._owners.get(output.request_id)
+            if client is not None:
+                client.outbox.append(output)
+                touched.add(client)
+                if output.finish:
+                    del self._owners[output.request_id]
+        for client in touched:
+            self._flush(client)
+
+    def _flush(self, client: Client) -> None:
+        self._tell(
+            client,
+            StepOutputs(self._scheduler.steps, client.seen, self._scheduler.load, tuple(client.outbox)),
+        )
+        client.outbox.clear()
+
+    def _tell(self, client: Client, message: WorkerInfo | StepOutputs | Header | PullRefused) -> None:
+        client.writer.write(CLUSTER.encode(message))
+        if client.writer.transport.get_write_buffer_size() > _MAX_UNREAD:
+            client.writer.transport.abort()
+
+    async def _heartbeat(self) -> None:
+        """Fresh figures to every client though no step runs, and an end to what waits too long."""
+        pullers = self._pullers
+        while True:
+            await asyncio.sleep(_HEARTBEAT_S)
+            now = time.monotonic()
+            for output in self._scheduler.overdue(now):
+                self._finish(output)
+            for request_id, puller in list(self._pulls.items()):
+                if request_id not in self._scheduler.sequences and now - puller.at > self._config.handoff_timeout_s:
+                    self._refuse_pull(request_id, "its prefill worker never got the request", told=False)
+            for client in self._clients:
+                if pullers.get(client.name) is not client:
+                    self._flush(client)
+
+    def _spawn(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)

@@ -1,0 +1,48 @@
+"""What a step's forward pass reads: a ragged batch of tokens, and the caches they continue."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """B sequences' tokens laid end to end, T in all; nothing is padded.
+
+    token_ids, positions: [T] int64. slots: [B] int64, each sequence's state slot. starts: tokens of each
+    sequence computed before this step; counts: its tokens in this step (>= 1), so sum(counts) = T. A start of
+    0 means: the slot's old content is not its own and counts as zero. page_table: [num_slots, max_pages]
+    int32, row s lists the pages of the sequence in slot s; position p lies in page p // page_size at
+    p % page_size.
+    """
+
+    token_ids: Tensor
+    positions: Tensor
+    slots: Tensor
+    starts: tuple[int, ...]
+    counts: tuple[int, ...]
+    page_table: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Caches:
+    """One rank's share of every sequence's state.
+
+    latent: [mla_layers, pages, page_size, kv_lora_rank + qk_rope_head_dim] in the compute dtype, the same on
+    all ranks: normed latent, then roped key. state: [linear_layers, slots, heads/tp, head_dim, head_dim] fp32,
+    indexed [key dim, value dim].
+    """
+
+    latent: Tensor
+    state: Tensor
+
+    @property
+    def page_size(self) -> int:
+        """Tokens a page."""
+        return self.latent.shape[2]
+
+    @staticmethod
+    def bytes_per_page(mla_layers: int, page_size: int, width: int, dtype: torch.dtype) -> int:
+        """Bytes of one page over all MLA layers."""
+        return mla_layers * page_size * width * dtype.itemsize

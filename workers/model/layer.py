@@ -1,0 +1,47 @@
+"""One decoder layer: attention of its kind, then a feed-forward block of its kind."""
+
+from torch import Tensor
+
+from kernels import add_rms_norm
+from workers.model.batch import Caches
+from workers.model.lightning import LightningAttention
+from workers.model.linear import Shard, load_vector
+from workers.model.mla import LatentAttention
+from workers.model.mlp import Mlp, Moe
+from workers.model.step import StepInputs
+from workers.model.weights import Checkpoint
+
+
+class DecoderLayer:
+    """Two all-reduces: after attention, and after the feed-forward block."""
+
+    def __init__(self, shard: Shard, layer: int) -> None:
+        config = shard.config
+        self._shard = shard
+        self._prefix = f"model.layers.{layer}"
+        self._eps = config.rms_norm_eps
+        self._attention: LatentAttention | LightningAttention = (
+            LatentAttention(shard, layer) if config.is_mla(layer) else LightningAttention(shard, layer)
+        )
+        mlp = f"{self._prefix}.mlp"
+        dense = layer < config.first_k_dense_replace
+        self._mlp: Mlp | Moe = Mlp(shard, mlp, config.intermediate_size) if dense else Moe(shard, mlp)
+        self._in_norm: Tensor
+        self._mlp_norm: Tensor
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Read this rank's share."""
+        self._attention.load(checkpoint)
+        self._mlp.load(checkpoint)
+        hidden = self._shard.config.hidden_size
+        self._in_norm = load_vector(self._shard, checkpoint, f"{self._prefix}.input_layernorm.weight", hidden)
+        post = f"{self._prefix}.post_attention_layernorm.weight"
+        self._mlp_norm = load_vector(self._shard, checkpoint, post, hidden)
+
+    def __call__(self, x: Tensor, residual: Tensor, caches: Caches, step: StepInputs) -> tuple[Tensor, Tensor]:
+        """(this layer's contribution, the stream it adds to), both [T, hidden], from those of the layer before."""
+        all_reduce = self._shard.collectives.all_reduce
+        normed, residual = add_rms_norm(x, residual, self._in_norm, self._eps)
+        attended = all_reduce(self._attention(normed, caches, step))
+        normed, residual = add_rms_norm(attended, residual, self._mlp_norm, self._eps)
+        return all_reduce(self._mlp(normed)), residual

@@ -1,0 +1,135 @@
+"""Linears, embedding and head, each holding one rank's shard. Only they know how a matrix is split and stored."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from workers.collectives.base import Collectives
+from workers.model.config import LingConfig
+from workers.model.formats import Matrix, Part, load_matrix
+from workers.model.weights import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """What every part of a rank's model is built from."""
+
+    config: LingConfig
+    collectives: Collectives
+    device: torch.device
+    dtype: torch.dtype
+
+    @property
+    def size(self) -> int:
+        """Ranks that share the model."""
+        return self.collectives.size
+
+    def share(self, total: int, start: int = 0) -> slice:
+        """This rank's equal part of `total` items that begin at `start`."""
+        each = total // self.size
+        return slice(start + self.collectives.rank * each, start + (self.collectives.rank + 1) * each)
+
+
+class Linear:
+    """y = x W^T with W a stack of parts. Made by the functions below; usable after `load`."""
+
+    def __init__(self, shard: Shard, parts: Sequence[Part]) -> None:
+        self._shard = shard
+        self._parts = parts
+        self._matrix: Matrix
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Read this rank's share."""
+        self._matrix = load_matrix(checkpoint, self._parts, self._shard.dtype, self._shard.device)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [T, in] to [T, out]; of a row-parallel linear, this rank's term of the sum."""
+        return self._matrix(x)
+
+    def dense(self) -> Tensor:
+        """This rank's [out, in] in the compute dtype."""
+        return self._matrix.dense()
+
+
+def replicated(shard: Shard, module: str, out_size: int, in_size: int) -> Linear:
+    """Every rank holds and computes all of it."""
+    return Linear(shard, [Part(module, (out_size, in_size))])
+
+
+def column_parallel(shard: Shard, modules: Sequence[str], out_size: int, in_size: int, blocks: int = 1) -> Linear:
+    """Each rank computes its equal share of every module's outputs, one module's under the other's.
+
+    blocks: equal runs of rows inside a module that are split each for itself (queries, keys, values).
+    """
+    return Linear(shard, column_parts(shard, modules, out_size, in_size, blocks))
+
+
+def column_parts(shard: Shard, modules: Sequence[str], out_size: int, in_size: int, blocks: int = 1) -> list[Part]:
+    """The parts of a column-parallel linear."""
+    block = out_size // blocks
+    return [Part(m, (out_size, in_size), shard.share(block, b * block)) for m in modules for b in range(blocks)]
+
+
+def row_parallel(shard: Shard, module: str, out_size: int, in_size: int) -> Linear:
+    """Each rank multiplies its share of the inputs; the ranks' results must be summed."""
+    return Linear(shard, [Part(module, (out_size, in_size), cols=shard.share(in_size))])
+
+
+def load_vector(
+    shard: Shard,
+    checkpoint: Checkpoint,
+    name: str,
+    size: int,
+    split: bool = False,
+    dtype: torch.dtype | None = None,
+) -> Tensor:
+    """A norm's weight or the like [size] in `dtype` (the compute dtype if None); with `split`, this rank's share."""
+    data = checkpoint.read(name, (size,), shard.share(size) if split else slice(None))
+    return data.to(shard.device, dtype or shard.dtype)
+
+
+class Embedding:
+    """Token embeddings, the vocabulary split over the ranks."""
+
+    def __init__(self, shard: Shard, module: str) -> None:
+        vocab, width = shard.config.vocab_size, shard.config.hidden_size
+        self._shard = shard
+        self._rows = shard.share(vocab)
+        self._part = Part(module, (vocab, width), self._rows)
+        self._weight: Tensor
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Read this rank's share."""
+        self._weight = load_matrix(checkpoint, [self._part], self._shard.dtype, self._shard.device).dense()
+
+    def __call__(self, token_ids: Tensor) -> Tensor:
+        """[T] int64 to [T, hidden], the same on all ranks."""
+        if self._shard.size == 1:
+            return F.embedding(token_ids, self._weight)
+        local = token_ids - self._rows.start
+        elsewhere = (local < 0) | (local >= self._weight.shape[0])
+        found = F.embedding(local.masked_fill_(elsewhere, 0), self._weight)
+        return self._shard.collectives.all_reduce(found.masked_fill_(elsewhere[:, None], 0.0))
+
+
+class Head:
+    """The map to the vocabulary, split over the ranks."""
+
+    def __init__(self, shard: Shard, module: str) -> None:
+        self._shard = shard
+        vocab = shard.config.vocab_size
+        self._part = Part(module, (vocab, shard.config.hidden_size), shard.share(vocab))
+        self._weight: Tensor
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Read this rank's share."""
+        self._weight = load_matrix(checkpoint, [self._part], self._shard.dtype, self._shard.device).dense()
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        """[R, hidden] to all ranks' logits [R, vocab] fp32."""
+        # In fp32 from the product on: logits rounded to bf16 tie.
+        logits = F.linear(hidden.float(), self._weight.float())
+        return self._shard.collectives.all_gather(logits, -1)

@@ -1,0 +1,77 @@
+"""Ling-2.6: token ids to hidden states to logits, on one rank of a tensor-parallel group."""
+
+import torch
+from torch import Tensor
+
+from kernels import add_rms_norm, make_pages, make_rows
+from workers.collectives.base import Collectives
+from workers.model.batch import Batch, Caches
+from workers.model.config import LingConfig
+from workers.model.layer import DecoderLayer
+from workers.model.linear import Embedding, Head, Shard, load_vector
+from workers.model.rope import Rope
+from workers.model.step import StepInputs
+from workers.model.weights import Checkpoint
+
+
+class LingModel:
+    """One rank's share of the model; usable after `load` (`weights.load_weights`).
+
+    All ranks call `forward` and `logits` with equal arguments in the same order, under `torch.inference_mode`.
+    """
+
+    def __init__(self, config: LingConfig, collectives: Collectives, device: torch.device, dtype: torch.dtype) -> None:
+        config.check_tp(collectives.size)
+        self.config = config
+        self._shard = Shard(config, collectives, device, dtype)
+        self._embedding = Embedding(self._shard, "model.word_embeddings")
+        self._layers = [DecoderLayer(self._shard, i) for i in range(config.num_hidden_layers)]
+        self._head = Head(self._shard, "lm_head")
+        self._linear_rope = Rope(config.rotary_dim, config.rope_theta, config.yarn, device)
+        self._mla_rope = Rope(config.qk_rope_head_dim, config.rope_theta, config.yarn, device)
+        self._norm: Tensor
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Read this rank's share; WeightError names what is missing or wrong."""
+        self._embedding.load(checkpoint)
+        for layer in self._layers:
+            layer.load(checkpoint)
+        self._norm = load_vector(self._shard, checkpoint, "model.norm.weight", self.config.hidden_size)
+        self._head.load(checkpoint)
+
+    def forward(self, batch: Batch, caches: Caches) -> Tensor:
+        """Hidden states [T, hidden] after the final norm, the same on all ranks; caches move on by the batch."""
+        rows = make_rows(batch.slots, batch.starts, batch.counts)
+        step = StepInputs(
+            rows=rows,
+            pages=make_pages(rows, batch.positions, batch.page_table, caches.page_size),
+            linear_rope=self._linear_rope(batch.positions),
+            mla_rope=self._mla_rope(batch.positions),
+        )
+        x = self._embedding(batch.token_ids)
+        residual = torch.zeros_like(x)
+        for layer in self._layers:
+            x, residual = layer(x, residual, caches, step)
+        return add_rms_norm(x, residual, self._norm, self.config.rms_norm_eps)[0]
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[R, vocab] fp32 of hidden states [R, hidden], the whole vocabulary on every rank."""
+        return self._head(hidden)
+
+
+def make_caches(
+    config: LingConfig,
+    tp: int,
+    num_pages: int,
+    page_size: int,
+    num_slots: int,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> Caches:
+    """One rank's empty caches; the states are fp32 whatever `dtype`."""
+    latent = (config.mla_layers, num_pages, page_size, config.latent_width)
+    state = (config.linear_layers, num_slots, *config.state_shape(tp))
+    return Caches(
+        latent=torch.zeros(latent, dtype=dtype, device=device),
+        state=torch.zeros(state, dtype=torch.float32, device=device),
+    )

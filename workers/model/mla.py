@@ -1,0 +1,74 @@
+"""Multi-head latent attention (DeepSeek-V2), absorbed: heads attend to the shared latent itself."""
+
+import torch
+from torch import Tensor
+
+from kernels import mla_attention, rms_norm, rope_interleaved, write_latent
+from workers.model.batch import Caches
+from workers.model.linear import Shard, column_parallel, load_vector, replicated, row_parallel
+from workers.model.step import StepInputs
+from workers.model.weights import Checkpoint
+
+
+class LatentAttention:
+    """One layer's heads on this rank; the latent is the same on all ranks."""
+
+    def __init__(self, shard: Shard, layer: int) -> None:
+        config = shard.config
+        self._shard = shard
+        self._prefix = prefix = f"model.layers.{layer}.attention"
+        self._eps = config.rms_norm_eps
+        self._cache = config.cache_index(layer)
+        self._rank = config.kv_lora_rank
+        self._nope, self._rope, self._v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
+        self._scale = (self._nope + self._rope) ** -0.5
+        self._q_rank = config.q_lora_rank
+        heads, hidden, latent = config.num_attention_heads, config.hidden_size, config.latent_width
+        self._heads = heads // shard.size
+
+        q_size = heads * (self._nope + self._rope)
+        self._q_a = None
+        if self._q_rank is None:
+            self._q = column_parallel(shard, [f"{prefix}.q_proj"], q_size, hidden)
+        else:
+            self._q_a = replicated(shard, f"{prefix}.q_a_proj", self._q_rank, hidden)
+            self._q = column_parallel(shard, [f"{prefix}.q_b_proj"], q_size, self._q_rank)
+        self._kv_a = replicated(shard, f"{prefix}.kv_a_proj_with_mqa", latent, hidden)
+        self._kv_b = column_parallel(shard, [f"{prefix}.kv_b_proj"], heads * (self._nope + self._v), self._rank)
+        self._dense = row_parallel(shard, f"{prefix}.dense", hidden, heads * self._v)
+        self._q_norm: Tensor
+        self._kv_norm: Tensor
+        self._to_latent: Tensor
+        self._to_value: Tensor
+
+    def load(self, checkpoint: Checkpoint) -> None:
+        """Read this rank's share; kv_b is seen as its two halves per head, without a copy."""
+        if self._q_a is not None and self._q_rank is not None:
+            self._q_a.load(checkpoint)
+            self._q_norm = self._norm(checkpoint, "q_a_layernorm", self._q_rank)
+        for linear in (self._q, self._kv_a, self._kv_b, self._dense):
+            linear.load(checkpoint)
+        self._kv_norm = self._norm(checkpoint, "kv_a_layernorm", self._rank)
+        kv_b = self._kv_b.dense().view(self._heads, self._nope + self._v, self._rank)
+        self._to_latent = kv_b[:, : self._nope]
+        self._to_value = kv_b[:, self._nope :].transpose(1, 2)
+
+    def _norm(self, checkpoint: Checkpoint, name: str, size: int) -> Tensor:
+        return load_vector(self._shard, checkpoint, f"{self._prefix}.{name}.weight", size)
+
+    def __call__(self, x: Tensor, caches: Caches, step: StepInputs) -> Tensor:
+        """This rank's term [T, hidden] of the layer's output; x [T, hidden] is normed."""
+        pool = caches.latent[self._cache]
+        latent, rope_key = self._kv_a(x).split_with_sizes((self._rank, self._rope), -1)
+        rope_key = rope_interleaved(rope_key[:, None], *step.mla_rope)[:, 0]
+        write_latent(pool, rms_norm(latent, self._kv_norm, self._eps), rope_key, step.pages)
+
+        if self._q_a is not None:
+            x = rms_norm(self._q_a(x), self._q_norm, self._eps)
+        q = self._q(x).view(-1, self._heads, self._nope + self._rope)
+        nope, rope = q.split_with_sizes((self._nope, self._rope), -1)
+        absorbed = torch.bmm(nope.transpose(0, 1), self._to_latent).transpose(0, 1)
+        q = torch.cat((absorbed, rope_interleaved(rope, *step.mla_rope)), -1)
+        out = mla_attention(q, pool, self._rank, self._scale, step.rows, step.pages)
+        values = torch.bmm(out.transpose(0, 1), self._to_value)
+        return self._dense(values.transpose(0, 1).flatten(1))

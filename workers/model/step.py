@@ -1,0 +1,17 @@
+"""What a forward pass works out once and every layer reads."""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from kernels import Pages, Rows
+
+
+@dataclass(frozen=True, slots=True)
+class StepInputs:
+    """linear_rope, mla_rope: (cos, sin) of the step's positions, each [T, dims/2] fp32."""
+
+    rows: Rows
+    pages: Pages
+    linear_rope: tuple[Tensor, Tensor]
+    mla_rope: tuple[Tensor, Tensor]

@@ -1,0 +1,88 @@
+"""A rank's process: a resident loop that runs the leader's plans."""
+
+import os
+import socket
+import threading
+import traceback
+
+import torch
+
+from workers.build import build_rank
+from workers.collectives import make_collectives
+from workers.config import Rendezvous, WorkerConfig
+from workers.engine.step import RANKS, RankFailed, RankMessage, Ready, StepPlan
+from workers.transfer.endpoint import Transfers
+
+
+class LeaderSocket:
+    """The connection to the leader: plans come in, results and transfer events go out, from any thread."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(path)
+        self._lock = threading.Lock()
+
+    def send(self, message: RankMessage) -> None:
+        """Send one message; a leader that is gone is noticed by `receive`."""
+        frame = RANKS.encode(message)
+        try:
+            with self._lock:
+                self._socket.sendall(frame)
+        except OSError:
+            return
+
+    def receive(self) -> RankMessage | None:
+        """The next message; None once the leader is gone."""
+        try:
+            return RANKS.read_blocking(self._exactly)
+        except (EOFError, OSError):
+            return None
+
+    def _exactly(self, count: int) -> bytes:
+        data = self._socket.recv(count, socket.MSG_WAITALL)
+        if len(data) < count:
+            raise EOFError
+        return data
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+
+def rank_main(config: WorkerConfig, worker_id: str, rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
+    """Load, say ready, then run plans until the leader goes away.
+
+    `endpoint`: the leader's Unix socket. Raises what went wrong, after telling the leader.
+    """
+    # One thread a rank: ranks share the host's cores, and a kernel's sums keep one order.
+    torch.set_num_threads(1)
+    device = torch.device(f"cuda:{torch.cuda.current_device()}" if config.device == "cuda" else "cpu")
+    leader = LeaderSocket(endpoint)
+    try:
+        collectives = make_collectives(config.collectives, rank, config.tp, rendezvous, device)
+        transfers = Transfers(rank, worker_id, config.host, device, config.channel, leader.send)
+        try:
+            built = build_rank(config, collectives, transfers)
+            leader.send(
+                Ready(
+                    rank,
+                    os.getpid(),
+                    socket.gethostname(),
+                    str(device),
+                    transfers.host,
+                    transfers.port,
+                    built.pages,
+                )
+            )
+            while isinstance(plan := leader.receive(), StepPlan):
+                result = built.runner.step(plan)
+                if rank == 0:
+                    leader.send(result)
+        finally:
+            transfers.close()
+            collectives.close()
+    except BaseException as error:
+        leader.send(RankFailed(rank, "".join(traceback.format_exception_only(error)).strip()))
+        raise
+    finally:
+        leader.close()

@@ -1,0 +1,49 @@
+"""Sizes and names that follow from a worker's settings and its checkpoint's config. Knows no torch."""
+
+from workers.config import WorkerConfig
+from workers.engine.scheduler import Limits
+from workers.model.config import LingConfig
+
+
+def dtype_name(config: WorkerConfig, model: LingConfig) -> str:
+    """The compute dtype asked for; "auto" is the checkpoint's on a GPU.
+
+    On a CPU it is float32: without matrix units bfloat16 products run about 90 times slower there.
+    """
+    if config.dtype != "auto":
+        return config.dtype
+    return "float32" if config.device == "cpu" else model.torch_dtype
+
+
+def max_model_len(config: WorkerConfig, model: LingConfig) -> int:
+    """Tokens of the longest sequence, prompt and answer; ValueError beyond the checkpoint's context."""
+    if config.max_model_len is None:
+        return model.max_model_len
+    if config.max_model_len > model.max_model_len:
+        raise ValueError(
+            f"max_model_len {config.max_model_len} exceeds the checkpoint's context of {model.max_model_len}: "
+            "lower it, or widen the context with rope_scaling in model_overrides"
+        )
+    return config.max_model_len
+
+
+def limits_of(config: WorkerConfig, model: LingConfig, pages: int) -> Limits:
+    """The scheduler's limits."""
+    return Limits(
+        pages=pages,
+        page_size=config.page_size,
+        slots=config.slots,
+        max_model_len=max_model_len(config, model),
+        max_step_tokens=config.max_step_tokens,
+        window=config.handoff_window,
+        hold_s=config.handoff_timeout_s,
+    )
+
+
+def layout_of(config: WorkerConfig, model: LingConfig) -> str:
+    """Names what a rank's snapshot bytes mean; equal layouts read each other's snapshots."""
+    heads, key, value = model.state_shape(config.tp)
+    return (
+        f"latent[{model.mla_layers}x{model.latent_width}]{dtype_name(config, model)}"
+        f"+state[{model.linear_layers}x{heads}x{key}x{value}]float32/tp{config.tp}"
+    )

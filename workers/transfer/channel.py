@@ -1,0 +1,41 @@
+"""How payload moves over one link, from one prefill rank to one decode rank."""
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+
+class LinkBroken(RuntimeError):
+    """The link can't go on; the reason says why, in words for an operator."""
+
+
+class Channel(ABC):
+    """One end. Payload moves one way, in order, from a `SendChannel` to a `ReceiveChannel`.
+
+    device: where payload tensors must lie. piece: payload is cut into pieces of at most this many bytes, at both
+    ends alike.
+    """
+
+    device: torch.device
+    piece: int
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of memory and connections, and fail calls that wait where that can be; may be called twice."""
+
+
+class SendChannel(Channel):
+    """The prefill rank's end; one thread sends."""
+
+    @abstractmethod
+    def send(self, piece: Tensor) -> None:
+        """Send a contiguous uint8 tensor of at least one byte; its memory may be reused on return. LinkBroken."""
+
+
+class ReceiveChannel(Channel):
+    """The decode rank's end; one thread receives."""
+
+    @abstractmethod
+    def receive(self, piece: Tensor) -> None:
+        """Fill a contiguous uint8 tensor with the next piece, which must be as long. LinkBroken."""

@@ -1,0 +1,103 @@
+"""A link's control connection. Its end is how either side learns that the other has died."""
+
+import contextlib
+import socket
+import struct
+import threading
+
+from workers.transfer.channel import LinkBroken
+from workers.transfer.messages import LINK, Fault, LinkMessage
+from workers.wire import WireError
+
+# A host that vanishes sends no end of stream: probe after 10 s of silence, give up some 10 s later.
+_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+
+
+class Control:
+    """Messages both ways. `send` may be called from any thread and never waits; `receive` from one thread."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        self._socket = connection
+        self._lock = threading.Lock()
+        self._buffer = bytearray()
+        connection.settimeout(None)
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for name, value in _KEEPALIVE.items():
+            if hasattr(socket, name):
+                connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+    def patience(self, seconds: int) -> None:
+        """How long `receive` waits before it calls the link broken; 0: for ever."""
+        # Not settimeout: that would make `send` wait too.
+        with contextlib.suppress(OSError):
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
+
+    def send(self, message: LinkMessage) -> None:
+        """Send, or LinkBroken: also when the peer has left so much unread that this would have to wait."""
+        frame = LINK.encode(message)
+        try:
+            with self._lock:
+                sent = self._socket.send(frame, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            raise LinkBroken(f"the connection broke: {error}") from error
+        if sent < len(frame):
+            raise LinkBroken("the peer stopped reading")
+
+    def receive(self) -> LinkMessage:
+        """The next message; LinkBroken at the stream's end, on a broken frame, and on the peer's own Fault."""
+        try:
+            message = LINK.read_blocking(self._exactly)
+        except EOFError:
+            raise LinkBroken("the peer closed the connection or died") from None
+        except BlockingIOError:
+            raise LinkBroken("the peer said nothing for too long") from None
+        except (OSError, WireError) as error:
+            raise LinkBroken(f"the connection broke: {error}") from error
+        if isinstance(message, Fault):
+            raise LinkBroken(message.reason)
+        return message
+
+    def fault(self, reason: str) -> None:
+        """Tell the peer why the link closes, if it still listens; then close."""
+        with contextlib.suppress(LinkBroken):
+            self.send(Fault(reason))
+        self.close()
+
+    def gone(self) -> bool:
+        """Whether the peer has closed its end; takes nothing from the stream."""
+        try:
+            with self._lock:
+                return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
+        except BlockingIOError:
+            return False
+        except OSError:
+            return True
+
+    def close(self) -> None:
+        """End the connection, from any thread; a `receive` under way fails at once."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """End the connection and give its descriptor back: for the thread that receives, once it does no more."""
+        self.close()
+        with self._lock:
+            self._socket.close()
+
+    def _exactly(self, count: int) -> bytes:
+        while len(self._buffer) < count:
+            data = self._socket.recv(65536)
+            if not data:
+                raise EOFError
+            self._buffer += data
+        data = bytes(self._buffer[:count])
+        del self._buffer[:count]
+        return data
+
+
+def reason_of(error: Exception) -> str:
+    """Why a link broke: a LinkBroken says it itself; whatever else went wrong is named."""
+    return str(error) if isinstance(error, LinkBroken) else f"{type(error).__name__}: {error}"

@@ -1,0 +1,125 @@
+"""A rank's end of all its transfer links: snapshots go out to decode ranks, or come in from prefill ranks."""
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from workers.engine.step import Expect, Export, Link, LinkLost, Received, Sent
+from workers.transfer.incoming import Incoming, ReceivedSnapshot
+from workers.transfer.messages import Choice
+from workers.transfer.negotiation import Identity
+from workers.transfer.outgoing import Outgoing
+from workers.transfer.payload import Part
+from workers.transfer.threads import Threads
+from workers.transfer.torch_dist import address_family
+
+_TICK_S = 1.0
+_JOIN_S = 2.0
+
+
+class Transfers:
+    """Used from the rank's loop; no call waits for the network. The moving happens in threads.
+
+    `notify` gets what happened, from those threads. host, port: where this rank takes links.
+    """
+
+    host: str
+    port: int
+
+    def __init__(
+        self,
+        rank: int,
+        worker_id: str,
+        host: str,
+        device: torch.device,
+        channel: Choice,
+        notify: Callable[[Received | Sent | LinkLost], None],
+    ) -> None:
+        """Listens on `host`, at a free port; OSError if that is not an address of this machine."""
+        me = Identity(worker_id, rank, host, device, channel)
+        self._threads = Threads()
+        self._incoming = Incoming(me, notify, self._threads)
+        self._outgoing = Outgoing(me, notify, self._threads)
+        self._closing = threading.Event()
+        self._listener = socket.create_server((host, 0), family=address_family(host), backlog=128)
+        self._listener.settimeout(_TICK_S)
+        self.host = host
+        self.port = self._listener.getsockname()[1]
+        self._threads.start("transfer-listen", self._listen)
+
+    # Receiving
+
+    def link(self, link: Link) -> None:
+        """Connect to a prefill rank, in the background; LinkLost is notified if that fails."""
+        self._incoming.link(link)
+
+    def unlink(self, peer: str) -> None:
+        """The peer is gone: close its links, forget what was to go to it and what has not wholly come from it.
+
+        Snapshots that were notified as Received can still be taken, or discarded.
+        """
+        self._incoming.unlink(peer)
+        self._outgoing.drop(peer)
+
+    def expect(self, expect: Expect) -> None:
+        """Ask for a snapshot; Received or LinkLost is notified. ValueError if it was asked for already."""
+        self._incoming.expect(expect)
+
+    def discard(self, request_id: str) -> None:
+        """Drop what has come of a snapshot, what still comes, and what waits here to be sent."""
+        self._incoming.discard(request_id)
+        self._outgoing.discard(request_id)
+
+    def take(self, request_id: str) -> ReceivedSnapshot:
+        """Hand out a snapshot that was notified as Received, once; KeyError for any other."""
+        return self._incoming.take(request_id)
+
+    # Sending
+
+    def send(self, export: Export, latent_rows: Tensor, state: Tensor | None) -> None:
+        """Queue a part for `export.peer`: this rank's shard of latents [start, stop), and with the last the state.
+
+        It leaves once the peer asks for the snapshot. Sent is notified when the peer has all of it; LinkLost, with
+        the request's id, if the link breaks, or nobody asks within 30 s. The tensors belong to the transfer layer
+        from here on.
+        """
+        if export.last != (state is not None):
+            raise ValueError(f"snapshot {export.request_id}: the state goes with the last part and with no other")
+        part = Part(export.start, export.stop, latent_rows, state)
+        self._outgoing.put(export.request_id, export.peer, part, time.monotonic())
+
+    @property
+    def pending(self) -> int:
+        """Snapshots on their way in or out; 0 when nothing is held."""
+        return len(self._incoming) + len(self._outgoing)
+
+    def close(self) -> None:
+        """Close all links and end the threads; a second call does nothing."""
+        if self._closing.is_set():
+            return
+        self._closing.set()
+        # Wakes the thread that accepts; closing alone would not.
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        self._incoming.close()
+        self._outgoing.close()
+        self._threads.join(_JOIN_S)
+
+    def _listen(self) -> None:
+        while not self._closing.is_set():
+            try:
+                connection, _ = self._listener.accept()
+            except TimeoutError:
+                pass
+            except OSError:
+                # Out of descriptors, or closing: either way not at once again.
+                self._closing.wait(_TICK_S)
+            else:
+                self._outgoing.accept(connection)
+            self._outgoing.expire(time.monotonic())

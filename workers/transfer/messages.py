@@ -1,0 +1,114 @@
+"""What the two ends of a link say to each other beside the payload."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from workers.wire import Codec
+
+GroupKind = Literal["gloo", "nccl"]
+Kind = Literal["shm", "gloo", "nccl"]
+Choice = Literal["auto", "shm", "gloo", "nccl"]
+
+
+@dataclass(frozen=True, slots=True)
+class Hail:
+    """Receiver, first: who it is and what it can do. `machine`: see `negotiation.machine`."""
+
+    worker_id: str
+    rank: int
+    machine: str
+    device: str
+    channel: Choice
+
+
+@dataclass(frozen=True, slots=True)
+class ArenaOffer:
+    """Sender: its shared memory is descriptor `fd` of process `pid`, and begins with `nonce`."""
+
+    pid: int
+    fd: int
+    slots: int
+    slot_bytes: int
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GroupOffer:
+    """Sender: join a process group of two by the store at host:port."""
+
+    kind: GroupKind
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Receiver: the offered channel stands, or why it can't."""
+
+    refusal: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Either end: why it closes the link now."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Want:
+    """Receiver: send this snapshot, its parts marked `serial`."""
+
+    request_id: str
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unwant:
+    """Receiver: send no more of it."""
+
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Whole:
+    """Receiver: the snapshot has wholly come."""
+
+    serial: int
+
+
+@dataclass(frozen=True, slots=True)
+class Blob:
+    """A tensor whose bytes follow through the channel. dtype: torch's name without "torch."."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class PartHead:
+    """Sender: latents [start, stop) of a snapshot follow, then, with the last part, its linear state."""
+
+    serial: int
+    start: int
+    stop: int
+    latents: Blob
+    state: Blob | None
+
+
+@dataclass(frozen=True, slots=True)
+class Filled:
+    """Sender: the next slot of the arena holds this many bytes."""
+
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Emptied:
+    """Receiver: the oldest filled slot of the arena is free again."""
+
+
+LinkMessage = Hail | ArenaOffer | GroupOffer | Answer | Fault | Want | Unwant | Whole | PartHead | Filled | Emptied
+LINK: Codec[LinkMessage] = Codec(
+    (Hail, ArenaOffer, GroupOffer, Answer, Fault, Want, Unwant, Whole, PartHead, Filled, Emptied)
+)

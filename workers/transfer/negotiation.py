@@ -1,0 +1,117 @@
+"""How the two ends of a new link settle on a channel: the sender offers, the receiver tries."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from workers.transfer.channel import LinkBroken, ReceiveChannel, SendChannel
+from workers.transfer.control import Control
+from workers.transfer.messages import Answer, ArenaOffer, Choice, GroupOffer, Hail, Kind
+from workers.transfer.shm import ShmReceiver, ShmSender
+from workers.transfer.torch_dist import GroupReceiver, GroupSender, Meeting, Visit
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """One rank, as it presents itself on its links. host: the address it listens on."""
+
+    worker_id: str
+    rank: int
+    host: str
+    device: torch.device
+    channel: Choice
+
+
+def machine() -> str:
+    """Equal in two processes that can open each other's shared memory: same kernel, process namespace and user.
+
+    "" where there is no such memory.
+    """
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')} {os.getuid()}"
+    except OSError:
+        return ""
+
+
+def candidates(own: Hail, peer: Hail) -> tuple[Kind, ...]:
+    """Channels to try, best first; LinkBroken, saying what to set, where the two want what can't be."""
+    wanted: set[Kind] = {c for c in (own.channel, peer.channel) if c != "auto"}
+    together = own.machine == peer.machine != ""
+    cuda = own.device == peer.device == "cuda"
+    if len(wanted) == 2:
+        raise LinkBroken(
+            f"{own.worker_id} has channel {own.channel}, {peer.worker_id} has {peer.channel}: "
+            "give both the same, or one of them auto"
+        )
+    if "shm" in wanted and not together:
+        raise LinkBroken(
+            f"channel shm needs {own.worker_id} and {peer.worker_id} on one host, in one container and of one user: "
+            "set channel to auto or gloo"
+        )
+    if "nccl" in wanted and not cuda:
+        raise LinkBroken(
+            f"channel nccl needs GPUs on both sides, {own.worker_id} computes on {own.device}, "
+            f"{peer.worker_id} on {peer.device}: set channel to auto or gloo"
+        )
+    for kind in wanted:
+        return (kind,)
+    if cuda:
+        return ("nccl",)
+    return ("shm", "gloo") if together and own.device == peer.device == "cpu" else ("gloo",)
+
+
+def hail(me: Identity) -> Hail:
+    """How a rank presents itself."""
+    return Hail(me.worker_id, me.rank, machine(), me.device.type, me.channel)
+
+
+def offer_channel(me: Identity, peer: Hail, control: Control) -> SendChannel:
+    """The sender's side, after the receiver's Hail: the first channel that stands. LinkBroken if none does."""
+    refusal = ""
+    for kind in candidates(hail(me), peer):
+        try:
+            opening = ShmSender(control) if kind == "shm" else Meeting(kind, me.host)
+        except OSError as error:
+            refusal = f"no {kind} channel can be made here: {error}"
+            continue
+        try:
+            control.send(opening.offer)
+            refusal = _answer(control)
+        except LinkBroken:
+            opening.close()
+            raise
+        if not refusal:
+            return opening if isinstance(opening, ShmSender) else GroupSender(opening, me.device, me.host, control)
+        opening.close()
+    raise LinkBroken(refusal)
+
+
+def accept_channel(me: Identity, control: Control) -> ReceiveChannel:
+    """The receiver's side: hail, then take the first offer that works from here. LinkBroken if none does."""
+    control.send(hail(me))
+    while True:
+        offer = control.receive()
+        try:
+            match offer:
+                case ArenaOffer():
+                    opening: ShmReceiver | Visit = ShmReceiver(control, offer)
+                case GroupOffer():
+                    opening = Visit(offer)
+                case _:
+                    raise LinkBroken(f"expected an offer, got {type(offer).__name__}")
+        except (OSError, LinkBroken) as error:
+            control.send(Answer(str(error)))
+            continue
+        # To join a group waits for the other end, and can't be cut short: do it when that is about to join too.
+        control.send(Answer())
+        return opening if isinstance(opening, ShmReceiver) else GroupReceiver(opening, me.device, me.host, control)
+
+
+def _answer(control: Control) -> str:
+    answer = control.receive()
+    if not isinstance(answer, Answer):
+        raise LinkBroken(f"expected an answer, got {type(answer).__name__}")
+    return answer.refusal or ""

@@ -1,0 +1,193 @@
+"""The sending half of a rank: links that decode ranks opened, and what waits to leave over them."""
+
+import itertools
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from workers.engine.step import LinkLost, Sent
+from workers.transfer.channel import LinkBroken, SendChannel
+from workers.transfer.control import Control, reason_of
+from workers.transfer.messages import Emptied, Hail, LinkMessage, PartHead, Unwant, Want, Whole
+from workers.transfer.negotiation import Identity, offer_channel
+from workers.transfer.outbox import Outbox
+from workers.transfer.payload import Part, blob, send_tensor
+from workers.transfer.shm import ShmSender
+from workers.transfer.threads import Threads
+
+PATIENCE_S = 30.0
+HANDSHAKE_S = 15
+
+
+@dataclass(slots=True, eq=False)
+class _Link:
+    number: int
+    control: Control
+    ready: threading.Condition  # of the one lock: there is a part to send, or the link is closed
+    peer: str = ""  # "" until the handshake is done
+    channel: SendChannel | None = None
+
+
+class Outgoing:
+    """Two threads a link: one reads what the receiver says, one sends parts."""
+
+    def __init__(self, me: Identity, notify: Callable[[Sent | LinkLost], None], threads: Threads) -> None:
+        self._me = me
+        self._notify = notify
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._outbox: Outbox[Part] = Outbox(PATIENCE_S)
+        self._links: dict[int, _Link] = {}
+        self._numbers = itertools.count()
+        self._closed = False
+
+    def __len__(self) -> int:
+        """Snapshots not yet wholly sent and acknowledged, those only asked for included."""
+        return len(self._outbox)
+
+    def accept(self, connection: socket.socket) -> None:
+        """A decode rank has connected."""
+        link = _Link(next(self._numbers), Control(connection), threading.Condition(self._lock))
+        with self._lock:
+            if self._closed:
+                link.control.release()
+                return
+            self._links[link.number] = link
+        self._threads.start(f"transfer-in-{link.number}", lambda: self._serve(link))
+
+    def put(self, request_id: str, peer: str, part: Part, now: float) -> None:
+        """Queue a part."""
+        with self._lock:
+            number = self._outbox.put(request_id, peer, part, part.state is not None, now)
+            if number is not None:
+                self._links[number].ready.notify()
+
+    def discard(self, request_id: str) -> None:
+        """Send no further part of a snapshot."""
+        with self._lock:
+            self._outbox.discard(request_id)
+
+    def drop(self, peer: str) -> None:
+        """Forget what was to go to a peer, and close its links."""
+        with self._lock:
+            self._outbox.drop(peer)
+            links = [link for link in self._links.values() if link.peer == peer]
+        for link in links:
+            self._end(link)
+
+    def expire(self, now: float) -> None:
+        """Give up what nobody asked for or acknowledged in time."""
+        with self._lock:
+            overdue = self._outbox.overdue(now)
+        for peer, request_ids in overdue.items():
+            reason = f"{peer} did not ask for the snapshot, or not acknowledge it, within {PATIENCE_S:g} s"
+            self._notify(LinkLost(self._me.rank, peer, request_ids, reason))
+
+    def close(self) -> None:
+        """Close all links."""
+        with self._lock:
+            self._closed = True
+            links = list(self._links.values())
+        for link in links:
+            self._end(link)
+
+    def _serve(self, link: _Link) -> None:
+        try:
+            link.control.patience(HANDSHAKE_S)
+            peer = link.control.receive()
+            if not isinstance(peer, Hail):
+                raise LinkBroken(f"expected Hail, got {type(peer).__name__}")
+            if peer.rank != self._me.rank:
+                raise LinkBroken(f"rank {peer.rank} of {peer.worker_id} has come to rank {self._me.rank}")
+            link.channel = offer_channel(self._me, peer, link.control)
+            link.control.patience(0)
+            with self._lock:
+                if link.number not in self._links:
+                    raise LinkBroken("the link is closed")
+                link.peer = peer.worker_id
+                self._outbox.open(link.number, link.peer)
+            self._threads.start(f"transfer-out-{link.number}", lambda: self._write(link))
+            while True:
+                self._handle(link, link.control.receive())
+        except Exception as error:
+            self._break(link, reason_of(error))
+        finally:
+            link.control.release()
+
+    def _handle(self, link: _Link, message: LinkMessage) -> None:
+        match message:
+            case Emptied() if isinstance(link.channel, ShmSender):
+                link.channel.emptied()
+            case Want():
+                with self._lock:
+                    if link.number in self._links:
+                        self._outbox.want(link.number, message.request_id, message.serial, time.monotonic())
+                        link.ready.notify()
+            case Unwant():
+                with self._lock:
+                    request_id = self._outbox.unwant(link.number, message.serial)
+                if request_id is not None:
+                    self._notify(LinkLost(self._me.rank, link.peer, (request_id,), f"{link.peer} gave it up"))
+            case Whole():
+                with self._lock:
+                    request_id = self._outbox.acknowledged(link.number, message.serial)
+                if request_id is not None:
+                    self._notify(Sent(self._me.rank, request_id))
+            case _:
+                raise LinkBroken(f"{type(message).__name__} does not come from a receiver")
+
+    def _write(self, link: _Link) -> None:
+        try:
+            if self._me.device.type == "cuda":
+                torch.cuda.set_device(self._me.device)
+            while (due := self._next(link)) is not None:
+                serial, part = due
+                self._send(link, serial, part)
+        except Exception as error:
+            self._break(link, reason_of(error))
+
+    def _next(self, link: _Link) -> tuple[int, Part] | None:
+        with self._lock:
+            while link.number in self._links:
+                due = self._outbox.next(link.number, time.monotonic())
+                if due is not None:
+                    return due
+                link.ready.wait()
+        return None
+
+    def _send(self, link: _Link, serial: int, part: Part) -> None:
+        channel = link.channel
+        assert channel is not None
+        state = blob(part.state) if part.state is not None else None
+        link.control.send(PartHead(serial, part.start, part.stop, blob(part.latents), state))
+        send_tensor(channel, part.latents)
+        if part.state is not None:
+            send_tensor(channel, part.state)
+
+    def _break(self, link: _Link, reason: str) -> None:
+        """The link broke by itself; whichever thread finds out first says so."""
+        with self._lock:
+            known = link.number in self._links
+            lost = self._forget(link)
+        link.control.fault(reason)
+        if link.channel is not None:
+            link.channel.close()
+        if known and link.peer:
+            self._notify(LinkLost(self._me.rank, link.peer, lost, reason))
+
+    def _end(self, link: _Link) -> None:
+        """Close the link on purpose; nobody is told."""
+        with self._lock:
+            self._forget(link)
+        link.control.close()
+        if link.channel is not None:
+            link.channel.close()
+
+    def _forget(self, link: _Link) -> tuple[str, ...]:
+        self._links.pop(link.number, None)
+        link.ready.notify_all()
+        return self._outbox.close(link.number)

@@ -1,0 +1,81 @@
+"""Tensors as the bytes a channel moves."""
+
+import math
+import mmap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.transfer.channel import Channel, LinkBroken, ReceiveChannel, SendChannel
+from workers.transfer.messages import Blob
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+# From here on fresh memory is asked for in huge pages: first touches of small ones cost five times the copy.
+_HUGE = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What leaves at once: a shard of latents [start, stop), [rows, layers, width]; with the last one the state."""
+
+    start: int
+    stop: int
+    latents: Tensor
+    state: Tensor | None
+
+
+def blob(tensor: Tensor) -> Blob:
+    """What the receiver must know to make room for a tensor; KeyError for a dtype that does not travel."""
+    return Blob(tuple(tensor.shape), _NAMES[tensor.dtype])
+
+
+def send_tensor(channel: SendChannel, tensor: Tensor) -> None:
+    """Send a tensor's bytes; LinkBroken."""
+    for piece in _pieces(channel, tensor.to(channel.device).contiguous()):
+        channel.send(piece)
+
+
+def receive_tensor(channel: ReceiveChannel, what: Blob) -> Tensor:
+    """The tensor announced as `what`, on the channel's device; LinkBroken."""
+    tensor = _room(what, channel.device)
+    for piece in _pieces(channel, tensor):
+        channel.receive(piece)
+    return tensor
+
+
+def skip_tensor(channel: ReceiveChannel, what: Blob) -> None:
+    """Read the tensor announced as `what` and keep nothing; LinkBroken."""
+    left = _bytes(what)
+    scratch = torch.empty(min(left, channel.piece), dtype=torch.uint8, device=channel.device)
+    while left:
+        piece = scratch[: min(left, channel.piece)]
+        channel.receive(piece)
+        left -= piece.numel()
+
+
+def _pieces(channel: Channel, tensor: Tensor) -> Iterator[Tensor]:
+    flat = tensor.reshape(-1).view(torch.uint8)
+    for at in range(0, flat.numel(), channel.piece):
+        yield flat[at : at + channel.piece]
+
+
+def _bytes(what: Blob) -> int:
+    if what.dtype not in _DTYPES or min(what.shape, default=0) < 0:
+        raise LinkBroken(f"the peer announced a tensor that can't be: {what}")
+    return math.prod(what.shape) * _DTYPES[what.dtype].itemsize
+
+
+def _room(what: Blob, device: torch.device) -> Tensor:
+    size = _bytes(what)
+    dtype = _DTYPES[what.dtype]
+    try:
+        if device.type != "cpu" or size < _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+            return torch.empty(what.shape, dtype=dtype, device=device)
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        memory.madvise(mmap.MADV_HUGEPAGE)
+        return torch.frombuffer(memory, dtype=dtype).view(what.shape)
+    except (RuntimeError, OSError) as error:
+        raise LinkBroken(f"no room for a part of {size} bytes: {error}") from error

@@ -1,0 +1,153 @@
+"""Payload through a torch.distributed process group of two, gloo or NCCL, apart from every other group.
+
+The sender hosts the store the two meet at. A group that breaks takes nobody else with it.
+"""
+
+import ipaddress
+import socket
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any, Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch._C._distributed_c10d import Store, TCPStore, Work
+
+from workers.transfer.channel import Channel, LinkBroken, ReceiveChannel, SendChannel
+from workers.transfer.control import Control
+from workers.transfer.messages import GroupKind, GroupOffer
+
+_MEET = timedelta(seconds=5)
+_STALL = timedelta(seconds=30)
+_POLL_S = 50e-6
+_SENDER, _RECEIVER = 0, 1
+
+
+class Meeting:
+    """The sender's store, open to one receiver; `offer` says where."""
+
+    def __init__(self, kind: GroupKind, host: str) -> None:
+        # A store left to bind by itself listens on every interface; this one only where links are taken.
+        listener = socket.create_server((host, 0), family=address_family(host))
+        port = listener.getsockname()[1]
+        self.store = TCPStore(
+            host, port, 2, is_master=True, timeout=_MEET, wait_for_workers=False, master_listen_fd=listener.detach()
+        )
+        self.offer = GroupOffer(kind, host, port)
+
+    def close(self) -> None:
+        """Nobody will come."""
+        del self.store
+
+
+class Visit:
+    """The receiver's connection to that store; LinkBroken if it can't be reached."""
+
+    def __init__(self, offer: GroupOffer) -> None:
+        self.kind = offer.kind
+        try:
+            self.store = TCPStore(offer.host, offer.port, 2, is_master=False, timeout=_MEET)
+        except RuntimeError as error:
+            raise LinkBroken(f"no store at {offer.host}:{offer.port}: {_first_line(error)}") from error
+
+
+class _Group(Protocol):
+    def send(self, tensors: list[Tensor], rank: int, tag: int, /) -> Work: ...
+    def recv(self, tensors: list[Tensor], rank: int, tag: int, /) -> Work: ...
+    def abort(self) -> None: ...
+
+
+class _Member(Channel):
+    """One of the two."""
+
+    # gloo's cost an operation is high, so nearly every tensor goes whole.
+    piece = 64 * 1024 * 1024
+
+    def __init__(
+        self, kind: GroupKind, store: Store, rank: int, device: torch.device, host: str, control: Control
+    ) -> None:
+        """`host`: the address gloo listens on at this end. LinkBroken if the peer does not join."""
+        self.device = device if kind == "nccl" else torch.device("cpu")
+        self._kind = kind
+        self._control = control
+        try:
+            self._group: _Group | None = _nccl(store, rank) if kind == "nccl" else _gloo(store, rank, host)
+        except RuntimeError as error:
+            raise LinkBroken(f"no {kind} group with the peer: {_first_line(error)}") from error
+
+    def close(self) -> None:
+        group, self._group = self._group, None
+        if group is not None and self._kind == "nccl":
+            group.abort()
+
+    def _run(self, start: Callable[[_Group], Work]) -> None:
+        group = self._group
+        if group is None:
+            raise LinkBroken("the link is closed")
+        try:
+            work = start(group)
+            if self._kind == "nccl":
+                self._poll(work)
+            else:
+                work.wait(_STALL)
+        except RuntimeError as error:
+            raise LinkBroken(f"{self._kind}: {_first_line(error)}") from error
+
+    def _poll(self, work: Work) -> None:
+        # NCCL does not notice a peer's death, the control connection does.
+        deadline = time.monotonic() + _STALL.total_seconds()
+        while not work.is_completed():
+            if self._control.gone():
+                raise LinkBroken("the peer closed the connection or died")
+            if time.monotonic() > deadline:
+                raise LinkBroken(f"nothing moved for {_STALL.total_seconds():g} s")
+            time.sleep(_POLL_S)
+
+
+class GroupSender(_Member, SendChannel):
+    """The prefill rank's end; made once the receiver has joined, or LinkBroken."""
+
+    def __init__(self, meeting: Meeting, device: torch.device, host: str, control: Control) -> None:
+        super().__init__(meeting.offer.kind, meeting.store, _SENDER, device, host, control)
+
+    def send(self, piece: Tensor) -> None:
+        self._run(lambda group: group.send([piece], _RECEIVER, 0))
+
+
+class GroupReceiver(_Member, ReceiveChannel):
+    """The decode rank's end; made once the sender has joined, or LinkBroken."""
+
+    def __init__(self, visit: Visit, device: torch.device, host: str, control: Control) -> None:
+        super().__init__(visit.kind, visit.store, _RECEIVER, device, host, control)
+
+    def receive(self, piece: Tensor) -> None:
+        self._run(lambda group: group.recv([piece], _SENDER, 0))
+
+
+def address_family(host: str) -> socket.AddressFamily:
+    """IPv6 for an IPv6 address; else, names too, IPv4."""
+    try:
+        six = ipaddress.ip_address(host).version == 6
+    except ValueError:
+        six = False
+    return socket.AF_INET6 if six else socket.AF_INET
+
+
+def _gloo(store: Store, rank: int, host: str) -> _Group:
+    gloo: Any = dist.ProcessGroupGloo
+    options = gloo._Options()
+    options._timeout = _MEET
+    options._devices = [gloo.create_device(hostname=host)]
+    return cast(_Group, gloo(store, rank, 2, options))
+
+
+def _nccl(store: Store, rank: int) -> _Group:
+    if not dist.is_nccl_available():
+        raise LinkBroken("this torch was built without NCCL: set channel to gloo")
+    return cast(_Group, dist.ProcessGroupNCCL(store, rank, 2, dist.ProcessGroupNCCL.Options()))
+
+
+def _first_line(error: RuntimeError) -> str:
+    return str(error).partition("\n")[0]
