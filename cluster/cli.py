@@ -12,6 +12,7 @@ from rich.markup import escape
 from cluster.chat import Chat
 from cluster.config import ClusterConfig, ConfigError, parse
 from cluster.launch import serve_here
+from cluster.planner.command import plan_command
 from cluster.status import render
 from cluster.terminal import console_for_tables
 
@@ -21,6 +22,7 @@ _HELP = """Serve Ling-2.6-flash checkpoints from split prefill and decode pools,
 
 Start with [bold]ling serve[/]: without --model it serves a small demo checkpoint made on the spot.
 Then, in another terminal, [bold]ling chat[/] and [bold]ling status[/].
+[bold]ling plan[/] says what a checkpoint needs of which cards, before there is a cluster.
 """
 
 app = typer.Typer(
@@ -146,6 +148,9 @@ def status(url: Url = _URL) -> None:
         Console(stderr=True).print(f"[red]error[/] no status from {url}: {escape(str(error))}", soft_wrap=True)
         raise typer.Exit(1) from None
     console_for_tables().print(render(response.json()))
+
+
+app.command("plan")(plan_command)
 
 
 def main() -> None:

@@ -41,6 +41,8 @@ def _set_environment() -> None:
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
+        # Ray runs its workers at nice 15; what serves is no background job.
+        RAY_worker_niceness="0",
         RAY_SERVE_LOG_TO_STDERR="0",
         # Ray warns that it will one day leave CUDA_VISIBLE_DEVICES alone; the setting is the coming behaviour.
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",

@@ -4,7 +4,9 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-_ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_ENDING = [signal.SIGINT, signal.SIGTERM]
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else `nohup` wants it ignored
+    _ENDING.append(signal.SIGHUP)
 
 
 class EndingSignals:

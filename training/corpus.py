@@ -61,13 +61,13 @@ def _system(random: Random, dialogue: Dialogue) -> None:
 
 
 def agent(random: Random, held_out: bool = False) -> Dialogue:
-    """Tools, requests, calls, results, answers: one to three turns; at times a question that needs no tool."""
+    """Tools, requests, calls, results, answers: one to four turns; at times a question that needs no tool."""
     dialogue = Dialogue("agent")
     _system(random, dialogue)
     tools = toolworld.make_tools(random, random.choices((1, 2, 3, 4), (0.3, 0.35, 0.2, 0.15))[0], held_out)
     by_name = {t.name: t for t in tools}
     dialogue.tools = [t.schema for t in tools]
-    for _ in range(random.choices((1, 2, 3), (0.35, 0.4, 0.25))[0]):
+    for _ in range(random.choices((1, 2, 3, 4), (0.15, 0.3, 0.35, 0.2))[0]):
         if random.random() < 0.06:
             _fact_turn(random, dialogue)
             continue

@@ -20,7 +20,7 @@ from training.model import Nano, Shape
 from training.optimizer import Optimizer
 from training.start import initialise
 
-_PROMPT_SHARE, _PROMPT_WEIGHT = 0.25, 0.3
+_PROMPT_UNTIL, _PROMPT_SHARE, _PROMPT_WEIGHT = 0.3, 0.25, 0.3
 _MTP_FROM, _MTP_WEIGHT = 0.33, 0.3
 
 
@@ -32,14 +32,16 @@ def rate(step: int, steps: int) -> float:
 
 
 def losses(
-    model: Nano, batch: Batch, ahead: bool, generator: torch.Generator
+    model: Nano, batch: Batch, progress: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, float]:
     """(the loss to descend, each spoken token's loss, its row, the MTP loss).
 
-    Spoken tokens count fully, and a random quarter of the prompt's a little: they teach copying too.
+    Early on a random quarter of the prompt's tokens counts a little too: they teach copying, until their noise
+    is all that is left. The MTP layer joins once hidden states are worth reading.
     """
     hidden = model(batch.ids)
-    drawn = torch.rand(batch.ids.shape, generator=generator) < _PROMPT_SHARE
+    share = _PROMPT_SHARE if progress < _PROMPT_UNTIL else 0.0
+    drawn = torch.rand(batch.ids.shape, generator=generator) < share
     wanted = batch.spoken | (batch.real & drawn)
     wanted[:, 0] = False
     wanted = wanted[:, 1:]
@@ -49,7 +51,7 @@ def losses(
     weight = torch.where(spoken, 1.0, _PROMPT_WEIGHT)
     loss = (each * weight).sum() / weight.sum()
     mtp = 0.0
-    if ahead:
+    if progress >= _MTP_FROM:
         later = batch.spoken[:, 2:]
         drafted = model.ahead(batch.ids, hidden)[:, :-1][later]
         mtp_loss = F.cross_entropy(model.lm_head(drafted), batch.ids[:, 2:][later])
@@ -112,8 +114,7 @@ class Run:
             for batch in pool(
                 self.encoder, f"train-{args.seed}", self.pool, progress, args.tokens, args.longest
             ):
-                ahead = progress >= _MTP_FROM
-                loss, each, rows, mtp = losses(self.model, batch, ahead, self.generator)
+                loss, each, rows, mtp = losses(self.model, batch, progress, self.generator)
                 torch.autograd.backward(loss)
                 factor = rate(self.step, args.steps)
                 self.optimizer.step(args.rate * factor, args.rate * 0.4 * factor)

@@ -83,8 +83,8 @@ def test_status_and_timings_show_the_split(cluster: Serving) -> None:
     assert answer.status_code == 200
     timings = answer.json()["timings"]
     (prefill,), (decode,) = cluster.workers("prefill"), cluster.workers("decode")
-    assert timings["prefill_worker"] == prefill["worker_id"] == answer.headers["x-ling-prefill-worker"]
-    assert timings["decode_worker"] == decode["worker_id"] == answer.headers["x-ling-decode-worker"]
+    assert timings["prefill_worker"] == prefill["id"] == answer.headers["x-ling-prefill-worker"]
+    assert timings["decode_worker"] == decode["id"] == answer.headers["x-ling-decode-worker"]
     for stage in ("queue_s", "prefill_s", "transfer_s", "decode_s"):
         assert timings[stage] >= 0
     assert min(timings["prefill_s"], timings["transfer_s"], timings["decode_s"]) > 0
@@ -132,17 +132,17 @@ def test_a_killed_rank_ends_requests_clearly_and_the_worker_comes_back(cluster: 
             running = [pool.submit(ask) for _ in range(8)]
             cluster.until(lambda: any(w["running"] or w["queued"] for w in cluster.workers("decode")))
             kill(worker["ranks"][-1]["pid"])
+            cluster.until(lambda: cluster.client.get("/ready").status_code == 503, 10)
             answers = [r.result() for r in running]
         for answer in answers:
             # With the prefill worker gone, what had been handed off goes on; all else ends with an error that says why.
             if answer.status_code != 200:
                 assert answer.status_code in (500, 503)
-                assert worker["worker_id"] in answer.json()["error"]["message"]
+                assert worker["id"] in answer.json()["error"]["message"]
         assert role == "prefill" or all(a.status_code != 200 for a in answers)
-        assert cluster.client.get("/ready").status_code == 503
         cluster.until(lambda: cluster.client.get("/ready").status_code == 200, 60)
         (again,) = cluster.workers(role)
-        assert again["worker_id"] != worker["worker_id"]
-        assert cluster.workers(other)[0]["worker_id"] == before["worker_id"]
+        assert again["id"] != worker["id"]
+        assert cluster.workers(other)[0]["id"] == before["id"]
         assert ask({**body, "max_tokens": 3}).status_code == 200
         cluster.until(cluster.all_free)
