@@ -13,6 +13,7 @@ from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from workers.clients import Client, Clients
 from workers.config import WorkerConfig
 from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence, State, hash_tokens
@@ -33,7 +34,6 @@ from workers.protocol import (
     RankInfo,
     Role,
     SeqOutput,
-    StepOutputs,
     WorkerInfo,
 )  # fmt: skip
 from workers.ranks import Event, Launch, Ranks
@@ -41,18 +41,6 @@ from workers.sizes import layout_of, limits_of
 from workers.wire import CLUSTER, WireError
 
 _HEARTBEAT_S = 0.2
-# A router that stops reading is cut off rather than buffered for.
-_MAX_UNREAD = 64 * 1024 * 1024
-
-
-@dataclass(slots=True, eq=False)
-class Client:
-    """A connected router or decode worker."""
-
-    name: str
-    writer: asyncio.StreamWriter
-    seen: int = 0
-    outbox: list[SeqOutput] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +60,7 @@ class Arrival:
 
 
 class Leader:
-    """One worker. `start`, then `run` until a rank ends (WorkerLost) or `close`."""
+    """One worker. `start`, then `run` until a rank ends (WorkerLost) or `close`. Made on the loop that runs it."""
 
     info: WorkerInfo
 
@@ -81,8 +69,8 @@ class Leader:
         self._worker_id = worker_id
         self._role: Role = role
         self._wake = asyncio.Event()
-        self._clients: set[Client] = set()
-        self._owners: dict[str, Client] = {}
+        self._clients = Clients()
+        self._ranks = Ranks(config, self._on_event)
         self._joining: set[str] = set()  # decode requests whose prefill worker is being connected
         self._pulls: dict[str, Puller] = {}  # by request, which may not be here yet
         self._pullers: dict[str, Client] = {}  # decode worker id -> its connection
@@ -99,8 +87,7 @@ class Leader:
         folder = Path(config.model)
         model = LingConfig.load(folder, config.model_overrides)
         model.check_tp(config.tp)
-        identity = asyncio.create_task(asyncio.to_thread(weights_id, folder))
-        self._ranks = Ranks(config, self._on_event)
+        identity = await asyncio.to_thread(weights_id, folder)
         ready = await self._ranks.start(launch)
         pages = min(r.pages for r in ready)
         limits = limits_of(config, model, pages)
@@ -114,7 +101,7 @@ class Leader:
             port=self._server.sockets[0].getsockname()[1],
             node=socket.gethostname(),
             pid=os.getpid(),
-            weights_id=await identity,
+            weights_id=identity,
             layout=layout_of(config, model),
             vocab_size=model.vocab_size,
             page_size=config.page_size,
@@ -142,10 +129,8 @@ class Leader:
             self._peers.close()
         for task in self._tasks:
             task.cancel()
-        for client in list(self._clients):
-            client.writer.close()
-        if hasattr(self, "_ranks"):
-            await self._ranks.close()
+        self._clients.close()
+        await self._ranks.close()
 
     @property
     def idle(self) -> bool:
@@ -205,8 +190,7 @@ class Leader:
         client = self._pullers.get(peer)
         if client is not None:
             prompt = seq.tokens[: seq.prompt_tokens]
-            self._tell(
-                client,
+            client.tell(
                 Header(
                     request_id=seq.request_id,
                     position=seq.computed,
@@ -225,11 +209,11 @@ class Leader:
             hello = await CLUSTER.read(reader)
             if not isinstance(hello, Hello):
                 raise WireError(f"the first message must be Hello, not {type(hello).__name__}")
-            client = Client(hello.name, writer)
-            self._clients.add(client)
+            client = Client(hello.name, hello.kind, writer)
+            self._clients.join(client)
             if hello.kind == "worker":
                 self._pullers[hello.name] = client
-            self._tell(client, self.info)
+            client.tell(self.info)
             while True:
                 self._handle(client, await CLUSTER.read(reader))
         except (OSError, EOFError, WireError):
@@ -259,7 +243,6 @@ class Leader:
         self._wake.set()
 
     def _submit(self, client: Client, message: Prefill | Decode, source: PeerRef | None) -> None:
-        self._owners[message.request_id] = client
         seq = Sequence(
             request_id=message.request_id,
             tokens=list(message.token_ids),
@@ -272,8 +255,11 @@ class Leader:
             arrived=time.monotonic(),
         )
         if reason := self._refusal(seq):
-            self._end(SeqOutput(seq.request_id, 0, finish="error", error=reason))
-        elif source is not None and self._peers.known(source.worker_id) is None:
+            client.outbox.append(SeqOutput(seq.request_id, 0, finish="error", error=reason))
+            client.flush(self._scheduler.steps, self._scheduler.load)
+            return
+        self._clients.own(seq.request_id, client)
+        if source is not None and self._peers.known(source.worker_id) is None:
             self._joining.add(seq.request_id)
             self._spawn(self._join(seq, source))
         else:
@@ -315,8 +301,7 @@ class Leader:
 
     def _forget(self, client: Client) -> None:
         """A connection ended: whatever was done for it has no taker."""
-        self._clients.discard(client)
-        for request_id in [i for i, c in self._owners.items() if c is client]:
+        for request_id in self._clients.leave(client):
             self._drop(request_id)
         for request_id in [i for i, p in self._pulls.items() if p.client is client]:
             del self._pulls[request_id]
@@ -328,7 +313,7 @@ class Leader:
 
     def _drop(self, request_id: str) -> None:
         """Free a request without a word to its owner."""
-        self._owners.pop(request_id, None)
+        self._clients.disown(request_id)
         self._joining.discard(request_id)
         self._departures.pop(request_id, None)
         seq = self._scheduler.sequences.get(request_id)
@@ -409,7 +394,7 @@ class Leader:
 
     def _refuse_pull(self, request_id: str, reason: str, told: bool) -> None:
         if puller := self._pulls.pop(request_id, None):
-            self._tell(puller.client, PullRefused(request_id, reason, told))
+            puller.client.tell(PullRefused(request_id, reason, told))
 
     # Towards routers
 
@@ -430,32 +415,10 @@ class Leader:
         self._publish([output])
 
     def _publish(self, outputs: list[SeqOutput]) -> None:
-        touched: set[Client] = set()
-        for output in outputs:
-            client = self._owners.get(output.request_id)
-            if client is not None:
-                client.outbox.append(output)
-                touched.add(client)
-                if output.finish:
-                    del self._owners[output.request_id]
-        for client in touched:
-            self._flush(client)
-
-    def _flush(self, client: Client) -> None:
-        self._tell(
-            client,
-            StepOutputs(self._scheduler.steps, client.seen, self._scheduler.load, tuple(client.outbox)),
-        )
-        client.outbox.clear()
-
-    def _tell(self, client: Client, message: WorkerInfo | StepOutputs | Header | PullRefused) -> None:
-        client.writer.write(CLUSTER.encode(message))
-        if client.writer.transport.get_write_buffer_size() > _MAX_UNREAD:
-            client.writer.transport.abort()
+        self._clients.publish(outputs, self._scheduler.steps, self._scheduler.load)
 
     async def _heartbeat(self) -> None:
         """Fresh figures to every client though no step runs, and an end to what waits too long."""
-        pullers = self._pullers
         while True:
             await asyncio.sleep(_HEARTBEAT_S)
             now = time.monotonic()
@@ -464,9 +427,7 @@ class Leader:
             for request_id, puller in list(self._pulls.items()):
                 if request_id not in self._scheduler.sequences and now - puller.at > self._config.handoff_timeout_s:
                     self._refuse_pull(request_id, "its prefill worker never got the request", told=False)
-            for client in self._clients:
-                if pullers.get(client.name) is not client:
-                    self._flush(client)
+            self._clients.beat(self._scheduler.steps, self._scheduler.load)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -49,8 +49,7 @@ class Ranks:
     def __init__(self, config: WorkerConfig, on_event: Callable[[Event], None]) -> None:
         self._config = config
         self._on_event = on_event
-        # On memory where that is possible: ranks of one host meet in it through shared memory.
-        self._folder = Path(tempfile.mkdtemp(prefix="ling-", dir=_MEMORY if os.path.isdir(_MEMORY) else None))
+        self._folder: Path | None = None
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._ready: dict[int, Ready] = {}
         self._all_ready = asyncio.Event()
@@ -62,6 +61,8 @@ class Ranks:
 
     async def start(self, launch: Launch) -> list[Ready]:
         """Start all ranks and wait until they have loaded; WorkerLost if one ends first."""
+        # On memory where that is possible: ranks of one host meet in it through shared memory.
+        self._folder = Path(tempfile.mkdtemp(prefix="ling-", dir=_MEMORY if os.path.isdir(_MEMORY) else None))
         endpoint = str(self._folder / "leader")
         self._server = await asyncio.start_unix_server(self._serve, endpoint)
         rendezvous = Rendezvous(self._folder, self._config.host, free_port(self._config.host))
@@ -112,7 +113,8 @@ class Ranks:
             self._lost.exception()
         else:
             self._lost.cancel()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         rank = -1
