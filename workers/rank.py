@@ -56,7 +56,7 @@ def rank_main(config: WorkerConfig, worker_id: str, rank: int, endpoint: str, re
     """
     # One thread a rank: ranks share the host's cores, and a kernel's sums keep one order.
     torch.set_num_threads(1)
-    device = torch.device(f"cuda:{torch.cuda.current_device()}" if config.device == "cuda" else "cpu")
+    device = _device(config, rank)
     leader = LeaderSocket(endpoint)
     try:
         collectives = make_collectives(config.collectives, rank, config.tp, rendezvous, device)
@@ -86,3 +86,12 @@ def rank_main(config: WorkerConfig, worker_id: str, rank: int, endpoint: str, re
         raise
     finally:
         leader.close()
+
+
+def _device(config: WorkerConfig, rank: int) -> torch.device:
+    """This rank's device, made the current one. Where a launcher shows each rank one GPU, that is it."""
+    if config.device == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device
