@@ -2,18 +2,26 @@
 
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from router.api.anthropic.messages import Messages
+from router.api.ask import Ask
 from router.api.chat import Chat
 from router.api.completions import Completions
+from router.api.counting import CountTokens, Detokenize, Tokenize
+from router.api.dialect import dialect_of
 from router.api.generate import Generate
 from router.api.info import Info
 from router.api.send import error_headers
 from router.config import Pools, RouterConfig
 from router.errors import ApiError
 from router.gateway import Gateway
+from router.guard import Guard
+from router.keys import Keys
+from router.tools import tool_parser
 from router.workers import ListedWorker
 
 __all__ = ["Gateway", "ListedWorker", "Pools", "RouterConfig", "create_app"]
@@ -22,11 +30,16 @@ __all__ = ["Gateway", "ListedWorker", "Pools", "RouterConfig", "create_app"]
 def create_app(gateway: Gateway) -> FastAPI:
     """The HTTP APIs over a gateway. Whoever serves it starts and closes the gateway, on the loop that serves."""
     app = FastAPI(title="ling-cluster router", openapi_url=None, redirect_slashes=False)
+    parser = tool_parser(gateway.config.tool_parser)
     # Plain ASGI, and first to be matched: FastAPI's parsing, dependencies and the search through all other routes
     # would cost more than the rest of the way to the workers.
     app.router.routes[:0] = [
-        Route("/v1/chat/completions", Generate(gateway, Chat()), methods=["POST"]),
+        Route("/v1/chat/completions", Generate(gateway, Chat(parser)), methods=["POST"]),
         Route("/v1/completions", Generate(gateway, Completions()), methods=["POST"]),
+        Route("/v1/messages", Generate(gateway, Messages(parser)), methods=["POST"]),
+        Route("/v1/messages/count_tokens", Ask(gateway, CountTokens()), methods=["POST"]),
+        Route("/tokenize", Ask(gateway, Tokenize()), methods=["POST"]),
+        Route("/detokenize", Ask(gateway, Detokenize()), methods=["POST"]),
     ]
     info = Info(gateway)
     for path, handler in (
@@ -39,6 +52,17 @@ def create_app(gateway: Gateway) -> FastAPI:
         ("/metrics", info.metrics),
     ):
         app.add_api_route(path, handler, methods=["GET"], response_model=None)
+    if gateway.config.api_keys is not None:
+        app.add_middleware(Guard, keys=Keys(gateway.config.api_keys), metrics=gateway.metrics)
+    if gateway.config.cors_origins:
+        # Around the guard: a browser asks first, without a key, whether it may.
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(gateway.config.cors_origins),
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "request-id", "retry-after"],
+        )
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(Exception, _unexpected)
@@ -52,20 +76,21 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: (f"there is nothing at {path}; GET / lists what there is", "not_found"),
         405: (f"{path} does not take {method}", "method_not_allowed"),
     }.get(error.status_code, (error.detail, "http_error"))
-    answer = _answer(ApiError(error.status_code, message, code=code))
+    answer = _answer(request, ApiError(error.status_code, message, code=code))
     answer.headers.update(error.headers or {})
     return answer
 
 
 async def _api_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, ApiError)
-    return _answer(error)
+    return _answer(request, error)
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:
-    return _answer(ApiError(500, "internal error", code="internal_error"))
+    return _answer(request, ApiError(500, "internal error", code="internal_error"))
 
 
-def _answer(error: ApiError) -> Response:
+def _answer(request: Request, error: ApiError) -> Response:
     headers = {name.decode(): value.decode() for name, value in error_headers(error)}
-    return Response(error.body(), error.status, headers, "application/json")
+    body = dialect_of(request.url.path).body(error, None)
+    return Response(body, error.status, headers, "application/json")

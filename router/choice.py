@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.detokenize import Detokenizer, StopStrings
+from router.parts import Part, Text
+from router.reader import Reader
 from router.tokens import Tokenizer
 from workers.protocol import SamplingParams, TokenLogprob
 
@@ -13,7 +15,7 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a choice continues. `text` where the client sent text."""
+    """What a choice continues. `text` where there was one: the client's, or a rendered conversation."""
 
     token_ids: tuple[int, ...]
     text: str | None = None
@@ -39,12 +41,16 @@ class ServedBy:
 
 @dataclass(slots=True)
 class Delta:
-    """What a choice gained since it was last asked. `offsets`: where each token's text begins."""
+    """What a choice gained since it was last asked. `offsets`: where each token's text begins.
+
+    said: in place of `text` where some of it is no plain text.
+    """
 
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprob]
     offsets: list[int]
+    said: list[Part]
 
 
 class Choice:
@@ -52,7 +58,8 @@ class Choice:
 
     Tokens become text as they arrive, so what waits for a slow client is bounded by its text, and a stop string
     ends the sequence however slowly the client reads. `keep_ids` and `keep_logprobs`: whether the client asked.
-    `sampling.max_tokens` is at least 1; with `discard` its tokens are not part of the answer.
+    `sampling.max_tokens` is at least 1; with `discard` its tokens are not part of the answer. With a `reader` its
+    text is told apart into parts.
     """
 
     __slots__ = (
@@ -61,6 +68,9 @@ class Choice:
         "_ids",
         "_logprobs",
         "_offsets",
+        "_reader",
+        "_said",
+        "_singly",
         "_stops",
         "_text",
         "cached_tokens",
@@ -87,6 +97,7 @@ class Choice:
         tokenizer: Tokenizer,
         *,
         stop: Sequence[str] = (),
+        reader: Reader | None = None,
         keep_ids: bool = False,
         discard: bool = False,
     ) -> None:
@@ -103,27 +114,36 @@ class Choice:
         self.served_by: ServedBy | None = None  # set when all of it is over
         self.started = False  # a chunk of it has left
         self.queued = False  # the stream knows it has something
-        self._detokenizer = Detokenizer(tokenizer)
+        self._reader = reader
+        self._detokenizer = Detokenizer(tokenizer, reader.markers if reader is not None else ())
         self._stops = StopStrings(stop) if stop else None
+        # Where the sequence may end within a step, or each token's place in the text is asked for.
+        self._singly = bool(stop) or self.keep_logprobs or (reader is not None and reader.single)
         self._chars = 0
         self._text: list[str] = []
+        self._said: list[Part] = []
         self._ids: list[int] = []
         self._logprobs: list[TokenLogprob] = []
         self._offsets: list[int] = []
+
+    @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended it."""
+        return self._stops.found if self._stops is not None else None
 
     def feed(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...], finish: FinishReason | None) -> None:
         """The next tokens. Sets `finish` if they are the last, be it by a stop string."""
         if self.discard:
             self.finish = finish
             return
-        if self._stops is None and not self.keep_logprobs:
+        if not self._singly:
             self.generated += len(token_ids)
             if self.keep_ids:
                 self._ids.extend(token_ids)
             # The token that ended the sequence is counted, and not shown.
             text = self._detokenizer.push(token_ids[:-1] if finish == "stop" else token_ids)
             if text:
-                self._text.append(text)
+                self._out(text)
         else:
             self._feed_singly(token_ids, logprobs, finish)
             if self.finish is not None:
@@ -133,7 +153,11 @@ class Choice:
 
     def take(self) -> Delta:
         """What is new; joined, however many steps it took."""
-        delta = Delta("".join(self._text), self._ids, self._logprobs, self._offsets)
+        if all(type(part) is Text for part in self._said):
+            self._text += [part.text for part in self._said if type(part) is Text]
+            self._said = []
+        delta = Delta("".join(self._text), self._ids, self._logprobs, self._offsets, self._said)
+        self._said = []
         self._text, self._ids, self._logprobs, self._offsets = [], [], [], []
         return delta
 
@@ -157,17 +181,33 @@ class Choice:
                 return
 
     def _show(self, text: str) -> bool:
-        """Lets text out; True if a stop string is in it. The tokens before the last of min_tokens hold none."""
+        """Lets text out; True if that ends the sequence. Tokens before the last of min_tokens hold no stop string."""
         stopped = False
         if self._stops is not None and self.generated >= self.sampling.min_tokens:
             text, stopped = self._stops.push(text)
-        if text:
+        ended = bool(text) and self._out(text)
+        if stopped and not ended:
+            self._flush_reader()
+        return stopped or ended
+
+    def _out(self, text: str) -> bool:
+        """True if nothing after it counts."""
+        if self._reader is None:
             self._text.append(text)
-        return stopped
+            return False
+        self._said += self._reader.push(text)
+        return self._reader.ended
+
+    def _flush_reader(self) -> None:
+        if self._reader is not None:
+            self._said += self._reader.flush()
 
     def _close(self, finish: FinishReason) -> None:
         self.finish = finish
         if self._show(self._detokenizer.flush()):
             self.finish = "stop"
-        elif self._stops is not None:
-            self._text.append(self._stops.flush())
+            return
+        if self._stops is not None and self._out(self._stops.flush()):
+            self.finish = "stop"
+            return
+        self._flush_reader()

@@ -21,9 +21,11 @@ class RouterConfig:
     """One router replica's settings.
 
     served_model_name: the `model` clients ask for ("auto" always works). tokenizer: checkpoint folder with
-    tokenizer.json. name: how the replica calls itself to workers. max_queue: choices (a request has `n` for each
-    prompt) in flight before 429. retry_after_s: what 429 and 503 tell clients to wait. body_timeout_s: for the
-    whole body to arrive. first_token_timeout_s, request_timeout_s: from arrival. max_body_bytes: beyond it, 413.
+    tokenizer.json. tool_parser: how the model writes calls, a name of `router.tools`. name: how the replica calls
+    itself to workers. max_queue: choices (a request has `n` for each prompt) in flight before 429. retry_after_s:
+    what 429 and 503 tell clients to wait. body_timeout_s: for the whole body to arrive. first_token_timeout_s,
+    request_timeout_s: from arrival. max_body_bytes: beyond it, 413. api_keys: file of `router.keys`; without one
+    nobody is asked for a key. cors_origins: whose pages in browsers may call; "*" is anybody's.
     """
 
     served_model_name: str
@@ -31,7 +33,10 @@ class RouterConfig:
     name: str = field(default_factory=lambda: f"router-{os.getpid()}")
     max_queue: int = 1024
     retry_after_s: int = 1
+    tool_parser: str = "qwen25"
     body_timeout_s: float = 30.0
     first_token_timeout_s: float = 600.0
     request_timeout_s: float = 3600.0
     max_body_bytes: int = 8 * 1024 * 1024
+    api_keys: str | None = None
+    cors_origins: tuple[str, ...] = ()

@@ -7,11 +7,15 @@ from router.tokens import Tokenizer
 
 
 class Detokenizer:
-    """One sequence's text. Bytes that do not make a character yet wait for the next token."""
+    """One sequence's text. Bytes that do not make a character yet wait for the next token.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    markers: special tokens that are shown all the same.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, markers: tuple[str, ...] = ()) -> None:
         self._tokenizer = tokenizer
-        self._table = tokenizer.visible
+        self._table = tokenizer.showing(markers) if markers else tokenizer.visible
+        self._shown_ids = tokenizer.special_among(markers) if markers else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
         # Where only the tokenizer can join tokens: those since the last but one text, of which `_shown` are out.
         self._window: list[int] = []
@@ -36,6 +40,10 @@ class Detokenizer:
         return decode(self._window)[len(decode(self._window[: self._shown])) :]
 
     def _push_window(self, token_id: int) -> str:
+        if token_id in self._shown_ids:
+            # It joins with neither neighbour: the text starts anew behind it.
+            before, self._window, self._shown = self.flush(), [], 0
+            return before + self._tokenizer.piece(token_id).text
         if token_id in self._tokenizer.special_ids:
             return ""
         self._window.append(token_id)
@@ -51,9 +59,10 @@ class Detokenizer:
 
 
 class StopStrings:
-    """Finds the first of `strings` in a text that comes in pieces, and lets out nothing of it."""
+    """Finds the first of `strings` in a text that comes in pieces, and lets out nothing of it. found: which it was."""
 
     def __init__(self, strings: Sequence[str]) -> None:
+        self.found: str | None = None
         self._strings = tuple(strings)
         self._held = ""
 
@@ -64,7 +73,9 @@ class StopStrings:
         found = [(at + len(s), at) for s in self._strings for at in [text.find(s)] if at >= 0]
         if found:
             self._held = ""
-            return text[: min(found)[1]], True
+            end, at = min(found)
+            self.found = text[at:end]
+            return text[:at], True
         keep = 0
         for string in self._strings:
             for size in range(min(len(string) - 1, len(text)), keep, -1):

@@ -29,7 +29,7 @@ class ApiError(Exception):
         """OpenAI's `type`."""
         if self.status >= 500:
             return "server_error"
-        return "rate_limit_error" if self.status == 429 else "invalid_request_error"
+        return {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
 
     def payload(self) -> dict[str, Any]:
         """The JSON body, not yet encoded."""

@@ -55,6 +55,9 @@ class Metrics(Collector):
         self._requests = Counter(
             "ling_requests", "Requests answered, by API and status", ("api", "status"), registry=self._registry
         )
+        self._tenants = Counter(
+            "ling_tenant_requests", "Requests that came with a tenant's API key", ("tenant",), registry=self._registry
+        )
         self.prompt_tokens = Counter("ling_prompt_tokens", "Prompt tokens accepted", registry=self._registry)
         self.refused = Counter("ling_requests_refused", "Requests beyond the queue: 429", registry=self._registry)
         self._ttft = Histogram("ling_ttft_seconds", "From submission to the first token")
@@ -72,6 +75,10 @@ class Metrics(Collector):
         """A later output of `tokens` tokens, so long after the one before."""
         self._itl.observe(seconds / tokens, tokens)
         self._generated += tokens
+
+    def asked(self, tenant: str) -> None:
+        """A request with the tenant's key."""
+        self._tenants.labels(tenant).inc()
 
     def answered(self, api: str, status: str, seconds: float) -> None:
         """A request is over. `status`: the HTTP status, "disconnected", or "error" within a stream."""

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jinja2 import TemplateError
+from jinja2 import TemplateError, meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
@@ -15,7 +15,10 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
 class ChatTemplate:
-    """One compiled template and the special tokens it may name."""
+    """One compiled template and the special tokens it may name.
+
+    takes_tools: whether it has a place for tools. switches_thinking: whether it knows the family's words for that.
+    """
 
     def __init__(self, source: str, special: dict[str, str]) -> None:
         env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
@@ -23,6 +26,8 @@ class ChatTemplate:
         env.globals["raise_exception"] = _raise
         env.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
         self._template = env.from_string(source)
+        self.takes_tools = "tools" in meta.find_undeclared_variables(env.parse(source))
+        self.switches_thinking = "detailed thinking" in source
         self._special = special
 
     @classmethod
@@ -44,10 +49,19 @@ class ChatTemplate:
                 special[name] = token["content"] if isinstance(token, dict) else token
         return cls(source, special)
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        """The prompt up to where the assistant speaks; 400 with the template's own words if it refuses."""
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[dict[str, Any]] | None = None,
+        variables: dict[str, Any] | None = None,
+    ) -> str:
+        """The prompt up to where the assistant speaks; 400 with the template's own words if it refuses.
+
+        variables: more names for the template, beneath its own.
+        """
+        given = {**(variables or {}), **self._special, "messages": messages, "tools": tools}
         try:
-            return self._template.render(messages=messages, add_generation_prompt=True, **self._special)
+            return self._template.render(given, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
             raise invalid(f"the chat template refuses these messages: {error}", "messages") from error
 

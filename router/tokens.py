@@ -43,6 +43,7 @@ class Tokenizer:
             vocab = {i: token for token, i in self._inner.get_vocab(with_added_tokens=True).items()}
             self._bytes = [_token_bytes(vocab.get(i, "")) for i in range(max(vocab) + 1)]
             self.visible = [b"" if i in self.special_ids else b for i, b in enumerate(self._bytes)]
+        self._showing: dict[tuple[str, ...], list[bytes] | None] = {}
         self.eos_ids = _eos_ids(path)
         self.template = ChatTemplate.load(path)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
@@ -65,6 +66,20 @@ class Tokenizer:
     def decode(self, token_ids: list[int] | tuple[int, ...], *, skip_special: bool = True) -> str:
         """Text of a whole sequence. Ids without a token are nothing."""
         return self._inner.decode(list(token_ids), skip_special_tokens=skip_special)
+
+    def special_among(self, markers: tuple[str, ...]) -> frozenset[int]:
+        """Ids of those markers that are special tokens here."""
+        ids = {self._inner.token_to_id(marker) for marker in markers}
+        return self.special_ids & ids
+
+    def showing(self, markers: tuple[str, ...]) -> list[bytes] | None:
+        """`visible`, and the markers too, special or not."""
+        if self.visible is None:
+            return None
+        if markers not in self._showing:
+            hidden = self.special_ids - self.special_among(markers)
+            self._showing[markers] = [b"" if i in hidden else b for i, b in enumerate(self._bytes)]
+        return self._showing[markers]
 
     def piece(self, token_id: int) -> Piece:
         """One token by itself, special ones too."""

@@ -3,15 +3,14 @@
 import asyncio
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails, from_json
 from starlette.types import Receive, Scope
 
-from router.api.schema import GenerationRequest
 from router.config import RouterConfig
 from router.errors import ApiError, invalid
 
-R = TypeVar("R", bound=GenerationRequest)
+R = TypeVar("R", bound=BaseModel)
 
 
 class ClientGone(Exception):
@@ -75,6 +74,7 @@ def _explain(error: ErrorDetails) -> ApiError:
     path = list(error["loc"])
     if path[:1] == ["messages"] and len(path) > 2:
         del path[2]  # the role, by which pydantic tells messages apart; no part of the client's path
+    path = [p for p in path if not (isinstance(p, str) and p.startswith("#"))]  # a block's type, likewise
     name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")[:200]
     message, code = f"'{name}': {error['msg']}", "invalid_value"
     match error["type"]:
@@ -89,9 +89,14 @@ def _explain(error: ErrorDetails) -> ApiError:
             given = str(error["input"])[:80]
             message, code = f"'{name}' {given!r} is not supported: {error['msg']}", "unsupported_value"
         case "union_tag_invalid":
-            name += ".role"
-            message, code = f"'{name}' must be one of {error['ctx']['expected_tags']}", "unsupported_value"
+            name += _tag(error)
+            expected = error["ctx"]["expected_tags"].replace("#", "")
+            message, code = f"'{name}' must be one of {expected}", "unsupported_value"
         case "union_tag_not_found":
-            name += ".role"
+            name += _tag(error)
             message, code = f"'{name}' is required", "missing_required_parameter"
     return invalid(message, name or None, code)
+
+
+def _tag(error: ErrorDetails) -> str:
+    return ".role" if error["ctx"]["discriminator"] == "'role'" else ".type"

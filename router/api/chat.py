@@ -1,15 +1,32 @@
 """/v1/chat/completions."""
 
+import uuid
 from typing import Any
 
+from router.api.body import parse
+from router.api.chat_schema import ChatRequest
+from router.api.dialect import OPENAI, Dialect
 from router.api.logprobs import chat_logprobs
 from router.api.prompts import Wanted
-from router.api.schema import ChatRequest
 from router.api.shape import Shape
 from router.choice import Choice, Delta, Prompt
 from router.errors import invalid
 from router.gateway import Limits
+from router.parts import CallEnd, CallPart, CallStart, Reasoning, Text
+from router.reader import Reader
 from router.tokens import Tokenizer
+from router.tools import ToolParser
+
+
+async def conversation(request: ChatRequest, tokenizer: Tokenizer) -> Prompt:
+    """The rendered conversation."""
+    if tokenizer.template is None:
+        raise invalid("this checkpoint has no chat template: use /v1/completions", "messages")
+    text = request.render(tokenizer.template)
+    token_ids = await tokenizer.encode(text, add_special_tokens=False)
+    if not token_ids:
+        raise invalid("the chat template makes no tokens of these messages", "messages", "empty_prompt")
+    return Prompt(token_ids, text)
 
 
 class Chat:
@@ -17,7 +34,14 @@ class Chat:
 
     name = "chat"
     id_prefix = "chatcmpl-"
-    model = ChatRequest
+    dialect: Dialect = OPENAI
+
+    def __init__(self, parser: type[ToolParser]) -> None:
+        self._parser = parser
+
+    def read(self, body: bytes) -> ChatRequest:
+        """A validated request."""
+        return parse(body, ChatRequest)
 
     def count_prompts(self, request: ChatRequest) -> int:
         """Always one."""
@@ -25,18 +49,18 @@ class Chat:
 
     async def prompts(self, request: ChatRequest, tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
         """The rendered conversation."""
-        if tokenizer.template is None:
-            raise invalid("this checkpoint has no chat template: use /v1/completions", "messages")
-        text = tokenizer.template.render(request.template_messages())
-        token_ids = await tokenizer.encode(text, add_special_tokens=False)
-        if not token_ids:
-            raise invalid("the chat template makes no tokens of these messages", "messages", "empty_prompt")
-        return [Prompt(token_ids)]
+        return [await conversation(request, tokenizer)]
 
     def wanted(self, request: ChatRequest) -> Wanted:
-        """Length and log-probabilities."""
+        """Length, log-probabilities, and who tells reasoning and calls from text."""
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        return Wanted(request.max_completion_tokens or request.max_tokens, logprobs)
+
+        def reader(prompt: Prompt) -> Reader:
+            calls = self._parser() if request.offered else None
+            thinking = prompt.text is not None and prompt.text.rstrip().endswith("<think>")
+            return Reader(calls, thinking=thinking, single=not request.parallel_tool_calls)
+
+        return Wanted(request.max_completion_tokens or request.max_tokens, logprobs, reader=reader)
 
     def shape(
         self,
@@ -57,18 +81,67 @@ class ChatShape(Shape):
     object_whole = "chat.completion"
     object_chunk = "chat.completion.chunk"
 
+    def __init__(
+        self,
+        answer_id: str,
+        created: int,
+        model: str,
+        request: ChatRequest,
+        choices: list[Choice],
+        tokenizer: Tokenizer,
+    ) -> None:
+        super().__init__(answer_id, created, model, request, choices, tokenizer)
+        self._calls = [0] * len(choices)  # begun so far
+
+    def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
+        """A call's end says nothing of its own here."""
+        delta.said = [part for part in delta.said if not isinstance(part, CallEnd)]
+        return super().chunk(choice, delta, over)
+
     def _chunk_choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
-        said: dict[str, Any] = {} if choice.started else {"role": "assistant", "content": ""}
-        if delta.text:
-            said["content"] = delta.text
-        return {"delta": said, "logprobs": self._logprobs(choice, delta)}
+        gained = self._gained(choice, delta)
+        if not choice.started:
+            gained = {"role": "assistant", "content": None if gained else "", **gained}
+        return {"delta": gained, "logprobs": self._logprobs(choice, delta)}
 
     def _whole_choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
-        message = {"role": "assistant", "content": delta.text, "refusal": None}
+        gained = self._gained(choice, delta)
+        for call in gained.get("tool_calls", ()):
+            del call["index"]
+        content = None if "tool_calls" in gained else ""
+        message = {"role": "assistant", "content": content, "refusal": None, **gained}
         return {"message": message, "logprobs": self._logprobs(choice, delta)}
 
     def _bare_choice(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text}, "logprobs": None}
+
+    def _finish(self, choice: Choice) -> str | None:
+        return "tool_calls" if choice.finish == "stop" and self._calls[choice.index] else choice.finish
+
+    def _gained(self, choice: Choice, delta: Delta) -> dict[str, Any]:
+        """What is new, as a delta has it: only what there is; a call's id and name where it begins."""
+        texts = {"reasoning_content": "", "content": delta.text}
+        calls: dict[int, dict[str, Any]] = {}
+        for part in delta.said:
+            match part:
+                case Text(text):
+                    texts["content"] += text
+                case Reasoning(text):
+                    texts["reasoning_content"] += text
+                case CallStart(name):
+                    index = self._calls[choice.index]
+                    self._calls[choice.index] += 1
+                    function = {"name": name, "arguments": ""}
+                    calls[index] = {"index": index, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
+                    calls[index]["function"] = function
+                case CallPart(arguments):
+                    index = self._calls[choice.index] - 1
+                    call = calls.setdefault(index, {"index": index, "function": {"arguments": ""}})
+                    call["function"]["arguments"] += arguments
+                case CallEnd():
+                    pass
+        gained: dict[str, Any] = {name: text for name, text in texts.items() if text}
+        return gained | ({"tool_calls": list(calls.values())} if calls else {})
 
     def _logprobs(self, choice: Choice, delta: Delta) -> dict[str, Any] | None:
         return chat_logprobs(delta.logprobs, self._tokenizer) if choice.keep_logprobs else None

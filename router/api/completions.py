@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from router.api.body import parse
+from router.api.dialect import OPENAI, Dialect
 from router.api.logprobs import CompletionLogprobs
 from router.api.prompts import Wanted, encode_prompts, raw_prompts
 from router.api.schema import CompletionRequest
@@ -16,7 +18,11 @@ class Completions:
 
     name = "completions"
     id_prefix = "cmpl-"
-    model = CompletionRequest
+    dialect: Dialect = OPENAI
+
+    def read(self, body: bytes) -> CompletionRequest:
+        """A validated request."""
+        return parse(body, CompletionRequest)
 
     def count_prompts(self, request: CompletionRequest) -> int:
         """How many prompts the request carries."""

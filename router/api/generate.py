@@ -1,4 +1,4 @@
-"""The two generating endpoints, from HTTP request to answer, as plain ASGI: a chunk costs one `send`."""
+"""The generating endpoints, from HTTP request to answer, as plain ASGI: a chunk costs one `send`."""
 
 import asyncio
 import logging
@@ -9,12 +9,13 @@ from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from router.api.body import ClientGone, parse, read_body
+from router.api.body import ClientGone, read_body
+from router.api.dialect import Dialect
 from router.api.prompts import Wanted, make_choices
 from router.api.schema import GenerationRequest
 from router.api.send import Headers, send_error, send_json
-from router.api.shape import DONE, Shape, event
-from router.choice import Choice, Prompt
+from router.choice import Choice, Delta, Prompt
+from router.config import RouterConfig
 from router.errors import ApiError, invalid
 from router.gateway import Gateway, Limits
 from router.job import Job
@@ -27,12 +28,31 @@ _HEAVY = 256
 R = TypeVar("R", bound=GenerationRequest)
 
 
+class Answer(Protocol):
+    """One request's answer as JSON."""
+
+    def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
+        """The events for what a choice gained, its last if `over`; b"" if there is nothing to show yet."""
+
+    def last(self) -> bytes:
+        """The end of a stream."""
+
+    def failed(self, error: ApiError) -> bytes:
+        """The end of a stream that fails."""
+
+    def whole(self) -> bytes:
+        """The body of an answer that is no stream."""
+
+
 class Api(Protocol[R]):
     """What one API adds."""
 
     name: str
     id_prefix: str
-    model: type[R]
+    dialect: Dialect
+
+    def read(self, body: bytes) -> R:
+        """A validated request."""
 
     def count_prompts(self, request: R) -> int:
         """How many prompts it carries."""
@@ -51,7 +71,7 @@ class Api(Protocol[R]):
         request: R,
         choices: list[Choice],
         tokenizer: Tokenizer,
-    ) -> Shape:
+    ) -> Answer:
         """Its JSON."""
 
 
@@ -67,30 +87,27 @@ class Generate(Generic[R]):
         arrived = time.monotonic()
         headers: Headers = []
         status = "disconnected"
+        dialect = self._api.dialect
         try:
-            headers.append((b"x-request-id", _request_id(scope).encode()))
+            headers.append((b"x-request-id", request_id(scope).encode()))
             status = await self._answer(scope, receive, send, headers)
         except ClientGone:
             pass
         except ApiError as error:
             status = str(error.status)
-            await send_error(send, error, headers)
+            await send_error(send, error, headers, dialect)
         except Exception:
             status = "500"
             _log.exception("a request failed")
-            await send_error(send, ApiError(500, "internal error", code="internal_error"), headers)
+            await send_error(send, ApiError(500, "internal error", code="internal_error"), headers, dialect)
         finally:
             self._gateway.metrics.answered(self._api.name, status, time.monotonic() - arrived)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> str:
         gateway, api = self._gateway, self._api
-        request = parse(await read_body(scope, receive, gateway.config), api.model)
+        request = api.read(await read_body(scope, receive, gateway.config))
         name = gateway.config.served_model_name
-        if request.model not in (name, "auto"):
-            raise ApiError(
-                404, f"no model {request.model[:200]!r} is served here, but {name!r}", param="model",
-                code="model_not_found",
-            )  # fmt: skip
+        check_model(request.model, gateway.config)
         with gateway.admitted(api.count_prompts(request) * request.n):
             limits = gateway.limits()
             prompts = await api.prompts(request, gateway.tokenizer, limits)
@@ -105,6 +122,8 @@ class Generate(Generic[R]):
                     headers.append((header, ",".join(used).encode()))
                 watch = asyncio.create_task(_watch(receive, job))
                 try:
+                    if api.dialect.id_header != headers[0][0]:
+                        headers.append((api.dialect.id_header, headers[0][1]))
                     return await (_stream if request.stream else _whole)(send, job, shape, headers)
                 finally:
                     watch.cancel()
@@ -117,7 +136,7 @@ async def _watch(receive: Receive, job: Job) -> None:
     job.leave()
 
 
-async def _whole(send: Send, job: Job, shape: Shape, headers: Headers) -> str:
+async def _whole(send: Send, job: Job, shape: Answer, headers: Headers) -> str:
     while not job.over:
         await job.wait()
     if job.gone:
@@ -130,7 +149,7 @@ async def _whole(send: Send, job: Job, shape: Shape, headers: Headers) -> str:
     return "200"
 
 
-async def _chunks(job: Job, shape: Shape) -> bytes:
+async def _chunks(job: Job, shape: Answer) -> bytes:
     parts = []
     for choice in job.ready():
         delta, over = choice.take(), choice.served_by is not None
@@ -142,7 +161,7 @@ async def _chunks(job: Job, shape: Shape) -> bytes:
     return b"".join(parts)
 
 
-async def _stream(send: Send, job: Job, shape: Shape, headers: Headers) -> str:
+async def _stream(send: Send, job: Job, shape: Answer, headers: Headers) -> str:
     # The head waits for the first output: what fails before it still gets an HTTP status.
     begun = False
     while True:
@@ -155,7 +174,7 @@ async def _stream(send: Send, job: Job, shape: Shape, headers: Headers) -> str:
         end = job.over
         body = b"" if error is not None else await _chunks(job, shape)
         if end:
-            body += shape.last() if error is None else event(error.payload()) + DONE
+            body += shape.last() if error is None else shape.failed(error)
         elif not body:
             continue
         if not begun:
@@ -175,7 +194,16 @@ def _stream_headers(headers: Headers) -> Headers:
     ]
 
 
-def _request_id(scope: Scope) -> str:
+def check_model(model: str, config: RouterConfig) -> None:
+    """404 if another model is asked for than the one served."""
+    name = config.served_model_name
+    if model not in (name, "auto"):
+        message = f"no model {model[:200]!r} is served here, but {name!r}"
+        raise ApiError(404, message, param="model", code="model_not_found")
+
+
+def request_id(scope: Scope) -> str:
+    """The client's own, of the header x-request-id, else a new one; 400 if it is no plain word."""
     for name, value in scope["headers"]:
         if name == b"x-request-id":
             text: str = value.decode("latin-1")

@@ -11,7 +11,10 @@ from router.errors import ApiError
 from router.gateway import Gateway
 from router.workers import WorkerLink
 
-PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/ready", "/status", "/metrics")
+PATHS = (
+    *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/models"),
+    *("/tokenize", "/detokenize", "/health", "/ready", "/status", "/metrics"),
+)
 
 
 class Info:

@@ -1,7 +1,7 @@
 """What a request generates from, checked against the workers' limits, as choices."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ from router.api.schema import GenerationRequest
 from router.choice import Choice, Prompt
 from router.errors import invalid
 from router.gateway import Limits
+from router.reader import Reader
 from router.tokens import Tokenizer
 from workers.protocol import SamplingParams
 
@@ -18,11 +19,15 @@ _SEED_MASK = 2**63 - 1
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What the two APIs spell differently. `max_tokens` None: what the context has left."""
+    """What the APIs spell differently.
+
+    max_tokens: None for what the context has left. reader: makes what tells a choice's text apart.
+    """
 
     max_tokens: int | None
     logprobs: int | None
     prompt_logprobs: int | None = None
+    reader: Callable[[Prompt], Reader] | None = None
 
 
 def raw_prompts(value: Any) -> list[RawPrompt]:
@@ -104,6 +109,7 @@ def make_choices(
                     sampling,
                     tokenizer,
                     stop=request.stop,
+                    reader=wanted.reader(prompt) if wanted.reader is not None else None,
                     keep_ids=request.return_token_ids,
                     discard=max_tokens == 0,
                 )

@@ -13,6 +13,11 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Short = Annotated[str, Field(max_length=512)]
 
 
+def meaningless(default: Any, **constraints: Any) -> Any:
+    """A field that is accepted and changes nothing here."""
+    return Field(default, json_schema_extra={"here": "meaningless"}, **constraints)
+
+
 def _stop_list(value: Any) -> Any:
     if isinstance(value, str):
         return [value]
@@ -21,32 +26,20 @@ def _stop_list(value: Any) -> Any:
     return value
 
 
-def _part_list(value: Any) -> Any:
-    if isinstance(value, str):
-        return [{"type": "text", "text": value}]
-    if not isinstance(value, list):
-        raise ValueError("must be a string or a list of text parts")
-    return value
+class Strict(BaseModel):
+    """Of exactly its fields, of exactly their types."""
 
-
-class _Strict(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     """What a stream carries besides tokens."""
 
     include_usage: bool = False
 
 
-class TextFormat(_Strict):
-    """The only response format: free text."""
-
-    type: Literal["text"] = "text"
-
-
-class GenerationRequest(_Strict):
-    """What both APIs share."""
+class GenerationRequest(Strict):
+    """What all generating APIs share."""
 
     model: str
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
@@ -74,10 +67,10 @@ class GenerationRequest(_Strict):
     return_token_ids: bool = False
     priority: int = Field(0, ge=-(2**31), lt=2**31)
     # What follows changes nothing here, or has one value that asks for nothing.
-    user: Short | None = None
-    metadata: dict[Short, Short] | None = Field(None, max_length=16)
+    user: Short | None = meaningless(None)
+    metadata: dict[Short, Short] | None = meaningless(None, max_length=16)
     store: Literal[False] = False
-    service_tier: Literal["auto", "default"] = "auto"
+    service_tier: Literal["auto", "default"] = meaningless("auto")
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> "GenerationRequest":
@@ -89,97 +82,6 @@ class GenerationRequest(_Strict):
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
-
-
-class TextPart(_Strict):
-    """A piece of a message's text."""
-
-    type: Literal["text"]
-    text: str
-
-
-class Function(_Strict):
-    """A function's name and its arguments as JSON text, as the model wrote them."""
-
-    name: str
-    arguments: str
-
-
-class ToolCall(_Strict):
-    """A call the assistant made in an earlier turn."""
-
-    id: str
-    type: Literal["function"] = "function"
-    function: Function
-
-
-Content = Annotated[list[TextPart], BeforeValidator(_part_list)]
-
-
-class _Message(_Strict):
-    content: Content
-    name: str | None = None
-
-
-class SystemMessage(_Message):
-    """Instructions; `developer` is the newer word for the same."""
-
-    role: Literal["system", "developer"]
-
-
-class UserMessage(_Message):
-    """What the user said."""
-
-    role: Literal["user"]
-
-
-class AssistantMessage(_Message):
-    """What the model said or called."""
-
-    role: Literal["assistant"]
-    content: Content = Field(default_factory=list)
-    tool_calls: list[ToolCall] = Field(default_factory=list)
-
-    @model_validator(mode="after")
-    def _says_something(self) -> "AssistantMessage":
-        if "content" not in self.model_fields_set and not self.tool_calls:
-            raise ValueError("an assistant message needs content or tool_calls")
-        return self
-
-
-class ToolMessage(_Message):
-    """What a called function returned."""
-
-    role: Literal["tool"]
-    tool_call_id: str
-
-
-Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
-
-
-class ChatRequest(GenerationRequest):
-    """Body of /v1/chat/completions."""
-
-    messages: list[Message] = Field(min_length=1)
-    max_tokens: int | None = Field(None, ge=1)
-    max_completion_tokens: int | None = Field(None, ge=1)
-    logprobs: bool = False
-    top_logprobs: int | None = Field(None, ge=0, le=20)
-    response_format: TextFormat | None = None
-    modalities: list[Literal["text"]] | None = Field(None, min_length=1, max_length=1)
-    tool_choice: Literal["none"] | None = None
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "ChatRequest":
-        if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
-        if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
-        return self
-
-    def template_messages(self) -> list[dict[str, Any]]:
-        """The messages as a chat template reads them: content is text, unset fields are absent."""
-        return [_for_template(m) for m in self.messages]
 
 
 class CompletionRequest(GenerationRequest):
@@ -197,12 +99,3 @@ class CompletionRequest(GenerationRequest):
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens 0 needs echo=true: without it there is nothing to answer")
         return self
-
-
-def _for_template(message: _Message) -> dict[str, Any]:
-    out = message.model_dump(exclude_unset=True)
-    said = "content" in message.model_fields_set
-    out["content"] = "\n".join(part.text for part in message.content) if said else None
-    if out["role"] == "developer":
-        out["role"] = "system"
-    return out

@@ -2,6 +2,7 @@
 
 from starlette.types import Send
 
+from router.api.dialect import Dialect
 from router.errors import ApiError
 
 Headers = list[tuple[bytes, bytes]]
@@ -18,9 +19,14 @@ async def send_json(send: Send, status: int, body: bytes, headers: Headers) -> N
     await send({"type": "http.response.body", "body": body})
 
 
-async def send_error(send: Send, error: ApiError, headers: Headers) -> None:
-    """An error in OpenAI's shape."""
-    await send_json(send, error.status, error.body(), [*headers, *error_headers(error)])
+async def send_error(send: Send, error: ApiError, headers: Headers, dialect: Dialect) -> None:
+    """An error in the dialect of the API called; `headers` begin with the request's id, where it has one."""
+    request_id = headers[0][1].decode() if headers else None
+    given = {name for name, _ in headers}
+    if request_id is not None and dialect.id_header not in given:
+        headers = [*headers, (dialect.id_header, request_id.encode())]
+    body = dialect.body(error, request_id)
+    await send_json(send, error.status, body, [*headers, *error_headers(error)])
 
 
 def error_headers(error: ApiError) -> Headers:

@@ -1,4 +1,4 @@
-"""Answers as JSON: what both APIs share. A stream's usual chunk is put together from bytes made once."""
+"""Answers as JSON: what OpenAI's two APIs share. A stream's usual chunk is put together from bytes made once."""
 
 from abc import ABC, abstractmethod
 from typing import Any
@@ -7,6 +7,7 @@ import msgspec
 
 from router.api.schema import GenerationRequest
 from router.choice import Choice, Delta
+from router.errors import ApiError
 from router.tokens import Tokenizer
 
 encode = msgspec.json.Encoder().encode
@@ -59,15 +60,15 @@ class Shape(ABC):
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
         """The event for what a choice gained, its last if `over`; b"" if there is nothing to show yet."""
-        if choice.started and not over and not delta.token_ids and not delta.logprobs:
+        if choice.started and not over and not delta.token_ids and not delta.logprobs and not delta.said:
             if not delta.text:
                 return b""
             before, after = self._fast[choice.index]
             return before + encode(delta.text) + after
-        if not (over or delta.text or delta.token_ids or delta.logprobs):
+        if not (over or delta.text or delta.token_ids or delta.logprobs or delta.said):
             return b""
         item = {"index": choice.index, **self._chunk_choice(choice, delta)}
-        item["finish_reason"] = choice.finish if over else None
+        item["finish_reason"] = self._finish(choice) if over else None
         if self._ids:
             item["token_ids"] = delta.token_ids
         facts: dict[str, Any] = {}
@@ -77,6 +78,13 @@ class Shape(ABC):
             facts["timings"] = choice.served_by
         choice.started = True
         return event(self._payload(item, facts))
+
+    def _finish(self, choice: Choice) -> str | None:
+        return choice.finish
+
+    def failed(self, error: ApiError) -> bytes:
+        """The end of a stream that fails."""
+        return event(error.payload()) + DONE
 
     def last(self) -> bytes:
         """The end of a stream: usage if it was asked for, and the end mark."""
@@ -91,7 +99,7 @@ class Shape(ABC):
         for choice in self._choices:
             delta = choice.take()
             item = {"index": choice.index, **self._whole_choice(choice, delta)}
-            item["finish_reason"] = choice.finish
+            item["finish_reason"] = self._finish(choice)
             facts = {"timings": choice.served_by}
             if self._ids:
                 item["token_ids"] = delta.token_ids

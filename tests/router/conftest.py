@@ -24,6 +24,7 @@ T = TypeVar("T")
 settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("patient")
 TEMPLATE = (
+    "{# detailed thinking #}{% if tools %}[{% for t in tools %}{{ t | tojson }}{% endfor %}]{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
     "{% for c in m.tool_calls or [] %}[{{ c.function.name }}:{{ c.function.arguments }}]{% endfor %}"
     "{% if m.tool_call_id %}({{ m.tool_call_id }}){% endif %}{% endfor %}<assistant>"

@@ -107,6 +107,18 @@ def test_history_reaches_the_template(stage: Stage, tokenizer: Tokenizer) -> Non
     )
 
 
+def test_a_template_without_a_place_for_tools_is_a_400(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert stage.gateway.tokenizer.template is not None
+    monkeypatch.setattr(stage.gateway.tokenizer.template, "takes_tools", False)
+    tools = [{"type": "function", "function": {"name": "f"}}]
+    answer = post(stage, "/v1/chat/completions", model="tiny", messages=HELLO, tools=tools, max_tokens=1)
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "tools")
+    answer = post(
+        stage, "/v1/chat/completions", model="tiny", messages=HELLO, tools=tools, max_tokens=1, tool_choice="none"
+    )
+    assert answer.status_code == 200
+
+
 @pytest.mark.parametrize("stream", [False, True])
 def test_choices_are_sequences_of_their_own(stage: Stage, tokenizer: Tokenizer, stream: bool) -> None:
     prompts = [[5, 6], [9]]

@@ -11,6 +11,12 @@ from tests.router.conftest import Stage
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 HELLO = [{"role": "user", "content": "hello"}]
+F = {"type": "function", "function": {"name": "f"}}
+CALLS: dict[str, Any] = {
+    "role": "assistant",
+    "tool_calls": [{"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}],
+}
+RESULT = {"role": "tool", "tool_call_id": "1", "content": "x"}
 
 
 def chat(**body: Any) -> tuple[str, str]:
@@ -89,7 +95,24 @@ BAD = [
     (chat(store=True), "store"),
     (chat(service_tier="flex"), "service_tier"),
     (chat(response_format={"type": "json_object"}), "response_format.type"),
-    (chat(tools=[{"type": "function", "function": {"name": "f"}}]), "tools"),
+    (chat(tools=[F, F]), "tools"),
+    (chat(tools=[{"type": "function", "function": {"name": "a b"}}]), "tools[0].function.name"),
+    (chat(tools=[{"type": "function", "function": {"name": "f", "strict": True}}]), "tools[0].function.strict"),
+    (chat(tools=[{"type": "web_search"}]), "tools[0].type"),
+    (chat(tools=[{"type": "function"}]), "tools[0].function"),
+    (chat(tools=[F], tool_choice="required"), "tool_choice"),
+    (chat(tools=[F], tool_choice=F), "tool_choice"),
+    (chat(parallel_tool_calls="no"), "parallel_tool_calls"),
+    (chat(reasoning_effort="huge"), "reasoning_effort"),
+    (chat(chat_template_kwargs={"messages": []}), "chat_template_kwargs"),
+    (chat(messages=[*HELLO, CALLS]), "messages"),
+    (chat(messages=[*HELLO, CALLS, *HELLO]), "messages[2]"),
+    (chat(messages=[*HELLO, {**CALLS, "tool_calls": CALLS["tool_calls"] * 2}]), "messages[1].tool_calls"),
+    (chat(messages=[*HELLO, CALLS, RESULT, RESULT]), "messages[3].tool_call_id"),
+    (said(role="tool", content="x", tool_call_id="1"), "messages[0].tool_call_id"),
+    (("/tokenize", "{}"), None),
+    (("/tokenize", '{"prompt": "x", "messages": []}'), "messages"),
+    (("/detokenize", '{"tokens": [-1]}'), "tokens[0]"),
     (chat(tool_choice="auto"), "tool_choice"),
     (chat(echo=True), "echo"),
     (chat(functions=[]), "functions"),

@@ -109,6 +109,16 @@ def test_special_tokens_are_hidden_in_text_and_named_in_pieces(byte_level: Token
     assert byte_level.piece(end) == ("<|end|>", b"<|end|>")
 
 
+def test_markers_show_even_where_they_are_special(byte_level: Tokenizer, metaspace: Tokenizer) -> None:
+    (end,) = byte_level.special_ids
+    ids = byte_level.encode_now("a", False)
+    assert Detokenizer(byte_level, ("<|end|>", "<no token>")).push((*ids, end, *ids)) == "a<|end|>a"
+    assert Detokenizer(byte_level, ("<other>",)).push((*ids, end, *ids)) == "aa"
+    shown, hidden = Detokenizer(metaspace, ("<s>",)), Detokenizer(metaspace)
+    assert shown.push((0, 5, 1, 5)) + shown.flush() == "a<s>b<s>"
+    assert hidden.push((0, 5, 1, 5)) + hidden.flush() == "ab"
+
+
 PIECES = st.lists(st.text("abc", max_size=4), max_size=12)
 STOPS = st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=3)
 
@@ -164,6 +174,16 @@ def test_the_checkpoints_own_template() -> None:
         '<role>ASSISTANT</role><tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call><|role_end|>'
         "<role>OBSERVATION</role><tool_response>\n2\n</tool_response><|role_end|><role>ASSISTANT</role>"
     )
+
+
+def test_tools_and_what_else_a_template_reads(tmp_path: Path) -> None:
+    template = _template(tmp_path, chat_template="{{ tools | length }}{{ mood }}{{ eos_token }}", eos_token="<e>")
+    assert template is not None
+    assert template.takes_tools
+    assert template.render([], [{}, {}], {"mood": "x", "eos_token": "y"}) == "2x<e>"
+    plain = _template(tmp_path, chat_template="{{ messages }}")
+    assert plain is not None
+    assert not plain.takes_tools
 
 
 def test_where_templates_live(tmp_path: Path) -> None:

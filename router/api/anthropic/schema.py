@@ -1,0 +1,159 @@
+"""Bodies of /v1/messages and /v1/messages/count_tokens, and the chat request they stand for."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from router.api.anthropic.blocks import AnyMessage, SystemText, system_text
+from router.api.chat_schema import ChatRequest
+from router.api.schema import Short, Strict, meaningless
+from router.errors import invalid
+
+_NO_GRAMMAR = "needs output enforced by a grammar, which is not built yet"
+
+
+def _own_tool(value: Any) -> Any:
+    if value not in (None, "custom"):
+        raise ValueError(f"the server runs no tools of its own, such as {str(value)[:80]!r}: define it as custom")
+    return value
+
+
+def _not_strict(value: Any) -> Any:
+    if value is True:
+        raise ValueError(f"strict {_NO_GRAMMAR}: leave it out")
+    return value
+
+
+def _free_choice(value: Any) -> Any:
+    if value in ("any", "tool"):
+        raise ValueError(f"{value!r} {_NO_GRAMMAR}: use 'auto' or 'none'")
+    return value
+
+
+class ToolSpec(Strict):
+    """A tool the model may call. input_schema: JSON Schema, shown to the model as it is."""
+
+    type: Annotated[Literal["custom"] | None, BeforeValidator(_own_tool)] = None
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: Annotated[Literal[False] | None, BeforeValidator(_not_strict)] = None
+    cache_control: dict[str, Any] | None = meaningless(None)
+    eager_input_streaming: bool | None = meaningless(None)
+
+    def as_chat(self) -> dict[str, Any]:
+        """As the chat API has it, which is what the model was trained on."""
+        function: dict[str, Any] = {"name": self.name}
+        if self.description is not None:
+            function["description"] = self.description
+        return {"type": "function", "function": {**function, "parameters": self.input_schema}}
+
+
+class ToolChoice(Strict):
+    """disable_parallel_tool_use: the answer ends with its first call."""
+
+    type: Annotated[Literal["auto", "none"], BeforeValidator(_free_choice)]
+    disable_parallel_tool_use: bool = False
+
+
+class Thinking(Strict):
+    """`enabled` and `adaptive` turn reasoning on; how much of it is the model's own choice."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: int | None = meaningless(None, ge=1)
+    display: Literal["summarized", "omitted"] | None = Field(None, description="`omitted` leaves the reasoning out")
+
+
+class OutputConfig(Strict):
+    """The level of effort; formats need a grammar."""
+
+    effort: Literal["low", "medium", "high", "xhigh", "max"] | None = meaningless(None)
+
+
+class ClearThinking(Strict):
+    """Which earlier reasoning to leave out: the family's templates leave out all of it."""
+
+    type: Literal["clear_thinking_20251015"]
+    keep: Any = meaningless(None)
+
+
+class ContextManagement(Strict):
+    """Edits of the conversation. Those of tool results are refused: they would have to be done."""
+
+    edits: list[ClearThinking] = Field(default_factory=list)
+
+
+class Metadata(Strict):
+    """Whom a request is for."""
+
+    user_id: Short | None = None
+
+
+class MessagesChat(ChatRequest):
+    """A message's request as a chat's. shows_thinking: reasoning is part of the answer."""
+
+    shows_thinking: bool = False
+
+
+class CountRequest(Strict):
+    """Body of /v1/messages/count_tokens."""
+
+    model: str
+    messages: list[AnyMessage] = Field(min_length=1)
+    system: SystemText = Field(default_factory=list)
+    tools: list[ToolSpec] = Field(default_factory=list, max_length=1024)
+    tool_choice: ToolChoice | None = Field(None, description="`any` and `tool` are refused: they need a grammar")
+    thinking: Thinking | None = Field(None, description="`enabled` and `adaptive` switch reasoning on")
+    output_config: OutputConfig | None = meaningless(None)
+    cache_control: dict[str, Any] | None = meaningless(None)
+
+    def as_chat(self) -> MessagesChat:
+        """The chat request of the same prompt and the same settings."""
+        if self.messages[-1].role == "assistant":
+            raise invalid("'messages' must end with a user message: the assistant's own can't be continued", "messages")
+        return MessagesChat.model_validate(self._chat())
+
+    def _chat(self) -> dict[str, Any]:
+        messages = [chat for message in self.messages for chat in message.as_chat()]
+        if self.system:
+            messages.insert(0, {"role": "system", "content": system_text(self.system)})
+        chat: dict[str, Any] = {
+            "model": self.model,
+            "messages": messages,
+            "tools": [tool.as_chat() for tool in self.tools],
+        }
+        if self.tool_choice is not None:
+            if self.tools:
+                chat["tool_choice"] = self.tool_choice.type
+            chat["parallel_tool_calls"] = not self.tool_choice.disable_parallel_tool_use
+        if self.thinking is not None:
+            on = self.thinking.type != "disabled"
+            chat["reasoning_effort"] = "high" if on else "none"
+            chat["shows_thinking"] = on and self.thinking.display != "omitted"
+        return chat
+
+
+class MessagesRequest(CountRequest):
+    """Body of /v1/messages."""
+
+    max_tokens: int = Field(ge=1)
+    stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
+        default_factory=list, max_length=16
+    )
+    stream: bool = False
+    temperature: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
+    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    top_k: int = Field(0, ge=0, lt=2**31)
+    metadata: Metadata | None = meaningless(None)
+    context_management: ContextManagement | None = meaningless(None)
+    service_tier: Literal["auto", "standard_only"] = meaningless("auto")
+
+    def _chat(self) -> dict[str, Any]:
+        return super()._chat() | {
+            "max_tokens": self.max_tokens,
+            "stop": self.stop_sequences,
+            "stream": self.stream,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+        }

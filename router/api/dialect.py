@@ -1,0 +1,57 @@
+"""How each API says that something went wrong."""
+
+from typing import Protocol
+
+import msgspec
+
+from router.errors import ApiError
+
+_KINDS = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    413: "request_too_large",
+    429: "rate_limit_error",
+    503: "overloaded_error",
+    504: "timeout_error",
+}
+
+
+class Dialect(Protocol):
+    """One API's errors. id_header: the header that carries the request's id."""
+
+    id_header: bytes
+
+    def body(self, error: ApiError, request_id: str | None) -> bytes:
+        """The body of an answer that failed."""
+
+
+class OpenAI:
+    """`{"error": {"message", "type", "param", "code"}}`."""
+
+    id_header = b"x-request-id"
+
+    def body(self, error: ApiError, request_id: str | None) -> bytes:
+        """The request's id is in the headers alone."""
+        return error.body()
+
+
+class Anthropic:
+    """`{"type": "error", "error": {"type", "message"}, "request_id"}`."""
+
+    id_header = b"request-id"
+
+    def body(self, error: ApiError, request_id: str | None) -> bytes:
+        """`type` by the status."""
+        kind = _KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
+        content = {"type": kind, "message": error.message}
+        return msgspec.json.encode({"type": "error", "error": content, "request_id": request_id})
+
+
+OPENAI = OpenAI()
+ANTHROPIC = Anthropic()
+
+
+def dialect_of(path: str) -> Dialect:
+    """Of the API a path belongs to."""
+    return ANTHROPIC if path == "/v1/messages" or path.startswith("/v1/messages/") else OPENAI

@@ -1,0 +1,45 @@
+"""The table of fields: as the code is, of all the fields its clients know, and true."""
+
+import json
+import typing
+from pathlib import Path
+
+import pytest
+from anthropic.types import message_count_tokens_params, message_create_params
+from openai.types import completion_create_params
+from openai.types.chat import completion_create_params as chat_create_params
+
+from router.api.body import parse
+from router.api.table import ENDPOINTS, Endpoint, table
+from router.errors import ApiError
+
+KNOWN = {
+    "/v1/chat/completions": chat_create_params.CompletionCreateParamsBase,
+    "/v1/completions": completion_create_params.CompletionCreateParamsBase,
+    "/v1/messages": message_create_params.MessageCreateParamsBase,
+    "/v1/messages/count_tokens": message_count_tokens_params.MessageCountTokensParams,
+}
+REFUSED = [(e, name) for e in ENDPOINTS for name in e.refused]
+
+
+def test_the_document_is_current() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "API.md").read_text()
+    assert document == table(), "run: python -m router.api.table > docs/API.md"
+
+
+@pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda e: e.path)
+def test_no_field_its_sdk_knows_is_missing(endpoint: Endpoint) -> None:
+    if endpoint.path in KNOWN:
+        assert set(typing.get_type_hints(KNOWN[endpoint.path])) <= set(endpoint.model.model_fields) | set(
+            endpoint.refused
+        )
+    assert not set(endpoint.model.model_fields) & set(endpoint.refused)
+
+
+@pytest.mark.parametrize(("endpoint", "name"), REFUSED, ids=[f"{e.path}-{n}" for e, n in REFUSED])
+def test_what_is_said_to_be_refused_is(endpoint: Endpoint, name: str) -> None:
+    required = [n for n, f in endpoint.model.model_fields.items() if f.is_required()]
+    values = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    body = {n: values[n] for n in required} | {name: {}}
+    with pytest.raises(ApiError, match=f"'{name}' is not supported"):
+        parse(json.dumps(body).encode(), endpoint.model)
