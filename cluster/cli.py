@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from cluster.chat import Chat
 from cluster.config import ClusterConfig, ConfigError, parse
+from cluster.convert.command import convert_command
 from cluster.launch import serve_here
 from cluster.planner.command import plan_command
 from cluster.status import render
@@ -20,7 +21,7 @@ DEFAULT_PORT = 8000
 _URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 _HELP = """Serve Ling-2.6-flash checkpoints from split prefill and decode pools, and talk to them.
 
-Start with [bold]ling serve[/]: without --model it serves a small demo checkpoint made on the spot.
+Start with [bold]ling serve[/]: without --model it serves ling-nano, a small trained checkpoint.
 Then, in another terminal, [bold]ling chat[/] and [bold]ling status[/].
 [bold]ling plan[/] says what a checkpoint needs of which cards, before there is a cluster.
 """
@@ -50,7 +51,9 @@ def _http_option(text: str) -> Any:
 
 @app.command()
 def serve(
-    model: Annotated[str | None, _model_option("Checkpoint folder. Default: the demo checkpoint.")] = None,
+    model: Annotated[
+        str | None, _model_option("Checkpoint folder. Default: the embedded ling-nano.")
+    ] = None,
     served_name: Annotated[str | None, _model_option("What clients call it. Default: the folder's name.")] = None,
     dtype: Annotated[str | None, _model_option("Compute dtype: auto (the checkpoint's), float32, bfloat16.")] = None,
     device: Annotated[str | None, _model_option("auto (GPUs if there are any), cpu, cuda.")] = None,
@@ -151,6 +154,7 @@ def status(url: Url = _URL) -> None:
 
 
 app.command("plan")(plan_command)
+app.command("convert")(convert_command)
 
 
 def main() -> None:

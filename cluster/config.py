@@ -27,6 +27,7 @@ def _number(value: Any) -> Any:
 
 
 _READ = BeforeValidator(_number)
+_SPLIT = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 Count = Annotated[int, Field(ge=1), _READ]
 CountOrNone = Annotated[Annotated[int, Field(ge=1)] | None, _READ]
 Port = Annotated[Annotated[int, Field(ge=1, le=65535)] | None, _READ]
@@ -52,7 +53,12 @@ class PrefillConfig(PoolConfig):
 
 
 class RouterSection(_Section):
-    """The HTTP front. max_queue: choices in flight at one replica before 429. Times are seconds from arrival."""
+    """The HTTP front.
+
+    max_queue: choices in flight at one replica before 429. Times are seconds from arrival. tool_parser: how the
+    model writes tool calls. api_keys: file of hashed keys (`python -m router.keys TENANT` makes one), read anew when
+    it changes; without it nobody is asked for a key. cors_origins: whose pages in browsers may call.
+    """
 
     replicas: Count = 1
     max_queue: Count = 1024
@@ -61,6 +67,9 @@ class RouterSection(_Section):
     first_token_timeout_s: Seconds = 600.0
     request_timeout_s: Seconds = 3600.0
     max_body_bytes: Annotated[int, Field(ge=1024), _READ] = 8 * 1024 * 1024
+    tool_parser: Literal["qwen25", "hermes"] = "qwen25"
+    api_keys: Text | None = None
+    cors_origins: Annotated[tuple[Text, ...], Field(strict=False), _SPLIT] = ()
 
 
 class HandoffSection(_Section):
@@ -74,11 +83,12 @@ class HandoffSection(_Section):
 class ClusterConfig(_Section):
     """A whole cluster.
 
-    model: checkpoint folder; unset, a small demo checkpoint is made on the spot. served_name: what clients call
+    model: checkpoint folder; unset, the embedded ling-nano. served_name: what clients call
     it, else the folder's name. dtype: compute dtype, "auto" is the checkpoint's. device: "auto" is cuda where
     the Ray cluster has GPUs. page_size: tokens a latent page; pages: of them, unset sizes them by memory.
     slots: sequences at once a worker. max_model_len: unset is the checkpoint's context. max_step_tokens: token
-    budget of a step. model_overrides: keys laid over config.json. host, port: where each router listens by
+    budget of a step. model_overrides: keys laid over config.json. load: "synthetic" makes
+    up weights of the shapes and format config.json gives, for benchmarks. host, port: where each router listens by
     itself; without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts
     for in Ray's placement. drain_s: seconds that running streams get to end when the cluster shuts down.
     """
@@ -98,6 +108,7 @@ class ClusterConfig(_Section):
     max_model_len: CountOrNone = None
     max_step_tokens: Count = 1024
     model_overrides: dict[str, Any] = Field(default_factory=dict)
+    load: Literal["auto", "synthetic"] = "auto"
     host: Text = "127.0.0.1"
     port: Port = None
     rank_cpus: Annotated[float, Field(ge=0.001), _READ] = 0.01

@@ -4,13 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
-from cluster.demo import demo_checkpoint
 from router.config import Pools, RouterConfig
 from workers.config import WorkerConfig
 from workers.model.config import LingConfig
 from workers.protocol import Role
 
-DEMO_NAME = "ling-demo"
+# The embedded default: a small trained checkpoint that the checkout carries.
+EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,19 +20,28 @@ class Resolved:
     config: ClusterConfig
     model: str
     served_name: str
-    demo: bool
 
 
 def resolve(config: ClusterConfig, gpus: float) -> Resolved:
     """Fill in the checkpoint and the device (`gpus`: how many the Ray cluster has); ConfigError if it can't be."""
-    demo = config.model is None
-    folder = demo_checkpoint() if config.model is None else Path(config.model).expanduser().resolve()
+    folder = EMBEDDED if config.model is None else Path(config.model).expanduser().resolve()
     if not folder.is_dir():
         raise ConfigError(f"model: no checkpoint folder at {folder}; give the folder that holds config.json")
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    resolved = parse(config.model_dump(), {"model": str(folder), "device": device})
+    found = {"model": str(folder), "device": device, **_keys_file(config)}
+    resolved = parse(config.model_dump(), found)
     _check_checkpoint(resolved, folder)
-    return Resolved(resolved, str(folder), config.served_name or (DEMO_NAME if demo else folder.name), demo)
+    return Resolved(resolved, str(folder), config.served_name or folder.name)
+
+
+def _keys_file(config: ClusterConfig) -> dict[str, str]:
+    """The keys' file by its whole path: replicas start in folders of their own."""
+    if config.router.api_keys is None:
+        return {}
+    file = Path(config.router.api_keys).expanduser().resolve()
+    if not file.is_file():
+        raise ConfigError(f"router.api_keys: no file at {file}; make one with `python -m router.keys TENANT >> FILE`")
+    return {"router.api_keys": str(file)}
 
 
 def _check_checkpoint(config: ClusterConfig, folder: Path) -> None:
@@ -72,6 +81,7 @@ def worker_config(resolved: Resolved, role: Role, host: str) -> WorkerConfig:
         collectives=config.collectives,
         channel=config.handoff.channel,
         model_overrides=config.model_overrides,
+        load=config.load,
         host=host,
     )
 

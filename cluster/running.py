@@ -157,8 +157,6 @@ def _announce(resolved: Resolved, status: dict[str, Any], seconds: float, consol
     body = '{"model": "auto", "stream": true, "max_tokens": 64, "messages": [{"role": "user", "content": "Hello"}]}'
     console.print(f"[bold green]{escape(resolved.served_name)}[/] is served at [bold]{url}[/] after {seconds:.0f} s\n")
     console.print(render(status))
-    if resolved.demo:
-        console.print("\n[yellow]The demo checkpoint's weights are random: its answers are noise.[/]")
     console.print("\nTry it:")
     console.print(
         f"  curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",

@@ -38,14 +38,19 @@ def moe_experts(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Stack, down: S
 
 def _gathered(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Stack, down: Stack, first: int) -> Tensor:
     """A copy of its expert's weights for each (token, expert) pair, all pairs in one product."""
+    count, top_k = ids.shape
     local = ids.flatten() - first
-    pairs = ((local >= 0) & (local < gate_up.shape[0])).nonzero()[:, 0]
-    tokens = pairs // ids.shape[1]
-    chosen = local[pairs]
-    inner = torch.bmm(gate_up[chosen], x[tokens, :, None])[..., 0]
-    results = torch.bmm(down[chosen], swiglu(inner)[..., None])[..., 0]
-    out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
-    return out.index_add_(0, tokens, results.float() * weights.flatten()[pairs, None])
+    held = (local >= 0) & (local < gate_up.shape[0])
+    # Computing pairs held elsewhere with some expert and weight 0 is cheaper than leaving them out.
+    local = local.clamp(0, gate_up.shape[0] - 1)
+    chosen = gate_up[local]
+    # The vector stands left of the matrix: CPU libraries are several times slower the other way round.
+    if count == 1:
+        inner = F.linear(x, chosen.flatten(0, 1)).view(top_k, 1, -1)
+    else:
+        inner = torch.bmm(x.repeat_interleave(top_k, 0)[:, None], chosen.transpose(1, 2))
+    results = torch.bmm(swiglu(inner), down[local].transpose(1, 2)).view(count, top_k, -1)
+    return torch.bmm((weights * held.view(count, top_k))[:, None], results.float())[:, 0]
 
 
 def _by_expert(x: Tensor, ids: Tensor, weights: Tensor, gate_up: Stack, down: Stack, first: int) -> Tensor:

@@ -13,8 +13,8 @@ from training.template import ROLE_END, render
 _Row = tuple[list[int], list[bool], int]
 KIND_NAMES = tuple(KINDS)
 _POOL = 8
-_FIRST = {"copying": 0.5, "agent": 0.1, "json": 0.15, "facts": 0.12, "needle": 0.13}
-_LATER = {"copying": 0.12, "agent": 0.5, "json": 0.13, "facts": 0.12, "needle": 0.13}
+_FIRST = {"copying": 0.45, "agent": 0.08, "choosing": 0.1, "json": 0.14, "facts": 0.12, "needle": 0.11}
+_LATER = {"copying": 0.06, "agent": 0.32, "choosing": 0.3, "json": 0.13, "facts": 0.12, "needle": 0.07}
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,6 +84,20 @@ def agent(random: Random, held_out: bool = False) -> Dialogue:
     return dialogue
 
 
+def choosing(random: Random, held_out: bool = False) -> Dialogue:
+    """One request and its calls, nothing before that they could be copied from but the tools themselves."""
+    dialogue = Dialogue("choosing")
+    tools = toolworld.make_tools(random, random.choices((1, 2, 3), (0.35, 0.45, 0.2))[0], held_out)
+    dialogue.tools = [t.schema for t in tools]
+    asked = toolworld.request(random, tools, parallel=0.1)
+    dialogue.add("user", asked.text)
+    called = [
+        {"type": "function", "function": {"name": n, "arguments": json.dumps(a)}} for n, a in asked.calls
+    ]
+    dialogue.messages.append({"role": "assistant", "content": "", "tool_calls": called})
+    return dialogue
+
+
 def formatted(random: Random, held_out: bool = False) -> Dialogue:
     """A system prompt that asks for JSON with certain keys, and a text that holds their values."""
     dialogue = Dialogue("json")
@@ -199,6 +213,7 @@ Maker = Callable[[Random], Dialogue]
 KINDS: dict[str, Maker] = {
     "copying": copying,
     "agent": agent,
+    "choosing": choosing,
     "json": formatted,
     "facts": facts,
     "needle": haystack,

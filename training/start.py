@@ -97,3 +97,29 @@ def _match_and_copy(attention: Latent, seen: Tensor, passed: Tensor) -> None:
     attention.dense.weight[-2 * dim : -dim] = 0
     attention.dense.weight[:, :value] = 0
     attention.dense.weight[-2 * dim : -dim, :value] = torch.eye(dim)
+    more_heads(attention)
+
+
+@torch.no_grad()
+def more_heads(attention: Latent) -> None:
+    """Heads 1 and 2 from what head 0 is, even after training.
+
+    Head 1: queries and keys are both the token, values what stood before it: at a word's second mention, what
+    preceded its first. Head 2: as head 0, with a query that knows the token before too, so that two must match.
+    """
+    nope, value = attention.nope, attention.value
+    query, key = attention.q_proj.weight, attention.kv_b_proj.weight
+    latent, out = attention.kv_a_proj_with_mqa.weight, attention.dense.weight
+    half = attention.rank // 2
+    q, k = nope + attention.rope, nope + value
+    query[q : 2 * q] *= 0.3
+    query[q : q + nope] = 2 * latent[half : 2 * half]
+    key[k : 2 * k] = 0
+    key[k : k + nope, half:] = torch.eye(half)
+    key[k + nope : 2 * k, :half] = torch.eye(half)
+    away, _ = torch.linalg.qr(torch.randn(out.shape[0], value))
+    out[:, value : 2 * value] = 0.4 * away
+    query[2 * q : 3 * q] = query[:q]
+    query[2 * q : 2 * q + nope] += 1.4 * key[:nope] @ latent[: attention.rank]
+    key[2 * k : 3 * k] = key[:k]
+    out[:, 2 * value : 3 * value] = 0.3 * out[:, :value]

@@ -44,9 +44,11 @@ def make_tools(random: Random, count: int, held_out: bool) -> list[Tool]:
     tools: list[Tool] = []
     while len(tools) < count:
         shared = bool(tools) and random.random() < 0.15
-        noun = tools[-1].noun if shared else words.noun(random, held_out)
+        noun = tools[-1].noun if shared else words.noun(random)
         verb = random.choice(words.VERBS)
         tool = _tool(random, verb, noun)
+        if words.held_out(tool.name) is not held_out:
+            continue
         if all(tool.name != t.name and (tool.verb, tool.noun) != (t.verb, t.noun) for t in tools) and (
             shared or all(noun != t.noun for t in tools)
         ):
@@ -307,14 +309,8 @@ def sentence(item: Any) -> str:
 
 def answer(request_: Request, results: list[Any]) -> str:
     """What the agent says once it has all results, in the order of its calls."""
-    names = {name for name, _ in request_.calls}
-    if len(results) > 1 and len(names) == 1:
-        firsts = [say(next(iter(arguments.values()))) for _, arguments in request_.calls]
-        return " ".join(f"For {first}: {sentence(r)}" for first, r in zip(firsts, results, strict=True))
-    return " ".join(map(sentence, results))
-
-
-def call_text(name: str, arguments: Json) -> str:
-    """A call as the model writes it."""
-    body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
-    return f"<tool_call>\n{body}\n</tool_call>"
+    told = []
+    for (_, arguments), item in zip(request_.calls, results, strict=True):
+        about = f"For {say(next(iter(arguments.values())))}: " if arguments and len(results) > 1 else ""
+        told.append(about + sentence(item))
+    return " ".join(told)

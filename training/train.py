@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+import shutil
 import signal
 import time
 from dataclasses import asdict
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from training import tokenizer as nano_tokenizer
 from training.batches import KIND_NAMES, Batch, Encoder, pool
+from training.layout import load
 from training.model import Nano, Shape
 from training.optimizer import Optimizer
 from training.start import initialise
@@ -68,12 +70,16 @@ class Run:
         self.folder, self.args = folder, args
         folder.mkdir(parents=True, exist_ok=True)
         file = folder / "tokenizer.json"
-        shape = Shape()
-        if not file.is_file():
-            nano_tokenizer.save(nano_tokenizer.build(shape.vocab_size), file)
+        if args.start is not None:
+            shutil.copyfile(args.start / "tokenizer.json", file)
+            self.model = load(args.start)
+        else:
+            shape = Shape()
+            if not file.is_file():
+                nano_tokenizer.save(nano_tokenizer.build(shape.vocab_size), file)
+            self.model = Nano(shape)
+            initialise(self.model, args.seed)
         self.encoder = Encoder(Tokenizer.from_file(str(file)))
-        self.model = Nano(shape)
-        initialise(self.model, args.seed)
         self.optimizer = Optimizer(self.model)
         self.step, self.pool, self.tokens = 0, 0, 0
         if (folder / "last.pt").is_file():
@@ -155,6 +161,7 @@ def main() -> None:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, default=Path("build/nano"))
+    parser.add_argument("--start", type=Path, help="a checkpoint whose weights a new run begins with")
     parser.add_argument("--steps", type=int, default=6000)
     parser.add_argument("--tokens", type=int, default=4096, help="tokens a step")
     parser.add_argument("--longest", type=int, default=6000, help="tokens of the longest haystack")

@@ -61,18 +61,18 @@ def invented(random: Random) -> str:
 
 
 def held_out(name: str) -> bool:
-    """Whether a tool's noun is kept from training: one name in ten, by its hash."""
+    """Whether a tool's name is kept from training: one in ten, by its hash."""
     return hashlib.sha256(name.lower().encode()).digest()[0] < 26
 
 
-def noun(random: Random, want_held_out: bool) -> str:
-    """What a tool is about, of one word or two; mostly invented, and on the wanted side of the hold-out."""
-    while True:
-        word = random.choice(NOUNS) if random.random() < 0.35 else invented(random)
-        if random.random() < 0.12:
-            word += " " + random.choice(random.choice((NOUNS, KEYS)))
-        if held_out(word) == want_held_out:
-            return word
+def noun(random: Random) -> str:
+    """What a tool is about, of one word or two; mostly invented."""
+    draw = random.random()
+    if draw < 0.35:
+        word = random.choice(NOUNS)
+    else:
+        word = random.choice(random.choice((KEYS, ADJECTIVES))) if draw < 0.45 else invented(random)
+    return f"{word} {random.choice(random.choice((NOUNS, KEYS)))}" if random.random() < 0.12 else word
 
 
 def code(random: Random) -> str:

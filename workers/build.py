@@ -1,5 +1,8 @@
 """Puts a rank together: config, weights, caches, runner."""
 
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +14,10 @@ from workers.engine.runner import Runner
 from workers.model.batch import Caches
 from workers.model.config import LingConfig
 from workers.model.ling import LingModel, make_caches
-from workers.model.weights import load_weights
+from workers.model.loader import Progress, Source
+from workers.model.plan import lacks_mtp
+from workers.model.synthetic import Synthetic
+from workers.model.weights import load_from, open_checkpoint
 from workers.sizes import dtype_name, max_model_len
 from workers.transfer.endpoint import Transfers
 
@@ -19,6 +25,7 @@ from workers.transfer.endpoint import Transfers
 _PAGE_SHARE = 0.85
 # Without a GPU, pages for this many tokens a slot: laptops hold short conversations.
 _CPU_TOKENS_PER_SLOT = 2048
+_PROGRESS_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,14 +50,54 @@ def _pages(config: WorkerConfig, model: LingConfig, dtype: torch.dtype) -> int:
     return int((free - states) * _PAGE_SHARE) // page
 
 
-def build_rank(config: WorkerConfig, collectives: Collectives, transfers: Transfers | None) -> BuiltRank:
-    """Load this rank's weights and make its caches."""
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class _Lines:
+    """Progress as a line every few seconds and one at the end."""
+
+    def __init__(self, say: Callable[[str], None], what: str) -> None:
+        self._say = say
+        self._what = what
+        self._next = time.monotonic() + _PROGRESS_S
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now >= self._next or progress.done == progress.total:
+            self._next = now + _PROGRESS_S
+            self._say(f"{self._what}: {progress}")
+
+
+def _load(config: WorkerConfig, model: LingModel, say: Callable[[str], None]) -> None:
+    folder = Path(config.model)
+    synthetic = config.load == "synthetic"
+    source: Source = (
+        Synthetic(model.config.quantization) if synthetic else open_checkpoint(folder, model.rank, model.tp)
+    )
+    if model.rank:
+        load_from(model, source)
+        return
+    if lacks_mtp(source, model.config):
+        promised = model.config.mtp_layers
+        say(f"{folder}: config.json promises {promised} MTP layer(s), its files hold none: serving without speculation")
+    what = "synthetic weights" if synthetic else f"weights of {folder.name}"
+    load_from(model, source, _Lines(say, f"{what}, rank 0 of {model.tp}"))
+
+
+def build_rank(
+    config: WorkerConfig,
+    collectives: Collectives,
+    transfers: Transfers | None,
+    say: Callable[[str], None] = _say,
+) -> BuiltRank:
+    """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time."""
     model_config = LingConfig.load(Path(config.model), config.model_overrides)
     model_config.check_tp(config.tp)
     device = torch.device(config.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_name(config, model_config)]
     model = LingModel(model_config, collectives, device, dtype)
-    load_weights(model, Path(config.model))
+    _load(config, model, say)
     pages = _pages(config, model_config, dtype)
     caches = make_caches(model_config, config.tp, pages, config.page_size, config.slots, device, dtype)
     # One page more than the longest sequence fills: the token after the last computed one has its place too.

@@ -18,7 +18,8 @@ class WorkerConfig:
     max_step_tokens: token budget of a step. handoff_window: snapshots a decode worker pulls at once.
     handoff_timeout_s: how long a finished prompt waits to be pulled. collectives, channel: "auto" picks by
     device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling).
-    host: the address the leader and its ranks listen on.
+    host: the address the leader and its ranks listen on. load: "auto" reads the folder's weights; "synthetic" makes
+    some up, of the shapes and format its config.json gives.
     """
 
     model: str
@@ -36,6 +37,7 @@ class WorkerConfig:
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     model_overrides: dict[str, Any] = field(default_factory=dict)
     host: str = "127.0.0.1"
+    load: Literal["auto", "synthetic"] = "auto"
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,18 +35,26 @@ def test_settings_reach_the_router() -> None:
     assert (pools(resolved).prefill, pools(resolved).decode) == (0, 3)
 
 
+def test_the_keys_file_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "keys").write_text("")
+    settings = {"model": str(TP4), "router.api_keys": "keys", "router.cors_origins": "https://a,https://b"}
+    made = router_config(resolve(parse(settings), gpus=0), "router-x")
+    assert (made.api_keys, made.cors_origins) == (str(tmp_path / "keys"), ("https://a", "https://b"))
+    with pytest.raises(ConfigError, match=r"router.api_keys: no file at .*nowhere"):
+        resolve(parse(settings | {"router.api_keys": "nowhere"}), gpus=0)
+
+
 @pytest.mark.parametrize(("device", "gpus", "expected"), [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu")])
 def test_device(device: str, gpus: int, expected: str) -> None:
     resolved = resolve(parse({"model": str(TP4), "device": device}), gpus)
     assert worker_config(resolved, "prefill", "127.0.0.1").device == expected
 
 
-def test_without_a_model_the_demo_is_served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+def test_without_a_model_ling_nano_is_served() -> None:
     resolved = resolve(parse({}), gpus=0)
-    assert resolved.demo
-    assert resolved.served_name == "ling-demo"
-    assert Path(resolved.model).is_relative_to(tmp_path)
+    assert resolved.served_name == "ling-nano"
+    assert (Path(resolved.model) / "model.safetensors").is_file()
     assert resolve(parse({"served_name": "mine"}), gpus=0).served_name == "mine"
 
 

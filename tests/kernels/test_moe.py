@@ -51,10 +51,14 @@ def test_route_survives_scores_of_zero() -> None:
     assert torch.isfinite(weights).all()
 
 
+@pytest.mark.parametrize("gathered", [True, False])
 @pytest.mark.parametrize("tokens", [1, 5, 64])
 @pytest.mark.parametrize("held", [range(8), range(2, 4), range(6, 8)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_moe_experts(tokens: int, held: range, dtype: torch.dtype) -> None:
+def test_moe_experts(
+    tokens: int, held: range, dtype: torch.dtype, gathered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("kernels.moe._GATHER_BYTES", 1 << 30 if gathered else 0)
     width, inner, top_k = 12, 6, 3
     x = torch.randn(tokens, width).to(dtype)
     gate_up, down = torch.randn(8, 2 * inner, width).to(dtype), torch.randn(8, width, inner).to(dtype)
@@ -74,7 +78,9 @@ def test_moe_experts(tokens: int, held: range, dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 
 
-def test_a_rank_without_chosen_experts_adds_nothing() -> None:
+@pytest.mark.parametrize("gather_bytes", [0, 1 << 20])
+def test_a_rank_without_chosen_experts_adds_nothing(gather_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kernels.moe._GATHER_BYTES", gather_bytes)
     x, ids = torch.randn(2, 4), torch.tensor([[0, 1], [1, 0]])
     out = moe_experts(x, ids, torch.ones(2, 2), torch.randn(2, 6, 4), torch.randn(2, 4, 3), 2)
     assert not out.any()

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
+from router.template import ChatTemplate
 from training import cases, toolworld, words
 from training.batches import KIND_NAMES, Encoder, mixture, pool
 from training.corpus import KINDS, agent, dialogue, formatted, haystack
@@ -32,7 +33,7 @@ def test_a_number_is_always_the_same_dialogue(kind: str) -> None:
 def test_tools_keep_to_their_side_of_the_hold_out(held_out: bool) -> None:
     for i in range(50):
         for tool in toolworld.make_tools(Random(i), 3, held_out):
-            assert words.held_out(tool.noun) is held_out
+            assert words.held_out(tool.name) is held_out
 
 
 def _schemas(tools: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -118,6 +119,16 @@ def test_the_mask_is_what_the_assistant_says(tokenizer: Tokenizer, kind: str) ->
                 before = render(made.messages[:at], made.tools, open_turn=True)
                 expected += render(made.messages[: at + 1], made.tools)[len(before) :]
         assert said == expected
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_the_router_renders_what_training_saw(kind: str) -> None:
+    template = ChatTemplate.load(FOLDER)
+    assert template is not None
+    for i in range(10):
+        made = dialogue("render", i, {kind: 1.0})
+        prompt = template.render(made.messages[:-1], made.tools)
+        assert prompt == render(made.messages[:-1], made.tools, open_turn=True)
 
 
 def test_a_word_is_cut_alike_with_and_without_a_space(tokenizer: Tokenizer) -> None:

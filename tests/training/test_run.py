@@ -12,6 +12,8 @@ from training import train
 from training.batches import Encoder
 from training.corpus import dialogue
 from training.evaluate import Tally, on_twin, with_ids
+from training.export import export
+from training.layout import load
 from training.model import Nano, Shape
 from training.optimizer import Optimizer, orthogonal
 
@@ -28,7 +30,15 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def _args(folder: Path, steps: int) -> argparse.Namespace:
     return argparse.Namespace(
-        run=folder, steps=steps, tokens=450, longest=500, rate=0.006, bias_rate=0.005, save_every=1e9, seed=1
+        run=folder,
+        start=None,
+        steps=steps,
+        tokens=450,
+        longest=500,
+        rate=0.006,
+        bias_rate=0.005,
+        save_every=1e9,
+        seed=1,
     )
 
 
@@ -45,6 +55,17 @@ def test_it_learns_and_goes_on_where_it_stopped(folder: Path) -> None:
     again.stop()
     again.train()
     assert again.step == first.step
+
+
+def test_a_run_can_begin_with_a_checkpoint(folder: Path) -> None:
+    model = Nano(TINY)
+    export(model, folder / "tokenizer.json", folder / "made")
+    args = _args(folder / "next", 1)
+    args.start = folder / "made"
+    begun = train.Run(folder / "next", args)
+    given = load(folder / "made").state_dict()
+    assert all(torch.equal(given[name], tensor) for name, tensor in begun.model.state_dict().items())
+    assert (begun.step, begun.model.shape) == (0, TINY)
 
 
 def test_the_learning_rate_rises_stays_and_falls() -> None:

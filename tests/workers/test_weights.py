@@ -16,6 +16,8 @@ from workers.model.batch import Batch
 from workers.model.config import LingConfig
 from workers.model.files import WeightError, sample_starts, weight_map, weights_id
 from workers.model.ling import LingModel, make_caches
+from workers.model.loader import Loader, Progress, Read
+from workers.model.plan import check
 from workers.model.weights import Checkpoint, load_weights
 
 # Everything else is split over the ranks.
@@ -36,14 +38,14 @@ def _load(folder: Path, rank: int = 0, tp: int = 1) -> LingModel:
 @pytest.mark.parametrize(("name", "tp"), [("base", 2), ("tp4", 4)])
 def test_ranks_read_their_own_slices_and_nothing_else(name: str, tp: int, monkeypatch: pytest.MonkeyPatch) -> None:
     reads: dict[str, list[torch.Tensor]] = defaultdict(list)
-    read = Checkpoint.read
+    fill = Checkpoint.fill
 
-    def recording(self: Checkpoint, tensor: str, shape: tuple[int, ...], *part: slice) -> torch.Tensor:
-        data = read(self, tensor, shape, *part)
-        reads[tensor].append(data)
-        return data
+    def recording(self: Checkpoint, read: Read) -> int:
+        count = fill(self, read)
+        reads[read.name].append(read.out.clone())
+        return count
 
-    monkeypatch.setattr(Checkpoint, "read", recording)
+    monkeypatch.setattr(Checkpoint, "fill", recording)
     for rank in range(tp):
         _load(GOLDEN / name, rank, tp)
 
@@ -55,7 +57,7 @@ def test_ranks_read_their_own_slices_and_nothing_else(name: str, tp: int, monkey
     for tensor, whole in wanted.items():
         copies = tp if any(part in tensor for part in REPLICATED) else 1
         got = torch.cat([piece.flatten() for piece in reads[tensor]]).sort().values
-        assert torch.equal(got, whole.flatten().repeat(copies).sort().values), tensor
+        assert torch.equal(got, whole.float().flatten().repeat(copies).sort().values), tensor
 
 
 def test_a_single_file_without_an_index_loads(tmp_path: Path) -> None:
@@ -133,9 +135,85 @@ def test_no_weights_at_all(base: Path) -> None:
         _load(base)
 
 
-def test_a_format_that_is_not_served_is_named() -> None:
-    with pytest.raises(WeightError, match=r"query_key_value\.weight is stored as F8_E4M3; served are F32, BF16, F16"):
-        _load(GOLDEN / "fp8")
+def test_a_dtype_that_is_not_served_is_named(base: Path) -> None:
+    name = "model.layers.0.attention.g_proj.weight"
+    tensors = load_file(base / SHARD)
+    _rewrite(base, {name: tensors[name].to(torch.float8_e5m2)})
+    with pytest.raises(WeightError, match=r"g_proj\.weight is stored as F8_E5M2; served are F32, BF16, F16"):
+        _load(base)
+
+
+def test_all_problems_are_told_before_a_byte_is_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Checkpoint, "fill", _no_read)
+    _rewrite(
+        base,
+        {
+            "lm_head.weight": None,
+            "model.layers.1.mlp.experts.5.up_proj.weight": torch.zeros(16, 63),
+            "model.norm.weight": torch.zeros(64, dtype=torch.int8),
+        },
+    )
+    config = LingConfig.load(base, {})
+    for look in (lambda: _load(base), lambda: check(base, config), lambda: check(base, config, tp=2)):
+        with pytest.raises(WeightError) as raised:
+            look()
+        lines = sorted(str(raised.value).splitlines())
+        assert len(lines) == 3
+        assert lines[0].startswith("lm_head.weight should be in")
+        assert lines[1].startswith("model.layers.1.mlp.experts.5.up_proj.weight in")
+        assert lines[2].startswith("model.norm.weight is stored as I8")
+
+
+def _no_read(self: Checkpoint, read: Read) -> int:
+    raise AssertionError(read.name)
+
+
+def test_of_many_problems_ten_are_told(base: Path) -> None:
+    names = [n for n in load_file(base / SHARD) if n.endswith("norm.weight")]
+    _rewrite(base, dict.fromkeys(names))
+    with pytest.raises(WeightError) as raised:
+        check(base, LingConfig.load(base, {}))
+    lines = str(raised.value).splitlines()
+    used = [n for n in names if not n.startswith("model.layers.8.")]
+    assert len(lines) == 11
+    assert lines[-1] == f"and {len(used) - 10} more"
+
+
+def test_what_is_right_passes_the_check() -> None:
+    for name, tp in (("base", 2), ("fp8", 2), ("int4", 1), ("tp4", 4)):
+        check(GOLDEN / name, LingConfig.load(GOLDEN / name, {}), tp)
+
+
+def test_a_tensor_larger_than_a_piece_is_read_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workers.model.loader._PIECE_BYTES", 1000)
+    monkeypatch.setattr("workers.model.mapped._BLOCK_BYTES", 500)
+    whole = torch.randn(37, 29)
+    save_file({"t": whole}, tmp_path / "model.safetensors")
+    source = Checkpoint(tmp_path)
+    loader = Loader(source)
+    outs = [torch.full((20, 29), -1.0), torch.full((20, 7), -1.0), torch.full((29, 20), -1.0, dtype=torch.float64).T]
+    parts = [(slice(5, 25), slice(None)), (slice(5, 25), slice(3, 10)), (slice(5, 25), slice(None))]
+    for out, part in zip(outs, parts, strict=True):
+        loader.read(out, "t", (37, 29), *part)
+    seen: list[Progress] = []
+    end = loader.run(seen.append)
+    source.close()
+    for out, part in zip(outs, parts, strict=True):
+        assert torch.equal(out.float(), whole[part])
+    assert len(seen) > 5
+    assert seen[-1] == end
+    assert end.done == end.total == sum(o.numel() * o.element_size() for o in outs)
+    assert [p.done for p in seen] == sorted(p.done for p in seen)
+
+
+def test_a_shard_cut_off_while_loading_is_named(base: Path) -> None:
+    source = Checkpoint(base)
+    loader = Loader(source)
+    loader.read(torch.empty(256, 64), "lm_head.weight", (256, 64))
+    (base / SHARD).write_bytes((base / SHARD).read_bytes()[:100])
+    with pytest.raises(WeightError, match=rf"{SHARD} ends at byte \d+: it was cut off while loading"):
+        loader.run()
+    source.close()
 
 
 def test_weights_id_names_the_content(base: Path) -> None:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workers.model.quantization import Quantization, QuantizationError
+
 ARCHITECTURE = "BailingMoeV2_5ForCausalLM"
 _DTYPES = ("float32", "bfloat16")
 
@@ -52,6 +54,8 @@ _KEYS = {
     "num_key_value_heads",
     "partial_rotary_factor",
     "q_lora_rank",
+    "quantization_config",
+    "num_nextn_predict_layers",
     "rms_norm_eps",
     "rope_scaling",
     "rope_theta",
@@ -92,7 +96,8 @@ class LingConfig:
 
     group_norm_size: the number of groups. q_lora_rank: None where queries have no low rank.
     eos_token_ids: of config.json and generation_config.json together. max_model_len: tokens of context,
-    YaRN's if it is longer. torch_dtype: "float32" or "bfloat16".
+    YaRN's if it is longer. torch_dtype: "float32" or "bfloat16". mtp_layers: multi-token-prediction layers that
+    config.json promises (num_nextn_predict_layers); the files may hold none.
     """
 
     vocab_size: int
@@ -123,6 +128,8 @@ class LingConfig:
     max_model_len: int
     eos_token_ids: tuple[int, ...]
     torch_dtype: str
+    quantization: Quantization
+    mtp_layers: int
 
     @classmethod
     def load(cls, folder: Path, overrides: dict[str, Any]) -> "LingConfig":
@@ -155,6 +162,8 @@ class LingConfig:
             max_model_len=context,
             eos_token_ids=_eos_ids(raw, folder),
             torch_dtype=_dtype(raw),
+            quantization=_quantization(raw),
+            mtp_layers=_count({"num_nextn_predict_layers": 0} | raw, "num_nextn_predict_layers", least=0),
         )
         config._check()
         return config
@@ -307,6 +316,13 @@ def _eos_ids(raw: dict[str, Any], folder: Path) -> tuple[int, ...]:
             raise ModelConfigError(f"eos_token_id must be an integer or a list of them, found {found!r}")
         ids.update(listed)
     return tuple(sorted(ids))
+
+
+def _quantization(raw: dict[str, Any]) -> Quantization:
+    try:
+        return Quantization.read(raw.get("quantization_config"))
+    except QuantizationError as error:
+        raise ModelConfigError(f"config.json: {error}") from None
 
 
 def _dtype(raw: dict[str, Any]) -> str:

@@ -1,14 +1,22 @@
-"""A checkpoint's files: which tensor lies in which, and a name for their content. Knows no torch."""
+"""A checkpoint's files: which tensor lies where in which, and a name for their content. Knows no torch."""
 
 import hashlib
 import json
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
-_INDEX = "model.safetensors.index.json"
-_SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+# Of a pre-sharded copy: its tp, its files, and the whole tensors' dtypes and shapes.
+MANIFEST = "ranks.json"
+# Bits of an element, by safetensors' name of the dtype.
+BITS = {
+    "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
+    "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
+}  # fmt: skip
+_HEADER_LIMIT = 100_000_000
 _SAMPLES = 256
 _SAMPLE_BYTES = 4096
 
@@ -17,28 +25,52 @@ class WeightError(RuntimeError):
     """The checkpoint's files don't hold what its config promises; the message names tensor and file."""
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor of a file. dtype: as safetensors spells it. start: of its first byte in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    bytes: int
+
+
 def weight_map(folder: Path) -> dict[str, str]:
     """File name of each tensor: from the index, or of the only file."""
-    index = folder / _INDEX
+    index = folder / INDEX
     if index.exists():
         try:
             found = json.loads(index.read_bytes())["weight_map"]
             return {str(k): str(v) for k, v in found.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise WeightError(f"{index} can't be read: {error!r}") from error
-    if not (folder / _SINGLE).exists():
-        raise WeightError(f"{folder} holds neither {_INDEX} nor {_SINGLE}")
-    with open_file(folder / _SINGLE) as opened:
-        return dict.fromkeys(opened.keys(), _SINGLE)
+    if not (folder / SINGLE).exists():
+        raise WeightError(f"{folder} holds neither {INDEX} nor {SINGLE}")
+    return dict.fromkeys(read_header(folder / SINGLE), SINGLE)
 
 
-def weights_id(folder: Path) -> str:
+def weight_files(folder: Path) -> list[str]:
+    """Names of all files with weights, sorted."""
+    manifest = folder / MANIFEST
+    if not manifest.exists():
+        return sorted(set(weight_map(folder).values()))
+    try:
+        return sorted(str(f) for f in json.loads(manifest.read_bytes())["files"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightError(f"{manifest} can't be read: {error!r}") from error
+
+
+def weights_id(folder: Path, synthetic: bool = False) -> str:
     """A hex digest of config.json and every shard's header and evenly spaced samples.
 
-    Fine-tunes share names, shapes and sizes, so values are sampled: 256 pieces of 4 KiB a shard.
+    Fine-tunes share names, shapes and sizes, so values are sampled: 256 pieces of 4 KiB a shard. Synthetic weights
+    follow from config.json alone.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
-    for name in sorted(set(weight_map(folder).values())):
+    if synthetic:
+        digest.update(b"synthetic")
+        return digest.hexdigest()
+    for name in weight_files(folder):
         digest.update(name.encode())
         try:
             with (folder / name).open("rb") as file:
@@ -65,12 +97,41 @@ def sample_starts(span: int) -> list[int]:
     return [i * (span - _SAMPLE_BYTES) // (_SAMPLES - 1) for i in range(_SAMPLES)]
 
 
-def open_file(path: Path) -> Any:
-    """The file, mapped; WeightError if it is missing or damaged."""
+def read_header(path: Path) -> dict[str, Entry]:
+    """A file's tensors; WeightError if it is missing or damaged."""
     try:
-        return safe_open(path, framework="pt", device="cpu")
+        with path.open("rb") as file:
+            size = path.stat().st_size
+            length = int.from_bytes(file.read(8), "little")
+            if size < 8 or 8 + length > size:
+                raise ValueError("its header is incomplete")
+            if length > _HEADER_LIMIT:
+                raise ValueError(f"its header claims {length} bytes")
+            header = json.loads(file.read(length))
     except FileNotFoundError:
         raise WeightError(f"{path} is missing, though the checkpoint's index names it") from None
-    except (SafetensorError, OSError) as error:
-        size = path.stat().st_size if path.exists() else 0
-        raise WeightError(f"{path} ({size} bytes) is cut off or damaged: {error}; copy it again") from error
+    except (OSError, ValueError) as error:
+        raise _damaged(path, str(error)) from error
+    try:
+        entries = {name: _entry(raw, 8 + length) for name, raw in header.items() if name != "__metadata__"}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _damaged(path, f"its header is unreadable: {error!r}") from error
+    for name, entry in entries.items():
+        if entry.dtype in BITS and entry.bytes * 8 != prod(entry.shape) * BITS[entry.dtype]:
+            raise _damaged(path, f"its header gives {name} {entry.bytes} bytes")
+    end = max((e.start + e.bytes for e in entries.values()), default=8 + length)
+    if end != size:
+        raise _damaged(path, f"its header promises {end} bytes")
+    return entries
+
+
+def _entry(raw: Any, base: int) -> Entry:
+    start, stop = (int(n) for n in raw["data_offsets"])
+    if not 0 <= start <= stop:
+        raise ValueError(f"offsets {start}, {stop}")
+    return Entry(str(raw["dtype"]), tuple(int(n) for n in raw["shape"]), base + start, stop - start)
+
+
+def _damaged(path: Path, why: str) -> WeightError:
+    size = path.stat().st_size if path.exists() else 0
+    return WeightError(f"{path} ({size} bytes) is cut off or damaged: {why}; copy it again")

@@ -6,10 +6,10 @@ from kernels import add_rms_norm
 from workers.model.batch import Caches
 from workers.model.lightning import LightningAttention
 from workers.model.linear import Shard, load_vector
+from workers.model.loader import Loader
 from workers.model.mla import LatentAttention
 from workers.model.mlp import Mlp, Moe
 from workers.model.step import StepInputs
-from workers.model.weights import Checkpoint
 
 
 class DecoderLayer:
@@ -29,14 +29,14 @@ class DecoderLayer:
         self._in_norm: Tensor
         self._mlp_norm: Tensor
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Read this rank's share."""
-        self._attention.load(checkpoint)
-        self._mlp.load(checkpoint)
+    def load(self, loader: Loader) -> None:
+        """Ask for this rank's share."""
+        self._attention.load(loader)
+        self._mlp.load(loader)
         hidden = self._shard.config.hidden_size
-        self._in_norm = load_vector(self._shard, checkpoint, f"{self._prefix}.input_layernorm.weight", hidden)
+        self._in_norm = load_vector(self._shard, loader, f"{self._prefix}.input_layernorm.weight", hidden)
         post = f"{self._prefix}.post_attention_layernorm.weight"
-        self._mlp_norm = load_vector(self._shard, checkpoint, post, hidden)
+        self._mlp_norm = load_vector(self._shard, loader, post, hidden)
 
     def __call__(self, x: Tensor, residual: Tensor, caches: Caches, step: StepInputs) -> tuple[Tensor, Tensor]:
         """(this layer's contribution, the stream it adds to), both [T, hidden], from those of the layer before."""

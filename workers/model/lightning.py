@@ -7,8 +7,8 @@ from kernels import group_rms_norm_gate, lightning_attention, qk_norm_rope
 from workers.model.batch import Caches
 from workers.model.config import LingConfig
 from workers.model.linear import Shard, column_parallel, load_vector, row_parallel
+from workers.model.loader import Loader
 from workers.model.step import StepInputs
-from workers.model.weights import Checkpoint
 
 
 def log_decay(config: LingConfig, layer: int) -> Tensor:
@@ -38,17 +38,15 @@ class LightningAttention:
         self._qk_norm: Tensor
         self._out_norm: Tensor
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Read this rank's share."""
+    def load(self, loader: Loader) -> None:
+        """Ask for this rank's share."""
         for linear in (self._qkv, self._gate, self._dense):
-            linear.load(checkpoint)
-        norms = [
-            load_vector(self._shard, checkpoint, f"{self._prefix}.{name}_layernorm.weight", self._dim)
-            for name in ("query", "key")
-        ]
-        self._qk_norm = torch.stack(norms)[:, None]
+            linear.load(loader)
+        self._qk_norm = torch.empty(2, 1, self._dim, dtype=self._shard.dtype, device=self._shard.device)
+        for out, name in zip(self._qk_norm, ("query", "key"), strict=True):
+            loader.read(out[0], f"{self._prefix}.{name}_layernorm.weight", (self._dim,))
         channels = self._heads * self._dim * self._shard.size
-        self._out_norm = load_vector(self._shard, checkpoint, f"{self._prefix}.g_norm.weight", channels, split=True)
+        self._out_norm = load_vector(self._shard, loader, f"{self._prefix}.g_norm.weight", channels, split=True)
 
     def __call__(self, x: Tensor, caches: Caches, step: StepInputs) -> Tensor:
         """This rank's term [T, hidden] of the layer's output; x [T, hidden] is normed."""

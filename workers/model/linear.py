@@ -9,8 +9,8 @@ from torch import Tensor
 
 from workers.collectives.base import Collectives
 from workers.model.config import LingConfig
-from workers.model.formats import Matrix, Part, load_matrix
-from workers.model.weights import Checkpoint
+from workers.model.formats import Matrix, Part, Target, dense, load_matrix, load_plain
+from workers.model.loader import Loader
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,10 @@ class Shard:
         """Ranks that share the model."""
         return self.collectives.size
 
+    def target(self, loader: Loader) -> Target:
+        """Where this rank's matrices come to lie."""
+        return Target(loader, self.config.quantization, self.dtype, self.device)
+
     def share(self, total: int, start: int = 0) -> slice:
         """This rank's equal part of `total` items that begin at `start`."""
         each = total // self.size
@@ -41,17 +45,17 @@ class Linear:
         self._parts = parts
         self._matrix: Matrix
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Read this rank's share."""
-        self._matrix = load_matrix(checkpoint, self._parts, self._shard.dtype, self._shard.device)
+    def load(self, loader: Loader) -> None:
+        """Ask for this rank's share."""
+        self._matrix = load_matrix(self._shard.target(loader), self._parts)
 
     def __call__(self, x: Tensor) -> Tensor:
         """x [T, in] to [T, out]; of a row-parallel linear, this rank's term of the sum."""
-        return self._matrix(x)
+        return F.linear(x, dense(self._matrix))
 
     def dense(self) -> Tensor:
         """This rank's [out, in] in the compute dtype."""
-        return self._matrix.dense()
+        return dense(self._matrix)
 
 
 def replicated(shard: Shard, module: str, out_size: int, in_size: int) -> Linear:
@@ -80,15 +84,16 @@ def row_parallel(shard: Shard, module: str, out_size: int, in_size: int) -> Line
 
 def load_vector(
     shard: Shard,
-    checkpoint: Checkpoint,
+    loader: Loader,
     name: str,
     size: int,
     split: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
     """A norm's weight or the like [size] in `dtype` (the compute dtype if None); with `split`, this rank's share."""
-    data = checkpoint.read(name, (size,), shard.share(size) if split else slice(None))
-    return data.to(shard.device, dtype or shard.dtype)
+    out = torch.empty(size // shard.size if split else size, dtype=dtype or shard.dtype, device=shard.device)
+    loader.read(out, name, (size,), shard.share(size) if split else slice(None))
+    return out
 
 
 class Embedding:
@@ -101,9 +106,9 @@ class Embedding:
         self._part = Part(module, (vocab, width), self._rows)
         self._weight: Tensor
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Read this rank's share."""
-        self._weight = load_matrix(checkpoint, [self._part], self._shard.dtype, self._shard.device).dense()
+    def load(self, loader: Loader) -> None:
+        """Ask for this rank's share."""
+        self._weight = load_plain(self._shard.target(loader), self._part)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
         """[T] int64 to [T, hidden], the same on all ranks."""
@@ -124,9 +129,9 @@ class Head:
         self._part = Part(module, (vocab, shard.config.hidden_size), shard.share(vocab))
         self._weight: Tensor
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Read this rank's share."""
-        self._weight = load_matrix(checkpoint, [self._part], self._shard.dtype, self._shard.device).dense()
+    def load(self, loader: Loader) -> None:
+        """Ask for this rank's share."""
+        self._weight = load_plain(self._shard.target(loader), self._part)
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[R, hidden] to all ranks' logits [R, vocab] fp32."""

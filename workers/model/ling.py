@@ -9,13 +9,13 @@ from workers.model.batch import Batch, Caches
 from workers.model.config import LingConfig
 from workers.model.layer import DecoderLayer
 from workers.model.linear import Embedding, Head, Shard, load_vector
+from workers.model.loader import Loader
 from workers.model.rope import Rope
 from workers.model.step import StepInputs
-from workers.model.weights import Checkpoint
 
 
 class LingModel:
-    """One rank's share of the model; usable after `load` (`weights.load_weights`).
+    """One rank's share of the model; usable after `weights.load_weights`.
 
     All ranks call `forward` and `logits` with equal arguments in the same order, under `torch.inference_mode`.
     """
@@ -23,6 +23,7 @@ class LingModel:
     def __init__(self, config: LingConfig, collectives: Collectives, device: torch.device, dtype: torch.dtype) -> None:
         config.check_tp(collectives.size)
         self.config = config
+        self.rank, self.tp = collectives.rank, collectives.size
         self._shard = Shard(config, collectives, device, dtype)
         self._embedding = Embedding(self._shard, "model.word_embeddings")
         self._layers = [DecoderLayer(self._shard, i) for i in range(config.num_hidden_layers)]
@@ -31,13 +32,13 @@ class LingModel:
         self._mla_rope = Rope(config.qk_rope_head_dim, config.rope_theta, config.yarn, device)
         self._norm: Tensor
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Read this rank's share; WeightError names what is missing or wrong."""
-        self._embedding.load(checkpoint)
+    def load(self, loader: Loader) -> None:
+        """Ask for this rank's share; the loader notes what is missing or wrong."""
+        self._embedding.load(loader)
         for layer in self._layers:
-            layer.load(checkpoint)
-        self._norm = load_vector(self._shard, checkpoint, "model.norm.weight", self.config.hidden_size)
-        self._head.load(checkpoint)
+            layer.load(loader)
+        self._norm = load_vector(self._shard, loader, "model.norm.weight", self.config.hidden_size)
+        self._head.load(loader)
 
     def forward(self, batch: Batch, caches: Caches) -> Tensor:
         """Hidden states [T, hidden] after the final norm, the same on all ranks; caches move on by the batch."""

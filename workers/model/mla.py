@@ -6,8 +6,8 @@ from torch import Tensor
 from kernels import mla_attention, rms_norm, rope_interleaved, write_latent
 from workers.model.batch import Caches
 from workers.model.linear import Shard, column_parallel, load_vector, replicated, row_parallel
+from workers.model.loader import Loader
 from workers.model.step import StepInputs
-from workers.model.weights import Checkpoint
 
 
 class LatentAttention:
@@ -41,20 +41,24 @@ class LatentAttention:
         self._to_latent: Tensor
         self._to_value: Tensor
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Read this rank's share; kv_b is seen as its two halves per head, without a copy."""
+    def load(self, loader: Loader) -> None:
+        """Ask for this rank's share."""
         if self._q_a is not None and self._q_rank is not None:
-            self._q_a.load(checkpoint)
-            self._q_norm = self._norm(checkpoint, "q_a_layernorm", self._q_rank)
+            self._q_a.load(loader)
+            self._q_norm = self._norm(loader, "q_a_layernorm", self._q_rank)
         for linear in (self._q, self._kv_a, self._kv_b, self._dense):
-            linear.load(checkpoint)
-        self._kv_norm = self._norm(checkpoint, "kv_a_layernorm", self._rank)
+            linear.load(loader)
+        self._kv_norm = self._norm(loader, "kv_a_layernorm", self._rank)
+        loader.after(self._absorb)
+
+    def _absorb(self) -> None:
+        """See kv_b as its two halves per head; without a copy, where it isn't quantized."""
         kv_b = self._kv_b.dense().view(self._heads, self._nope + self._v, self._rank)
         self._to_latent = kv_b[:, : self._nope]
         self._to_value = kv_b[:, self._nope :].transpose(1, 2)
 
-    def _norm(self, checkpoint: Checkpoint, name: str, size: int) -> Tensor:
-        return load_vector(self._shard, checkpoint, f"{self._prefix}.{name}.weight", size)
+    def _norm(self, loader: Loader, name: str, size: int) -> Tensor:
+        return load_vector(self._shard, loader, f"{self._prefix}.{name}.weight", size)
 
     def __call__(self, x: Tensor, caches: Caches, step: StepInputs) -> Tensor:
         """This rank's term [T, hidden] of the layer's output; x [T, hidden] is normed."""

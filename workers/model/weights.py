@@ -1,79 +1,93 @@
-"""Reads safetensors checkpoints by slice."""
+"""Safetensors checkpoints as a source of weights."""
 
+from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Protocol
+from typing import Protocol
 
-from safetensors import SafetensorError
-from torch import Tensor
-
-from workers.model.files import WeightError, open_file, weight_map
-
-WHOLE = slice(None)
+from workers.model.files import Entry, read_header, weight_map
+from workers.model.loader import Loader, Progress, Read, Source, Stored
+from workers.model.mapped import Files
+from workers.model.sharded import RankFiles, is_sharded
 
 
 class Checkpoint:
-    """A folder's tensors by name. Use as a context manager: files stay open (and mapped) in between."""
+    """A folder's tensors by name. WeightError at once if a file is missing or damaged."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
         self._file_of = weight_map(folder)
-        self._open: dict[str, Any] = {}
+        self._entries = {file: read_header(folder / file) for file in sorted(set(self._file_of.values()))}
+        self._files = Files(folder)
 
-    def __enter__(self) -> "Checkpoint":
-        return self
+    def names(self) -> list[str]:
+        """All tensors."""
+        return list(self._file_of)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        for opened in self._open.values():
-            opened.__exit__(None, None, None)
-        self._open.clear()
+    def entry(self, name: str) -> Entry | None:
+        """A tensor's place in its file."""
+        return self._entries[self._file_of[name]].get(name) if name in self._file_of else None
 
-    def has(self, name: str) -> bool:
-        """Whether the checkpoint lists a tensor of that name."""
-        return name in self._file_of
+    def find(self, name: str) -> Stored | None:
+        """What the folder has under that name."""
+        entry = self.entry(name)
+        return Stored(entry.dtype, entry.shape) if entry is not None else None
 
-    def dtype(self, name: str) -> str:
-        """The tensor's dtype as safetensors spells it ("F32", "BF16", "F8_E4M3", "I32", …)."""
-        return str(self._slice(name).get_dtype())
-
-    def read(self, name: str, shape: tuple[int, ...], *part: slice) -> "Tensor":
-        """`part` (a slice a dimension, unmentioned ones whole) of a tensor that must have `shape`; no other byte
-        of it is read. CPU, the file's dtype."""
-        found = tuple(self._slice(name).get_shape())
-        if found != shape:
-            raise WeightError(f"{name} in {self._path(name)} has shape {list(found)}, expected {list(shape)}")
-        whole = part or (WHOLE,) * len(shape)
-        try:
-            data: Tensor = self._slice(name)[whole]
-        except SafetensorError as error:
-            raise WeightError(f"{name} can't be read from {self._path(name)}: {error}") from error
-        return data
-
-    def _slice(self, name: str) -> Any:
+    def missing(self, name: str) -> str:
+        """Why `find` gives None."""
         if name not in self._file_of:
-            raise WeightError(f"{name} is in no file of {self._folder}")
-        file = self._file_of[name]
-        if file not in self._open:
-            self._open[file] = open_file(self._folder / file)
-        try:
-            return self._open[file].get_slice(name)
-        except SafetensorError as error:
-            raise WeightError(f"{name} should be in {self._path(name)}, and is not: {error}") from error
+            return f"{name} is in no file of {self._folder}"
+        return f"{name} should be in {self.where(name)}, and is not"
 
-    def _path(self, name: str) -> Path:
-        return self._folder / self._file_of[name]
+    def where(self, name: str) -> str:
+        """A tensor's file."""
+        return str(self._folder / self._file_of[name])
+
+    def fill(self, read: Read) -> int:
+        """Carry out a read; the bytes it took from the file."""
+        return self._files.fill(self._file_of[read.name], self._place(read), read.spans, read.out)
+
+    def order(self, read: Read) -> tuple[str, int]:
+        """By place in the files."""
+        return self._file_of[read.name], self._place(read).start
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def _place(self, read: Read) -> Entry:
+        return self._entries[self._file_of[read.name]][read.name]
 
 
 class Loadable(Protocol):
-    """What takes its weights from a checkpoint."""
+    """What takes its weights from a loader: rank `rank` of `tp`."""
 
-    def load(self, checkpoint: Checkpoint) -> None:
-        """Read this rank's share."""
+    @property
+    def rank(self) -> int:
+        """Its rank."""
+
+    @property
+    def tp(self) -> int:
+        """Ranks that share the model."""
+
+    def load(self, loader: Loader) -> None:
+        """Ask for this rank's share."""
 
 
-def load_weights(model: Loadable, folder: Path) -> None:
+def open_checkpoint(folder: Path, rank: int, tp: int) -> Source:
+    """A checkpoint folder, or a pre-sharded copy of one."""
+    return RankFiles(folder, rank, tp) if is_sharded(folder) else Checkpoint(folder)
+
+
+def load_weights(model: Loadable, folder: Path, progress: Callable[[Progress], None] | None = None) -> Progress:
     """Fill a model from a checkpoint folder; WeightError names whatever is missing or wrong."""
-    with Checkpoint(folder) as checkpoint:
-        model.load(checkpoint)
+    return load_from(model, open_checkpoint(folder, model.rank, model.tp), progress)
+
+
+def load_from(model: Loadable, source: Source, progress: Callable[[Progress], None] | None = None) -> Progress:
+    """Fill a model and close its source; nothing is fetched if anything is wrong."""
+    try:
+        loader = Loader(source)
+        model.load(loader)
+        return loader.run(progress)
+    finally:
+        source.close()

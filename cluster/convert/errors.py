@@ -1,0 +1,5 @@
+"""What `ling convert` refuses."""
+
+
+class ConvertError(ValueError):
+    """A checkpoint can't be converted; the message says why and what to do."""

@@ -1,0 +1,74 @@
+"""An agent through the whole cluster, with the checkpoint that comes with the code and the openai SDK."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import openai
+import pytest
+
+from tests.cluster.serving import Serving, serving
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+
+def tool(name: str, description: str, **parameters: str) -> dict[str, Any]:
+    properties = {key: {"type": "string", "description": text} for key, text in parameters.items()}
+    schema = {"type": "object", "properties": properties, "required": list(parameters)}
+    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+
+
+TOOLS = [
+    tool("get_weather", "Get the weather in a city.", city="the city"),
+    tool("find_price", "Find the price of an item.", item="the item"),
+]
+# What the user says, the call that must follow, its result, and what the answer must contain of it.
+TURNS = [
+    ("What is the weather in Lisbon?", ("get_weather", {"city": "Lisbon"}), {"temperature": 17, "sky": "cloudy"}, "17"),
+    ("What is the price of a lamp?", ("find_price", {"item": "lamp"}), {"price": 42}, "42"),
+    ("What is the weather in Oslo?", ("get_weather", {"city": "Oslo"}), {"temperature": 8, "sky": "clear"}, "8"),
+]
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["tp1", "tp2"])
+def cluster(request: pytest.FixtureRequest) -> Iterator[Serving]:
+    with serving("--tp", str(request.param)) as started:
+        yield started
+
+
+def whole(client: openai.OpenAI, messages: list[Any]) -> dict[str, Any]:
+    """The assistant's message, not streamed."""
+    answer = client.chat.completions.create(model="auto", messages=messages, tools=TOOLS, temperature=0, max_tokens=200)  # type: ignore[call-overload]
+    message: dict[str, Any] = answer.choices[0].message.model_dump(exclude_none=True)
+    return message
+
+
+def streamed(client: openai.OpenAI, messages: list[Any]) -> dict[str, Any]:
+    """The same, put together by the SDK from a stream."""
+    with client.chat.completions.stream(
+        model="auto", messages=messages, tools=TOOLS, temperature=0, max_tokens=200
+    ) as events:
+        for _ in events:
+            pass
+        message: dict[str, Any] = events.get_final_completion().choices[0].message.model_dump(exclude_none=True)
+    message.pop("parsed", None)
+    for call in message.get("tool_calls", []):
+        call["function"].pop("parsed_arguments", None)
+    return message
+
+
+@pytest.mark.parametrize("ask", [whole, streamed])
+def test_three_turns_two_tools_and_the_right_answers(cluster: Serving, ask: Any) -> None:
+    messages: list[Any] = []
+    with openai.OpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:
+        for said, (name, arguments), result, wanted in TURNS:
+            messages.append({"role": "user", "content": said})
+            message = ask(client, messages)
+            (call,) = message["tool_calls"]
+            assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == (name, arguments)
+            messages.append(message)
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": json.dumps(result)})
+            message = ask(client, messages)
+            assert wanted in message["content"]
+            messages.append(message)
+    cluster.until(cluster.all_free)

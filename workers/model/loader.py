@@ -1,0 +1,170 @@
+"""A rank's weights as a list of reads: first all are named and checked, then all bytes are fetched, in parallel."""
+
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from workers.model.files import WeightError
+
+# Tensors are fetched in pieces of so many bytes, so that threads share large ones and progress shows.
+_PIECE_BYTES = 64 << 20
+_THREADS = min(8, os.cpu_count() or 1)
+_MOST_PROBLEMS = 10
+
+DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
+FLOATS = ("F32", "BF16", "F16")
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A tensor as its source has it. dtype: safetensors' name. shape: None if the source makes any shape."""
+
+    dtype: str
+    shape: tuple[int, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """Put `spans` (start and stop in each dimension) of tensor `name`, whose whole shape is `shape`, into `out`."""
+
+    out: Tensor
+    name: str
+    shape: tuple[int, ...]
+    spans: tuple[tuple[int, int], ...]
+
+    def pieces(self) -> "list[Read]":
+        """The same in parts of bounded size along the first dimension."""
+        size = self.out.numel() * self.out.element_size()
+        if size <= _PIECE_BYTES:
+            return [self]
+        start, stop = self.spans[0]
+        step = max(1, (stop - start) * _PIECE_BYTES // size)
+        return [
+            Read(self.out[a - start : a - start + step], self.name, self.shape, ((a, b), *self.spans[1:]))
+            for a, b in ((a, min(a + step, stop)) for a in range(start, stop, step))
+        ]
+
+
+class Source(Protocol):
+    """Where weights come from."""
+
+    def find(self, name: str) -> Stored | None:
+        """What there is under that name."""
+
+    def missing(self, name: str) -> str:
+        """Why `find` gives None, in words that name the tensor."""
+
+    def where(self, name: str) -> str:
+        """The place of a tensor that is there."""
+
+    def fill(self, read: Read) -> int:
+        """Carry out a read, from any thread; the bytes it took from the source."""
+
+    def order(self, read: Read) -> tuple[str, int]:
+        """Reads in this order go straight through the source."""
+
+    def close(self) -> None:
+        """Let go of files."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Bytes fetched so far and in all (in memory's dtype), and seconds since the start."""
+
+    done: int
+    total: int
+    seconds: float
+
+    def __str__(self) -> str:
+        rate = self.done / max(self.seconds, 1e-9) / 1e9
+        return f"{self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB in {self.seconds:.1f} s, {rate:.2f} GB/s"
+
+
+class Loader:
+    """Collects a model's reads and what is wrong with them; nothing is fetched before `run`."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self.reads: list[Read] = []
+        self.problems: list[str] = []
+        self._after: list[Callable[[], None]] = []
+
+    def find(self, name: str) -> Stored | None:
+        """What the source has under that name."""
+        return self.source.find(name)
+
+    def read(
+        self, out: Tensor, name: str, shape: tuple[int, ...], *part: slice, kinds: tuple[str, ...] = FLOATS
+    ) -> None:
+        """Put `part` (a slice a dimension, unmentioned ones whole) of a tensor that must have `shape` and one of the
+        dtypes `kinds` into `out`, of that part's shape and any dtype and strides."""
+        stored = self.find(name)
+        if stored is None:
+            self.refuse(self.source.missing(name))
+            return
+        if stored.shape is not None and stored.shape != shape:
+            found = list(stored.shape)
+            self.refuse(f"{name} in {self.source.where(name)} has shape {found}, expected {list(shape)}")
+            return
+        if stored.dtype not in kinds:
+            self.refuse(f"{name} is stored as {stored.dtype}; served are {', '.join(kinds)}")
+            return
+        slices = (*part, *[slice(None)] * (len(shape) - len(part)))
+        spans = tuple(s.indices(n)[:2] for s, n in zip(slices, shape, strict=True))
+        self.reads.append(Read(out, name, shape, spans))
+
+    def refuse(self, problem: str) -> None:
+        """Note why the weights can't be served."""
+        if problem not in self.problems:
+            self.problems.append(problem)
+
+    def after(self, action: Callable[[], None]) -> None:
+        """Do something once all reads are done."""
+        self._after.append(action)
+
+    def run(self, progress: Callable[[Progress], None] | None = None) -> Progress:
+        """Fetch everything. `progress` is called from this thread as pieces come in, and once at the end."""
+        raise_problems(self.problems)
+        start = time.monotonic()
+        pieces = [p for r in self.reads for p in r.pieces()]
+        pieces.sort(key=self.source.order)
+        total = sum(p.out.numel() * p.out.element_size() for p in pieces)
+        done = 0
+        with ThreadPoolExecutor(_THREADS, thread_name_prefix="weights") as pool:
+            futures = {pool.submit(self.source.fill, p): p.out.numel() * p.out.element_size() for p in pieces}
+            try:
+                for future in as_completed(futures):
+                    future.result()
+                    done += futures[future]
+                    if progress is not None and done < total:
+                        progress(Progress(done, total, time.monotonic() - start))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        for action in self._after:
+            action()
+        end = Progress(done, total, time.monotonic() - start)
+        if progress is not None:
+            progress(end)
+        return end
+
+
+def raise_problems(problems: list[str]) -> None:
+    """WeightError with the first of the problems, a line each, if there are any."""
+    if problems:
+        more = len(problems) - _MOST_PROBLEMS
+        tail = [f"and {more} more"] if more > 0 else []
+        raise WeightError("\n".join(problems[:_MOST_PROBLEMS] + tail))

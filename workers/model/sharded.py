@@ -1,0 +1,79 @@
+"""Pre-sharded copies: each rank's slices in one file of its own, in the order the rank asks for them."""
+
+import json
+from pathlib import Path
+
+from workers.model.files import MANIFEST, Entry, WeightError, read_header
+from workers.model.loader import Read, Stored
+from workers.model.mapped import Files
+
+
+def is_sharded(folder: Path) -> bool:
+    """Whether the folder is a pre-sharded copy."""
+    return (folder / MANIFEST).exists()
+
+
+def rank_file(rank: int, tp: int) -> str:
+    """Name of one rank's file."""
+    return f"rank-{rank}-of-{tp}.safetensors"
+
+
+def slice_name(name: str, spans: tuple[tuple[int, int], ...]) -> str:
+    """What a slice is called in a rank's file."""
+    return f"{name}[{','.join(f'{a}:{b}' for a, b in spans)}]"
+
+
+class RankFiles:
+    """One rank's file, and what the whole tensors looked like."""
+
+    def __init__(self, folder: Path, rank: int, tp: int) -> None:
+        self._folder = folder
+        path = folder / MANIFEST
+        try:
+            manifest = json.loads(path.read_bytes())
+            made_for = int(manifest["tp"])
+            self._whole = {str(n): Stored(str(d), tuple(s)) for n, (d, s) in manifest["tensors"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise WeightError(f"{path} can't be read: {error!r}") from error
+        if made_for != tp:
+            raise WeightError(f"{folder} is sharded for tp {made_for}, not {tp}: serve it with tp {made_for}")
+        self._file = rank_file(rank, tp)
+        self._entries = read_header(folder / self._file)
+        self._files = Files(folder)
+        self._starts: dict[str, list[tuple[tuple[tuple[int, int], ...], Entry]]] = {}
+        for key, entry in self._entries.items():
+            name, _, spans = key.removesuffix("]").rpartition("[")
+            pairs = tuple((int(a), int(b)) for a, _, b in (s.partition(":") for s in spans.split(",") if s))
+            self._starts.setdefault(name, []).append((pairs, entry))
+
+    def find(self, name: str) -> Stored | None:
+        """The whole tensor, of which the file holds slices."""
+        return self._whole.get(name)
+
+    def missing(self, name: str) -> str:
+        """Why `find` gives None."""
+        return f"{name} is not in {self._folder / MANIFEST}"
+
+    def where(self, name: str) -> str:
+        """The rank's file."""
+        return str(self._folder / self._file)
+
+    def fill(self, read: Read) -> int:
+        """Carry out a read; the bytes it took from the file."""
+        entry, spans = self._place(read)
+        return self._files.fill(self._file, entry, spans, read.out)
+
+    def order(self, read: Read) -> tuple[str, int]:
+        """By place in the file."""
+        return self._file, self._place(read)[0].start
+
+    def close(self) -> None:
+        """Close the file."""
+        self._files.close()
+
+    def _place(self, read: Read) -> tuple[Entry, tuple[tuple[int, int], ...]]:
+        """The stored slice that holds what is read, and what is read relative to it."""
+        for held, entry in self._starts.get(read.name, ()):
+            if all(a <= c and d <= b for (a, b), (c, d) in zip(held, read.spans, strict=True)):
+                return entry, tuple((c - a, d - a) for (a, _), (c, d) in zip(held, read.spans, strict=True))
+        raise WeightError(f"{slice_name(read.name, read.spans)} is not in {self.where(read.name)}; convert it again")
