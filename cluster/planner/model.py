@@ -71,10 +71,7 @@ def load_model(model: str, weights: Format | None = None) -> Model:
     except ModelConfigError as error:
         raise PlanError(f"--model: {error}; give a checkpoint folder or {RELEASED}") from None
     raw: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-    mtp = raw.get("num_nextn_predict_layers", 0)
-    if not isinstance(mtp, int) or mtp < 0:
-        raise PlanError(f"--model: config.json: num_nextn_predict_layers must be a count, found {mtp!r}")
-    return Model(folder.name, config, weights or _format(raw), mtp)
+    return Model(folder.name, config, weights or _format(raw), config.mtp_layers)
 
 
 def _format(raw: dict[str, Any]) -> Format:
