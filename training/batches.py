@@ -15,6 +15,7 @@ KIND_NAMES = tuple(KINDS)
 _POOL = 8
 _FIRST = {"copying": 0.45, "agent": 0.08, "choosing": 0.1, "json": 0.14, "facts": 0.12, "needle": 0.11}
 _LATER = {"copying": 0.06, "agent": 0.32, "choosing": 0.3, "json": 0.13, "facts": 0.12, "needle": 0.07}
+_LAST = {"copying": 0.03, "agent": 0.38, "choosing": 0.3, "json": 0.2, "facts": 0.06, "needle": 0.03}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,9 @@ class Encoder:
 
 
 def mixture(progress: float) -> dict[str, float]:
-    """Shares of the kinds, sliding from copying to agents over the first part of a run."""
+    """Shares of the kinds: from copying to agents over the first part of a run, and in the last what is hardest."""
+    if progress > 0.85:
+        return _LAST
     slide = min(1.0, progress / 0.12)
     return {kind: _FIRST[kind] * (1 - slide) + _LATER[kind] * slide for kind in KIND_NAMES}
 
