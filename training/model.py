@@ -224,8 +224,8 @@ class Experts(nn.Module):
         self.gate = nn.Linear(hidden, count, bias=False)
         self.register_buffer("expert_bias", torch.zeros(count))
         self.expert_bias: Tensor
-        self.gate_up = nn.Parameter(torch.empty(count, 2 * width, hidden))
-        self.down = nn.Parameter(torch.empty(count, hidden, width))
+        self.gate_up = nn.Parameter(torch.zeros(count, 2 * width, hidden))
+        self.down = nn.Parameter(torch.zeros(count, hidden, width))
         self.shared_experts = Mlp(hidden, width)
         self.load = torch.zeros(count)
 
