@@ -83,13 +83,12 @@ class HandoffSection(_Section):
 class ClusterConfig(_Section):
     """A whole cluster.
 
-    model: checkpoint folder; unset, the embedded ling-nano. served_name: what clients call
-    it, else the folder's name. dtype: compute dtype, "auto" is the checkpoint's. device: "auto" is cuda where
-    the Ray cluster has GPUs. page_size: tokens a latent page; pages: of them, unset sizes them by memory.
+    model: checkpoint folder; unset, the embedded ling-nano. served_name: what clients call it, else the folder's
+    name. dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on a CPU. device: "auto" is cuda
+    where the Ray cluster has GPUs. page_size: tokens a latent page; pages: of them, unset sizes them by memory.
     slots: sequences at once a worker. max_model_len: unset is the checkpoint's context. max_step_tokens: token
-    budget of a step. model_overrides: keys laid over config.json. load: "synthetic" makes
-    up weights of the shapes and format config.json gives, for benchmarks. host, port: where each router listens by
-    itself; without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts
+    budget of a step. model_overrides: keys laid over config.json. load: "synthetic" makes up weights of the shapes and format
+    config.json gives, for benchmarks. host, port: where each router listens by itself; without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts
     for in Ray's placement. drain_s: seconds that running streams get to end when the cluster shuts down.
     """
 
