@@ -51,11 +51,11 @@ def _http_option(text: str) -> Any:
 
 @app.command()
 def serve(
-    model: Annotated[
-        str | None, _model_option("Checkpoint folder. Default: the embedded ling-nano.")
-    ] = None,
+    model: Annotated[str | None, _model_option("Checkpoint folder. Default: the embedded ling-nano.")] = None,
     served_name: Annotated[str | None, _model_option("What clients call it. Default: the folder's name.")] = None,
-    dtype: Annotated[str | None, _model_option("auto (on a GPU the checkpoint's, else float32), float32, bfloat16.")] = None,
+    dtype: Annotated[
+        str | None, _model_option("auto (on a GPU the checkpoint's, else float32), float32, bfloat16.")
+    ] = None,
     device: Annotated[str | None, _model_option("auto (GPUs if there are any), cpu, cuda.")] = None,
     prefill: Annotated[int | None, _pool_option("Prefill workers; 0: decode workers do it. Default 1.")] = None,
     decode: Annotated[int | None, _pool_option("Decode workers. Default 1.")] = None,

@@ -87,9 +87,10 @@ class ClusterConfig(_Section):
     name. dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on a CPU. device: "auto" is cuda
     where the Ray cluster has GPUs. page_size: tokens a latent page; pages: of them, unset sizes them by memory.
     slots: sequences at once a worker. max_model_len: unset is the checkpoint's context. max_step_tokens: token
-    budget of a step. model_overrides: keys laid over config.json. load: "synthetic" makes up weights of the shapes and format
-    config.json gives, for benchmarks. host, port: where each router listens by itself; without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts
-    for in Ray's placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    budget of a step. model_overrides: keys laid over config.json. load: "synthetic" makes up weights of the
+    shapes and format config.json gives, for benchmarks. host, port: where each router listens by itself; without
+    a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
+    placement. drain_s: seconds that running streams get to end when the cluster shuts down.
     """
 
     model: Text | None = None
