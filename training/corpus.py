@@ -89,7 +89,7 @@ def choosing(random: Random, held_out: bool = False) -> Dialogue:
     dialogue = Dialogue("choosing")
     tools = toolworld.make_tools(random, random.choices((1, 2, 3), (0.35, 0.45, 0.2))[0], held_out)
     dialogue.tools = [t.schema for t in tools]
-    asked = toolworld.request(random, tools, parallel=0.3)
+    asked = toolworld.request(random, tools, parallel=0.4)
     dialogue.add("user", asked.text)
     called = [
         {"type": "function", "function": {"name": n, "arguments": json.dumps(a)}} for n, a in asked.calls

@@ -9,9 +9,11 @@ import argparse
 import json
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import torch
 from tokenizers import Tokenizer
 
@@ -21,6 +23,8 @@ from training.corpus import Dialogue
 from training.export import FOLDER
 from training.layout import load
 from training.model import Nano
+
+Json = dict[str, Any]
 
 
 class Tally:
@@ -82,38 +86,40 @@ def on_twin(model: Nano, tokenizer: Tokenizer, asked: Iterator[Dialogue], tally:
     print(f"{'least MTP expert / even':28} {100 * float(shares[-1].min()):6.1f} %")
 
 
-def over_http(url: str, asked: Iterator[Dialogue], tally: Tally) -> None:
-    """Ask a running cluster for each assistant turn, greedily, given the expected turns before it."""
-    import httpx  # noqa: PLC0415
+def over_http(client: httpx.Client, asked: Iterator[Dialogue], tally: Tally, streams: int) -> None:
+    """Ask a running cluster for each assistant turn, greedily, given the expected turns before it; `streams` at once.
 
-    with httpx.Client(base_url=url, timeout=120) as client:
-        served = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
-        for dialogue in asked:
-            for index, kind in cases.turns(dialogue):
-                wanted = dialogue.messages[index]
-                body: dict[str, Any] = {
-                    "model": served,
-                    "messages": with_ids(dialogue.messages[:index]),
-                    "temperature": 0,
-                    "max_tokens": 256,
-                }
-                if dialogue.tools:
-                    body["tools"] = dialogue.tools
-                reply = client.post("/v1/chat/completions", json=body).raise_for_status().json()
-                got = reply["choices"][0]["message"]
-                if wanted.get("tool_calls"):
-                    right = _calls(got) == _calls(wanted)
-                else:
-                    right = (
-                        not got.get("tool_calls") and (got.get("content") or "").strip() == wanted["content"]
-                    )
-                tally.add(kind, right, json.dumps(wanted), json.dumps(got))
+    Raises httpx.HTTPStatusError for a turn that is refused.
+    """
+    served = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
+
+    def ask(turn: tuple[Dialogue, int, str]) -> tuple[str, Json, Json]:
+        dialogue, index, kind = turn
+        body: Json = {
+            "model": served,
+            "messages": with_ids(dialogue.messages[:index]),
+            "temperature": 0,
+            "max_tokens": 256,
+        }
+        if dialogue.tools:
+            body["tools"] = dialogue.tools
+        reply = client.post("/v1/chat/completions", json=body).raise_for_status().json()
+        return kind, dialogue.messages[index], reply["choices"][0]["message"]
+
+    turns = [(dialogue, index, kind) for dialogue in asked for index, kind in cases.turns(dialogue)]
+    with ThreadPoolExecutor(streams) as pool:
+        for kind, wanted, got in pool.map(ask, turns):
+            if wanted.get("tool_calls"):
+                right = _calls(got) == _calls(wanted)
+            else:
+                right = not got.get("tool_calls") and (got.get("content") or "").strip() == wanted["content"]
+            tally.add(kind, right, json.dumps(wanted), json.dumps(got))
     tally.show()
 
 
-def with_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_ids(messages: list[Json]) -> list[Json]:
     """The messages with the call ids that the API wants and the template does not show."""
-    out: list[dict[str, Any]] = []
+    out: list[Json] = []
     waiting: list[str] = []
     for i, message in enumerate(messages):
         if message.get("tool_calls"):
@@ -127,7 +133,7 @@ def with_ids(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return out
 
 
-def _calls(message: dict[str, Any]) -> list[tuple[str, Any]]:
+def _calls(message: Json) -> list[tuple[str, Any]]:
     """(name, arguments) of each call; arguments that are no JSON stay text."""
     out = []
     for call in message.get("tool_calls") or []:
@@ -154,12 +160,14 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="dialogues of a kind")
     parser.add_argument("--needles", type=int, default=40, help="haystacks of a length")
     parser.add_argument("--failures", type=int, default=0, help="failures to print")
+    parser.add_argument("--streams", type=int, default=16, help="requests at once, with --url")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     tally = Tally()
     if args.url:
-        over_http(args.url, _asked(tokenizer, args.count, args.needles), tally)
+        with httpx.Client(base_url=args.url, timeout=600) as client:
+            over_http(client, _asked(tokenizer, args.count, args.needles), tally, args.streams)
     else:
         torch.set_num_threads(args.threads)
         on_twin(load(args.model), tokenizer, _asked(tokenizer, args.count, args.needles), tally)

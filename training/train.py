@@ -116,7 +116,7 @@ class Run:
         sums, counts = torch.zeros(len(KIND_NAMES)), torch.zeros(len(KIND_NAMES))
         mtp_mean, seen = 0.0, 0
         while self.step < args.steps and not self.stopping:
-            progress = self.step / args.steps
+            progress = args.begin + (1 - args.begin) * self.step / args.steps
             for batch in pool(
                 self.encoder, f"train-{args.seed}", self.pool, progress, args.tokens, args.longest
             ):
@@ -163,6 +163,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("build/nano"))
     parser.add_argument("--start", type=Path, help="a checkpoint whose weights a new run begins with")
     parser.add_argument("--steps", type=int, default=6000)
+    parser.add_argument("--begin", type=float, default=0.0, help="part of the curriculum to leave out, with --start")
     parser.add_argument("--tokens", type=int, default=4096, help="tokens a step")
     parser.add_argument("--longest", type=int, default=6000, help="tokens of the longest haystack")
     parser.add_argument("--rate", type=float, default=0.006)
