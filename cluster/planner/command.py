@@ -5,7 +5,6 @@ from typing import Annotated, Any
 
 import typer
 from pydantic import TypeAdapter
-from rich.console import Console
 from rich.table import Table
 
 from cluster.planner.cards import find_card
@@ -17,6 +16,7 @@ from cluster.planner.plan import Plan, make_plan
 from cluster.planner.question import Question
 from cluster.planner.render import render
 from cluster.planner.traffic import Traffic
+from cluster.terminal import console_for_tables
 
 DEFAULT_PROMPT = 8192
 
@@ -119,7 +119,7 @@ def _traffic(
 
 
 def _print(plan: Plan, compared: tuple[Compared, ...] | None) -> None:
-    console = Console()
+    console = console_for_tables()
     console.print(render(plan))
     if compared is None:
         return

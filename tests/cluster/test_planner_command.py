@@ -24,7 +24,7 @@ app.command("plan")(plan_command)
 
 
 def run(*args: str) -> Result:
-    return CliRunner().invoke(app, list(args), env={"COLUMNS": "150", "TERMINAL_WIDTH": "150", "NO_COLOR": "1"})
+    return CliRunner().invoke(app, list(args), env={"TERMINAL_WIDTH": "150", "NO_COLOR": "1"})
 
 
 def answer(*args: str) -> Answer:
