@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: install serve test test-fast bench
+.PHONY: install serve test test-fast bench constraints
 
 install: $(STAMP)
 
@@ -27,3 +27,7 @@ bench: install
 	set -e; for file in benchmarks/[a-z]*.py; do \
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); \
 	done
+
+# What the image installs: the versions the tests last passed with.
+constraints: install
+	$(BIN)/python -m pip freeze --exclude-editable | grep '==' > constraints.txt
