@@ -1,11 +1,16 @@
 """What leaves a linear-attention layer: RMSNorm over groups of channels, then a sigmoid gate."""
 
+import torch
+import triton
+import triton.language as tl
 from torch import Tensor
 
-from kernels.norm import unit_rms
+from kernels.dispatch import dispatch
+from kernels.norm import row_warps, unit_rms
+from kernels.tuning import Config, config
 
 
-def group_rms_norm_gate(x: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
+def group_rms_norm_gate_reference(x: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float) -> Tensor:
     """RMSNorm of x [T, C] over each of `groups` equal runs of channels, times weight [C], times sigmoid(gate).
 
     x: fp32. gate: [T, C] in the compute dtype, which the result has; all arithmetic is fp32.
@@ -13,3 +18,42 @@ def group_rms_norm_gate(x: Tensor, gate: Tensor, weight: Tensor, groups: int, ep
     tokens, channels = gate.shape
     normed = unit_rms(x.view(tokens, groups, channels // groups), eps).view(tokens, channels)
     return (normed * weight * gate.float().sigmoid()).to(gate.dtype)
+
+
+@triton.jit
+def _group_rms_norm_gate_kernel(
+    x: tl.tensor,
+    gate: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
+    size: tl.tensor,
+    groups: tl.tensor,
+    eps: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> None:
+    group = tl.program_id(1)
+    channel = tl.arange(0, BLOCK)
+    inside = channel < size
+    at = (tl.program_id(0).to(tl.int64) * groups + group) * size + channel
+    row = tl.load(x + at, inside, 0.0)
+    row *= 1.0 / tl.sqrt(tl.sum(row * row) / size + eps)
+    row *= tl.load(weight + group * size + channel, inside, 0.0).to(tl.float32)
+    row *= 1.0 / (1.0 + tl.exp(-tl.load(gate + at, inside, 0.0).to(tl.float32)))
+    tl.store(out + at, row.to(out.dtype.element_ty), inside)
+
+
+def group_rms_norm_gate_triton(
+    x: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float, tuned: Config | None = None
+) -> Tensor:
+    """One program a token and group."""
+    tokens, channels = gate.shape
+    size = channels // groups
+    out = torch.empty_like(gate)
+    if tokens:
+        launch = tuned or config("group_rms_norm_gate", (tokens, size), {"num_warps": row_warps(size)})
+        block = triton.next_power_of_2(size)
+        _group_rms_norm_gate_kernel[(tokens, groups)](x, gate, weight, out, size, groups, eps, BLOCK=block, **launch)
+    return out
+
+
+group_rms_norm_gate = dispatch(group_rms_norm_gate_reference, group_rms_norm_gate_triton)

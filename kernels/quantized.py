@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from kernels.quantize import GROUP, dequantize_fp8, quantize_fp8_reference
+
 # Which nibble of an AWQ int32, lowest first, holds each of its eight output columns (AutoAWQ's GEMM layout).
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)
 _BITS = 4
@@ -17,7 +19,9 @@ _MASK = 15
 
 
 class Quantized(ABC):
-    """What a tensor of floats and its quantized stand-ins have in common."""
+    """What a tensor of floats and its quantized stand-ins have in common. dtype: the compute dtype."""
+
+    dtype: torch.dtype
 
     @property
     @abstractmethod
@@ -39,6 +43,7 @@ class BlockFp8(Quantized):
 
     weight: [(E,) out, in] float8. scale: [(E,) block rows, block columns] fp32. row_block: [out] int32, the block
     row of each row; col_block: [in] alike. They need not start at a block's edge, nor blocks be of one size.
+    height, width: rows and inputs of a block, where all but the last are whole and of that size, else 0.
     """
 
     weight: Tensor
@@ -46,6 +51,16 @@ class BlockFp8(Quantized):
     row_block: Tensor
     col_block: Tensor
     dtype: torch.dtype
+    height: int = 0
+    width: int = 0
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether what it multiplies is rounded to 8-bit floats too, a scale for every block's inputs.
+
+        So it is in bf16 where scales span the inputs that a scale of the activations spans. In fp32, never.
+        """
+        return self.dtype == torch.bfloat16 and self.width == GROUP and self.shape[-1] % GROUP == 0
 
     @property
     def shape(self) -> torch.Size:
@@ -121,3 +136,29 @@ def unpack_nibbles(packed: Tensor, order: "range | tuple[int, ...]") -> Tensor:
     """[…, n] int32 to [..., 8 n] int32 of 0 … 15: of each int, the nibbles at `order`, 0 being the lowest."""
     shifts = torch.tensor([_BITS * i for i in order], dtype=torch.int32, device=packed.device)
     return ((packed[..., None] >> shifts) & _MASK).flatten(-2)
+
+
+Matrix = Tensor | Quantized
+
+
+def dense(matrix: Matrix) -> Tensor:
+    """[(E,) out, in] in the compute dtype."""
+    return matrix if isinstance(matrix, Tensor) else matrix.dense()
+
+
+def rounds_inputs(matrix: Matrix) -> bool:
+    """Whether what a matrix multiplies is rounded to 8-bit floats."""
+    return isinstance(matrix, BlockFp8) and matrix.rounds_inputs
+
+
+def operands(x: Tensor, matrix: Matrix, scale: Tensor | None = None) -> tuple[Tensor, Matrix]:
+    """What the product of x [T, in] and a matrix or stack multiplies: in fp32 where inputs are rounded too.
+
+    scale: x is rounded already, and this `quantize_fp8`'s scale of it.
+    """
+    if not (isinstance(matrix, BlockFp8) and matrix.rounds_inputs):
+        if scale is not None:
+            raise ValueError("x comes as 8-bit floats, but this matrix multiplies inputs that are not rounded")
+        return x, matrix
+    rounded = quantize_fp8_reference(x) if scale is None else (x, scale)
+    return dequantize_fp8(*rounded), replace(matrix, dtype=torch.float32)

@@ -4,38 +4,16 @@ A row's token depends on its own logits, settings, seed and position alone, neve
 """
 
 import torch
+import triton
 from torch import Tensor
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as int64: the increment of SplitMix64
-_MIX1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
-_MIX2 = -7723592293110705685  # 0x94D049BB133111EB
+from kernels.dispatch import dispatch
+from kernels.noise import gumbel_noise
+from kernels.sampling_kernels import choose_kernel, narrow_kernel, penalize_kernel, survey_kernel
+from kernels.tuning import Config, config
 
 
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical right shift of int64."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finalizer (Steele, Lea, Flood 2014): int64 in, well mixed int64 out."""
-    x = (x ^ _shift(x, 30)) * _MIX1
-    x = (x ^ _shift(x, 27)) * _MIX2
-    return x ^ _shift(x, 31)
-
-
-def gumbel_noise(seeds: Tensor, positions: Tensor, vocab: int) -> Tensor:
-    """Standard Gumbel noise [R, vocab] fp32, a pure function of (seed, position, token id).
-
-    seeds, positions: [R] int64.
-    """
-    row = _mix(_mix(seeds * _GOLDEN + 1) + positions * _GOLDEN)
-    ids = torch.arange(vocab, device=seeds.device, dtype=torch.int64)
-    bits = _shift(_mix(row[:, None] + ids * _GOLDEN), 40)
-    uniform = (bits.to(torch.float32) + 0.5) * 2.0**-24
-    return -torch.log(-torch.log(uniform))
-
-
-def penalize(
+def penalize_reference(
     logits: Tensor,
     seen: Tensor,
     counts: Tensor,
@@ -46,11 +24,40 @@ def penalize(
     """Logits [R, V] after penalties.
 
     seen: [R, V] bool, ids in prompt or output: positive logits divided, negative multiplied by repetition [R].
-    counts: [R, V] ids in the output: minus presence where > 0, minus frequency x count.
+    counts: [R, V] fp32, ids in the output: minus presence where > 0, minus frequency x count.
     """
     factor = torch.where(logits > 0, 1.0 / repetition[:, None], repetition[:, None])
     logits = torch.where(seen, logits * factor, logits)
     return logits - presence[:, None] * (counts > 0) - frequency[:, None] * counts
+
+
+def penalize_triton(
+    logits: Tensor,
+    seen: Tensor,
+    counts: Tensor,
+    repetition: Tensor,
+    presence: Tensor,
+    frequency: Tensor,
+    tuned: Config | None = None,
+) -> Tensor:
+    """One program a row and block of ids."""
+    rows, vocab = logits.shape
+    out = torch.empty(rows, vocab, dtype=logits.dtype, device=logits.device)
+    if rows:
+        launch = tuned or config("penalize", (rows, vocab), {"BLOCK": 1024, "num_warps": 4})
+        penalize_kernel[(rows, triton.cdiv(vocab, launch["BLOCK"]))](
+            logits,
+            seen.contiguous(),
+            counts.contiguous(),
+            repetition,
+            presence,
+            frequency,
+            out,
+            vocab,
+            logits.stride(0),
+            **launch,
+        )
+    return out
 
 
 def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Tensor:
@@ -74,7 +81,7 @@ def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Ten
     return torch.empty_like(logits).scatter_(-1, order, ordered)
 
 
-def sample(
+def sample_reference(
     logits: Tensor,
     temperature: Tensor,
     top_k: Tensor,
@@ -83,11 +90,65 @@ def sample(
     seeds: Tensor,
     positions: Tensor,
 ) -> Tensor:
-    """Token ids [R] int64 from logits [R, V] fp32; temperature [R] > 0 (greedy rows take `argmax`).
+    """Token ids [R] int64 from logits [R, V] fp32.
 
+    temperature: [R] fp32, 0 for the best token without noise. top_k: [R] int64; top_p, min_p: [R] fp32; 0, 1 and
+    0 turn them off. seeds, positions: [R] int64.
     Gumbel-max: the argmax of logits/temperature + noise is a draw from their softmax.
     """
-    scaled = logits / temperature[:, None]
+    drawn = temperature > 0
+    scaled = logits / torch.where(drawn, temperature, 1.0)[:, None]
     if bool(((top_k > 0) | (top_p < 1.0) | (min_p > 0.0)).any()):
         scaled = filtered(scaled, top_k, top_p, min_p)
-    return torch.argmax(scaled + gumbel_noise(seeds, positions, logits.shape[-1]), dim=-1)
+    return torch.argmax(scaled + gumbel_noise(seeds, positions, logits.shape[-1]) * drawn[:, None], dim=-1)
+
+
+def sample_triton(
+    logits: Tensor,
+    temperature: Tensor,
+    top_k: Tensor,
+    top_p: Tensor,
+    min_p: Tensor,
+    seeds: Tensor,
+    positions: Tensor,
+    tuned: Config | None = None,
+) -> Tensor:
+    """Without sorting. What the filters keep is always a run from the front of the descending order, so:
+
+    the best noisy token of all is the answer if the filters keep it. If they drop it they drop all behind it too,
+    and the best noisy token before it is the next to try. Each try takes one pass, and leaves on average a fraction
+    of the probability that was left; an unfiltered row needs none beyond the first, which the whole GPU shares.
+    Of equal logits the lower id comes first; sums differ from the reference's in their last bits.
+    """
+    rows, vocab = logits.shape
+    device = logits.device
+    out = torch.empty(rows, dtype=torch.int64, device=device)
+    if not rows:
+        return out
+    launch = dict(tuned or config("sample", (rows, vocab), {"SIZE": 512, "CHUNKS": 4, "WIDTH": 8, "num_warps": 4}))
+    # The second kernel holds one value a chunk and row.
+    size = max(launch["SIZE"], triton.next_power_of_2(triton.cdiv(vocab, 2048)))
+    chunks = triton.cdiv(vocab, size)
+    # By chunk: the largest logit, the mass of all relative to it, the best noisy logit. Its id; chunks to look at.
+    stats = torch.empty(3, rows, chunks, dtype=torch.float32, device=device)
+    ids = torch.empty(2, rows, chunks, dtype=torch.int32, device=device)
+    # By row: the largest logit, the mass of all relative to it. Chunks to look at.
+    totals = torch.empty(2, rows, dtype=torch.float32, device=device)
+    active = torch.empty(rows, dtype=torch.int32, device=device)
+    shape = {"vocab": vocab, "chunks": chunks, "stride": logits.stride(0), "SIZE": size}
+    settings = (temperature, top_k, top_p, min_p, seeds, positions)
+
+    grid = (rows, triton.cdiv(chunks, launch["CHUNKS"]))
+    survey_kernel[grid](
+        logits, *settings, stats, ids, rows=rows, CHUNKS=launch["CHUNKS"], num_warps=launch["num_warps"], **shape
+    )
+    block = triton.next_power_of_2(chunks)
+    narrow_kernel[(rows,)](*settings, stats, ids, totals, active, out, vocab, chunks, rows, BLOCK=block, num_warps=4)
+    choose_kernel[(rows,)](
+        logits, *settings, ids, totals, active, out, rows=rows, CHUNKS=launch["WIDTH"], num_warps=8, **shape
+    )
+    return out
+
+
+penalize = dispatch(penalize_reference, penalize_triton)
+sample = dispatch(sample_reference, sample_triton)

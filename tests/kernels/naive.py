@@ -23,9 +23,9 @@ def paged_batch(starts: list[int], counts: list[int], seed: int) -> tuple[Rows, 
     table = torch.full((len(starts) + 3, max(needs) + 2), sum(needs), dtype=torch.int32)
     for slot, need in zip(slots, needs, strict=True):
         table[slot, :need] = torch.tensor([free.pop() for _ in range(need)], dtype=torch.int32)
-    rows = make_rows(torch.tensor(slots), tuple(starts), tuple(counts))
     positions = torch.tensor([p for s, n in zip(starts, counts, strict=True) for p in range(s, s + n)])
-    return rows, make_pages(rows, positions, table, PAGE), table, sum(needs) + 1
+    rows = make_rows(torch.tensor(slots), positions, tuple(starts), tuple(counts))
+    return rows, make_pages(rows, table, PAGE), table, sum(needs) + 1
 
 
 def lightning(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:

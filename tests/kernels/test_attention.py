@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import kernels.mla
-from kernels import lightning_attention, make_rows, mla_attention, write_latent
+from kernels import Keep, lightning_attention, lightning_commit, lightning_verify, make_rows, mla_attention
 from tests.kernels import naive
 
 HEADS, DIM, RANK, WIDTH = 3, 8, 12, 16
@@ -26,7 +26,8 @@ def _random(seed: int, *shape: int) -> torch.Tensor:
 
 
 def _lightning_case(starts: list[int], counts: list[int], log_decay: torch.Tensor) -> None:
-    rows = make_rows(torch.randperm(len(starts) + 2)[: len(starts)], tuple(starts), tuple(counts))
+    positions = torch.tensor([s + i for s, n in zip(starts, counts, strict=True) for i in range(n)])
+    rows = make_rows(torch.randperm(len(starts) + 2)[: len(starts)], positions, tuple(starts), tuple(counts))
     q, k, v = (_random(i, sum(counts), HEADS, DIM) for i in range(3))
     state = _random(9, len(starts) + 2, HEADS, DIM, DIM)
     expected_out, expected_state = naive.lightning(q, k, v, state, log_decay, rows)
@@ -53,18 +54,56 @@ def test_lightning_any_mix(rows: list[tuple[int, int]]) -> None:
     _lightning_case([s for s, _ in rows], [n for _, n in rows], torch.tensor([-0.5, -0.02, -1e-3]))
 
 
+def test_states_are_kept_at_any_place() -> None:
+    starts, counts = (0, 5, 9, 0), (130, 1, 70, 1)
+    slots = torch.tensor([6, 2, 4, 0])
+    keeps = tuple(
+        Keep(row, count, 7 + i) for i, (row, count) in enumerate([(0, 1), (0, 64), (0, 130), (1, 1), (2, 65)])
+    )
+    positions = torch.tensor([s + i for s, n in zip(starts, counts, strict=True) for i in range(n)])
+    rows = make_rows(slots, positions, starts, counts, keeps)
+    q, k, v = (_random(i, sum(counts), HEADS, DIM) for i in range(3))
+    state = _random(9, 12, HEADS, DIM, DIM)
+    decay = torch.tensor([-1.0, -0.1, -1e-5])
+    for keep in keeps:
+        short = tuple(keep.count if i == keep.row else n for i, n in enumerate(counts))
+        tokens = torch.cat([torch.arange(o, o + n) for o, n in zip(rows.offsets, short, strict=True)])
+        part = make_rows(slots, positions[tokens], starts, short)
+        _, expected = naive.lightning(q[tokens], k[tokens], v[tokens], state, decay, part)
+        after = state.clone()
+        lightning_attention(q, k, v, after, decay, rows)
+        torch.testing.assert_close(after[keep.slot].double(), expected[slots[keep.row]], rtol=2e-4, atol=2e-4)
+
+
+def test_drafts_change_nothing_until_they_are_accepted() -> None:
+    starts, counts = (3, 0, 8, 2), (4, 4, 1, 3)
+    positions = torch.tensor([s + i for s, n in zip(starts, counts, strict=True) for i in range(n)])
+    rows = make_rows(torch.tensor([1, 5, 0, 3]), positions, starts, counts)
+    q, k, v = (_random(i, sum(counts), HEADS, DIM) for i in range(3))
+    state, decay = _random(9, 6, HEADS, DIM, DIM), torch.tensor([-1.0, -0.1, -1e-5])
+    before = state.clone()
+    expected, _ = naive.lightning(q, k, v, state, decay, rows)
+    torch.testing.assert_close(lightning_verify(q, k, v, state, decay, rows).double(), expected, rtol=2e-4, atol=2e-4)
+    assert torch.equal(state, before)
+
+    accepted = (2, 1, 0, 3)
+    lightning_commit(k, v, state, decay, rows, torch.tensor(accepted))
+    tokens = torch.cat([torch.arange(o, o + n) for o, n in zip(rows.offsets, accepted, strict=True)])
+    some = [i for i, n in enumerate(accepted) if n]
+    part = make_rows(
+        rows.slots[some], positions[tokens], tuple(starts[i] for i in some), tuple(accepted[i] for i in some)
+    )
+    _, expected = naive.lightning(q[tokens], k[tokens], v[tokens], before, decay, part)
+    torch.testing.assert_close(state.double(), expected, rtol=2e-4, atol=2e-4)
+
+
 def _mla_case(starts: list[int], counts: list[int], seed: int, dtype: torch.dtype = torch.float32) -> None:
     rows, pages, table, count = naive.paged_batch(starts, counts, seed)
     pool = torch.full((count, naive.PAGE, WIDTH), float("nan"), dtype=dtype)
     for i, slot in enumerate(rows.slots.tolist()):
         for p in range(starts[i]):
             pool[table[slot, p // naive.PAGE], p % naive.PAGE] = _random(1000 * i + p, WIDTH).to(dtype)
-    write_latent(
-        pool,
-        _random(seed, sum(counts), RANK).to(dtype),
-        _random(seed + 1, sum(counts), WIDTH - RANK).to(dtype),
-        pages,
-    )
+    pool.view(-1, WIDTH)[pages.write_at] = _random(seed, sum(counts), WIDTH).to(dtype)
     q = 3 * _random(seed + 2, sum(counts), HEADS, WIDTH).to(dtype)
     expected = naive.latent_attention(q, pool, RANK, 0.4, rows, table)
     out = mla_attention(q, pool, RANK, 0.4, rows, pages)
@@ -97,13 +136,12 @@ def test_latents_land_in_their_own_places() -> None:
     starts, counts = [14, 0, 33], [4, 1, 1]
     rows, pages, table, count = naive.paged_batch(starts, counts, 1)
     pool = torch.zeros(count, naive.PAGE, WIDTH)
-    latent, key = _random(0, 6, RANK), _random(1, 6, WIDTH - RANK)
-    write_latent(pool, latent, key, pages)
+    latents = _random(0, 6, WIDTH)
+    pool.view(-1, WIDTH)[pages.write_at] = latents
     for i, slot in enumerate(rows.slots.tolist()):
         for n in range(counts[i]):
             p = starts[i] + n
-            expected = torch.cat((latent[rows.offsets[i] + n], key[rows.offsets[i] + n]))
             place = pool[table[slot, p // naive.PAGE], p % naive.PAGE]
-            torch.testing.assert_close(place, expected, rtol=0, atol=0)
+            torch.testing.assert_close(place, latents[rows.offsets[i] + n], rtol=0, atol=0)
             place.zero_()
     assert not pool.any()

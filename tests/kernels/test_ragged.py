@@ -1,33 +1,38 @@
 """Where rows and pages lie."""
 
+import pytest
 import torch
 
-from kernels import make_pages, make_rows
+from kernels import Keep, Rows, make_pages, make_rows
+
+
+def _rows(slots: list[int], starts: tuple[int, ...], counts: tuple[int, ...]) -> Rows:
+    positions = torch.tensor([s + i for s, n in zip(starts, counts, strict=True) for i in range(n)])
+    return make_rows(torch.tensor(slots), positions, starts, counts)
 
 
 def test_rows_of_one_token_are_told_from_longer_ones() -> None:
-    rows = make_rows(torch.tensor([4, 2, 7, 0]), (3, 0, 0, 9), (1, 5, 1, 1))
+    rows = _rows([4, 2, 7, 0], (3, 0, 0, 9), (1, 5, 1, 1))
     assert rows.offsets == (0, 1, 6, 7)
     assert rows.longer == (1,)
-    assert rows.single_tokens is not None
-    assert rows.single_tokens.tolist() == [0, 6, 7]
-    assert rows.single_slots.tolist() == [4, 7, 0]
-    assert rows.single_fresh is not None
-    assert rows.single_fresh.tolist() == [False, True, False]
+    singles = rows.singles
+    assert singles.tokens is not None
+    assert singles.tokens.tolist() == [0, 6, 7]
+    assert singles.slots.tolist() == [4, 7, 0]
+    assert singles.fresh is not None
+    assert singles.fresh.tolist() == [False, True, False]
 
 
 def test_only_decoding_rows_need_no_gather() -> None:
-    rows = make_rows(torch.tensor([1, 0]), (3, 8), (1, 1))
-    assert rows.single_tokens is None
-    assert rows.single_fresh is None
+    rows = _rows([1, 0], (3, 8), (1, 1))
+    assert rows.singles.tokens is None
+    assert rows.singles.fresh is None
     assert rows.longer == ()
 
 
 def test_pages_are_those_up_to_the_token_and_no_more() -> None:
     table = torch.tensor([[5, 6, 7], [8, 9, 3], [1, 2, 4]], dtype=torch.int32)
-    rows = make_rows(torch.tensor([2, 0, 1]), (3, 2, 8), (1, 4, 1))
-    positions = torch.tensor([3, 2, 3, 4, 5, 8])
-    pages = make_pages(rows, positions, table, 4)
+    pages = make_pages(_rows([2, 0, 1], (3, 2, 8), (1, 4, 1)), table, 4)
     assert pages.write_at.tolist() == [7, 22, 23, 24, 25, 12]
     assert [(row, ids.tolist()) for row, ids in pages.alone] == [(1, [5, 6])]
     singles = pages.together
@@ -39,7 +44,33 @@ def test_pages_are_those_up_to_the_token_and_no_more() -> None:
 
 
 def test_the_only_row_is_computed_alone() -> None:
-    rows = make_rows(torch.tensor([1]), (5,), (1,))
-    pages = make_pages(rows, torch.tensor([5]), torch.tensor([[9, 9], [4, 2]], dtype=torch.int32), 4)
+    pages = make_pages(_rows([1], (5,), (1,)), torch.tensor([[9, 9], [4, 2]], dtype=torch.int32), 4)
     assert [(row, ids.tolist()) for row, ids in pages.alone] == [(0, [4, 2])]
     assert pages.together is None
+
+
+@pytest.mark.parametrize("counts", [(1, 1, 1), (5, 5), (1, 9, 4, 5, 1), (8,), (4, 13)])
+def test_blocks_cover_every_token_once(counts: tuple[int, ...]) -> None:
+    starts = tuple(3 * i for i in range(len(counts)))
+    rows = _rows(list(range(len(counts))), starts, counts)
+    blocks = rows.blocks(4)
+    expected = [(row, first) for row, n in enumerate(counts) for first in range(0, n, 4)]
+    assert list(zip(blocks.rows.tolist(), blocks.firsts.tolist(), strict=True)) == expected
+    several = [(row, first) for row, first in expected if counts[row] > 4]
+    assert blocks.several == len(several)
+    bases = [several.index((row, 0)) if n > 4 else -1 for row, n in enumerate(counts)]
+    assert blocks.bases.tolist() == bases
+    assert rows.token_offsets.tolist() == [*rows.offsets, sum(counts)]
+    assert rows.row_starts.tolist() == list(starts)
+
+
+def test_what_kernels_read_of_equal_rows_follows_refilled_inputs() -> None:
+    slots, positions = torch.tensor([4, 5]), torch.tensor([3, 8])
+    rows = make_rows(slots, positions, (0, 0), (1, 1))
+    positions += 7
+    assert rows.row_starts.tolist() == [10, 15]
+
+
+def test_a_state_beyond_its_row_cannot_be_kept() -> None:
+    with pytest.raises(ValueError, match=r"row 0 has 2 tokens; its state after 3 can't be kept"):
+        make_rows(torch.tensor([0]), torch.tensor([0, 1]), (0,), (2,), (Keep(0, 3, 1),))

@@ -2,7 +2,8 @@
 
 import torch
 
-from kernels.sampling import filtered, gumbel_noise, penalize, sample
+from kernels.noise import gumbel_noise
+from kernels.sampling import filtered, penalize, sample
 
 
 def rows(*values: list[float]) -> torch.Tensor:

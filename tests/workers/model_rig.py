@@ -86,11 +86,18 @@ class Driver:
     """One rank's model with caches full of NaN, and the pages and slots of the sequences on it."""
 
     def __init__(
-        self, folder: Path, collectives: Collectives, sequences: list[Known], page_size: int = 16, seed: int = 0
+        self,
+        folder: Path,
+        collectives: Collectives,
+        sequences: list[Known],
+        page_size: int = 16,
+        seed: int = 0,
+        device: torch.device = CPU,
     ) -> None:
         torch.set_num_threads(1)
         config = LingConfig.load(folder, {})
-        self.model = LingModel(config, collectives, CPU, torch.float32)
+        self.device = device
+        self.model = LingModel(config, collectives, device, torch.float32)
         load_weights(self.model, folder)
         self.known = sequences
         draw = random.Random(seed)
@@ -104,8 +111,9 @@ class Driver:
         for slot, need in zip(self.slots, needs, strict=True):
             self.table[slot, :need] = torch.tensor([pages.pop() for _ in range(need)], dtype=torch.int32)
         self.caches = poisoned(
-            make_caches(config, collectives.size, sum(needs) + 1, page_size, len(sequences) + 2, CPU, torch.float32)
+            make_caches(config, collectives.size, sum(needs) + 1, page_size, len(sequences) + 2, device, torch.float32)
         )
+        self.table = self.table.to(device)
         self.done = [0] * len(sequences)
 
     def step(self, step: Step) -> list[Tensor]:
@@ -117,15 +125,15 @@ class Driver:
             positions += at
         counts = tuple(n for _, n in step)
         batch = Batch(
-            token_ids=torch.tensor(tokens),
-            positions=torch.tensor(positions),
-            slots=torch.tensor([self.slots[s] for s, _ in step]),
+            token_ids=torch.tensor(tokens, device=self.device),
+            positions=torch.tensor(positions, device=self.device),
+            slots=torch.tensor([self.slots[s] for s, _ in step], device=self.device),
             starts=tuple(self.done[s] for s, _ in step),
             counts=counts,
             page_table=self.table,
         )
         with torch.inference_mode():
-            logits = self.model.logits(self.model.forward(batch, self.caches))
+            logits = self.model.logits(self.model.forward(batch, self.caches)).cpu()
         for sequence, count in step:
             self.done[sequence] += count
         return list(logits.split(counts))

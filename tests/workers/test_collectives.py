@@ -18,6 +18,7 @@ from torch import Tensor
 
 from workers.collectives import Collectives, RankLost, Rendezvous, Solo, make_collectives
 from workers.collectives.shm import ShmCollectives
+from workers.collectives.symmetric import MOST_BYTES, SymmetricCollectives, fits
 from workers.collectives.torch_dist import TorchCollectives
 
 CPU = torch.device("cpu")
@@ -225,11 +226,28 @@ def test_one_rank_needs_nobody(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "device", "message"),
     [
-        ("mpi", "cpu", "must be auto, shm, gloo or nccl, not 'mpi'"),
+        ("mpi", "cpu", "must be auto, shm, gloo, nccl or symm, not 'mpi'"),
         ("nccl", "cpu", "'nccl' do not work on cpu"),
+        ("symm", "cpu", "'symm' do not work on cpu"),
         ("shm", "cuda", "'shm' do not work on cuda"),
     ],
 )
 def test_impossible_kinds_are_refused(kind: str, device: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         make_collectives(kind, 0, 2, Rendezvous(tmp_path, "127.0.0.1", 1), torch.device(device))
+
+
+def test_which_sums_take_the_shared_memory_of_gpus() -> None:
+    elements = MOST_BYTES // 2
+    assert fits(torch.empty(1, elements, dtype=torch.bfloat16))
+    assert not fits(torch.empty(elements + 8, dtype=torch.bfloat16))
+    # The kernel loads 16 bytes at a time.
+    assert not fits(torch.empty(7, dtype=torch.bfloat16))
+    assert not fits(torch.empty(0))
+    assert not fits(torch.empty(16, dtype=torch.float64))
+
+
+def test_gpus_too_old_for_it_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 0))
+    with pytest.raises(ValueError, match=r"9\.0 or more, found 8\.0; use nccl"):
+        SymmetricCollectives(0, 2, "127.0.0.1", _free_port(), torch.device("cuda"))

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kernels import moe_experts
-from kernels.quantized import AWQ_ORDER, BlockFp8
+from kernels.quantized import AWQ_ORDER, BlockFp8, Matrix, dense
 from tests.workers.model_rig import CPU, GOLDEN, known_sequences, mixed, one_by_one, rank_errors
 from workers.model.config import LingConfig, ModelConfigError
 from workers.model.files import WeightError
-from workers.model.formats import Matrix, Part, Target, dense, load_matrix, load_stack
+from workers.model.formats import Part, Target, load_matrix, load_stack
 from workers.model.loader import Loader
 from workers.model.quantization import Quantization
 from workers.model.weights import Checkpoint

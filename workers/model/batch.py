@@ -5,6 +5,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels import Keep
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -14,7 +16,7 @@ class Batch:
     sequence computed before this step; counts: its tokens in this step (>= 1), so sum(counts) = T. A start of
     0 means: the slot's old content is not its own and counts as zero. page_table: [num_slots, max_pages]
     int32, row s lists the pages of the sequence in slot s; position p lies in page p // page_size at
-    p % page_size.
+    p % page_size. keeps: linear states to copy into other slots on the way.
     """
 
     token_ids: Tensor
@@ -23,6 +25,7 @@ class Batch:
     starts: tuple[int, ...]
     counts: tuple[int, ...]
     page_table: Tensor
+    keeps: tuple[Keep, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels.quantized import Awq, BlockFp8, PackedInt4, Quantized
+from kernels.quantized import Awq, BlockFp8, Matrix, PackedInt4
 from workers.model.loader import DTYPES, FLOATS, Loader
 from workers.model.quantization import Quantization
 
@@ -53,14 +53,6 @@ class Target:
     quantization: Quantization
     dtype: torch.dtype
     device: torch.device
-
-
-Matrix = Tensor | Quantized
-
-
-def dense(matrix: Matrix) -> Tensor:
-    """[(E,) out, in] in the compute dtype."""
-    return matrix if isinstance(matrix, Tensor) else matrix.dense()
 
 
 def load_matrix(target: Target, parts: Sequence[Part]) -> Matrix:
@@ -157,16 +149,20 @@ class _Stack:
             of = torch.arange(*part.row_span) // height
             rows.append(of - of[:1] + base)
             base += scale(part).size()[0]
+        row_block = torch.cat(rows)
         cols = torch.arange(*self._parts[0].col_span) // width
+        col_block = cols - cols[:1]
         device = self._target.device
         return BlockFp8(
             self._read("weight", lambda p: _Piece(p.shape, p.rows, p.cols), torch.float8_e4m3fn, ("F8_E4M3",)),
             self._read("weight_scale_inv", scale, torch.float32, FLOATS)
             if blocks
             else self._read("weight_scale", channel, torch.float32, FLOATS),
-            torch.cat(rows).to(device, torch.int32),
-            (cols - cols[:1]).to(device, torch.int32),
+            row_block.to(device, torch.int32),
+            col_block.to(device, torch.int32),
             self._target.dtype,
+            _regular(row_block, height),
+            _regular(col_block, width),
         )
 
     def int4(self) -> PackedInt4:
@@ -257,6 +253,11 @@ class _Stack:
                 )
                 at += of.size()[axis]
         return out if self._stacked else out[0]
+
+
+def _regular(block_of: Tensor, size: int) -> int:
+    """`size` if element i lies in block i // size, else 0."""
+    return size if torch.equal(block_of, torch.arange(len(block_of)) // size) else 0
 
 
 def _touched(span: tuple[int, int], block: int) -> tuple[int, int]:

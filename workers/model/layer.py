@@ -2,10 +2,10 @@
 
 from torch import Tensor
 
-from kernels import add_rms_norm
+from kernels import add_rms_norm, add_rms_norm_quantized
 from workers.model.batch import Caches
 from workers.model.lightning import LightningAttention
-from workers.model.linear import Shard, load_vector
+from workers.model.linear import Normed, Shard, load_vector
 from workers.model.loader import Loader
 from workers.model.mla import LatentAttention
 from workers.model.mlp import Mlp, Moe
@@ -38,10 +38,22 @@ class DecoderLayer:
         post = f"{self._prefix}.post_attention_layernorm.weight"
         self._mlp_norm = load_vector(self._shard, loader, post, hidden)
 
+    def count_experts(self, counts: Tensor | None) -> None:
+        """Where a sparse layer adds how many tokens choose each expert [experts]; None for nowhere."""
+        if isinstance(self._mlp, Moe):
+            self._mlp.counts = counts
+
     def __call__(self, x: Tensor, residual: Tensor, caches: Caches, step: StepInputs) -> tuple[Tensor, Tensor]:
         """(this layer's contribution, the stream it adds to), both [T, hidden], from those of the layer before."""
         all_reduce = self._shard.collectives.all_reduce
-        normed, residual = add_rms_norm(x, residual, self._in_norm, self._eps)
+        normed, residual = self._add_norm(x, residual, self._in_norm, self._attention.rounds_inputs)
         attended = all_reduce(self._attention(normed, caches, step))
-        normed, residual = add_rms_norm(attended, residual, self._mlp_norm, self._eps)
+        normed, residual = self._add_norm(attended, residual, self._mlp_norm, self._mlp.rounds_inputs)
         return all_reduce(self._mlp(normed)), residual
+
+    def _add_norm(self, x: Tensor, residual: Tensor, weight: Tensor, rounded: bool) -> tuple[Normed, Tensor]:
+        if not rounded:
+            normed, total = add_rms_norm(x, residual, weight, self._eps)
+            return Normed(normed), total
+        normed, total, q, scale = add_rms_norm_quantized(x, residual, weight, self._eps)
+        return Normed(normed, (q, scale)), total

@@ -6,7 +6,7 @@ from torch import Tensor
 from kernels import group_rms_norm_gate, lightning_attention, qk_norm_rope
 from workers.model.batch import Caches
 from workers.model.config import LingConfig
-from workers.model.linear import Shard, column_parallel, load_vector, row_parallel
+from workers.model.linear import Normed, Shard, column_parallel, load_vector, row_parallel
 from workers.model.loader import Loader
 from workers.model.step import StepInputs
 
@@ -48,11 +48,16 @@ class LightningAttention:
         channels = self._heads * self._dim * self._shard.size
         self._out_norm = load_vector(self._shard, loader, f"{self._prefix}.g_norm.weight", channels, split=True)
 
-    def __call__(self, x: Tensor, caches: Caches, step: StepInputs) -> Tensor:
-        """This rank's term [T, hidden] of the layer's output; x [T, hidden] is normed."""
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether any of its linears reads 8-bit floats."""
+        return self._qkv.rounds_inputs or self._gate.rounds_inputs
+
+    def __call__(self, x: Normed, caches: Caches, step: StepInputs) -> Tensor:
+        """This rank's term [T, hidden] of the layer's output."""
         qkv = self._qkv(x).view(-1, 3, self._heads, self._dim)
         qk = qk_norm_rope(qkv[:, :2], self._qk_norm, *step.linear_rope, self._eps)
         q, k = qk.unbind(1)
-        out = lightning_attention(q, k, qkv[:, 2].float(), caches.state[self._cache], self._decay, step.rows)
+        out = lightning_attention(q, k, qkv[:, 2], caches.state[self._cache], self._decay, step.rows)
         gated = group_rms_norm_gate(out, self._gate(x), self._out_norm, self._groups, self._eps)
         return self._dense(gated)

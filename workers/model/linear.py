@@ -7,9 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kernels import linear, linear_fp32
+from kernels.quantize import Rounded
+from kernels.quantized import Matrix, dense, rounds_inputs
 from workers.collectives.base import Collectives
 from workers.model.config import LingConfig
-from workers.model.formats import Matrix, Part, Target, dense, load_matrix, load_plain
+from workers.model.formats import Part, Target, load_matrix, load_plain
 from workers.model.loader import Loader
 
 
@@ -37,6 +40,14 @@ class Shard:
         return slice(start + self.collectives.rank * each, start + (self.collectives.rank + 1) * each)
 
 
+@dataclass(frozen=True, slots=True)
+class Normed:
+    """What a block computes from. x: [T, hidden]. rounded: `quantize_fp8` of it, where the block reads that."""
+
+    x: Tensor
+    rounded: Rounded | None = None
+
+
 class Linear:
     """y = x W^T with W a stack of parts. Made by the functions below; usable after `load`."""
 
@@ -49,9 +60,22 @@ class Linear:
         """Ask for this rank's share."""
         self._matrix = load_matrix(self._shard.target(loader), self._parts)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether the matrix multiplies 8-bit floats."""
+        return rounds_inputs(self._matrix)
+
+    def __call__(self, x: Tensor | Normed) -> Tensor:
         """x [T, in] to [T, out]; of a row-parallel linear, this rank's term of the sum."""
-        return F.linear(x, dense(self._matrix))
+        if isinstance(x, Tensor):
+            return linear(x, self._matrix)
+        if x.rounded is not None and self.rounds_inputs:
+            return self.of_rounded(x.rounded)
+        return linear(x.x, self._matrix)
+
+    def of_rounded(self, x: Rounded) -> Tensor:
+        """The same from `quantize_fp8` of x, for a matrix that rounds its inputs."""
+        return linear(x[0], self._matrix, scale=x[1])
 
     def dense(self) -> Tensor:
         """This rank's [out, in] in the compute dtype."""
@@ -135,6 +159,5 @@ class Head:
 
     def __call__(self, hidden: Tensor) -> Tensor:
         """[R, hidden] to all ranks' logits [R, vocab] fp32."""
-        # In fp32 from the product on: logits rounded to bf16 tie.
-        logits = F.linear(hidden.float(), self._weight.float())
-        return self._shard.collectives.all_gather(logits, -1)
+        # Logits rounded to bf16 would tie.
+        return self._shard.collectives.all_gather(linear_fp32(hidden, self._weight), -1)

@@ -42,10 +42,10 @@ class LingModel:
 
     def forward(self, batch: Batch, caches: Caches) -> Tensor:
         """Hidden states [T, hidden] after the final norm, the same on all ranks; caches move on by the batch."""
-        rows = make_rows(batch.slots, batch.starts, batch.counts)
+        rows = make_rows(batch.slots, batch.positions, batch.starts, batch.counts, batch.keeps)
         step = StepInputs(
             rows=rows,
-            pages=make_pages(rows, batch.positions, batch.page_table, caches.page_size),
+            pages=make_pages(rows, batch.page_table, caches.page_size),
             linear_rope=self._linear_rope(batch.positions),
             mla_rope=self._mla_rope(batch.positions),
         )
@@ -54,6 +54,11 @@ class LingModel:
         for layer in self._layers:
             x, residual = layer(x, residual, caches, step)
         return add_rms_norm(x, residual, self._norm, self.config.rms_norm_eps)[0]
+
+    def count_experts(self, counts: Tensor | None) -> None:
+        """Add to `counts` [sparse layers, experts] from now on how many tokens choose each; None ends that."""
+        for index, layer in enumerate(self._layers[self.config.first_k_dense_replace :]):
+            layer.count_experts(None if counts is None else counts[index])
 
     def logits(self, hidden: Tensor) -> Tensor:
         """[R, vocab] fp32 of hidden states [R, hidden], the whole vocabulary on every rank."""

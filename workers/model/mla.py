@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from kernels import mla_attention, rms_norm, rope_interleaved, write_latent
+from kernels import mla_attention, norm_rope_write_latent, rms_norm, rope_interleaved
 from workers.model.batch import Caches
-from workers.model.linear import Shard, column_parallel, load_vector, replicated, row_parallel
+from workers.model.linear import Normed, Shard, column_parallel, load_vector, replicated, row_parallel
 from workers.model.loader import Loader
 from workers.model.step import StepInputs
 
@@ -60,16 +60,18 @@ class LatentAttention:
     def _norm(self, loader: Loader, name: str, size: int) -> Tensor:
         return load_vector(self._shard, loader, f"{self._prefix}.{name}.weight", size)
 
-    def __call__(self, x: Tensor, caches: Caches, step: StepInputs) -> Tensor:
-        """This rank's term [T, hidden] of the layer's output; x [T, hidden] is normed."""
-        pool = caches.latent[self._cache]
-        latent, rope_key = self._kv_a(x).split_with_sizes((self._rank, self._rope), -1)
-        rope_key = rope_interleaved(rope_key[:, None], *step.mla_rope)[:, 0]
-        write_latent(pool, rms_norm(latent, self._kv_norm, self._eps), rope_key, step.pages)
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether any of its linears reads 8-bit floats."""
+        return self._kv_a.rounds_inputs or (self._q_a or self._q).rounds_inputs
 
-        if self._q_a is not None:
-            x = rms_norm(self._q_a(x), self._q_norm, self._eps)
-        q = self._q(x).view(-1, self._heads, self._nope + self._rope)
+    def __call__(self, x: Normed, caches: Caches, step: StepInputs) -> Tensor:
+        """This rank's term [T, hidden] of the layer's output."""
+        pool = caches.latent[self._cache]
+        norm_rope_write_latent(pool, self._kv_a(x), self._kv_norm, *step.mla_rope, step.pages.write_at, self._eps)
+
+        queries = x if self._q_a is None else rms_norm(self._q_a(x), self._q_norm, self._eps)
+        q = self._q(queries).view(-1, self._heads, self._nope + self._rope)
         nope, rope = q.split_with_sizes((self._nope, self._rope), -1)
         absorbed = torch.bmm(nope.transpose(0, 1), self._to_latent).transpose(0, 1)
         q = torch.cat((absorbed, rope_interleaved(rope, *step.mla_rope)), -1)

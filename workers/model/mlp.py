@@ -1,12 +1,12 @@
 """Feed-forward blocks: one dense MLP, or routed experts with a shared one."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from kernels import moe_experts, route, swiglu
-from workers.model.formats import Matrix, Part, load_stack
-from workers.model.linear import Shard, column_parallel, load_vector, row_parallel
+from kernels import linear_fp32, moe_experts, route, swiglu, swiglu_quantized
+from kernels.quantized import Matrix, rounds_inputs
+from workers.model.formats import Part, load_stack
+from workers.model.linear import Normed, Shard, column_parallel, load_vector, row_parallel
 from workers.model.loader import Loader
 
 
@@ -23,13 +23,24 @@ class Mlp:
         self._gate_up.load(loader)
         self._down.load(loader)
 
-    def __call__(self, x: Tensor) -> Tensor:
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether it reads 8-bit floats."""
+        return self._gate_up.rounds_inputs
+
+    def __call__(self, x: Normed) -> Tensor:
         """This rank's term [T, hidden] of the output."""
-        return self._down(swiglu(self._gate_up(x)))
+        inner = self._gate_up(x)
+        if self._down.rounds_inputs:
+            return self._down.of_rounded(swiglu_quantized(inner))
+        return self._down(swiglu(inner))
 
 
 class Moe:
-    """Routed experts, each on one rank, and the shared expert, split over all."""
+    """Routed experts, each on one rank, and the shared expert, split over all.
+
+    counts: where tokens are counted by the experts they choose [experts]; None for nowhere.
+    """
 
     def __init__(self, shard: Shard, prefix: str) -> None:
         config = shard.config
@@ -38,6 +49,7 @@ class Moe:
         self._config = config
         self._mine = range(config.num_experts)[shard.share(config.num_experts)]
         self._shared = Mlp(shard, f"{prefix}.shared_experts", config.moe_intermediate_size * config.num_shared_experts)
+        self.counts: Tensor | None = None
         self._router: Tensor
         self._bias: Tensor
         self._gate_up: Matrix
@@ -47,11 +59,13 @@ class Moe:
         """Ask for the router and this rank's experts."""
         config, shard = self._config, self._shard
         experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
-        # In fp32 wherever it lies: bf16 scores change which experts win.
-        self._router = torch.empty(experts, hidden, dtype=torch.float32, device=shard.device)
-        loader.read(self._router, f"{self._prefix}.gate.weight", (experts, hidden))
-        bias = f"{self._prefix}.gate.expert_bias"
-        self._bias = load_vector(shard, loader, bias, experts, dtype=self._router.dtype)
+        router, bias = f"{self._prefix}.gate.weight", f"{self._prefix}.gate.expert_bias"
+        stored = loader.find(router)
+        # Never rounded: which experts win hangs on the last bits of their scores.
+        dtype = torch.float32 if stored is not None and stored.dtype == "F32" else shard.dtype
+        self._router = torch.empty(experts, hidden, dtype=dtype, device=shard.device)
+        loader.read(self._router, router, (experts, hidden))
+        self._bias = load_vector(shard, loader, bias, experts, dtype=torch.float32)
         self._shared.load(loader)
         modules = [f"{self._prefix}.experts.{e}" for e in self._mine]
         target = shard.target(loader)
@@ -60,16 +74,26 @@ class Moe:
         )
         self._down = load_stack(target, [[Part(f"{m}.down_proj", (hidden, width))] for m in modules])
 
-    def __call__(self, x: Tensor) -> Tensor:
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether any of its experts reads 8-bit floats."""
+        return self._shared.rounds_inputs or rounds_inputs(self._gate_up)
+
+    def __call__(self, x: Normed) -> Tensor:
         """This rank's term [T, hidden] of routed and shared experts together."""
         config = self._config
         ids, weights = route(
-            F.linear(x.float(), self._router),
+            linear_fp32(x.x, self._router),
             self._bias,
             config.n_group,
             config.topk_group,
             config.num_experts_per_tok,
             config.routed_scaling_factor,
         )
-        routed = moe_experts(x, ids, weights, self._gate_up, self._down, self._mine.start)
-        return routed.add_(self._shared(x)).to(x.dtype)
+        if self.counts is not None:
+            chosen = ids.flatten()
+            self.counts.index_add_(0, chosen, torch.ones_like(chosen, dtype=self.counts.dtype))
+        shared = self._shared(x)
+        known = x.rounded if rounds_inputs(self._gate_up) else None
+        first = self._mine.start
+        return moe_experts(x.x, ids, weights, self._gate_up, self._down, first, shared, rounded=known)

@@ -1,0 +1,116 @@
+"""Rows of kernels that move a batch's activations."""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.kernel_case import BF16, EPS, STREAMING, Call, Case, Sizes, angles, random
+from kernels.group_norm_gate import group_rms_norm_gate_reference, group_rms_norm_gate_triton
+from kernels.latent import norm_rope_write_latent_reference, norm_rope_write_latent_triton
+from kernels.linear_fp32 import linear_fp32_triton
+from kernels.norm import add_rms_norm_reference, add_rms_norm_triton
+from kernels.quantize import (
+    add_rms_norm_quantized_triton,
+    quantize_fp8_reference,
+    quantize_fp8_triton,
+    swiglu_quantized_triton,
+)
+from kernels.rope import (
+    qk_norm_rope_reference,
+    qk_norm_rope_triton,
+    rope_interleaved_reference,
+    rope_interleaved_triton,
+)
+from kernels.route import route_reference, route_triton
+from kernels.swiglu import swiglu_reference, swiglu_triton
+
+
+def elementwise(s: Sizes, n: int) -> Iterator[Case]:
+    """Norms, ropes, activations, roundings and the router, for n tokens."""
+    d, width = s.hidden, s.heads * s.head
+
+    def add_norm(device: torch.device) -> tuple[Call, Call]:
+        x, residual, weight = random(device, n, d), random(device, n, d), random(device, d)
+        return (
+            lambda: add_rms_norm_triton(x, residual, weight, EPS),
+            lambda: add_rms_norm_reference(x, residual, weight, EPS),
+        )
+
+    yield Case("residual + RMSNorm", n, 8 * n * d, 0, STREAMING, add_norm, yardstick="torch")
+
+    def add_norm_8(device: torch.device) -> tuple[Call, None]:
+        x, residual, weight = random(device, n, d), random(device, n, d), random(device, d)
+        return (lambda: add_rms_norm_quantized_triton(x, residual, weight, EPS)), None
+
+    yield Case("residual + RMSNorm + round to fp8", n, 9 * n * d, 0, STREAMING, add_norm_8)
+
+    def round_8(device: torch.device) -> tuple[Call, Call]:
+        x = random(device, n, d)
+        return (lambda: quantize_fp8_triton(x)), (lambda: quantize_fp8_reference(x))
+
+    yield Case("round to fp8", n, 3 * n * d, 0, STREAMING, round_8, yardstick="torch")
+
+    def qk(device: torch.device) -> tuple[Call, Call]:
+        packed, weight = random(device, n, 3, s.heads, s.head), random(device, 2, 1, s.head)
+        cos, sin = angles(device, n, s.head // 4)
+        return (
+            lambda: qk_norm_rope_triton(packed[:, :2], weight, cos, sin, EPS),
+            lambda: qk_norm_rope_reference(packed[:, :2], weight, cos, sin, EPS),
+        )
+
+    yield Case("QK norm + rope", n, 12 * n * width, 0, STREAMING, qk, yardstick="torch")
+
+    def gate(device: torch.device) -> tuple[Call, Call]:
+        x, g, weight = random(device, n, width, dtype=torch.float32), random(device, n, width), random(device, width)
+        return (
+            lambda: group_rms_norm_gate_triton(x, g, weight, s.norm_groups, EPS),
+            lambda: group_rms_norm_gate_reference(x, g, weight, s.norm_groups, EPS),
+        )
+
+    yield Case("GroupRMSNorm + gate", n, 8 * n * width, 0, STREAMING, gate, yardstick="torch")
+
+    def roped(device: torch.device) -> tuple[Call, Call]:
+        x = random(device, n, s.heads, s.head + s.rope)[..., s.head :]
+        cos, sin = angles(device, n, s.rope // 2)
+        return (lambda: rope_interleaved_triton(x, cos, sin)), (lambda: rope_interleaved_reference(x, cos, sin))
+
+    yield Case("MLA query rope", n, 4 * n * s.heads * s.rope, 0, STREAMING, roped, yardstick="torch")
+
+    def latent(device: torch.device) -> tuple[Call, Call]:
+        kv, weight = random(device, n, s.rank + s.rope), random(device, s.rank)
+        pool = torch.empty(n // s.page + 1, s.page, s.rank + s.rope, dtype=BF16, device=device)
+        cos, sin = angles(device, n, s.rope // 2)
+        at = torch.randperm(pool.shape[0] * s.page, device=device)[:n]
+        return (
+            lambda: norm_rope_write_latent_triton(pool, kv, weight, cos, sin, at, EPS),
+            lambda: norm_rope_write_latent_reference(pool, kv, weight, cos, sin, at, EPS),
+        )
+
+    yield Case("latent norm + rope + write", n, 4 * n * (s.rank + s.rope), 0, STREAMING, latent, yardstick="torch")
+
+    def act(device: torch.device) -> tuple[Call, Call]:
+        x = random(device, n, 2 * s.shared_inner)
+        return (lambda: swiglu_triton(x)), (lambda: swiglu_reference(x))
+
+    yield Case("SwiGLU", n, 6 * n * s.shared_inner, 0, STREAMING, act, yardstick="torch")
+
+    def act_8(device: torch.device) -> tuple[Call, None]:
+        x = random(device, n, 2 * s.shared_inner)
+        return (lambda: swiglu_quantized_triton(x)), None
+
+    yield Case("SwiGLU + round to fp8", n, 5 * n * s.shared_inner, 0, STREAMING, act_8)
+
+    def router(device: torch.device) -> tuple[Call, Call]:
+        x, w = random(device, n, d), random(device, s.all_experts, d)
+        return (lambda: linear_fp32_triton(x, w)), (lambda: F.linear(x, w))
+
+    moved = 2 * (n + s.all_experts) * d + 4 * n * s.all_experts
+    yield Case("router product", n, moved, 2 * n * s.all_experts * d, STREAMING, router, yardstick="cuBLAS, bf16 out")
+
+    def routed(device: torch.device) -> tuple[Call, Call]:
+        logits, bias = random(device, n, s.all_experts, dtype=torch.float32), torch.zeros(s.all_experts, device=device)
+        setting = (s.groups, s.top_groups, s.top_k, 2.5)
+        return (lambda: route_triton(logits, bias, *setting)), (lambda: route_reference(logits, bias, *setting))
+
+    yield Case("choice of experts", n, n * (4 * s.all_experts + 12 * s.top_k), 0, STREAMING, routed, yardstick="torch")

@@ -1,0 +1,51 @@
+"""Which form of an operation runs: its Triton kernel where tensors lie on a GPU, its torch reference elsewhere.
+
+An operation's file holds `<op>_reference`, `<op>_triton` and `<op> = dispatch(<op>_reference, <op>_triton)`; callers
+know `<op>` alone. Inside Triton kernels parameters are annotated `tl.tensor` or `tl.constexpr`, all that triton reads.
+"""
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T", bound=Tensor)
+
+_CHOICES = ("triton", "reference")
+
+
+def _forced() -> str | None:
+    """What LING_KERNELS asks for everywhere; None leaves the choice to where the tensors lie."""
+    choice = os.environ.get("LING_KERNELS")
+    if choice and choice not in _CHOICES:
+        raise ValueError(f"LING_KERNELS must be one of {', '.join(_CHOICES)} or unset, not {choice!r}")
+    return choice or None
+
+
+FORCED = _forced()
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether operations on `tensor` run as Triton kernels. On the CPU these need TRITON_INTERPRET=1 set before
+    anything imports triton."""
+    return tensor.is_cuda if FORCED is None else FORCED == "triton"
+
+
+def dispatch(reference: Callable[Concatenate[T, P], R], kernel: Callable[..., R]) -> Callable[Concatenate[T, P], R]:
+    """The operation whose two forms these are; the device of its first argument, a tensor, decides.
+
+    kernel: takes the same arguments and may take a tuned configuration after them.
+    """
+
+    @wraps(reference)
+    def operation(first: T, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if uses_triton(first):
+            return kernel(first, *args, **kwargs)
+        return reference(first, *args, **kwargs)
+
+    operation.__name__ = operation.__qualname__ = reference.__name__.removesuffix("_reference")
+    return operation

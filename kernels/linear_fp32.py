@@ -1,0 +1,84 @@
+"""Products that stay in fp32: the router's scores and the head's logits, from weights of the compute dtype."""
+
+import torch
+import torch.nn.functional as F
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kernels.dispatch import dispatch
+from kernels.tuning import Config, config
+
+# Elements of the weight that are fp32 at a time: the copy stays in a cache.
+_CHUNK = 1 << 20
+# Programs that fill a GPU of 132 multiprocessors.
+_MANY = 120
+
+
+def linear_fp32_reference(x: Tensor, weight: Tensor) -> Tensor:
+    """x [T, K] times weight [N, K] transposed, [T, N] fp32; products and sums in fp32. weight: x's dtype or fp32."""
+    x = x.float()
+    if weight.dtype == torch.float32:
+        return F.linear(x, weight)
+    out = torch.empty(x.shape[0], weight.shape[0], dtype=torch.float32, device=x.device)
+    rows = max(1, _CHUNK // weight.shape[1])
+    for first in range(0, weight.shape[0], rows):
+        part = weight[first : first + rows].float()
+        torch.mm(x, part.t(), out=out[:, first : first + rows])
+    return out
+
+
+@triton.jit
+def _linear_fp32_kernel(
+    x: tl.tensor,
+    weight: tl.tensor,
+    out: tl.tensor,
+    tokens: tl.tensor,
+    outputs: tl.tensor,
+    x_stride: tl.tensor,
+    K: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> None:
+    # Programs that share rows of the weight follow each other, so that it is read from memory once.
+    token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
+    output = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    held, wanted = (token < tokens)[:, None], (output < outputs)[None, :]
+    x_at = x + token.to(tl.int64)[:, None] * x_stride
+    weight_at = weight + output[None, :] * K
+    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+    for first in range(0, K, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        inside = (k < K) | (K % BLOCK_K == 0)
+        a = tl.load(x_at + k[None, :], held & inside[None, :], 0.0).to(weight.dtype.element_ty)
+        b = tl.load(weight_at + k[:, None], wanted & inside[:, None], 0.0)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    to = out + token.to(tl.int64)[:, None] * outputs + output[None, :]
+    tl.store(to, total, held & wanted)
+
+
+def _default(tokens: int, outputs: int, itemsize: int) -> Config:
+    """Tiles as large as still fill the GPU."""
+    rows = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
+    blocks = -(-tokens // rows)
+    columns = next((n for n in (128, 64, 32) if blocks * -(-outputs // n) >= _MANY), 16)
+    # One row of blocks is bound by the weight's way from memory: more of it must be under way.
+    deep = 256 if columns <= 32 else 128
+    return {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": deep // itemsize * 2, "num_warps": 4, "num_stages": 4}
+
+
+def linear_fp32_triton(x: Tensor, weight: Tensor, tuned: Config | None = None) -> Tensor:
+    """One program a tile of the output; x's rows may lie apart. Sums in one order, so ranks agree to the bit."""
+    tokens, (outputs, size) = x.shape[0], weight.shape
+    out = torch.empty(tokens, outputs, dtype=torch.float32, device=x.device)
+    if out.numel():
+        launch = tuned or config(
+            "linear_fp32", (tokens, outputs, size), _default(tokens, outputs, weight.element_size())
+        )
+        grid = (triton.cdiv(tokens, launch["BLOCK_M"]), triton.cdiv(outputs, launch["BLOCK_N"]))
+        _linear_fp32_kernel[grid](x, weight, out, tokens, outputs, x.stride(0), K=size, **launch)
+    return out
+
+
+linear_fp32 = dispatch(linear_fp32_reference, linear_fp32_triton)

@@ -1,0 +1,41 @@
+"""What the kernels' tests run on: a GPU where there is one, else Triton's interpreter on the CPU."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """Allowed differences to a reference in the same dtype."""
+
+    rtol: float
+    atol: float
+
+
+_TOLERANCES = {
+    torch.float32: Tolerance(1e-5, 1e-5),
+    torch.bfloat16: Tolerance(2e-2, 2e-2),
+    torch.float8_e4m3fn: Tolerance(0.13, 0.13),
+}
+
+
+@pytest.fixture
+def device() -> torch.device:
+    """Where the tested tensors lie."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+# The interpreter rounds to bf16 by other rules than a GPU does.
+@pytest.fixture(params=[torch.float32, torch.bfloat16] if torch.cuda.is_available() else [torch.float32], ids=str)
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    """Compute dtypes worth testing here."""
+    return request.param
+
+
+def close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | None = None) -> None:
+    """Assert that `got` equals `expected` as far as `dtype` (got's own if None) allows, and holds no NaN."""
+    limit = _TOLERANCES[dtype or got.dtype]
+    assert not got.float().isnan().any()
+    torch.testing.assert_close(got.double(), expected.double(), rtol=limit.rtol, atol=limit.atol)
