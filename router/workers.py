@@ -12,6 +12,7 @@ from typing import Literal
 
 from router.flight import Flight
 from router.policy import WorkerState
+from workers.handshake import call
 from workers.protocol import Abort, Decode, Hello, Load, PeerRef, Prefill, Role, StepOutputs, WorkerInfo
 from workers.wire import CLUSTER, WireError
 
@@ -34,7 +35,7 @@ class WorkerLink:
     listed: whether it takes new requests; one that is not any more serves its flights to their end.
     """
 
-    def __init__(self, listed: ListedWorker, router_name: str) -> None:
+    def __init__(self, listed: ListedWorker, router_name: str, secret: str) -> None:
         self.listed: ListedWorker | None = listed
         self.ref = listed.ref
         self.role = listed.role
@@ -43,6 +44,7 @@ class WorkerLink:
         self.load: Load
         self.problem = "connecting"
         self._router_name = router_name
+        self._secret = secret
         self._flights: dict[str, Flight] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._reset()
@@ -135,6 +137,7 @@ class WorkerLink:
             reader, writer = await asyncio.open_connection(self.ref.host, self.ref.port)
             self._writer = writer
             _detect_dead_host(writer.get_extra_info("socket"))
+            await call(reader, writer, self._secret)
             writer.write(CLUSTER.encode(Hello(self._router_name, "router")))
             info = await CLUSTER.read(reader)
         if not isinstance(info, WorkerInfo):
@@ -188,8 +191,9 @@ class WorkerLink:
 class WorkerTable:
     """All workers this router knows of."""
 
-    def __init__(self, router_name: str) -> None:
+    def __init__(self, router_name: str, secret: str) -> None:
         self._router_name = router_name
+        self._secret = secret
         self._links: dict[str, WorkerLink] = {}
         self._leaving: list[WorkerLink] = []
 
@@ -202,7 +206,7 @@ class WorkerTable:
                 self._leaving.append(self._links.pop(worker_id))
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
-                self._links[worker_id] = WorkerLink(worker, self._router_name)
+                self._links[worker_id] = WorkerLink(worker, self._router_name, self._secret)
         self._leaving = [link for link in self._leaving if not link.over]
 
     async def close(self) -> None:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from workers.handshake import call
 from workers.protocol import CancelPull, Header, Hello, PeerRef, Pull, PullRefused, WorkerInfo
 from workers.wire import CLUSTER, WireError
 
@@ -49,11 +50,13 @@ class Peers:
     def __init__(
         self,
         own: WorkerInfo,
+        secret: str,
         on_link: Callable[[WorkerInfo], None],
         on_message: Callable[[str, Header | PullRefused], None],
         on_lost: Callable[[str, str], None],
     ) -> None:
         self._own = own
+        self._secret = secret
         self._on_link = on_link
         self._on_message = on_message
         self._on_lost = on_lost
@@ -95,6 +98,7 @@ class Peers:
         try:
             async with asyncio.timeout(_CONNECT_S):
                 reader, writer = await asyncio.open_connection(ref.host, ref.port)
+                await call(reader, writer, self._secret)
                 writer.write(CLUSTER.encode(Hello(self._own.worker_id, "worker")))
                 info = await CLUSTER.read(reader)
             if not isinstance(info, WorkerInfo):

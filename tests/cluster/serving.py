@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import psutil
 
-START_S = 90.0
+START_S = 180.0
 
 
 def free_port() -> int:

@@ -16,7 +16,8 @@ import psutil
 import pytest
 import yaml
 
-from tests.cluster.serving import free_port, serving
+from tests.cluster import doors
+from tests.cluster.serving import Serving, free_port, serving
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -39,8 +40,7 @@ def test_it_is_light_local_and_ends_streams_with_an_error() -> None:
     with serving("--tp", "2", "--set", "drain_s=0.5") as cluster:
         family = [psutil.Process(cluster.process.pid), *cluster.family]
         assert sum(p.memory_info().rss for p in family) < 8 * 2**30
-        listening = {c.laddr.ip for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN}
-        assert listening <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+        knock_everywhere(family, cluster)
         with cluster.client.stream("POST", "/v1/chat/completions", json=BODY) as response:
             lines = response.iter_lines()
             assert next(lines).startswith("data: ")
@@ -51,6 +51,26 @@ def test_it_is_light_local_and_ends_streams_with_an_error() -> None:
         assert cluster.process.wait(30) == 0
         _, left = psutil.wait_procs(family, timeout=0)
         assert not left
+
+
+def knock_everywhere(family: list[psutil.Process], cluster: Serving) -> None:
+    """Nothing listens beyond loopback, and whoever has no key or token gets nowhere but at the router."""
+    found = doors.listening(family)
+    assert {ip for ip, _ in found} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+    pools = cluster.status()["pools"]
+    workers = [w for pool in pools.values() for w in pool["workers"]]
+    guarded: set[str] = set()
+    for port in {port for _, port in found} - {cluster.port}:
+        answer = doors.http_get(port)
+        # Ray gives its own figures, and no more, to whoever asks.
+        assert answer is None or answer.status_code in (401, 403, 404) or answer.text.startswith("# HELP"), port
+        codes = doors.grpc_codes(port)
+        assert set(codes.values()) <= {"UNAUTHENTICATED", "UNIMPLEMENTED", "UNAVAILABLE"}, (port, codes)
+        guarded |= {method for method, code in codes.items() if code == "UNAUTHENTICATED"}
+    assert guarded == set(doors.METHODS)
+    assert workers
+    for worker in workers:
+        assert doors.bytes_for_garbage(worker["port"]) <= 32
 
 
 def test_a_worker_that_cant_start_ends_the_command_with_its_error(folder: Path) -> None:

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from workers.handshake import accept
 from workers.protocol import (
     Abort,
     Decode,
@@ -141,6 +142,7 @@ class FakeWorker:
                 await self.arrived.wait()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await accept(reader, writer, "")
         hello = await CLUSTER.read(reader)
         assert isinstance(hello, Hello)
         client = Client(hello.name, writer)

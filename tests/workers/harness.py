@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from workers.config import WorkerConfig
+from workers.handshake import call
 from workers.leader import Leader
 from workers.local import process_launcher
 from workers.protocol import (
@@ -78,6 +79,7 @@ class Caller:
 
     async def connect(self, host: str, port: int) -> WorkerInfo:
         self._reader, self.writer = await asyncio.open_connection(host, port)
+        await call(self._reader, self.writer, "")
         self.writer.write(CLUSTER.encode(Hello("router-test", "router")))
         info = await CLUSTER.read(self._reader)
         assert isinstance(info, WorkerInfo)

@@ -28,11 +28,13 @@ def arenas() -> list[str]:
 class End:
     """One rank's Transfers, and the notifications it gave so far."""
 
-    def __init__(self, worker_id: str, channel: Literal["auto", "shm", "gloo", "nccl"], rank: int = 0) -> None:
+    def __init__(
+        self, worker_id: str, channel: Literal["auto", "shm", "gloo", "nccl"], rank: int = 0, secret: str = ""
+    ) -> None:
         self.events: list[Event] = []
         self._changed = threading.Condition()
         self.worker_id = worker_id
-        self.transfers = Transfers(rank, worker_id, HOST, torch.device("cpu"), channel, self._notify)
+        self.transfers = Transfers(rank, worker_id, HOST, torch.device("cpu"), channel, self._notify, secret)
 
     def _notify(self, event: Event) -> None:
         with self._changed:

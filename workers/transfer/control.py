@@ -5,6 +5,7 @@ import socket
 import struct
 import threading
 
+from workers.handshake import accept_blocking, call_blocking
 from workers.transfer.channel import LinkBroken
 from workers.transfer.messages import LINK, Fault, LinkMessage
 from workers.wire import WireError
@@ -32,6 +33,16 @@ class Control:
         # Not settimeout: that would make `send` wait too.
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
+
+    def meet(self, secret: str, calling: bool) -> None:
+        """Before any message: both ends prove that they know the secret; LinkBroken if the other does not."""
+        prove = call_blocking if calling else accept_blocking
+        try:
+            prove(self._exactly, self._socket.sendall, secret)
+        except EOFError:
+            raise LinkBroken("the peer closed the connection before it said who it is") from None
+        except OSError as error:
+            raise LinkBroken(f"the connection broke: {error}") from error
 
     def send(self, message: LinkMessage) -> None:
         """Send, or LinkBroken: also when the peer has left so much unread that this would have to wait."""

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from workers.engine.step import Expect, Export, Link, LinkLost, Received, Sent
+from workers.engine.step import Expect, Export, Link, LinkLost, Moved, Received, Sent
 from workers.transfer.incoming import Incoming, ReceivedSnapshot
 from workers.transfer.messages import Choice
 from workers.transfer.negotiation import Identity
@@ -39,9 +39,10 @@ class Transfers:
         device: torch.device,
         channel: Choice,
         notify: Callable[[Received | Sent | LinkLost], None],
+        secret: str = "",
     ) -> None:
         """Listens on `host`, at a free port; OSError if that is not an address of this machine."""
-        me = Identity(worker_id, rank, host, device, channel)
+        me = Identity(worker_id, rank, host, device, channel, secret)
         self._threads = Threads()
         self._incoming = Incoming(me, notify, self._threads)
         self._outgoing = Outgoing(me, notify, self._threads)
@@ -92,6 +93,16 @@ class Transfers:
             raise ValueError(f"snapshot {export.request_id}: the state goes with the last part and with no other")
         part = Part(export.start, export.stop, latent_rows, state)
         self._outgoing.put(export.request_id, export.peer, part, time.monotonic())
+
+    @property
+    def sent(self) -> Moved:
+        """What has gone out so far."""
+        return self._outgoing.moved
+
+    @property
+    def received(self) -> Moved:
+        """What has come in and was wanted so far."""
+        return self._incoming.moved
 
     @property
     def pending(self) -> int:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.engine.step import Expect, Link, LinkLost, Received
+from workers.engine.step import Expect, Link, LinkLost, Moved, Received
 from workers.transfer.channel import LinkBroken, ReceiveChannel
 from workers.transfer.control import Control, reason_of
 from workers.transfer.messages import PartHead, Unwant, Want, Whole
 from workers.transfer.negotiation import Identity, accept_channel
-from workers.transfer.payload import receive_tensor, skip_tensor
+from workers.transfer.payload import receive_tensor, size_of, skip_tensor
 from workers.transfer.staging import Inbox, Span
 from workers.transfer.threads import Threads
 
@@ -55,6 +55,7 @@ class Incoming:
         self._threads = threads
         self._lock = threading.Lock()
         self._inbox: Inbox[Tensor] = Inbox()
+        self.moved = Moved(0, 0.0)  # of what was wanted, so far
         self._links: dict[str, _Link] = {}
         self._closed = False
 
@@ -122,6 +123,7 @@ class Incoming:
             if link.closed.is_set():
                 raise LinkBroken("the link is closed")
             control.patience(HANDSHAKE_S)
+            control.meet(self._me.secret, calling=True)
             channel = link.channel = accept_channel(self._me, control)
             control.patience(0)
             with self._lock:
@@ -162,9 +164,11 @@ class Incoming:
         control.patience(_STALL_S)
         whole: str | None = None
         if wanted:
+            began = time.monotonic()
             latents = receive_tensor(channel, head.latents)
             state = receive_tensor(channel, head.state) if head.state is not None else None
             with self._lock:
+                self.moved = self.moved.plus(size_of(head.latents, head.state), time.monotonic() - began)
                 whole = self._inbox.finish(head.serial, span, latents, state)
         else:
             skip_tensor(channel, head.latents)

@@ -1,7 +1,7 @@
 """How the two ends of a new link settle on a channel: the sender offers, the receiver tries."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,13 +15,14 @@ from workers.transfer.torch_dist import GroupReceiver, GroupSender, Meeting, Vis
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One rank, as it presents itself on its links. host: the address it listens on."""
+    """One rank, as it presents itself on its links. host: the address it listens on. secret: the cluster's."""
 
     worker_id: str
     rank: int
     host: str
     device: torch.device
     channel: Choice
+    secret: str = field(repr=False)
 
 
 def machine() -> str:

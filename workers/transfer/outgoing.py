@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.engine.step import LinkLost, Sent
+from workers.engine.step import LinkLost, Moved, Sent
 from workers.transfer.channel import LinkBroken, SendChannel
 from workers.transfer.control import Control, reason_of
 from workers.transfer.messages import Emptied, Hail, LinkMessage, PartHead, Unwant, Want, Whole
 from workers.transfer.negotiation import Identity, offer_channel
 from workers.transfer.outbox import Outbox
-from workers.transfer.payload import Part, blob, send_tensor
+from workers.transfer.payload import Part, blob, send_tensor, size_of
 from workers.transfer.shm import ShmSender
 from workers.transfer.threads import Threads
 
@@ -44,6 +44,7 @@ class Outgoing:
         self._links: dict[int, _Link] = {}
         self._numbers = itertools.count()
         self._closed = False
+        self.moved = Moved(0, 0.0)  # so far
 
     def __len__(self) -> int:
         """Snapshots not yet wholly sent and acknowledged, those only asked for included."""
@@ -98,6 +99,7 @@ class Outgoing:
     def _serve(self, link: _Link) -> None:
         try:
             link.control.patience(HANDSHAKE_S)
+            link.control.meet(self._me.secret, calling=False)
             peer = link.control.receive()
             if not isinstance(peer, Hail):
                 raise LinkBroken(f"expected Hail, got {type(peer).__name__}")
@@ -163,10 +165,14 @@ class Outgoing:
         channel = link.channel
         assert channel is not None
         state = blob(part.state) if part.state is not None else None
-        link.control.send(PartHead(serial, part.start, part.stop, blob(part.latents), state))
+        latents = blob(part.latents)
+        link.control.send(PartHead(serial, part.start, part.stop, latents, state))
+        began = time.monotonic()
         send_tensor(channel, part.latents)
         if part.state is not None:
             send_tensor(channel, part.state)
+        with self._lock:
+            self.moved = self.moved.plus(size_of(latents, state), time.monotonic() - began)
 
     def _break(self, link: _Link, reason: str) -> None:
         """The link broke by itself; whichever thread finds out first says so."""

@@ -32,6 +32,11 @@ def blob(tensor: Tensor) -> Blob:
     return Blob(tuple(tensor.shape), _NAMES[tensor.dtype])
 
 
+def size_of(*blobs: Blob | None) -> int:
+    """Bytes of what is announced; None takes none. LinkBroken for what can't be."""
+    return sum(_bytes(what) for what in blobs if what is not None)
+
+
 def send_tensor(channel: SendChannel, tensor: Tensor) -> None:
     """Send a tensor's bytes; LinkBroken."""
     for piece in _pieces(channel, tensor.to(channel.device).contiguous()):
