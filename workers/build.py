@@ -10,6 +10,7 @@ import torch
 
 from workers.collectives.base import Collectives
 from workers.config import WorkerConfig
+from workers.engine.grammar import Grammars
 from workers.engine.runner import Runner
 from workers.model.batch import Caches
 from workers.model.config import LingConfig
@@ -30,10 +31,11 @@ _PROGRESS_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class BuiltRank:
-    """A rank ready to step, and the latent pages it found room for."""
+    """A rank ready to step, the grammars its sampler keeps to, and the latent pages it found room for."""
 
     model: LingModel
     runner: Runner
+    grammars: Grammars
     pages: int
 
 
@@ -102,4 +104,5 @@ def build_rank(
     caches = make_caches(model_config, config.tp, pages, config.page_size, config.slots, device, dtype)
     # One page more than the longest sequence fills: the token after the last computed one has its place too.
     table = -(-(max_model_len(config, model_config) + 1) // config.page_size)
-    return BuiltRank(model, Runner(model, caches, collectives, table, transfers), pages)
+    grammars = Grammars(Path(config.model), model_config.vocab_size)
+    return BuiltRank(model, Runner(model, caches, collectives, table, transfers, grammars), grammars, pages)

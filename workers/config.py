@@ -4,6 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from workers.logs import LogSettings
+
 Dtype = Literal["auto", "float32", "bfloat16"]
 
 
@@ -19,7 +21,8 @@ class WorkerConfig:
     handoff_timeout_s: how long a finished prompt waits to be pulled. collectives, channel: "auto" picks by
     device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling).
     host: the address the leader and its ranks listen on. load: "auto" reads the folder's weights; "synthetic" makes
-    some up, of the shapes and format its config.json gives.
+    some up, of the shapes and format its config.json gives. secret: what every connection between processes of the
+    cluster has to prove it knows (`workers.handshake`). logs: what its processes write to standard error.
     """
 
     model: str
@@ -33,11 +36,13 @@ class WorkerConfig:
     max_step_tokens: int = 1024
     handoff_window: int = 16
     handoff_timeout_s: float = 60.0
-    collectives: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    collectives: Literal["auto", "shm", "gloo", "nccl", "symm"] = "auto"
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     model_overrides: dict[str, Any] = field(default_factory=dict)
     host: str = "127.0.0.1"
     load: Literal["auto", "synthetic"] = "auto"
+    secret: str = field(default="", repr=False)
+    logs: LogSettings = field(default_factory=LogSettings)
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,7 +17,9 @@ from workers.clients import Client, Clients
 from workers.config import WorkerConfig
 from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence, State, hash_tokens
-from workers.engine.step import LinkAll, LinkLost, Received, Sent, StepPlan, Unlink
+from workers.engine.step import Compiled, LinkAll, LinkLost, RankStats, Received, Sent, StepPlan, Unlink
+from workers.grammars import GrammarDesk
+from workers.handshake import accept
 from workers.model.config import LingConfig
 from workers.model.files import weights_id
 from workers.peers import PeerRefused, Peers
@@ -27,6 +29,7 @@ from workers.protocol import (
     Decode,
     Header,
     Hello,
+    Load,
     PeerRef,
     Prefill,
     Pull,
@@ -38,6 +41,7 @@ from workers.protocol import (
 )  # fmt: skip
 from workers.ranks import Event, Launch, Ranks
 from workers.sizes import layout_of, limits_of
+from workers.telemetry.worker import TransferFailure, WorkerFigures
 from workers.wire import CLUSTER, WireError
 
 _HEARTBEAT_S = 0.2
@@ -68,6 +72,7 @@ class Leader:
         self._config = config
         self._worker_id = worker_id
         self._role: Role = role
+        self.figures = WorkerFigures(worker_id, role)
         self._wake = asyncio.Event()
         self._clients = Clients()
         self._ranks = Ranks(config, self._on_event)
@@ -92,6 +97,7 @@ class Leader:
         pages = min(r.pages for r in ready)
         limits = limits_of(config, model, pages)
         self._scheduler = Scheduler(limits)
+        self._grammars = GrammarDesk(self._ranks.tell_first, self._scheduler.sequences.values)
         self._vocab = model.vocab_size
         self._server = await asyncio.start_server(self._serve, config.host, 0)
         self.info = WorkerInfo(
@@ -110,7 +116,7 @@ class Leader:
             max_model_len=limits.max_model_len,
             ranks=tuple(RankInfo(r.rank, r.pid, r.node, r.device, r.transfer_host, r.transfer_port) for r in ready),
         )
-        self._peers = Peers(self.info, self._on_link, self._on_peer_message, self._on_peer_lost)
+        self._peers = Peers(self.info, config.secret, self._on_link, self._on_peer_message, self._on_peer_lost)
 
     async def run(self) -> None:
         """Step while there is work; raises WorkerLost when a rank ends."""
@@ -135,7 +141,12 @@ class Leader:
     @property
     def idle(self) -> bool:
         """No request is here."""
-        return not (self._scheduler.sequences or self._joining)
+        return not self._scheduler.sequences and not self._joining and self._grammars.idle
+
+    @property
+    def load(self) -> Load:
+        """The figures that routers get with the next step."""
+        return self._scheduler.load
 
     # Stepping
 
@@ -151,7 +162,8 @@ class Leader:
             self._ranks.lost.result()
 
     async def _step(self) -> None:
-        plan = self._scheduler.plan(time.monotonic())
+        began = time.monotonic()
+        plan = self._scheduler.plan(began)
         if self._links or self._unlinks:
             plan = dataclasses.replace(plan, links=tuple(self._links), unlinks=tuple(self._unlinks))
             self._links.clear()
@@ -160,12 +172,17 @@ class Leader:
             self._wake.clear()
             return
         self._ranks.send(plan)
+        sent = time.monotonic()
         self._send_pulls(plan)
         result = await self._ranks.result()
-        outputs = self._scheduler.commit(plan, result, time.monotonic())
+        back = time.monotonic()
+        outputs = self._scheduler.commit(plan, result, back)
         self._publish(outputs)
+        self.figures.stepped(plan, len(result.token_ids), began, sent, back, time.monotonic())
         for output in outputs:
             self._after_token(output)
+        for export in plan.exports:
+            self._after_export(export.request_id)
 
     def _send_pulls(self, plan: StepPlan) -> None:
         for expect in plan.expects:
@@ -174,7 +191,7 @@ class Leader:
                 self._arrivals[expect.request_id] = Arrival()
                 peer.send(Pull(expect.request_id))
             else:  # went away since it was queued
-                self._fail(expect.request_id, f"prefill worker {expect.peer} went away")
+                self._fail(expect.request_id, f"prefill worker {expect.peer} went away", "peer")
 
     def _after_token(self, output: SeqOutput) -> None:
         """A prompt is done: tell its decode worker, if that has pulled already."""
@@ -183,8 +200,12 @@ class Leader:
             self._refuse_pull(output.request_id, "the request ended with its first token", told=True)
         elif seq.handoff and seq.peer is not None:
             self._send_header(seq, seq.peer)
-            if seq.gone:
-                self._finish(self._scheduler.sent(seq.request_id, time.monotonic()))
+
+    def _after_export(self, request_id: str) -> None:
+        """A snapshot may be gone before the step that exported it is committed."""
+        seq = self._scheduler.sequences.get(request_id)
+        if seq is not None and seq.gone:
+            self._finish(self._scheduler.sent(request_id, time.monotonic()))
 
     def _send_header(self, seq: Sequence, peer: str) -> None:
         client = self._pullers.get(peer)
@@ -193,7 +214,7 @@ class Leader:
             client.tell(
                 Header(
                     request_id=seq.request_id,
-                    position=seq.computed,
+                    position=seq.prompt_tokens,
                     token_hash=hash_tokens(prompt),
                     generated=tuple(seq.tokens[seq.prompt_tokens :]),
                     layout=self.info.layout,
@@ -206,6 +227,7 @@ class Leader:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client: Client | None = None
         try:
+            await accept(reader, writer, self._config.secret)
             hello = await CLUSTER.read(reader)
             if not isinstance(hello, Hello):
                 raise WireError(f"the first message must be Hello, not {type(hello).__name__}")
@@ -271,7 +293,7 @@ class Leader:
             return f"a prompt of {seq.prompt_tokens} tokens: this worker takes 1 to {longest - 1}"
         if not all(0 <= t < self._vocab for t in seq.tokens):
             return f"a token id is outside the vocabulary of {self._vocab}"
-        if seq.request_id in self._scheduler.sequences or seq.request_id in self._joining:
+        if any(seq.request_id in here for here in (self._scheduler.sequences, self._joining, self._grammars)):
             return f"request {seq.request_id} is here already"
         return None
 
@@ -281,6 +303,7 @@ class Leader:
         except PeerRefused as error:
             if seq.request_id in self._joining:
                 self._joining.discard(seq.request_id)
+                self.figures.transfer_failed("peer")
                 self._end(SeqOutput(seq.request_id, 0, finish="error", error=str(error)))
             return
         if seq.request_id in self._joining:
@@ -289,6 +312,8 @@ class Leader:
             self._wake.set()
 
     def _add(self, seq: Sequence) -> None:
+        if self._grammars.holds_back(seq):
+            return
         self._scheduler.add(seq)
         if seq.handoff and (puller := self._pulls.get(seq.request_id)):
             self._scheduler.pull(seq.request_id, puller.client.name)
@@ -296,7 +321,7 @@ class Leader:
     def _pull(self, client: Client, request_id: str) -> None:
         seq = self._scheduler.sequences.get(request_id)
         self._pulls[request_id] = Puller(client, time.monotonic())
-        if seq is not None and self._scheduler.pull(request_id, client.name) and seq.state is State.HELD:
+        if seq is not None and self._scheduler.pull(request_id, client.name) and seq.generated:
             self._send_header(seq, client.name)
 
     def _forget(self, client: Client) -> None:
@@ -308,13 +333,14 @@ class Leader:
         if self._pullers.get(client.name) is client:
             del self._pullers[client.name]
             for seq in [s for s in self._scheduler.sequences.values() if s.peer == client.name]:
-                self._fail(seq.request_id, f"decode worker {client.name} went away")
+                self._fail(seq.request_id, f"decode worker {client.name} went away", "peer")
         self._wake.set()
 
     def _drop(self, request_id: str) -> None:
         """Free a request without a word to its owner."""
         self._clients.disown(request_id)
         self._joining.discard(request_id)
+        self._grammars.drop(request_id)
         self._departures.pop(request_id, None)
         seq = self._scheduler.sequences.get(request_id)
         if seq is not None:
@@ -333,14 +359,14 @@ class Leader:
                     self._arrivals.pop(message.request_id, None)
                     self._finish(self._scheduler.call_off(message.request_id, time.monotonic()))
                 else:
-                    self._fail(message.request_id, message.reason)
+                    self._fail(message.request_id, message.reason, "refused")
             return
         arrival = self._arrivals.get(message.request_id)
         seq = self._scheduler.sequences.get(message.request_id)
         if arrival is None or seq is None:
             return
         if reason := self._header_mismatch(seq, message):
-            self._fail(seq.request_id, f"snapshot from {worker_id} refused: {reason}")
+            self._fail(seq.request_id, f"snapshot from {worker_id} refused: {reason}", "mismatch")
             return
         arrival.header = message
         seq.header_at = time.monotonic()
@@ -357,7 +383,10 @@ class Leader:
     def _install_if_whole(self, request_id: str, arrival: Arrival) -> None:
         if arrival.header is not None and len(arrival.ranks) == self._config.tp:
             del self._arrivals[request_id]
-            self._scheduler.install(request_id, arrival.header.generated, time.monotonic())
+            now = time.monotonic()
+            if (seq := self._scheduler.sequences.get(request_id)) is not None:
+                self.figures.transferred(now - seq.header_at)
+            self._scheduler.install(request_id, arrival.header.generated, now)
             self._wake.set()
 
     def _on_event(self, event: Event) -> None:
@@ -366,6 +395,8 @@ class Leader:
                 if arrival := self._arrivals.get(event.request_id):
                     arrival.ranks.add(event.rank)
                     self._install_if_whole(event.request_id, arrival)
+            case Compiled():
+                self._on_compiled(event)
             case Sent():
                 if event.request_id not in self._scheduler.sequences:
                     return
@@ -378,17 +409,28 @@ class Leader:
                 if self._peers.known(event.peer) is not None:
                     self._peers.drop_lost(event.peer, f"is out of reach of rank {event.rank}: {event.reason}")
                 for request_id in event.request_ids:
-                    self._fail(request_id, f"the transfer link to {event.peer} broke: {event.reason}")
+                    self._fail(request_id, f"the transfer link to {event.peer} broke: {event.reason}", "link")
+            case RankStats():
+                self.figures.told(event)
+
+    def _on_compiled(self, event: Compiled) -> None:
+        for seq in self._grammars.compiled(event):
+            if event.error is None:
+                self._add(seq)
+            else:
+                self._end(SeqOutput(seq.request_id, 0, finish="error", error=event.error))
+        self._wake.set()
 
     def _on_peer_lost(self, worker_id: str, reason: str) -> None:
         self._unlinks.append(Unlink(worker_id))
         for request_id in self._scheduler.pulling_from(worker_id):
-            self._fail(request_id, reason)
+            self._fail(request_id, reason, "peer")
         self._wake.set()
 
     def _cancel_pull(self, seq: Sequence) -> None:
         self._arrivals.pop(seq.request_id, None)
-        if seq.source is not None and seq.state is State.PULLING and (peer := self._peers.known(seq.source)):
+        pulling = seq.state in (State.PULLING, State.PARKED)
+        if seq.source is not None and pulling and (peer := self._peers.known(seq.source)):
             peer.send(CancelPull(seq.request_id))
         self._refuse_pull(seq.request_id, "the request was given up at its prefill worker", told=True)
 
@@ -398,9 +440,10 @@ class Leader:
 
     # Towards routers
 
-    def _fail(self, request_id: str, reason: str) -> None:
+    def _fail(self, request_id: str, reason: str, why: TransferFailure) -> None:
         seq = self._scheduler.sequences.get(request_id)
         if seq is not None:
+            self.figures.transfer_failed(why)
             self._cancel_pull(seq)
             self._finish(self._scheduler.fail(request_id, reason, time.monotonic()))
 
@@ -415,6 +458,7 @@ class Leader:
         self._publish([output])
 
     def _publish(self, outputs: list[SeqOutput]) -> None:
+        self.figures.ended(outputs)
         self._clients.publish(outputs, self._scheduler.steps, self._scheduler.load)
 
     async def _heartbeat(self) -> None:
@@ -423,6 +467,7 @@ class Leader:
             await asyncio.sleep(_HEARTBEAT_S)
             now = time.monotonic()
             for output in self._scheduler.overdue(now):
+                self.figures.transfer_failed("timeout")
                 self._finish(output)
             for request_id, puller in list(self._pulls.items()):
                 if request_id not in self._scheduler.sequences and now - puller.at > self._config.handoff_timeout_s:

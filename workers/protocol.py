@@ -17,6 +17,16 @@ Finish = Literal["stop", "length", "abort", "error", "handoff"]
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a sequence's text must be, as the grammar engine (llguidance) reads it: Lark, or its JSON of several.
+
+    Equal texts are compiled once a worker.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class SamplingParams:
     """How one sequence's next tokens are chosen and when it ends.
 
@@ -24,6 +34,7 @@ class SamplingParams:
     with the token's position, so a request gives the same tokens in whatever batch it runs.
     `stop_token_ids` already holds the end-of-sequence ids unless the user asked to ignore them.
     `logprobs` / `prompt_logprobs`: None for none, k for the chosen token and the k most likely.
+    `grammar`: stop tokens may follow only where the text is whole by it.
     """
 
     max_tokens: int
@@ -40,6 +51,7 @@ class SamplingParams:
     min_tokens: int = 0
     logprobs: int | None = None
     prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)

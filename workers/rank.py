@@ -7,11 +7,13 @@ import traceback
 
 import torch
 
-from workers.build import build_rank
+from workers.build import BuiltRank, build_rank
 from workers.collectives import make_collectives
 from workers.config import Rendezvous, WorkerConfig
-from workers.engine.step import RANKS, RankFailed, RankMessage, Ready, StepPlan
+from workers.engine.step import RANKS, Compile, Compiled, Forget, RankFailed, RankMessage, Ready, StepPlan
+from workers.protocol import Grammar
 from workers.transfer.endpoint import Transfers
+from workers.wire import WireError
 
 
 class LeaderSocket:
@@ -60,7 +62,7 @@ def rank_main(config: WorkerConfig, worker_id: str, rank: int, endpoint: str, re
     leader = LeaderSocket(endpoint)
     try:
         collectives = make_collectives(config.collectives, rank, config.tp, rendezvous, device)
-        transfers = Transfers(rank, worker_id, config.host, device, config.channel, leader.send)
+        transfers = Transfers(rank, worker_id, config.host, device, config.channel, leader.send, config.secret)
         try:
             built = build_rank(config, collectives, transfers)
             leader.send(
@@ -74,10 +76,7 @@ def rank_main(config: WorkerConfig, worker_id: str, rank: int, endpoint: str, re
                     built.pages,
                 )
             )
-            while isinstance(plan := leader.receive(), StepPlan):
-                result = built.runner.step(plan)
-                if rank == 0:
-                    leader.send(result)
+            _serve(leader, built, rank)
         finally:
             transfers.close()
             collectives.close()
@@ -86,6 +85,29 @@ def rank_main(config: WorkerConfig, worker_id: str, rank: int, endpoint: str, re
         raise
     finally:
         leader.close()
+
+
+def _serve(leader: LeaderSocket, built: BuiltRank, rank: int) -> None:
+    def compiled(grammar: Grammar, error: str | None) -> None:
+        leader.send(Compiled(grammar, error))
+
+    try:
+        while (message := leader.receive()) is not None:
+            match message:
+                case StepPlan():
+                    result = built.runner.step(message)
+                    if rank == 0:
+                        leader.send(result)
+                    if (stats := built.runner.stats()) is not None:
+                        leader.send(stats)
+                case Compile():
+                    built.grammars.submit(message.grammar, compiled)
+                case Forget():
+                    built.grammars.forget(message.grammar)
+                case _:
+                    raise WireError(f"{type(message).__name__} does not come from a leader")
+    finally:
+        built.grammars.close()
 
 
 def _device(config: WorkerConfig, rank: int) -> torch.device:

@@ -12,9 +12,13 @@ from pathlib import Path
 from workers.config import Rendezvous, WorkerConfig
 from workers.engine.step import (
     RANKS,
+    Compile,
+    Compiled,
+    Forget,
     LinkLost,
     RankFailed,
     RankMessage,
+    RankStats,
     Ready,
     Received,
     Sent,
@@ -26,7 +30,7 @@ from workers.wire import WireError
 # Starts the process of one rank, whose body is `workers.rank.rank_main`; what it returns ends with the process,
 # and ends the process when cancelled.
 Launch = Callable[[int, str, Rendezvous], Awaitable[object]]
-Event = Received | Sent | LinkLost
+Event = Received | Sent | LinkLost | Compiled | RankStats
 _END_S = 2.0
 _MEMORY = "/dev/shm"
 
@@ -85,6 +89,10 @@ class Ranks:
         for writer in self._writers.values():
             writer.write(frame)
 
+    def tell_first(self, message: Compile | Forget) -> None:
+        """Give rank 0, who samples, something to do beside its steps."""
+        self._writers[0].write(RANKS.encode(message))
+
     async def result(self) -> StepResult:
         """Rank 0's next result; WorkerLost if a rank ends first."""
         result = await self._results.get()
@@ -142,10 +150,10 @@ class Ranks:
                     self._all_ready.set()
             case RankFailed():
                 self._lose(f"rank {message.rank} failed: {message.reason}")
-            case Received() | Sent() | LinkLost():
+            case Received() | Sent() | LinkLost() | Compiled() | RankStats():
                 self._on_event(message)
-            case StepPlan():
-                self._lose("a rank sent a plan")
+            case StepPlan() | Compile() | Forget():
+                self._lose(f"a rank sent a {type(message).__name__}")
 
     def _ended(self, rank: int, done: "asyncio.Future[object]") -> None:
         reason = "was cancelled" if done.cancelled() else repr(done.exception() or "returned")

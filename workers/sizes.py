@@ -1,7 +1,7 @@
 """Sizes and names that follow from a worker's settings and its checkpoint's config. Knows no torch."""
 
 from workers.config import WorkerConfig
-from workers.engine.scheduler import Limits
+from workers.engine.limits import Limits
 from workers.model.config import LingConfig
 
 

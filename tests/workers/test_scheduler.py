@@ -8,11 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from workers.engine.cache import Pool
-from workers.engine.scheduler import Limits, Scheduler
+from workers.engine.limits import Limits
+from workers.engine.scheduler import Scheduler
 from workers.engine.sequence import Sequence, State
 from workers.engine.step import StepPlan, StepResult
 from workers.protocol import SamplingParams, SeqOutput
 
+HOLDING = (State.PULLING, State.RUNNING, State.HELD)
 LIMITS = Limits(pages=12, page_size=4, slots=4, max_model_len=32, max_step_tokens=6, window=2, hold_s=5.0)
 
 
@@ -57,7 +59,7 @@ def check(scheduler: Scheduler) -> None:
     assert scheduler.pages.free == LIMITS.pages - len(pages)
     assert scheduler.slots.free == LIMITS.slots - len(held)
     for s in scheduler.sequences.values():
-        holds = s.state in (State.PULLING, State.RUNNING, State.HELD)
+        holds = s.state in HOLDING
         assert holds == (s.slot >= 0) == bool(s.pages)
         assert len(s.pages) * LIMITS.page_size >= s.computed or not holds
 
@@ -68,15 +70,47 @@ def check_plan(plan: StepPlan) -> None:
     assert all(r.token_ids for r in plan.rows)
 
 
+def check_precedence(scheduler: Scheduler, plan: StepPlan, before: dict[str, int]) -> None:
+    """What a plan must do for better priorities; `before`: who held which slot."""
+    held = [s for s in scheduler.sequences.values() if s.slot >= 0]
+    lost = [s for s in scheduler.sequences.values() if s.slot < 0 <= before.get(s.request_id, -1)]
+    for victim in (s for s in lost if s.state is not State.SENDING):
+        assert all(s.priority <= victim.priority for s in held if not (s.state is State.HELD and s.peer))
+    rows = {r.slot for r in plan.rows}
+    worst = max((s.priority for s in held if s.slot in rows), default=-1)
+    assert all(s.slot in rows for s in held if s.state is State.RUNNING and s.pending and s.priority < worst)
+    spent = sum(len(r.token_ids) for r in plan.rows) == LIMITS.max_step_tokens
+    waiting = [s for s in scheduler.sequences.values() if s.state in (State.QUEUED, State.PARKED)]
+    for s in sorted(waiting, key=lambda s: (s.priority, s.order))[:1]:
+        pulls = [t for t in scheduler.sequences.values() if t.state in (State.PULLING, State.PARKED)]
+        ahead = sum(t.priority <= s.priority for t in pulls)
+        if (s.source is None and spent) or (s.source and s.state is State.QUEUED and ahead >= LIMITS.window):
+            continue
+        worse = [t for t in held if t.priority > s.priority and not (t.state is State.HELD and t.peer)]
+        pages = scheduler.pages.free + sum(len(t.pages) for t in worse)
+        reserve = sum(t.state is State.RUNNING and t.priority <= s.priority for t in held)
+        no_slot = not scheduler.slots.free and not worse
+        assert no_slot or pages < -(-(len(s.tokens) + 1) // LIMITS.page_size) + reserve
+
+
 class Ranks:
     """What a rank would know: each slot's page table and how far its tokens are computed."""
 
     def __init__(self) -> None:
         self.tables: dict[int, list[int]] = {}
         self.computed: dict[int, int] = {}
+        self.expected: set[str] = set()  # snapshots in staging memory, or on the way there
+        self.sent: dict[str, int] = {}
 
     def run(self, plan: StepPlan) -> None:
+        for discard in plan.discards:
+            self.expected.discard(discard.request_id)
+        for expect in plan.expects:
+            assert expect.request_id not in self.expected
+            self.expected.add(expect.request_id)
+        assert len({i.slot for i in plan.installs}) == len(plan.installs)
         for install in plan.installs:
+            self.expected.remove(install.request_id)
             self.computed[install.slot] = -1  # known to the test by the row that follows
         for row in plan.rows:
             if row.page_offset == 0 and row.new_pages:
@@ -89,23 +123,40 @@ class Ranks:
             if row.start:
                 assert self.computed[row.slot] in (row.start, -1)
             self.computed[row.slot] = stop
+        for export in plan.exports:
+            assert export.start == self.sent.get(export.request_id, 0)
+            assert export.stop > export.start
+            pages = self.tables[export.slot][export.start // LIMITS.page_size : -(-export.stop // LIMITS.page_size)]
+            assert export.pages == tuple(pages)
+            assert self.computed[export.slot] >= export.stop
+            self.sent[export.request_id] = export.stop
 
 
+PRIORITIES = st.sampled_from((0, 0, 1, 9))
 OPS = st.lists(
     st.one_of(
-        st.tuples(st.just("local"), st.integers(1, 20), st.integers(1, 11)),
-        st.tuples(st.just("handoff"), st.integers(1, 20), st.integers(1, 11)),
-        st.tuples(st.just("pulled"), st.integers(1, 20), st.integers(2, 11)),
-        st.tuples(st.just("abort"), st.integers(0, 30), st.just(0)),
-        st.tuples(st.just("peer"), st.integers(0, 30), st.just(0)),
-        st.tuples(st.just("arrive"), st.integers(0, 30), st.just(0)),
-        st.tuples(st.just("sent"), st.integers(0, 30), st.just(0)),
-        st.tuples(st.just("fail"), st.integers(0, 30), st.just(0)),
-        st.tuples(st.just("mid"), st.integers(0, 30), st.just(0)),
-        st.tuples(st.just("step"), st.just(0), st.just(0)),
+        st.tuples(st.just("local"), st.integers(1, 20), st.integers(1, 11), PRIORITIES),
+        st.tuples(st.just("handoff"), st.integers(1, 20), st.integers(1, 11), PRIORITIES),
+        st.tuples(st.just("pulled"), st.integers(1, 20), st.integers(2, 11), PRIORITIES),
+        st.tuples(st.just("abort"), st.integers(0, 30), st.just(0), st.just(0)),
+        st.tuples(st.just("peer"), st.integers(0, 30), st.just(0), st.just(0)),
+        st.tuples(st.just("arrive"), st.integers(0, 30), st.just(0), st.just(0)),
+        st.tuples(st.just("sent"), st.integers(0, 30), st.just(0), st.just(0)),
+        st.tuples(st.just("fail"), st.integers(0, 30), st.just(0), st.just(0)),
+        st.tuples(st.just("mid"), st.integers(0, 30), st.just(0), st.just(0)),
+        st.tuples(st.just("step"), st.just(0), st.just(0), st.just(0)),
     ),
     max_size=60,
 )
+
+
+def planned(scheduler: Scheduler, now: float) -> StepPlan:
+    """The next plan, checked."""
+    before = {s.request_id: s.slot for s in scheduler.sequences.values()}
+    plan = scheduler.plan(now)
+    check_plan(plan)
+    check_precedence(scheduler, plan, before)
+    return plan
 
 
 def settle(scheduler: Scheduler, ranks: Ranks, ended: Callable[[SeqOutput | None], None]) -> None:
@@ -116,10 +167,9 @@ def settle(scheduler: Scheduler, ranks: Ranks, ended: Callable[[SeqOutput | None
                 scheduler.pull(s.request_id, "decode-0")
             if s.state is State.SENDING:
                 ended(scheduler.sent(s.request_id, 1.0))
-            if s.state is State.PULLING:
+            if s.state in (State.PULLING, State.PARKED):
                 scheduler.install(s.request_id, (5,), 1.0)
-        plan = scheduler.plan(1.0)
-        check_plan(plan)
+        plan = planned(scheduler, 1.0)
         ranks.run(plan)
         for output in scheduler.commit(plan, answer(plan), 1.0):
             ended(output if output.finish else None)
@@ -131,7 +181,7 @@ def settle(scheduler: Scheduler, ranks: Ranks, ended: Callable[[SeqOutput | None
 
 @settings(max_examples=300, deadline=None)
 @given(OPS)
-def test_nothing_leaks_overlaps_or_starves(ops: list[tuple[str, int, int]]) -> None:
+def test_nothing_leaks_overlaps_or_starves(ops: list[tuple[str, int, int, int]]) -> None:
     scheduler = Scheduler(LIMITS)
     ranks = Ranks()
     finished: dict[str, int] = {}
@@ -142,12 +192,12 @@ def test_nothing_leaks_overlaps_or_starves(ops: list[tuple[str, int, int]]) -> N
         if output is not None:
             finished[output.request_id] = finished.get(output.request_id, 0) + 1
 
-    for kind, a, b in ops:
+    for kind, a, b, priority in ops:
         name = names[a % len(names)] if names else ""
         if kind in ("local", "handoff", "pulled"):
             names.append(f"r{len(names)}")
             source = "prefill-0" if kind == "pulled" else None
-            scheduler.add(seq(names[-1], a, b, handoff=kind == "handoff", source=source))
+            scheduler.add(seq(names[-1], a, b, priority, handoff=kind == "handoff", source=source))
         elif kind == "abort" and scheduler.remove(name):
             dropped.add(name)
         elif kind == "fail":
@@ -159,8 +209,7 @@ def test_nothing_leaks_overlaps_or_starves(ops: list[tuple[str, int, int]]) -> N
         elif kind == "sent":
             ended(scheduler.sent(name, 0.0))
         elif kind in ("step", "mid"):
-            plan = scheduler.plan(0.0)
-            check_plan(plan)
+            plan = planned(scheduler, 0.0)
             ranks.run(plan)
             if kind == "mid" and scheduler.remove(name):  # gone while the step is under way
                 dropped.add(name)
@@ -170,6 +219,8 @@ def test_nothing_leaks_overlaps_or_starves(ops: list[tuple[str, int, int]]) -> N
     settle(scheduler, ranks, ended)
     assert scheduler.pages.free == LIMITS.pages
     assert scheduler.slots.free == LIMITS.slots
+    ranks.run(scheduler.plan(2.0))
+    assert not ranks.expected
     assert set(finished) | dropped == set(names)
     assert not set(finished) & dropped
     assert all(count == 1 for count in finished.values())

@@ -34,6 +34,7 @@ class Engine:
         self.model_config = built.model.config
         self.scheduler = Scheduler(limits_of(config, built.model.config, built.pages))
         self._runner = built.runner
+        self._grammars = built.grammars
         self._ids = itertools.count()
 
     def generate(self, prompts: Seq[Seq[int]], sampling: Seq[SamplingParams]) -> list[Completion]:
@@ -46,7 +47,9 @@ class Engine:
         return [_join(outputs[i]) for i in ids]
 
     def add(self, prompt: Seq[int], sampling: SamplingParams) -> str:
-        """Queue one prompt; its id."""
+        """Queue one prompt; its id. GrammarError if its grammar can't be compiled."""
+        if sampling.grammar is not None:
+            self._grammars.compile(sampling.grammar)
         request_id = str(next(self._ids))
         self.scheduler.add(
             Sequence(

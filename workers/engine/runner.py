@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from workers.collectives.base import Collectives
-from workers.engine.sampler import Sampler, token_logprobs
-from workers.engine.step import Export, Install, Row, StepPlan, StepResult
+from workers.engine.expert_load import ExpertLoad
+from workers.engine.grammar import Grammars
+from workers.engine.sampler import Sampled, Sampler, token_logprobs
+from workers.engine.step import Export, Install, Moved, RankStats, Row, StepPlan, StepResult
+from workers.engine.watch import StepWatch
 from workers.model.batch import Batch, Caches
 from workers.model.ling import LingModel
 from workers.protocol import TokenLogprob
@@ -28,6 +31,7 @@ class Runner:
         collectives: Collectives,
         max_pages: int,
         transfers: Transfers | None,
+        grammars: Grammars,
     ) -> None:
         slots = caches.state.shape[1]
         self._model = model
@@ -36,39 +40,65 @@ class Runner:
         self._transfers = transfers
         self._device = caches.latent.device
         self._page_table = torch.zeros(slots, max_pages, dtype=torch.int32, device=self._device)
-        self._sampler = Sampler(model.config.vocab_size, self._device)
+        self._sampler = Sampler(model.config.vocab_size, self._device, grammars)
+        self._watch = StepWatch(self._device)
+        self._experts = ExpertLoad(model.config, collectives.size, self._device)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepResult:
         """Run one plan. Every rank runs the same plans in the same order; rank 0's result counts."""
         begun = time.monotonic()
+        watched = bool(plan.rows) and self._watch.begin(begun)
+        counting = watched and self._collectives.rank == 0
         self._before(plan)
-        tokens: list[int] = []
-        logprobs: list[TokenLogprob | None] = []
+        self._watch.lap("transfer")
+        sampled = Sampled([], [], {})
         prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
         if plan.rows:
-            for admit in plan.admits:
-                self._sampler.admit(admit)
+            if self._collectives.rank == 0:
+                for admit in plan.admits:
+                    self._sampler.admit(admit)
+            if counting:
+                self._model.count_experts(self._experts.counts)
             hidden = self._model.forward(self._batch(plan.rows), self._caches)
+            self._watch.lap("forward")
             ends = torch.tensor([len(r.token_ids) for r in plan.rows]).cumsum(0) - 1
             rows = [(i, r) for i, r in enumerate(plan.rows) if r.sample]
             if rows:
                 logits = self._model.logits(hidden[ends[[i for i, _ in rows]]])
                 if self._collectives.rank == 0:
-                    tokens, logprobs = self._sampler(
+                    sampled = self._sampler(
                         logits, [r.slot for _, r in rows], [r.start + len(r.token_ids) for _, r in rows]
                     )
             if any(r.next_ids for r in plan.rows):
                 prompt_logprobs = self._prompt_logprobs(plan.rows, hidden)
+            self._watch.lap("sample")
         for export in plan.exports:
             self._export(export)
+        self._watch.lap("transfer")
+        if counting:
+            self._model.count_experts(None)
+            self._experts.settle()
         return StepResult(
             step=plan.step,
-            token_ids=tuple(tokens),
-            logprobs=tuple(logprobs),
+            token_ids=tuple(sampled.token_ids),
+            logprobs=tuple(sampled.logprobs),
             prompt_logprobs=tuple(prompt_logprobs),
             elapsed_s=time.monotonic() - begun,
+            failures=tuple(sampled.failures.items()),
         )
+
+    def stats(self) -> RankStats | None:
+        """This rank's totals; None unless the latest step was a measured one."""
+        if not self._watch.on:
+            return None
+        self._watch.on = False
+        none = Moved(0, 0.0)
+        sent, received = (self._transfers.sent, self._transfers.received) if self._transfers else (none, none)
+        rank, phases = self._collectives.rank, self._watch.phases
+        if rank:
+            return RankStats(rank, phases, sent, received)
+        return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks)
 
     def _before(self, plan: StepPlan) -> None:
         if not (plan.unlinks or plan.discards or plan.links or plan.expects or plan.installs):

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from kernels.bitmask import apply_bitmask
 from kernels.sampling import penalize, sample
+from workers.engine.grammar import GrammarError, Grammars, Matcher
 from workers.engine.step import Admit
 from workers.protocol import SamplingParams, TokenLogprob
 
@@ -16,6 +18,7 @@ class SlotSampler:
 
     sampling: SamplingParams
     prompt_tokens: int
+    matcher: Matcher | None = None
     seen: Tensor | None = None
     counts: Tensor | None = None
 
@@ -25,13 +28,27 @@ class SlotSampler:
         s = self.sampling
         return self.seen is None and not s.logit_bias and not (s.min_tokens and s.stop_token_ids)
 
+    def may_end(self, position: int) -> bool:
+        """Whether a stop token may stand at a position."""
+        return position - self.prompt_tokens >= self.sampling.min_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One item a row. failures: rows whose sequences can't go on, and why; their tokens mean nothing."""
+
+    token_ids: list[int]
+    logprobs: list[TokenLogprob | None]
+    failures: dict[int, str]
+
 
 class Sampler:
     """Per-slot sampling state of one worker."""
 
-    def __init__(self, vocab: int, device: torch.device) -> None:
+    def __init__(self, vocab: int, device: torch.device, grammars: Grammars) -> None:
         self.vocab = vocab
         self.device = device
+        self._grammars = grammars
         self._slots: dict[int, SlotSampler] = {}
 
     def admit(self, admit: Admit) -> None:
@@ -42,23 +59,27 @@ class Sampler:
             slot.seen = torch.zeros(self.vocab, dtype=torch.bool, device=self.device)
             slot.seen[ids] = True
             slot.counts = torch.bincount(ids[admit.prompt_tokens :], minlength=self.vocab).float()
+        if admit.sampling.grammar is not None:
+            slot.matcher = self._grammars.start(admit.sampling.grammar, admit.generated)
         self._slots[admit.slot] = slot
 
     def prompt_top(self, slot: int) -> int:
         """How many alternatives the slot's prompt log-probabilities list."""
         return self._slots[slot].sampling.prompt_logprobs or 0
 
-    def __call__(
-        self, logits: Tensor, slots: list[int], positions: list[int]
-    ) -> tuple[list[int], list[TokenLogprob | None]]:
+    def __call__(self, logits: Tensor, slots: list[int], positions: list[int]) -> Sampled:
         """Sample one token a row.
 
         logits [R, V] fp32; slots: each row's slot; positions: each new token's position in its sequence.
         """
         rows = [self._slots[s] for s in slots]
+        # Before anything waits for the device: on a GPU the logits are still being computed.
+        mask, failures = self._mask(rows, positions)
         adjusted = logits
         if not all(r.plain for r in rows):
             adjusted = torch.stack([self._adjust(logits[i], r, positions[i]) for i, r in enumerate(rows)])
+        if mask is not None:
+            adjusted = apply_bitmask(adjusted, mask)
         tokens = torch.argmax(adjusted, dim=-1)
         noisy = [i for i, r in enumerate(rows) if r.sampling.temperature > 0]
         if noisy:
@@ -68,13 +89,33 @@ class Sampler:
             if row.seen is not None and row.counts is not None:
                 row.seen[token] = True
                 row.counts[token] += 1
+        self._advance(rows, out, failures)
         asked = [i for i, r in enumerate(rows) if r.sampling.logprobs is not None]
         logprobs: list[TokenLogprob | None] = [None] * len(rows)
         if asked:
             tops = [rows[i].sampling.logprobs or 0 for i in asked]
             for i, item in zip(asked, token_logprobs(logits[asked], [out[i] for i in asked], tops), strict=True):
                 logprobs[i] = item
-        return out, logprobs
+        return Sampled(out, logprobs, failures)
+
+    def _mask(self, rows: list[SlotSampler], positions: list[int]) -> tuple[Tensor | None, dict[int, str]]:
+        if all(r.matcher is None for r in rows):
+            return None, {}
+        words, failures = self._grammars.masks(
+            [r.matcher for r in rows],
+            [r.sampling.stop_token_ids for r in rows],
+            [r.may_end(at) for r, at in zip(rows, positions, strict=True)],
+        )
+        return torch.from_numpy(words).to(self.device, non_blocking=True), failures
+
+    def _advance(self, rows: list[SlotSampler], tokens: list[int], failures: dict[int, str]) -> None:
+        for i, (row, token) in enumerate(zip(rows, tokens, strict=True)):
+            if row.matcher is None or i in failures or token in row.sampling.stop_token_ids:
+                continue
+            try:
+                row.matcher.advance((token,))
+            except GrammarError as error:
+                failures[i] = str(error)
 
     def _adjust(self, logits: Tensor, row: SlotSampler, position: int) -> Tensor:
         s = row.sampling
@@ -87,7 +128,7 @@ class Sampler:
             logits = logits.clone()
         for token, bias in s.logit_bias:
             logits[token] += bias
-        if position - row.prompt_tokens < s.min_tokens:
+        if not row.may_end(position):
             logits[list(s.stop_token_ids)] = float("-inf")
         return logits
 

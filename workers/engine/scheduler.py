@@ -1,42 +1,20 @@
 """What a worker computes next. Pure: no clock, no sockets, no tensors; time is passed in.
 
 There are no prefill and decode modes: each sequence has tokens not yet computed, and a step spends one token
-budget over them, sequences with a single token first. Ranks run plans in order, so pages and slots freed while
-a plan is under way may go to the next plan at once.
+budget over them. Priorities are strict: what waits at a better one goes before all that runs at a worse one, in the
+budget and for pages and slots, which are taken away where none are free; nothing ages into a better one. Within a
+priority those with a single token go first, then in order of arrival. Ranks run plans in order, so pages and slots
+freed while a plan is under way may go to the next plan at once.
 """
 
 import bisect
-from dataclasses import dataclass
 
 from workers.engine.cache import Pool
+from workers.engine.draft import Draft
+from workers.engine.limits import Limits
 from workers.engine.sequence import Sequence, State
-from workers.engine.step import Admit, Discard, Expect, Export, Install, Row, StepPlan, StepResult
+from workers.engine.step import Discard, Install, StepPlan, StepResult
 from workers.protocol import Finish, Load, SeqOutput, Timings
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """A worker's sizes. window: snapshots pulled at once. hold_s: how long a snapshot waits to be pulled."""
-
-    pages: int
-    page_size: int
-    slots: int
-    max_model_len: int
-    max_step_tokens: int
-    window: int
-    hold_s: float
-
-    def __post_init__(self) -> None:
-        if self.max_step_tokens < self.slots:
-            raise ValueError(
-                f"max_step_tokens {self.max_step_tokens} is below slots {self.slots}: "
-                "a step must have room for a token of every sequence"
-            )
-        if self.pages * self.page_size < self.max_model_len:
-            raise ValueError(
-                f"{self.pages} pages of {self.page_size} tokens hold less than one sequence of "
-                f"max_model_len {self.max_model_len}: raise pages or lower max_model_len"
-            )
 
 
 def _queue_key(seq: Sequence) -> tuple[int, int]:
@@ -56,14 +34,14 @@ class Scheduler:
         self.slots = Pool("slot", limits.slots)
         self.sequences: dict[str, Sequence] = {}
         self._queue: list[Sequence] = []
-        self._active: list[Sequence] = []  # RUNNING, in order of arrival
+        self._active: list[Sequence] = []  # RUNNING, in the queue's order
         self._held: list[Sequence] = []
-        self._pulling: dict[str, Sequence] = {}
+        self._pulling: dict[str, Sequence] = {}  # PULLING or PARKED
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
         self.steps = 0
         self._order = 0
-        self._in_step: list[Sequence] = []
+        self._computing: list[Sequence] = []  # in the step under way, one a row
         self._step_s = 0.0
 
     # What comes from outside
@@ -85,12 +63,14 @@ class Scheduler:
         match seq.state:
             case State.QUEUED:
                 self._queue.remove(seq)
-            case State.PULLING:
+            case State.PULLING | State.PARKED:
                 del self._pulling[request_id]
-                self._installs = [i for i in self._installs if i.request_id != request_id]
                 self._discards.append(Discard(request_id))
+                if seq.state is State.PARKED:
+                    self._queue.remove(seq)
             case State.RUNNING:
                 self._active.remove(seq)
+                self._call_off_install(seq)
             case State.HELD:
                 self._held.remove(seq)
             case State.SENDING:
@@ -124,16 +104,24 @@ class Scheduler:
         return self._end(seq, "handoff", now)
 
     def install(self, request_id: str, generated: tuple[int, ...], now: float) -> None:
-        """A pulled snapshot has wholly come: continue after it. Unknown ids (aborted meanwhile) are ignored."""
+        """A pulled snapshot has wholly come: continue after it. Unknown ids (aborted meanwhile) are ignored.
+
+        One that has lost its places meanwhile is computed here when there is room: what lies in staging memory
+        does not wait for that.
+        """
         seq = self._pulling.pop(request_id, None)
         if seq is None:
             return
-        self._installs.append(Install(request_id, seq.slot, tuple(seq.pages)))
-        seq.computed = seq.prompt_tokens
         seq.tokens.extend(generated)
         seq.source = None
         seq.transfer_s = now - seq.header_at
         seq.first_token = now
+        if seq.state is State.PARKED:
+            self._discards.append(Discard(request_id))
+            seq.state = State.QUEUED
+            return
+        self._installs.append(Install(request_id, seq.slot, tuple(seq.pages)))
+        seq.computed = seq.prompt_tokens
         seq.state = State.RUNNING
         self._activate(seq)
 
@@ -153,7 +141,7 @@ class Scheduler:
 
     def overdue(self, now: float) -> list[SeqOutput]:
         """End the snapshots nobody pulled in time."""
-        late = [s for s in self._held if s.peer is None and now - s.first_token > self.limits.hold_s]
+        late = [s for s in self._held if s.peer is None and now - s.held_at > self.limits.hold_s]
         reason = f"no decode worker took the snapshot within {self.limits.hold_s:g} s"
         return [self._end(seq, "error", now, reason) for seq in late]
 
@@ -161,48 +149,15 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan:
         """The next step; `empty` if there is nothing to do. Answer a plan that has rows with `commit`."""
-        rows: list[Row] = []
-        admits: list[Admit] = []
-        exports: list[Export] = []
-        self._in_step = []
-        budget = self.limits.max_step_tokens
-        for seq in [s for s in self._active if s.pending == 1]:
-            if seq.state is State.RUNNING and self._grow(seq):
-                rows.append(self._row(seq, 1, admits, exports))
-                budget -= 1
-        for seq in [s for s in self._active if s.pending > 1]:
-            if budget == 0:
-                break
-            count = min(budget, seq.pending)
-            rows.append(self._row(seq, count, admits, exports))
-            budget -= count
-        expects: list[Expect] = []
-        for seq in list(self._queue):
-            if seq.source is not None:
-                if len(self._pulling) < self.limits.window:
-                    if not self._take(seq, now):
-                        break
-                    seq.state = State.PULLING
-                    self._pulling[seq.request_id] = seq
-                    expects.append(Expect(seq.request_id, seq.source, seq.prompt_tokens))
-            elif budget > 0:
-                if not self._take(seq, now):
-                    break
-                seq.state = State.RUNNING
-                self._activate(seq)
-                count = min(budget, seq.pending)
-                rows.append(self._row(seq, count, admits, exports))
-                budget -= count
-        self._export_held(exports)
-        plan = StepPlan(
-            step=self.steps,
-            discards=tuple(self._discards),
-            expects=tuple(expects),
-            installs=tuple(self._installs),
-            admits=tuple(admits),
-            rows=tuple(rows),
-            exports=tuple(exports),
-        )
+        draft = Draft(self.limits.max_step_tokens, self.limits.page_size)
+        admitting = True
+        for priority in sorted({s.priority for s in self.sequences.values()}):
+            self._continue(priority, draft)
+            # Where there is no room for one, those behind it wait too: a long prompt is not overtaken for ever.
+            admitting = admitting and self._admit(priority, draft, now)
+        self._export_held(draft)
+        self._computing = draft.computing
+        plan = draft.plan(self.steps, self._discards, self._installs)
         self._discards.clear()
         self._installs.clear()
         self.steps += 1
@@ -213,15 +168,20 @@ class Scheduler:
         self._step_s = result.elapsed_s
         outputs: list[SeqOutput] = []
         sampled = 0
-        for index, (row, seq) in enumerate(zip(plan.rows, self._in_step, strict=True)):
+        failures = dict(result.failures)
+        for index, (row, seq) in enumerate(zip(plan.rows, self._computing, strict=True)):
             at = sampled
             sampled += row.sample
             if self.sequences.get(seq.request_id) is not seq or seq.slot != row.slot:
                 continue
             seq.computed = row.start + len(row.token_ids)
             seq.prompt_logprobs.extend(result.prompt_logprobs[index] if result.prompt_logprobs else ())
-            if row.sample:
+            if row.sample and at in failures:
+                outputs.append(self._end(seq, "error", now, failures[at]))
+            elif row.sample:
                 outputs.append(self._sampled(seq, result, at, now))
+            elif seq.handoff and seq.pending == 0:  # computed anew after its first token had left
+                self._hold(seq, now)
         return outputs
 
     @property
@@ -234,7 +194,7 @@ class Scheduler:
             running=len(self._active),
             free_pages=self.pages.free,
             free_slots=self.slots.free,
-            transferring=len(self._pulling) + sum(s.state is State.SENDING for s in self.sequences.values()),
+            transferring=sum(s.state in (State.PULLING, State.SENDING) for s in self.sequences.values()),
             step_s=self._step_s,
         )
 
@@ -255,14 +215,50 @@ class Scheduler:
     def _activate(self, seq: Sequence) -> None:
         bisect.insort(self._active, seq, key=_queue_key)
 
-    def _take(self, seq: Sequence, now: float) -> bool:
-        """Give a queued sequence its slot and the pages for its tokens and the next one, if there is room.
+    def _call_off_install(self, seq: Sequence) -> None:
+        """Its snapshot has come and no plan has installed it yet: its places may be another's by then."""
+        kept = [i for i in self._installs if i.request_id != seq.request_id]
+        if len(kept) < len(self._installs):
+            self._installs = kept
+            self._discards.append(Discard(seq.request_id))
 
-        Where there is not, those behind it wait too: nothing starves.
-        """
+    def _continue(self, priority: int, draft: Draft) -> None:
+        """Rows for what runs at a priority."""
+        for seq in [s for s in self._active if s.priority == priority and s.pending == 1]:
+            if draft.budget and seq.state is State.RUNNING and self._grow(seq):
+                draft.compute(seq)
+        for seq in [s for s in self._active if s.priority == priority and s.pending > 1]:
+            if draft.budget:
+                draft.compute(seq)
+
+    def _admit(self, priority: int, draft: Draft, now: float) -> bool:
+        """Places for what waits at a priority; False if one found no room."""
+        for seq in [s for s in self._queue if s.priority == priority]:
+            pulled = seq.source is not None
+            if pulled and seq.state is State.QUEUED:
+                # Pulls of worse priorities are no reason to wait.
+                ahead = sum(s.priority <= priority for s in self._pulling.values())
+                if ahead >= self.limits.window:
+                    continue
+            elif not pulled and not draft.budget:
+                continue
+            if not self._take(seq, now):
+                return False
+            if not pulled:
+                seq.state = State.RUNNING
+                self._activate(seq)
+                draft.compute(seq)
+                continue
+            if seq.state is State.QUEUED:
+                self._pulling[seq.request_id] = seq
+                draft.expect(seq)
+            seq.state = State.PULLING
+        return True
+
+    def _take(self, seq: Sequence, now: float) -> bool:
+        """Give a waiting sequence its slot and the pages for its tokens and the next one, if there is room."""
         need = self._pages_for(len(seq.tokens) + 1)
-        # Each running sequence may want a page within the next steps; without them, admitting means preempting.
-        if self.slots.free == 0 or self.pages.free < need + len(self._active):
+        if not self._make_room(need, seq.priority):
             return False
         self._queue.remove(seq)
         seq.slot = self.slots.take(1)[0]
@@ -272,63 +268,66 @@ class Scheduler:
             seq.queue_s = now - seq.arrived
         return True
 
+    def _make_room(self, pages: int, priority: int) -> bool:
+        """Free a slot and so many pages at the cost of worse priorities, if those hold enough."""
+        # Each running sequence may want a page within the next steps; without them, admitting means preempting.
+        pages += sum(s.priority <= priority for s in self._active)
+        if self.slots.free and self.pages.free >= pages:
+            return True
+        yielding = self._yielding(priority)
+        if self.pages.free + sum(len(s.pages) for s in yielding) < pages or not (self.slots.free or yielding):
+            return False
+        while not self.slots.free or self.pages.free < pages:
+            self._preempt(yielding.pop())
+        return True
+
+    def _yielding(self, priority: int) -> list[Sequence]:
+        """What holds places at a worse priority, last in line last. A snapshot about to be sent is free soon anyway."""
+        worse = [s for s in (*self._active, *self._pulling.values()) if s.priority > priority and s.slot >= 0]
+        worse += [s for s in self._held if s.priority > priority and s.peer is None]
+        return sorted(worse, key=_queue_key)
+
     def _grow(self, seq: Sequence) -> bool:
         """Make room for the token about to be computed, at the cost of the last in line; False if that is `seq`."""
         while len(seq.pages) < self._pages_for(seq.computed + 1):
             if self.pages.free:
                 seq.pages += self.pages.take(1)
                 continue
-            victim = max((s for s in self._active if s not in self._in_step), key=_queue_key)
+            victim = max((*self._active, *self._yielding(seq.priority)), key=_queue_key)
             self._preempt(victim)
             if victim is seq:
                 return False
         return True
 
     def _preempt(self, seq: Sequence) -> None:
-        """Back to the queue; its tokens are computed anew, here, when there is room."""
-        self._active.remove(seq)
+        """Back to the queue without its places. Its tokens are computed anew, here, when there is room."""
         self._free(seq)
-        seq.computed = 0
-        seq.prompt_logprobs.clear()
-        seq.state = State.QUEUED
+        if seq.state is State.PULLING:
+            seq.state = State.PARKED
+        else:
+            if seq.state is State.RUNNING:
+                self._active.remove(seq)
+                self._call_off_install(seq)
+            else:
+                self._held.remove(seq)
+            seq.computed = 0
+            seq.prompt_logprobs.clear()
+            seq.state = State.QUEUED
         bisect.insort(self._queue, seq, key=_queue_key)
 
-    def _row(self, seq: Sequence, count: int, admits: list[Admit], exports: list[Export]) -> Row:
-        start, stop = seq.computed, seq.computed + count
-        sample = stop == len(seq.tokens)
-        if not seq.admitted_on_ranks:
-            history = tuple(seq.tokens) if seq.needs_history else ()
-            admits.append(Admit(seq.slot, seq.sampling, history, seq.prompt_tokens))
-            seq.admitted_on_ranks = True
-        next_ids: tuple[int, ...] = ()
-        if seq.sampling.prompt_logprobs is not None and seq.generated == 0:
-            next_ids = tuple(seq.tokens[start + 1 : min(stop + 1, seq.prompt_tokens)])
-        row = Row(
-            slot=seq.slot,
-            start=start,
-            token_ids=tuple(seq.tokens[start:stop]),
-            page_offset=seq.pages_on_ranks,
-            new_pages=tuple(seq.pages[seq.pages_on_ranks :]),
-            sample=sample,
-            next_ids=next_ids,
-        )
-        seq.pages_on_ranks = len(seq.pages)
-        self._in_step.append(seq)
-        if seq.handoff and seq.peer is not None:
-            exports.append(self._export(seq, stop, last=sample))
-        return row
+    def _hold(self, seq: Sequence, now: float) -> None:
+        """Its prompt is computed: the snapshot waits to be pulled, if it has not left with the last tokens."""
+        self._active.remove(seq)
+        if seq.exported == seq.computed:
+            self._send_off(seq)
+        else:
+            seq.state = State.HELD
+            seq.held_at = now
+            self._held.append(seq)
 
-    def _export(self, seq: Sequence, stop: int, last: bool) -> Export:
-        assert seq.peer is not None
-        size = self.limits.page_size
-        pages = tuple(seq.pages[seq.exported // size : self._pages_for(stop)])
-        export = Export(seq.request_id, seq.peer, seq.slot, pages, seq.exported, stop, last)
-        seq.exported = stop
-        return export
-
-    def _export_held(self, exports: list[Export]) -> None:
+    def _export_held(self, draft: Draft) -> None:
         for seq in [s for s in self._held if s.peer is not None]:
-            exports.append(self._export(seq, seq.computed, last=True))
+            draft.export(seq, seq.prompt_tokens)
             self._held.remove(seq)
             self._send_off(seq)
 
@@ -359,12 +358,7 @@ class Scheduler:
         if finish:
             self.remove(seq.request_id)
         elif seq.handoff:
-            self._active.remove(seq)
-            if seq.exported == seq.computed:
-                self._send_off(seq)
-            else:
-                seq.state = State.HELD
-                self._held.append(seq)
+            self._hold(seq, now)
         return output
 
     def _finish(self, seq: Sequence, token: int) -> Finish | None:

@@ -19,6 +19,7 @@ class State(Enum):
 
     QUEUED = "queued"  # holds nothing
     PULLING = "pulling"  # holds slot and pages; its snapshot is on the way
+    PARKED = "parked"  # holds nothing and waits for room like a queued one; its snapshot is on the way
     RUNNING = "running"  # holds slot and pages; has tokens to compute
     HELD = "held"  # prompt computed, first token sampled; its snapshot waits to be sent
     SENDING = "sending"  # holds nothing; its snapshot is leaving
@@ -28,9 +29,10 @@ class State(Enum):
 class Sequence:
     """A request in one worker.
 
-    tokens: prompt, then generated. computed: how many of them have their latents and state in the caches; the
-    rest is what the next steps compute. exported: latents already handed to the transfer layer; gone: all of the
-    snapshot has left, though the step that exported it is not committed yet.
+    priority: lower goes first, and takes the places of higher ones. tokens: prompt, then generated. computed: how
+    many of them have their latents and state in the caches; the rest is what the next steps compute. exported:
+    latents already handed to the transfer layer; gone: all of the snapshot has left, though the step that exported
+    it is not committed yet.
     source: the worker its snapshot comes from; None once installed, or when the prompt is computed here.
     handoff: the snapshot leaves after the first token, to `peer` once that has pulled.
     """
@@ -56,6 +58,7 @@ class Sequence:
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     started: float = 0.0
     first_token: float = 0.0
+    held_at: float = 0.0
     header_at: float = 0.0
     queue_s: float = 0.0
     prefill_s: float = 0.0
@@ -63,8 +66,8 @@ class Sequence:
 
     @property
     def pending(self) -> int:
-        """Tokens known but not computed."""
-        return len(self.tokens) - self.computed
+        """Tokens to be computed here: all that are known and not computed yet, of a hand-off its prompt's alone."""
+        return (self.prompt_tokens if self.handoff else len(self.tokens)) - self.computed
 
     @property
     def generated(self) -> int:

@@ -1,8 +1,9 @@
 """What a leader tells its ranks each step, and what comes back. Plain data; `RANKS` frames it."""
 
 from dataclasses import dataclass
+from typing import get_args
 
-from workers.protocol import SamplingParams, TokenLogprob
+from workers.protocol import Grammar, SamplingParams, TokenLogprob
 from workers.wire import Codec
 
 
@@ -29,12 +30,14 @@ class Admit:
     """A sequence takes `slot`: its sampler, and its ids so far where a penalty needs them (else ()).
 
     prompt_tokens: how many of `token_ids` are prompt (presence and frequency penalties count the rest only).
+    generated: the ids after the prompt where a grammar needs them (else ()).
     """
 
     slot: int
     sampling: SamplingParams
     token_ids: tuple[int, ...]
     prompt_tokens: int
+    generated: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +137,8 @@ class StepPlan:
 class StepResult:
     """Rank 0's answer. One item a row with `sample`, in row order; `logprobs` holds None where not asked.
 
-    prompt_logprobs: one list a row, those of its `next_ids`.
+    prompt_logprobs: one list a row, those of its `next_ids`. failures: indices into `token_ids` of sequences that
+    can't go on, and why; what was sampled for them means nothing.
     """
 
     step: int
@@ -142,6 +146,29 @@ class StepResult:
     logprobs: tuple[TokenLogprob | None, ...]
     prompt_logprobs: tuple[tuple[TokenLogprob, ...], ...]
     elapsed_s: float
+    failures: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """Make a grammar ready, beside the steps; rank 0 answers with `Compiled`."""
+
+    grammar: Grammar
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """The grammar is ready for an `Admit`, or `error` says why it can't be."""
+
+    grammar: Grammar
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """No sequence needs the grammar any more: free it."""
+
+    grammar: Grammar
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +211,35 @@ class LinkLost:
 
 
 @dataclass(frozen=True, slots=True)
+class Moved:
+    """Snapshot bytes that have come, or gone, and the seconds each link took over them, added up."""
+
+    bytes: int
+    seconds: float
+
+    def plus(self, size: int, seconds: float) -> "Moved":
+        """One more part."""
+        return Moved(self.bytes + size, self.seconds + seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class RankStats:
+    """A rank's totals since its start, about once a second while it steps.
+
+    phases: seconds of the measured steps by phase. expert_tokens: tokens times experts chosen in them, by the rank
+    that holds the expert; expert_peaks: (layer, its busiest expert's share of the mean). Of rank 0 only, as all see
+    the same.
+    """
+
+    rank: int
+    phases: tuple[tuple[str, float], ...]
+    sent: Moved
+    received: Moved
+    expert_tokens: tuple[int, ...] = ()
+    expert_peaks: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class RankFailed:
     """The rank raised and is ending; the worker ends with it."""
 
@@ -191,5 +247,8 @@ class RankFailed:
     reason: str
 
 
-RankMessage = StepPlan | StepResult | Ready | Received | Sent | LinkLost | RankFailed
-RANKS: Codec[RankMessage] = Codec((StepPlan, StepResult, Ready, Received, Sent, LinkLost, RankFailed))
+RankMessage = (
+    StepPlan | StepResult | Compile | Compiled | Forget
+    | Ready | Received | Sent | LinkLost | RankStats | RankFailed
+)  # fmt: skip
+RANKS: Codec[RankMessage] = Codec(get_args(RankMessage))

@@ -1,0 +1,74 @@
+"""What ranks count of themselves."""
+
+import pytest
+import torch
+
+from tests.workers.harness import GOLDEN
+from tests.workers.transfer_ends import ends, export, snapshot
+from workers.config import WorkerConfig
+from workers.engine.engine import Engine
+from workers.engine.expert_load import ExpertLoad
+from workers.engine.step import Expect
+from workers.engine.watch import PHASES, StepWatch
+from workers.protocol import SamplingParams
+
+
+def test_one_step_a_second_is_measured() -> None:
+    watch = StepWatch(torch.device("cpu"))
+    assert [watch.begin(now) for now in (10.0, 10.9, 11.0, 11.5, 20.0, 20.5)] == [True, False, True, False, True, False]
+    watch.lap("forward")
+    assert dict(watch.phases) == dict.fromkeys(PHASES, 0.0)
+
+
+@pytest.mark.parametrize("name", ["base", "tp4"])
+def test_a_measured_step_counts_every_choice_of_an_expert(name: str) -> None:
+    config = WorkerConfig(model=str(GOLDEN / name), dtype="float32", page_size=16, slots=4, max_step_tokens=256)
+    engine = Engine(config)
+    model = engine.model_config
+    prompt = list(range(3, 40))
+    engine.add(prompt, SamplingParams(max_tokens=4, seed=1))
+    engine.step()
+    stats = engine._runner.stats()
+    assert stats is not None
+    layers = model.num_hidden_layers - model.first_k_dense_replace
+    assert stats.expert_tokens == (len(prompt) * model.num_experts_per_tok * layers,)
+    assert [layer for layer, _ in stats.expert_peaks] == list(
+        range(model.first_k_dense_replace, model.num_hidden_layers)
+    )
+    most = model.num_experts / model.num_experts_per_tok
+    assert all(1 <= ratio <= most + 1e-3 for _, ratio in stats.expert_peaks)
+    spent = dict(stats.phases)
+    assert spent["forward"] > 0
+    assert engine._runner.stats() is None  # told once
+
+
+def test_experts_are_counted_for_the_rank_that_holds_them() -> None:
+    config = Engine(WorkerConfig(model=str(GOLDEN / "base"), dtype="float32", slots=1)).model_config
+    load = ExpertLoad(config, 2, torch.device("cpu"))
+    assert load.peaks == ()
+    load.counts[0, 0] += 6
+    load.counts[:, -1] += 1
+    load.settle()
+    assert load.by_rank == (6, len(load.counts))
+    assert load.counts.sum() == 0
+    first = load.peaks[0][1]
+    assert first == pytest.approx(6 / (7 / config.num_experts))
+    load.counts[0] += 100
+    load.settle()
+    assert load.peaks[0][1] < first
+
+
+def test_what_moves_is_counted_at_both_ends() -> None:
+    latents, state = snapshot(0, 20)
+    size = latents.nbytes + state.nbytes
+    with ends("shm") as (prefill, decode):
+        decode.transfers.expect(Expect("r", "P", 20))
+        export(prefill, "r", 0, latents[:8], None)
+        export(prefill, "r", 8, latents[8:], state)
+        decode.wait_received("r")
+        assert decode.transfers.received.bytes == size
+        assert decode.transfers.received.seconds > 0
+        prefill.wait_sent("r")
+    # Its threads have ended: the one that sent is told of the end by the other.
+    assert prefill.transfers.sent.bytes == size
+    assert (prefill.transfers.received.bytes, decode.transfers.sent.bytes) == (0, 0)

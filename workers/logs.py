@@ -1,0 +1,71 @@
+"""Log lines of the cluster's own packages, on standard error: for people, or one JSON object a line for programs.
+
+A record's `fields` (given as `extra={"fields": {...}}`) are members of that object; lines for people end with them.
+"""
+
+import datetime
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+PACKAGES = ("cluster", "router", "workers", "kernels")
+Format = Literal["text", "json"]
+Level = Literal["debug", "info", "warning", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class LogSettings:
+    """format: how lines look. level: the least that is written."""
+
+    format: Format = "text"
+    level: Level = "info"
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a record. `always`: members of every one, e.g. which process writes."""
+
+    def __init__(self, always: Mapping[str, Any]) -> None:
+        super().__init__()
+        self._always = dict(always)
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
+        line = {
+            "time": at.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": record.getMessage(),
+            **self._always,
+            **getattr(record, "fields", {}),
+        }
+        if record.exc_info:
+            line["error"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False, default=str)
+
+
+class TextLines(logging.Formatter):
+    """For people."""
+
+    def __init__(self, always: Mapping[str, Any]) -> None:
+        who = " ".join(str(value) for value in always.values())
+        super().__init__(f"%(asctime)s %(levelname)s {who + ' ' if who else ''}%(name)s: %(message)s")
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, without its end."""
+        fields = getattr(record, "fields", {})
+        return super().format(record) + "".join(f" {key}={value}" for key, value in fields.items())
+
+
+def set_up(settings: LogSettings, **always: str) -> None:
+    """Write this process's records to standard error from now on, instead of wherever they went before."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter((JsonLines if settings.format == "json" else TextLines)(always))
+    for package in PACKAGES:
+        logger = logging.getLogger(package)
+        logger.handlers = [handler]
+        logger.setLevel(settings.level.upper())
+        logger.propagate = False

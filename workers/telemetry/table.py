@@ -1,0 +1,161 @@
+"""Every metric there is: name, kind, unit, labels, buckets, help. `docs/METRICS.md` and both exporters follow it.
+
+Names and units keep to Prometheus' conventions. Each label has a bounded set of values: what an operator configured
+(workers, tenants, layers, ranks) or what the code lists (classes, reasons, phases); none comes from a request's text.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["counter", "gauge", "histogram"]
+Unit = Literal["seconds", "bytes", "tokens", "sequences", "requests", "pages", "slots", "workers", "ratio", "count"]
+Source = Literal["router", "worker", "both"]
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. source: whose figure it is; "both": a worker's own, which routers show too as it last told them."""
+
+    name: str
+    kind: Kind
+    unit: Unit
+    source: Source
+    text: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+_WORKER = ("worker", "role")
+# Three a decade. No answer is awaited for longer than the last.
+_WAITS = (
+    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
+    *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0),
+)
+_STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+
+TABLE: list[Metric] = []
+
+
+def _router(name: str, kind: Kind, unit: Unit, text: str, *labels: str) -> Metric:
+    return _add(Metric(name, kind, unit, "router", text, labels, _WAITS if kind == "histogram" else ()))
+
+
+def _worker(name: str, kind: Kind, unit: Unit, text: str, *labels: str) -> Metric:
+    return _add(Metric(name, kind, unit, "worker", text, (*_WORKER, *labels), _STEPS if kind == "histogram" else ()))
+
+
+def _load(name: str, unit: Unit, text: str) -> Metric:
+    return _add(Metric(name, "gauge", unit, "both", text, _WORKER))
+
+
+def _add(metric: Metric) -> Metric:
+    TABLE.append(metric)
+    return metric
+
+
+# A request's way through a router
+
+REQUESTS = _router(
+    "ling_requests_total", "counter", "requests",
+    'Requests answered, by API and HTTP status, "disconnected", or "error" within a stream', "api", "status",
+)  # fmt: skip
+ERRORS = _router("ling_errors_total", "counter", "requests", "Requests that got no whole answer, by class", "class")
+REFUSED = _router(
+    "ling_requests_refused_total", "counter", "requests", "Requests beyond the queue or a key's limits: 429"
+)
+TENANT_REQUESTS = _router(
+    "ling_tenant_requests_total", "counter", "requests", "Requests that came with a tenant's API key", "tenant"
+)
+TTFT = _router(
+    "ling_ttft_seconds", "histogram", "seconds", "From a sequence's submission to its first token, by class", "class"
+)
+ITL = _router("ling_itl_seconds", "histogram", "seconds", "Between a sequence's tokens, by class", "class")
+E2E = _router(
+    "ling_request_seconds", "histogram", "seconds",
+    "From arrival to the answer's end, of requests answered with 200, by API and class", "api", "class",
+)  # fmt: skip
+PROMPT_TOKENS = _router("ling_prompt_tokens_total", "counter", "tokens", "Prompt tokens accepted")
+GENERATED_TOKENS = _router("ling_generated_tokens_total", "counter", "tokens", "Tokens received from workers")
+IN_FLIGHT = _router("ling_in_flight", "gauge", "sequences", "Choices in flight in this router")
+IN_FLIGHT_LIMIT = _router(
+    "ling_in_flight_limit", "gauge", "sequences", "Choices in flight from which on 429 is answered"
+)
+ROUTING = _router(
+    "ling_routing_decisions_total", "counter", "sequences",
+    "Sequences given to workers that have room or will make them wait, or to none, by reason", "reason",
+)  # fmt: skip
+BATCH_LINES = _router(
+    "ling_batch_lines_total", "counter", "requests", "Lines of batches answered, by HTTP status", "status"
+)
+WORKERS_LIVE = _router("ling_workers_live", "gauge", "workers", "Workers this router reaches, by pool", "role")
+WORKERS_CONFIGURED = _router(
+    "ling_workers_configured", "gauge", "workers", "Workers a pool is to have at least, by pool", "role"
+)
+
+# A worker's room and load, as it tells them with every step
+
+QUEUED = _load("ling_worker_queued", "sequences", "Sequences waiting in the worker")
+QUEUED_TOKENS = _load("ling_worker_queued_tokens", "tokens", "Prompt tokens waiting in the worker")
+RUNNING = _load("ling_worker_running", "sequences", "Sequences in the worker's steps")
+FREE_PAGES = _load("ling_worker_free_pages", "pages", "Free latent pages")
+PAGES = _load("ling_worker_pages", "pages", "Latent pages there are")
+FREE_SLOTS = _load("ling_worker_free_slots", "slots", "Free state slots")
+SLOTS = _load("ling_worker_slots", "slots", "State slots there are")
+TRANSFERRING = _load("ling_worker_transferring", "sequences", "Snapshots on their way")
+STEP_TIME = _load("ling_worker_step_seconds", "seconds", "How long the latest step took")
+
+# A worker's steps
+
+STEP_SECONDS = _worker(
+    "ling_step_duration_seconds", "histogram", "seconds", "A step, from the plan's leaving to the result"
+)
+STEP_SEQUENCES = _worker("ling_step_sequences_total", "counter", "sequences", "Sequences in steps, added up")
+STEP_TOKENS = _worker("ling_step_tokens_total", "counter", "tokens", "Tokens computed in steps")
+STEP_PAST = _worker(
+    "ling_step_past_tokens_total", "counter", "tokens", "Tokens before them that their sequences held, added up"
+)
+STEP_SAMPLED = _worker("ling_step_sampled_tokens_total", "counter", "tokens", "Tokens sampled in steps")
+STEP_PHASES = _worker(
+    "ling_step_phase_seconds_total", "counter", "seconds",
+    "Where the leader's time goes: plan, ranks (waiting for them), publish", "phase",
+)  # fmt: skip
+RANK_PHASES = _worker(
+    "ling_rank_phase_seconds_total", "counter", "seconds",
+    "Where rank 0's time goes: transfer, forward, sample; in one step a second, which waits for its device", "phase",
+)  # fmt: skip
+FINISHED = _worker(
+    "ling_finished_total", "counter", "sequences", "Sequences that ended here, by how: stop, length, handoff, abort, error", "finish"
+)
+LIMIT_RATIO = _worker(
+    "ling_limit_ratio", "gauge", "ratio",
+    "Share of the speed the planner gives the configured card; absent while nothing runs or no card is configured",
+)  # fmt: skip
+
+# Snapshots between workers
+
+TRANSFER_SECONDS = _worker(
+    "ling_transfer_seconds", "histogram", "seconds",
+    "From a prompt's end, as told by its prefill worker, until its snapshot was whole at the decode worker",
+)  # fmt: skip
+TRANSFER_BYTES = _worker(
+    "ling_transfer_bytes_total", "counter", "bytes", "Snapshot bytes a rank moved", "rank", "direction"
+)
+TRANSFER_BUSY = _worker(
+    "ling_transfer_busy_seconds_total", "counter", "seconds",
+    "Time a rank's links spent moving them, those that move at once added up", "rank", "direction",
+)  # fmt: skip
+TRANSFER_FAILURES = _worker(
+    "ling_transfer_failures_total", "counter", "sequences", "Sequences that ended because a snapshot did not come",
+    "reason",
+)  # fmt: skip
+
+# Experts
+
+EXPERT_TOKENS = _worker(
+    "ling_expert_tokens_total", "counter", "tokens",
+    "Tokens times experts chosen, by the rank that holds the expert, in one step a second", "rank",
+)  # fmt: skip
+EXPERT_PEAK = _worker(
+    "ling_expert_peak_ratio", "gauge", "ratio",
+    "The busiest expert's tokens over the mean of its layer's, in one step a second, older ones fading", "layer",
+)  # fmt: skip
