@@ -35,13 +35,16 @@ def serve_router(prefill: int, decode: int) -> None:
     import uvicorn
 
     from router.app import Gateway, ListedWorker, Pools, RouterConfig, create_app
+    from router.memory import keep_for_good
     from tests.router.conftest import write_checkpoint
     from workers.protocol import PeerRef
 
     async def run(folder: Path) -> None:
         gateway = Gateway(RouterConfig("tiny", str(folder)), Pools())
         await gateway.start()
-        config = uvicorn.Config(create_app(gateway), port=0, log_level="error", lifespan="off", access_log=False)
+        app = create_app(gateway)
+        keep_for_good()
+        config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", access_log=False)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve())
         await gateway.update_workers(
@@ -156,7 +159,8 @@ def serve_hops() -> None:
 
 
 @contextmanager
-def _started(*command: str) -> Iterator[tuple[int, psutil.Process]]:
+def started(*command: str) -> Iterator[tuple[int, psutil.Process]]:
+    """A server as a process of its own: the port it prints, and the process."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         stdin=subprocess.PIPE,
@@ -255,10 +259,10 @@ async def _latencies(port: int, rate: int) -> list[float]:
 def _router(pace: float) -> Iterator[tuple[int, psutil.Process]]:
     with ExitStack() as stack:
         ports = [
-            stack.enter_context(_started("tests.router.fake_worker", "--pace", str(pace), "--role", role))[0]
+            stack.enter_context(started("tests.router.fake_worker", "--pace", str(pace), "--role", role))[0]
             for role in ("prefill", "decode")
         ]
-        yield stack.enter_context(_started("benchmarks.token_path", "--serve", "router", *map(str, ports), "router"))
+        yield stack.enter_context(started("benchmarks.token_path", "--serve", "router", *map(str, ports), "router"))
 
 
 def _compare(streams: int, hops_port: int, bare_port: int, router_port: int) -> None:
@@ -292,8 +296,8 @@ def main() -> None:
         return
     with (
         _router(0.0) as (router, _),
-        _started("benchmarks.token_path", "--serve", "bare") as (bare, _),
-        _started("benchmarks.token_path", "--serve", "hops") as (hops, _),
+        started("benchmarks.token_path", "--serve", "bare") as (bare, _),
+        started("benchmarks.token_path", "--serve", "hops") as (hops, _),
     ):
         for streams in _STREAMS:
             _compare(streams, hops, bare, router)

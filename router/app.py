@@ -1,5 +1,8 @@
 """The router as an ASGI application."""
 
+import asyncio
+from typing import TYPE_CHECKING
+
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
@@ -9,20 +12,30 @@ from starlette.routing import Route
 
 from router.api.anthropic.messages import Messages
 from router.api.ask import Ask
+from router.api.batch_routes import batch_routes
+from router.api.body import ClientGone
 from router.api.chat import Chat
 from router.api.completions import Completions
 from router.api.counting import CountTokens, Detokenize, Tokenize
 from router.api.dialect import dialect_of
 from router.api.generate import Generate
 from router.api.info import Info
+from router.api.page import page
+from router.api.responses.routes import responses
 from router.api.send import error_headers
+from router.caller import caller_of
 from router.config import Pools, RouterConfig
+from router.entrance import Entrance
 from router.errors import ApiError
 from router.gateway import Gateway
 from router.guard import Guard
 from router.keys import Keys
+from router.limits_headers import LIMIT_HEADERS
 from router.tools import tool_parser
 from router.workers import ListedWorker
+
+if TYPE_CHECKING:
+    from router.tracing import Tracing
 
 __all__ = ["Gateway", "ListedWorker", "Pools", "RouterConfig", "create_app"]
 
@@ -38,35 +51,56 @@ def create_app(gateway: Gateway) -> FastAPI:
         Route("/v1/completions", Generate(gateway, Completions()), methods=["POST"]),
         Route("/v1/messages", Generate(gateway, Messages(parser)), methods=["POST"]),
         Route("/v1/messages/count_tokens", Ask(gateway, CountTokens()), methods=["POST"]),
+        *responses(gateway, parser),
+        *batch_routes(gateway, parser),
         Route("/tokenize", Ask(gateway, Tokenize()), methods=["POST"]),
         Route("/detokenize", Ask(gateway, Detokenize()), methods=["POST"]),
     ]
     info = Info(gateway)
     for path, handler in (
-        ("/", info.root),
         ("/v1/models", info.models),
         ("/v1/models/{name:path}", info.model),
         ("/health", info.health),
         ("/ready", info.ready),
         ("/status", info.status),
         ("/metrics", info.metrics),
+        ("/openapi.json", info.openapi),
     ):
         app.add_api_route(path, handler, methods=["GET"], response_model=None)
+    app.router.routes.extend(page(gateway, info))
     if gateway.config.api_keys is not None:
-        app.add_middleware(Guard, keys=Keys(gateway.config.api_keys), metrics=gateway.metrics)
+        keys = Keys(gateway.config.api_keys, gateway.config.replicas)
+        app.add_middleware(Guard, keys=keys, metrics=gateway.metrics)
     if gateway.config.cors_origins:
         # Around the guard: a browser asks first, without a key, whether it may.
         app.add_middleware(
             CORSMiddleware,
             allow_origins=list(gateway.config.cors_origins),
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["*"],
-            expose_headers=["x-request-id", "request-id", "retry-after"],
+            expose_headers=["x-request-id", "request-id", "retry-after", *LIMIT_HEADERS],
         )
+    app.add_middleware(Entrance, model=gateway.config.served_model_name, tracing=_tracing(gateway))
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
+    app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _unexpected)
     return app
+
+
+def _tracing(gateway: Gateway) -> "Tracing | None":
+    config = gateway.config
+    if config.otlp_endpoint is None:
+        return None
+    from router.tracing import Tracing  # noqa: PLC0415 - routers that trace nothing load nothing of it
+
+    tracing = Tracing(config.otlp_endpoint, config.trace_share, config.name)
+
+    async def close() -> None:
+        await asyncio.to_thread(tracing.close)
+
+    gateway.closers.append(close)
+    return tracing
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -86,11 +120,17 @@ async def _api_error(request: Request, error: Exception) -> Response:
     return _answer(request, error)
 
 
+async def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
 async def _unexpected(request: Request, error: Exception) -> Response:
     return _answer(request, ApiError(500, "internal error", code="internal_error"))
 
 
 def _answer(request: Request, error: ApiError) -> Response:
     headers = {name.decode(): value.decode() for name, value in error_headers(error)}
-    body = dialect_of(request.url.path).body(error, None)
+    dialect, request_id = dialect_of(request.url.path), caller_of(request.scope).request_id
+    headers |= {"x-request-id": request_id, dialect.id_header.decode(): request_id}
+    body = dialect.body(error, request_id)
     return Response(body, error.status, headers, "application/json")

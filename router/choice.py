@@ -59,7 +59,7 @@ class Choice:
     Tokens become text as they arrive, so what waits for a slow client is bounded by its text, and a stop string
     ends the sequence however slowly the client reads. `keep_ids` and `keep_logprobs`: whether the client asked.
     `sampling.max_tokens` is at least 1; with `discard` its tokens are not part of the answer. With a `reader` its
-    text is told apart into parts.
+    text is told apart into parts. reserve: tokens of an answer its key is charged for beforehand.
     """
 
     __slots__ = (
@@ -84,6 +84,7 @@ class Choice:
         "prompt",
         "prompt_logprobs",
         "queued",
+        "reserve",
         "sampling",
         "served_by",
         "started",
@@ -100,6 +101,7 @@ class Choice:
         reader: Reader | None = None,
         keep_ids: bool = False,
         discard: bool = False,
+        reserve: int = 0,
     ) -> None:
         self.index = index
         self.prompt = prompt
@@ -107,6 +109,7 @@ class Choice:
         self.keep_ids = keep_ids
         self.keep_logprobs = sampling.logprobs is not None
         self.discard = discard
+        self.reserve = reserve
         self.generated = 0
         self.cached_tokens = 0
         self.finish: FinishReason | None = None
@@ -153,11 +156,12 @@ class Choice:
 
     def take(self) -> Delta:
         """What is new; joined, however many steps it took."""
-        if all(type(part) is Text for part in self._said):
-            self._text += [part.text for part in self._said if type(part) is Text]
-            self._said = []
-        delta = Delta("".join(self._text), self._ids, self._logprobs, self._offsets, self._said)
-        self._said = []
+        self._read()
+        said, self._said = self._said, []
+        texts = [part.text for part in said if type(part) is Text]
+        if len(texts) == len(said):
+            self._text, said = texts or self._text, []
+        delta = Delta("".join(self._text), self._ids, self._logprobs, self._offsets, said)
         self._text, self._ids, self._logprobs, self._offsets = [], [], [], []
         return delta
 
@@ -192,13 +196,20 @@ class Choice:
 
     def _out(self, text: str) -> bool:
         """True if nothing after it counts."""
-        if self._reader is None:
-            self._text.append(text)
+        self._text.append(text)
+        if self._reader is None or not self._reader.single:
             return False
-        self._said += self._reader.push(text)
+        self._read()
         return self._reader.ended
 
+    def _read(self) -> None:
+        """Tells apart the text that has come since; only now, as much text at once costs less than each token's."""
+        if self._reader is not None and self._text:
+            self._said += self._reader.push("".join(self._text))
+            self._text = []
+
     def _flush_reader(self) -> None:
+        self._read()
         if self._reader is not None:
             self._said += self._reader.flush()
 

@@ -25,7 +25,13 @@ class RouterConfig:
     itself to workers. max_queue: choices (a request has `n` for each prompt) in flight before 429. retry_after_s:
     what 429 and 503 tell clients to wait. body_timeout_s: for the whole body to arrive. first_token_timeout_s,
     request_timeout_s: from arrival. max_body_bytes: beyond it, 413. api_keys: file of `router.keys`; without one
-    nobody is asked for a key. cors_origins: whose pages in browsers may call; "*" is anybody's.
+    nobody is asked for a key. replicas: how many routers there are, which share each key's limits. cors_origins:
+    whose pages in browsers may call; "*" is anybody's. secret: what it proves to workers (`workers.handshake`).
+    data_dir: folder of what outlives the router, which all replicas of a host share: files, batches, responses;
+    without one there are no files and batches. max_file_bytes: of one upload. max_stored_bytes: of a tenant's files.
+    max_batch_lines: requests in a batch. batch_concurrency: of them at once in this replica. run_dir: folder of
+    responses where there is no data_dir; replicas of a host that are given the same one share it, and the last to end
+    removes it. max_responses, max_responses_bytes: kept responses of a tenant.
     """
 
     served_model_name: str
@@ -39,4 +45,17 @@ class RouterConfig:
     request_timeout_s: float = 3600.0
     max_body_bytes: int = 8 * 1024 * 1024
     api_keys: str | None = None
+    replicas: int = 1
     cors_origins: tuple[str, ...] = ()
+    secret: str = field(default="", repr=False)
+    otlp_endpoint: str | None = None
+    trace_share: float = 1.0
+    log_prompts: bool = False
+    data_dir: str | None = None
+    max_file_bytes: int = 200 * 1024 * 1024
+    max_stored_bytes: int = 10 * 1024 * 1024 * 1024
+    max_batch_lines: int = 50_000
+    batch_concurrency: int = 256
+    run_dir: str | None = None
+    max_responses: int = 4096
+    max_responses_bytes: int = 256 * 1024 * 1024

@@ -1,8 +1,11 @@
 """Errors a client sees, in the shape OpenAI's clients read."""
 
+import math
 from typing import Any
 
 import msgspec
+
+from router.limits import Denied
 
 
 class ApiError(Exception):
@@ -43,3 +46,12 @@ class ApiError(Exception):
 def invalid(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
     """The request asks for something that can't be: 400."""
     return ApiError(400, message, param=param, code=code)
+
+
+def too_many(denied: Denied) -> ApiError:
+    """429 with the wait; 400 where no wait would help, as clients try a 429 again by themselves."""
+    if denied.wait_s is None:
+        return ApiError(400, denied.message, param="max_tokens", code="rate_limit_too_small")
+    wait = max(1, math.ceil(denied.wait_s))
+    message = f"{denied.message}; try again in {wait} s"
+    return ApiError(429, message, code="rate_limit_exceeded", retry_after_s=wait)

@@ -6,7 +6,7 @@ from typing import Protocol
 
 from router.choice import Choice, ServedBy
 from router.errors import ApiError
-from router.metrics import Metrics
+from router.metrics import FlightTimes
 from workers.protocol import Abort, Decode, PeerRef, Prefill, SeqOutput, Timings, WorkerInfo
 
 _NONE = Timings()
@@ -63,7 +63,7 @@ class Flight:
     )
 
     def __init__(
-        self, request_id: str, choice: Choice, prefill: Link | None, decode: Link, owner: Owner, metrics: Metrics
+        self, request_id: str, choice: Choice, prefill: Link | None, decode: Link, owner: Owner, metrics: FlightTimes
     ) -> None:
         self.request_id = request_id
         self.choice = choice

@@ -5,16 +5,20 @@ import itertools
 import random
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 from router.admission import admit
+from router.charge import charged
 from router.config import Pools, RouterConfig
 from router.errors import ApiError, invalid
 from router.flight import Flight
+from router.grammar import Form
+from router.grammar_check import GrammarCheck
 from router.job import Job
-from router.metrics import Metrics
+from router.metrics import Metrics, State
 from router.policy import Need, NoPlan, Plan, capacity, choose
 from router.tokens import Tokenizer
 from router.workers import ListedWorker, WorkerTable
@@ -26,6 +30,16 @@ class Limits:
 
     vocab_size: int
     max_model_len: int
+
+
+class Service(Protocol):
+    """What runs beside the requests of clients."""
+
+    def start(self) -> None:
+        """Begin, on the running event loop."""
+
+    async def close(self) -> None:
+        """End."""
 
 
 class Gateway:
@@ -40,9 +54,14 @@ class Gateway:
         self.pools = pools
         self.created = int(time.time())
         self.tokenizer = Tokenizer(config.tokenizer)
-        self.table = WorkerTable(config.name)
-        self.metrics = Metrics(self.table.snapshot, lambda: self.in_flight)
+        self._check_grammar = GrammarCheck(config.tokenizer)
+        self.table = WorkerTable(config.name, config.secret)
+        self.metrics = Metrics(self._observe)
         self.in_flight = 0
+        # What else is to end with it, once no worker is left.
+        self.closers: list[Callable[[], Awaitable[None]]] = []
+        self._services: list[Service] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
         # What workers call its requests: no two routers' alike, nor two of one.
         self._name = uuid.uuid4().hex[:12]
         self._jobs = itertools.count()
@@ -55,11 +74,29 @@ class Gateway:
     async def start(self) -> None:
         """Bind to the running event loop."""
         self._loop = asyncio.get_running_loop()
+        for service in self._services:
+            service.start()
+
+    def alongside(self, service: Service) -> None:
+        """A service that starts with the gateway, now if that has started, and ends before any worker is left."""
+        self._services.append(service)
+        if self._loop is not None:
+            service.start()
 
     async def close(self) -> None:
         """Leave the workers; what is in flight fails. A second call does nothing."""
+        while self._services:
+            await self._services.pop().close()
         await self.table.close()
+        while self.closers:
+            await self.closers.pop()()
         self.tokenizer.close()
+        self._check_grammar.close()
+
+    async def check(self, form: Form | None) -> None:
+        """400 where workers could not keep an answer to a form."""
+        if form is not None:
+            await self._check_grammar(form, self.tokenizer.marks)
 
     async def update_workers(self, listed: Sequence[ListedWorker]) -> None:
         """Discovery's current full list of workers."""
@@ -98,7 +135,7 @@ class Gateway:
         refusal = admit(self.in_flight, choices, self.config.max_queue, self.table.live(), self.split)
         if refusal is not None:
             if refusal.status == 429:
-                self.metrics.refused.inc()
+                self.metrics.refused.add()
             raise ApiError(
                 refusal.status,
                 refusal.message,
@@ -113,16 +150,20 @@ class Gateway:
 
     @contextmanager
     def flying(self, job: Job) -> Iterator[None]:
-        """The job's sequences at their workers; whatever is left of them at the end is aborted."""
-        config, timers = self.config, []
+        """The job's sequences at their workers; whatever is left of them at the end is aborted.
+
+        ApiError if its key's tokens do not suffice, or no worker can take it.
+        """
+        config = self.config
+        timers: list[asyncio.TimerHandle] = []
+        limits = ((config.first_token_timeout_s, job.first_token_due), (config.request_timeout_s, job.due))
         try:
-            self._submit(job)
-            for seconds, due in (
-                (config.first_token_timeout_s, job.first_token_due),
-                (config.request_timeout_s, job.due),
-            ):
-                timers.append(self._loop.call_later(seconds, due, seconds))
-            yield
+            with charged(job):
+                self._submit(job)
+                if job.live:
+                    loop = asyncio.get_running_loop()
+                    timers = [loop.call_later(seconds, due, seconds) for seconds, due in limits]
+                yield
         finally:
             for timer in timers:
                 timer.cancel()
@@ -131,19 +172,30 @@ class Gateway:
     def _submit(self, job: Job) -> None:
         name = f"{self._name}-{next(self._jobs)}"
         now = time.monotonic()
+        metrics = self.metrics.times(job.priority)
         for choice in job.choices:
             need = Need(len(choice.prompt.token_ids), choice.sampling.max_tokens, random.getrandbits(32))
             plan = self.plan(need)
             if isinstance(plan, NoPlan):
+                self.metrics.routed(plan.reason)
                 if plan.reason == "too_long":
                     raise invalid(plan.message, "max_tokens", "context_length_exceeded")
                 raise self._unavailable(plan.message)
+            self.metrics.routed("wait" if plan.waits else "room")
             link = self.table.link
             prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
             decode = link(plan.decode.worker_id)
-            flight = Flight(f"{name}-{choice.index}", choice, prefill, decode, job, self.metrics)
+            flight = Flight(f"{name}-{choice.index}", choice, prefill, decode, job, metrics)
             job.flights.append(flight)
             flight.start(job.priority, now)
+
+    def _observe(self) -> State:
+        return State(
+            self.table.snapshot(),
+            {"prefill": self.pools.prefill, "decode": self.pools.decode},
+            self.in_flight,
+            self.config.max_queue,
+        )
 
     def _unavailable(self, message: str) -> ApiError:
         return ApiError(503, message, code="no_worker", retry_after_s=self.config.retry_after_s)

@@ -5,14 +5,28 @@ import asyncio
 from router.choice import Choice
 from router.errors import ApiError
 from router.flight import Flight
+from router.limits import Account
 
 
 class Job:
-    """`stream`: whether each gain wakes the answering coroutine, or only the end."""
+    """stream: whether each gain wakes the answering coroutine, or only the end. account: whose tokens it uses.
 
-    def __init__(self, choices: list[Choice], *, stream: bool, priority: int) -> None:
+    live: whether somebody waits for it; else it has all the time in the world.
+    """
+
+    def __init__(
+        self,
+        choices: list[Choice],
+        *,
+        stream: bool,
+        priority: int,
+        account: Account | None = None,
+        live: bool = True,
+    ) -> None:
         self.choices = choices
         self.priority = priority
+        self.account = account
+        self.live = live
         self.flights: list[Flight] = []
         self.error: ApiError | None = None
         self.gone = False  # the client has left

@@ -1,6 +1,12 @@
-"""API keys: a file of tenants and hashes of their keys, read again when it changes.
+"""API keys and their limits: a file of tenants and hashes of their keys, read again when it changes.
 
-A line is `TENANT sha256:HEX`; a tenant may have several, so that a new key can be in use before the old one goes.
+    TENANT sha256:HEX                                      a key; a tenant may have several, so that a new one can be
+                                                           in use before the old one goes
+    TENANT sha256:HEX requests=60                          a key with limits of its own, apart from its tenant's
+    TENANT limits requests=600 tokens=200000 concurrent=8  of all the tenant's other keys together
+    * limits tokens=50000                                  of each tenant without such a line
+
+requests and tokens are a minute's, concurrent is how many requests may be under way; what is not given has no limit.
 Empty lines and lines that begin with # say nothing. `python -m router.keys TENANT` makes a key and its line.
 """
 
@@ -11,9 +17,15 @@ import os
 import re
 import secrets
 import sys
+import time
+from dataclasses import dataclass
+
+from router.limits import Account, KeyLimits
 
 _log = logging.getLogger(__name__)
-_LINE = re.compile(r"(\S+)\s+sha256:([0-9a-f]{64})")
+_KINDS = ("requests", "tokens", "concurrent")
+_LINE = re.compile(r"(\S+)\s+(?:sha256:([0-9a-f]{64})|limits)((?:\s+\w+=[0-9]{1,15})*)")
+_ANYBODY = "*"
 _Stamp = tuple[int, int, int]
 
 
@@ -27,19 +39,29 @@ def make_key() -> str:
     return f"sk-ling-{secrets.token_urlsafe(32)}"
 
 
-class Keys:
-    """Who a key belongs to."""
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """Whose a key is. account: what it may use, shared with all keys it shares its limits with; None without any."""
 
-    def __init__(self, path: str) -> None:
+    tenant: str
+    account: Account | None
+
+
+class Keys:
+    """Who a key belongs to. replicas: how many routers read the file; each grants its share of the limits."""
+
+    def __init__(self, path: str, replicas: int = 1) -> None:
         """OSError if the file can't be read, ValueError naming the line that is no entry."""
         self._path = path
+        self._replicas = replicas
+        self._accounts: dict[str, Account] = {}
         self._stamp = self._look()
-        self._tenants = self._load()
+        self._holders = self._load()
 
-    def tenant(self, key: str) -> str | None:
-        """The key's tenant; None if there is none."""
+    def holder(self, key: str) -> Holder | None:
+        """Whose the key is; None if nobody's."""
         self._refresh()
-        return self._tenants.get(hashed(key))
+        return self._holders.get(hashed(key))
 
     def _refresh(self) -> None:
         # Looked at for each request: a withdrawn key must not live on. What can't be read leaves all as it was.
@@ -47,8 +69,8 @@ class Keys:
             stamp = self._look()
             if stamp != self._stamp:
                 self._stamp = stamp
-                self._tenants = self._load()
-                _log.info("read %d API keys from %s", len(self._tenants), self._path)
+                self._holders = self._load()
+                _log.info("read %d API keys from %s", len(self._holders), self._path)
         except (OSError, ValueError) as error:
             _log.error("API keys stay as they were: %s", error)
 
@@ -56,32 +78,83 @@ class Keys:
         now = os.stat(self._path)
         return now.st_mtime_ns, now.st_size, now.st_ino
 
-    def _load(self) -> dict[str, str]:
-        found: dict[str, str] = {}
+    def _load(self) -> dict[str, Holder]:
+        keys: dict[str, tuple[str, KeyLimits | None]] = {}
+        tenants: dict[str, KeyLimits] = {}
         with open(self._path, encoding="utf-8") as file:
             for number, line in enumerate(file, 1):
                 if not line.strip() or line.startswith("#"):
                     continue
                 entry = _LINE.fullmatch(line.strip())
-                if entry is None:
-                    raise ValueError(f"{self._path}:{number} is no 'TENANT sha256:HEX'")
-                found[entry[2]] = entry[1]
-        return found
+                if entry is None or (entry[1] == _ANYBODY and entry[2]):
+                    raise ValueError(f"{self._path}:{number} is no 'TENANT sha256:HEX' and no 'TENANT limits KIND=N'")
+                try:
+                    limits = _limits(entry[3].split())
+                    if entry[2]:
+                        keys[entry[2]] = entry[1], limits
+                    elif limits is None or entry[1] in tenants:
+                        raise ValueError("gives no limits" if limits is None else "gives limits a second time")
+                    else:
+                        tenants[entry[1]] = limits
+                except ValueError as error:
+                    raise ValueError(f"{self._path}:{number} {error}") from None
+        return self._hold(keys, tenants)
+
+    def _hold(self, keys: dict[str, tuple[str, KeyLimits | None]], tenants: dict[str, KeyLimits]) -> dict[str, Holder]:
+        """Each key's holder. An account lives on while its limits do, so that reading the file anew refills none."""
+        kept: dict[str, Account] = {}
+
+        def account(name: str, limits: KeyLimits | None) -> Account | None:
+            if limits is None:
+                return None
+            if name not in kept:
+                now, share = time.monotonic(), limits.share(self._replicas)
+                kept[name] = self._accounts.get(name) or Account(share, now)
+                if kept[name].limits != share:
+                    kept[name].change(share, now)
+            return kept[name]
+
+        holders = {}
+        for key, (tenant, own) in keys.items():
+            shared = tenants.get(tenant, tenants.get(_ANYBODY))
+            holders[key] = Holder(tenant, account(key, own) if own else account(f"tenant {tenant}", shared))
+        self._accounts = kept
+        return holders
+
+
+def _limits(words: list[str]) -> KeyLimits | None:
+    """None without words; ValueError saying what one is not."""
+    given: dict[str, int] = {}
+    for word in words:
+        kind, _, number = word.partition("=")
+        if kind not in _KINDS or kind in given or int(number) < 1:
+            raise ValueError(f"has {word!r}: each of {', '.join(_KINDS)} once, from 1 on")
+        given[kind] = int(number)
+    return KeyLimits(**given) if given else None
 
 
 def _main() -> None:
     parser = argparse.ArgumentParser(prog="python -m router.keys", description="Make an API key; append the output.")
     parser.add_argument("tenant", type=_word)
-    tenant = parser.parse_args().tenant
+    for kind in _KINDS:
+        parser.add_argument(f"--{kind}", type=_count, metavar="N", help="a limit of this key alone")
+    given = vars(parser.parse_args())
     key = make_key()
     print(f"the key, shown only now: {key}", file=sys.stderr)
-    print(f"{tenant} sha256:{hashed(key)}")
+    limits = [f"{kind}={given[kind]}" for kind in _KINDS if given[kind] is not None]
+    print(" ".join((given["tenant"], f"sha256:{hashed(key)}", *limits)))
 
 
 def _word(text: str) -> str:
-    if not re.fullmatch(r"[^\s#]\S*", text):
-        raise argparse.ArgumentTypeError("a tenant's name has no spaces and does not begin with #")
+    if not re.fullmatch(r"[^\s#]\S*", text) or text == _ANYBODY:
+        raise argparse.ArgumentTypeError("a tenant's name has no spaces, does not begin with # and is not *")
     return text
+
+
+def _count(text: str) -> int:
+    if not re.fullmatch(r"[1-9][0-9]{0,14}", text):
+        raise argparse.ArgumentTypeError("a limit is a whole number from 1 on")
+    return int(text)
 
 
 if __name__ == "__main__":

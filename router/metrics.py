@@ -1,107 +1,158 @@
-"""The router's own figures and its view of the workers, as Prometheus text."""
+"""The router's own figures and its view of the workers; as Prometheus text, or for whoever else reads them."""
 
-import bisect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, generate_latest
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client import generate_latest
+from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from router.policy import WorkerState
+from router.policy import NoPlanReason, WorkerState
+from router.priority import LATEST
+from workers.protocol import Role
+from workers.telemetry import table
+from workers.telemetry.load import LOAD, record_load
+from workers.telemetry.recorder import Histogram, Reading, Recorder, Value
 
-_SECONDS = (
-    *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
-    *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0),
-)
-_WORKER_GAUGES = {
-    "queued": "Sequences waiting in the worker",
-    "queued_tokens": "Prompt tokens waiting in the worker",
-    "running": "Sequences in the worker's steps",
-    "free_pages": "Free latent pages",
-    "free_slots": "Free state slots",
-    "transferring": "Snapshots on their way",
-    "step_s": "Seconds the latest step took",
+# What a request's priority makes of it. Few, so that histograms can be kept for each.
+Class = Literal["high", "normal", "low", "batch"]
+Routed = Literal["room", "wait"] | NoPlanReason
+ErrorClass = Literal["invalid", "unauthorized", "throttled", "internal", "unavailable", "timeout", "stream", "left"]
+_ERRORS: dict[str, ErrorClass] = {
+    "401": "unauthorized",
+    "408": "timeout",
+    "429": "throttled",
+    "503": "unavailable",
+    "504": "timeout",
+    "error": "stream",
+    "disconnected": "left",
 }
 
 
-class Histogram:
-    """Counts in buckets. Observed once a token, so without the locks and labels of the library's own."""
-
-    def __init__(self, name: str, text: str) -> None:
-        self._name, self._text = name, text
-        self._counts = [0] * (len(_SECONDS) + 1)
-        self._sum = 0.0
-
-    def observe(self, seconds: float, count: int = 1) -> None:
-        """`count` observations of the same length."""
-        self._counts[bisect.bisect_left(_SECONDS, seconds)] += count
-        self._sum += seconds * count
-
-    def family(self) -> HistogramMetricFamily:
-        """As the library writes it."""
-        total, buckets = 0, []
-        for bound, count in zip((*map(str, _SECONDS), "+Inf"), self._counts, strict=True):
-            total += count
-            buckets.append((bound, total))
-        return HistogramMetricFamily(self._name, self._text, buckets=buckets, sum_value=self._sum)
+def class_of(priority: int) -> Class:
+    """The class of a request of a priority."""
+    if priority > LATEST:
+        return "batch"
+    return "normal" if priority == 0 else "high" if priority < 0 else "low"
 
 
-class Metrics(Collector):
-    """One replica's metrics. `workers`: the table as of now; `in_flight`: choices as of now."""
+class FlightTimes(Protocol):
+    """What a sequence under way tells."""
 
-    def __init__(self, workers: Callable[[], Iterable[WorkerState]], in_flight: Callable[[], int]) -> None:
-        self._workers, self._in_flight = workers, in_flight
-        self._registry = CollectorRegistry()
-        self._requests = Counter(
-            "ling_requests", "Requests answered, by API and status", ("api", "status"), registry=self._registry
-        )
-        self._tenants = Counter(
-            "ling_tenant_requests", "Requests that came with a tenant's API key", ("tenant",), registry=self._registry
-        )
-        self.prompt_tokens = Counter("ling_prompt_tokens", "Prompt tokens accepted", registry=self._registry)
-        self.refused = Counter("ling_requests_refused", "Requests beyond the queue: 429", registry=self._registry)
-        self._ttft = Histogram("ling_ttft_seconds", "From submission to the first token")
-        self._itl = Histogram("ling_itl_seconds", "Between tokens")
-        self._e2e = Histogram("ling_request_seconds", "From arrival to the answer's end")
-        self._generated = 0
-        self._registry.register(self)
+    def first_token(self, seconds: float, tokens: int) -> None:
+        """Its first output."""
+
+    def token_gap(self, seconds: float, tokens: int) -> None:
+        """A later output of `tokens` tokens, so long after the one before."""
+
+
+class _Times:
+    """A class's histograms. Recorded once a token, so without a look-up."""
+
+    __slots__ = ("_generated", "_itl", "_ttft")
+
+    def __init__(self, ttft: Histogram, itl: Histogram, generated: Value) -> None:
+        self._ttft, self._itl, self._generated = ttft, itl, generated
 
     def first_token(self, seconds: float, tokens: int) -> None:
         """A sequence's first output."""
         self._ttft.observe(seconds)
-        self._generated += tokens
+        self._generated.value += tokens
 
     def token_gap(self, seconds: float, tokens: int) -> None:
         """A later output of `tokens` tokens, so long after the one before."""
         self._itl.observe(seconds / tokens, tokens)
-        self._generated += tokens
+        self._generated.value += tokens
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What is read at the moment of reading. configured: workers each pool is to have."""
+
+    workers: Sequence[WorkerState]
+    configured: Mapping[Role, int]
+    in_flight: int
+    limit: int
+
+
+class Metrics(Collector):
+    """One replica's metrics. `observe`: its state as of now."""
+
+    def __init__(self, observe: Callable[[], State]) -> None:
+        self._observe = observe
+        self._recorder = Recorder()
+        value = self._recorder.value
+        self.prompt_tokens = value(table.PROMPT_TOKENS)
+        self.refused = value(table.REFUSED)
+        self._generated = value(table.GENERATED_TOKENS)
+        self._times: dict[Class, _Times] = {}
+        self.times(0)
+        self._recorder.histogram(table.E2E, "chat", class_of(0))
+        for error in (*_ERRORS.values(), "internal", "invalid"):
+            value(table.ERRORS, error)
+        for reason in ("room", "wait"):
+            self.routed(reason, 0)
+        value(table.BATCH_LINES, "200")
+
+    def times(self, priority: int) -> FlightTimes:
+        """Where a sequence of this priority tells its times."""
+        name = class_of(priority)
+        if name not in self._times:
+            of = self._recorder.histogram
+            self._times[name] = _Times(of(table.TTFT, name), of(table.ITL, name), self._generated)
+        return self._times[name]
+
+    def routed(self, reason: Routed, count: int = 1) -> None:
+        """A sequence was given to workers, or could not be."""
+        self._recorder.value(table.ROUTING, reason).add(count)
 
     def asked(self, tenant: str) -> None:
         """A request with the tenant's key."""
-        self._tenants.labels(tenant).inc()
+        self._recorder.value(table.TENANT_REQUESTS, tenant).add()
 
-    def answered(self, api: str, status: str, seconds: float) -> None:
+    def batch_line(self, status: int) -> None:
+        """A line of a batch was answered."""
+        self._recorder.value(table.BATCH_LINES, str(status)).add()
+
+    def refuse(self, status: int) -> None:
+        """A request was turned away before any API saw it."""
+        self._recorder.value(table.ERRORS, _error(str(status))).add()
+
+    def answered(self, api: str, status: str, seconds: float, priority: int = 0) -> None:
         """A request is over. `status`: the HTTP status, "disconnected", or "error" within a stream."""
-        self._requests.labels(api, status).inc()
+        self._recorder.value(table.REQUESTS, api, status).add()
         if status == "200":
-            self._e2e.observe(seconds)
+            self._recorder.histogram(table.E2E, api, class_of(priority)).observe(seconds)
+        else:
+            self._recorder.value(table.ERRORS, _error(status)).add()
 
-    def collect(self) -> Iterable[Metric]:
-        """What is read at scrape time."""
-        yield self._ttft.family()
-        yield self._itl.family()
-        yield self._e2e.family()
-        generated = Metric("ling_generated_tokens", "Tokens received from workers", "counter")
-        generated.add_sample("ling_generated_tokens_total", {}, self._generated)
-        yield generated
-        yield GaugeMetricFamily("ling_in_flight", "Choices in flight in this router", value=self._in_flight())
-        states = list(self._workers())
-        for name, text in _WORKER_GAUGES.items():
-            family = GaugeMetricFamily(f"ling_worker_{name}", text, labels=("worker", "role"))
-            for state in states:
-                family.add_metric((state.info.worker_id, state.info.role), getattr(state.load, name))
+    def read(self) -> Iterator[Reading]:
+        """Everything there is."""
+        state, value = self._observe(), self._recorder.value
+        self._recorder.clear(LOAD)
+        for worker in state.workers:
+            record_load(self._recorder, worker.info, worker.load)
+        for role, count in state.configured.items():
+            value(table.WORKERS_CONFIGURED, role).put(count)
+            value(table.WORKERS_LIVE, role).put(sum(w.info.role == role for w in state.workers))
+        value(table.IN_FLIGHT).put(state.in_flight)
+        value(table.IN_FLIGHT_LIMIT).put(state.limit)
+        return self._recorder.read()
+
+    def collect(self) -> Iterable[Family]:
+        """As the library writes it."""
+        for reading in self.read():
+            metric = reading.metric
+            family = Family(metric.name.removesuffix("_total"), metric.text, metric.kind)
+            for name, labels, value in reading.samples:
+                family.add_sample(name, labels, value)
             yield family
 
     def text(self) -> bytes:
         """The exposition format."""
-        return generate_latest(self._registry)
+        return generate_latest(self)
+
+
+def _error(status: str) -> ErrorClass:
+    return _ERRORS.get(status) or ("internal" if status.startswith("5") else "invalid")

@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from workers.protocol import Load, WorkerInfo
@@ -32,17 +32,24 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a sequence goes. Without `prefill` the decode worker computes the prompt."""
+    """Where a sequence goes. Without `prefill` the decode worker computes the prompt.
+
+    waits: none has room for it now, so that it waits at one of the two.
+    """
 
     prefill: WorkerInfo | None
     decode: WorkerInfo
+    waits: bool = field(default=False, compare=False)
+
+
+NoPlanReason = Literal["no_prefill_worker", "no_decode_worker", "mismatch", "too_long"]
 
 
 @dataclass(frozen=True, slots=True)
 class NoPlan:
     """Why there is none."""
 
-    reason: Literal["no_prefill_worker", "no_decode_worker", "mismatch", "too_long"]
+    reason: NoPlanReason
     message: str
 
 
@@ -67,7 +74,8 @@ def choose(workers: Iterable[WorkerState], need: Need, *, split: bool) -> Plan |
     fitting = [w for w in decodes if capacity(w.info) >= need.prompt_tokens + need.max_tokens]
     if not fitting:
         return _too_long(need, decodes)
-    return Plan(None, min(fitting, key=lambda w: _prefill_key(w, need)).info)
+    best = min(fitting, key=lambda w: _prefill_key(w, need))
+    return Plan(None, best.info, waits=pressure(best, need) > 1)
 
 
 def capacity(info: WorkerInfo) -> int:
@@ -102,8 +110,8 @@ def _choose_pair(prefills: list[WorkerState], decodes: list[WorkerState], need: 
         for decode_key, decode in [best_decode[identity]]
     ]
     if pairs:
-        _, prefill, decode = min(pairs, key=lambda pair: pair[0])
-        return Plan(prefill, decode)
+        key, prefill, decode = min(pairs, key=lambda pair: pair[0])
+        return Plan(prefill, decode, waits=key[0] > 2)  # each of the two adds 1, or more if it is full
     agreeing = {_identity(w.info) for w in prefills} & {_identity(w.info) for w in decodes}
     if agreeing:
         return _too_long(need, [w for w in [*prefills, *decodes] if _identity(w.info) in agreeing])

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import tokenizers
 
+from router.grammar import Marks
 from router.template import ChatTemplate
 
 # Text shorter than this takes well under a millisecond, about what handing it to a thread and back costs.
@@ -26,7 +27,7 @@ class Tokenizer:
 
     visible: for a byte-level vocabulary the bytes of each id, empty for special tokens (they are not shown);
     None for other kinds, which only `decode` can join. eos_ids: ids that end a sequence, of generation_config.json
-    and config.json together. template: None where the checkpoint has no chat template.
+    and config.json together. template: None where the checkpoint has no chat template. marks: tokens like `<this>`.
     """
 
     def __init__(self, folder: str) -> None:
@@ -36,7 +37,9 @@ class Tokenizer:
             raise FileNotFoundError(f"{folder} has no tokenizer.json: point `tokenizer` at a checkpoint folder")
         self._inner = tokenizers.Tokenizer.from_file(str(source))
         self.size = self._inner.get_vocab_size(with_added_tokens=True)
-        self.special_ids = frozenset(i for i, t in self._inner.get_added_tokens_decoder().items() if t.special)
+        added = self._inner.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, t in added.items() if t.special)
+        self.marks = Marks({t.content: i for i, t in added.items() if t.content[:1] == "<" and t.content[-1:] == ">"})
         self.visible: list[bytes] | None = None
         self._bytes: list[bytes] = []
         if _is_byte_level(self._inner):

@@ -10,9 +10,9 @@ from starlette.types import Receive, Scope, Send
 
 from router.api.body import ClientGone, parse, read_body
 from router.api.dialect import Dialect
-from router.api.generate import request_id
 from router.api.send import Headers, send_error, send_json
 from router.api.shape import encode
+from router.caller import caller_of
 from router.errors import ApiError
 from router.gateway import Gateway
 
@@ -44,7 +44,7 @@ class Ask:
         headers: Headers = []
         gateway, question = self._gateway, self._question
         try:
-            headers.append((b"x-request-id", request_id(scope).encode()))
+            headers.append((b"x-request-id", caller_of(scope).request_id.encode()))
             request = parse(await read_body(scope, receive, gateway.config), question.model)
             content = await question.answer(request, gateway)
             body = await asyncio.to_thread(encode, content)
@@ -59,7 +59,7 @@ class Ask:
             await send_error(send, error, headers, question.dialect)
         except Exception:
             status = "500"
-            _log.exception("a request failed")
+            _log.exception("request %s failed", caller_of(scope).request_id)
             internal = ApiError(500, "internal error", code="internal_error")
             await send_error(send, internal, headers, question.dialect)
         finally:

@@ -50,15 +50,22 @@ def parse(body: bytes, model: type[R]) -> R:
     try:
         content = from_json(body)
     except ValueError as error:
+        if "recursion limit" in str(error):
+            raise invalid("the body nests objects and lists deeper than 200 levels", code="json_too_deep") from None
         raise invalid(f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise invalid("the body must be a JSON object", code="invalid_json")
     content = {key: value for key, value in content.items() if value is not None}
     _drop_null_keys(content.get("messages"))
+    return check(content, model)
+
+
+def check(content: dict[str, Any], model: type[R]) -> R:
+    """A validated request, of content that is JSON."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
-        raise _explain(error.errors(include_url=False)[0]) from None
+        raise explain(error.errors(include_url=False)[0]) from None
 
 
 def _drop_null_keys(messages: Any) -> None:
@@ -70,7 +77,8 @@ def _drop_null_keys(messages: Any) -> None:
                     del message[key]
 
 
-def _explain(error: ErrorDetails) -> ApiError:
+def explain(error: ErrorDetails) -> ApiError:
+    """What is wrong with a field, by its name: 400."""
     path = list(error["loc"])
     if path[:1] == ["messages"] and len(path) > 2:
         del path[2]  # the role, by which pydantic tells messages apart; no part of the client's path

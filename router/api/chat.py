@@ -8,14 +8,16 @@ from router.api.chat_schema import ChatRequest
 from router.api.dialect import OPENAI, Dialect
 from router.api.logprobs import chat_logprobs
 from router.api.prompts import Wanted
-from router.api.shape import Shape
+from router.api.shape import MARK, Shape, encode
 from router.choice import Choice, Delta, Prompt
 from router.errors import invalid
 from router.gateway import Limits
+from router.grammar import Thinking
 from router.parts import CallEnd, CallPart, CallStart, Reasoning, Text
 from router.reader import Reader
 from router.tokens import Tokenizer
 from router.tools import ToolParser
+from router.tools.form import answer_form
 
 
 async def conversation(request: ChatRequest, tokenizer: Tokenizer) -> Prompt:
@@ -27,6 +29,11 @@ async def conversation(request: ChatRequest, tokenizer: Tokenizer) -> Prompt:
     if not token_ids:
         raise invalid("the chat template makes no tokens of these messages", "messages", "empty_prompt")
     return Prompt(token_ids, text)
+
+
+def _thinks(prompt: Prompt) -> bool:
+    """Whether the prompt ends within reasoning."""
+    return prompt.text is not None and prompt.text.rstrip().endswith("<think>")
 
 
 class Chat:
@@ -52,15 +59,27 @@ class Chat:
         return [await conversation(request, tokenizer)]
 
     def wanted(self, request: ChatRequest) -> Wanted:
-        """Length, log-probabilities, and who tells reasoning and calls from text."""
+        """Length, log-probabilities, what the text must be, and who tells reasoning and calls from it."""
         logprobs = (request.top_logprobs or 0) if request.logprobs else None
+        form = answer_form(
+            self._parser,
+            request.functions,
+            request.content_form,
+            must_call=request.must_call,
+            single=request.single_call,
+        )
 
         def reader(prompt: Prompt) -> Reader:
             calls = self._parser() if request.offered else None
-            thinking = prompt.text is not None and prompt.text.rstrip().endswith("<think>")
-            return Reader(calls, thinking=thinking, single=not request.parallel_tool_calls)
+            return Reader(calls, thinking=_thinks(prompt), single=request.single_call)
 
-        return Wanted(request.max_completion_tokens or request.max_tokens, logprobs, reader=reader)
+        def thinking(prompt: Prompt) -> Thinking:
+            if _thinks(prompt):
+                return Thinking.BEGUN
+            return Thinking.MAY if request.thinking else Thinking.NONE
+
+        most = request.max_completion_tokens or request.max_tokens
+        return Wanted(most, logprobs, reader=reader, form=form, thinking=thinking)
 
     def shape(
         self,
@@ -92,10 +111,17 @@ class ChatShape(Shape):
     ) -> None:
         super().__init__(answer_id, created, model, request, choices, tokenizer)
         self._calls = [0] * len(choices)  # begun so far
+        self._around: dict[tuple[int, int], tuple[bytes, bytes]] = {}  # arguments of a choice's call
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
-        """A call's end says nothing of its own here."""
-        delta.said = [part for part in delta.said if not isinstance(part, CallEnd)]
+        """A call's end says nothing of its own here; arguments alone are put into bytes made once a call."""
+        if delta.said:
+            delta.said = [part for part in delta.said if type(part) is not CallEnd]
+            arguments = [part.arguments for part in delta.said if type(part) is CallPart]
+            alone = len(arguments) == len(delta.said) and not (delta.text or delta.token_ids or delta.logprobs)
+            if arguments and alone and choice.started and not over:
+                before, after = self._around_arguments(choice.index, self._calls[choice.index] - 1)
+                return before + encode("".join(arguments)) + after
         return super().chunk(choice, delta, over)
 
     def _chunk_choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
@@ -114,6 +140,12 @@ class ChatShape(Shape):
 
     def _bare_choice(self, text: str) -> dict[str, Any]:
         return {"delta": {"content": text}, "logprobs": None}
+
+    def _around_arguments(self, index: int, call: int) -> tuple[bytes, bytes]:
+        if (index, call) not in self._around:
+            delta = {"tool_calls": [{"index": call, "function": {"arguments": MARK}}]}
+            self._around[index, call] = self._around_mark(index, {"delta": delta, "logprobs": None})
+        return self._around[index, call]
 
     def _finish(self, choice: Choice) -> str | None:
         return "tool_calls" if choice.finish == "stop" and self._calls[choice.index] else choice.finish

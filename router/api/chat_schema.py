@@ -1,33 +1,67 @@
 """Body of /v1/chat/completions."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from router.api.conversation import Message, Tool, check_calls, for_template, with_thinking
-from router.api.schema import GenerationRequest, Short, Strict, meaningless
+from router.api.formats import FormattedRequest
+from router.api.schema import Short, Strict, meaningless
 from router.errors import invalid
 from router.template import ChatTemplate
+from router.tools.form import OfferedFunction
 
 _RESERVED = frozenset(("messages", "tools", "add_generation_prompt"))
 _THINKING = ("enable_thinking", "thinking")
 
 
-class TextFormat(Strict):
-    """The only response format: free text."""
+class NamedFunction(Strict):
+    """A function by its name."""
 
-    type: Literal["text"] = "text"
-
-
-def _free_choice(value: Any) -> Any:
-    if value == "required" or isinstance(value, dict):
-        what = "'required'" if isinstance(value, str) else "a named tool"
-        raise ValueError(f"{what} needs output enforced by a grammar, which is not built yet: use 'auto' or 'none'")
-    return value
+    name: str
 
 
-class ChatRequest(GenerationRequest):
+class NamedTool(Strict):
+    """The function that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class AllowedSpec(Strict):
+    """The tools the model may call, and whether it must."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool] = Field(min_length=1, max_length=1024)
+
+
+class AllowedTools(Strict):
+    """Only these of the tools are offered to the model."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedSpec
+
+
+def _choice_tag(value: Any) -> str:
+    """A word, or which kind of object; marked so that an error's path tells it from a field."""
+    if isinstance(value, str):
+        return "#word"
+    return f"#{value.get('type') if isinstance(value, dict) else getattr(value, 'type', None)}"
+
+
+ToolChoice = Annotated[
+    Annotated[Literal["auto", "none", "required"], Tag("#word")]
+    | Annotated[NamedTool, Tag("#function")]
+    | Annotated[AllowedTools, Tag("#allowed_tools")],
+    Discriminator(_choice_tag),
+]
+
+
+class ChatRequest(FormattedRequest):
     """Body of /v1/chat/completions."""
+
+    # Where a function's parameters stand in the client's request, by its place among the tools.
+    parameters_path: ClassVar[str] = "tools[{}].function.parameters"
 
     messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
@@ -35,9 +69,7 @@ class ChatRequest(GenerationRequest):
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[Tool] = Field(default_factory=list, max_length=1024)
-    tool_choice: Annotated[Literal["auto", "none"] | None, BeforeValidator(_free_choice)] = Field(
-        None, description="`required` and a named tool are refused: they need a grammar"
-    )
+    tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = Field(True, description="false: the answer ends with its first call")
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
         None, description="from `low` on the model reasons; how much is its own choice"
@@ -45,7 +77,6 @@ class ChatRequest(GenerationRequest):
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, max_length=64, description="names for the template; `enable_thinking` switches reasoning"
     )
-    response_format: TextFormat | None = None
     modalities: list[Literal["text"]] | None = Field(None, min_length=1, max_length=1)
     verbosity: Literal["medium"] | None = None
     safety_identifier: Short | None = meaningless(None)
@@ -58,11 +89,14 @@ class ChatRequest(GenerationRequest):
             raise ValueError("top_logprobs needs logprobs=true")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
-        if self.tool_choice == "auto" and not self.tools:
-            raise invalid("'tool_choice' auto needs tools", "tool_choice")
+        if self.tool_choice not in (None, "none") and not self.tools:
+            raise invalid("'tool_choice' needs tools", "tool_choice")
         names = [tool.function.name for tool in self.tools]
         if len(set(names)) < len(names):
             raise invalid("'tools': two functions have the same name", "tools")
+        for name in self._chosen or ():
+            if name not in names:
+                raise invalid(f"'tool_choice': no function in 'tools' is called {name[:128]!r}", "tool_choice")
         taken = _RESERVED.intersection(self.chat_template_kwargs)
         if taken:
             raise invalid(f"'chat_template_kwargs' may not set {min(taken)!r}", "chat_template_kwargs")
@@ -80,7 +114,43 @@ class ChatRequest(GenerationRequest):
     @property
     def offered(self) -> list[Tool]:
         """The tools the model may call."""
-        return [] if self.tool_choice == "none" else self.tools
+        if self.tool_choice == "none":
+            return []
+        return [tool for tool in self.tools if self._chosen is None or tool.function.name in self._chosen]
+
+    @property
+    def must_call(self) -> bool:
+        """Whether the answer is a call of what is offered."""
+        match self.tool_choice:
+            case NamedTool() | "required":
+                return True
+            case AllowedTools(allowed_tools=allowed):
+                return allowed.mode == "required"
+        return False
+
+    @property
+    def single_call(self) -> bool:
+        """Whether the answer holds one call at most."""
+        return not self.parallel_tool_calls or isinstance(self.tool_choice, NamedTool)
+
+    @property
+    def functions(self) -> list[OfferedFunction]:
+        """What is offered, as a form of calls reads it."""
+        place = {tool.function.name: i for i, tool in enumerate(self.tools)}
+        return [
+            OfferedFunction(f.name, f.parameters, self.parameters_path.format(place[f.name]), strict=bool(f.strict))
+            for f in (tool.function for tool in self.offered)
+        ]
+
+    @property
+    def _chosen(self) -> list[str] | None:
+        """Names the choice is limited to; None for all."""
+        match self.tool_choice:
+            case NamedTool(function=function):
+                return [function.name]
+            case AllowedTools(allowed_tools=allowed):
+                return [tool.function.name for tool in allowed.tools]
+        return None
 
     def render(self, template: ChatTemplate) -> str:
         """The prompt; 400 if the template has no place for something, or refuses."""

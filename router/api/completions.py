@@ -3,10 +3,10 @@
 from typing import Any
 
 from router.api.body import parse
+from router.api.completion_schema import CompletionRequest
 from router.api.dialect import OPENAI, Dialect
 from router.api.logprobs import CompletionLogprobs
 from router.api.prompts import Wanted, encode_prompts, raw_prompts
-from router.api.schema import CompletionRequest
 from router.api.shape import Shape
 from router.choice import Choice, Delta, Prompt
 from router.gateway import Limits
@@ -34,7 +34,8 @@ class Completions:
 
     def wanted(self, request: CompletionRequest) -> Wanted:
         """Length and log-probabilities; an echoed prompt comes with its own."""
-        return Wanted(request.max_tokens, request.logprobs, request.logprobs if request.echo else None)
+        echoed = request.logprobs if request.echo else None
+        return Wanted(request.max_tokens, request.logprobs, echoed, form=request.content_form)
 
     def shape(
         self,

@@ -25,6 +25,7 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: str
+    cache_control: dict[str, Any] | None = meaningless(None)  # prompts are not cached by mark
 
 
 class Function(Strict):
@@ -43,7 +44,7 @@ class ToolCall(Strict):
     index: int | None = meaningless(None)
 
 
-Content = Annotated[list[TextPart], BeforeValidator(_part_list)]
+Content = Annotated[list[TextPart], BeforeValidator(_part_list, json_schema_input_type=str | list[TextPart])]
 
 
 class BaseMessage(Strict):
@@ -91,19 +92,13 @@ class ToolMessage(BaseMessage):
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
 
 
-def _not_strict(value: Any) -> Any:
-    if value is True:
-        raise ValueError("strict needs output enforced by a grammar, which is not built yet: leave it out")
-    return value
-
-
 class FunctionSpec(Strict):
     """A function the model may call. parameters: JSON Schema, shown to the model as it is."""
 
     name: str = Field(pattern=_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: Annotated[Literal[False] | None, BeforeValidator(_not_strict)] = None
+    strict: bool | None = Field(None, description="true: calls are made of valid arguments alone")
 
 
 class Tool(Strict):
@@ -111,6 +106,7 @@ class Tool(Strict):
 
     type: Literal["function"]
     function: FunctionSpec
+    cache_control: dict[str, Any] | None = meaningless(None)
     _sent: dict[str, Any] = PrivateAttr(default_factory=dict)
 
     @model_validator(mode="wrap")
@@ -118,8 +114,8 @@ class Tool(Strict):
     def _keep(cls, value: Any, handler: ModelWrapValidatorHandler["Tool"]) -> "Tool":
         tool = handler(value)
         if isinstance(value, dict):
-            function = {k: v for k, v in value["function"].items() if v is not None}
-            tool._sent = {**value, "function": function}
+            function = {k: v for k, v in value["function"].items() if v is not None and k != "strict"}
+            tool._sent = {k: v for k, v in value.items() if k != "cache_control"} | {"function": function}
         return tool
 
     @property

@@ -1,10 +1,13 @@
-"""How each API says that something went wrong."""
+"""How each API says that something went wrong, and what a key has left."""
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import msgspec
 
 from router.errors import ApiError
+from router.limits import Standing
+from router.limits_headers import Headers, anthropic_headers, openai_headers
 
 _KINDS = {
     401: "authentication_error",
@@ -18,12 +21,15 @@ _KINDS = {
 
 
 class Dialect(Protocol):
-    """One API's errors. id_header: the header that carries the request's id."""
+    """One API's words. id_header: the header that carries the request's id."""
 
     id_header: bytes
 
     def body(self, error: ApiError, request_id: str | None) -> bytes:
         """The body of an answer that failed."""
+
+    def limit_headers(self, standing: Sequence[Standing], clock: float) -> Headers:
+        """What a key has left; `clock` is Unix time in seconds."""
 
 
 class OpenAI:
@@ -34,6 +40,10 @@ class OpenAI:
     def body(self, error: ApiError, request_id: str | None) -> bytes:
         """The request's id is in the headers alone."""
         return error.body()
+
+    def limit_headers(self, standing: Sequence[Standing], clock: float) -> Headers:
+        """`x-ratelimit-*`."""
+        return openai_headers(standing)
 
 
 class Anthropic:
@@ -46,6 +56,10 @@ class Anthropic:
         kind = _KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         content = {"type": kind, "message": error.message}
         return msgspec.json.encode({"type": "error", "error": content, "request_id": request_id})
+
+    def limit_headers(self, standing: Sequence[Standing], clock: float) -> Headers:
+        """`anthropic-ratelimit-*`."""
+        return anthropic_headers(standing, clock)
 
 
 OPENAI = OpenAI()

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import re
 import time
-import uuid
+from abc import ABC, abstractmethod
 from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -14,17 +13,17 @@ from router.api.dialect import Dialect
 from router.api.prompts import Wanted, make_choices
 from router.api.schema import GenerationRequest
 from router.api.send import Headers, send_error, send_json
+from router.caller import caller_of
 from router.choice import Choice, Delta, Prompt
 from router.config import RouterConfig
-from router.errors import ApiError, invalid
+from router.errors import ApiError
 from router.gateway import Gateway, Limits
 from router.job import Job
 from router.tokens import Tokenizer
 
 _log = logging.getLogger(__name__)
-_REQUEST_ID = re.compile(r"[!-~]{1,128}")
 # Writing out so many log-probabilities takes milliseconds: in a thread, lest other streams wait for it.
-_HEAVY = 256
+HEAVY = 256
 R = TypeVar("R", bound=GenerationRequest)
 
 
@@ -33,6 +32,9 @@ class Answer(Protocol):
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
         """The events for what a choice gained, its last if `over`; b"" if there is nothing to show yet."""
+
+    async def settle(self, error: ApiError | None) -> None:
+        """What is to be done before the end is told. error: what an already begun stream failed with."""
 
     def last(self) -> bytes:
         """The end of a stream."""
@@ -75,21 +77,38 @@ class Api(Protocol[R]):
         """Its JSON."""
 
 
-class Generate(Generic[R]):
-    """An ASGI application for one path."""
+async def prepare(gateway: Gateway, api: Api[R], request: R, request_id: str) -> tuple[list[Choice], Answer]:
+    """What is to be computed for a request, and its answer to be."""
+    wanted = api.wanted(request)
+    await gateway.check(wanted.form)
+    limits = gateway.limits()
+    prompts = await api.prompts(request, gateway.tokenizer, limits)
+    choices = make_choices(request, prompts, wanted, limits, gateway.tokenizer)
+    gateway.metrics.prompt_tokens.add(sum(len(p.token_ids) for p in prompts))
+    name, created = gateway.config.served_model_name, int(time.time())
+    return choices, api.shape(api.id_prefix + request_id, created, name, request, choices, gateway.tokenizer)
 
-    def __init__(self, gateway: Gateway, api: Api[R]) -> None:
+
+class Answering(ABC):
+    """An ASGI application for one path: whatever goes wrong is said in its dialect. name: in the metrics."""
+
+    def __init__(self, gateway: Gateway, name: str, dialect: Dialect) -> None:
         self._gateway = gateway
-        self._api = api
+        self._name = name
+        self._dialect = dialect
+
+    @abstractmethod
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> str:
+        """Answer with `headers` among others; what became of it, for the metrics."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
         arrived = time.monotonic()
         headers: Headers = []
         status = "disconnected"
-        dialect = self._api.dialect
+        dialect = self._dialect
         try:
-            headers.append((b"x-request-id", request_id(scope).encode()))
+            headers.append((b"x-request-id", caller_of(scope).request_id.encode()))
             status = await self._answer(scope, receive, send, headers)
         except ClientGone:
             pass
@@ -98,70 +117,91 @@ class Generate(Generic[R]):
             await send_error(send, error, headers, dialect)
         except Exception:
             status = "500"
-            _log.exception("a request failed")
+            _log.exception("request %s failed", caller_of(scope).request_id)
             await send_error(send, ApiError(500, "internal error", code="internal_error"), headers, dialect)
         finally:
-            self._gateway.metrics.answered(self._api.name, status, time.monotonic() - arrived)
+            seconds = time.monotonic() - arrived
+            self._gateway.metrics.answered(self._name, status, seconds, caller_of(scope).priority)
+
+
+class Generate(Answering, Generic[R]):
+    """Any of the APIs that do nothing but generate."""
+
+    def __init__(self, gateway: Gateway, api: Api[R]) -> None:
+        super().__init__(gateway, api.name, api.dialect)
+        self._api = api
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> str:
         gateway, api = self._gateway, self._api
-        request = api.read(await read_body(scope, receive, gateway.config))
-        name = gateway.config.served_model_name
+        body = await read_body(scope, receive, gateway.config)
+        if gateway.config.log_prompts:
+            caller_of(scope).asked = body.decode(errors="replace")
+        request = api.read(body)
         check_model(request.model, gateway.config)
         with gateway.admitted(api.count_prompts(request) * request.n):
-            limits = gateway.limits()
-            prompts = await api.prompts(request, gateway.tokenizer, limits)
-            choices = make_choices(request, prompts, api.wanted(request), limits, gateway.tokenizer)
-            gateway.metrics.prompt_tokens.inc(sum(len(p.token_ids) for p in prompts))
-            answer_id = api.id_prefix + headers[0][1].decode()
-            shape = api.shape(answer_id, int(time.time()), name, request, choices, gateway.tokenizer)
-            job = Job(choices, stream=request.stream, priority=request.priority)
+            choices, shape = await prepare(gateway, api, request, headers[0][1].decode())
+            caller = caller_of(scope)
+            caller.choices = choices
+            caller.priority = request.priority
+            account = caller.account
+            job = Job(choices, stream=request.stream, priority=request.priority, account=account)
             with gateway.flying(job):
-                for header, at in ((b"x-ling-prefill-worker", 0), (b"x-ling-decode-worker", 1)):
-                    used = dict.fromkeys(flight.workers[at] for flight in job.flights)
-                    headers.append((header, ",".join(used).encode()))
-                watch = asyncio.create_task(_watch(receive, job))
+                headers += worker_headers(job)
+                watch = asyncio.create_task(watch_client(receive, job))
                 try:
                     if api.dialect.id_header != headers[0][0]:
                         headers.append((api.dialect.id_header, headers[0][1]))
-                    return await (_stream if request.stream else _whole)(send, job, shape, headers)
+                    return await (stream_answer if request.stream else whole_answer)(send, job, shape, headers)
                 finally:
                     watch.cancel()
 
 
-async def _watch(receive: Receive, job: Job) -> None:
+def worker_headers(job: Job) -> Headers:
+    """Which workers compute it."""
+    out = []
+    for header, at in ((b"x-ling-prefill-worker", 0), (b"x-ling-decode-worker", 1)):
+        used = dict.fromkeys(flight.workers[at] for flight in job.flights)
+        out.append((header, ",".join(used).encode()))
+    return out
+
+
+async def watch_client(receive: Receive, job: Job) -> None:
     """Tells the job when its client hangs up."""
     while (await receive())["type"] != "http.disconnect":
         pass
     job.leave()
 
 
-async def _whole(send: Send, job: Job, shape: Answer, headers: Headers) -> str:
+async def whole_answer(send: Send, job: Job, shape: Answer, headers: Headers) -> str:
+    """Answer once all of it is there; the HTTP status. ApiError if it failed."""
     while not job.over:
         await job.wait()
     if job.gone:
         raise ClientGone
     if job.error is not None:
         raise job.error
+    await shape.settle(None)
     weight = sum(c.generated if c.keep_logprobs else 0 for c in job.choices)
     weight += sum(len(c.prompt_logprobs) for c in job.choices)
-    await send_json(send, 200, shape.whole() if weight < _HEAVY else await asyncio.to_thread(shape.whole), headers)
+    await send_json(send, 200, shape.whole() if weight < HEAVY else await asyncio.to_thread(shape.whole), headers)
     return "200"
 
 
-async def _chunks(job: Job, shape: Answer) -> bytes:
+async def chunks(job: Job, shape: Answer) -> bytes:
+    """The events for what the job gained since the last call."""
     parts = []
     for choice in job.ready():
         delta, over = choice.take(), choice.served_by is not None
         weight = len(delta.logprobs) + (0 if choice.started else len(choice.prompt_logprobs))
-        if weight < _HEAVY:
+        if weight < HEAVY:
             parts.append(shape.chunk(choice, delta, over))
         else:
             parts.append(await asyncio.to_thread(shape.chunk, choice, delta, over))
     return b"".join(parts)
 
 
-async def _stream(send: Send, job: Job, shape: Answer, headers: Headers) -> str:
+async def stream_answer(send: Send, job: Job, shape: Answer, headers: Headers) -> str:
+    """Answer as it comes; the HTTP status, or "error" if it failed within. ApiError if it failed before."""
     # The head waits for the first output: what fails before it still gets an HTTP status.
     begun = False
     while True:
@@ -172,20 +212,22 @@ async def _stream(send: Send, job: Job, shape: Answer, headers: Headers) -> str:
         if error is not None and not begun:
             raise error
         end = job.over
-        body = b"" if error is not None else await _chunks(job, shape)
+        body = b"" if error is not None else await chunks(job, shape)
         if end:
+            await shape.settle(error)
             body += shape.last() if error is None else shape.failed(error)
         elif not body:
             continue
         if not begun:
             begun = True
-            await send({"type": "http.response.start", "status": 200, "headers": _stream_headers(headers)})
+            await send({"type": "http.response.start", "status": 200, "headers": stream_headers(headers)})
         await send({"type": "http.response.body", "body": body, "more_body": not end})
         if end:
             return "200" if error is None else "error"
 
 
-def _stream_headers(headers: Headers) -> Headers:
+def stream_headers(headers: Headers) -> Headers:
+    """The head of a stream."""
     return [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache"),
@@ -200,14 +242,3 @@ def check_model(model: str, config: RouterConfig) -> None:
     if model not in (name, "auto"):
         message = f"no model {model[:200]!r} is served here, but {name!r}"
         raise ApiError(404, message, param="model", code="model_not_found")
-
-
-def request_id(scope: Scope) -> str:
-    """The client's own, of the header x-request-id, else a new one; 400 if it is no plain word."""
-    for name, value in scope["headers"]:
-        if name == b"x-request-id":
-            text: str = value.decode("latin-1")
-            if not _REQUEST_ID.fullmatch(text):
-                raise invalid("the header x-request-id must be 1 to 128 printable ASCII characters", "x-request-id")
-            return text
-    return uuid.uuid4().hex

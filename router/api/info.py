@@ -7,13 +7,16 @@ from typing import Any
 from starlette.responses import Response
 
 from router.api.shape import encode
+from router.config import RouterConfig
 from router.errors import ApiError
 from router.gateway import Gateway
+from router.openapi import document
 from router.workers import WorkerLink
 
 PATHS = (
-    *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/models"),
-    *("/tokenize", "/detokenize", "/health", "/ready", "/status", "/metrics"),
+    *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"),
+    *("/v1/files", "/v1/batches", "/v1/models"),
+    *("/tokenize", "/detokenize", "/health", "/ready", "/status", "/metrics", "/live", "/openapi.json"),
 )
 
 
@@ -22,6 +25,7 @@ class Info:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
+        self._published = encode(_document(gateway.config))
 
     async def root(self) -> Response:
         """Where to go from here."""
@@ -83,6 +87,10 @@ class Info:
         """Prometheus text."""
         return Response(self._gateway.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
+    async def openapi(self) -> Response:
+        """The APIs, as OpenAPI describes them."""
+        return Response(self._published, media_type="application/json")
+
     def _model(self) -> dict[str, Any]:
         gateway = self._gateway
         longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
@@ -93,6 +101,10 @@ class Info:
             "owned_by": "ling-cluster",
             "max_model_len": longest,
         }
+
+
+def _document(config: RouterConfig) -> dict[str, Any]:
+    return document(config.served_model_name, keyed=config.api_keys is not None)
 
 
 def _worker(link: WorkerLink) -> dict[str, Any]:

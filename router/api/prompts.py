@@ -9,25 +9,31 @@ from router.api.schema import GenerationRequest
 from router.choice import Choice, Prompt
 from router.errors import invalid
 from router.gateway import Limits
+from router.grammar import Form, Thinking
 from router.reader import Reader
 from router.tokens import Tokenizer
 from workers.protocol import SamplingParams
 
 RawPrompt = str | list[int]
 _SEED_MASK = 2**63 - 1
+# A key is charged so many tokens beforehand for an answer whose length is left open.
+_OPEN_RESERVE = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """What the APIs spell differently.
 
-    max_tokens: None for what the context has left. reader: makes what tells a choice's text apart.
+    max_tokens: None for what the context has left. reader: makes what tells a choice's text apart. form: what the
+    text must be; to be checked (`Gateway.check`) before choices are made. thinking: whether some comes before.
     """
 
     max_tokens: int | None
     logprobs: int | None
     prompt_logprobs: int | None = None
     reader: Callable[[Prompt], Reader] | None = None
+    form: Form | None = None
+    thinking: Callable[[Prompt], Thinking] = lambda prompt: Thinking.NONE
 
 
 def raw_prompts(value: Any) -> list[RawPrompt]:
@@ -76,6 +82,8 @@ def make_choices(
     base_seed = random.getrandbits(63) if request.seed is None else request.seed
     stop_ids = _stop_ids(request, limits, tokenizer)
     bias = _logit_bias(request, limits)
+    if wanted.form is not None:
+        _check_end(request, stop_ids)
     choices: list[Choice] = []
     for prompt in prompts:
         max_tokens = _max_tokens(len(prompt.token_ids), wanted.max_tokens, limits)
@@ -84,6 +92,7 @@ def make_choices(
                 f"'min_tokens' {request.min_tokens} exceeds the {max_tokens} tokens that may be generated",
                 "min_tokens",
             )
+        grammar = wanted.form.grammar(tokenizer.marks, wanted.thinking(prompt)) if wanted.form is not None else None
         for _ in range(request.n):
             index = len(choices)
             sampling = SamplingParams(
@@ -101,6 +110,7 @@ def make_choices(
                 min_tokens=request.min_tokens,
                 logprobs=wanted.logprobs,
                 prompt_logprobs=wanted.prompt_logprobs,
+                grammar=grammar,
             )
             choices.append(
                 Choice(
@@ -112,6 +122,7 @@ def make_choices(
                     reader=wanted.reader(prompt) if wanted.reader is not None else None,
                     keep_ids=request.return_token_ids,
                     discard=max_tokens == 0,
+                    reserve=max_tokens if wanted.max_tokens is not None else min(max_tokens, _OPEN_RESERVE),
                 )
             )
     return choices
@@ -146,6 +157,16 @@ def _stop_ids(request: GenerationRequest, limits: Limits, tokenizer: Tokenizer) 
             )
     eos = () if request.ignore_eos else tokenizer.eos_ids
     return tuple(dict.fromkeys((*eos, *request.stop_token_ids)))
+
+
+def _check_end(request: GenerationRequest, stop_ids: tuple[int, ...]) -> None:
+    """What has a form ends where it is whole."""
+    if request.ignore_eos:
+        reason = "the answer has a form (a format, or calls of given functions), and ends where that is whole"
+        raise invalid(f"'ignore_eos': {reason}", "ignore_eos")
+    if not stop_ids:
+        reason = "this checkpoint names no token that ends an answer, as one of a given form must: send one"
+        raise invalid(f"'stop_token_ids': {reason}", "stop_token_ids")
 
 
 def _logit_bias(request: GenerationRequest, limits: Limits) -> tuple[tuple[int, float], ...]:

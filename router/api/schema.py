@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from router.priority import LATEST, SOONEST
+
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
@@ -56,7 +58,7 @@ class GenerationRequest(Strict):
     stop: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=1024)]],
         Field(max_length=16),
-        BeforeValidator(_stop_list),
+        BeforeValidator(_stop_list, json_schema_input_type=str | list[str]),
     ] = Field(default_factory=list)
     stop_token_ids: list[TokenId] = Field(default_factory=list, max_length=256)
     min_tokens: int = Field(0, ge=0)
@@ -65,7 +67,7 @@ class GenerationRequest(Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
-    priority: int = Field(0, ge=-(2**31), lt=2**31)
+    priority: int = Field(0, ge=SOONEST, le=LATEST, description="lower goes first, and takes the places of higher")
     # What follows changes nothing here, or has one value that asks for nothing.
     user: Short | None = meaningless(None)
     metadata: dict[Short, Short] | None = meaningless(None, max_length=16)
@@ -82,20 +84,3 @@ class GenerationRequest(Strict):
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
-
-
-class CompletionRequest(GenerationRequest):
-    """Body of /v1/completions. `prompt` is checked by `router.api.prompts`, in one pass over possibly many ids."""
-
-    prompt: Any
-    max_tokens: int | None = Field(None, ge=0)
-    logprobs: int | None = Field(None, ge=0, le=20)
-    echo: bool = False
-    best_of: Literal[1] = 1
-    suffix: Literal[""] = ""
-
-    @model_validator(mode="after")
-    def _some_output(self) -> "CompletionRequest":
-        if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens 0 needs echo=true: without it there is nothing to answer")
-        return self

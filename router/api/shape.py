@@ -12,7 +12,7 @@ from router.tokens import Tokenizer
 
 encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
-_MARK = "\x00text\x00"
+MARK = "\x00text\x00"  # where a text goes, in what is made once
 
 
 def event(payload: Any) -> bytes:
@@ -82,6 +82,9 @@ class Shape(ABC):
     def _finish(self, choice: Choice) -> str | None:
         return choice.finish
 
+    async def settle(self, error: ApiError | None) -> None:  # noqa: B027 - to do nothing is usual
+        """Nothing is to be done."""
+
     def failed(self, error: ApiError) -> bytes:
         """The end of a stream that fails."""
         return event(error.payload()) + DONE
@@ -119,8 +122,12 @@ class Shape(ABC):
         return {**self._head, "choices": [item], **usage, **facts}
 
     def _around_text(self, index: int) -> tuple[bytes, bytes]:
-        item = {"index": index, **self._bare_choice(_MARK), "finish_reason": None}
-        before, _, after = event(self._payload(item, {})).partition(encode(_MARK))
+        return self._around_mark(index, self._bare_choice(MARK))
+
+    def _around_mark(self, index: int, content: dict[str, Any]) -> tuple[bytes, bytes]:
+        """A later chunk of a choice, but for the mark in it."""
+        item = {"index": index, **content, "finish_reason": None}
+        before, _, after = event(self._payload(item, {})).partition(encode(MARK))
         return before, after
 
     def _usage_of_all(self) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from typing import ClassVar
 
+from router.grammar import Marks
 from router.parts import Part
 
 
@@ -14,6 +15,13 @@ class ToolParser(ABC):
     """
 
     markers: ClassVar[tuple[str, ...]]  # shown even where the tokenizer holds them to be special
+    trigger: ClassVar[str]  # what each call begins with, and text does not contain
+    between: ClassVar[str]  # what stands between a call and the next
+
+    @classmethod
+    @abstractmethod
+    def call(cls, name: str, arguments: str, marks: Marks) -> str:
+        """Lark for one call after its trigger; `arguments` is Lark for the JSON object they are."""
 
     @abstractmethod
     def push(self, text: str) -> list[Part]:

@@ -4,6 +4,7 @@ import json
 import logging
 import re
 
+from router.grammar import Marks
 from router.parts import CallEnd, CallPart, CallStart, Part, Text, held_back
 from router.tools.base import ToolParser
 from router.tools.json_scan import JsonScan
@@ -22,6 +23,14 @@ class Hermes(ToolParser):
     """
 
     markers = (_OPEN, _CLOSE)
+    trigger = _OPEN
+    between = "\n"
+
+    @classmethod
+    def call(cls, name: str, arguments: str, marks: Marks) -> str:
+        head = marks.literal(f'\n{{"name": {json.dumps(name)}, "arguments": ')
+        tail = marks.literal("}\n" + _CLOSE)
+        return f"{head} {arguments} {tail}"
 
     def __init__(self) -> None:
         self._mode = self._in_text

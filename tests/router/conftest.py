@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,17 +136,23 @@ def pair(**kwargs: Any) -> list[FakeWorker]:
     return [FakeWorker("p0", "prefill", **kwargs), FakeWorker("d0", "decode", **kwargs)]
 
 
-@pytest.fixture(scope="module")
-def stage(checkpoint: Path) -> Iterator[Stage]:
-    """A served pair of workers in a thread of its own, shared by a module's tests."""
-    thread = LoopThread()
-    opened = AsyncExitStack()
+@contextmanager
+def staged(checkpoint: Path, workers: list[FakeWorker], **options: Any) -> Iterator[Stage]:
+    """A served router on a loop of its own, for clients that block."""
+    thread, opened = LoopThread(), AsyncExitStack()
 
     async def enter() -> Stage:
-        return await opened.enter_async_context(served(checkpoint, pair()))
+        return await opened.enter_async_context(served(checkpoint, workers, **options))
 
     try:
         yield thread.run(enter())
     finally:
         thread.run(opened.aclose())
         thread.close()
+
+
+@pytest.fixture(scope="module")
+def stage(checkpoint: Path) -> Iterator[Stage]:
+    """A served pair of workers in a thread of its own, shared by a module's tests."""
+    with staged(checkpoint, pair()) as started:
+        yield started

@@ -13,6 +13,7 @@ import openai
 import pytest
 
 from router.keys import Keys, hashed, make_key
+from router.limits import KeyLimits
 from tests.router.conftest import LoopThread, Stage, pair, served
 
 OLD, NEW = make_key(), make_key()
@@ -90,12 +91,28 @@ def test_a_file_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
 
 
 def test_a_made_key_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys, "argv", ["keys", "acme"])
+    monkeypatch.setattr(sys, "argv", ["keys", "acme", "--requests", "60", "--concurrent", "3"])
     runpy.run_path(str(Path(__file__).parents[2] / "router" / "keys.py"), run_name="__main__")
     line, said = capsys.readouterr()
     (tmp_path / "keys").write_text(line)
     keys = Keys(str(tmp_path / "keys"))
-    assert keys.tenant(said.split()[-1]) == "acme"
-    assert keys.tenant("") is None
+    key = said.split()[-1]
+
+    def found() -> tuple[str, KeyLimits]:
+        holder = keys.holder(key)
+        assert holder is not None
+        assert holder.account is not None
+        return holder.tenant, holder.account.limits
+
+    assert found() == ("acme", KeyLimits(requests=60, concurrent=3))
+    assert keys.holder("") is None
     os.remove(tmp_path / "keys")
-    assert keys.tenant(said.split()[-1]) == "acme"
+    assert found()[0] == "acme"
+
+
+@pytest.mark.parametrize("arguments", [["*"], ["#x"], ["a b"], ["acme", "--tokens", "0"], ["acme", "--tokens", "-1"]])
+def test_no_line_is_made_of_what_could_not_be_read(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["keys", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_path(str(Path(__file__).parents[2] / "router" / "keys.py"), run_name="__main__")
+    assert ended.value.code == 2

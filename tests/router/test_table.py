@@ -8,6 +8,7 @@ import pytest
 from anthropic.types import message_count_tokens_params, message_create_params
 from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
+from openai.types.responses import response_create_params
 
 from router.api.body import parse
 from router.api.table import ENDPOINTS, Endpoint, table
@@ -16,6 +17,7 @@ from router.errors import ApiError
 KNOWN = {
     "/v1/chat/completions": chat_create_params.CompletionCreateParamsBase,
     "/v1/completions": completion_create_params.CompletionCreateParamsBase,
+    "/v1/responses": response_create_params.ResponseCreateParamsBase,
     "/v1/messages": message_create_params.MessageCreateParamsBase,
     "/v1/messages/count_tokens": message_count_tokens_params.MessageCountTokensParams,
 }
@@ -39,7 +41,7 @@ def test_no_field_its_sdk_knows_is_missing(endpoint: Endpoint) -> None:
 @pytest.mark.parametrize(("endpoint", "name"), REFUSED, ids=[f"{e.path}-{n}" for e, n in REFUSED])
 def test_what_is_said_to_be_refused_is(endpoint: Endpoint, name: str) -> None:
     required = [n for n, f in endpoint.model.model_fields.items() if f.is_required()]
-    values = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1}
+    values = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "input": "x"}
     body = {n: values[n] for n in required} | {name: {}}
     with pytest.raises(ApiError, match=f"'{name}' is not supported"):
         parse(json.dumps(body).encode(), endpoint.model)

@@ -36,6 +36,9 @@ class TextBlock(Block):
     citations: list[Any] | None = meaningless(None, max_length=0)
 
 
+SystemText = Annotated[list[TextBlock], BeforeValidator(_block_list, json_schema_input_type=str | list[TextBlock])]
+
+
 class ToolUseBlock(Block):
     """A call the assistant made."""
 
@@ -51,7 +54,7 @@ class ToolResultBlock(Block):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: Annotated[list[TextBlock], BeforeValidator(_block_list)] = Field(default_factory=list)
+    content: SystemText = Field(default_factory=list)
     is_error: bool | None = meaningless(None)
 
 
@@ -80,14 +83,13 @@ AssistantBlock = Annotated[
     | Annotated[RedactedThinkingBlock, Tag("#redacted_thinking")],
     Discriminator(_tag),
 ]
-SystemText = Annotated[list[TextBlock], BeforeValidator(_block_list)]
 
 
 class UserMessage(Strict):
     """What the user said, and what tools returned."""
 
     role: Literal["user"]
-    content: Annotated[list[UserBlock], BeforeValidator(_block_list)]
+    content: Annotated[list[UserBlock], BeforeValidator(_block_list, json_schema_input_type=str | list[UserBlock])]
 
     def as_chat(self) -> list[dict[str, Any]]:
         """One tool message for each result, then the text."""
@@ -103,7 +105,9 @@ class AssistantMessage(Strict):
     """What the model said or called."""
 
     role: Literal["assistant"]
-    content: Annotated[list[AssistantBlock], BeforeValidator(_block_list)]
+    content: Annotated[
+        list[AssistantBlock], BeforeValidator(_block_list, json_schema_input_type=str | list[AssistantBlock])
+    ]
 
     def as_chat(self) -> list[dict[str, Any]]:
         """Text and calls in one message."""

@@ -2,31 +2,17 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import BeforeValidator, Field, model_validator
 
 from router.api.anthropic.blocks import AnyMessage, SystemText, system_text
 from router.api.chat_schema import ChatRequest
 from router.api.schema import Short, Strict, meaningless
 from router.errors import invalid
 
-_NO_GRAMMAR = "needs output enforced by a grammar, which is not built yet"
-
 
 def _own_tool(value: Any) -> Any:
     if value not in (None, "custom"):
         raise ValueError(f"the server runs no tools of its own, such as {str(value)[:80]!r}: define it as custom")
-    return value
-
-
-def _not_strict(value: Any) -> Any:
-    if value is True:
-        raise ValueError(f"strict {_NO_GRAMMAR}: leave it out")
-    return value
-
-
-def _free_choice(value: Any) -> Any:
-    if value in ("any", "tool"):
-        raise ValueError(f"{value!r} {_NO_GRAMMAR}: use 'auto' or 'none'")
     return value
 
 
@@ -37,7 +23,7 @@ class ToolSpec(Strict):
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")
     description: str | None = None
     input_schema: dict[str, Any]
-    strict: Annotated[Literal[False] | None, BeforeValidator(_not_strict)] = None
+    strict: bool | None = Field(None, description="true: calls are made of valid input alone")
     cache_control: dict[str, Any] | None = meaningless(None)
     eager_input_streaming: bool | None = meaningless(None)
 
@@ -46,14 +32,28 @@ class ToolSpec(Strict):
         function: dict[str, Any] = {"name": self.name}
         if self.description is not None:
             function["description"] = self.description
-        return {"type": "function", "function": {**function, "parameters": self.input_schema}}
+        function |= {"parameters": self.input_schema, "strict": self.strict}
+        return {"type": "function", "function": function}
 
 
 class ToolChoice(Strict):
-    """disable_parallel_tool_use: the answer ends with its first call."""
+    """name: of the tool that must be called. disable_parallel_tool_use: the answer ends with its first call."""
 
-    type: Annotated[Literal["auto", "none"], BeforeValidator(_free_choice)]
+    type: Literal["auto", "any", "tool", "none"]
+    name: str | None = None
     disable_parallel_tool_use: bool = False
+
+    @model_validator(mode="after")
+    def _named(self) -> "ToolChoice":
+        if (self.type == "tool") != (self.name is not None):
+            raise ValueError("a name goes with type 'tool', and with no other")
+        return self
+
+    def as_chat(self) -> Any:
+        """As the chat API has it."""
+        if self.type == "tool":
+            return {"type": "function", "function": {"name": self.name}}
+        return "required" if self.type == "any" else self.type
 
 
 class Thinking(Strict):
@@ -64,10 +64,22 @@ class Thinking(Strict):
     display: Literal["summarized", "omitted"] | None = Field(None, description="`omitted` leaves the reasoning out")
 
 
+class OutputFormat(Strict):
+    """JSON that is valid by a schema."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+    def as_chat(self) -> dict[str, Any]:
+        """As the chat API has it."""
+        return {"type": "json_schema", "json_schema": {"name": "output", "schema": self.schema_, "strict": True}}
+
+
 class OutputConfig(Strict):
-    """The level of effort; formats need a grammar."""
+    """What the answer's text must be, and the level of effort."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = meaningless(None)
+    format: OutputFormat | None = None
 
 
 class ClearThinking(Strict):
@@ -92,6 +104,9 @@ class Metadata(Strict):
 class MessagesChat(ChatRequest):
     """A message's request as a chat's. shows_thinking: reasoning is part of the answer."""
 
+    schema_path = "output_config.format.schema"
+    parameters_path = "tools[{}].input_schema"
+
     shows_thinking: bool = False
 
 
@@ -102,9 +117,9 @@ class CountRequest(Strict):
     messages: list[AnyMessage] = Field(min_length=1)
     system: SystemText = Field(default_factory=list)
     tools: list[ToolSpec] = Field(default_factory=list, max_length=1024)
-    tool_choice: ToolChoice | None = Field(None, description="`any` and `tool` are refused: they need a grammar")
+    tool_choice: ToolChoice | None = None
     thinking: Thinking | None = Field(None, description="`enabled` and `adaptive` switch reasoning on")
-    output_config: OutputConfig | None = meaningless(None)
+    output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = meaningless(None)
 
     def as_chat(self) -> MessagesChat:
@@ -123,9 +138,11 @@ class CountRequest(Strict):
             "tools": [tool.as_chat() for tool in self.tools],
         }
         if self.tool_choice is not None:
-            if self.tools:
-                chat["tool_choice"] = self.tool_choice.type
+            if self.tools or self.tool_choice.type in ("any", "tool"):
+                chat["tool_choice"] = self.tool_choice.as_chat()
             chat["parallel_tool_calls"] = not self.tool_choice.disable_parallel_tool_use
+        if self.output_config is not None and self.output_config.format is not None:
+            chat["response_format"] = self.output_config.format.as_chat()
         if self.thinking is not None:
             on = self.thinking.type != "disabled"
             chat["reasoning_effort"] = "high" if on else "none"

@@ -67,6 +67,9 @@ class MessageShape:
             out[:0] = [_event(begin), _event({"type": "ping"})]
         return b"".join(out)
 
+    async def settle(self, error: ApiError | None) -> None:
+        """Nothing is to be done."""
+
     def last(self) -> bytes:
         """Why it ended, and the end."""
         delta = {"type": "message_delta", "delta": self._reason(), "usage": self._usage(self._choice.generated)}

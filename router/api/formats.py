@@ -1,0 +1,147 @@
+"""Fields that say what an answer's text must be: `response_format`, and `structured_outputs` in vLLM's words."""
+
+import json
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from router.api.schema import GenerationRequest, Strict, meaningless
+from router.errors import invalid
+from router.grammar import Form, Schema, grammar_of, json_form
+from router.grammar_texts import Tagged, choice_form, client_form, regex_form, tagged_form
+
+
+def _tag(value: Any) -> str | None:
+    """The type, marked so that an error's path tells it from a field."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"#{kind}" if kind is not None else None
+
+
+def _read_json(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"is no JSON: {error}") from None
+
+
+class TextFormat(Strict):
+    """Free text."""
+
+    type: Literal["text"] = "text"
+
+
+class JsonObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class JsonSchemaSpec(Strict):
+    """A JSON Schema and its name. strict: a keyword that can't be enforced is a 400, else it is passed over."""
+
+    name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
+    description: str | None = meaningless(None)
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Strict):
+    """JSON that is valid by a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: JsonSchemaSpec
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("#text")]
+    | Annotated[JsonObjectFormat, Tag("#json_object")]
+    | Annotated[JsonSchemaFormat, Tag("#json_schema")],
+    Discriminator(_tag),
+]
+
+
+class TagStructure(Strict):
+    """Between `begin`, which starts with a trigger, and `end`: JSON valid by `schema`."""
+
+    begin: str = Field(min_length=1, max_length=1024)
+    schema_: dict[str, Any] = Field(alias="schema")
+    end: str = Field("", max_length=1024)
+
+
+class StructuralTag(Strict):
+    """Free text in which, once a trigger is written, one of the structures that begin with it must follow."""
+
+    type: Literal["structural_tag"]
+    structures: list[TagStructure] = Field(min_length=1, max_length=256)
+    triggers: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(min_length=1, max_length=64)
+
+    @model_validator(mode="after")
+    def _triggered(self) -> "StructuralTag":
+        for i, structure in enumerate(self.structures):
+            if not structure.begin.startswith(tuple(self.triggers)):
+                raise ValueError(f"structures[{i}].begin starts with none of the triggers")
+        return self
+
+    def form(self, param: str) -> Form:
+        """For the workers."""
+        tags = [
+            Tagged(s.begin, Schema(s.schema_, f"{param}.structures[{i}].schema"), s.end)
+            for i, s in enumerate(self.structures)
+        ]
+        return tagged_form(tags, tuple(self.triggers), param)
+
+
+class StructuredOutputs(Strict):
+    """One of these. json: a JSON Schema, or one as text. grammar: EBNF with `root ::=`, or Lark with `start:`."""
+
+    json_: Annotated[dict[str, Any] | None, BeforeValidator(_read_json)] = Field(None, alias="json")
+    regex: str | None = Field(None, min_length=1, description="all of the text matches; no look-around")
+    choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=4096)
+    grammar: str | None = Field(None, min_length=1, max_length=16384)
+    structural_tag: Annotated[StructuralTag | None, BeforeValidator(_read_json)] = None
+
+    @model_validator(mode="after")
+    def _one(self) -> "StructuredOutputs":
+        if len(self.model_fields_set) != 1:
+            raise ValueError("send exactly one of json, regex, choice, grammar, structural_tag")
+        return self
+
+    def form(self, param: str) -> Form:
+        """For the workers; 400 if a grammar is neither Lark nor EBNF."""
+        if self.json_ is not None:
+            return json_form(Schema(self.json_, f"{param}.json"))
+        if self.regex is not None:
+            return regex_form(self.regex, f"{param}.regex")
+        if self.choice is not None:
+            return choice_form(self.choice, f"{param}.choice")
+        if self.grammar is not None:
+            return client_form(self.grammar, f"{param}.grammar")
+        assert self.structural_tag is not None
+        return self.structural_tag.form(f"{param}.structural_tag")
+
+
+class FormattedRequest(GenerationRequest):
+    """A request whose answer may be asked to be of a form."""
+
+    # Where a format's schema stands in the client's request.
+    schema_path: ClassVar[str] = "response_format.json_schema.schema"
+
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
+
+    @model_validator(mode="after")
+    def _one_format(self) -> "FormattedRequest":
+        if self.structured_outputs is not None and self.response_format is not None:
+            raise invalid("'structured_outputs' and 'response_format': send one of them", "structured_outputs")
+        return self
+
+    @property
+    def content_form(self) -> Form | None:
+        """What the answer's content must be; None where it is free."""
+        if self.structured_outputs is not None:
+            return self.structured_outputs.form("structured_outputs")
+        if self.response_format is not None:
+            return grammar_of(self.response_format.model_dump(by_alias=True), self.schema_path)
+        return None

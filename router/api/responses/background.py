@@ -1,0 +1,132 @@
+"""Responses that run without their clients."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+
+from router.api.generate import chunks
+from router.api.responses.events import split
+from router.api.responses.shape import ResponseShape
+from router.api.responses.store import ResponseStore
+from router.errors import ApiError
+from router.job import Job
+
+_log = logging.getLogger(__name__)
+# How long another router may take to hear that a response was cancelled, or to see its next events.
+_POLL_S = 0.2
+_CLOSING_S = 5.0
+
+
+class _Run:
+    """One response. holds: what is given back at its end."""
+
+    def __init__(self, job: Job, shape: ResponseShape, holds: ExitStack, *, streamed: bool) -> None:
+        self.job = job
+        self.shape = shape
+        self.holds = holds
+        self.streamed = streamed
+        self.news = asyncio.Event()
+
+    def tell(self) -> None:
+        """Wake who follows it."""
+        self.news.set()
+        self.news = asyncio.Event()
+
+
+class Background:
+    """One router's. A response whose row is gone or no longer active is to stop, whoever saw to that."""
+
+    def __init__(self, store: ResponseStore) -> None:
+        self._store = store
+        self._runs: dict[str, _Run] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._renewing: asyncio.Task[None] | None = None
+
+    def start(self, job: Job, shape: ResponseShape, holds: ExitStack, *, streamed: bool) -> None:
+        """Run one that the store has begun to keep."""
+        run = _Run(job, shape, holds, streamed=streamed)
+        self._runs[shape.body["id"]] = run
+        task = asyncio.create_task(self._run(run))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        if self._renewing is None or self._renewing.done():
+            self._renewing = asyncio.create_task(self._renew())
+
+    def stop(self, response_id: str) -> None:
+        """Free what it holds at the workers, if it runs here."""
+        if (run := self._runs.get(response_id)) is not None:
+            run.job.leave()
+            run.tell()
+
+    async def follow(self, tenant: str, response_id: str, after: int) -> AsyncIterator[bytes]:
+        """Its events behind the one numbered `after`, wherever it runs, up to its end."""
+        while True:
+            run = self._runs.get(response_id)
+            news = run.news if run is not None else asyncio.Event()
+            pieces, active = await self._store.events(tenant, response_id, after)
+            for first, data in pieces:
+                events = split(data)
+                yield b"".join(events[max(0, after + 1 - first) :])
+                after = first + len(events) - 1
+            if not active:
+                return
+            try:
+                await asyncio.wait_for(news.wait(), _POLL_S)
+            except TimeoutError:
+                continue
+
+    async def close(self) -> None:
+        """Return once all have ended; their workers' connections are to be closed before."""
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=_CLOSING_S)
+        for task in [*self._tasks, *([self._renewing] if self._renewing is not None else [])]:
+            task.cancel()
+
+    async def _run(self, run: _Run) -> None:
+        response_id = run.shape.body["id"]
+        try:
+            with run.holds:
+                await self._drive(run)
+        except Exception:
+            _log.exception("the response %s failed", response_id)
+            await self._end(run, ApiError(500, "internal error", code="internal_error"), b"", run.shape.sequence)
+        finally:
+            del self._runs[response_id]
+            run.tell()
+
+    async def _drive(self, run: _Run) -> None:
+        job, shape = run.job, run.shape
+        first, data = 0, shape.begin() if run.streamed else b""
+        while True:
+            if data:
+                if not await self._store.append(shape.body["id"], first, shape.sequence, data):
+                    job.leave()
+                run.tell()
+                first = shape.sequence
+            await job.wait()
+            end = job.over
+            data = await chunks(job, shape) if run.streamed and job.error is None else b""
+            if end:
+                break
+        if not job.gone:
+            await self._end(run, job.error, data, first)
+
+    async def _end(self, run: _Run, error: ApiError | None, data: bytes, first: int) -> None:
+        shape = run.shape
+        await shape.settle(error)
+        if run.streamed:
+            data += shape.last()
+        await self._store.finish(shape.body, first, first + len(split(data)), data)
+
+    async def _renew(self) -> None:
+        while self._runs:
+            await asyncio.sleep(_POLL_S)
+            ids = list(self._runs)
+            try:
+                wanted = await self._store.renew(ids)
+            except Exception:
+                _log.exception("leases of %d responses were not renewed", len(ids))
+                continue
+            for response_id in set(ids) - wanted:
+                self.stop(response_id)

@@ -1,0 +1,193 @@
+"""Items of the responses API: what a client may send, and the plain form in which they are kept and read again.
+
+An item's plain form is what the API shows: a dict with `id`, `type` and `status`, its content a list of parts.
+"""
+
+import uuid
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+
+from router.api.schema import Short, Strict, meaningless
+
+Item = dict[str, Any]
+Status = Literal["in_progress", "completed", "incomplete"]
+
+
+def new_id(prefix: str) -> str:
+    """An id nobody else has."""
+    return f"{prefix}_{uuid.uuid4().hex}"
+
+
+def _part_list(value: Any) -> Any:
+    if isinstance(value, str):
+        return [{"type": "input_text", "text": value}]
+    if not isinstance(value, list):
+        raise ValueError("must be a string or a list of parts")
+    return value
+
+
+def tag(value: Any) -> str | None:
+    """The type, marked so that an error's path tells it from a field."""
+    kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"#{kind}" if kind is not None else None
+
+
+class Sent(Strict):
+    """Of exactly its fields; null is as good as absent, as answers sent back are full of it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
+
+class InputText(Sent):
+    """What was said to the model."""
+
+    type: Literal["input_text"]
+    text: str
+    prompt_cache_breakpoint: dict[str, Any] | None = meaningless(None)  # prompts are not cached by mark
+
+    def said(self) -> str:
+        """Its text."""
+        return self.text
+
+
+class OutputText(Sent):
+    """What the model said."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: list[Any] | None = meaningless(None)
+    logprobs: list[Any] | None = meaningless(None)
+
+    def said(self) -> str:
+        """Its text."""
+        return self.text
+
+
+class Refusal(Sent):
+    """What the model would not do, in its words."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    def said(self) -> str:
+        """Its text."""
+        return self.refusal
+
+
+Part = Annotated[
+    Annotated[InputText, Tag("#input_text")]
+    | Annotated[OutputText, Tag("#output_text")]
+    | Annotated[Refusal, Tag("#refusal")],
+    Discriminator(tag),
+]
+Parts = Annotated[list[Part], BeforeValidator(_part_list, json_schema_input_type=str | list[Part])]
+
+
+class Message(Sent):
+    """What somebody said."""
+
+    type: Literal["message"] = "message"
+    role: Literal["user", "assistant", "system", "developer"]
+    content: Parts
+    id: Short | None = None
+    status: Status = "completed"
+    phase: Literal["commentary", "final_answer"] | None = meaningless(None)
+
+    def plain(self) -> Item:
+        """As kept."""
+        if self.role == "assistant":
+            return message(self.id, self.role, [output_text(part.said()) for part in self.content], self.status)
+        content = [{"type": "input_text", "text": part.said()} for part in self.content]
+        return message(self.id, self.role, content, self.status)
+
+
+class FunctionCall(Sent):
+    """A call the model made. One that is `incomplete` and without an output was never made, and is left out."""
+
+    type: Literal["function_call"]
+    call_id: Short
+    name: str
+    arguments: str
+    id: Short | None = None
+    status: Status = "completed"
+
+    def plain(self) -> Item:
+        """As kept."""
+        return {
+            "id": self.id or new_id("fc"),
+            "type": "function_call",
+            "status": self.status,
+            "call_id": self.call_id,
+            "name": self.name,
+            "arguments": self.arguments,
+        }
+
+
+class FunctionCallOutput(Sent):
+    """What a called function returned."""
+
+    type: Literal["function_call_output"]
+    call_id: Short
+    output: Parts
+    id: Short | None = None
+    status: Status = "completed"
+    name: str | None = meaningless(None)
+
+    def plain(self) -> Item:
+        """As kept."""
+        return {
+            "id": self.id or new_id("fco"),
+            "type": "function_call_output",
+            "status": self.status,
+            "call_id": self.call_id,
+            "output": "\n".join(part.said() for part in self.output),
+        }
+
+
+class ReasoningItem(Sent):
+    """Earlier reasoning; the family's templates leave it out."""
+
+    type: Literal["reasoning"]
+    id: Short | None = None
+    summary: list[dict[str, Any]] = Field(default_factory=list, max_length=64)
+    content: list[dict[str, Any]] = Field(default_factory=list, max_length=64)
+    encrypted_content: str | None = meaningless(None)
+    status: Status = "completed"
+
+    def plain(self) -> Item:
+        """As kept."""
+        return {
+            "id": self.id or new_id("rs"),
+            "type": "reasoning",
+            "status": self.status,
+            "summary": self.summary,
+            "content": self.content,
+        }
+
+
+def _item_tag(value: Any) -> str | None:
+    """A message need not name its type."""
+    return tag(value) or ("#message" if isinstance(value, dict) and "role" in value else None)
+
+
+InputItem = Annotated[
+    Annotated[Message, Tag("#message")]
+    | Annotated[FunctionCall, Tag("#function_call")]
+    | Annotated[FunctionCallOutput, Tag("#function_call_output")]
+    | Annotated[ReasoningItem, Tag("#reasoning")],
+    Discriminator(_item_tag),
+]
+
+
+def message(item_id: str | None, role: str, content: list[Item], status: str) -> Item:
+    """A message's plain form."""
+    return {"id": item_id or new_id("msg"), "type": "message", "status": status, "role": role, "content": content}
+
+
+def output_text(text: str) -> Item:
+    """A part of what the model said."""
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

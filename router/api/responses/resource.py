@@ -1,0 +1,45 @@
+"""The response object, as it is while its answer comes."""
+
+from typing import Any
+
+from router.api.responses.schema import ResponseRequest
+from router.errors import ApiError
+
+_ERROR_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+
+
+def resource(request: ResponseRequest, response_id: str, created: int, model: str) -> dict[str, Any]:
+    """Begun, with nothing said yet. created: Unix time in seconds."""
+    given = request.model_dump(
+        include={
+            *("background", "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls"),
+            *("previous_response_id", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "store"),
+            *("temperature", "top_logprobs", "top_p", "truncation", "user"),
+        }
+    )
+    text, reasoning, choice = request.text, request.reasoning, request.tool_choice
+    shown = text.format.model_dump(by_alias=True) if text is not None and text.format is not None else {"type": "text"}
+    return {
+        "id": response_id,
+        "object": "response",
+        "created_at": created,
+        "completed_at": None,
+        "status": "in_progress",
+        "error": None,
+        "incomplete_details": None,
+        "model": model,
+        "output": [],
+        "usage": None,
+        **given,
+        "reasoning": {"effort": reasoning.effort if reasoning is not None else None, "summary": None},
+        "service_tier": "default",
+        "text": {"format": shown, "verbosity": "medium"},
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
+        "tools": [tool.shown() for tool in request.tools],
+    }
+
+
+def failure(error: ApiError) -> dict[str, Any]:
+    """What changes when it fails; the codes are those the API knows."""
+    code = _ERROR_CODES.get(error.status, "server_error")
+    return {"status": "failed", "error": {"code": code, "message": error.message}}

@@ -1,0 +1,103 @@
+"""Kept responses: bounded for each tenant, shared by the routers of a host, never seen by another tenant.
+
+A response is kept with the items it was asked with and a pointer to the response whose conversation it goes on with.
+What is deleted, or goes for want of room, is out of sight at once; its items stay as long as a later response of
+the same conversation needs them.
+"""
+
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+from router.api.responses import rows
+from router.api.responses.items import Item
+from router.api.responses.rows import Bounds, Conversation, Kept, Record
+from router.store.database import Database
+
+
+class ResponseStore:
+    """A file of kept responses."""
+
+    def __init__(self, path: Path, bounds: Bounds) -> None:
+        self._database = Database(path, rows.SCHEMA)
+        self._bounds = bounds
+
+    def close(self) -> None:
+        """Finish what was given, then close."""
+        self._database.close()
+
+    async def put(self, record: Record) -> None:
+        """Keep a response that is over."""
+        await self._database.run(lambda db: rows.put(db, record, self._bounds, active=False, streamed=False))
+
+    async def begin(self, record: Record, *, streamed: bool) -> None:
+        """Keep one that is to run without its client; its lease has to be renewed."""
+        await self._database.run(lambda db: rows.put(db, record, self._bounds, active=True, streamed=streamed))
+
+    async def get(self, tenant: str, response_id: str) -> Kept | None:
+        """The tenant's response of that id, if there is one."""
+        return await self._database.run(lambda db: rows.look(db, tenant, response_id))
+
+    async def conversation(self, tenant: str, response_id: str) -> tuple[Kept, Conversation] | None:
+        """A response, and all that was said up to its end."""
+
+        def read(db: sqlite3.Connection) -> tuple[Kept, Conversation] | None:
+            kept = rows.look(db, tenant, response_id)
+            if kept is None:
+                return None
+            items = [item for asked, said in rows.chain(db, response_id) for item in (*asked, *said)]
+            return kept, Conversation(response_id, tuple(items))
+
+        return await self._database.run(read)
+
+    async def input_items(self, tenant: str, response_id: str) -> list[Item] | None:
+        """All that a response was asked with, its conversation before it too; None if there is no such response."""
+
+        def read(db: sqlite3.Connection) -> list[Item] | None:
+            if rows.look(db, tenant, response_id) is None:
+                return None
+            *before, (asked, _) = rows.chain(db, response_id)
+            return [item for a, s in before for item in (*a, *s)] + asked
+
+        return await self._database.run(read)
+
+    async def delete(self, tenant: str, response_id: str) -> bool:
+        """Whether there was such a response. If it runs, it is to stop."""
+        return await self._database.run(lambda db: rows.hide(db, tenant, response_id))
+
+    async def cancel(self, tenant: str, response_id: str) -> Kept | None:
+        """The response, ended if it was active."""
+
+        def stop(db: sqlite3.Connection) -> Kept | None:
+            kept = rows.look(db, tenant, response_id)
+            active = kept is not None and kept.active
+            return rows.end(db, response_id, kept, {"status": "cancelled"}) if kept is not None and active else kept
+
+        return await self._database.run(stop)
+
+    async def append(self, response_id: str, first: int, beyond: int, data: bytes) -> bool:
+        """Keep events of an active response; False if it has ended or gone meanwhile."""
+        return await self._database.run(lambda db: rows.append(db, response_id, first, beyond, data))
+
+    async def finish(self, body: dict[str, Any], first: int, beyond: int, data: bytes) -> None:
+        """Keep how an active response ended, and its last events if it has any."""
+
+        def write(db: sqlite3.Connection) -> None:
+            if data:
+                rows.append(db, body["id"], first, beyond, data)
+            rows.finish(db, body["id"], body)
+
+        await self._database.run(write)
+
+    async def events(self, tenant: str, response_id: str, after: int) -> tuple[list[tuple[int, bytes]], bool]:
+        """The events behind the one numbered `after`, as `rows.events` has them, and whether more may come."""
+
+        def read(db: sqlite3.Connection) -> tuple[list[tuple[int, bytes]], bool]:
+            kept = rows.look(db, tenant, response_id)
+            return rows.events(db, response_id, after), kept is not None and kept.active
+
+        return await self._database.run(read)
+
+    async def renew(self, ids: list[str]) -> set[str]:
+        """Lengthen the leases of responses that run; which of them still should."""
+        return await self._database.run(lambda db: rows.renew(db, ids))

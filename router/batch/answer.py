@@ -1,0 +1,67 @@
+"""One line's request, answered as its endpoint would answer a client."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from router.api.generate import Api, check_model, prepare
+from router.choice import Choice
+from router.errors import ApiError, invalid
+from router.gateway import Gateway
+from router.job import Job
+from router.priority import BATCH
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """An answer's HTTP status and JSON, and the tokens it took. error: why it is none of success."""
+
+    status: int
+    body: bytes
+    error: ApiError | None = None
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+async def answer(gateway: Gateway, api: Api[Any], body: bytes, request_id: str, sent: Callable[[], None]) -> Answered:
+    """Whatever goes wrong is an answer too. `sent` is called once it is on its way to the workers.
+
+    Cancelled, it leaves nothing there.
+    """
+    try:
+        return await _answer(gateway, api, body, request_id, sent)
+    except ApiError as error:
+        return Answered(error.status, error.body(), error)
+    except Exception:
+        _log.exception("batch request %s failed", request_id)
+        internal = ApiError(500, "internal error", code="internal_error")
+        return Answered(500, internal.body(), internal)
+
+
+async def _answer(gateway: Gateway, api: Api[Any], body: bytes, request_id: str, sent: Callable[[], None]) -> Answered:
+    request = api.read(body)
+    if request.stream:
+        raise invalid("'stream' true is not supported in a batch: each answer is one line", "stream")
+    check_model(request.model, gateway.config)
+    choices, shape = await prepare(gateway, api, request, request_id)
+    job = Job(choices, stream=False, priority=BATCH + request.priority, live=False)
+    with gateway.flying(job):
+        sent()
+        while not job.over:
+            await job.wait()
+    if job.error is not None:
+        raise job.error
+    await shape.settle(None)
+    return Answered(200, await asyncio.to_thread(shape.whole), None, *_tokens(choices))
+
+
+def _tokens(choices: Iterable[Choice]) -> tuple[int, int, int]:
+    """Of prompts, of those cached, of answers; the choices of one prompt share it."""
+    prompts = {id(c.prompt): c for c in choices}.values()
+    cached = sum(c.cached_tokens for c in prompts)
+    return sum(len(c.prompt.token_ids) for c in prompts), cached, sum(c.generated for c in choices)

@@ -1,0 +1,114 @@
+"""A batch's input: JSON lines of `custom_id`, `method`, `url` and `body`. All of it blocks: call it in a thread."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+
+# As many problems of an input as its batch tells.
+_MOST_ERRORS = 100
+
+
+class _Entry(msgspec.Struct, forbid_unknown_fields=True):
+    custom_id: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+    method: str
+    url: str
+    body: msgspec.Raw
+
+
+_decode = msgspec.json.Decoder(_Entry).decode
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """One request. number: from 0, lines without anything not counted. body: JSON, not yet looked into."""
+
+    number: int
+    custom_id: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """What an input holds. errors: as the API lists them; with any of them the batch can't be run."""
+
+    total: int
+    errors: tuple[dict[str, Any], ...]
+
+
+def read(path: Path) -> Iterator[Line]:
+    """The lines of an input that `check` found no fault with."""
+    for number, (_, raw) in enumerate(_raw_lines(path, None)):
+        entry = _decode(raw)
+        yield Line(number, entry.custom_id, bytes(entry.body))
+
+
+def check(path: Path, endpoint: str, most_lines: int, line_bytes: int) -> Checked:
+    """Whether each line is a request to `endpoint` of a name of its own; what the bodies ask for is not looked at."""
+    total = 0
+    errors: list[dict[str, Any]] = []
+    seen: set[str] = set()
+    for at, raw in _raw_lines(path, line_bytes):
+        total += 1
+        try:
+            if total > most_lines:
+                raise _Fault("too_many_lines", f"the input has more than {most_lines} requests")
+            if len(raw) > line_bytes:
+                raise _Fault("line_too_large", f"the line exceeds {line_bytes} bytes")
+            _check(_entry(raw), endpoint, seen)
+        except _Fault as fault:
+            errors.append(fault.as_listed(at))
+            if total > most_lines or len(errors) == _MOST_ERRORS:
+                break
+    if total == 0:
+        errors.append(_Fault("empty_file", "the input has no request").as_listed(None))
+    return Checked(total, tuple(errors))
+
+
+class _Fault(Exception):
+    def __init__(self, code: str, message: str, param: str | None = None) -> None:
+        self._listed = {"code": code, "message": message, "param": param}
+
+    def as_listed(self, line: int | None) -> dict[str, Any]:
+        return {**self._listed, "line": line}
+
+
+def _entry(raw: bytes) -> _Entry:
+    try:
+        return _decode(raw)
+    except msgspec.ValidationError as error:
+        raise _Fault("invalid_request_line", f"the line is no request: {error}") from None
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise _Fault("invalid_json_line", f"the line is not JSON: {error}") from None
+
+
+def _check(entry: _Entry, endpoint: str, seen: set[str]) -> None:
+    if entry.method != "POST":
+        raise _Fault("invalid_method", f"'method' must be POST, not {entry.method[:20]!r}", "method")
+    if entry.url != endpoint:
+        raise _Fault("mismatched_url", f"'url' {entry.url[:80]!r} is not the batch's endpoint {endpoint!r}", "url")
+    if not bytes(entry.body).startswith(b"{"):
+        raise _Fault("invalid_request_line", "'body' must be a JSON object", "body")
+    if entry.custom_id in seen:
+        name = entry.custom_id[:80]
+        raise _Fault("duplicate_custom_id", f"'custom_id' {name!r} is an earlier line's too", "custom_id")
+    seen.add(entry.custom_id)
+
+
+def _raw_lines(path: Path, most: int | None) -> Iterator[tuple[int, bytes]]:
+    """Lines with anything in them and their places in the file, from 1. Of one longer than `most` only a beginning."""
+    with open(path, "rb") as file:
+        at = 0
+        while raw := file.readline(-1 if most is None else most + 2):
+            at += 1
+            if most is not None and not raw.endswith(b"\n"):
+                _skip_rest(file.readline, most)
+            if content := raw.strip():
+                yield at, content
+
+
+def _skip_rest(readline: Callable[[int], bytes], piece: int) -> None:
+    while (rest := readline(piece)) and not rest.endswith(b"\n"):
+        pass

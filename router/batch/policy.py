@@ -1,0 +1,33 @@
+"""When a batch's lines may start. Pure.
+
+Live requests need no help once they are at a worker: there they take the places of batch lines. This keeps lines from
+being started only to be preempted, which would compute their prompts twice.
+"""
+
+from collections.abc import Iterable
+
+from router.policy import WorkerState
+from workers.protocol import Role
+
+# Of a worker's slots and pages, what lines leave free for live requests to come: one in so many.
+_SPARE = 8
+
+
+def room(workers: Iterable[WorkerState], running: int, starting: int, most: int, *, split: bool) -> int:
+    """How many more lines this router may start beside `running` of at most `most`.
+
+    starting: those among them that no worker's figures can contain yet. Both pools must have places to spare, and a
+    worker where anything waits has none.
+    """
+    free: dict[Role, int] = {"prefill": 0, "decode": 0}
+    for worker in workers:
+        free[worker.info.role] += _spare(worker)
+    pools = (free["prefill"], free["decode"]) if split else (free["decode"],)
+    return max(0, min(most - running, min(pools) - starting))
+
+
+def _spare(worker: WorkerState) -> int:
+    info, load = worker.info, worker.load
+    if load.queued or load.free_pages < info.pages // _SPARE:
+        return 0
+    return max(0, load.free_slots - worker.unseen - info.slots // _SPARE)

@@ -1,0 +1,127 @@
+"""What a key may use up: requests and tokens a minute, and requests at once. Pure: time is passed in."""
+
+import math
+from dataclasses import dataclass
+
+_MINUTE_S = 60.0
+# A place among the concurrent ones becomes free whenever it does.
+_CONCURRENT_WAIT_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class KeyLimits:
+    """requests, tokens: a minute. concurrent: requests under way at once. None: as many as come."""
+
+    requests: int | None = None
+    tokens: int | None = None
+    concurrent: int | None = None
+
+    def share(self, replicas: int) -> "KeyLimits":
+        """What each of so many routers grants by itself; rounded up, so that none grants nothing."""
+
+        def part(limit: int | None) -> int | None:
+            return None if limit is None else math.ceil(limit / replicas)
+
+        return KeyLimits(part(self.requests), part(self.tokens), part(self.concurrent))
+
+
+@dataclass(frozen=True, slots=True)
+class Denied:
+    """Not now. wait_s: after which it may be tried again; None if it never could."""
+
+    message: str
+    wait_s: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """One limit as its headers tell it. remaining: left now. reset_s: until all of it is there again."""
+
+    kind: str
+    limit: int
+    remaining: int
+    reset_s: float
+
+
+class Bucket:
+    """Holds up to `limit` and fills evenly within a minute. What was used beyond it is owed first."""
+
+    def __init__(self, limit: int, now: float) -> None:
+        self.limit = limit
+        self._level = float(limit)
+        self._at = now
+
+    def level(self, now: float) -> float:
+        """What is in it; below 0 what is owed."""
+        self._level = min(self._level + (now - self._at) * self.limit / _MINUTE_S, float(self.limit))
+        self._at = now
+        return self._level
+
+    def wait_s(self, amount: float, now: float) -> float:
+        """Seconds until `amount` is there, at most `limit`."""
+        return max(0.0, (amount - self.level(now)) * _MINUTE_S / self.limit)
+
+    def take(self, amount: int, now: float) -> None:
+        """Take it out, or with a negative amount put it back."""
+        self._level = min(self.level(now) - amount, float(self.limit))
+
+
+class Account:
+    """The use of one holder of limits: a tenant with all its keys, or a key with limits of its own."""
+
+    def __init__(self, limits: KeyLimits, now: float) -> None:
+        self.running = 0
+        self.change(limits, now)
+
+    def change(self, limits: KeyLimits, now: float) -> None:
+        """Other limits from now on; what is under way stays counted."""
+        self.limits = limits
+        self._requests = None if limits.requests is None else Bucket(limits.requests, now)
+        self._tokens = None if limits.tokens is None else Bucket(limits.tokens, now)
+
+    def enter(self, now: float) -> Denied | None:
+        """A request begins; unless it is denied, `leave` must follow."""
+        at_once = self.limits.concurrent
+        if at_once is not None and self.running >= at_once:
+            return Denied(f"{self.running} requests of this key are under way of at most {at_once}", _CONCURRENT_WAIT_S)
+        for bucket, what in ((self._requests, "requests"), (self._tokens, "tokens")):
+            if bucket is not None and (wait := bucket.wait_s(1, now)):
+                return Denied(f"this key's {bucket.limit} {what} a minute are used up", wait)
+        if self._requests is not None:
+            self._requests.take(1, now)
+        self.running += 1
+        return None
+
+    def leave(self) -> None:
+        """A request is over."""
+        self.running -= 1
+
+    def charge(self, tokens: int, now: float) -> Denied | None:
+        """Take what a request may use at most; `settle` gives back what it did not."""
+        bucket = self._tokens
+        if bucket is None:
+            return None
+        if tokens > bucket.limit:
+            return Denied(
+                f"prompt and max_tokens come to {tokens} tokens and this key has {bucket.limit} a minute: "
+                "send less or lower max_tokens",
+                None,
+            )
+        if wait := bucket.wait_s(tokens, now):
+            left = max(0, int(bucket.level(now)))
+            return Denied(f"prompt and max_tokens come to {tokens} tokens and this key has {left} left now", wait)
+        bucket.take(tokens, now)
+        return None
+
+    def settle(self, charged: int, used: int, now: float) -> None:
+        """What was charged has come to so many tokens, be it more."""
+        if self._tokens is not None:
+            self._tokens.take(used - charged, now)
+
+    def standing(self, now: float) -> list[Standing]:
+        """The limits a minute, as of now."""
+        return [
+            Standing(kind, bucket.limit, max(0, int(bucket.level(now))), bucket.wait_s(bucket.limit, now))
+            for kind, bucket in (("requests", self._requests), ("tokens", self._tokens))
+            if bucket is not None
+        ]

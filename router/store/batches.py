@@ -1,0 +1,296 @@
+"""Records of batches, who runs them, and what has come of their lines: functions of a connection, for `Store.run`.
+
+A batch is run by whoever holds its lease. Whatever a runner writes is written only while it holds it, so a line's
+result is recorded once, whoever else takes the batch over.
+"""
+
+import json
+import sqlite3
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
+
+from router.store import files
+from router.store.files import Page, StoredFile
+
+Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
+BATCHES = """
+CREATE TABLE IF NOT EXISTS batches (
+    serial INTEGER PRIMARY KEY AUTOINCREMENT,
+    id TEXT NOT NULL UNIQUE,
+    tenant TEXT NOT NULL,
+    model TEXT NOT NULL,
+    endpoint TEXT NOT NULL,
+    input_file_id TEXT NOT NULL,
+    completion_window TEXT NOT NULL,
+    metadata TEXT NOT NULL,
+    output_seconds INTEGER NOT NULL,
+    status TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    times TEXT NOT NULL DEFAULT '{}',
+    errors TEXT NOT NULL DEFAULT '[]',
+    total INTEGER NOT NULL DEFAULT 0,
+    completed INTEGER NOT NULL DEFAULT 0,
+    failed INTEGER NOT NULL DEFAULT 0,
+    input_tokens INTEGER NOT NULL DEFAULT 0,
+    cached_tokens INTEGER NOT NULL DEFAULT 0,
+    output_tokens INTEGER NOT NULL DEFAULT 0,
+    output_file_id TEXT,
+    error_file_id TEXT,
+    owner TEXT,
+    owned_until REAL NOT NULL DEFAULT 0,
+    open INTEGER GENERATED ALWAYS AS (status IN ('validating', 'in_progress', 'finalizing', 'cancelling')) VIRTUAL
+);
+CREATE INDEX IF NOT EXISTS batches_of_tenant ON batches (tenant, serial);
+CREATE INDEX IF NOT EXISTS batches_open ON batches (open, serial);
+CREATE TABLE IF NOT EXISTS results (
+    batch_id TEXT NOT NULL REFERENCES batches (id) ON DELETE CASCADE,
+    line INTEGER NOT NULL,
+    ok INTEGER NOT NULL,
+    body BLOB NOT NULL,
+    PRIMARY KEY (batch_id, line)
+) WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """A batch's record.
+
+    model: the name it was made for; only routers that serve it run it. output_seconds: how long what comes of it is
+    kept. times: when it came into each status, by the field's name in the API. errors: why it is "failed".
+    total, completed, failed: lines.
+    """
+
+    id: str
+    tenant: str
+    model: str
+    endpoint: str
+    input_file_id: str
+    completion_window: str
+    metadata: dict[str, str]
+    output_seconds: int
+    status: Status
+    created_at: int
+    expires_at: int
+    times: dict[str, int]
+    errors: list[dict[str, Any]]
+    total: int = 0
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+    output_file_id: str | None = None
+    error_file_id: str | None = None
+
+
+_COLUMNS = ", ".join(field.name for field in fields(StoredBatch))
+_JSON = ("metadata", "times", "errors")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What came of a line: its JSON in the output or the error file, and the tokens it took."""
+
+    line: int
+    ok: bool
+    body: bytes
+    input_tokens: int = 0
+    cached_tokens: int = 0
+    output_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A runner's claim to a batch."""
+
+    batch_id: str
+    owner: str
+
+
+class LeaseLost(Exception):
+    """Another runner has taken the batch over."""
+
+
+class TooMany(Exception):
+    """The tenant has as many unfinished batches as it may."""
+
+
+def _batch(row: sqlite3.Row) -> StoredBatch:
+    return StoredBatch(**{name: json.loads(row[name]) if name in _JSON else row[name] for name in row.keys()})  # noqa: SIM118
+
+
+# What clients ask for
+
+
+def create(db: sqlite3.Connection, batch: StoredBatch, most: int) -> None:
+    """TooMany if the tenant has `most` unfinished ones."""
+    (count,) = db.execute("SELECT count(*) FROM batches WHERE open AND tenant = ?", (batch.tenant,)).fetchone()
+    if count >= most:
+        raise TooMany
+    values = [getattr(batch, field.name) for field in fields(batch)]
+    values = [json.dumps(value) if isinstance(value, dict | list) else value for value in values]
+    db.execute(f"INSERT INTO batches ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", values)
+
+
+def find(db: sqlite3.Connection, tenant: str, batch_id: str) -> StoredBatch | None:
+    """A tenant's batch."""
+    row = db.execute(f"SELECT {_COLUMNS} FROM batches WHERE id = ? AND tenant = ?", (batch_id, tenant)).fetchone()
+    return _batch(row) if row is not None else None
+
+
+def page(db: sqlite3.Connection, tenant: str, span: Page) -> list[StoredBatch] | None:
+    """Newest first; one more than `span.limit` where there are more; None if the tenant has none `span.after`."""
+    where, values = "tenant = ?", [tenant]
+    if span.after is not None:
+        last = db.execute("SELECT serial FROM batches WHERE id = ? AND tenant = ?", (span.after, tenant)).fetchone()
+        if last is None:
+            return None
+        where, values = f"{where} AND serial < ?", [tenant, last["serial"]]
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM batches WHERE {where} ORDER BY serial DESC LIMIT ?", (*values, span.limit + 1)
+    )
+    return [_batch(row) for row in rows]
+
+
+def cancel(db: sqlite3.Connection, tenant: str, batch_id: str, now: int) -> StoredBatch | None:
+    """Its record after that, unchanged if nothing of it is left to run; None if there is none."""
+    db.execute(
+        "UPDATE batches SET status = 'cancelling', times = json_set(times, '$.cancelling_at', ?) "
+        "WHERE id = ? AND tenant = ? AND status IN ('validating', 'in_progress')",
+        (now, batch_id, tenant),
+    )
+    return find(db, tenant, batch_id)
+
+
+# What runners do
+
+
+def claim(
+    db: sqlite3.Connection, owner: str, model: str, endpoints: Sequence[str], now: float, lease_s: float
+) -> StoredBatch | None:
+    """The oldest unfinished batch for these that nobody runs, leased for `lease_s`; None if there is none."""
+    among = ", ".join("?" * len(endpoints))
+    row = db.execute(
+        "UPDATE batches SET owner = ?, owned_until = ? WHERE id = (SELECT id FROM batches WHERE open AND model = ? "
+        f"AND endpoint IN ({among}) AND owned_until < ? ORDER BY serial LIMIT 1) RETURNING {_COLUMNS}",
+        (owner, now + lease_s, model, *endpoints, now),
+    ).fetchone()
+    return _batch(row) if row is not None else None
+
+
+def renew(db: sqlite3.Connection, lease: Lease, now: float, lease_s: float) -> StoredBatch:
+    """The batch as it is now, leased for longer; LeaseLost."""
+    _own(db, lease)
+    db.execute("UPDATE batches SET owned_until = ? WHERE id = ?", (now + lease_s, lease.batch_id))
+    return _read(db, lease)
+
+
+def release(db: sqlite3.Connection, lease: Lease) -> None:
+    """Whoever likes may go on with it."""
+    db.execute("UPDATE batches SET owned_until = 0 WHERE id = ? AND owner = ?", (lease.batch_id, lease.owner))
+
+
+def begin(db: sqlite3.Connection, lease: Lease, total: int, now: int) -> StoredBatch:
+    """Validated: it has `total` lines. Unchanged if it was cancelled meanwhile; LeaseLost."""
+    _own(db, lease)
+    db.execute(
+        "UPDATE batches SET status = 'in_progress', total = ?, times = json_set(times, '$.in_progress_at', ?) "
+        "WHERE id = ? AND status = 'validating'",
+        (total, now, lease.batch_id),
+    )
+    return _read(db, lease)
+
+
+def fail(db: sqlite3.Connection, lease: Lease, errors: Sequence[dict[str, Any]], now: int) -> None:
+    """It can't be run; LeaseLost."""
+    _own(db, lease)
+    db.execute(
+        "UPDATE batches SET status = 'failed', errors = ?, times = json_set(times, '$.failed_at', ?) WHERE id = ?",
+        (json.dumps(list(errors)), now, lease.batch_id),
+    )
+    db.execute("DELETE FROM results WHERE batch_id = ?", (lease.batch_id,))
+
+
+def record(db: sqlite3.Connection, lease: Lease, results: Sequence[Result]) -> None:
+    """What came of lines that have no result yet; LeaseLost."""
+    _own(db, lease)
+    for result in results:
+        db.execute("INSERT INTO results VALUES (?, ?, ?, ?)", (lease.batch_id, result.line, result.ok, result.body))
+    done = sum(result.ok for result in results)
+    db.execute(
+        "UPDATE batches SET completed = completed + ?, failed = failed + ?, input_tokens = input_tokens + ?, "
+        "cached_tokens = cached_tokens + ?, output_tokens = output_tokens + ? WHERE id = ?",
+        (
+            done,
+            len(results) - done,
+            sum(r.input_tokens for r in results),
+            sum(r.cached_tokens for r in results),
+            sum(r.output_tokens for r in results),
+            lease.batch_id,
+        ),
+    )
+
+
+def lines_done(db: sqlite3.Connection, batch_id: str) -> set[int]:
+    """Lines that have a result."""
+    return {row["line"] for row in db.execute("SELECT line FROM results WHERE batch_id = ?", (batch_id,))}
+
+
+def results(db: sqlite3.Connection, batch_id: str, ok: bool, after: int, limit: int) -> list[tuple[int, bytes]]:
+    """So many results beyond line `after`, in order, as (line, body)."""
+    rows = db.execute(
+        "SELECT line, body FROM results WHERE batch_id = ? AND ok = ? AND line > ? ORDER BY line LIMIT ?",
+        (batch_id, ok, after, limit),
+    )
+    return [(row["line"], row["body"]) for row in rows]
+
+
+def finalize(db: sqlite3.Connection, lease: Lease, now: int) -> StoredBatch:
+    """Every line has its result. Unchanged if it was cancelled meanwhile; LeaseLost."""
+    _own(db, lease)
+    db.execute(
+        "UPDATE batches SET status = 'finalizing', times = json_set(times, '$.finalizing_at', ?) "
+        "WHERE id = ? AND status = 'in_progress'",
+        (now, lease.batch_id),
+    )
+    return _read(db, lease)
+
+
+def finish(
+    db: sqlite3.Connection,
+    lease: Lease,
+    status: Literal["completed", "expired", "cancelled"],
+    output: StoredFile | None,
+    error: StoredFile | None,
+    now: int,
+) -> None:
+    """It is over, and its files are there; LeaseLost."""
+    _own(db, lease)
+    for file in (output, error):
+        if file is not None:
+            files.add(db, file, None)
+    db.execute(
+        f"UPDATE batches SET status = ?, output_file_id = ?, error_file_id = ?, "
+        f"times = json_set(times, '$.{status}_at', ?) WHERE id = ?",
+        (status, output and output.id, error and error.id, now, lease.batch_id),
+    )
+    db.execute("DELETE FROM results WHERE batch_id = ?", (lease.batch_id,))
+
+
+def forget(db: sqlite3.Connection, before: int) -> None:
+    """Drop the records of batches that were made before then and are over."""
+    db.execute("DELETE FROM batches WHERE NOT open AND created_at < ?", (before,))
+
+
+def _read(db: sqlite3.Connection, lease: Lease) -> StoredBatch:
+    return _batch(db.execute(f"SELECT {_COLUMNS} FROM batches WHERE id = ?", (lease.batch_id,)).fetchone())
+
+
+def _own(db: sqlite3.Connection, lease: Lease) -> None:
+    # An expired lease that nobody took is still this runner's.
+    held = db.execute("SELECT 1 FROM batches WHERE id = ? AND owner = ?", (lease.batch_id, lease.owner)).fetchone()
+    if held is None:
+        raise LeaseLost(lease.batch_id)

@@ -1,0 +1,71 @@
+"""Contents of files by id, whole or not there at all. Everything here blocks: call it in a thread."""
+
+import os
+import shutil
+import time
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+_PART = ".part"
+
+
+class Contents:
+    """A folder with one file an id; what is being written has another name."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def path(self, file_id: str) -> Path:
+        """Where a content lies. The id is one that a record has, never a client's word."""
+        return self._folder / file_id
+
+    @contextmanager
+    def writing(self, file_id: str) -> Iterator[BinaryIO]:
+        """A new content, on disk when the block ends; gone if the block raises."""
+        self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder.mkdir(mode=0o700, exist_ok=True)
+        part = self._folder / f"{file_id}{_PART}"
+        try:
+            with open(part, "wb", opener=_private) as out:
+                yield out
+                out.flush()
+                os.fsync(out.fileno())
+            part.rename(self.path(file_id))
+            self._sync()
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+    def keep(self, file_id: str, source: BinaryIO) -> None:
+        """A new content, of all that can be read from `source`."""
+        with self.writing(file_id) as out:
+            shutil.copyfileobj(source, out, 1 << 20)
+
+    def delete(self, file_id: str) -> None:
+        """Delete a content; one that is gone is no error."""
+        self.path(file_id).unlink(missing_ok=True)
+
+    def sweep(self, known: Collection[str], older_than_s: float) -> None:
+        """Delete what no record knows of and nobody has written to for so long: a crash left it."""
+        if not self._folder.is_dir():
+            return
+        latest = time.time() - older_than_s
+        for path in self._folder.iterdir():
+            try:
+                if path.stat().st_mtime < latest and path.name not in known:
+                    path.unlink()
+            except FileNotFoundError:
+                continue  # another replica was quicker
+
+    def _sync(self) -> None:
+        descriptor = os.open(self._folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags, 0o600)

@@ -1,0 +1,65 @@
+"""A SQLite file, off the event loop. Replicas of one host may share it."""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TypeVar
+
+T = TypeVar("T")
+_BUSY_S = 10.0
+
+
+class Database:
+    """One connection in one thread: work runs in the order it was given.
+
+    schema: statements that make what is missing (`CREATE … IF NOT EXISTS`). The file and its folder, readable by
+    their owner alone, are made with the first work.
+    """
+
+    def __init__(self, path: Path, schema: str) -> None:
+        self.path = path
+        self._schema = schema
+        self._connection: sqlite3.Connection | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=path.stem)
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """`work`'s result, in a transaction of its own that is on disk when this returns, and undone if it raises."""
+        return await asyncio.wrap_future(self._thread.submit(self._run, work))
+
+    def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """The same, for a thread that may block."""
+        return self._thread.submit(self._run, work).result()
+
+    def close(self) -> None:
+        """Finish what was given, then close. A second call does nothing."""
+        self._thread.shutdown(wait=True)
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        if self._connection is None:
+            self._connection = self._open()
+        connection = self._connection
+        # Taken for writing from the start: a reader that begins to write could find another before it.
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            result = work(connection)
+        except BaseException:
+            connection.rollback()
+            raise
+        connection.commit()
+        return result
+
+    def _open(self) -> sqlite3.Connection:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.path.touch(mode=0o600)
+        connection = sqlite3.connect(self.path, timeout=_BUSY_S, isolation_level=None, check_same_thread=False)
+        connection.row_factory = sqlite3.Row
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA foreign_keys = ON")
+        connection.executescript(self._schema)
+        return connection

@@ -1,0 +1,323 @@
+"""Responses that run without their clients, fail, or are asked for at another router."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from router.keys import hashed, make_key
+from tests.router.conftest import Stage, pair, served
+from tests.router.scripted import scripted
+from tests.router.test_responses import checked, kinds
+
+LONG = "x" * 300
+ASKED: dict[str, Any] = {"model": "tiny", "input": "go"}
+
+
+@asynccontextmanager
+async def talking(checkpoint: Path, text: str = "hello there", **options: Any) -> AsyncIterator[Stage]:
+    """A served pair that says this."""
+    async with asyncio.timeout(30), served(checkpoint, scripted(checkpoint, lambda _: text), **options) as stage:
+        yield stage
+
+
+@asynccontextmanager
+async def two_routers(checkpoint: Path, folder: Path, text: str) -> AsyncIterator[tuple[Stage, Stage]]:
+    """Two routers of one host, each with workers of its own."""
+    async with AsyncExitStack() as opened:
+        stages = [
+            await opened.enter_async_context(talking(checkpoint, text, run_dir=str(folder / "run"))) for _ in range(2)
+        ]
+        yield stages[0], stages[1]
+
+
+def client(stage: Stage, key: str = "-") -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url=f"{stage.url}/v1", api_key=key, max_retries=0, timeout=10)
+
+
+async def over(sdk: openai.AsyncOpenAI, response_id: str) -> Any:
+    """The response once it is over."""
+    async with asyncio.timeout(10):
+        while (answer := await sdk.responses.retrieve(response_id)).status == "in_progress":
+            await asyncio.sleep(0.005)
+        return answer
+
+
+def pause(stage: Stage) -> None:
+    for worker in stage.workers.values():
+        worker.gate.clear()
+
+
+def go_on(stage: Stage) -> None:
+    for worker in stage.workers.values():
+        worker.gate.set()
+
+
+def test_it_runs_without_its_client_and_can_be_gone_on_with(checkpoint: Path) -> None:
+    async def act() -> None:
+        async with talking(checkpoint) as stage, client(stage) as sdk:
+            pause(stage)
+            begun = await sdk.responses.create(**ASKED, background=True)
+            assert (begun.status, begun.background, begun.output) == ("in_progress", True, [])
+            assert (await sdk.responses.retrieve(begun.id)).model_dump() == begun.model_dump()
+            with pytest.raises(openai.BadRequestError) as early:
+                await sdk.responses.create(**ASKED, previous_response_id=begun.id)
+            assert early.value.code == "previous_response_not_completed"
+            go_on(stage)
+            answer = await over(sdk, begun.id)
+            assert (answer.status, answer.output_text, answer.id) == ("completed", "hello there", begun.id)
+            assert answer.usage.output_tokens == 12
+            after = await sdk.responses.create(**ASKED, previous_response_id=begun.id)
+            assert after.output_text == "hello there"
+            assert (await sdk.responses.cancel(begun.id)).status == "completed"
+            await stage.until(lambda: stage.gateway.in_flight == 0)
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("way", ["cancel", "delete"])
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_is_stopped_frees_its_work(checkpoint: Path, way: str, stream: bool) -> None:
+    async def act() -> None:
+        async with talking(checkpoint, LONG) as stage, client(stage) as sdk, stage.client() as http:
+            pause(stage)
+            if stream:
+                events = await sdk.responses.create(**ASKED, background=True, stream=True)
+                response_id = (await anext(aiter(events))).response.id  # type: ignore[union-attr]
+            else:
+                response_id = (await sdk.responses.create(**ASKED, background=True)).id
+            worker = stage["d0"]
+            await worker.until(lambda: bool(worker.received))
+            if way == "cancel":
+                for _ in range(2):
+                    assert (await sdk.responses.cancel(response_id)).status == "cancelled"
+            else:
+                await sdk.responses.delete(response_id)
+            await worker.until(lambda: worker.received[0].request_id in worker.aborted)
+            await stage.until(lambda: stage.gateway.in_flight == 0)
+            go_on(stage)
+            found = await http.get(f"/v1/responses/{response_id}")
+            assert found.status_code == (200 if way == "cancel" else 404)
+            if way == "cancel":
+                assert (found.json()["status"], found.json()["output"]) == ("cancelled", [])
+                with pytest.raises(openai.BadRequestError, match="is cancelled"):
+                    await sdk.responses.create(**ASKED, previous_response_id=response_id)
+            if stream:
+                rest = [event async for event in events]
+                assert [e.type for e in rest[1:]] == (["response.incomplete"] if way == "cancel" else [])
+
+    asyncio.run(act())
+
+
+def test_a_stream_can_be_left_and_taken_up_again(checkpoint: Path) -> None:
+    async def act() -> None:
+        async with talking(checkpoint) as stage, client(stage) as sdk, stage.client() as http:
+            whole = await http.post("/v1/responses", json={**ASKED, "background": True, "stream": True})
+            events = checked(whole.text)
+            response_id = events[-1]["response"]["id"]
+            assert kinds(events)[-1] == "response.completed"
+            assert events[-1]["response"]["output"][0]["content"][0]["text"] == "hello there"
+            for after in (-1, 0, 3, 5, len(events) - 2, len(events) - 1):
+                query: dict[str, Any] = {"stream": "true"} | ({"starting_after": after} if after >= 0 else {})
+                again = await http.get(f"/v1/responses/{response_id}", params=query)
+                assert checked(again.text, after + 1) == events[after + 1 :]
+            pause(stage)
+            left = await sdk.responses.create(**ASKED, background=True, stream=True)
+            first: Any = await anext(aiter(left))
+            await left.close()
+            go_on(stage)
+            async with sdk.responses.stream(response_id=first.response.id, starting_after=1) as stream:
+                deltas = [e.delta async for e in stream if e.type == "response.output_text.delta"]
+                assert "".join(deltas) == "hello there"
+                assert (await stream.get_final_response()).output_text == "hello there"
+
+    asyncio.run(act())
+
+
+def test_another_router_of_the_host_knows_all_of_it(checkpoint: Path, tmp_path: Path) -> None:
+    async def act() -> None:
+        async with (
+            two_routers(checkpoint, tmp_path, "hello there") as (one, two),
+            client(one) as here,
+            client(two) as there,
+            two.client() as http,
+        ):
+            first = await here.responses.create(**ASKED)
+            assert (await there.responses.retrieve(first.id)).output_text == "hello there"
+            second = await there.responses.create(**ASKED, previous_response_id=first.id)
+            prompt = two.gateway.tokenizer.decode(two["d0"].received[-1].token_ids)
+            assert prompt == "<user>go<assistant>hello there<user>go<assistant>"
+            await here.responses.delete(second.id)
+            with pytest.raises(openai.NotFoundError):
+                await there.responses.retrieve(second.id)
+            # A stream is followed from the other router, while it runs.
+            pause(one)
+            events = await here.responses.create(**ASKED, background=True, stream=True)
+            response_id = (await anext(aiter(events))).response.id  # type: ignore[union-attr]
+            follow = asyncio.create_task(http.get(f"/v1/responses/{response_id}", params={"stream": "true"}))
+            go_on(one)
+            assert kinds(checked((await follow).text))[-1] == "response.completed"
+            # And cancelled from there.
+            pause(one)
+            begun = await here.responses.create(**ASKED, background=True)
+            assert (await there.responses.cancel(begun.id)).status == "cancelled"
+            worker = one["d0"]
+            await worker.until(lambda: worker.received[-1].request_id in worker.aborted)
+            go_on(one)
+            assert (await here.responses.retrieve(begun.id)).status == "cancelled"
+        assert not (tmp_path / "run").exists()
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_fails_in_the_background_says_so(checkpoint: Path, stream: bool) -> None:
+    async def act() -> None:
+        async with talking(checkpoint) as stage, client(stage) as sdk, stage.client() as http:
+            for worker in stage.workers.values():
+                worker.refuse = "no luck"
+            body = {**ASKED, "background": True, "stream": stream}
+            answer = await http.post("/v1/responses", json=body)
+            if stream:
+                events = checked(answer.text)
+                assert kinds(events) == ["response.created", "response.in_progress", "response.failed"]
+                failed = events[-1]["response"]
+            else:
+                failed = (await over(sdk, answer.json()["id"])).model_dump()
+            assert (failed["status"], failed["error"]["code"]) == ("failed", "server_error")
+            assert "no luck" in failed["error"]["message"]
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_failure_before_the_answer_is_an_http_error(checkpoint: Path, stream: bool) -> None:
+    async def act() -> None:
+        async with talking(checkpoint) as stage, stage.client() as http:
+            for worker in stage.workers.values():
+                worker.refuse = "no luck"
+            answer = await http.post("/v1/responses", json={**ASKED, "stream": stream})
+            assert (answer.status_code, answer.json()["error"]["type"]) == (500, "server_error")
+
+    asyncio.run(act())
+
+
+def test_a_stream_that_fails_says_so_in_band_and_is_kept(checkpoint: Path) -> None:
+    async def act() -> None:
+        async with talking(checkpoint, LONG) as stage, client(stage) as sdk:
+            for worker in stage.workers.values():
+                worker.pace_s = 0.005
+            got: list[Any] = []
+            async for event in await sdk.responses.create(**ASKED, stream=True):
+                got.append(event)
+                if event.type == "response.output_text.delta" and stage["d0"].clients:
+                    await stage.until(lambda: stage.gateway.table.link("p0").in_flight == 0)
+                    await stage["d0"].die()
+            assert got[-1].type == "response.failed"
+            failed = got[-1].response
+            assert (failed.status, failed.output[0].status) == ("failed", "incomplete")
+            assert failed.error.code == "server_error"
+            assert "d0 ended" in failed.error.message
+            assert (await sdk.responses.retrieve(failed.id)).model_dump() == failed.model_dump()
+
+    asyncio.run(act())
+
+
+def test_a_client_that_leaves_frees_the_work_and_nothing_is_kept(checkpoint: Path) -> None:
+    async def act() -> None:
+        async with talking(checkpoint, LONG) as stage, client(stage) as sdk:
+            pause(stage)
+            go = asyncio.create_task(sdk.responses.create(**ASKED))
+            worker = stage["d0"]
+            await worker.until(lambda: bool(worker.received))
+            go.cancel()
+            await worker.until(lambda: worker.received[0].request_id in worker.aborted)
+            await stage.until(lambda: stage.gateway.in_flight == 0)
+
+    asyncio.run(act())
+
+
+def test_what_a_closing_router_runs_has_failed(checkpoint: Path, tmp_path: Path) -> None:
+    async def act() -> None:
+        async with talking(checkpoint, data_dir=str(tmp_path)) as stage, client(stage) as sdk:
+            kept = await sdk.responses.create(**ASKED)
+            pause(stage)
+            begun = await sdk.responses.create(**ASKED, background=True)
+        async with talking(checkpoint, data_dir=str(tmp_path)) as stage, client(stage) as sdk:
+            assert (await sdk.responses.retrieve(begun.id)).status == "failed"
+            assert (await sdk.responses.retrieve(kept.id)).model_dump() == kept.model_dump()
+
+    asyncio.run(act())
+
+
+def test_tenants_do_not_meet(checkpoint: Path, tmp_path: Path) -> None:
+    one, two, three = make_key(), make_key(), make_key()
+    keys = tmp_path / "keys"
+    keys.write_text("".join(f"{t} sha256:{hashed(k)}\n" for t, k in (("acme", one), ("acme", two), ("other", three))))
+
+    async def act() -> None:
+        async with talking(checkpoint, api_keys=str(keys)) as stage:
+            async with client(stage, one) as sdk:
+                kept = await sdk.responses.create(**ASKED)
+                begun = await sdk.responses.create(**ASKED, background=True, stream=True)
+                response_id = (await anext(aiter(begun))).response.id  # type: ignore[union-attr]
+            async with client(stage, two) as sdk:
+                assert (await sdk.responses.retrieve(kept.id)).output_text == "hello there"
+            async with client(stage, three) as sdk:
+                for each in (kept.id, response_id):
+                    for act in (sdk.responses.retrieve, sdk.responses.delete, sdk.responses.cancel):
+                        with pytest.raises(openai.NotFoundError):
+                            await act(each)
+                    with pytest.raises(openai.NotFoundError):
+                        await sdk.responses.input_items.list(each)
+                    with pytest.raises(openai.BadRequestError, match="is kept here"):
+                        await sdk.responses.create(**ASKED, previous_response_id=each)
+            async with client(stage, one) as sdk:
+                assert (await sdk.responses.retrieve(kept.id)).id == kept.id
+
+    asyncio.run(act())
+
+
+def test_what_runs_counts_among_what_a_key_may_have_under_way(checkpoint: Path, tmp_path: Path) -> None:
+    key = make_key()
+    (tmp_path / "keys").write_text(f"acme sha256:{hashed(key)}\nacme limits concurrent=2\n")
+
+    async def act() -> None:
+        async with talking(checkpoint, api_keys=str(tmp_path / "keys")) as stage, client(stage, key) as sdk:
+            pause(stage)
+            begun = [await sdk.responses.create(**ASKED, background=True) for _ in range(2)]
+            with pytest.raises(openai.RateLimitError):
+                await sdk.responses.create(**ASKED, background=True)
+            go_on(stage)
+            await stage.until(lambda: stage.gateway.in_flight == 0)
+            assert {(await over(sdk, each.id)).status for each in begun} == {"completed"}
+
+    asyncio.run(act())
+
+
+def test_bounds_are_the_configured_ones(checkpoint: Path) -> None:
+    async def act() -> None:
+        async with talking(checkpoint, max_responses=2) as stage, client(stage) as sdk:
+            made = [await sdk.responses.create(**ASKED) for _ in range(3)]
+            with pytest.raises(openai.NotFoundError):
+                await sdk.responses.retrieve(made[0].id)
+            assert [(await sdk.responses.retrieve(r.id)).id for r in made[1:]] == [r.id for r in made[1:]]
+
+    asyncio.run(act())
+
+
+def test_a_full_queue_is_a_429_before_anything_is_kept(checkpoint: Path) -> None:
+    async def act() -> None:
+        async with asyncio.timeout(20), served(checkpoint, pair(), max_queue=1) as stage, client(stage) as sdk:
+            pause(stage)
+            begun = await sdk.responses.create(**ASKED, background=True)
+            with pytest.raises(openai.RateLimitError):
+                await sdk.responses.create(**ASKED, background=True)
+            await sdk.responses.cancel(begun.id)
+            await stage.until(lambda: stage.gateway.in_flight == 0)
+
+    asyncio.run(act())

@@ -1,0 +1,179 @@
+"""However an output is cut into tokens, steps and chunks, its stream comes to the message it is as a whole."""
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from openai.lib.streaming.chat import ChatCompletionStreamState
+from openai.types.chat import ChatCompletionChunk
+
+from router.api.anthropic.shape import MessageShape
+from router.api.chat import ChatShape
+from router.api.chat_schema import ChatRequest
+from router.api.generate import Answer
+from router.choice import Choice, FinishReason, Prompt, ServedBy
+from router.reader import Reader
+from router.tokens import Tokenizer
+from router.tools import tool_parser
+from workers.protocol import SamplingParams
+
+END = 1
+NOWHERE = ServedBy(0, 0, 0, 0, 0, "p", 1, "d", 1)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-999, 999) | st.floats(-9, 9) | st.text(max_size=6),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+CALL = st.builds(
+    lambda name, arguments, ascii: (
+        "<tool_call>\n" + json.dumps({"name": name, "arguments": arguments}, ensure_ascii=ascii) + "\n</tool_call>"
+    ),
+    st.sampled_from(("add", "time")),
+    st.dictionaries(st.text(max_size=4), JSON, max_size=3),
+    st.booleans(),
+)
+BROKEN = st.builds(lambda call, at, rest: call[: at % len(call)] + rest, CALL, st.integers(0), st.text(max_size=4))
+PIECE = st.one_of(
+    st.text(max_size=8),
+    st.sampled_from(("\n", " ", "<tool", "<tool_call>", "</tool_call>", "<think>", "</think>", "{", "é😀", "\ufffd")),
+    CALL,
+    CALL,
+    BROKEN,
+)
+OUTPUT = st.lists(PIECE, max_size=6).map("".join)
+THINKING = st.builds(lambda thought, said: f"<think>\n{thought}\n</think>\n\n{said}", st.text(max_size=8), OUTPUT)
+SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=6)
+PAUSES = st.lists(st.booleans(), min_size=1, max_size=5)
+
+
+@pytest.fixture(scope="module")
+def small(checkpoint: Path) -> Tokenizer:
+    """A byte a token; 1 is the end."""
+    return Tokenizer(str(checkpoint))
+
+
+@dataclass(frozen=True)
+class Api:
+    """One API's shape, its clients' way to put a stream together, and what of an answer must be the same."""
+
+    make: Callable[[Choice], Answer]
+    join: Callable[[bytes], Any]
+    seen: Callable[[Any], Any]
+
+
+def chat_api(tokenizer: Tokenizer) -> Api:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": True}
+    request = ChatRequest.model_validate(body)
+
+    def join(stream: bytes) -> Any:
+        state = ChatCompletionStreamState()
+        for event in events(stream):
+            state.handle_chunk(ChatCompletionChunk.model_validate(event))
+        return state.current_completion_snapshot.model_dump()
+
+    def seen(answer: Any) -> Any:
+        choice = answer["choices"][0]
+        message = choice["message"]
+        calls = [(c["function"]["name"], c["function"]["arguments"]) for c in message.get("tool_calls") or []]
+        texts = message.get("content") or "", message.get("reasoning_content") or ""
+        return *texts, calls, choice["finish_reason"]
+
+    return Api(lambda c: ChatShape("id", 1, "tiny", request, [c], tokenizer), join, seen)
+
+
+def messages_api(_: Tokenizer) -> Api:
+    def join(stream: bytes) -> Any:
+        message: dict[str, Any] = {}
+        parts: list[str] = []
+        for event in events(stream):
+            match event:
+                case {"type": "message_start"}:
+                    message = event["message"]
+                case {"type": "content_block_start"}:
+                    assert event["index"] == len(message["content"])
+                    message["content"].append(event["content_block"])
+                case {"type": "content_block_delta", "delta": {"partial_json": part}}:
+                    parts.append(part)
+                case {"type": "content_block_stop", "index": index} if message["content"][index]["type"] == "tool_use":
+                    message["content"][index]["input"] = json.loads("".join(parts))
+                    parts = []
+                case {"type": "content_block_delta", "delta": {"type": kind, **more}}:
+                    name = kind.removesuffix("_delta")
+                    message["content"][event["index"]][name] += more[name]
+                case {"type": "message_delta"}:
+                    message |= event["delta"] | {"usage": event["usage"]}
+        return message
+
+    def seen(answer: Any) -> Any:
+        kept = ("type", "text", "thinking", "name", "input")
+        blocks = [{name: block[name] for name in kept if name in block} for block in answer["content"]]
+        return blocks, answer["stop_reason"], answer["stop_sequence"], answer["usage"]["output_tokens"]
+
+    return Api(lambda c: MessageShape("id", "tiny", c, shows_thinking=True), join, seen)
+
+
+def events(stream: bytes) -> Iterator[dict[str, Any]]:
+    for line in stream.split(b"\n"):
+        if line.startswith(b"data: ") and line != b"data: [DONE]":
+            yield json.loads(line.removeprefix(b"data: "))
+
+
+def a_choice(tokenizer: Tokenizer, stop: tuple[str, ...], single: bool) -> Choice:
+    reader = Reader(tool_parser("qwen25")(), single=single)
+    return Choice(0, Prompt((5,)), SamplingParams(max_tokens=9999, seed=1), tokenizer, stop=stop, reader=reader)
+
+
+def fed(choice: Choice, ids: tuple[int, ...], sizes: list[int], finish: FinishReason) -> Iterator[None]:
+    """The tokens in steps of these sizes, as a worker sends them; nothing more once the choice has ended."""
+    at = 0
+    for size in cycle(sizes):
+        step, at = ids[at : at + size], at + size
+        choice.feed(step, (), finish if at >= len(ids) else None)
+        if choice.finish is not None:
+            choice.served_by = NOWHERE
+            return
+        yield
+
+
+@pytest.mark.parametrize("api", [chat_api, messages_api], ids=["chat", "messages"])
+@settings(max_examples=150, derandomize=True, database=None)
+@given(
+    text=OUTPUT | THINKING,
+    cut=st.none() | st.integers(0, 200),
+    sizes=SIZES,
+    pauses=PAUSES,
+    stop=st.sampled_from(((), (), ("a",), ("\n</", "}}"))),
+    single=st.booleans(),
+)
+def test_any_split_says_what_the_whole_says(
+    small: Tokenizer,
+    api: Callable[[Tokenizer], Api],
+    text: str,
+    cut: int | None,
+    sizes: list[int],
+    pauses: list[bool],
+    stop: tuple[str, ...],
+    single: bool,
+) -> None:
+    one = api(small)
+    # Cut by the token limit, be it within a character, or ended by the model.
+    ids = small.encode_now(text, False)
+    ids, finish = ((*ids, END), "stop") if cut is None or cut >= len(ids) else (ids[: cut + 1], "length")
+    whole = a_choice(small, stop, single)
+    for _ in fed(whole, ids, [len(ids)], finish):
+        pass
+    expected = one.seen(json.loads(one.make(whole).whole()))
+    choice = a_choice(small, stop, single)
+    shape = one.make(choice)
+    stream, pause = [], cycle(pauses)
+    for _ in fed(choice, ids, sizes, finish):
+        if not next(pause):
+            stream.append(shape.chunk(choice, choice.take(), over=False))
+    stream += [shape.chunk(choice, choice.take(), over=True), shape.last()]
+    assert one.seen(one.join(b"".join(stream))) == expected
