@@ -23,8 +23,9 @@ test: install
 test-fast: install
 	$(BIN)/python -m pytest -q -m 'not slow'
 
+# All but those that need a GPU: benchmarks.kernels and benchmarks.tune.
 bench: install
-	set -e; for file in benchmarks/[a-z]*.py; do \
+	set -e; for file in $$(grep -l __main__ benchmarks/*.py | grep -v -e /kernels.py -e /tune.py); do \
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); \
 	done
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.serve import Application
 
 from cluster.config import ClusterConfig, parse
@@ -11,11 +12,14 @@ from cluster.directory import Directory
 from cluster.ingress import Router
 from cluster.pool import Worker, bundles
 from cluster.resolve import Resolved, resolve
+from cluster.scaling import autoscaling
 from workers.protocol import Role
 
 # Serve lets 5 requests run at a replica by default; here the router's own admission decides.
 _NO_LIMIT = 100_000
 _LIGHT = {"num_cpus": 0.01}
+# Beside Serve's controller, whatever nodes come and go; a head that offers no CPU takes it too.
+_ON_HEAD = {"num_cpus": 0, "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}}
 _LOGGING = {"enable_access_log": False}
 # On top of draining: what ending streams, ranks and connections takes.
 _CLOSING_S = 10.0
@@ -37,7 +41,7 @@ def application(resolved: Resolved) -> Application:
     directory = serve.deployment(
         Directory,
         name="Directory",
-        ray_actor_options=_LIGHT,
+        ray_actor_options=_ON_HEAD,
         max_ongoing_requests=_NO_LIMIT,
         logging_config=_LOGGING,
         graceful_shutdown_wait_loop_s=0.1,
@@ -48,7 +52,7 @@ def application(resolved: Resolved) -> Application:
         serve.ingress()(Router),
         name="Router",
         num_replicas=config.router.replicas,
-        ray_actor_options=_LIGHT,
+        ray_actor_options=_LIGHT | {"resources": config.router.resources},
         max_ongoing_requests=_NO_LIMIT,
         logging_config=_LOGGING,
         graceful_shutdown_wait_loop_s=0.1,
@@ -62,12 +66,19 @@ def _roles(config: ClusterConfig) -> list[Role]:
     return ["prefill", "decode"] if config.prefill.replicas else ["decode"]
 
 
+def _size(config: ClusterConfig, role: Role) -> dict[str, Any]:
+    pool = config.pool(role)
+    if pool.max_replicas is None:
+        return {"num_replicas": pool.replicas}
+    return {"autoscaling_config": autoscaling(pool, config.autoscaling)}
+
+
 def _pool(resolved: Resolved, role: Role, directory: Application) -> Application:
     config = resolved.config
     return serve.deployment(
         Worker,
         name=role.capitalize(),
-        num_replicas=config.pool(role).replicas,
+        **_size(config, role),
         ray_actor_options={"num_cpus": bundles(config, role)[0]["CPU"]},
         placement_group_bundles=bundles(config, role),
         placement_group_strategy="STRICT_PACK",

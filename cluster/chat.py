@@ -8,6 +8,7 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
+_KEY_HINT = "; give it as --api-key or in LING_API_KEY"
 _HELP = "/clear forgets the conversation, /exit ends. Ctrl-C stops an answer."
 # An answer may wait in a queue for long; a server that is gone refuses at once.
 _TIMEOUT = httpx.Timeout(10.0, read=600.0)
@@ -20,18 +21,21 @@ class AnswerError(RuntimeError):
 class Chat:
     """One conversation, kept here: each turn sends all of it."""
 
-    def __init__(self, url: str, console: Console, system: str | None, settings: dict[str, Any]) -> None:
-        """`settings` go into every request as they are."""
+    def __init__(
+        self, url: str, console: Console, system: str | None, settings: dict[str, Any], api_key: str | None = None
+    ) -> None:
+        """`settings` go into every request as they are. api_key: sent with each, where there is one."""
         self._url = url.rstrip("/")
         self._console = console
         self._opening = [{"role": "system", "content": system}] if system else []
         self._settings = settings
+        self._headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         self.messages: list[dict[str, str]] = list(self._opening)
 
     def run(self) -> None:
         """Read, answer, until /exit or the input's end."""
         self._console.print(f"[dim]{self._url}. {_HELP}[/]", highlight=False)
-        with httpx.Client(timeout=_TIMEOUT) as client:
+        with httpx.Client(timeout=_TIMEOUT, headers=self._headers) as client:
             while (text := self._read()) is not None:
                 if text == "/clear":
                     self.messages = list(self._opening)
@@ -71,7 +75,8 @@ class Chat:
         with client.stream("POST", f"{self._url}/v1/chat/completions", json=body) as response:
             if not response.is_success:
                 response.read()
-                raise AnswerError(_error_text(response))
+                hint = "" if response.status_code != httpx.codes.UNAUTHORIZED else _KEY_HINT
+                raise AnswerError(_error_text(response) + hint)
             for line in response.iter_lines():
                 if not line.startswith("data: "):
                     continue

@@ -1,5 +1,6 @@
 """The `ling` command."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from rich.markup import escape
 from cluster.chat import Chat
 from cluster.config import ClusterConfig, ConfigError, parse
 from cluster.convert.command import convert_command
+from cluster.dashboards.command import dashboards
 from cluster.launch import serve_here
 from cluster.planner.command import plan_command
 from cluster.status import render
@@ -101,7 +103,7 @@ def serve(
 
 def settle(file: Path | None, flags: dict[str, Any], settings: list[str]) -> ClusterConfig:
     """`ling serve`'s own defaults, the YAML file, `--set` and the flags, later ones over earlier ones."""
-    defaults: dict[str, Any] = {"port": DEFAULT_PORT}
+    defaults: dict[str, Any] = {"port": DEFAULT_PORT, **_state_dir()}
     if file is None:
         defaults |= {"prefill.tp": 2, "decode.tp": 2}
     assigned: dict[str, Any] = {}
@@ -111,6 +113,13 @@ def settle(file: Path | None, flags: dict[str, Any], settings: list[str]) -> Clu
             raise ConfigError(f"--set {setting}: must read KEY=VALUE")
         assigned[key] = value
     return parse(defaults, _read_yaml(file) if file else {}, assigned, flags)
+
+
+def _state_dir() -> dict[str, str]:
+    """Where a user's programs keep what outlives them, if they may; else nothing is kept."""
+    folder = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ling-cluster"
+    nearest = next(path for path in folder.absolute().parents if path.exists())
+    return {"router.data_dir": str(folder)} if os.access(nearest, os.W_OK) else {}
 
 
 def _read_yaml(file: Path) -> dict[str, Any]:
@@ -133,12 +142,15 @@ def chat(
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 1.0,
     max_tokens: Annotated[int | None, typer.Option(help="Longest answer.", show_default=False)] = None,
+    api_key: Annotated[
+        str | None, typer.Option(help="Where the cluster asks for one.", envvar="LING_API_KEY", show_default=False)
+    ] = None,
 ) -> None:
     """Talk to a running cluster in the terminal."""
     settings: dict[str, Any] = {"temperature": temperature}
     if max_tokens is not None:
         settings["max_tokens"] = max_tokens
-    Chat(url, Console(), system, settings).run()
+    Chat(url, Console(), system, settings, api_key).run()
 
 
 @app.command()
@@ -155,6 +167,7 @@ def status(url: Url = _URL) -> None:
 
 app.command("plan")(plan_command)
 app.command("convert")(convert_command)
+app.add_typer(dashboards, name="dashboards")
 
 
 def main() -> None:

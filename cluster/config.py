@@ -33,6 +33,7 @@ CountOrNone = Annotated[Annotated[int, Field(ge=1)] | None, _READ]
 Port = Annotated[Annotated[int, Field(ge=1, le=65535)] | None, _READ]
 Seconds = Annotated[float, Field(gt=0), _READ]
 Text = Annotated[str, Field(min_length=1)]
+Resources = dict[Text, Annotated[float, Field(ge=0.001), _READ]]
 
 
 class _Section(BaseModel):
@@ -40,10 +41,17 @@ class _Section(BaseModel):
 
 
 class PoolConfig(_Section):
-    """One pool: how many workers, and how many tensor-parallel ranks each."""
+    """One pool.
+
+    replicas: workers. max_replicas: with it the pool grows by load from `replicas` to so many, and shrinks again.
+    tp: tensor-parallel ranks each. resources: what each worker asks for of Ray's custom resources, which nodes are
+    started with, so that the pool keeps to its own nodes.
+    """
 
     replicas: Count = 1
+    max_replicas: CountOrNone = None
     tp: Count = 1
+    resources: Resources = Field(default_factory=dict)
 
 
 class PrefillConfig(PoolConfig):
@@ -55,12 +63,19 @@ class PrefillConfig(PoolConfig):
 class RouterSection(_Section):
     """The HTTP front.
 
-    max_queue: choices in flight at one replica before 429. Times are seconds from arrival. tool_parser: how the
-    model writes tool calls. api_keys: file of hashed keys (`python -m router.keys TENANT` makes one), read anew when
-    it changes; without it nobody is asked for a key. cors_origins: whose pages in browsers may call.
+    resources: of each router, as a pool's. max_queue: choices in flight at one replica before 429. Times are
+    seconds from arrival. tool_parser: how the model writes tool calls. api_keys: file of hashed keys (`python -m
+    router.keys TENANT` makes one), read anew when it changes; without it nobody is asked for a key. cors_origins:
+    whose pages in browsers may call. data_dir: folder of what outlives the cluster, shared by the routers of one
+    host: files, batches and responses; `ling serve` takes the user's state directory, else there are no files and
+    batches without it. max_file_bytes: of one upload; max_stored_bytes: of a tenant's files. max_batch_lines:
+    requests in a batch; batch_concurrency: of them at once a router. max_responses, max_responses_bytes: kept
+    responses of a tenant, in the cluster's temporary folder where there is no data_dir. otlp_endpoint: where traces go,
+    e.g. http://collector:4318/v1/traces; trace_share: of the requests that bring no trace of their own.
     """
 
     replicas: Count = 1
+    resources: Resources = Field(default_factory=dict)
     max_queue: Count = 1024
     retry_after_s: Count = 1
     body_timeout_s: Seconds = 30.0
@@ -70,6 +85,27 @@ class RouterSection(_Section):
     tool_parser: Literal["qwen25", "hermes"] = "qwen25"
     api_keys: Text | None = None
     cors_origins: Annotated[tuple[Text, ...], Field(strict=False), _SPLIT] = ()
+    data_dir: Text | None = None
+    max_file_bytes: Annotated[int, Field(ge=1024), _READ] = 200 * 1024 * 1024
+    max_stored_bytes: Annotated[int, Field(ge=1024), _READ] = 10 * 1024 * 1024 * 1024
+    max_batch_lines: Count = 50_000
+    batch_concurrency: Count = 256
+    otlp_endpoint: Text | None = None
+    trace_share: Annotated[float, Field(ge=0, le=1), _READ] = 1.0
+    max_responses: Count = 4096
+    max_responses_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
+
+
+class LogsSection(_Section):
+    """What each process writes to standard error.
+
+    format: lines for people, or a JSON object a line. level: the least that is written; "info" has a line a request.
+    prompts: put the body of each generating request into its line; without it no prompt is in any log.
+    """
+
+    format: Literal["text", "json"] = "text"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    prompts: Annotated[bool, _READ] = False
 
 
 class HandoffSection(_Section):
@@ -80,6 +116,20 @@ class HandoffSection(_Section):
     timeout_s: Seconds = 60.0
 
 
+class AutoscalingSection(_Section):
+    """When pools with `max_replicas` change size.
+
+    busy: share of its slots or pages, whichever is fuller, that a decode worker is to have in use. wait_s: seconds of
+    prompt that a prefill worker is to have before it. A pool grows once more has been needed for upscale_delay_s, and
+    shrinks once less was enough for downscale_delay_s.
+    """
+
+    busy: Annotated[float, Field(gt=0, le=1), _READ] = 0.8
+    wait_s: Seconds = 1.0
+    upscale_delay_s: Annotated[float, Field(ge=0), _READ] = 10.0
+    downscale_delay_s: Annotated[float, Field(ge=0), _READ] = 300.0
+
+
 class ClusterConfig(_Section):
     """A whole cluster.
 
@@ -88,7 +138,8 @@ class ClusterConfig(_Section):
     where the Ray cluster has GPUs. page_size: tokens a latent page; pages: of them, unset sizes them by memory.
     slots: sequences at once a worker. max_model_len: unset is the checkpoint's context. max_step_tokens: token
     budget of a step. model_overrides: keys laid over config.json. load: "synthetic" makes up weights of the
-    shapes and format config.json gives, for benchmarks. host, port: where each router listens by itself; without
+    shapes and format config.json gives, for benchmarks. card: what `ling plan` calls the GPUs, for the metric that says
+    how much of their limit is reached. host, port: where each router listens by itself; without
     a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
     placement. drain_s: seconds that running streams get to end when the cluster shuts down.
     """
@@ -101,7 +152,9 @@ class ClusterConfig(_Section):
     decode: PoolConfig = PoolConfig()
     router: RouterSection = RouterSection()
     handoff: HandoffSection = HandoffSection()
-    collectives: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    logs: LogsSection = LogsSection()
+    autoscaling: AutoscalingSection = AutoscalingSection()
+    collectives: Literal["auto", "shm", "gloo", "nccl", "symm"] = "auto"
     page_size: Annotated[int, Field(ge=1, le=4096), _READ] = 64
     pages: CountOrNone = None
     slots: Count = 64
@@ -109,6 +162,7 @@ class ClusterConfig(_Section):
     max_step_tokens: Count = 1024
     model_overrides: dict[str, Any] = Field(default_factory=dict)
     load: Literal["auto", "synthetic"] = "auto"
+    card: Text | None = None
     host: Text = "127.0.0.1"
     port: Port = None
     rank_cpus: Annotated[float, Field(ge=0.001), _READ] = 0.01
@@ -128,13 +182,19 @@ class ClusterConfig(_Section):
                 f"prefill.tp: {self.prefill.tp} differs from decode.tp {self.decode.tp}; "
                 "snapshots move rank to rank, so give both pools the same tp"
             )
+        for role, pool in (("prefill", self.prefill), ("decode", self.decode)):
+            if pool.max_replicas is not None and not 0 < pool.replicas <= pool.max_replicas:
+                found.append(
+                    f"{role}.max_replicas: {pool.max_replicas} with {pool.replicas} replicas; a pool that grows begins "
+                    "with at least 1 worker and at most max_replicas"
+                )
         if self.device == "cpu":
-            if self.collectives == "nccl":
-                found.append("collectives: nccl needs GPUs; with device cpu use auto, shm or gloo")
+            if self.collectives in ("nccl", "symm"):
+                found.append(f"collectives: {self.collectives} needs GPUs; with device cpu use auto, shm or gloo")
             if self.handoff.channel == "nccl":
                 found.append("handoff.channel: nccl needs GPUs; with device cpu use auto, shm or gloo")
         if self.device == "cuda" and self.collectives in ("shm", "gloo"):
-            found.append(f"collectives: {self.collectives} joins ranks without GPUs; with device cuda use auto or nccl")
+            found.append(f"collectives: {self.collectives} joins ranks without GPUs; on cuda use auto, nccl or symm")
         if self.pages is not None and self.max_model_len is not None:
             found += pages_too_few(self.pages, self.page_size, self.max_model_len)
         return found

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 import uvicorn
 from starlette.types import ASGIApp
 
+from cluster.http_limits import LimitedHttp
+
 
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
@@ -33,7 +35,7 @@ class Front:
         self._server = _Server(
             uvicorn.Config(
                 app,
-                http="httptools",
+                http=LimitedHttp,
                 ws="none",
                 lifespan="off",
                 log_config=None,

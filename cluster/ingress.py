@@ -10,15 +10,19 @@ from ray import serve
 from cluster.entries import Listing
 from cluster.front import Front
 from cluster.loopback import close_side_door
-from cluster.resolve import Resolved, pools, router_config
+from cluster.metrics import Bridge
+from cluster.resolve import Resolved, log_settings, pools, router_config
+from cluster.secret import cluster_secret
 from router.app import Gateway, create_app
+from router.memory import keep_for_good
 from router.workers import ListedWorker
+from workers.logs import set_up
 from workers.protocol import PeerRef
 
 _RETRY_S = 0.5
 # What in-stream errors need to reach the clients, once draining is over.
 _FLUSH_S = 2.0
-_LOG = logging.getLogger("ray.serve")
+_LOG = logging.getLogger(__name__)
 
 
 class Router:
@@ -29,14 +33,20 @@ class Router:
         self._config = resolved.config
         self._directory = directory
         name = f"router-{serve.get_replica_context().replica_id.unique_id}"
-        self._gateway = Gateway(router_config(resolved, name), pools(resolved))
+        set_up(log_settings(self._config), router=name)
+        self._gateway = Gateway(router_config(resolved, name, cluster_secret()), pools(resolved))
         self._front: Front | None = None
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         config = self._config
         await self._gateway.start()
         self._watching = asyncio.create_task(self._watch())
+        # What workers are and have, they tell by themselves.
+        metrics, tags = self._gateway.metrics, {"router": self._gateway.config.name}
+        own = Bridge(lambda: (r for r in metrics.read() if r.metric.source == "router"), tags)
+        self._telling = asyncio.create_task(own.run())
         app = create_app(self._gateway)
+        keep_for_good()
         if config.port is not None:
             self._front = Front(app, config.host, config.port, config.drain_s + _FLUSH_S)
             self._front.start()
@@ -67,6 +77,7 @@ class Router:
             except TimeoutError:
                 _LOG.warning("streams still run after %s s of draining: they end with an error", self._config.drain_s)
         self._watching.cancel()
+        self._telling.cancel()
         await self._gateway.close()
         if self._front is not None:
             await self._front.close()

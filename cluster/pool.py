@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import ray
@@ -14,23 +15,29 @@ from cluster.config import ClusterConfig
 from cluster.directory import ENTER_EVERY_S
 from cluster.entries import Failure
 from cluster.loopback import close_side_door
+from cluster.metrics import Bridge
+from cluster.metrics_limit import limit_of
 from cluster.rank import Rank
 from cluster.resolve import Resolved, worker_config
+from cluster.scaling import DEMAND, demand
+from cluster.secret import cluster_secret
 from workers.config import Rendezvous
 from workers.leader import Leader
+from workers.logs import set_up
 from workers.protocol import Role
+from workers.telemetry.recorder import Reading
 
 _LEADER_CPUS = 0.01
 _CALL_S = 2.0
 # For in-stream errors to reach the routers before the process is gone.
 _CLOSE_S = 2.0
 _IDLE_POLL_S = 0.05
-_LOG = logging.getLogger("ray.serve")
+_LOG = logging.getLogger(__name__)
 
 
 def bundles(config: ClusterConfig, role: Role) -> list[dict[str, float]]:
-    """A worker's placement group: its leader, then its ranks."""
-    return [{"CPU": _LEADER_CPUS}] + [_rank_resources(config)] * config.pool(role).tp
+    """A worker's placement group: its leader, with what marks the pool's nodes, then its ranks."""
+    return [{"CPU": _LEADER_CPUS} | config.pool(role).resources] + [_rank_resources(config)] * config.pool(role).tp
 
 
 def _rank_resources(config: ClusterConfig) -> dict[str, float]:
@@ -45,10 +52,13 @@ class Worker:
         self._directory = directory
         self._role: Role = role
         self._drain_s = resolved.config.drain_s
+        self._target = resolved.config.autoscaling
         self._worker_id = f"{role}-{serve.get_replica_context().replica_id.unique_id}"
         self._resources = _rank_resources(resolved.config)
-        self._config = worker_config(resolved, role, ray.util.get_node_ip_address())
+        self._config = worker_config(resolved, role, ray.util.get_node_ip_address(), cluster_secret())
+        set_up(self._config.logs, worker=self._worker_id)
         self._leader = Leader(self._config, self._worker_id, role)
+        self._limit = limit_of(resolved.model, resolved.config.card, self._config.tp)
         try:
             await self._leader.start(self._launch)
         except Exception as error:
@@ -57,6 +67,13 @@ class Worker:
             raise
         self._running = asyncio.create_task(self._run())
         self._entering = asyncio.create_task(self._enter())
+        self._telling = asyncio.create_task(Bridge(self._figures, {}).run())
+
+    def _figures(self) -> Iterator[Reading]:
+        leader = self._leader
+        if self._limit is not None:
+            leader.figures.limit(self._limit.reached(leader.figures.totals))
+        return leader.figures.read(leader.info, leader.load)
 
     async def _launch(self, rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
         """Start a rank in its own bundle; returns when its work has ended, raises if it died, kills if cancelled."""
@@ -92,6 +109,10 @@ class Worker:
     async def _report(self, reason: str) -> None:
         await _within(self._directory.fail.remote(Failure(self._worker_id, self._role, reason)), _CALL_S)
 
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """Serve asks, and gives it to the pool's autoscaling policy."""
+        return {DEMAND: demand(self._leader.info, self._leader.load, self._config.max_step_tokens, self._target)}
+
     async def check_health(self) -> None:
         """Serve asks; a leader whose loop hangs does not answer."""
 
@@ -102,6 +123,7 @@ class Worker:
         leaving = asyncio.create_task(_within(self._directory.leave.remote(self._worker_id), _CALL_S))
         await _within(self._idle(), self._drain_s)
         self._running.cancel()
+        self._telling.cancel()
         await _within(self._leader.close(), _CLOSE_S)
         leaving.cancel()
 

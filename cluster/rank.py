@@ -1,6 +1,7 @@
 """A rank as an actor. Its own module, so that a rank's process loads nothing of Serve."""
 
 from workers.config import Rendezvous, WorkerConfig
+from workers.logs import set_up
 
 
 class Rank:
@@ -10,4 +11,5 @@ class Rank:
         """The rank's whole life."""
         from workers.rank import rank_main  # noqa: PLC0415 - the leader, which names this class, stays without torch
 
+        set_up(config.logs, worker=worker_id, rank=str(rank))
         rank_main(config, worker_id, rank, endpoint, rendezvous)

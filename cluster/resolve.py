@@ -1,11 +1,15 @@
 """A config against the machine and the checkpoint: what is left open is filled in, what can't be is refused."""
 
-from dataclasses import dataclass
+import tempfile
+import uuid
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
+from cluster.metrics_limit import limit_of
 from router.config import Pools, RouterConfig
 from workers.config import WorkerConfig
+from workers.logs import LogSettings
 from workers.model.config import LingConfig
 from workers.protocol import Role
 
@@ -15,11 +19,15 @@ EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A config whose checkpoint exists and fits it; `config.model`, `served_name` and `device` are filled in."""
+    """A config whose checkpoint exists and fits it; `config.model`, `served_name` and `device` are filled in.
+
+    run: names this cluster among those that ever ran on its hosts.
+    """
 
     config: ClusterConfig
     model: str
     served_name: str
+    run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
 def resolve(config: ClusterConfig, gpus: float) -> Resolved:
@@ -28,9 +36,13 @@ def resolve(config: ClusterConfig, gpus: float) -> Resolved:
     if not folder.is_dir():
         raise ConfigError(f"model: no checkpoint folder at {folder}; give the folder that holds config.json")
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    found = {"model": str(folder), "device": device, **_keys_file(config)}
+    found = {"model": str(folder), "device": device, **_keys_file(config), **_data_dir(config)}
     resolved = parse(config.model_dump(), found)
     _check_checkpoint(resolved, folder)
+    try:
+        limit_of(str(folder), resolved.card, resolved.decode.tp)
+    except ValueError as error:
+        raise ConfigError(f"card: {error}") from None
     return Resolved(resolved, str(folder), config.served_name or folder.name)
 
 
@@ -42,6 +54,16 @@ def _keys_file(config: ClusterConfig) -> dict[str, str]:
     if not file.is_file():
         raise ConfigError(f"router.api_keys: no file at {file}; make one with `python -m router.keys TENANT >> FILE`")
     return {"router.api_keys": str(file)}
+
+
+def _data_dir(config: ClusterConfig) -> dict[str, str]:
+    """The folder by its whole path; it is made when there is something to keep."""
+    if config.router.data_dir is None:
+        return {}
+    folder = Path(config.router.data_dir).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"router.data_dir: {folder} is no folder")
+    return {"router.data_dir": str(folder)}
 
 
 def _check_checkpoint(config: ClusterConfig, folder: Path) -> None:
@@ -63,8 +85,8 @@ def _check_checkpoint(config: ClusterConfig, folder: Path) -> None:
         raise ConfigError(found[0])
 
 
-def worker_config(resolved: Resolved, role: Role, host: str) -> WorkerConfig:
-    """What one worker of a pool needs; it listens on `host`."""
+def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> WorkerConfig:
+    """What one worker of a pool needs; it listens on `host`, to those that know the secret."""
     config = resolved.config
     return WorkerConfig(
         model=resolved.model,
@@ -83,16 +105,26 @@ def worker_config(resolved: Resolved, role: Role, host: str) -> WorkerConfig:
         model_overrides=config.model_overrides,
         load=config.load,
         host=host,
+        secret=secret,
+        logs=log_settings(resolved.config),
     )
 
 
-def router_config(resolved: Resolved, name: str) -> RouterConfig:
-    """What one router replica needs; `name` is how it calls itself to workers."""
+def log_settings(config: ClusterConfig) -> LogSettings:
+    """How every process of the cluster logs."""
+    return LogSettings(config.logs.format, config.logs.level)
+
+
+def router_config(resolved: Resolved, name: str, secret: str) -> RouterConfig:
+    """What one router replica needs; `name` is how it calls itself to workers, and `secret` what it proves to them."""
     return RouterConfig(
         served_model_name=resolved.served_name,
         tokenizer=resolved.model,
         name=name,
-        **resolved.config.router.model_dump(exclude={"replicas"}),
+        secret=secret,
+        run_dir=str(Path(tempfile.gettempdir()) / f"ling-router-{resolved.run}"),
+        log_prompts=resolved.config.logs.prompts,
+        **resolved.config.router.model_dump(exclude={"resources"}),
     )
 
 

@@ -16,6 +16,7 @@ from rich.status import Status
 from cluster.app import application, gpus
 from cluster.config import ClusterConfig, ConfigError
 from cluster.entries import Failure, Listing
+from cluster.hints import hints
 from cluster.local import LocalRay
 from cluster.resolve import Resolved, resolve
 from cluster.signals import EndingSignals
@@ -154,15 +155,10 @@ def _told(failure: Failure) -> str:
 
 def _announce(resolved: Resolved, status: dict[str, Any], seconds: float, console: Console) -> None:
     url = _url(resolved)
-    body = '{"model": "auto", "stream": true, "max_tokens": 64, "messages": [{"role": "user", "content": "Hello"}]}'
     console.print(f"[bold green]{escape(resolved.served_name)}[/] is served at [bold]{url}[/] after {seconds:.0f} s\n")
     console.print(render(status))
-    console.print("\nTry it:")
-    console.print(
-        f"  curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{body}'",
-        soft_wrap=True, markup=False, highlight=False,
-    )  # fmt: skip
-    console.print(f"  ling chat --url {url}\n  ling status --url {url}\nCtrl-C ends everything.", highlight=False)
+    told = hints(url, resolved.config.router.api_keys)
+    console.print(f"\n{told}\nCtrl-C ends everything.", soft_wrap=True, markup=False, highlight=False)
 
 
 def _drain(drain_s: float, signals: EndingSignals) -> None:

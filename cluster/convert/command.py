@@ -70,9 +70,26 @@ def _tp(text: str) -> int:
 def _bar() -> Iterator[Callable[[int, int], None]]:
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
                TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _lines(console)
+        return
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task("converting", total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+def _lines(console: Console) -> Callable[[int, int], None]:
+    """For a log: a line each twentieth of the way."""
+    told = 0
+
+    def tell(done: int, total: int) -> None:
+        nonlocal told
+        if (reached := 20 * done // max(1, total)) > told:
+            told = reached
+            console.print(f"{5 * reached} % of {decimal(total)}", highlight=False)
+
+    return tell
 
 
 def _table(report: "Report") -> Table:

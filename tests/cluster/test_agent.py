@@ -1,9 +1,10 @@
-"""An agent through the whole cluster, with the checkpoint that comes with the code and the openai SDK."""
+"""An agent through the whole cluster, with the checkpoint that comes with the code and each vendor's SDK."""
 
 import json
 from collections.abc import Iterator
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
@@ -73,4 +74,45 @@ def test_three_turns_two_tools_and_the_right_answers(cluster: Serving, ask: Any)
             message = ask(client, messages, offered)
             assert wanted in message["content"]
             messages.append(message)
+    cluster.until(cluster.all_free)
+
+
+def own_tool(offered: dict[str, Any]) -> dict[str, Any]:
+    """The same tool in Anthropic's words."""
+    function = offered["function"]
+    return {
+        "name": function["name"],
+        "description": function["description"],
+        "input_schema": function["parameters"],
+        "cache_control": {"type": "ephemeral"},
+    }
+
+
+def whole_message(client: anthropic.Anthropic, **request: Any) -> Any:
+    return client.messages.create(**request)
+
+
+def streamed_message(client: anthropic.Anthropic, **request: Any) -> Any:
+    with client.messages.stream(**request) as events:
+        return events.get_final_message()
+
+
+@pytest.mark.parametrize("ask", [whole_message, streamed_message])
+def test_the_same_turns_in_anthropic_s_words(cluster: Serving, ask: Any) -> None:
+    messages: list[Any] = []
+    with anthropic.Anthropic(base_url=cluster.url, api_key="-", max_retries=0) as client:
+        for said, offered, arguments, result, wanted in TURNS:
+            request: dict[str, Any] = {"model": "auto", "max_tokens": 200, "extra_body": {"temperature": 0}}
+            request["tools"] = [own_tool(offered)]
+            messages.append({"role": "user", "content": said})
+            answer = ask(client, messages=messages, **request)
+            (call,) = [block for block in answer.content if block.type == "tool_use"]
+            assert (call.name, call.input, answer.stop_reason) == (offered["function"]["name"], arguments, "tool_use")
+            messages.append({"role": "assistant", "content": answer.content})
+            block = {"type": "tool_result", "tool_use_id": call.id, "content": json.dumps(result)}
+            messages.append({"role": "user", "content": [block]})
+            answer = ask(client, messages=messages, **request)
+            assert answer.stop_reason == "end_turn"
+            assert wanted in answer.content[-1].text
+            messages.append({"role": "assistant", "content": answer.content})
     cluster.until(cluster.all_free)

@@ -11,6 +11,7 @@ from rich.console import Console
 
 from cluster import chat
 from cluster.chat import Chat
+from cluster.hints import hints
 
 Answer = Callable[[dict[str, Any]], httpx.Response]
 
@@ -28,15 +29,19 @@ def delta(**content: str) -> dict[str, Any]:
 def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[dict[str, Any]]]]:
     """Runs a chat over typed lines; returns what it printed and the requests it made."""
 
-    def run(lines: list[str], answer: Answer, system: str | None = None) -> tuple[str, list[dict[str, Any]]]:
+    def run(
+        lines: list[str], answer: Answer, system: str | None = None, api_key: str | None = None
+    ) -> tuple[str, list[dict[str, Any]]]:
         requests: list[dict[str, Any]] = []
 
         def handle(request: httpx.Request) -> httpx.Response:
+            assert request.headers.get("authorization") == (f"Bearer {api_key}" if api_key else None)
             requests.append(json.loads(request.content))
             return answer(requests[-1])
 
-        client = httpx.Client(transport=httpx.MockTransport(handle))
-        monkeypatch.setattr(chat.httpx, "Client", lambda **_: client)
+        real = httpx.Client
+        transport = httpx.MockTransport(handle)
+        monkeypatch.setattr(chat.httpx, "Client", lambda headers, **_: real(transport=transport, headers=headers))
         typed = iter(lines)
         console = Console(file=StringIO(), width=200)
 
@@ -47,7 +52,7 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[dict[
                 raise EOFError from None
 
         monkeypatch.setattr(console, "input", read)
-        Chat("http://x", console, system, {"temperature": 0.5}).run()
+        Chat("http://x", console, system, {"temperature": 0.5}, api_key).run()
         assert isinstance(console.file, StringIO)
         return console.file.getvalue(), requests
 
@@ -71,6 +76,7 @@ def test_it_streams_keeps_history_and_forgets_on_clear(talk: Callable[..., Any])
     [
         (httpx.Response(429, json={"error": {"message": "too many"}}), "429: too many"),
         (httpx.Response(502, text="bad gateway"), "502: bad gateway"),
+        (httpx.Response(401, json={"error": {"message": "a key"}}), "401: a key; give it as --api-key or in LING_API"),
         (events({"error": {"message": "worker ended"}}, "[DONE]"), "worker ended"),
         (events(delta(content="half")), "cut off"),
     ],
@@ -89,3 +95,17 @@ def test_a_server_that_is_gone_is_named(talk: Callable[..., Any]) -> None:
 
     printed, _ = talk(["a"], refuse)
     assert "no answer from http://x: refused" in printed
+
+
+def test_a_key_goes_with_every_request(talk: Callable[..., Any]) -> None:
+    _, requests = talk(["one", "two"], lambda _: events(delta(content="fine"), "[DONE]"), api_key="sk-x")
+    assert len(requests) == 2
+
+
+def test_a_started_cluster_says_how_to_ask_it_with_and_without_a_key() -> None:
+    url = "http://127.0.0.1:8000"
+    assert "LING_API_KEY" not in hints(url, None)
+    assert f"curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{{" in hints(url, None)
+    told = hints(url, "/etc/my keys")
+    assert "python -m router.keys TENANT >> '/etc/my keys'" in told
+    assert '-H "authorization: Bearer $LING_API_KEY" -d' in told

@@ -41,7 +41,7 @@ def test_later_layers_win_key_by_key() -> None:
     ("args", "message"),
     [
         ({"prefil": {"tp": 2}}, "prefil: unknown setting; did you mean prefill?"),
-        ({"decode.ranks": "2"}, "decode.ranks: unknown setting; known here: replicas, tp"),
+        ({"decode.ranks": "2"}, "decode.ranks: unknown setting; known here: replicas, max_replicas, tp, resources"),
         ({"router": {"max_que": 1}}, "router.max_que: unknown setting; did you mean max_queue?"),
         ({"prefill.tp": "2"}, "prefill.tp: 2 differs from decode.tp 1"),
         ({"decode.tp": "two"}, "decode.tp: input should be a valid integer, got 'two'"),
@@ -80,6 +80,6 @@ def test_all_problems_at_once() -> None:
 
 def test_every_setting_is_documented() -> None:
     documented = ClusterConfig.__doc__ or ""
-    sections = {"prefill", "decode", "router", "handoff", "collectives"}
+    sections = {"prefill", "decode", "router", "handoff", "logs", "autoscaling", "collectives"}
     missing = [name for name in ClusterConfig.model_fields if name not in sections and name not in documented]
     assert not missing

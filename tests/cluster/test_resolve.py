@@ -18,28 +18,31 @@ def test_settings_reach_the_worker() -> None:
         "handoff": {"channel": "gloo", "window": 3, "timeout_s": 9.0}, "collectives": "gloo",
         "model_overrides": {"rms_norm_eps": 1e-6},
     })  # fmt: skip
-    made = worker_config(resolve(config, gpus=0), "decode", "10.0.0.1")
+    made = worker_config(resolve(config, gpus=0), "decode", "10.0.0.1", "s")
     assert (made.model, made.tp, made.dtype, made.device) == (str(TP4), 4, "float32", "cpu")
     assert (made.page_size, made.pages, made.slots) == (16, 999, 5)
     assert (made.max_model_len, made.max_step_tokens) == (100, 77)
     assert (made.channel, made.handoff_window, made.handoff_timeout_s) == ("gloo", 3, 9.0)
-    assert (made.collectives, made.host) == ("gloo", "10.0.0.1")
+    assert (made.collectives, made.host, made.secret) == ("gloo", "10.0.0.1", "s")
     assert made.model_overrides == {"rms_norm_eps": 1e-6}
 
 
 def test_settings_reach_the_router() -> None:
     config = parse({"model": str(TP4), "prefill.replicas": "0", "decode.replicas": "3", "router.max_queue": "7"})
     resolved = resolve(config, gpus=0)
-    made = router_config(resolved, "router-x")
+    made = router_config(resolved, "router-x", "s")
     assert (made.served_model_name, made.tokenizer, made.name, made.max_queue) == ("tp4", str(TP4), "router-x", 7)
     assert (pools(resolved).prefill, pools(resolved).decode) == (0, 3)
+    # Routers of one cluster share a folder; another cluster's do not.
+    assert made.run_dir == router_config(resolved, "router-y", "s").run_dir
+    assert made.run_dir != router_config(resolve(config, gpus=0), "router-x", "s").run_dir
 
 
 def test_the_keys_file_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "keys").write_text("")
     settings = {"model": str(TP4), "router.api_keys": "keys", "router.cors_origins": "https://a,https://b"}
-    made = router_config(resolve(parse(settings), gpus=0), "router-x")
+    made = router_config(resolve(parse(settings), gpus=0), "router-x", "s")
     assert (made.api_keys, made.cors_origins) == (str(tmp_path / "keys"), ("https://a", "https://b"))
     with pytest.raises(ConfigError, match=r"router.api_keys: no file at .*nowhere"):
         resolve(parse(settings | {"router.api_keys": "nowhere"}), gpus=0)
@@ -48,7 +51,7 @@ def test_the_keys_file_is_found_from_anywhere(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize(("device", "gpus", "expected"), [("auto", 0, "cpu"), ("auto", 2, "cuda"), ("cpu", 2, "cpu")])
 def test_device(device: str, gpus: int, expected: str) -> None:
     resolved = resolve(parse({"model": str(TP4), "device": device}), gpus)
-    assert worker_config(resolved, "prefill", "127.0.0.1").device == expected
+    assert worker_config(resolved, "prefill", "127.0.0.1", "s").device == expected
 
 
 def test_without_a_model_ling_nano_is_served() -> None:

@@ -1,0 +1,104 @@
+"""When somebody is to look, as Prometheus rules. What to do then stands in docs/RUNBOOK.md, under the alert's name."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from cluster.dashboards.capacity import backlog
+from cluster.dashboards.promql import quantile, rate, series, total, used
+from workers.telemetry import table as t
+
+_LIVE, _CONFIGURED = (total(metric, "role", how="max") for metric in (t.WORKERS_LIVE, t.WORKERS_CONFIGURED))
+_OURS = {"class": "internal|unavailable|timeout|stream"}
+_WAITED_FOR = {"class": "high|normal"}
+
+
+@dataclass(frozen=True, slots=True)
+class Alert:
+    """critical: users are without answers now. lasts: how long it must hold, in Prometheus' words."""
+
+    name: str
+    expr: str
+    lasts: str
+    severity: Literal["critical", "warning", "info"]
+    summary: str
+
+
+ALERTS = (
+    Alert("LingNoMetrics", f"absent({series(t.IN_FLIGHT)})", "2m", "critical", "No router tells its figures."),
+    Alert(
+        "LingPoolDown", f"{_LIVE} == 0 and {_CONFIGURED} > 0", "30s", "critical",
+        "No {{ $labels.role }} worker is live: nothing can be served.",
+    ),
+    Alert(
+        "LingWorkerMissing", f"{_LIVE} < {_CONFIGURED}", "5m", "warning",
+        "Fewer {{ $labels.role }} workers are live than configured.",
+    ),
+    Alert(
+        "LingErrors",
+        f"{rate(t.ERRORS, window='5m', **_OURS)} / ({rate(t.REQUESTS, window='5m')} > 0) > 0.02", "5m",
+        "critical", "{{ $value | humanizePercentage }} of requests fail by the cluster's fault.",
+    ),
+    Alert(
+        "LingRefusing", f"{rate(t.REFUSED, window='5m')} / ({rate(t.REQUESTS, window='5m')} > 0) > 0.05", "10m",
+        "warning", "{{ $value | humanizePercentage }} of requests are answered with 429.",
+    ),
+    Alert(
+        "LingSlowFirstToken", f"{quantile(0.95, t.TTFT, window='5m', **_WAITED_FOR)} > 5", "10m", "warning",
+        "One in twenty sequences waits {{ $value | humanizeDuration }} for its first token.",
+    ),
+    Alert(
+        "LingSlowTokens", f"{quantile(0.95, t.ITL, window='5m', **_WAITED_FOR)} > 0.2", "10m", "warning",
+        "One in twenty tokens comes {{ $value | humanizeDuration }} after the one before.",
+    ),
+    Alert(
+        "LingSlotsFull", f"{used(t.FREE_SLOTS, t.SLOTS, 'role')} > 0.95", "10m", "warning",
+        "{{ $value | humanizePercentage }} of the {{ $labels.role }} pool's slots are in use.",
+    ),
+    Alert(
+        "LingPagesFull", f"{used(t.FREE_PAGES, t.PAGES, 'role')} > 0.95", "10m", "warning",
+        "{{ $value | humanizePercentage }} of the {{ $labels.role }} pool's pages are in use.",
+    ),
+    Alert(
+        "LingPromptBacklog", f"({backlog('5m')}) > 10", "5m", "warning",
+        "{{ $value | humanizeDuration }} of prompt wait in the {{ $labels.role }} pool.",
+    ),
+    Alert(
+        "LingTransferFailures", f"sum by (reason) (increase({series(t.TRANSFER_FAILURES)}[10m])) > 3", "0m", "warning",
+        "Snapshots do not come: {{ $labels.reason }}.",
+    ),
+    Alert(
+        "LingSlowTransfers", f"{quantile(0.95, t.TRANSFER_SECONDS, window='10m', role='decode')} > 1", "10m", "warning",
+        "One in twenty snapshots takes {{ $value | humanizeDuration }}.",
+    ),
+    Alert(
+        "LingUnevenExperts",
+        f"max by (role) ({rate(t.EXPERT_TOKENS, 'role', 'rank', window='30m')}) "
+        f"/ avg by (role) ({rate(t.EXPERT_TOKENS, 'role', 'rank', window='30m')}) > 1.5", "30m", "info",
+        "The busiest rank of the {{ $labels.role }} pool has {{ $value | humanize }} times the mean of expert work.",
+    ),
+    Alert(
+        "LingFarFromLimit", f"{total(t.LIMIT_RATIO, 'role', how='avg')} < 0.1", "30m", "info",
+        "The {{ $labels.role }} pool's steps reach {{ $value | humanizePercentage }} of the card's limit.",
+    ),
+)  # fmt: skip
+
+
+def rules() -> dict[str, Any]:
+    """As a rule file of Prometheus holds them."""
+    return {
+        "groups": [
+            {
+                "name": "ling",
+                "rules": [
+                    {
+                        "alert": alert.name,
+                        "expr": alert.expr,
+                        "for": alert.lasts,
+                        "labels": {"severity": alert.severity},
+                        "annotations": {"summary": alert.summary, "runbook": f"docs/RUNBOOK.md#{alert.name.lower()}"},
+                    }
+                    for alert in ALERTS
+                ],
+            }
+        ]
+    }

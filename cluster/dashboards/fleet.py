@@ -1,0 +1,71 @@
+"""The board to look at first: is it up, how much does it do, do users wait."""
+
+from cluster.dashboards.board import Board, Panel, Query, Row
+from cluster.dashboards.promql import quantile, rate, total
+from workers.telemetry import table as t
+
+FLEET = Board(
+    "ling-fleet",
+    "Ling / Fleet",
+    "Whether the cluster is up, how much it does, and whether its users wait.",
+    (
+        Row(
+            "Up",
+            (
+                Panel(
+                    "Workers", "short", "By pool, live ones and those configured. Fewer live: one is down.",
+                    (
+                        Query(total(t.WORKERS_LIVE, "role", how="max"), "{{role}} live"),
+                        Query(total(t.WORKERS_CONFIGURED, "role", how="max"), "{{role}} configured"),
+                    ),
+                ),
+                Panel(
+                    "In flight", "short", "Choices under way, and how many there may be before 429 is answered.",
+                    (Query(total(t.IN_FLIGHT), "in flight"), Query(total(t.IN_FLIGHT_LIMIT), "limit")),
+                ),
+                Panel(
+                    "Errors by class", "reqps", "Requests without a whole answer. invalid and left are the clients'.",
+                    (Query(rate(t.ERRORS, "class"), "{{class}}"),), stacked=True,
+                ),
+            ),
+        ),
+        Row(
+            "Work",
+            (
+                Panel(
+                    "Requests", "reqps", "By API and HTTP status.",
+                    (Query(rate(t.REQUESTS, "api", "status"), "{{api}} {{status}}"),), stacked=True,
+                ),
+                Panel(
+                    "Tokens a second", "short", "Prompt tokens accepted and tokens generated.",
+                    (Query(rate(t.PROMPT_TOKENS), "prompt"), Query(rate(t.GENERATED_TOKENS), "generated")),
+                ),
+                Panel(
+                    "Batch lines", "reqps", "Lines of batches answered, by status.",
+                    (Query(rate(t.BATCH_LINES, "status"), "{{status}}"),), stacked=True,
+                ),
+                Panel(
+                    "Requests by tenant", "reqps", "Only where keys are asked for.",
+                    (Query(rate(t.TENANT_REQUESTS, "tenant"), "{{tenant}}"),), stacked=True,
+                ),
+            ),
+        ),
+        Row(
+            "Latency",
+            (
+                Panel(
+                    "Time to first token, p95", "s", "From submission, by class of priority.",
+                    (Query(quantile(0.95, t.TTFT, "class"), "{{class}}"),),
+                ),
+                Panel(
+                    "Between tokens, p95", "s", "By class of priority.",
+                    (Query(quantile(0.95, t.ITL, "class"), "{{class}}"),),
+                ),
+                Panel(
+                    "Whole answers, p95", "s", "From arrival to the answer's end, by API.",
+                    (Query(quantile(0.95, t.E2E, "api"), "{{api}}"),),
+                ),
+            ),
+        ),
+    ),
+)  # fmt: skip

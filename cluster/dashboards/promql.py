@@ -1,0 +1,60 @@
+"""PromQL over the table of metrics, so that no expression can name a metric or a label that does not exist."""
+
+from typing import Literal
+
+from workers.telemetry.table import Metric
+
+# Ray's, before every name.
+PREFIX = "ray_"
+# Grafana's: long enough for a rate, whatever the scrape interval.
+WINDOW = "$__rate_interval"
+
+
+def series(metric: Metric, suffix: str = "", **match: str) -> str:
+    """A metric's series. match: regular expressions of its labels."""
+    _check(metric, *match)
+    matchers = ",".join(f'{label}=~"{pattern}"' for label, pattern in match.items())
+    return f"{PREFIX}{metric.name}{suffix}" + (f"{{{matchers}}}" if matchers else "")
+
+
+def total(metric: Metric, *by: str, how: Literal["sum", "max", "avg"] = "sum", **match: str) -> str:
+    """A gauge over all who tell it, by labels."""
+    return _grouped(how, metric, by, series(metric, **match))
+
+
+def rate(metric: Metric, *by: str, suffix: str = "", window: str = WINDOW, **match: str) -> str:
+    """A counter's growth a second, by labels. suffix: of which of a histogram's series."""
+    return _grouped("sum", metric, by, f"rate({series(metric, suffix, **match)}[{window}])")
+
+
+def quantile(share: float, metric: Metric, *by: str, window: str = WINDOW, **match: str) -> str:
+    """A histogram's quantile, by labels."""
+    _check(metric, *by)
+    counts = f"rate({series(metric, '_bucket', **match)}[{window}])"
+    return f"histogram_quantile({share:g}, sum by ({', '.join((*by, 'le'))}) ({counts}))"
+
+
+def mean(metric: Metric, *by: str) -> str:
+    """A histogram's mean, by labels."""
+    return f"{rate(metric, *by, suffix='_sum')} / {rate(metric, *by, suffix='_count')}"
+
+
+def used(free: Metric, there: Metric, *by: str) -> str:
+    """The share of what there is that is not free, by labels."""
+    return f"1 - {total(free, *by)} / {total(there, *by)}"
+
+
+def shares(metric: Metric, of: str, *by: str) -> str:
+    """A counter's growth by label `of`, as shares of all of it, by labels."""
+    return f"{rate(metric, *by, of)} / ignoring ({of}) group_left () {rate(metric, *by)}"
+
+
+def _grouped(how: str, metric: Metric, by: tuple[str, ...], inner: str) -> str:
+    _check(metric, *by)
+    return f"{how} by ({', '.join(by)}) ({inner})" if by else f"{how}({inner})"
+
+
+def _check(metric: Metric, *labels: str) -> None:
+    for label in labels:
+        if label not in metric.labels:
+            raise ValueError(f"{metric.name} has the labels {metric.labels}, not {label}")

@@ -1,0 +1,59 @@
+"""Where a request's time goes, from the router to its last token."""
+
+from cluster.dashboards.board import Board, Panel, Query, Row
+from cluster.dashboards.promql import mean, quantile, rate, total
+from workers.telemetry import table as t
+from workers.telemetry.table import Metric
+
+
+def _spread(title: str, metric: Metric, text: str) -> Panel:
+    shares = tuple(Query(quantile(share, metric), f"p{share * 100:g}") for share in (0.5, 0.95, 0.99))
+    return Panel(title, "s", text, (*shares, Query(mean(metric), "mean")))
+
+
+REQUEST_PATH = Board(
+    "ling-request-path",
+    "Ling / Request path",
+    "Where a request's time goes, from the router to its last token.",
+    (
+        Row(
+            "As clients see it",
+            (
+                _spread("Time to first token", t.TTFT, "From submission to the workers to the first token's arrival."),
+                _spread("Between tokens", t.ITL, "As they arrive at the router."),
+                _spread("Whole answers", t.E2E, "From arrival to the answer's end, of requests answered with 200."),
+            ),
+        ),
+        Row(
+            "Admission and routing",
+            (
+                Panel(
+                    "Routing", "reqps", "room: both workers had it; wait: one must wait; others: there was no pair.",
+                    (Query(rate(t.ROUTING, "reason"), "{{reason}}"),), stacked=True,
+                ),
+                Panel(
+                    "Refused", "reqps", "429: the router's queue is full, or a key is beyond its limits.",
+                    (Query(rate(t.REFUSED), "refused"),),
+                ),
+                Panel(
+                    "Waiting at workers", "short", "Sequences that wait for room, by pool.",
+                    (Query(total(t.QUEUED, "role"), "{{role}}"),), stacked=True,
+                ),
+            ),
+        ),
+        Row(
+            "From prefill to decode",
+            (
+                Panel(
+                    "Prompt tokens waiting", "short", "Not yet computed, by pool.",
+                    (Query(total(t.QUEUED_TOKENS, "role"), "{{role}}"),), stacked=True,
+                ),
+                _spread("Transfer", t.TRANSFER_SECONDS, "From a prompt's end until its snapshot is whole."),
+                Panel(
+                    "Transfer failures", "reqps", "Sequences that ended because a snapshot did not come. Normal: none.",
+                    (Query(rate(t.TRANSFER_FAILURES, "reason"), "{{reason}}"),), stacked=True,
+                ),
+            ),
+        ),
+    ),
+)  # fmt: skip

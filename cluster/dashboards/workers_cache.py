@@ -1,0 +1,104 @@
+"""What each worker does, how full it is, and where its steps' time goes."""
+
+from cluster.dashboards.board import Board, Panel, Query, Row
+from cluster.dashboards.promql import quantile, rate, shares, total, used
+from workers.telemetry import table as t
+
+_STEPS = rate(t.STEP_SECONDS, "worker", suffix="_count")
+
+WORKERS = Board(
+    "ling-workers",
+    "Ling / Workers & cache",
+    "What each worker does, how full it is, and where its steps' time goes.",
+    (
+        Row(
+            "Load",
+            (
+                Panel("Running", "short", "In its steps.", (Query(total(t.RUNNING, "worker"), "{{worker}}"),)),
+                Panel("Queued", "short", "Waiting for room.", (Query(total(t.QUEUED, "worker"), "{{worker}}"),)),
+                Panel(
+                    "Endings", "reqps", "How sequences end. handoff: their snapshots have left.",
+                    (Query(rate(t.FINISHED, "role", "finish"), "{{role}} {{finish}}"),), stacked=True,
+                ),
+            ),
+        ),
+        Row(
+            "Cache",
+            (
+                Panel(
+                    "Slots in use", "percentunit", "Of the linear state's. At 100 % sequences wait.",
+                    (Query(used(t.FREE_SLOTS, t.SLOTS, "worker"), "{{worker}}"),), most=1,
+                ),
+                Panel(
+                    "Pages in use", "percentunit", "Of the latents'. At 100 % sequences wait or lose their places.",
+                    (Query(used(t.FREE_PAGES, t.PAGES, "worker"), "{{worker}}"),), most=1,
+                ),
+                Panel(
+                    "Snapshots on their way", "short", "Coming or going.",
+                    (Query(total(t.TRANSFERRING, "worker"), "{{worker}}"),),
+                ),
+            ),
+        ),
+        Row(
+            "Steps",
+            (
+                Panel(
+                    "A step", "s", "From the plan's leaving to its result.",
+                    (
+                        Query(quantile(0.5, t.STEP_SECONDS, "worker"), "{{worker}} p50"),
+                        Query(quantile(0.95, t.STEP_SECONDS, "worker"), "{{worker}} p95"),
+                    ),
+                ),
+                Panel(
+                    "Sequences a step", "short", "The mean batch.",
+                    (Query(f"{rate(t.STEP_SEQUENCES, 'worker')} / {_STEPS}", "{{worker}}"),),
+                ),
+                Panel(
+                    "Context", "short", "Tokens a sequence holds already when a step computes more of it, the mean.",
+                    (Query(f"{rate(t.STEP_PAST, 'worker')} / {rate(t.STEP_SEQUENCES, 'worker')}", "{{worker}}"),),
+                ),
+                Panel(
+                    "Tokens a second", "short", "Computed in steps, and sampled.",
+                    (
+                        Query(rate(t.STEP_TOKENS, "worker"), "{{worker}} computed"),
+                        Query(rate(t.STEP_SAMPLED, "worker"), "{{worker}} sampled"),
+                    ),
+                ),
+                Panel(
+                    "Leader's time", "percentunit", "plan and publish are what ranks wait for; normal: a few percent.",
+                    (Query(shares(t.STEP_PHASES, "phase", "role"), "{{role}} {{phase}}"),), most=1,
+                ),
+                Panel(
+                    "Rank 0's time", "percentunit", "transfer, forward and sample, of one measured step a second.",
+                    (Query(shares(t.RANK_PHASES, "phase", "role"), "{{role}} {{phase}}"),), most=1,
+                ),
+                Panel(
+                    "The latest step", "s", "As routers are told.", (Query(total(t.STEP_TIME, "worker"), "{{worker}}"),)
+                ),
+            ),
+        ),
+        Row(
+            "Snapshots",
+            (
+                Panel(
+                    "Bytes a second", "Bps", "All ranks' together, out of prefill workers and into decode workers.",
+                    (Query(rate(t.TRANSFER_BYTES, "worker", "direction"), "{{worker}} {{direction}}"),),
+                ),
+                Panel(
+                    "Speed of a link", "Bps", "Bytes over the time links spend moving them.",
+                    (
+                        Query(
+                            f"{rate(t.TRANSFER_BYTES, 'role', direction='in')} "
+                            f"/ {rate(t.TRANSFER_BUSY, 'role', direction='in')}",
+                            "into {{role}}",
+                        ),
+                    ),
+                ),
+                Panel(
+                    "Transfer, p95", "s", "From a prompt's end until its snapshot is whole.",
+                    (Query(quantile(0.95, t.TRANSFER_SECONDS, "worker", role="decode"), "{{worker}}"),),
+                ),
+            ),
+        ),
+    ),
+)  # fmt: skip

@@ -1,0 +1,41 @@
+"""How near a worker's steps come to what the planner takes to be possible on its card."""
+
+from cluster.planner.cards import Card, find_card
+from cluster.planner.errors import PlanError
+from cluster.planner.model import Model, load_model
+from cluster.planner.speed import fraction_of_limit, step_time
+from cluster.planner.work import Step
+from workers.telemetry.worker import StepTotals
+
+
+class Limit:
+    """Compares the steps between two calls with the planner's shortest for their mean."""
+
+    def __init__(self, model: Model, card: Card, tp: int) -> None:
+        self._model, self._card, self._tp = model, card, tp
+        self._before = StepTotals(0, 0.0, 0, 0, 0, 0)
+
+    def reached(self, totals: StepTotals) -> float | None:
+        """Share of the limit since the last call, 1 for all of it; None if there were no steps."""
+        before, self._before = self._before, totals
+        steps, seconds = totals.steps - before.steps, totals.seconds - before.seconds
+        if not steps or seconds <= 0:
+            return None
+        sequences = totals.sequences - before.sequences
+        mean = Step(
+            sequences=max(1, round(sequences / steps)),
+            tokens=max(1, round((totals.tokens - before.tokens) / sequences)),
+            past=round((totals.past - before.past) / sequences),
+            sampled=round((totals.sampled - before.sampled) / steps),
+        )
+        return fraction_of_limit(seconds / steps, step_time(self._model, self._card, self._tp, mean).seconds)
+
+
+def limit_of(model: str, card: str | None, tp: int) -> Limit | None:
+    """For a checkpoint folder on cards of a name; None without a name. ValueError for a card or model not known."""
+    if card is None:
+        return None
+    try:
+        return Limit(load_model(model), find_card(card), tp)
+    except PlanError as error:
+        raise ValueError(str(error).split(": ", 1)[-1]) from None

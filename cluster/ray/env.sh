@@ -1,0 +1,14 @@
+# What every process of a Ray cluster runs with; the recipes beside it source it before `ray start`, and so does who
+# calls `ray` or `serve` on a node.
+export PATH="$HOME/ling-venv/bin:$PATH"
+# Whoever has not the token of ~/.ray/auth_token gets nothing from Ray. All processes need the same mode.
+export RAY_AUTH_MODE=token
+export RAY_USAGE_STATS_ENABLED=0
+export RAY_worker_niceness=0
+# A lost node is noticed after seconds, not after a minute.
+export RAY_health_check_initial_delay_ms=0
+export RAY_health_check_period_ms=500
+export RAY_health_check_timeout_ms=1000
+export RAY_health_check_failure_threshold="${RAY_health_check_failure_threshold:-3}"
+# How often workers report what pools are sized by.
+export RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S=1

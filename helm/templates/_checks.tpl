@@ -1,0 +1,67 @@
+{{/* What a schema can't say. Every message starts with the value's path. */}}
+{{- define "ling.checks" -}}
+{{- $v := .Values -}}
+{{- if and $v.prefill.replicas (ne (int $v.prefill.tp) (int $v.decode.tp)) -}}
+{{- fail (printf "prefill.tp: %d differs from decode.tp %d; snapshots move rank to rank, so give both pools the same tp" (int $v.prefill.tp) (int $v.decode.tp)) -}}
+{{- end -}}
+{{- range $name, $pool := dict "prefill" $v.prefill "decode" $v.decode -}}
+{{- if kindIs "invalid" $pool.maxReplicas | not -}}
+{{- if not $v.autoscaling.enabled -}}
+{{- fail (printf "%s.maxReplicas: needs autoscaling.enabled" $name) -}}
+{{- end -}}
+{{- if or (lt (int $pool.maxReplicas) (int $pool.replicas)) (eq (int $pool.replicas) 0) -}}
+{{- fail (printf "%s.maxReplicas: %d with %d replicas; a pool that grows begins with at least 1 worker and at most maxReplicas" $name (int $pool.maxReplicas) (int $pool.replicas)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- $given := without (list $v.model.volume.existingClaim $v.model.volume.hostPath (ternary "create" "" $v.model.volume.create.enabled)) "" -}}
+{{- if and $v.model.path (ne (len $given) 1) -}}
+{{- fail (printf "model.volume: model.path needs exactly one of existingClaim, hostPath and create.enabled, found %d" (len $given)) -}}
+{{- end -}}
+{{- if and $v.model.shard.enabled (not $v.model.path) -}}
+{{- fail "model.shard.enabled: needs model.path; the embedded checkpoint is not sharded" -}}
+{{- end -}}
+{{- if and $v.apiKeys.testSecretName (not $v.apiKeys.secretName) -}}
+{{- fail "apiKeys.testSecretName: says nothing without apiKeys.secretName" -}}
+{{- end -}}
+{{- if and $v.ingress.enabled (not $v.ingress.host) -}}
+{{- fail "ingress.host: an ingress needs one" -}}
+{{- end -}}
+{{- if and (eq $v.device "cuda") $v.model.path (ne $v.model.format "other") (ne $v.gpu.type "other") -}}
+{{- include "ling.memoryCheck" . -}}
+{{- end -}}
+{{- end -}}
+
+{{/* A worker of tp cards against its model, by the planner's figures in files/memory.json; MiB and KiB a card. */}}
+{{- define "ling.memoryCheck" -}}
+{{- $v := .Values -}}
+{{- $table := .Files.Get "files/memory.json" | fromJson -}}
+{{- $tp := int $v.decode.tp -}}
+{{- $slots := int (default 64 $v.config.slots) -}}
+{{- $step := int (default 1024 $v.config.max_step_tokens) -}}
+{{- $length := int (default $table.context $v.config.max_model_len) -}}
+{{- $page := int (default 64 $v.config.page_size) -}}
+{{- $pages := div (add $length (sub $page 1)) $page | int -}}
+{{- if kindIs "invalid" $v.config.pages | not -}}
+{{- $pages = int $v.config.pages -}}
+{{- end -}}
+{{- $steps := list -}}
+{{- range $table.step_tokens -}}{{- if ge (int .) $step -}}{{- $steps = append $steps (int .) -}}{{- end -}}{{- end -}}
+{{- $contexts := list -}}
+{{- range $table.contexts -}}{{- if ge (int .) $length -}}{{- $contexts = append $contexts (int .) -}}{{- end -}}{{- end -}}
+{{- if not $steps -}}
+{{- fail (printf "config.max_step_tokens: %d is more than the %d that memory was planned for; set gpu.type to other to go without the check" $step (int (last $table.step_tokens))) -}}
+{{- end -}}
+{{- if not $contexts -}}
+{{- fail (printf "config.max_model_len: %d is more than the %d that %s reaches" $length (int (last $table.contexts)) $table.model) -}}
+{{- end -}}
+{{- $row := get (get $table.formats $v.model.format) (toString $tp) -}}
+{{- $activations := get (get $row.activations_mib (first $contexts | toString)) (first $steps | toString) -}}
+{{- $fixed := add $row.weights_mib $table.reserved_mib $activations | int -}}
+{{- $sessions := div (add (mul $slots $row.slot_kib) (mul $pages $page $table.token_bytes | div 1024)) 1024 | int -}}
+{{- $card := get $table.cards $v.gpu.type | int -}}
+{{- $need := add $fixed $sessions | int -}}
+{{- if gt $need $card -}}
+{{- fail (printf "decode.tp: a worker of %d %s has no memory for %s in %s: each card needs %d MiB (weights %d, other fixed %d, %d slots and %d pages of %d tokens %d) and has %d MiB to use; raise tp, lower config.slots or config.max_model_len, or take a smaller format (ling plan --gpu %s --dtype %s --gpus-per-worker %d says more)" $tp $v.gpu.type $table.model $v.model.format $need (int $row.weights_mib) (sub $fixed (int $row.weights_mib)) $slots $pages $page $sessions $card $v.gpu.type $v.model.format $tp) -}}
+{{- end -}}
+{{- end -}}

@@ -1,0 +1,104 @@
+{{/* What everything is called. KubeRay adds up to 16 characters to it. */}}
+{{- define "ling.name" -}}
+{{- $name := ternary .Release.Name (printf "%s-ling" .Release.Name) (contains "ling" .Release.Name) -}}
+{{- trunc 40 $name | trimSuffix "-" -}}
+{{- end -}}
+
+{{/* The Service that KubeRay keeps on the active cluster's routers. */}}
+{{- define "ling.service" -}}
+{{ include "ling.name" . }}-serve-svc
+{{- end -}}
+
+{{/* Labels that select pods. Takes (root, component). */}}
+{{- define "ling.selector" -}}
+app.kubernetes.io/name: ling
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end -}}
+
+{{- define "ling.labels" -}}
+app.kubernetes.io/name: ling
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
+{{- end -}}
+
+{{- define "ling.image" -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+
+{{- define "ling.modelPath" -}}
+/models/{{ .Values.model.path }}{{ if .Values.model.shard.enabled }}-tp{{ .Values.decode.tp }}{{ end }}
+{{- end -}}
+
+{{/* What a pod gets to end: draining, and what ending takes on top. */}}
+{{- define "ling.graceSeconds" -}}
+{{ add .Values.drainSeconds 60 }}
+{{- end -}}
+
+{{- define "ling.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: {{ int64 .Values.securityContext.runAsUser }}
+runAsGroup: {{ int64 .Values.securityContext.runAsGroup }}
+fsGroup: {{ int64 .Values.securityContext.fsGroup }}
+fsGroupChangePolicy: OnRootMismatch
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "ling.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+runAsNonRoot: true
+capabilities: {drop: [ALL]}
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{/* Only /tmp can be written: Ray's session and whatever libraries cache in the home folder go there. */}}
+{{- define "ling.env" -}}
+- {name: HOME, value: /tmp}
+- {name: USER, value: ling}
+- {name: PYTHONDONTWRITEBYTECODE, value: "1"}
+- {name: RAY_USAGE_STATS_ENABLED, value: "0"}
+- {name: RAY_worker_niceness, value: "0"}
+- {name: RAY_health_check_initial_delay_ms, value: "0"}
+- {name: RAY_health_check_period_ms, value: "500"}
+- {name: RAY_health_check_timeout_ms, value: "1000"}
+- {name: RAY_health_check_failure_threshold, value: "3"}
+- {name: RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S, value: "1"}
+{{- end -}}
+
+{{/* Takes (root, component). The head builds the application, so it looks for the keys' file too. */}}
+{{- define "ling.volumeMounts" -}}
+{{- $v := (index . 0).Values -}}
+- {name: tmp, mountPath: /tmp}
+{{- if $v.model.path }}
+- {name: models, mountPath: /models, readOnly: true}
+{{- end }}
+{{- if and $v.apiKeys.secretName (has (index . 1) (list "head" "router")) }}
+- {name: api-keys, mountPath: /etc/ling/api-keys, readOnly: true}
+{{- end }}
+{{- end -}}
+
+{{- define "ling.volumes" -}}
+{{- $v := (index . 0).Values -}}
+- name: tmp
+  emptyDir: {}
+{{- if $v.model.path }}
+- name: models
+  {{- include "ling.modelVolume" (index . 0) | nindent 2 }}
+{{- end }}
+{{- if and $v.apiKeys.secretName (has (index . 1) (list "head" "router")) }}
+- name: api-keys
+  secret: {secretName: {{ $v.apiKeys.secretName | quote }}, items: [{key: keys, path: keys}]}
+{{- end }}
+{{- end -}}
+
+{{- define "ling.modelVolume" -}}
+{{- if .Values.model.volume.hostPath -}}
+hostPath: {path: {{ .Values.model.volume.hostPath | quote }}, type: Directory}
+{{- else -}}
+persistentVolumeClaim:
+  claimName: {{ .Values.model.volume.existingClaim | default (printf "%s-models" (include "ling.name" .)) | quote }}
+{{- end -}}
+{{- end -}}

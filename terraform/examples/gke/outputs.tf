@@ -1,0 +1,14 @@
+output "kubeconfig" {
+  description = "Command that lets kubectl reach the cluster."
+  value       = "gcloud container clusters get-credentials ${module.gke.cluster_name} --region ${var.region} --project ${var.project}"
+}
+
+output "model_volume" {
+  description = "Namespace and claim of the volume to copy the checkpoint to."
+  value       = { namespace = module.ling.namespace, claim = module.ling.model_claim }
+}
+
+output "commands" {
+  description = "How to watch, test and reach the cluster."
+  value       = module.ling.commands
+}

@@ -1,0 +1,57 @@
+variable "project" {
+  description = "Google Cloud project."
+  type        = string
+}
+
+variable "region" {
+  description = "Region of Google Cloud."
+  type        = string
+  default     = "us-central1"
+}
+
+variable "zone" {
+  description = "Zone of the region, one that has the GPUs."
+  type        = string
+  default     = "us-central1-a"
+}
+
+variable "api_cidrs" {
+  description = "Networks from which Kubernetes' API may be reached, the one Terraform runs in among them."
+  type        = list(string)
+}
+
+variable "reservation" {
+  description = "Name of the GPU node's reservation; on demand without."
+  type        = string
+  default     = null
+}
+
+variable "image_repository" {
+  description = "Artifact Registry's repository the image is in, if it is."
+  type = object({
+    project  = string
+    location = string
+    name     = string
+  })
+  default = null
+}
+
+variable "image" {
+  description = "The cluster's image."
+  type = object({
+    repository = string
+    tag        = optional(string, "")
+  })
+}
+
+variable "deploy" {
+  description = "Whether the chart is installed: once the checkpoint is in the volume."
+  type        = bool
+  default     = true
+}
+
+variable "deletion_protection" {
+  description = "Whether Terraform refuses to delete the cluster."
+  type        = bool
+  default     = true
+}

@@ -1,0 +1,134 @@
+data "aws_partition" "current" {}
+
+data "aws_caller_identity" "current" {}
+
+locals {
+  policy_arns = "arn:${data.aws_partition.current.partition}:iam::aws:policy"
+
+  # Pods that call AWS, each with a role of its own.
+  pod_roles = {
+    vpc-cni            = { service_account = "aws-node", policy = "AmazonEKS_CNI_Policy" }
+    aws-ebs-csi-driver = { service_account = "ebs-csi-controller-sa", policy = "service-role/AmazonEBSCSIDriverPolicy" }
+    aws-efs-csi-driver = { service_account = "efs-csi-controller-sa", policy = "service-role/AmazonEFSCSIDriverPolicy" }
+  }
+}
+
+data "aws_iam_policy_document" "cluster" {
+  statement {
+    actions = ["sts:AssumeRole"]
+    principals {
+      type        = "Service"
+      identifiers = ["eks.amazonaws.com"]
+    }
+  }
+}
+
+resource "aws_iam_role" "cluster" {
+  name_prefix        = "${var.name}-"
+  assume_role_policy = data.aws_iam_policy_document.cluster.json
+}
+
+resource "aws_iam_role_policy_attachment" "cluster" {
+  role       = aws_iam_role.cluster.name
+  policy_arn = "${local.policy_arns}/AmazonEKSClusterPolicy"
+}
+
+data "aws_iam_policy_document" "nodes" {
+  statement {
+    actions = ["sts:AssumeRole"]
+    principals {
+      type        = "Service"
+      identifiers = ["ec2.amazonaws.com"]
+    }
+  }
+}
+
+resource "aws_iam_role" "nodes" {
+  name_prefix        = "${var.name}-"
+  assume_role_policy = data.aws_iam_policy_document.nodes.json
+}
+
+# Join the cluster and pull images, nothing else: what pods may do is their own roles' matter.
+resource "aws_iam_role_policy_attachment" "nodes" {
+  for_each = toset(["AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly"])
+
+  role       = aws_iam_role.nodes.name
+  policy_arn = "${local.policy_arns}/${each.value}"
+}
+
+data "aws_iam_policy_document" "pods" {
+  statement {
+    actions = ["sts:AssumeRole", "sts:TagSession"]
+    principals {
+      type        = "Service"
+      identifiers = ["pods.eks.amazonaws.com"]
+    }
+    condition {
+      test     = "StringEquals"
+      variable = "aws:SourceAccount"
+      values   = [data.aws_caller_identity.current.account_id]
+    }
+  }
+}
+
+resource "aws_iam_role" "pod" {
+  for_each = local.pod_roles
+
+  name_prefix        = "${var.name}-"
+  assume_role_policy = data.aws_iam_policy_document.pods.json
+}
+
+resource "aws_iam_role_policy_attachment" "pod" {
+  for_each = local.pod_roles
+
+  role       = aws_iam_role.pod[each.key].name
+  policy_arn = "${local.policy_arns}/${each.value.policy}"
+}
+
+# The autoscaler of nodes sees all groups and sizes those of this cluster, by the tag that EKS gives them.
+data "aws_iam_policy_document" "autoscaler" {
+  statement {
+    actions = [
+      "autoscaling:DescribeAutoScalingGroups",
+      "autoscaling:DescribeAutoScalingInstances",
+      "autoscaling:DescribeLaunchConfigurations",
+      "autoscaling:DescribeScalingActivities",
+      "autoscaling:DescribeTags",
+      "ec2:DescribeImages",
+      "ec2:DescribeInstanceTypes",
+      "ec2:DescribeLaunchTemplateVersions",
+      "ec2:GetInstanceTypesFromInstanceRequirements",
+    ]
+    resources = ["*"]
+  }
+  statement {
+    actions   = ["eks:DescribeNodegroup"]
+    resources = ["${replace(aws_eks_cluster.this.arn, ":cluster/", ":nodegroup/")}/*"]
+  }
+  statement {
+    actions   = ["autoscaling:SetDesiredCapacity", "autoscaling:TerminateInstanceInAutoScalingGroup"]
+    resources = ["*"]
+    condition {
+      test     = "StringEquals"
+      variable = "aws:ResourceTag/k8s.io/cluster-autoscaler/${var.name}"
+      values   = ["owned"]
+    }
+  }
+}
+
+resource "aws_iam_role" "autoscaler" {
+  name_prefix        = "${var.name}-"
+  assume_role_policy = data.aws_iam_policy_document.pods.json
+}
+
+resource "aws_iam_role_policy" "autoscaler" {
+  role   = aws_iam_role.autoscaler.name
+  policy = data.aws_iam_policy_document.autoscaler.json
+}
+
+resource "aws_eks_pod_identity_association" "autoscaler" {
+  cluster_name    = aws_eks_cluster.this.name
+  namespace       = "kube-system"
+  service_account = "cluster-autoscaler"
+  role_arn        = aws_iam_role.autoscaler.arn
+}

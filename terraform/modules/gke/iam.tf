@@ -1,0 +1,22 @@
+# Nodes log, send their figures and pull images, nothing else.
+resource "google_service_account" "nodes" {
+  project      = var.project
+  account_id   = "${var.name}-nodes"
+  display_name = "Nodes of ${var.name}"
+}
+
+resource "google_project_iam_member" "nodes" {
+  project = var.project
+  role    = "roles/container.defaultNodeServiceAccount"
+  member  = google_service_account.nodes.member
+}
+
+resource "google_artifact_registry_repository_iam_member" "nodes" {
+  count = var.image_repository == null ? 0 : 1
+
+  project    = var.image_repository.project
+  location   = var.image_repository.location
+  repository = var.image_repository.name
+  role       = "roles/artifactregistry.reader"
+  member     = google_service_account.nodes.member
+}

@@ -1,0 +1,101 @@
+"""What comes before an application is asked: heads that are too long, and heads that never end."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from cluster import http_limits
+from cluster.front import Front
+from router.entrance import MAX_HEAD_BYTES
+from tests.cluster.test_front import SlowApp, free_port
+
+pytestmark = pytest.mark.timeout(30)
+Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@asynccontextmanager
+async def connected(app: SlowApp) -> AsyncIterator[Ends]:
+    port = free_port()
+    front = Front(app, "127.0.0.1", port, grace_s=1)
+    front.start()
+    while True:
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            break
+        except OSError:
+            await asyncio.sleep(0.01)
+    try:
+        async with asyncio.timeout(20):
+            yield reader, writer
+    finally:
+        writer.close()
+        app.release.set()
+        await front.close()
+
+
+async def write_on(writer: asyncio.StreamWriter, data: bytes) -> None:
+    while True:
+        writer.write(data)
+        await writer.drain()
+        await asyncio.sleep(0)
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[bytes, str]:
+    """Status line and the error's code of the connection's last answer."""
+    head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    return head.split(b"\r\n")[0], json.loads(body)["error"]["code"]
+
+
+@pytest.mark.parametrize("begin", [b"GET /", b"GET / HTTP/1.1\r\nx: ", b"GET / HTTP/1.1\r\nx"])
+def test_a_head_without_end_is_a_431(begin: bytes) -> None:
+    async def run() -> None:
+        async with connected(SlowApp()) as (reader, writer):
+            # No more than it reads before it refuses: what is left unread would reset the connection.
+            writer.write(begin + b"y" * (MAX_HEAD_BYTES + 1 - len(begin)))
+            assert await answer(reader) == (b"HTTP/1.1 431 Request Header Fields Too Large", "head_too_large")
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET / HT", b"GET / HTTP/1.1\r\nhost: x\r\n"])
+def test_a_head_that_does_not_come_is_a_408(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.05)
+
+    async def run() -> None:
+        async with connected(SlowApp()) as (reader, writer):
+            writer.write(sent)
+            assert await answer(reader) == (b"HTTP/1.1 408 Request Timeout", "head_timeout")
+
+    asyncio.run(run())
+
+
+def test_an_answer_under_way_is_not_timed_and_the_next_head_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_limits, "HEAD_TIMEOUT_S", 0.05)
+
+    async def run() -> None:
+        app = SlowApp()
+        async with connected(app) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await app.asked.wait()
+            await asyncio.sleep(0.1)
+            app.release.set()
+            assert await reader.readuntil(b"0\r\n\r\n")
+            writer.write(b"\r\n")
+            assert await answer(reader) == (b"HTTP/1.1 408 Request Timeout", "head_timeout")
+
+    asyncio.run(run())
+
+
+def test_trailers_without_end_close_the_connection() -> None:
+    async def run() -> None:
+        app = SlowApp()
+        async with connected(app) as (_, writer):
+            writer.write(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n1\r\nx\r\n0\r\n")
+            await app.asked.wait()
+            with pytest.raises(ConnectionError):
+                await write_on(writer, b"t: " + b"y" * 4096 + b"\r\n")
+
+    asyncio.run(run())

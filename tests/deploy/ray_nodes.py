@@ -1,0 +1,208 @@
+"""The machines of the on-premise recipe, played by loopback addresses of this one.
+
+Each has a home folder as `ray up` leaves it, and runs the recipe's own start command; what is appended to it keeps
+several nodes of one machine, and several clusters, apart. All are ended by the ids of their processes.
+"""
+
+import json
+import os
+import secrets
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import psutil
+import yaml
+
+from tests.cluster.serving import free_port
+
+ROOT = Path(__file__).parents[2]
+LOOPBACK = "127.0.0.1"
+# Ray takes 127.0.0.1 for whatever address the machine has outside.
+HEAD = "127.0.0.11"
+_BIN = Path(sys.executable).parent
+_RECIPE = yaml.safe_load((ROOT / "cluster/ray/onprem.yaml").read_text())
+_NODE_S = 90
+_OBJECT_STORE = 80_000_000
+_PORTS = (
+    "object-manager-port",
+    "node-manager-port",
+    "dashboard-agent-listen-port",
+    "dashboard-agent-grpc-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+)
+
+
+class RayNodes:
+    """A head and further nodes, with token authentication, listening on 127.0.0.x only."""
+
+    def __init__(self) -> None:
+        # Ray's sockets lie below it, and their paths must be short.
+        self.folder = Path(tempfile.mkdtemp(prefix="ling-", dir="/tmp"))
+        self.gcs = free_port()
+        self.dashboard = f"http://{LOOPBACK}:{free_port()}"
+        self.agents: dict[str, str] = {}
+        self._token = secrets.token_hex(32)
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def start_head(self, marks: dict[str, int]) -> None:
+        """The head, until its dashboard and its agent answer."""
+        port = self.dashboard.rsplit(":", 1)[1]
+        self._start("head", HEAD, marks, f"--port={self.gcs} --dashboard-port={port} --autoscaling-config=")
+        self.until(lambda: self.ask("/api/version") == 200, _NODE_S)
+        self.until(lambda: self.healthy(HEAD), _NODE_S)
+
+    def start_worker(self, address: str, marks: dict[str, int]) -> None:
+        """A node, until it answers: nodes that start together on few cores keep each other from it."""
+        self._start("worker", address, marks, f"--address={HEAD}:{self.gcs}")
+        self.until(lambda: self.healthy(address), _NODE_S)
+
+    def healthy(self, address: str) -> bool:
+        """What a probe of a container asks a node's agent, without a token."""
+        try:
+            return httpx.get(self.agents[address] + "/api/healthz", timeout=10, trust_env=False).status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def ask(self, path: str, token: str | None = None) -> int:
+        """The dashboard's status for a request; 0 if there is no dashboard. `token`: instead of the right one."""
+        headers = {"authorization": f"Bearer {self._token if token is None else token}"}
+        try:
+            return httpx.get(self.dashboard + path, headers=headers, timeout=10, trust_env=False).status_code
+        except httpx.TransportError:
+            return 0
+
+    def run(self, *command: str, timeout: float = 60) -> str:
+        """A command of the venv as a user of the head calls it; what it printed."""
+        environment = self._environment(HEAD) | {"RAY_DASHBOARD_ADDRESS": self.dashboard}
+        line = f". ~/ling/cluster/ray/env.sh; exec {' '.join(command)}"
+        done = subprocess.run(
+            ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=timeout, check=False
+        )
+        assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def processes(self) -> list[psutil.Process]:
+        """Every process of every node: descendants of the start commands, and whatever names the cluster's folder."""
+        found = {p.pid: p for started in self._processes for p in _family(started.pid)}
+        for process in psutil.process_iter(["cmdline"]):
+            if str(self.folder) in " ".join(process.info["cmdline"] or []):
+                found[process.pid] = process
+        return list(found.values())
+
+    def until(self, condition: Callable[[], bool], seconds: float) -> None:
+        """Poll a condition of the outside world, up to a deadline."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert all(p.poll() is None for p in self._processes), self.logs()
+            assert time.monotonic() < deadline, f"not within {seconds} s:\n{self.logs()}"
+            time.sleep(0.2)
+
+    def logs(self) -> str:
+        """The ends of what the nodes printed."""
+        return "\n".join(f"{path}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))
+
+    def end(self) -> None:
+        """End every process by its id."""
+        left = self.processes()
+        for stop in (psutil.Process.terminate, psutil.Process.kill):
+            for process in left:
+                try:
+                    stop(process)
+                except psutil.NoSuchProcess:
+                    continue
+            psutil.wait_procs(left, timeout=5)
+            left = [p for p in self.processes() if p.status() != psutil.STATUS_ZOMBIE]
+            if not left:
+                break
+        for started in self._processes:
+            started.wait(timeout=5)
+        shutil.rmtree(self.folder, ignore_errors=True)
+        assert not left, f"processes left behind: {left}"
+
+    def _start(self, kind: str, address: str, marks: dict[str, int], own: str) -> None:
+        (command,) = [c for c in _RECIPE[f"{kind}_start_ray_commands"] if "ray start" in c]
+        self._home(address, marks)
+        # Given ports: a raylet waits only so long for an agent to say what it has found itself.
+        ports = {name: free_port() for name in _PORTS}
+        self.agents[address] = f"http://{address}:{ports['dashboard-agent-listen-port']}"
+        apart = f"--node-ip-address={address} --num-cpus=1 --object-store-memory={_OBJECT_STORE} --block"
+        apart += "".join(f" --{name}={port}" for name, port in ports.items())
+        if kind == "head":
+            apart += f" --temp-dir={self.folder}/ray"
+        with (self.folder / f"{address}.log").open("wb") as log:
+            self._processes.append(
+                subprocess.Popen(
+                    ["bash", "-c", f"{command} {own} {apart}"],
+                    env=self._environment(address),
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    cwd=self.folder,
+                )
+            )
+
+    def _home(self, address: str, marks: dict[str, int]) -> None:
+        home = self.folder / address
+        (home / ".ray").mkdir(parents=True)
+        (home / ".ray/auth_token").write_text(self._token)
+        (home / "ling").symlink_to(ROOT)
+        (home / "ling-venv").mkdir()
+        (home / "ling-venv/bin").symlink_to(_BIN)
+        (home / "ling-node.json").write_text(json.dumps(marks))
+
+    def _environment(self, address: str) -> dict[str, str]:
+        kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        return kept | {
+            "HOME": str(self.folder / address),
+            "RAY_HEAD_IP": HEAD,
+            "PYTHONPATH": str(ROOT),
+            # Tests share their cores: a node that is late is not lost.
+            "RAY_health_check_failure_threshold": "60",
+            "RAY_raylet_start_wait_time_s": str(_NODE_S),
+        }
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [*process.children(recursive=True), process]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def listening(processes: list[psutil.Process]) -> set[str]:
+    """Addresses that any of them listens on."""
+    found = set()
+    for process in processes:
+        try:
+            sockets = process.net_connections("tcp")
+        except psutil.NoSuchProcess:
+            continue
+        found |= {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
+    return found
+
+
+def write_config(folder: Path, content: dict[str, Any], port: int) -> Path:
+    """A Serve config for this machine: routers on a free port of the loopback address."""
+    (application,) = content["applications"]
+    application["args"] |= {"host": LOOPBACK, "port": port}
+    path = folder / "serve.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+@contextmanager
+def ray_nodes() -> Iterator[RayNodes]:
+    nodes = RayNodes()
+    try:
+        yield nodes
+    finally:
+        nodes.end()
