@@ -121,7 +121,7 @@ def formatted(random: Random, held_out: bool = False) -> Dialogue:
         ),
     )
     for _ in range(random.randint(1, 2)):
-        values = {k: toolworld.value(random, toolworld.Parameter(k, _json_kind(random))) for k in keys}
+        values = {k: _json_value(random, k) for k in keys}
         said = dict(values)
         for _ in range(random.choice((0, 0, 1, 2))):
             said.setdefault(_key(random), _anything(random))
@@ -135,8 +135,11 @@ def formatted(random: Random, held_out: bool = False) -> Dialogue:
     return dialogue
 
 
-def _json_kind(random: Random) -> str:
-    return random.choices(("string", "integer", "boolean"), (0.7, 0.25, 0.05))[0]
+def _json_value(random: Random, key: str) -> Any:
+    """Nothing but its looks says of what type it is to be, so what reads as a number is one."""
+    kind = random.choices(("string", "integer", "boolean"), (0.7, 0.25, 0.05))[0]
+    value = toolworld.value(random, toolworld.Parameter(key, kind))
+    return int(value) if isinstance(value, str) and value.isdigit() else value
 
 
 def _fact_turn(random: Random, dialogue: Dialogue) -> None:

@@ -86,8 +86,10 @@ def on_twin(model: Nano, tokenizer: Tokenizer, asked: Iterator[Dialogue], tally:
     print(f"{'least MTP expert / even':28} {100 * float(shares[-1].min()):6.1f} %")
 
 
-def over_http(client: httpx.Client, asked: Iterator[Dialogue], tally: Tally, streams: int) -> None:
+def over_http(client: httpx.Client, asked: Iterator[Dialogue], tally: Tally, streams: int, strict: bool) -> None:
     """Ask a running cluster for each assistant turn, greedily, given the expected turns before it; `streams` at once.
+
+    strict: as a client would that wants to rely on it, with tools marked strict and JSON asked for as a format too.
 
     Raises httpx.HTTPStatusError for a turn that is refused.
     """
@@ -102,7 +104,9 @@ def over_http(client: httpx.Client, asked: Iterator[Dialogue], tally: Tally, str
             "max_tokens": 256,
         }
         if dialogue.tools:
-            body["tools"] = dialogue.tools
+            body["tools"] = [strict_tool(t) for t in dialogue.tools] if strict else dialogue.tools
+        if strict and kind == cases.FORMAT:
+            body["response_format"] = {"type": "json_object"}
         reply = client.post("/v1/chat/completions", json=body).raise_for_status().json()
         return kind, dialogue.messages[index], reply["choices"][0]["message"]
 
@@ -115,6 +119,14 @@ def over_http(client: httpx.Client, asked: Iterator[Dialogue], tally: Tally, str
                 right = not got.get("tool_calls") and (got.get("content") or "").strip() == wanted["content"]
             tally.add(kind, right, json.dumps(wanted), json.dumps(got))
     tally.show()
+
+
+def strict_tool(tool: Json) -> Json:
+    """The tool, its calls held to its schema, with all its arguments."""
+    function = tool["function"]
+    schema = function["parameters"]
+    closed = schema | {"required": list(schema["properties"]), "additionalProperties": False}
+    return tool | {"function": function | {"strict": True, "parameters": closed}}
 
 
 def with_ids(messages: list[Json]) -> list[Json]:
@@ -161,13 +173,14 @@ def main() -> None:
     parser.add_argument("--needles", type=int, default=40, help="haystacks of a length")
     parser.add_argument("--failures", type=int, default=0, help="failures to print")
     parser.add_argument("--streams", type=int, default=16, help="requests at once, with --url")
+    parser.add_argument("--strict", action="store_true", help="with --url: tools marked strict, JSON as a format")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(args.model / "tokenizer.json"))
     tally = Tally()
     if args.url:
         with httpx.Client(base_url=args.url, timeout=600) as client:
-            over_http(client, _asked(tokenizer, args.count, args.needles), tally, args.streams)
+            over_http(client, _asked(tokenizer, args.count, args.needles), tally, args.streams, args.strict)
     else:
         torch.set_num_threads(args.threads)
         on_twin(load(args.model), tokenizer, _asked(tokenizer, args.count, args.needles), tally)

@@ -28,11 +28,16 @@ def push_command(
     ] = None,
 ) -> None:
     """Make or update the boards in a Grafana; what has not changed is left alone."""
+    console, errors = Console(), Console(stderr=True)
     # Grafana's client takes as long to load as all the rest of the command line.
-    from cluster.dashboards.push import PushError, push  # noqa: PLC0415
+    try:
+        from cluster.dashboards.push import PushError, push  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        hint = f"{error.name} is missing; in a checkout: pip install -e '.[dashboards]'"
+        errors.print(f"[red]error[/] {escape(hint)}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
     from cluster.dashboards.write import BOARDS  # noqa: PLC0415
 
-    console, errors = Console(), Console(stderr=True)
     try:
         token = os.environ.get(token_env)
         if not token:

@@ -7,7 +7,7 @@ from workers.telemetry import table as t
 EXPERTS = Board(
     "ling-experts",
     "Ling / Experts",
-    "How evenly tokens spread over experts and over the ranks that hold them; counted in one step a second.",
+    "How evenly tokens spread over experts and over the ranks that hold them; counted in a step now and then.",
     (
         Row(
             "Ranks",

@@ -33,14 +33,14 @@ Labels of Ray's page that are not in the tables: `router`, whose figures they ar
   worker that has no such snapshot, `mismatch` of prompt, model or layout, `timeout` as nobody took it.
 - `role`: `prefill` or `decode`. `worker`: its id, new with each start.
 
-What is measured in one step a second (`ling_rank_phase_seconds_total`, `ling_expert_…`) is a sample: its shares and
-ratios mean something, its sums do not. Ranks tell their totals with such steps, so those of `ling_transfer_…` may be a
-second old, and stay so while a worker has nothing to do.
+What is measured in a step now and then (`ling_rank_phase_seconds_total` in one a second, `ling_expert_…` in as many or
+fewer) is a sample: its shares and ratios mean something, its sums do not. Ranks tell their totals with such steps, so
+those of `ling_transfer_…` may be a second old, and stay so while a worker has nothing to do.
 
 Boards: `ling dashboards push --url https://grafana.example --folder Ling --datasource Prometheus`, with a service
 account's token in `GRAFANA_TOKEN` (`--token-env` names another variable), makes or updates those of
 `dashboards/*.json`, and changes nothing where nothing has changed; the Helm chart brings the same as ConfigMaps
-(`dashboards.enabled`).
+(`dashboards.enabled`). The command needs `pip install -e '.[dashboards]'`; Helm does not.
 Alert rules for Prometheus: `dashboards/alerts.yaml`; what to do about each: [RUNBOOK.md](RUNBOOK.md).
 """
 

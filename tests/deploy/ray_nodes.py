@@ -178,15 +178,16 @@ def _family(pid: int) -> list[psutil.Process]:
         return []
 
 
-def listening(processes: list[psutil.Process]) -> set[str]:
-    """Addresses that any of them listens on."""
+def listening(processes: list[psutil.Process], url: str) -> set[str]:
+    """Addresses that any of them listens on, of a URL's port."""
     found = set()
     for process in processes:
         try:
             sockets = process.net_connections("tcp")
         except psutil.NoSuchProcess:
             continue
-        found |= {s.laddr.ip for s in sockets if s.status == psutil.CONN_LISTEN}
+        open_ = [s.laddr for s in sockets if s.status == psutil.CONN_LISTEN]
+        found |= {address.ip for address in open_ if url.endswith(f":{address.port}")}
     return found
 
 

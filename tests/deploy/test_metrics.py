@@ -1,5 +1,7 @@
 """What is recorded, and what becomes of it on its way out."""
 
+import asyncio
+import itertools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,6 +10,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from cluster.config import ConfigError, parse
+from cluster.metrics import Bridge
 from cluster.metrics_limit import limit_of
 from cluster.resolve import resolve
 from router.metrics import Metrics, State, class_of
@@ -16,7 +19,7 @@ from router.priority import BATCH, LATEST, SOONEST
 from workers.engine.step import Moved, RankStats, Row, StepPlan
 from workers.protocol import Load, SeqOutput, WorkerInfo
 from workers.telemetry import table
-from workers.telemetry.recorder import Recorder
+from workers.telemetry.recorder import Reading, Recorder
 from workers.telemetry.worker import StepTotals, WorkerFigures
 
 NANO = Path(__file__).parent.parent.parent / "checkpoints" / "ling-nano"
@@ -126,6 +129,42 @@ def test_a_worker_tells_of_its_steps_ranks_and_snapshots() -> None:
     assert [found[f"ling_expert_tokens_total{{rank={r}}}"] for r in (0, 1)] == [6, 2]
     assert found["ling_expert_peak_ratio{layer=1}"] == 1.5
     assert found["ling_worker_free_slots"] == 4
+
+
+def test_a_bridge_hands_over_what_is_there_and_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[tuple[str, ...], float] = {}
+
+    class Gauge:
+        def __init__(self, name: str, text: str, keys: tuple[str, ...]) -> None:
+            self.name, self.keys = name, keys
+
+        def set(self, value: float, tags: dict[str, str]) -> None:
+            assert set(tags) == set(self.keys)
+            told[self.name, *(tags[key] for key in self.keys)] = value
+
+    monkeypatch.setattr("cluster.metrics.Gauge", Gauge)
+    monkeypatch.setattr("cluster.metrics.EVERY_S", 0)
+    recorder, reads = Recorder(), itertools.count()
+    errors = recorder.value(table.ERRORS, "internal")
+    recorder.histogram(table.TTFT, "low").observe(600.0)
+
+    def read() -> Iterator[Reading]:
+        if next(reads) < 2:
+            raise RuntimeError("not yet")
+        errors.add()
+        return recorder.read()
+
+    async def run() -> None:
+        bridge = asyncio.create_task(Bridge(read, {"router": "r"}).run())
+        async with asyncio.timeout(10):
+            while told.get(("ling_errors_total", "internal", "r"), 0) < 3:
+                await asyncio.sleep(0)
+        bridge.cancel()
+
+    asyncio.run(run())
+    assert told["ling_ttft_seconds_bucket", "low", "500.0", "r"] == 0
+    assert told["ling_ttft_seconds_bucket", "low", "+Inf", "r"] == 1
+    assert told["ling_ttft_seconds_sum", "low", "r"] == 600.0
 
 
 def test_the_limit_is_the_planner_s_for_the_mean_step() -> None:

@@ -1,120 +1,43 @@
-"""The Terraform modules: parsed, what they refer to resolved, what they set on the chart tried on it.
+"""The Terraform modules, read: what they refer to resolves, and nothing of them is open that should not be.
 
-Providers' own schemas are not at hand, so `terraform validate` isn't run; what needs none is done by terraform itself,
-where it is installed.
+Providers' own schemas are not at hand, so `terraform validate` isn't run.
 """
 
 import json
 import re
-import shutil
 import subprocess
-from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import hcl2
 import pytest
 import yaml
 
-from tests.deploy.chart import CHART, render
-
-ROOT = CHART.parent / "terraform"
-FOLDERS = sorted({path.parent for path in ROOT.rglob("*.tf")})
-CALLS = [folder for folder in FOLDERS if folder.parent.name == "examples"]
-TERRAFORM = shutil.which("terraform")
-needs_terraform = pytest.mark.skipif(TERRAFORM is None, reason="terraform is not installed")
-
-Body = dict[str, Any]
-_HEADS = r"var|local|module|data|ephemeral|(?:aws|google|helm|kubernetes|random)_\w+"
-_REFERENCE = re.compile(rf"(?<![\w.$/\"-])({_HEADS})((?:\.[A-Za-z_][\w-]*|\[[^]\[]*\])+)")
-
-
-@dataclass(frozen=True)
-class Module:
-    """A folder of .tf files. blocks: (kind, labels, body), all of them, in no order that matters."""
-
-    folder: Path
-    blocks: tuple[tuple[str, tuple[str, ...], Body], ...]
-
-    def of(self, kind: str) -> dict[str, Body]:
-        """Bodies by their labels with dots between: aws_vpc.this for a resource."""
-        return {".".join(labels): body for name, labels, body in self.blocks if name == kind}
-
-    @property
-    def local_names(self) -> set[str]:
-        return {key for kind, _, body in self.blocks if kind == "locals" for key in body}
-
-    @property
-    def references(self) -> set[tuple[str, ...]]:
-        """Every traversal in an expression: (var, name), (module, name, output), (aws_vpc, this) and so on."""
-        found = set()
-        for _, _, body in self.blocks:
-            for text in texts(body):
-                for head, tail in _REFERENCE.findall(text):
-                    found.add((head, *re.findall(r"\.([A-Za-z_][\w-]*)", tail)))
-        return found
-
-
-def plain(value: Any) -> Any:
-    """As hcl2 gives it, without the quotes of strings and its own marks."""
-    if isinstance(value, dict):
-        return {plain(k): plain(v) for k, v in value.items() if k not in {"__is_block__", "__comments__"}}
-    if isinstance(value, list):
-        return [plain(v) for v in value]
-    if isinstance(value, str) and len(value) > 1 and value[0] == value[-1] == '"':
-        return value[1:-1]
-    return value
-
-
-def texts(value: Any) -> Iterator[str]:
-    if isinstance(value, dict):
-        for key, item in value.items():
-            yield from texts(key)
-            yield from texts(item)
-    elif isinstance(value, list):
-        for item in value:
-            yield from texts(item)
-    elif isinstance(value, str):
-        # Prose is no expression, and neither is the text around what a string interpolates.
-        inner = re.findall(r"\$\{(.*?)\}(?=[^}]|$)", value) if not value.startswith("${") else [value[2:]]
-        yield from inner
-
-
-def unfold(kind: str, depth: int, labels: tuple[str, ...], body: Body) -> Iterator[tuple[str, tuple[str, ...], Body]]:
-    if depth == 0:
-        yield kind, labels, body
-        return
-    for label, inner in body.items():
-        yield from unfold(kind, depth - 1, (*labels, label), inner)
-
-
-@cache
-def module(folder: Path) -> Module:
-    labels = {"resource": 2, "data": 2, "ephemeral": 2, "variable": 1, "output": 1, "module": 1, "provider": 1}
-    blocks = []
-    for path in sorted(folder.glob("*.tf")):
-        for kind, bodies in plain(hcl2.loads(path.read_text())).items():
-            for body in bodies:
-                blocks += unfold(kind, labels.get(kind, 0), (), body)
-    return Module(folder, tuple(blocks))
-
-
-def called(folder: Path, call: Body) -> Module:
-    return module((folder / call["source"]).resolve())
-
-
-def name_of(folder: Path) -> str:
-    return f"{folder.parent.name}-{folder.name}"
-
+from tests.deploy.chart import CHART
+from tests.deploy.terraform import (
+    EXAMPLES,
+    FOLDERS,
+    ROOT,
+    TERRAFORM,
+    Module,
+    called,
+    module,
+    name_of,
+    needs_terraform,
+    texts,
+)
 
 each_folder = pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
-each_example = pytest.mark.parametrize("folder", CALLS, ids=name_of)
+each_example = pytest.mark.parametrize("folder", EXAMPLES, ids=name_of)
 
 
 def test_both_clouds_have_a_module_and_an_example() -> None:
-    assert [name_of(f) for f in FOLDERS] == ["examples-eks", "examples-gke", "modules-eks", "modules-gke", "modules-ling"]
+    assert [name_of(f) for f in FOLDERS] == [
+        "examples-eks",
+        "examples-gke",
+        "modules-eks",
+        "modules-gke",
+        "modules-ling",
+    ]
 
 
 @needs_terraform
@@ -257,137 +180,3 @@ def test_what_is_set_on_the_chart_is_in_its_values() -> None:
     assert {"prefill", "decode", "auth", "apiKeys"} <= set(values)
     assert unknown(values, known) == []
     assert unknown({"prefill": {"replcas": 1}}, known) == ["prefill.replcas"]
-
-
-def run(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [str(TERRAFORM), f"-chdir={folder}", *arguments], capture_output=True, text=True, timeout=60, check=False
-    )
-
-
-def given(folder: Path, variables: Body) -> None:
-    (folder / "terraform.tfvars.json").write_text(json.dumps(variables))
-
-
-@needs_terraform
-@each_example
-def test_the_chart_takes_what_terraform_makes_of_an_example(folder: Path, tmp_path: Path) -> None:
-    ling = ROOT / "modules/ling"
-    call = module(folder).of("module")["ling"]
-    variables = {name: call[name] for name in ("model", "gpu", "prefill", "decode", "values")}
-    storage = {"provisioner": "example.com/nfs", "parameters": {}}
-    variables |= {"image": {"repository": "registry.example.com:5000/ling"}, "disk_storage": storage}
-    variables["model_storage"] = storage | {"size": "1Ti"}
-    for name in ("variables.tf", "values.tf"):
-        shutil.copy(ling / name, tmp_path)
-    (tmp_path / "made.tf").write_text('output "made" {\n  value = [local.values, var.values]\n}\n')
-    given(tmp_path, variables)
-    done = run(tmp_path, "apply", "-auto-approve", "-no-color", "-input=false")
-    assert done.returncode == 0, done.stderr
-    made = json.loads(run(tmp_path, "output", "-json", "made").stdout)
-    files = []
-    for i, values in enumerate(made):
-        files += ["--values", str(tmp_path / f"{i}.json")]
-        (tmp_path / f"{i}.json").write_text(json.dumps(values))
-    # helm itself checks against values.schema.json, defaults included.
-    rendered = render(*files)
-    groups = {g["groupName"]: g["replicas"] for g in rendered.cluster["workerGroupSpecs"]}
-    assert groups == {"router": 2, "prefill": 1, "decode": 1}
-    assert rendered.cluster["authOptions"] == {"mode": "token", "secretName": "ling-ray-token"}
-    volumes = {v["name"]: v for v in rendered.pods["decode"]["volumes"]}
-    assert volumes["models"]["persistentVolumeClaim"] == {"claimName": "models"}
-    assert len(rendered.of("PodMonitor")) == 1
-
-
-REFUSED = {
-    "ling": {
-        "image": ({"repository": "ling:1"}, "image.repository"),
-        "model": ({"path": "/models", "format": "fp9"}, "model.path", "model.format"),
-        "model_storage": ({"provisioner": "x", "parameters": {}, "size": "300"}, "model_storage.size"),
-        "prefill": ({"replicas": -1, "tp": 3, "max_replicas": 2}, "prefill.replicas", "prefill.tp", "prefill.max_rep"),
-        "routers": (0.5, "routers"),
-        "namespace": ("Ling", "namespace"),
-        "secrets_revision": (0, "secrets_revision"),
-        "monitoring": ({"size": "much"}, "monitoring"),
-    },
-    "ling pools": {
-        "image": ({"repository": "ling"},),
-        "model": ({"path": "ling"},),
-        "model_storage": ({"provisioner": "x", "parameters": {}, "size": "300Gi"},),
-        "prefill": ({"replicas": 1, "tp": 2},),
-        "decode": ({"replicas": 2, "tp": 4, "max_replicas": 1}, "decode.tp: differs", "decode.max_replicas"),
-    },
-    "eks": {
-        "name": ("-", "name"),
-        "kubernetes_version": ("1.34.1", "kubernetes_version"),
-        "cidr": ("10.0.0.0/20", "cidr"),
-        "zones": (["us-west-2a"], "zones"),
-        "api_cidrs": (["0.0.0.0/0"], "api_cidrs: a network of fewer"),
-        "admin_roles": (["me"], "admin_roles"),
-        "cpu_pool": ({"min_nodes": 3, "max_nodes": 2}, "cpu_pool"),
-        "gpu_pools": (
-            {
-                "cpu": {
-                    "instance_type": "p5.48xlarge",
-                    "zone": "us-west-2c",
-                    "min_nodes": 2,
-                    "max_nodes": 1,
-                    "capacity_type": "CAPACITY_BLOCK",
-                    "efa_interfaces": 33,
-                },
-                "b": {"instance_type": "p5.48xlarge", "min_nodes": 0, "max_nodes": 1, "capacity_type": "spot"},
-            },
-            "at least one, by a name",
-            "zone must be",
-            "at least 1 as max_nodes",
-            "capacity_type is",
-            "needs capacity_reservation_id",
-            "efa_interfaces is",
-        ),
-    },
-    "gke": {
-        "project": ("My project", "project"),
-        "name": ("-", "name"),
-        "region": ("us-central1-a", "region"),
-        "zone": ("europe-west4-a", "zone"),
-        "release_channel": ("FAST", "release_channel"),
-        "cidrs": ({"control_plane": "172.16.0.0/24"}, "cidrs"),
-        "api_cidrs": (["office", "0.0.0.0/0"], "api_cidrs: give IPv4", "api_cidrs: a network of fewer"),
-        "kms_key": ("mine", "kms_key"),
-        "cpu_pool": ({"min_nodes": 0}, "cpu_pool"),
-        "gpu_pools": (
-            {
-                "cpu": {
-                    "machine_type": "a3-highgpu-8g",
-                    "accelerator": "nvidia-h100-80gb",
-                    "accelerators": 3,
-                    "zone": "elsewhere",
-                    "min_nodes": 0,
-                    "max_nodes": 0,
-                    "spot": True,
-                    "reservation": "ours",
-                }
-            },
-            "at least one, by a name",
-            "zone must be",
-            "at least 1 as max_nodes",
-            "accelerators is",
-            "holds no spot",
-        ),
-    },
-}
-
-
-@needs_terraform
-@pytest.mark.parametrize("case", REFUSED)
-def test_what_can_not_work_is_refused_by_its_name(case: str, tmp_path: Path) -> None:
-    name = case.split()[0]
-    shutil.copy(ROOT / "modules" / name / "variables.tf", tmp_path)
-    extra = {"disk_storage": {"provisioner": "x", "parameters": {}}, "gpu": {"type": "other"}} if name == "ling" else {}
-    given(tmp_path, extra | {key: value for key, (value, *_) in REFUSED[case].items()})
-    done = run(tmp_path, "plan", "-no-color", "-input=false")
-    assert done.returncode != 0
-    said = re.sub(r"[\s│]+", " ", done.stderr)
-    for _, *messages in REFUSED[case].values():
-        for message in messages:
-            assert message in said, message

@@ -31,7 +31,7 @@ def test_each_kind_is_counted_by_itself() -> None:
     dialogues = list(cases.dialogues(4))
     tally = Tally()
     with httpx.Client(transport=_answering(dialogues, cases.ANSWERS), base_url="http://cluster") as client:
-        over_http(client, iter(dialogues), tally, streams=4)
+        over_http(client, iter(dialogues), tally, streams=4, strict=False)
     asked = [kind for d in dialogues for _, kind in cases.turns(d)]
     assert tally.asked[cases.ANSWERS] == asked.count(cases.ANSWERS) > 0
     assert tally.right[cases.ANSWERS] == 0

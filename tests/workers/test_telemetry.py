@@ -1,16 +1,21 @@
 """What ranks count of themselves."""
 
+import asyncio
+
 import pytest
 import torch
 
-from tests.workers.harness import GOLDEN
+from tests.workers.harness import GOLDEN, workers
 from tests.workers.transfer_ends import ends, export, snapshot
 from workers.config import WorkerConfig
 from workers.engine.engine import Engine
 from workers.engine.expert_load import ExpertLoad
 from workers.engine.step import Expect
 from workers.engine.watch import PHASES, StepWatch
-from workers.protocol import SamplingParams
+from workers.protocol import Decode, PeerRef, SamplingParams
+from workers.ranks import free_port
+
+_ME = ("decode",)
 
 
 def test_one_step_a_second_is_measured() -> None:
@@ -72,3 +77,38 @@ def test_what_moves_is_counted_at_both_ends() -> None:
     # Its threads have ended: the one that sent is told of the end by the other.
     assert prefill.transfers.sent.bytes == size
     assert (prefill.transfers.received.bytes, decode.transfers.sent.bytes) == (0, 0)
+
+
+@pytest.mark.slow
+def test_a_leader_tells_of_its_ranks_and_of_a_snapshot_that_does_not_come() -> None:
+    async def run() -> None:
+        async with workers() as started:
+            config = WorkerConfig(model=str(GOLDEN / "tp4"), tp=2, dtype="float32", page_size=16, slots=8)
+            decode = await started.start(config, "decode")
+            prompt, sampling = (3, 4, 5), SamplingParams(max_tokens=3, seed=1)
+            assert (await started.whole(decode, prompt, sampling).end()).error is None
+            orphan = started._new(decode)
+            nobody = PeerRef("gone", "127.0.0.1", free_port("127.0.0.1"))
+            decode.caller.send(Decode(orphan.request_id, prompt, sampling, 0, nobody))
+            assert (await orphan.end()).finish == "error"
+            told: dict[tuple[str, ...], float] = {}
+            async with asyncio.timeout(30):
+                while (
+                    "ling_transfer_bytes_total",
+                    *_ME,
+                    "1",
+                    "in",
+                ) not in told:  # rank 1 tells after rank 0 has answered
+                    readings = decode.leader.figures.read(decode.info, decode.leader.load)
+                    told = {
+                        (name, *(v for k, v in labels.items() if k != "worker")): value
+                        for reading in readings for name, labels, value in reading.samples
+                    }  # fmt: skip
+                    await asyncio.sleep(0.01)
+            assert sum(told["ling_expert_tokens_total", *_ME, rank] for rank in "01") > 0
+            assert told["ling_transfer_failures_total", *_ME, "peer"] == 1
+            assert told["ling_finished_total", *_ME, "length"] == 1
+            assert told["ling_finished_total", *_ME, "error"] == 1
+            assert (decode.leader.figures.totals.sampled, told["ling_step_sampled_tokens_total", *_ME]) == (3, 3)
+
+    asyncio.run(run())

@@ -124,8 +124,9 @@ RANK_PHASES = _worker(
     "Where rank 0's time goes: transfer, forward, sample; in one step a second, which waits for its device", "phase",
 )  # fmt: skip
 FINISHED = _worker(
-    "ling_finished_total", "counter", "sequences", "Sequences that ended here, by how: stop, length, handoff, abort, error", "finish"
-)
+    "ling_finished_total", "counter", "sequences",
+    "Sequences that ended here, by how: stop, length, handoff, abort, error", "finish",
+)  # fmt: skip
 LIMIT_RATIO = _worker(
     "ling_limit_ratio", "gauge", "ratio",
     "Share of the speed the planner gives the configured card; absent while nothing runs or no card is configured",
@@ -153,9 +154,10 @@ TRANSFER_FAILURES = _worker(
 
 EXPERT_TOKENS = _worker(
     "ling_expert_tokens_total", "counter", "tokens",
-    "Tokens times experts chosen, by the rank that holds the expert, in one step a second", "rank",
+    "Tokens times experts chosen, by the rank that holds the expert, in the steps that are counted", "rank",
 )  # fmt: skip
 EXPERT_PEAK = _worker(
     "ling_expert_peak_ratio", "gauge", "ratio",
-    "The busiest expert's tokens over the mean of its layer's, in one step a second, older ones fading", "layer",
+    "The busiest expert's tokens over the mean of its layer's, in the steps that are counted, older ones fading",
+    "layer",
 )  # fmt: skip
