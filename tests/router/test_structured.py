@@ -94,7 +94,7 @@ def test_what_comes_of_200_schemas_is_valid(writer: Writer) -> None:
             cut += 1
             continue
         jsonschema.Draft202012Validator(content).validate(json.loads(writer.text(answer)))
-    assert cut < 20
+    assert cut < 50
 
 
 def test_json_is_on_one_line_as_calls_are_written(writer: Writer) -> None:

@@ -32,6 +32,7 @@ def _args(folder: Path, steps: int) -> argparse.Namespace:
     return argparse.Namespace(
         run=folder,
         start=None,
+        begin=0.0,
         steps=steps,
         tokens=450,
         longest=500,
