@@ -1,6 +1,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 STAMP := .venv/.installed
+# Two processes: much of the time is spent waiting for clusters to start. A file's tests share what they start.
+PARALLEL := -n 2 --dist loadfile
 
 .PHONY: install serve test test-fast bench constraints
 
@@ -18,14 +20,14 @@ serve: install
 test: install
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q $(PARALLEL)
 
 test-fast: install
-	$(BIN)/python -m pytest -q -m 'not slow'
+	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow'
 
-# All but those that need a GPU: benchmarks.kernels and benchmarks.tune.
+# All but those that need a GPU: benchmarks.gpu, .kernels, .decode and .tune.
 bench: install
-	set -e; for file in $$(grep -l __main__ benchmarks/*.py | grep -v -e /kernels.py -e /tune.py); do \
+	set -e; for file in $$(grep -l __main__ benchmarks/*.py | grep -v -e /gpu.py -e /kernels.py -e /decode.py -e /tune.py); do \
 		echo "== $$file"; $(BIN)/python -m benchmarks.$$(basename $$file .py); \
 	done
 

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 
+from kernels.dispatch import uses_triton
 from workers.collectives.base import Collectives
 from workers.config import WorkerConfig
 from workers.engine.grammar import Grammars
+from workers.engine.graphs import captures
 from workers.engine.runner import Runner
 from workers.model.batch import Caches
 from workers.model.config import LingConfig
@@ -31,9 +33,13 @@ _PROGRESS_S = 2.0
 
 @dataclass(frozen=True, slots=True)
 class BuiltRank:
-    """A rank ready to step, the grammars its sampler keeps to, and the latent pages it found room for."""
+    """A rank ready to step, the grammars its sampler keeps to, and the latent pages it found room for.
+
+    caches: those of the runner, which may hold a slot and a page more than sequences are given.
+    """
 
     model: LingModel
+    caches: Caches
     runner: Runner
     grammars: Grammars
     pages: int
@@ -47,7 +53,7 @@ def _pages(config: WorkerConfig, model: LingConfig, dtype: torch.dtype) -> int:
         return max(longest, config.slots * _CPU_TOKENS_PER_SLOT // config.page_size)
     free, _ = torch.cuda.mem_get_info()
     heads, key, value = model.state_shape(config.tp)
-    states = config.slots * model.linear_layers * heads * key * value * 4
+    states = (config.slots + 1) * model.linear_layers * heads * key * value * 4
     page = Caches.bytes_per_page(model.mla_layers, config.page_size, model.latent_width, dtype)
     return int((free - states) * _PAGE_SHARE) // page
 
@@ -101,8 +107,13 @@ def build_rank(
     model = LingModel(model_config, collectives, device, dtype)
     _load(config, model, say)
     pages = _pages(config, model_config, dtype)
-    caches = make_caches(model_config, config.tp, pages, config.page_size, config.slots, device, dtype)
+    # References ask the host what a captured step may not.
+    captured = config.cuda_graphs == "auto" and device.type == "cuda" and uses_triton(torch.empty(0, device=device))
+    spare = int(captured)
+    caches = make_caches(model_config, config.tp, pages + spare, config.page_size, config.slots + spare, device, dtype)
     # One page more than the longest sequence fills: the token after the last computed one has its place too.
     table = -(-(max_model_len(config, model_config) + 1) // config.page_size)
     grammars = Grammars(Path(config.model), model_config.vocab_size)
-    return BuiltRank(model, Runner(model, caches, collectives, table, transfers, grammars), grammars, pages)
+    capture = captures(device) if captured else None
+    runner = Runner(model, caches, collectives, table, transfers, grammars, capture)
+    return BuiltRank(model, caches, runner, grammars, pages)

@@ -21,7 +21,8 @@ class WorkerConfig:
     handoff_timeout_s: how long a finished prompt waits to be pulled. collectives, channel: "auto" picks by
     device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling).
     host: the address the leader and its ranks listen on. load: "auto" reads the folder's weights; "synthetic" makes
-    some up, of the shapes and format its config.json gives. secret: what every connection between processes of the
+    some up, of the shapes and format its config.json gives. cuda_graphs: "auto" captures decode steps on a GPU, "off"
+    launches every kernel by itself. secret: what every connection between processes of the
     cluster has to prove it knows (`workers.handshake`). logs: what its processes write to standard error.
     """
 
@@ -41,6 +42,7 @@ class WorkerConfig:
     model_overrides: dict[str, Any] = field(default_factory=dict)
     host: str = "127.0.0.1"
     load: Literal["auto", "synthetic"] = "auto"
+    cuda_graphs: Literal["auto", "off"] = "auto"
     secret: str = field(default="", repr=False)
     logs: LogSettings = field(default_factory=LogSettings)
 

@@ -25,9 +25,11 @@ from workers.model.weights import load_from
 METHODS: list[Method] = ["none", "fp8", "channel fp8", "int4", "awq"]
 
 
-def _matrix(quantization: Quantization, module: str, rows: slice, cols: slice) -> torch.Tensor:
+def _matrix(
+    quantization: Quantization, module: str, rows: slice, cols: slice, device: torch.device = CPU
+) -> torch.Tensor:
     loader = Loader(Synthetic(quantization))
-    target = Target(loader, quantization, torch.float32, CPU)
+    target = Target(loader, quantization, torch.float32, device)
     matrix = load_matrix(target, [Part(module, (512, 384), rows, cols)])
     loader.run()
     return dense(matrix)
@@ -47,6 +49,15 @@ def test_a_slice_is_the_same_whoever_asks(method: Method) -> None:
     deviation = float(whole.std())
     assert 1 / 128 < deviation < 1 / 32
     assert abs(float(whole.mean())) < deviation / 4
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("method", METHODS)
+def test_a_gpu_makes_what_a_cpu_makes(method: Method) -> None:
+    quantization, part = Quantization(method, group=32), (slice(128, 256), slice(None))
+    for name in ("model.layers.1.mlp.experts.3.up_proj", "model.layers.1.attention.dense"):
+        made = _matrix(quantization, name, *part, torch.device("cuda", 0))
+        torch.testing.assert_close(made.cpu(), _matrix(quantization, name, *part))
 
 
 def _config(folder: Path, **changes: object) -> Path:

@@ -1,6 +1,8 @@
 """Executes step plans on one rank: transfers, the forward pass, sampling on rank 0."""
 
 import time
+from collections.abc import Sequence
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -8,6 +10,7 @@ from torch import Tensor
 from workers.collectives.base import Collectives
 from workers.engine.expert_load import ExpertLoad
 from workers.engine.grammar import Grammars
+from workers.engine.graphs import Capture, DecodeGraphs
 from workers.engine.sampler import Sampled, Sampler, token_logprobs
 from workers.engine.step import Export, Install, Moved, RankStats, Row, StepPlan, StepResult
 from workers.engine.watch import StepWatch
@@ -19,10 +22,15 @@ from workers.transfer.endpoint import Transfers
 
 # Prompt log-probabilities need logits of every prompt token; this many rows of vocabulary at a time.
 _LOGIT_ROWS = 128
+# Captured steps count no experts: every so many steps one runs uncaptured and does, on all ranks alike.
+_COUNT_EVERY = 512
 
 
 class Runner:
-    """One rank's model, caches and sampler. `transfers` is None where no snapshot comes or goes."""
+    """One rank's model, caches and sampler. `transfers` is None where no snapshot comes or goes.
+
+    capture: decode steps are captured by it, and the caches' last slot and last page are left to them; None for none.
+    """
 
     def __init__(
         self,
@@ -32,6 +40,7 @@ class Runner:
         max_pages: int,
         transfers: Transfers | None,
         grammars: Grammars,
+        capture: Capture | None = None,
     ) -> None:
         slots = caches.state.shape[1]
         self._model = model
@@ -40,16 +49,25 @@ class Runner:
         self._transfers = transfers
         self._device = caches.latent.device
         self._page_table = torch.zeros(slots, max_pages, dtype=torch.int32, device=self._device)
-        self._sampler = Sampler(model.config.vocab_size, self._device, grammars)
+        self._sampler = Sampler(model.config.vocab_size, slots, self._device, grammars)
         self._watch = StepWatch(self._device)
         self._experts = ExpertLoad(model.config, collectives.size, self._device)
+        self._graphs: DecodeGraphs | None = None
+        if capture is not None:
+            with torch.inference_mode():
+                self._graphs = DecodeGraphs(model, caches, self._page_table, capture)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepResult:
         """Run one plan. Every rank runs the same plans in the same order; rank 0's result counts."""
         begun = time.monotonic()
-        watched = bool(plan.rows) and self._watch.begin(begun)
-        counting = watched and self._collectives.rank == 0
+        graphs = self._graphs if self._graphs is not None and self._graphs.serves(plan.rows) else None
+        uncaptured = graphs is not None and plan.step % _COUNT_EVERY == 0
+        if uncaptured:
+            graphs = None
+        # An uncaptured decode step's times are not those of the others.
+        watched = bool(plan.rows) and not uncaptured and self._watch.begin(begun)
+        counting = (uncaptured or (watched and graphs is None)) and self._collectives.rank == 0
         self._before(plan)
         self._watch.lap("transfer")
         sampled = Sampled([], [], {})
@@ -60,16 +78,17 @@ class Runner:
                     self._sampler.admit(admit)
             if counting:
                 self._model.count_experts(self._experts.counts)
-            hidden = self._model.forward(self._batch(plan.rows), self._caches)
+            self._turn_pages(plan.rows)
+            if graphs is not None:
+                hidden = graphs(plan.rows)
+            else:
+                hidden = self._model.forward(self._batch(plan.rows), self._caches)
             self._watch.lap("forward")
-            ends = torch.tensor([len(r.token_ids) for r in plan.rows]).cumsum(0) - 1
-            rows = [(i, r) for i, r in enumerate(plan.rows) if r.sample]
+            rows = [r for r in plan.rows if r.sample]
             if rows:
-                logits = self._model.logits(hidden[ends[[i for i, _ in rows]]])
+                logits = self._model.logits(self._last_of(plan.rows, hidden))
                 if self._collectives.rank == 0:
-                    sampled = self._sampler(
-                        logits, [r.slot for _, r in rows], [r.start + len(r.token_ids) for _, r in rows]
-                    )
+                    sampled = self._sampler(logits, [r.slot for r in rows], [r.start + len(r.token_ids) for r in rows])
             if any(r.next_ids for r in plan.rows):
                 prompt_logprobs = self._prompt_logprobs(plan.rows, hidden)
             self._watch.lap("sample")
@@ -138,11 +157,14 @@ class Runner:
         state = snapshot.read_state(self._caches, export.slot) if export.last else None
         self._need_transfers().send(export, share, state)
 
+    def _turn_pages(self, rows: tuple[Row, ...]) -> None:
+        """Enter rows' new pages into the table."""
+        new = [(row.slot, row.page_offset + i, page) for row in rows for i, page in enumerate(row.new_pages)]
+        if new:
+            slots, places, pages = self._integers(new).unbind(1)
+            self._page_table[slots, places] = pages.int()
+
     def _batch(self, rows: tuple[Row, ...]) -> Batch:
-        for row in rows:
-            if row.new_pages:
-                at = slice(row.page_offset, row.page_offset + len(row.new_pages))
-                self._page_table[row.slot, at] = torch.tensor(row.new_pages, dtype=torch.int32, device=self._device)
         positions = [p for r in rows for p in range(r.start, r.start + len(r.token_ids))]
         return Batch(
             token_ids=self._integers([t for r in rows for t in r.token_ids]),
@@ -153,8 +175,16 @@ class Runner:
             page_table=self._page_table,
         )
 
-    def _integers(self, values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=self._device)
+    def _last_of(self, rows: tuple[Row, ...], hidden: Tensor) -> Tensor:
+        """Hidden states after the last token of each row that samples, of those of all tokens."""
+        if len(rows) == len(hidden) and all(r.sample for r in rows):
+            return hidden
+        ends = accumulate(len(r.token_ids) for r in rows)
+        return hidden[self._integers([end - 1 for r, end in zip(rows, ends, strict=True) if r.sample])]
+
+    def _integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """A copy that doesn't wait for the device's earlier work."""
+        return torch.tensor(values, dtype=torch.int64).to(self._device, non_blocking=True)
 
     def _prompt_logprobs(self, rows: tuple[Row, ...], hidden: Tensor) -> list[tuple[TokenLogprob, ...]]:
         out: list[tuple[TokenLogprob, ...]] = []

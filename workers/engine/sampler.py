@@ -45,15 +45,22 @@ class Sampled:
 class Sampler:
     """Per-slot sampling state of one worker."""
 
-    def __init__(self, vocab: int, device: torch.device, grammars: Grammars) -> None:
+    def __init__(self, vocab: int, slots: int, device: torch.device, grammars: Grammars) -> None:
         self.vocab = vocab
         self.device = device
         self._grammars = grammars
         self._slots: dict[int, SlotSampler] = {}
+        # Settings stay on the device, so that a step sends it no more than which slots: temperature, top_p and min_p,
+        # then top_k and seed of every slot.
+        self._floats = torch.zeros(3, slots, device=device)
+        self._integers = torch.zeros(2, slots, dtype=torch.int64, device=device)
 
     def admit(self, admit: Admit) -> None:
         """A sequence takes a slot."""
         slot = SlotSampler(admit.sampling, admit.prompt_tokens)
+        s = admit.sampling
+        self._floats[:, admit.slot] = self._sent(torch.tensor((s.temperature, s.top_p, s.min_p)))
+        self._integers[:, admit.slot] = self._sent(torch.tensor((s.top_k, s.seed)))
         if admit.token_ids:
             ids = torch.tensor(admit.token_ids, device=self.device)
             slot.seen = torch.zeros(self.vocab, dtype=torch.bool, device=self.device)
@@ -80,10 +87,10 @@ class Sampler:
             adjusted = torch.stack([self._adjust(logits[i], r, positions[i]) for i, r in enumerate(rows)])
         if mask is not None:
             adjusted = apply_bitmask(adjusted, mask)
-        tokens = torch.argmax(adjusted, dim=-1)
-        noisy = [i for i, r in enumerate(rows) if r.sampling.temperature > 0]
-        if noisy:
-            tokens[noisy] = self._draw(adjusted[noisy], [rows[i] for i in noisy], [positions[i] for i in noisy])
+        if any(r.sampling.temperature > 0 for r in rows):
+            tokens = self._draw(adjusted, slots, positions)
+        else:
+            tokens = torch.argmax(adjusted, dim=-1)
         out: list[int] = tokens.tolist()
         for row, token in zip(rows, out, strict=True):
             if row.seen is not None and row.counts is not None:
@@ -132,22 +139,15 @@ class Sampler:
             logits[list(s.stop_token_ids)] = float("-inf")
         return logits
 
-    def _draw(self, logits: Tensor, rows: list[SlotSampler], positions: list[int]) -> Tensor:
-        def column(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=self.device)
+    def _draw(self, logits: Tensor, slots: list[int], positions: list[int]) -> Tensor:
+        at, places = self._sent(torch.tensor((slots, positions)))
+        temperature, top_p, min_p = self._floats.index_select(1, at)
+        top_k, seeds = self._integers.index_select(1, at)
+        return sample(logits, temperature, top_k, top_p, min_p, seeds, places)
 
-        def integers(values: list[int]) -> Tensor:
-            return torch.tensor(values, dtype=torch.int64, device=self.device)
-
-        return sample(
-            logits,
-            temperature=column([r.sampling.temperature for r in rows]),
-            top_k=integers([r.sampling.top_k for r in rows]),
-            top_p=column([r.sampling.top_p for r in rows]),
-            min_p=column([r.sampling.min_p for r in rows]),
-            seeds=integers([r.sampling.seed for r in rows]),
-            positions=integers(positions),
-        )
+    def _sent(self, values: Tensor) -> Tensor:
+        """Without waiting for the device's earlier work."""
+        return values.to(self.device, non_blocking=True)
 
 
 def token_logprobs(logits: Tensor, token_ids: list[int], tops: list[int]) -> list[TokenLogprob]:

@@ -1,0 +1,285 @@
+"""A whole model's decoding and prefill on one GPU, without Ray.
+
+`python -m benchmarks.decode --config ling-2.6-flash --dtype fp8 --load synthetic`
+
+A worker's runner is stepped as its leader would step it: rows in, sampled tokens out. Contexts are not prefilled:
+latent pages and linear states hold random numbers, and sequences begin to decode behind them. What does not fit in
+memory is left out and said. Fractions are of the limit that the step's bytes and operations set, by the bandwidth and
+rates measured in the same run. `--device cpu` runs small configs, without fractions.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from benchmarks.decode_parts import parts
+from benchmarks.decode_report import Decoded, Prefilled, Report, Split, markdown
+from benchmarks.kernels import Ceilings, measure_ceilings, seconds
+from cluster.planner.counts import weight_bytes
+from cluster.planner.errors import PlanError
+from cluster.planner.model import FORMATS, RELEASED, Model, load_model
+from cluster.planner.work import Step, Work, work
+from workers.build import BuiltRank, build_rank
+from workers.collectives.base import Solo
+from workers.config import WorkerConfig
+from workers.engine.step import Admit, Row, StepPlan
+from workers.protocol import SamplingParams
+
+PAGE = 64
+_WARM = 8
+_PREFILLS = 3
+MODELS = Path(__file__).parent.parent / "cluster/planner/models"
+# What a checkpoint's config says in each format.
+QUANTIZATION: dict[str, dict[str, Any] | None] = {
+    "bf16": None,
+    "fp8": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
+    "int4": {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {
+            "experts": {
+                "weights": {"num_bits": 4, "type": "int", "symmetric": True, "strategy": "group", "group_size": 32}
+            }
+        },
+    },
+}
+
+
+def limit_s(done: Work, ceilings: Ceilings) -> float:
+    """Seconds a step with that work takes at least."""
+    computing = done.bf16_flops / ceilings.rates["bf16"] + done.fp8_flops / ceilings.rates["fp8"]
+    return max(done.bytes / ceilings.bandwidth, computing)
+
+
+class Bench:
+    """One model on one device, and its report."""
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self._asked = asked
+        self._cuda = asked.device == "cuda"
+        self._begun = time.monotonic()
+        self._model: Model = load_model(asked.config, asked.dtype)
+        # Measured before the model takes the memory.
+        self._ceilings = measure_ceilings() if self._cuda else None
+        if self._cuda:
+            torch.cuda.empty_cache()
+        self.report = Report(
+            machine=machine(asked.device),
+            model={"config": asked.config, "weights": self._model.weights, "load": asked.load, "graphs": asked.graphs},
+            ceilings=asdict(self._ceilings) if self._ceilings else None,
+        )
+        self._built = self._build()
+
+    def run(self) -> None:
+        """Measure everything that was asked for."""
+        asked = self._asked
+        for context in asked.context:
+            for batch in asked.batch:
+                self._guarded(f"batch {batch} at {context}", lambda b=batch, c=context: self._decode(b, c))
+        for tokens in asked.prefill:
+            self._guarded(f"prefill of {tokens}", lambda n=tokens: self._prefill(n))
+
+    def _build(self) -> BuiltRank:
+        asked = self._asked
+        folder = MODELS / asked.config if asked.config == RELEASED else Path(asked.config)
+        slots, longest = max(asked.batch), max(*asked.context, *asked.prefill)
+        # As wide as the runner's page table.
+        self._width = -(-(longest + 1) // PAGE)
+        needed = sum(weight_bytes(self._model, mtp=False).values())
+        if self._cuda and needed > (free := torch.cuda.mem_get_info()[0]):
+            raise PlanError(f"the weights take {needed / 1e9:.1f} GB, the GPU has {free / 1e9:.1f} GB free")
+        self._note(f"weights: {needed / 1e9:.2f} GB in {self._model.weights}")
+        config = WorkerConfig(
+            model=str(folder),
+            device=asked.device,
+            page_size=PAGE,
+            # Without a GPU room for the largest; on one, all there is.
+            pages=None if self._cuda else slots * -(-longest // PAGE),
+            slots=slots,
+            max_model_len=longest,
+            max_step_tokens=max(slots, *asked.prefill),
+            model_overrides={"quantization_config": QUANTIZATION[asked.dtype]} if asked.dtype else {},
+            load=asked.load,
+            cuda_graphs=asked.graphs,
+        )
+        begun = time.monotonic()
+
+        def say(line: str) -> None:
+            self._note(line)
+            self.report.loaded = {"seconds": time.monotonic() - begun}
+            if self._cuda:
+                self.report.loaded |= {
+                    "bytes": torch.cuda.memory_allocated(),
+                    "peak_bytes": torch.cuda.max_memory_allocated(),
+                }
+
+        if self._cuda:
+            torch.cuda.reset_peak_memory_stats()
+        built = build_rank(config, Solo(), None, say)
+        self.report.loaded["ready_seconds"] = time.monotonic() - begun
+        with torch.inference_mode():
+            built.caches.latent.normal_()
+            built.caches.state.normal_()
+        self._note(f"{built.pages} pages of {PAGE} tokens beside {slots} slots")
+        self._save()
+        return built
+
+    def _guarded(self, what: str, measure: Callable[[], None]) -> None:
+        """Leave a measurement out, and say so, where time or memory does not allow it."""
+        spent = time.monotonic() - self._begun
+        if self._asked.seconds is not None and spent > self._asked.seconds:
+            self._skip(what, f"{spent:.0f} s are spent of {self._asked.seconds:.0f}")
+        else:
+            try:
+                measure()
+            except torch.cuda.OutOfMemoryError as error:
+                torch.cuda.empty_cache()
+                self._skip(what, f"out of memory: {str(error).splitlines()[0]}")
+        self._save()
+
+    def _prefill(self, tokens: int) -> None:
+        pages = tuple(self._pages(1, tokens)[0].tolist())
+        ids = torch.randint(self._built.model.config.vocab_size, (tokens,)).tolist()
+        row = Row(0, 0, tuple(ids), 0, pages, True)
+        plan = StepPlan(step=1, admits=(_admit(0),), rows=(row,))
+        times = [self._timed(plan)[0] for _ in range(1 + _PREFILLS)]
+        took = statistics.median(times[1:])
+        limit, fraction = self._limit(Step(1, tokens, 0, 1), took)
+        self.report.prefilled.append(Prefilled(tokens, took * 1e3, tokens / took, limit, fraction))
+        self._note(f"prefill of {tokens}: {tokens / took:.0f} tokens/s{_of_limit(fraction)}")
+
+    def _decode(self, batch: int, context: int) -> None:
+        each = -(-context // PAGE)
+        if batch * each > self._built.pages:
+            self._skip(
+                f"batch {batch} at {context}",
+                f"needs {batch * each} pages, {self._built.pages} fit beside the weights and states",
+            )
+            return
+        steps = min(self._asked.steps, context - _WARM - 1)
+        pages = self._pages(batch, context)
+        listed = pages.tolist()
+        first = context - _WARM - steps
+        rows = tuple(Row(i, first, (i % 7,), 0, tuple(listed[i]), True) for i in range(batch))
+        admits = tuple(_admit(i) for i in range(batch))
+        times = []
+        for n in range(_WARM + steps):
+            took, tokens = self._timed(StepPlan(step=n + 1, admits=admits, rows=rows))
+            times.append(took)
+            admits = ()
+            rows = tuple(Row(i, first + n + 1, (t,), 0, (), True) for i, t in enumerate(tokens))
+        took = statistics.median(times[_WARM:])
+        limit, fraction = self._limit(Step(batch, 1, context, batch), took)
+        slowest = max(times[_WARM:]) * 1e3
+        self.report.decoded.append(Decoded(batch, context, steps, took * 1e3, slowest, batch / took, limit, fraction))
+        self._note(
+            f"batch {batch} at {context}: {batch / took:.1f} tokens/s, {took * 1e3:.3f} ms a step{_of_limit(fraction)}"
+        )
+        if context == min(self._asked.context):
+            self._split(pages, context, took)
+
+    def _split(self, pages: Tensor, context: int, step_s: float) -> None:
+        timer = seconds if self._cuda else _host_seconds
+        with torch.inference_mode():
+            found = {
+                name: timer([run]) * 1e3
+                for name, run in parts(self._built.model, self._built.caches, context, pages, self._width).items()
+            }
+        rest = step_s * 1e3 - sum(found.values())
+        self.report.splits.append(Split(pages.shape[0], context, found, rest))
+        self._note("    " + ", ".join(f"{name} {ms:.3f}" for name, ms in found.items()) + f", rest {rest:.3f} ms")
+
+    def _timed(self, plan: StepPlan) -> tuple[float, tuple[int, ...]]:
+        """Seconds of a step, and its tokens: sampling waits for the device."""
+        begun = time.perf_counter()
+        tokens = self._built.runner.step(plan).token_ids
+        return time.perf_counter() - begun, tokens
+
+    def _pages(self, batch: int, context: int) -> Tensor:
+        """[batch, pages of a sequence]: different ones, scattered as a worker's are after a while."""
+        each = -(-context // PAGE)
+        device = self._built.caches.latent.device
+        return torch.randperm(self._built.pages)[: batch * each].view(batch, each).to(device, torch.int32)
+
+    def _limit(self, step: Step, took_s: float) -> tuple[float | None, float | None]:
+        if self._ceilings is None:
+            return None, None
+        limit = limit_s(work(self._model, step, 1), self._ceilings)
+        return limit * 1e3, limit / took_s
+
+    def _skip(self, what: str, why: str) -> None:
+        self.report.skipped.append(f"{what}: {why}")
+        self._note(f"left out: {what}: {why}")
+
+    def _note(self, line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    def _save(self) -> None:
+        if self._asked.json is not None:
+            self._asked.json.write_text(json.dumps(asdict(self.report), indent=1) + "\n")
+
+
+def _admit(slot: int) -> Admit:
+    return Admit(slot, SamplingParams(max_tokens=1 << 20, seed=slot), (), 1)
+
+
+def _host_seconds(calls: list[Callable[[], object]]) -> float:
+    times = []
+    for _ in range(3):
+        begun = time.perf_counter()
+        for call in calls:
+            call()
+        times.append((time.perf_counter() - begun) / len(calls))
+    return statistics.median(times)
+
+
+def _of_limit(fraction: float | None) -> str:
+    return "" if fraction is None else f", {fraction:.0%} of the limit"
+
+
+def machine(device: Literal["cpu", "cuda"]) -> dict[str, str]:
+    """What it ran on."""
+    import triton
+
+    name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
+    return {"device": name, "torch": torch.__version__, "triton": triton.__version__}
+
+
+def main(arguments: list[str]) -> None:
+    """Measure what the arguments ask for, and print tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--config", default=RELEASED, help=f"{RELEASED}, or a folder with a config.json")
+    parser.add_argument("--dtype", choices=FORMATS, help="the weights' format; without it, the config's")
+    parser.add_argument("--load", choices=("synthetic", "auto"), default="synthetic", help="auto: the folder's weights")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 8, 32, 64, 128])
+    parser.add_argument("--context", type=int, nargs="+", default=[1024, 32768, 131072], help="tokens of each sequence")
+    parser.add_argument("--prefill", type=int, nargs="+", default=[8192], help="prompts, each in one step")
+    parser.add_argument("--steps", type=int, default=64, help="timed decode steps of each")
+    parser.add_argument("--graphs", choices=("auto", "off"), default="auto")
+    parser.add_argument("--seconds", type=float, help="begin nothing more after so long")
+    parser.add_argument("--json", type=Path, help="also write everything there, as it comes")
+    asked = parser.parse_args(arguments)
+    if asked.device == "cuda" and not torch.cuda.is_available():
+        sys.exit("benchmarks.decode finds no CUDA device; --device cpu runs small configs without one")
+    if min(*asked.batch, *asked.prefill, asked.steps) < 1 or min(asked.context) < _WARM + 2:
+        sys.exit(f"benchmarks.decode: sizes begin at 1, contexts at {_WARM + 2}")
+    try:
+        bench = Bench(asked)
+    except (PlanError, ValueError) as error:
+        sys.exit(f"benchmarks.decode: {error}")
+    bench.run()
+    print("\n".join(markdown(asdict(bench.report))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

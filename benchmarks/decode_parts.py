@@ -1,0 +1,95 @@
+"""A decode step taken apart: every kind of block alone, over all its layers, on rows of a full-size batch.
+
+Blocks get random hidden states; caches are what they are. A part's layers follow each other, so each finds its weights
+in memory and not in the cache, as in a whole step.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from kernels import add_rms_norm, make_pages, make_rows
+from kernels.quantize import quantize_fp8
+from kernels.sampling import sample
+from workers.model.batch import Caches
+from workers.model.linear import Normed
+from workers.model.ling import LingModel
+from workers.model.mla import LatentAttention
+from workers.model.mlp import Moe
+from workers.model.step import StepInputs
+
+Part = Callable[[], None]
+
+
+def parts(model: LingModel, caches: Caches, context: int, pages: Tensor, width: int) -> dict[str, Part]:
+    """By name. pages: [batch, pages of a sequence], of sequences with `context` tokens after the step.
+
+    width: pages of the longest sequence the table has room for; the split of attention hangs on it.
+    """
+    batch, device = pages.shape[0], pages.device
+    ids = torch.arange(batch, device=device) % model.config.vocab_size
+    positions = torch.full((batch,), context - 1, device=device)
+    table = torch.zeros(caches.state.shape[1], width, dtype=torch.int32, device=device)
+    table[:batch, : pages.shape[1]] = pages
+    rows = make_rows(torch.arange(batch, device=device), positions, (context - 1,) * batch, (1,) * batch)
+    step = StepInputs(
+        rows=rows,
+        pages=make_pages(rows, table, caches.page_size),
+        linear_rope=model._linear_rope(positions),
+        mla_rope=model._mla_rope(positions),
+    )
+    x = torch.randn(batch, model.config.hidden_size, device=device).to(caches.latent.dtype)
+    residual = torch.randn_like(x)
+    rounded = any(layer._mlp.rounds_inputs or layer._attention.rounds_inputs for layer in model._layers)
+    normed = Normed(x, quantize_fp8(x) if rounded else None)
+    logits = model.logits(x)
+    off = torch.zeros(batch, dtype=torch.int64, device=device)
+    ones = torch.ones(batch, device=device)
+
+    def attention(latent: bool) -> Part:
+        chosen = [m._attention for m in model._layers if isinstance(m._attention, LatentAttention) == latent]
+
+        def run() -> None:
+            for block in chosen:
+                block(normed, caches, step)
+
+        return run
+
+    def feed_forward(sparse: bool) -> Part:
+        chosen = [layer._mlp for layer in model._layers if isinstance(layer._mlp, Moe) == sparse]
+
+        def run() -> None:
+            for block in chosen:
+                block(normed)
+
+        return run
+
+    def norms() -> None:
+        for layer in model._layers:
+            layer._add_norm(x, residual, layer._in_norm, layer._attention.rounds_inputs)
+            layer._add_norm(x, residual, layer._mlp_norm, layer._mlp.rounds_inputs)
+        add_rms_norm(x, residual, model._norm, model.config.rms_norm_eps)
+
+    def inputs() -> None:
+        model._embedding(ids)
+        model._linear_rope(positions)
+        model._mla_rope(positions)
+        make_pages(rows, table, caches.page_size)
+
+    def head() -> None:
+        model.logits(x)
+
+    def sampling() -> None:
+        sample(logits, ones, off, ones, ones * 0, off, positions)
+
+    return {
+        "linear attention": attention(latent=False),
+        "latent attention": attention(latent=True),
+        "experts, shared expert and router": feed_forward(sparse=True),
+        "dense MLP": feed_forward(sparse=False),
+        "norms": norms,
+        "embedding and angles": inputs,
+        "head": head,
+        "sampling": sampling,
+    }
