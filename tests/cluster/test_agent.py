@@ -15,14 +15,19 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 def tool(name: str, description: str, **parameters: str) -> dict[str, Any]:
     properties = {key: {"type": "string", "description": text} for key, text in parameters.items()}
-    schema = {"type": "object", "properties": properties, "required": list(parameters)}
-    return {"type": "function", "function": {"name": name, "description": description, "parameters": schema}}
+    schema = {
+        "type": "object", "properties": properties, "required": list(parameters), "additionalProperties": False,
+    }  # fmt: skip
+    function = {"name": name, "description": description, "parameters": schema, "strict": True}
+    return {"type": "function", "function": function}
 
 
 WEATHER = tool("get_weather", "Get the weather in a city.", city="the city")
 PRICE = tool("find_price", "Find the price of an item.", item="the item")
-# What the user says, the tool on offer, the arguments it must be called with, its result, and what the answer must
-# contain of it. One tool a turn: how well the checkpoint chooses among several is a figure of its card.
+# Strict, as whoever relies on a tool asks: how often the checkpoint keeps to a schema by itself is in its card.
+OFFERED = [PRICE, WEATHER]
+# What the user says, the tool to be chosen, the arguments it must be called with, its result, and what the answer must
+# contain of it.
 TURNS = [
     ("What is the weather in Lisbon?", WEATHER, {"city": "Lisbon"}, {"temperature": 17, "sky": "cloudy"}, "17"),
     ("Can you find the price for lamp?", PRICE, {"item": "lamp"}, {"price": 42}, "42"),
@@ -36,19 +41,19 @@ def cluster(request: pytest.FixtureRequest) -> Iterator[Serving]:
         yield started
 
 
-def whole(client: openai.OpenAI, messages: list[Any], offered: Any) -> dict[str, Any]:
+def whole(client: openai.OpenAI, messages: list[Any]) -> dict[str, Any]:
     """The assistant's message, not streamed."""
     answer = client.chat.completions.create(
-        model="auto", messages=messages, tools=[offered], temperature=0, max_tokens=200
+        model="auto", messages=messages, tools=OFFERED, temperature=0, max_tokens=200
     )  # type: ignore[call-overload]
     message: dict[str, Any] = answer.choices[0].message.model_dump(exclude_none=True)
     return message
 
 
-def streamed(client: openai.OpenAI, messages: list[Any], offered: Any) -> dict[str, Any]:
+def streamed(client: openai.OpenAI, messages: list[Any]) -> dict[str, Any]:
     """The same, put together by the SDK from a stream."""
     with client.chat.completions.stream(
-        model="auto", messages=messages, tools=[offered], temperature=0, max_tokens=200
+        model="auto", messages=messages, tools=OFFERED, temperature=0, max_tokens=200
     ) as events:
         for _ in events:
             pass
@@ -63,15 +68,15 @@ def streamed(client: openai.OpenAI, messages: list[Any], offered: Any) -> dict[s
 def test_three_turns_two_tools_and_the_right_answers(cluster: Serving, ask: Any) -> None:
     messages: list[Any] = []
     with openai.OpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:
-        for said, offered, arguments, result, wanted in TURNS:
+        for said, chosen, arguments, result, wanted in TURNS:
             messages.append({"role": "user", "content": said})
-            message = ask(client, messages, offered)
+            message = ask(client, messages)
             (call,) = message["tool_calls"]
-            assert call["function"]["name"] == offered["function"]["name"]
+            assert call["function"]["name"] == chosen["function"]["name"]
             assert json.loads(call["function"]["arguments"]) == arguments
             messages.append(message)
             messages.append({"role": "tool", "tool_call_id": call["id"], "content": json.dumps(result)})
-            message = ask(client, messages, offered)
+            message = ask(client, messages)
             assert wanted in message["content"]
             messages.append(message)
     cluster.until(cluster.all_free)
@@ -84,6 +89,7 @@ def own_tool(offered: dict[str, Any]) -> dict[str, Any]:
         "name": function["name"],
         "description": function["description"],
         "input_schema": function["parameters"],
+        "strict": True,
         "cache_control": {"type": "ephemeral"},
     }
 
@@ -101,13 +107,13 @@ def streamed_message(client: anthropic.Anthropic, **request: Any) -> Any:
 def test_the_same_turns_in_anthropic_s_words(cluster: Serving, ask: Any) -> None:
     messages: list[Any] = []
     with anthropic.Anthropic(base_url=cluster.url, api_key="-", max_retries=0) as client:
-        for said, offered, arguments, result, wanted in TURNS:
+        for said, chosen, arguments, result, wanted in TURNS:
             request: dict[str, Any] = {"model": "auto", "max_tokens": 200, "extra_body": {"temperature": 0}}
-            request["tools"] = [own_tool(offered)]
+            request["tools"] = [own_tool(offered) for offered in OFFERED]
             messages.append({"role": "user", "content": said})
             answer = ask(client, messages=messages, **request)
             (call,) = [block for block in answer.content if block.type == "tool_use"]
-            assert (call.name, call.input, answer.stop_reason) == (offered["function"]["name"], arguments, "tool_use")
+            assert (call.name, call.input, answer.stop_reason) == (chosen["function"]["name"], arguments, "tool_use")
             messages.append({"role": "assistant", "content": answer.content})
             block = {"type": "tool_result", "tool_use_id": call.id, "content": json.dumps(result)}
             messages.append({"role": "user", "content": [block]})
