@@ -4,7 +4,7 @@ STAMP := .venv/.installed
 # Two processes: much of the time is spent waiting for clusters to start. A file's tests share what they start.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: install serve test test-fast bench constraints
+.PHONY: install serve test test-fast bench constraints audit
 
 install: $(STAMP)
 
@@ -34,3 +34,9 @@ bench: install
 # What the image installs: the versions the tests last passed with.
 constraints: install
 	$(BIN)/python -m pip freeze --exclude-editable | grep '==' > constraints.txt
+
+# Known weaknesses of those versions, from PyPI's advisories; fails if there are any. Needs PyPI itself, not a mirror.
+audit:
+	$(PYTHON) -m venv build/audit
+	build/audit/bin/python -m pip install --quiet pip-audit
+	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
