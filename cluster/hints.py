@@ -19,4 +19,5 @@ def hints(url: str, api_keys: str | None) -> str:
             "",
         ]
     lines += ["Try it:", f"  {curl} -d '{_BODY}'", f"  ling chat --url {url}", f"  ling status --url {url}"]
+    lines.append(f"Live figures, in a browser: {url}/")
     return "\n".join(lines)
