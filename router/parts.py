@@ -33,10 +33,14 @@ class CallPart:
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """The call is over. valid: its arguments are one JSON object. raw: all of it as written, markers too."""
+    """The call is over. valid: its arguments are one JSON object. raw: all of it as written, markers too.
+
+    cut: the output ended within it.
+    """
 
     valid: bool
     raw: str
+    cut: bool = False
 
 
 Part = Text | Reasoning | CallStart | CallPart | CallEnd

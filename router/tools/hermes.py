@@ -53,8 +53,9 @@ class Hermes(ToolParser):
         elif self._mode == self._in_head:
             self._break_off()
         elif self._mode in (self._in_arguments, self._in_broken):
+            self._raw.append(held)
             self._argue(held)
-            self._end_call(valid=False)
+            self._end_call(valid=False, cut=True)
         if not self._calls:
             self._out.append(Text(self._space))
         return [p for p in self._taken() if p != Text("")]
@@ -166,10 +167,10 @@ class Hermes(ToolParser):
         if text:
             self._out.append(CallPart(text))
 
-    def _end_call(self, *, valid: bool) -> None:
+    def _end_call(self, *, valid: bool, cut: bool = False) -> None:
         if not valid:
             _log.warning("a tool call's arguments are no JSON; they are passed on as written")
-        self._out.append(CallEnd(valid, "".join(self._raw)))
+        self._out.append(CallEnd(valid, "".join(self._raw), cut))
 
     def _name(self) -> str:
         head = _HEAD.fullmatch("".join(self._raw[1:]))

@@ -1,5 +1,6 @@
 """However an output is cut into tokens, steps and chunks, its stream comes to the message it is as a whole."""
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
@@ -17,6 +18,9 @@ from router.api.anthropic.shape import MessageShape
 from router.api.chat import ChatShape
 from router.api.chat_schema import ChatRequest
 from router.api.generate import Answer
+from router.api.responses.resource import resource
+from router.api.responses.schema import ResponseRequest
+from router.api.responses.shape import ResponseShape
 from router.choice import Choice, FinishReason, Prompt, ServedBy
 from router.reader import Reader
 from router.tokens import Tokenizer
@@ -46,6 +50,8 @@ PIECE = st.one_of(
     CALL,
     BROKEN,
 )
+# A call that breaks and is closed as if it were whole, with nothing behind it to show.
+CLOSED = '<tool_call>\n{"name": "add", "arguments": {"a": tru}}\n</tool_call>\n'
 OUTPUT = st.lists(PIECE, max_size=6).map("".join)
 THINKING = st.builds(lambda thought, said: f"<think>\n{thought}\n</think>\n\n{said}", st.text(max_size=8), OUTPUT)
 SIZES = st.lists(st.integers(1, 9), min_size=1, max_size=6)
@@ -118,6 +124,47 @@ def messages_api(_: Tokenizer) -> Api:
     return Api(lambda c: MessageShape("id", "tiny", c, shows_thinking=True), join, seen)
 
 
+def responses_api(tokenizer: Tokenizer) -> Api:
+    body = resource(ResponseRequest.model_validate({"model": "tiny", "input": "x"}), "resp_1", 1, "tiny")
+
+    def join(stream: bytes) -> Any:
+        """The last event's response, which what was added and its deltas alone have to come to as well."""
+        items: list[dict[str, Any]] = []
+        whole: list[dict[str, Any]] = []
+        for number, event in enumerate(events(stream)):
+            assert event["sequence_number"] == number
+            match event:
+                case {"type": "response.output_item.added", "item": item}:
+                    assert event["output_index"] == len(items) == len(whole)
+                    items.append(item)
+                case {"type": "response.content_part.added", "part": part}:
+                    items[-1]["content"].append(part)
+                case {"type": "response.function_call_arguments.delta", "delta": delta}:
+                    items[-1]["arguments"] += delta
+                case {"type": "response.output_text.delta" | "response.reasoning_text.delta", "delta": delta}:
+                    items[-1]["content"][event["content_index"]]["text"] += delta
+                case {"type": "response.output_text.done" | "response.reasoning_text.done", "text": text}:
+                    assert items[-1]["content"][0]["text"] == text
+                case {"type": "response.function_call_arguments.done", "arguments": arguments}:
+                    assert items[-1]["arguments"] == arguments
+                case {"type": "response.content_part.done", "part": part}:
+                    assert items[-1]["content"] == [part]
+                case {"type": "response.output_item.done", "item": item}:
+                    whole.append(item)
+                    items[-1]["status"] = item["status"]  # which nothing before tells
+            if "item_id" in event:
+                assert (event["item_id"], event["output_index"]) == (items[-1]["id"], len(items) - 1)
+        assert event["type"] == f"response.{event['response']['status']}"
+        assert items == whole == event["response"]["output"]
+        return event["response"]
+
+    def seen(answer: Any) -> Any:
+        items = [{k: v for k, v in item.items() if k not in ("id", "call_id")} for item in answer["output"]]
+        return items, answer["status"], answer["incomplete_details"], answer["usage"]
+
+    return Api(lambda c: ResponseShape(body, c, tokenizer, None), join, seen)
+
+
 def events(stream: bytes) -> Iterator[dict[str, Any]]:
     for line in stream.split(b"\n"):
         if line.startswith(b"data: ") and line != b"data: [DONE]":
@@ -127,6 +174,11 @@ def events(stream: bytes) -> Iterator[dict[str, Any]]:
 def a_choice(tokenizer: Tokenizer, stop: tuple[str, ...], single: bool) -> Choice:
     reader = Reader(tool_parser("qwen25")(), single=single)
     return Choice(0, Prompt((5,)), SamplingParams(max_tokens=9999, seed=1), tokenizer, stop=stop, reader=reader)
+
+
+def the_whole(shape: Answer) -> Any:
+    asyncio.run(shape.settle(None))
+    return json.loads(shape.whole())
 
 
 def fed(choice: Choice, ids: tuple[int, ...], sizes: list[int], finish: FinishReason) -> Iterator[None]:
@@ -141,7 +193,7 @@ def fed(choice: Choice, ids: tuple[int, ...], sizes: list[int], finish: FinishRe
         yield
 
 
-@pytest.mark.parametrize("api", [chat_api, messages_api], ids=["chat", "messages"])
+@pytest.mark.parametrize("api", [chat_api, messages_api, responses_api], ids=["chat", "messages", "responses"])
 @settings(max_examples=150, derandomize=True, database=None)
 @given(
     text=OUTPUT | THINKING,
@@ -151,6 +203,8 @@ def fed(choice: Choice, ids: tuple[int, ...], sizes: list[int], finish: FinishRe
     stop=st.sampled_from(((), (), ("a",), ("\n</", "}}"))),
     single=st.booleans(),
 )
+@example(text=CLOSED, cut=len(CLOSED) - 1, sizes=[1], pauses=[False], stop=(), single=False)
+@example(text=CLOSED, cut=len(CLOSED) - 4, sizes=[1], pauses=[False], stop=(), single=False)
 def test_any_split_says_what_the_whole_says(
     small: Tokenizer,
     api: Callable[[Tokenizer], Api],
@@ -168,12 +222,22 @@ def test_any_split_says_what_the_whole_says(
     whole = a_choice(small, stop, single)
     for _ in fed(whole, ids, [len(ids)], finish):
         pass
-    expected = one.seen(json.loads(one.make(whole).whole()))
+    expected = one.seen(the_whole(one.make(whole)))
     choice = a_choice(small, stop, single)
     shape = one.make(choice)
     stream, pause = [], cycle(pauses)
     for _ in fed(choice, ids, sizes, finish):
         if not next(pause):
             stream.append(shape.chunk(choice, choice.take(), over=False))
-    stream += [shape.chunk(choice, choice.take(), over=True), shape.last()]
+    stream.append(shape.chunk(choice, choice.take(), over=True))
+    asyncio.run(shape.settle(None))
+    stream.append(shape.last())
     assert one.seen(one.join(b"".join(stream))) == expected
+
+
+def test_what_is_cut_within_a_broken_call_is_no_more_than_cut(small: Tokenizer) -> None:
+    one, text = messages_api(small), CLOSED[:-4]
+    choice = a_choice(small, (), False)
+    for _ in fed(choice, small.encode_now(text, False), [3], "length"):
+        pass
+    assert the_whole(one.make(choice))["content"] == [{"type": "text", "text": text}]

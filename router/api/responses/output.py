@@ -34,8 +34,8 @@ class Output:
         """Log-probabilities of the message's tokens, which leave with its next text."""
         self._waiting += logprobs
 
-    def add(self, part: Part, *, cut: bool) -> Iterator[bytes]:
-        """More of it. cut: a call that ends here was not written to its end."""
+    def add(self, part: Part, *, limited: bool) -> Iterator[bytes]:
+        """More of it. limited: the token limit ended the answer, so what is cut is incomplete."""
         match part:
             case Text(text):
                 if self._item is None and self.items:
@@ -51,14 +51,14 @@ class Output:
                 yield from self._begin("function_call", name)
             case CallPart(arguments):
                 yield from self._say("response.function_call_arguments.delta", arguments)
-            case CallEnd(valid, _):
-                yield from self.close("incomplete" if cut and not valid else "completed")
+            case CallEnd(cut=cut):
+                yield from self.close("incomplete" if limited and cut else "completed")
 
-    def end(self, *, cut: bool) -> Iterator[bytes]:
+    def end(self, *, limited: bool) -> Iterator[bytes]:
         """Nothing more comes. Where nothing came at all there is an empty message."""
         if not self.items and self._item is None:
             yield from self._begin("message")
-        yield from self.close("incomplete" if cut else "completed")
+        yield from self.close("incomplete" if limited else "completed")
 
     def close(self, status: str) -> Iterator[bytes]:
         """The item under way, if there is one, is whole."""

@@ -50,15 +50,15 @@ class ResponseShape:
         """The events for what was gained, with the response's beginning before the first."""
         out: list[bytes] = []
         parts: list[Part] = [Text(delta.text), *delta.said] if delta.text else delta.said
-        cut = choice.finish == "length"
+        limited = choice.finish == "length"
         if choice.keep_logprobs:
             self._output.hold(self._logprobs(delta))
         if (parts or over) and not choice.started:
             out.append(self.begin())
-        for i, part in enumerate(parts):
-            out += self._output.add(part, cut=cut and i == len(parts) - 1)
+        for part in parts:
+            out += self._output.add(part, limited=limited)
         if over:
-            out += self._output.end(cut=cut)
+            out += self._output.end(limited=limited)
         return b"".join(out)
 
     async def settle(self, error: ApiError | None) -> None:
