@@ -51,6 +51,14 @@ QUANTIZATION: dict[str, dict[str, Any] | None] = {
             }
         },
     },
+    "fp8-channel": {
+        "quant_method": "compressed-tensors",
+        "format": "float-quantized",
+        "config_groups": {
+            "all": {"weights": {"num_bits": 8, "type": "float", "symmetric": True, "strategy": "channel"}}
+        },
+    },
+    "awq": {"quant_method": "awq", "bits": 4, "group_size": 128},
 }
 
 

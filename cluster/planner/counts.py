@@ -27,7 +27,7 @@ def active_parameters(model: Model) -> int:
 
 def weight_bytes(model: Model, mtp: bool, tp: int = 1) -> dict[Kind, int]:
     """Bytes each of `tp` ranks holds in memory, by kind; with `mtp` the MTP layers too."""
-    return _sum(tensors(model, mtp), lambda tensor: tensor.rank_bytes(model.weights, tp))
+    return _sum(tensors(model, mtp), lambda tensor: tensor.rank_bytes(model.scheme, tp))
 
 
 def checkpoint_bytes(model: Model) -> int:
@@ -38,15 +38,15 @@ def checkpoint_bytes(model: Model) -> int:
     """
     total = 0
     for tensor in tensors(model, model.has_mtp):
-        entries = tensor.stored(model.weights)
+        entries = tensor.stored(model.scheme)
         frame = sum(
-            len(f'"{entry.suffix}":{{"dtype":"{entry.dtype}","shape":[{",".join(map(str, entry.shape))}],')
+            len(f'".{entry.suffix}":{{"dtype":"{entry.dtype}","shape":[{",".join(map(str, entry.shape))}],')
             + len('"data_offsets":[,]},')
             + 20
             for entry in entries
         )
         size = sum(entry.bytes for entry in entries)
-        total += tensor.copies * (size + frame) + len(entries) * sum(map(len, tensor.names()))
+        total += tensor.copies * (size + frame) + len(entries) * sum(map(len, tensor.modules()))
     return total
 
 

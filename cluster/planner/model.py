@@ -1,15 +1,24 @@
 """The model to plan for: its config, and the format and MTP layers its weights come with."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from cluster.planner.errors import PlanError
 from workers.model.config import LingConfig, ModelConfigError
+from workers.model.quantization import Method, Quantization
 
-Format = Literal["bf16", "fp8", "int4"]
-FORMATS: tuple[Format, ...] = ("bf16", "fp8", "int4")
+Format = Literal["bf16", "fp8-channel", "fp8", "int4", "awq"]
+# Each format's usual scheme: 128x128 blocks, groups of 32 in INT4 and 128 in AWQ. The heaviest first.
+_SCHEMES: dict[Format, Quantization] = {
+    "bf16": Quantization("none"),
+    "fp8-channel": Quantization("channel fp8"),
+    "fp8": Quantization("fp8"),
+    "int4": Quantization("int4"),
+    "awq": Quantization("awq", group=128),
+}
+FORMATS: tuple[Format, ...] = tuple(_SCHEMES)
+_NAMES: dict[Method, Format] = {scheme.method: name for name, scheme in _SCHEMES.items()}
 RELEASED = "ling-2.6-flash"
 _MODELS = Path(__file__).parent / "models"
 
@@ -22,6 +31,12 @@ class Model:
     config: LingConfig
     weights: Format
     mtp_layers: int
+
+    @property
+    def scheme(self) -> Quantization:
+        """How its matrices are quantized: as the config says if they come in that format, else as is usual."""
+        own = self.config.quantization
+        return own if _NAMES[own.method] == self.weights else _SCHEMES[self.weights]
 
     @property
     def latent_layers(self) -> tuple[int, ...]:
@@ -70,18 +85,4 @@ def load_model(model: str, weights: Format | None = None) -> Model:
         config = LingConfig.load(folder, {})
     except ModelConfigError as error:
         raise PlanError(f"--model: {error}; give a checkpoint folder or {RELEASED}") from None
-    raw: dict[str, Any] = json.loads((folder / "config.json").read_bytes())
-    return Model(folder.name, config, weights or _format(raw), config.mtp_layers)
-
-
-def _format(raw: dict[str, Any]) -> Format:
-    quantization = raw.get("quantization_config")
-    if quantization is None:
-        return "bf16"
-    if isinstance(quantization, dict):
-        method, layout = quantization.get("quant_method"), quantization.get("format")
-        if method == "fp8":
-            return "fp8"
-        if (method, layout) == ("compressed-tensors", "pack-quantized"):
-            return "int4"
-    raise PlanError("--model: its quantization_config is none of the planned formats; say --dtype bf16, fp8 or int4")
+    return Model(folder.name, config, weights or _NAMES[config.quantization.method], config.mtp_layers)

@@ -1,17 +1,19 @@
 """Every weight of a model: its shape, its kind, how ranks share it, and its bytes in each format.
 
 One list answers everything asked of weights: parameters, checkpoint bytes, bytes a rank holds, bytes a step reads.
-Which tensors a release quantizes: FP8 (128x128 blocks) the linear-attention projections, both kinds' output
-projection, all MLPs and experts, and the MTP input projection; INT4 (groups of 32 along the input) the routed
-experts alone.
+Which of them a release quantizes, `workers.model.released` says.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from math import prod
 from typing import Literal, get_args
 
-from cluster.planner.model import Format, Model
+from cluster.planner.model import Model
+from workers.model.files import BITS
+from workers.model.quantization import Quantization
+from workers.model.released import TENSORS, is_quantized
 
 Kind = Literal[
     "embedding",
@@ -28,27 +30,38 @@ Kind = Literal[
 KINDS: tuple[Kind, ...] = get_args(Kind)
 # How ranks share a tensor: by output row, by input column, whole experts each, or all hold it.
 Split = Literal["rows", "columns", "experts", "none"]
-
-FP8_BLOCK = 128
-INT4_GROUP = 32
+_PLAIN = Quantization()
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One entry of a checkpoint file: what is appended to the tensor's name, dtype, shape, bytes."""
+    """One entry of a checkpoint file. suffix: what follows the module's name. dtype: as safetensors spells it.
+
+    held: the dtype it has in a worker's memory, None if it is not loaded.
+    """
 
     suffix: str
     dtype: str
     shape: tuple[int, ...]
-    bytes: int
+    held: str | None
+
+    @property
+    def bytes(self) -> int:
+        """In the file."""
+        return prod(self.shape) * BITS[self.dtype] // 8
+
+    @property
+    def held_bytes(self) -> int:
+        """In memory."""
+        return prod(self.shape) * BITS[self.held] // 8 if self.held else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
     """`layers` x `experts` equal tensors (name with their places open); shape [out, in] or [n].
 
-    quantized: the formats that do not keep it in bf16. wide: fp32 in every format. matmul: a token multiplies by
-    it (an embedding row is only looked up, a norm costs next to nothing).
+    wide: fp32 in every format. matmul: a token multiplies by it (an embedding row is only looked up, a norm costs
+    next to nothing).
     """
 
     name: str
@@ -57,7 +70,6 @@ class Tensor:
     layers: tuple[int, ...] = (0,)
     experts: int = 1
     split: Split = "none"
-    quantized: tuple[Format, ...] = ()
     wide: bool = False
     matmul: bool = True
     routed: bool = False
@@ -70,11 +82,16 @@ class Tensor:
     @property
     def parameters(self) -> int:
         """Of all copies."""
-        return self.copies * _product(self.shape)
+        return self.copies * prod(self.shape)
 
-    def stored(self, weights: Format) -> tuple[Stored, ...]:
+    def quantized(self, scheme: Quantization) -> bool:
+        """Whether a release in that format quantizes it."""
+        module = self.name.format(layer=0, expert=0).rpartition(".")[0]
+        return len(self.shape) == 2 and is_quantized(scheme.method, module)
+
+    def stored(self, scheme: Quantization) -> tuple[Stored, ...]:
         """The checkpoint entries of one copy."""
-        return _stored(self.shape, weights if weights in self.quantized else "bf16", self.wide)
+        return self._entries(self.shape, scheme)
 
     def rank_copies(self, tp: int) -> int:
         """Copies one of `tp` ranks holds a share of."""
@@ -90,44 +107,50 @@ class Tensor:
 
     def rank_parameters(self, tp: int) -> int:
         """Parameters one of `tp` ranks holds."""
-        return self.rank_copies(tp) * _product(self.rank_shape(tp))
+        return self.rank_copies(tp) * prod(self.rank_shape(tp))
 
-    def rank_bytes(self, weights: Format, tp: int) -> int:
+    def rank_bytes(self, scheme: Quantization, tp: int) -> int:
         """Bytes one of `tp` ranks holds."""
-        entries = _stored(self.rank_shape(tp), weights if weights in self.quantized else "bf16", self.wide)
-        return self.rank_copies(tp) * sum(entry.bytes for entry in entries)
+        return self.rank_copies(tp) * sum(entry.held_bytes for entry in self._entries(self.rank_shape(tp), scheme))
 
-    def names(self) -> Iterator[str]:
-        """Each copy's name."""
+    def modules(self) -> Iterator[str]:
+        """Each copy's name, up to its last dot."""
+        module = self.name.rpartition(".")[0]
         for layer in self.layers:
             for expert in range(self.experts):
-                yield self.name.format(layer=layer, expert=expert)
+                yield module.format(layer=layer, expert=expert)
 
-
-def _product(shape: tuple[int, ...]) -> int:
-    return shape[0] if len(shape) == 1 else shape[0] * shape[1]
+    def _entries(self, shape: tuple[int, ...], scheme: Quantization) -> tuple[Stored, ...]:
+        if self.wide:
+            return (Stored(self.name.rpartition(".")[2], "F32", shape, "F32"),)
+        return _stored(shape, scheme if self.quantized(scheme) else _PLAIN)
 
 
 @lru_cache(maxsize=4096)
-def _stored(shape: tuple[int, ...], weights: Format, wide: bool) -> tuple[Stored, ...]:
-    count = _product(shape)
-    if wide:
-        return (Stored("", "F32", shape, 4 * count),)
-    if weights == "bf16":
-        return (Stored("", "BF16", shape, 2 * count),)
+def _stored(shape: tuple[int, ...], scheme: Quantization) -> tuple[Stored, ...]:
+    """A module's entries; each scale stands for a block of rows and columns, or a group of columns."""
+    method = scheme.method
+    if method == "none":
+        return (Stored("weight", "BF16", shape, "BF16"),)
     rows, columns = shape
-    if weights == "fp8":
-        blocks = (-(-rows // FP8_BLOCK), -(-columns // FP8_BLOCK))
-        return (
-            Stored("", "F8_E4M3", shape, count),
-            Stored("_scale_inv", "F32", blocks, 4 * blocks[0] * blocks[1]),
-        )
-    packed, groups = (rows, -(-columns // 8)), (rows, -(-columns // INT4_GROUP))
-    return (
-        Stored("_packed", "I32", packed, 4 * packed[0] * packed[1]),
-        Stored("_scale", "BF16", groups, 2 * groups[0] * groups[1]),
-        Stored("_shape", "I64", (2,), 16),
-    )
+    groups, per_channel = -(-columns // scheme.group), method == "channel fp8"
+    shapes = {
+        "weight": shape,
+        "weight_scale_inv": (-(-rows // scheme.block[0]), -(-columns // scheme.block[1])),
+        "weight_scale": (rows, 1 if per_channel else groups),
+        "weight_packed": (rows, -(-columns // 8)),
+        "qweight": (columns, -(-rows // 8)),
+        "qzeros": (groups, -(-rows // 8)),
+        "scales": (groups, rows),
+    }
+    found = [
+        # Workers keep every scale of 8-bit floats in fp32.
+        Stored(suffix, dtype, shapes[suffix], "F32" if per_channel and suffix == "weight_scale" else dtype)
+        for suffix, dtype in TENSORS[method].items()
+    ]
+    if method == "int4":
+        found.append(Stored("weight_shape", "I64", (2,), None))
+    return tuple(found)
 
 
 @lru_cache(maxsize=64)
@@ -166,9 +189,9 @@ def _linear_attention(model: Model) -> list[Tensor]:
     prefix: str = f"{_LAYER}.attention"
     kind: Kind = "linear attention"
     return [
-        Tensor(f"{prefix}.query_key_value.weight", kind, (3 * width, hidden), layers, 1, "rows", ("fp8",)),
-        Tensor(f"{prefix}.g_proj.weight", kind, (width, hidden), layers, 1, "rows", ("fp8",)),
-        Tensor(f"{prefix}.dense.weight", kind, (hidden, width), layers, 1, "columns", ("fp8",)),
+        Tensor(f"{prefix}.query_key_value.weight", kind, (3 * width, hidden), layers, split="rows"),
+        Tensor(f"{prefix}.g_proj.weight", kind, (width, hidden), layers, split="rows"),
+        Tensor(f"{prefix}.dense.weight", kind, (hidden, width), layers, split="columns"),
         _norm(f"{prefix}.query_layernorm.weight", kind, c.head_dim, layers),
         _norm(f"{prefix}.key_layernorm.weight", kind, c.head_dim, layers),
         _norm(f"{prefix}.g_norm.weight", kind, width, layers, "rows"),
@@ -191,7 +214,7 @@ def _mla(model: Model, kind: Kind, layers: tuple[int, ...]) -> list[Tensor]:
             layers,
             split="rows",
         ),
-        Tensor(f"{prefix}.dense.weight", kind, (hidden, heads * c.v_head_dim), layers, 1, "columns", ("fp8",)),
+        Tensor(f"{prefix}.dense.weight", kind, (hidden, heads * c.v_head_dim), layers, split="columns"),
     ]
     if c.q_lora_rank is None:
         return [Tensor(f"{prefix}.q_proj.weight", kind, (query, hidden), layers, split="rows"), *found]
@@ -210,7 +233,6 @@ def _mlp(
     width: int,
     layers: tuple[int, ...],
     experts: int = 1,
-    quantized: tuple[Format, ...] = ("fp8",),
 ) -> list[Tensor]:
     """A gated MLP; routed ones (`{expert}` in the path) lie whole on one rank each."""
     prefix, routed = f"{_LAYER}.{path}", "{expert}" in path
@@ -218,10 +240,10 @@ def _mlp(
     outer: Split = "experts" if routed else "columns"
     return [
         *(
-            Tensor(f"{prefix}.{name}.weight", kind, (width, hidden), layers, experts, inner, quantized, routed=routed)
+            Tensor(f"{prefix}.{name}.weight", kind, (width, hidden), layers, experts, inner, routed=routed)
             for name in ("gate_proj", "up_proj")
         ),
-        Tensor(f"{prefix}.down_proj.weight", kind, (hidden, width), layers, experts, outer, quantized, routed=routed),
+        Tensor(f"{prefix}.down_proj.weight", kind, (hidden, width), layers, experts, outer, routed=routed),
     ]
 
 
@@ -240,7 +262,6 @@ def _moe(model: Model, kind: Kind | None, layers: tuple[int, ...]) -> list[Tenso
             width,
             layers,
             c.num_experts,
-            ("fp8", "int4"),
         ),
         *_mlp("mlp.shared_experts", kind or "shared experts", hidden, width * c.num_shared_experts, shared),
     ]
@@ -253,7 +274,7 @@ def _mtp(model: Model) -> list[Tensor]:
     layers = tuple(range(first, first + model.mtp_layers))
     norms = ("enorm", "hnorm", "final_layernorm", *_BLOCK_NORMS)
     return [
-        Tensor(f"{_LAYER}.eh_proj.weight", "MTP", (hidden, 2 * hidden), layers, quantized=("fp8",)),
+        Tensor(f"{_LAYER}.eh_proj.weight", "MTP", (hidden, 2 * hidden), layers),
         *(_norm(f"{_LAYER}.{name}.weight", "MTP", hidden, layers) for name in norms),
         *_mla(model, "MTP", layers),
         *_moe(model, "MTP", layers),

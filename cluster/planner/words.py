@@ -16,10 +16,13 @@ from cluster.planner.memory import (
     page_bytes,
     pages_of,
 )
-from cluster.planner.model import FORMATS, Model
+from cluster.planner.model import FORMATS, Format, Model
 from cluster.planner.question import Question
 from cluster.planner.speed import Prefill, prefill
 from cluster.planner.traffic import TARGET_LOAD, Fleet
+
+# Formats there are releases in, and `ling convert` writes: those a plan proposes.
+_RELEASED: tuple[Format, ...] = ("fp8", "int4")
 
 
 def say(question: Question, held: Capacity, prompt: Prefill | None, pools: Fleet | None) -> tuple[str, ...]:
@@ -91,7 +94,7 @@ def _what_would(question: Question) -> Iterator[str]:
             break
     for weights in FORMATS[FORMATS.index(model.weights) + 1 :]:
         lighter = replace(model, weights=weights)
-        if layout.mtp <= lighter.has_mtp and enough(capacity(lighter, card, layout), layout):
+        if weights in _RELEASED and layout.mtp <= lighter.has_mtp and enough(capacity(lighter, card, layout), layout):
             yield f"--dtype {weights}"
     larger = [other for other in cards().values() if enough(capacity(model, other, layout), layout)]
     if larger:
@@ -160,6 +163,8 @@ def _notes(question: Question) -> Iterator[str]:
         yield "The checkpoint is float32; it is planned as served in bfloat16 (--dtype bfloat16)."
     if model.weights == "fp8" and card.fp8_flops == card.bf16_flops:
         yield f"{card.name} has no FP8 units: FP8 weights save memory there, not compute."
+    if model.weights == "fp8-channel":
+        yield "FP8 with a scale a channel saves memory, not compute: its products are taken in bf16."
     if not card.bandwidth_measured:
         yield (
             f"{card.name}: bandwidth and FLOP/s are the datasheet's times an assumed share "

@@ -75,7 +75,7 @@ def latents_moved(model: Model, step: Step) -> float:
 def matmul_flops(model: Model, step: Step, tp: int) -> tuple[float, float]:
     """(bf16, fp8) FLOPs of one rank's products with weights: 2 a parameter and token it takes part in.
 
-    FP8 weights count as fp8 products, activations quantized on the way; INT4 ones are widened to bf16.
+    FP8 weights in blocks count as fp8 products, activations quantized on the way; all others are widened to bf16.
     """
     split = _by_use(model, tp)
     share = model.config.num_experts_per_tok / model.config.num_experts
@@ -132,20 +132,20 @@ class _Use:
 
 @lru_cache(maxsize=256)
 def _by_use(model: Model, tp: int) -> _Use:
-    weights = model.weights
+    scheme = model.scheme
     every = [tensor for tensor in tensors(model, mtp=False) if tensor.kind != "embedding"]
     head = [tensor for tensor in every if tensor.kind == "head"]
     routed = [tensor for tensor in every if tensor.routed]
     always = [tensor for tensor in every if tensor.kind != "head" and not tensor.routed]
 
     def size(some: list[Tensor]) -> int:
-        return sum(tensor.rank_bytes(weights, tp) for tensor in some)
+        return sum(tensor.rank_bytes(scheme, tp) for tensor in some)
 
     def params(some: list[Tensor], in_fp8: bool) -> int:
         return sum(
             tensor.rank_parameters(tp)
             for tensor in some
-            if tensor.matmul and (weights == "fp8" and "fp8" in tensor.quantized) == in_fp8
+            if tensor.matmul and (scheme.method == "fp8" and tensor.quantized(scheme)) == in_fp8
         )
 
     return _Use(

@@ -90,7 +90,7 @@ def test_mtp_is_loaded_when_asked() -> None:
         (["--gpu", "h200"], "did you mean h200-141gb?"),
         (["--gpus-per-worker", "8"], "--gpus-per-worker: tp 8 does not divide group_norm_size 4"),
         (["--gpus-per-worker", "0"], "'--gpus-per-worker'"),
-        (["--dtype", "int5"], "'int5' is not one of 'bf16', 'fp8', 'int4'"),
+        (["--dtype", "int5"], "'int5' is not one of 'bf16', 'fp8-channel', 'fp8', 'int4', 'awq'"),
         (["--context", "262145"], "--context: 262145 is more than twice the checkpoint's 131072"),
         (["--context", "1000", "--mean-length", "1001"], "--mean-length: 1001 exceeds --context 1000"),
         (["--context", "1000", "--prompt-tokens", "1001"], "--prompt-tokens: 1001 exceeds --context 1000"),

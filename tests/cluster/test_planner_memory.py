@@ -182,6 +182,8 @@ def test_notes() -> None:
 
     assert "no MTP layer" in words("h200-141gb", "int4")
     assert "no FP8 units" in words("a100-80gb", "fp8")
+    assert "its products are taken in bf16" in words("h200-141gb", "fp8-channel")
+    assert "its products are taken in bf16" not in words("h200-141gb", "fp8")
     assert "assumed share (90% and 80%)" in words("h100-80gb", "fp8")
     assert "assumed share" not in words("h200-141gb", "fp8")
     assert "YaRN" in words("h200-141gb", "fp8", 262_144)
