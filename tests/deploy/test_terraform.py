@@ -1,7 +1,4 @@
-"""The Terraform modules, read: what they refer to resolves, and nothing of them is open that should not be.
-
-Providers' own schemas are not at hand, so `terraform validate` isn't run.
-"""
+"""The Terraform modules, read: what they refer to resolves, and nothing of them is open that should not be."""
 
 import json
 import re
