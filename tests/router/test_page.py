@@ -69,6 +69,7 @@ def test_a_browser_shows_the_figures_of_metrics(stage: Stage, tmp_path: Path) ->
     """After some load, so that what the page shows and what /metrics says stay the same."""
     answers = [stage.http.post(f"{stage.url}/v1/chat/completions", json=BODY) for _ in range(30)]
     assert all(answer.status_code == 200 for answer in answers)
+    _until_history_has(stage, _scraped(stage))
     document, log = _browse(stage.url, tmp_path)
     assert not [line for line in log.splitlines() if ":CONSOLE" in line]
     scraped = _scraped(stage)
@@ -84,6 +85,14 @@ def test_a_browser_shows_the_figures_of_metrics(stage: Stage, tmp_path: Path) ->
     slots = next(w for w in _workers(stage) if w["id"] == "d0")
     assert f"{slots['slots'] - slots['free_slots']} / {slots['slots']}" in shown
     assert document.count("<polyline") == 12
+
+
+def _until_history_has(stage: Stage, wanted: dict[str, float]) -> None:
+    """The page draws what is recorded every other second: ask for that until it is what /metrics says."""
+    last: dict[str, float] = {}
+    while any(last.get(name) != value for name, value in wanted.items() if name.endswith("_tokens_total")):
+        told = stage.http.get(f"{stage.url}/live").json()
+        last = {name: column[-1] for name, column in told["series"].items()}
 
 
 def _workers(stage: Stage) -> list[dict[str, Any]]:

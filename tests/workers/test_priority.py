@@ -160,3 +160,18 @@ def test_a_parked_pull_that_finds_room_goes_on_without_being_asked_for_again() -
     assert parked.state is State.PULLING
     scheduler.install(parked.request_id, (5,), 0.0)
     assert [i.request_id for i in scheduler.plan(0.0).installs] == [parked.request_id]
+
+
+def test_what_waits_for_budget_is_not_overtaken_by_a_pull_of_a_worse_priority() -> None:
+    scheduler = Scheduler(LIMITS)
+    scheduler.add(seq("yields", 20, 2, 1))
+    step(scheduler)
+    scheduler.add(seq("small", 1, 2, 0))
+    scheduler.add(seq("spends", 8, 2, 0))
+    scheduler.add(seq("pulled", 1, 2, 0, source="prefill-0"))
+    scheduler.add(seq("worse", 1, 2, 9, source="prefill-0"))
+    plan, _ = step(scheduler)
+    check(scheduler)
+    assert [e.request_id for e in plan.expects] == ["pulled"]
+    assert scheduler.sequences["yields"].state is State.QUEUED
+    assert scheduler.sequences["worse"].state is State.QUEUED

@@ -71,9 +71,13 @@ def check_plan(plan: StepPlan) -> None:
 
 
 def check_precedence(scheduler: Scheduler, plan: StepPlan, before: dict[str, int]) -> None:
-    """What a plan must do for better priorities; `before`: who held which slot."""
+    """What a plan must do for better priorities; `before`: how many pages those had that held a slot."""
     held = [s for s in scheduler.sequences.values() if s.slot >= 0]
-    lost = [s for s in scheduler.sequences.values() if s.slot < 0 <= before.get(s.request_id, -1)]
+    lost = [s for s in scheduler.sequences.values() if s.slot < 0 and s.request_id in before]
+    # What a snapshot held that leaves within this plan is free for the next one.
+    leaving = [s for s in lost if s.state is State.SENDING]
+    free_slots = scheduler.slots.free - len(leaving)
+    free_pages = scheduler.pages.free - sum(before[s.request_id] for s in leaving)
     for victim in (s for s in lost if s.state is not State.SENDING):
         assert all(s.priority <= victim.priority for s in held if not (s.state is State.HELD and s.peer))
     rows = {r.slot for r in plan.rows}
@@ -87,9 +91,9 @@ def check_precedence(scheduler: Scheduler, plan: StepPlan, before: dict[str, int
         if (s.source is None and spent) or (s.source and s.state is State.QUEUED and ahead >= LIMITS.window):
             continue
         worse = [t for t in held if t.priority > s.priority and not (t.state is State.HELD and t.peer)]
-        pages = scheduler.pages.free + sum(len(t.pages) for t in worse)
+        pages = free_pages + sum(len(t.pages) for t in worse)
         reserve = sum(t.state is State.RUNNING and t.priority <= s.priority for t in held)
-        no_slot = not scheduler.slots.free and not worse
+        no_slot = not free_slots and not worse
         assert no_slot or pages < -(-(len(s.tokens) + 1) // LIMITS.page_size) + reserve
 
 
@@ -152,7 +156,7 @@ OPS = st.lists(
 
 def planned(scheduler: Scheduler, now: float) -> StepPlan:
     """The next plan, checked."""
-    before = {s.request_id: s.slot for s in scheduler.sequences.values()}
+    before = {s.request_id: len(s.pages) for s in scheduler.sequences.values() if s.slot >= 0}
     plan = scheduler.plan(now)
     check_plan(plan)
     check_precedence(scheduler, plan, before)

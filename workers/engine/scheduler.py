@@ -232,7 +232,8 @@ class Scheduler:
                 draft.compute(seq)
 
     def _admit(self, priority: int, draft: Draft, now: float) -> bool:
-        """Places for what waits at a priority; False if one found no room."""
+        """Places for what waits at a priority; False if one found none: what is worse does not take them meanwhile."""
+        all_placed = True
         for seq in [s for s in self._queue if s.priority == priority]:
             pulled = seq.source is not None
             if pulled and seq.state is State.QUEUED:
@@ -241,6 +242,7 @@ class Scheduler:
                 if ahead >= self.limits.window:
                     continue
             elif not pulled and not draft.budget:
+                all_placed = False
                 continue
             if not self._take(seq, now):
                 return False
@@ -253,7 +255,7 @@ class Scheduler:
                 self._pulling[seq.request_id] = seq
                 draft.expect(seq)
             seq.state = State.PULLING
-        return True
+        return all_placed
 
     def _take(self, seq: Sequence, now: float) -> bool:
         """Give a waiting sequence its slot and the pages for its tokens and the next one, if there is room."""
