@@ -73,10 +73,7 @@ def agent(random: Random, held_out: bool = False) -> Dialogue:
             continue
         asked = toolworld.request(random, tools, parallel=0.2)
         dialogue.add("user", asked.text)
-        called = [
-            {"type": "function", "function": {"name": n, "arguments": json.dumps(a)}} for n, a in asked.calls
-        ]
-        dialogue.messages.append({"role": "assistant", "content": "", "tool_calls": called})
+        _call(dialogue, asked)
         results = [toolworld.result(random, by_name[n]) for n, _ in asked.calls]
         for item in results:
             dialogue.add("tool", toolworld.result_text(random, item))
@@ -85,17 +82,29 @@ def agent(random: Random, held_out: bool = False) -> Dialogue:
 
 
 def choosing(random: Random, held_out: bool = False) -> Dialogue:
-    """One request and its calls, nothing before that they could be copied from but the tools themselves."""
+    """Requests whose calls can be copied from nowhere but the tools themselves: each tool is asked for once."""
     dialogue = Dialogue("choosing")
-    tools = toolworld.make_tools(random, random.choices((1, 2, 3), (0.35, 0.45, 0.2))[0], held_out)
+    tools = toolworld.make_tools(random, random.choices((1, 2, 3, 4), (0.2, 0.35, 0.25, 0.2))[0], held_out)
     dialogue.tools = [t.schema for t in tools]
-    asked = toolworld.request(random, tools, parallel=0.4)
-    dialogue.add("user", asked.text)
+    left = list(tools)
+    while left:
+        asked = toolworld.request(random, left, parallel=0.25, offered=tools)
+        left = [t for t in left if all(t.name != name for name, _ in asked.calls)]
+        dialogue.add("user", asked.text)
+        _call(dialogue, asked)
+        if left:
+            done: list[Any] = ["ok"] * len(asked.calls)
+            for item in done:
+                dialogue.add("tool", item)
+            dialogue.add("assistant", toolworld.answer(asked, done))
+    return dialogue
+
+
+def _call(dialogue: Dialogue, asked: toolworld.Request) -> None:
     called = [
         {"type": "function", "function": {"name": n, "arguments": json.dumps(a)}} for n, a in asked.calls
     ]
     dialogue.messages.append({"role": "assistant", "content": "", "tool_calls": called})
-    return dialogue
 
 
 def formatted(random: Random, held_out: bool = False) -> Dialogue:

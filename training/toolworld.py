@@ -189,8 +189,8 @@ def _arguments_phrase(random: Random, tool: Tool, arguments: Json, style: int) -
     return random.choice((f", {joined}", f" where {joined}", f". {joined[0].upper()}{joined[1:]}"))
 
 
-def request(random: Random, tools: list[Tool], parallel: float) -> Request:
-    """A turn that needs one call, or several with probability `parallel`."""
+def request(random: Random, tools: list[Tool], parallel: float, offered: list[Tool] | None = None) -> Request:
+    """A turn that needs one call, or several with probability `parallel`, of `tools`: all of `offered`, or some."""
     style = random.randrange(6)
     count = random.choices((2, 3), (0.8, 0.2))[0] if random.random() < parallel else 1
     first = random.choice(tools)
@@ -217,7 +217,7 @@ def request(random: Random, tools: list[Tool], parallel: float) -> Request:
         "load",
         "list",
     }
-    asks = looks_up and sum(t.noun == first.noun for t in tools) == 1 and random.random() < 0.4
+    asks = looks_up and sum(t.noun == first.noun for t in offered or tools) == 1 and random.random() < 0.4
     if asks:
         lead, end = random.choice(
             (

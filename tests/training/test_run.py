@@ -16,6 +16,7 @@ from training.export import export
 from training.layout import load
 from training.model import Nano, Shape
 from training.optimizer import Optimizer, orthogonal
+from training.ranks import Ranks
 
 TINY = Shape(vocab_size=400, intermediate_size=64, num_hidden_layers=4, moe_intermediate_size=16)
 
@@ -44,12 +45,12 @@ def _args(folder: Path, steps: int) -> argparse.Namespace:
 
 
 def test_it_learns_and_goes_on_where_it_stopped(folder: Path) -> None:
-    first = train.Run(folder, _args(folder, 40))
+    first = train.Run(folder, _args(folder, 40), Ranks())
     first.train()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert lines[1]["copying"] < lines[0]["copying"] < 6.5
     assert lines[1]["mtp"] > 0
-    again = train.Run(folder, _args(folder, first.step + 1))
+    again = train.Run(folder, _args(folder, first.step + 1), Ranks())
     assert (again.step, again.pool, again.tokens) == (first.step, first.pool, first.tokens)
     for name, tensor in first.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], tensor)
@@ -63,7 +64,7 @@ def test_a_run_can_begin_with_a_checkpoint(folder: Path) -> None:
     export(model, folder / "tokenizer.json", folder / "made")
     args = _args(folder / "next", 1)
     args.start = folder / "made"
-    begun = train.Run(folder / "next", args)
+    begun = train.Run(folder / "next", args, Ranks())
     given = load(folder / "made").state_dict()
     assert all(torch.equal(given[name], tensor) for name, tensor in begun.model.state_dict().items())
     assert (begun.step, begun.model.shape) == (0, TINY)
