@@ -6,6 +6,7 @@ import socket
 
 from cluster.config import ClusterConfig, ConfigError
 from cluster.resolve import resolve
+from workers.tls import TlsError, tls
 
 
 def serve_here(config: ClusterConfig) -> None:
@@ -17,6 +18,10 @@ def serve_here(config: ClusterConfig) -> None:
     if config.port is None:
         raise ConfigError("port: `ling serve` listens by itself and needs a port")
     _check_port(config.host, config.port)
+    try:
+        tls()
+    except TlsError as error:
+        raise ConfigError(str(error)) from error
     _set_environment()
     from cluster.running import run  # noqa: PLC0415 - Ray must not be imported before
 

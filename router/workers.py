@@ -14,6 +14,7 @@ from router.flight import Flight
 from router.policy import WorkerState
 from workers.handshake import call
 from workers.protocol import Abort, Decode, Hello, Load, PeerRef, Prefill, Role, StepOutputs, WorkerInfo
+from workers.tls import connect, tls
 from workers.wire import CLUSTER, WireError
 
 _log = logging.getLogger(__name__)
@@ -134,7 +135,7 @@ class WorkerLink:
 
     async def _serve(self) -> None:
         async with asyncio.timeout(_CONNECT_S):
-            reader, writer = await asyncio.open_connection(self.ref.host, self.ref.port)
+            reader, writer = await connect(self.ref.host, self.ref.port)
             self._writer = writer
             _detect_dead_host(writer.get_extra_info("socket"))
             await call(reader, writer, self._secret)
@@ -192,6 +193,8 @@ class WorkerTable:
     """All workers this router knows of."""
 
     def __init__(self, router_name: str, secret: str) -> None:
+        """TlsError if connections are to be encrypted and can't be."""
+        tls()
         self._router_name = router_name
         self._secret = secret
         self._links: dict[str, WorkerLink] = {}

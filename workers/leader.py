@@ -42,6 +42,7 @@ from workers.protocol import (
 from workers.ranks import Event, Launch, Ranks
 from workers.sizes import layout_of, limits_of
 from workers.telemetry.worker import TransferFailure, WorkerFigures
+from workers.tls import listen, tls
 from workers.wire import CLUSTER, WireError
 
 _HEARTBEAT_S = 0.2
@@ -88,6 +89,7 @@ class Leader:
 
     async def start(self, launch: Launch) -> None:
         """Load the model on all ranks and listen. Bad settings raise before any rank starts."""
+        tls()
         config = self._config
         folder = Path(config.model)
         model = LingConfig.load(folder, config.model_overrides)
@@ -99,7 +101,7 @@ class Leader:
         self._scheduler = Scheduler(limits)
         self._grammars = GrammarDesk(self._ranks.tell_first, self._scheduler.sequences.values)
         self._vocab = model.vocab_size
-        self._server = await asyncio.start_server(self._serve, config.host, 0)
+        self._server = await listen(self._serve, config.host)
         self.info = WorkerInfo(
             worker_id=self._worker_id,
             role=self._role,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from workers.handshake import call
 from workers.protocol import CancelPull, Header, Hello, PeerRef, Pull, PullRefused, WorkerInfo
+from workers.tls import connect
 from workers.wire import CLUSTER, WireError
 
 _CONNECT_S = 5.0
@@ -97,7 +98,7 @@ class Peers:
         writer: asyncio.StreamWriter | None = None
         try:
             async with asyncio.timeout(_CONNECT_S):
-                reader, writer = await asyncio.open_connection(ref.host, ref.port)
+                reader, writer = await connect(ref.host, ref.port)
                 await call(reader, writer, self._secret)
                 writer.write(CLUSTER.encode(Hello(self._own.worker_id, "worker")))
                 info = await CLUSTER.read(reader)

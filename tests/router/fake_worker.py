@@ -27,6 +27,7 @@ from workers.protocol import (
     TokenLogprob,
     WorkerInfo,
 )
+from workers.tls import listen
 from workers.wire import CLUSTER
 
 Request = Prefill | Decode
@@ -108,7 +109,7 @@ class FakeWorker:
 
     async def start(self, port: int = 0) -> "FakeWorker":
         """Listen on loopback."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port)
+        self._server = await listen(self._serve, "127.0.0.1", port)
         slots, pages, max_model_len, weights_id = self._shape
         port = self._server.sockets[0].getsockname()[1]
         pid = os.getpid()

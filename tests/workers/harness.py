@@ -25,6 +25,7 @@ from workers.protocol import (
     StepOutputs,
     WorkerInfo,
 )
+from workers.tls import connect
 from workers.wire import CLUSTER
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -78,7 +79,7 @@ class Caller:
         self._beat = asyncio.Event()
 
     async def connect(self, host: str, port: int) -> WorkerInfo:
-        self._reader, self.writer = await asyncio.open_connection(host, port)
+        self._reader, self.writer = await connect(host, port)
         await call(self._reader, self.writer, "")
         self.writer.write(CLUSTER.encode(Hello("router-test", "router")))
         info = await CLUSTER.read(self._reader)

@@ -6,8 +6,10 @@ import struct
 import threading
 
 from workers.handshake import accept_blocking, call_blocking
+from workers.tls import Tls
 from workers.transfer.channel import LinkBroken
 from workers.transfer.messages import LINK, Fault, LinkMessage
+from workers.transfer.seal import Seal
 from workers.wire import WireError
 
 # A host that vanishes sends no end of stream: probe after 10 s of silence, give up some 10 s later.
@@ -21,6 +23,7 @@ class Control:
         self._socket = connection
         self._lock = threading.Lock()
         self._buffer = bytearray()
+        self._seal: Seal | None = None
         connection.settimeout(None)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -34,11 +37,15 @@ class Control:
         with contextlib.suppress(OSError):
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
 
-    def meet(self, secret: str, calling: bool) -> None:
-        """Before any message: both ends prove that they know the secret; LinkBroken if the other does not."""
+    def meet(self, secret: str, tls: Tls | None, calling: bool) -> None:
+        """Before any message: TLS if there is to be, then both prove that they know the secret; LinkBroken."""
         prove = call_blocking if calling else accept_blocking
         try:
-            prove(self._exactly, self._socket.sendall, secret)
+            if tls is not None:
+                seal = Seal(tls.caller if calling else tls.acceptor, calling)
+                seal.meet(self._some, self._socket.sendall)
+                self._seal = seal
+            prove(self._exactly, self._write, secret)
         except EOFError:
             raise LinkBroken("the peer closed the connection before it said who it is") from None
         except OSError as error:
@@ -49,6 +56,8 @@ class Control:
         frame = LINK.encode(message)
         try:
             with self._lock:
+                if self._seal is not None:
+                    frame = self._seal.close(frame)
                 sent = self._socket.send(frame, socket.MSG_DONTWAIT)
         except BlockingIOError:
             sent = 0
@@ -100,13 +109,22 @@ class Control:
 
     def _exactly(self, count: int) -> bytes:
         while len(self._buffer) < count:
-            data = self._socket.recv(65536)
-            if not data:
-                raise EOFError
+            data = self._some()
+            if self._seal is not None:
+                with self._lock:
+                    data = self._seal.open(data)
             self._buffer += data
         data = bytes(self._buffer[:count])
         del self._buffer[:count]
         return data
+
+    def _some(self) -> bytes:
+        if data := self._socket.recv(65536):
+            return data
+        raise EOFError
+
+    def _write(self, data: bytes) -> None:
+        self._socket.sendall(data if self._seal is None else self._seal.close(data))
 
 
 def reason_of(error: Exception) -> str:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from workers.engine.step import Expect, Export, Link, LinkLost, Moved, Received, Sent
+from workers.tls import tls
 from workers.transfer.incoming import Incoming, ReceivedSnapshot
 from workers.transfer.messages import Choice
 from workers.transfer.negotiation import Identity
@@ -41,8 +42,8 @@ class Transfers:
         notify: Callable[[Received | Sent | LinkLost], None],
         secret: str = "",
     ) -> None:
-        """Listens on `host`, at a free port; OSError if that is not an address of this machine."""
-        me = Identity(worker_id, rank, host, device, channel, secret)
+        """Listens on `host`, at a free port; OSError if that is not an address of this machine, TlsError."""
+        me = Identity(worker_id, rank, host, device, channel, secret, tls())
         self._threads = Threads()
         self._incoming = Incoming(me, notify, self._threads)
         self._outgoing = Outgoing(me, notify, self._threads)

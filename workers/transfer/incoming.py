@@ -123,7 +123,7 @@ class Incoming:
             if link.closed.is_set():
                 raise LinkBroken("the link is closed")
             control.patience(HANDSHAKE_S)
-            control.meet(self._me.secret, calling=True)
+            control.meet(self._me.secret, self._me.tls, calling=True)
             channel = link.channel = accept_channel(self._me, control)
             control.patience(0)
             with self._lock:

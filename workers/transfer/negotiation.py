@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from workers.tls import Tls
 from workers.transfer.channel import LinkBroken, ReceiveChannel, SendChannel
 from workers.transfer.control import Control
 from workers.transfer.messages import Answer, ArenaOffer, Choice, GroupOffer, Hail, Kind
@@ -15,7 +16,7 @@ from workers.transfer.torch_dist import GroupReceiver, GroupSender, Meeting, Vis
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One rank, as it presents itself on its links. host: the address it listens on. secret: the cluster's."""
+    """One rank, as it presents itself on its links. host: the address it listens on. secret, tls: the cluster's."""
 
     worker_id: str
     rank: int
@@ -23,6 +24,7 @@ class Identity:
     device: torch.device
     channel: Choice
     secret: str = field(repr=False)
+    tls: Tls | None
 
 
 def machine() -> str:

@@ -99,7 +99,7 @@ class Outgoing:
     def _serve(self, link: _Link) -> None:
         try:
             link.control.patience(HANDSHAKE_S)
-            link.control.meet(self._me.secret, calling=False)
+            link.control.meet(self._me.secret, self._me.tls, calling=False)
             peer = link.control.receive()
             if not isinstance(peer, Hail):
                 raise LinkBroken(f"expected Hail, got {type(peer).__name__}")

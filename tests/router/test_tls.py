@@ -1,0 +1,103 @@
+"""A router and its workers in TLS: streams as without it, deaths seen at once, nothing of it seen on the way."""
+
+import asyncio
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from router.workers import ListedWorker, WorkerTable
+from tests.certificates import environment, recording
+from tests.router.conftest import Stage, pair, served
+from workers.tls import TlsError, tls
+
+NAME = "router-that-tells"
+ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "seed": 1}
+
+
+@pytest.fixture
+def variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
+    """TLS is on."""
+    made = environment(tmp_path / "tls")
+    for name, value in made.items():
+        monkeypatch.setenv(name, value)
+    tls.cache_clear()
+    yield made
+    tls.cache_clear()
+
+
+async def answer(stage: Stage) -> str:
+    async with stage.client() as client:
+        response = await client.post("/v1/chat/completions", json=ASK)
+    assert response.status_code == 200
+    text: str = response.json()["choices"][0]["message"]["content"]
+    return text
+
+
+async def exchanged(checkpoint: Path) -> tuple[str, bytes]:
+    """An answer, and what passed between router and decode worker meanwhile."""
+    workers = pair()
+    async with served(checkpoint, workers, name=NAME) as stage, recording(workers[1].info.port) as (port, seen):
+        through = replace(workers[1].ref, port=port)
+        await stage.gateway.update_workers([stage.listed[0], ListedWorker(through, "decode")])
+        await stage.until(lambda: stage.gateway.table.live() == {"prefill": 1, "decode": 1})
+        return await answer(stage), bytes(seen)
+
+
+def test_what_is_said_in_the_clear_is_not_seen_in_tls(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear, seen = asyncio.run(exchanged(checkpoint))
+    assert NAME.encode() in seen
+    assert clear
+    for name, value in environment(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    tls.cache_clear()
+    try:
+        sealed, passed = asyncio.run(exchanged(checkpoint))
+    finally:
+        tls.cache_clear()
+    assert sealed == clear
+    assert len(passed) > len(seen)
+    assert NAME.encode() not in passed
+
+
+@pytest.mark.usefixtures("variables")
+def test_a_worker_that_dies_ends_its_streams_at_once(checkpoint: Path) -> None:
+    async def run() -> None:
+        async with served(checkpoint, pair(pace_s=0.02)) as stage, stage.client() as client:
+            ask = ASK | {"stream": True, "max_tokens": 500}
+            async with asyncio.timeout(5), client.stream("POST", "/v1/chat/completions", json=ask) as response:
+                lines = response.aiter_lines()
+                while '"content":"' not in await anext(lines):
+                    pass
+                await stage["d0"].die()
+                rest = [line.removeprefix("data: ") async for line in lines if line]
+            assert rest[-1] == "[DONE]"
+            assert "error" in json.loads(rest[-2])
+
+    asyncio.run(run())
+
+
+@pytest.mark.usefixtures("variables")
+def test_a_router_without_tls_gets_no_worker(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def run() -> None:
+        async with served(checkpoint, pair()) as stage:
+            monkeypatch.setenv("RAY_USE_TLS", "0")
+            tls.cache_clear()
+            monkeypatch.setattr("router.workers._CONNECT_S", 0.2)
+            table = WorkerTable("plain", "")
+            await table.update(stage.listed)
+            await stage.until(lambda: all("Timeout" in link.problem for link in table.links()))
+            assert table.live() == {"prefill": 0, "decode": 0}
+            await table.close()
+
+    asyncio.run(run())
+
+
+def test_a_file_that_is_missing_ends_the_router_before_it_serves(variables: dict[str, str]) -> None:
+    Path(variables["RAY_TLS_SERVER_KEY"]).unlink()
+    with pytest.raises(TlsError, match=r"^RAY_TLS_SERVER_KEY: can't read .*: No such file"):
+        WorkerTable("r", "")
