@@ -13,6 +13,7 @@ from rich.markup import escape
 from cluster.chat import Chat
 from cluster.config import ClusterConfig, ConfigError, parse
 from cluster.convert.command import convert_command
+from cluster.convert.verify import verify_command
 from cluster.dashboards.command import dashboards
 from cluster.launch import serve_here
 from cluster.planner.command import plan_command
@@ -58,6 +59,9 @@ def serve(
     dtype: Annotated[
         str | None, _model_option("auto (on a GPU the checkpoint's, else float32), float32, bfloat16.")
     ] = None,
+    verify: Annotated[
+        bool | None, _model_option("Read every byte before serving, against checksums where there are any.")
+    ] = None,
     device: Annotated[str | None, _model_option("auto (GPUs if there are any), cpu, cuda.")] = None,
     prefill: Annotated[int | None, _pool_option("Prefill workers; 0: decode workers do it. Default 1.")] = None,
     decode: Annotated[int | None, _pool_option("Decode workers. Default 1.")] = None,
@@ -80,6 +84,7 @@ def serve(
         "model": model,
         "served_name": served_name,
         "dtype": dtype,
+        "verify": verify,
         "device": device,
         "prefill.replicas": prefill,
         "decode.replicas": decode,
@@ -167,6 +172,7 @@ def status(url: Url = _URL) -> None:
 
 app.command("plan")(plan_command)
 app.command("convert")(convert_command)
+app.command("verify")(verify_command)
 app.add_typer(dashboards, name="dashboards")
 
 

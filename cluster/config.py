@@ -138,11 +138,12 @@ class ClusterConfig(_Section):
     where the Ray cluster has GPUs. page_size: tokens a latent page; pages: of them, unset sizes them by memory.
     slots: sequences at once a worker. max_model_len: unset is the checkpoint's context. max_step_tokens: token
     budget of a step. model_overrides: keys laid over config.json. load: "synthetic" makes up weights of the
-    shapes and format config.json gives, for benchmarks. cuda_graphs: "auto" captures decode steps on GPUs, "off"
-    launches every kernel by itself. card: what `ling plan` calls the GPUs, for the metric that says
-    how much of their limit is reached. host, port: where each router listens by itself; without
-    a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
-    placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    shapes and format config.json gives, for benchmarks. verify: each worker reads all files first, and refuses bytes
+    that differ from their checksums and values that can't be right, as `ling verify` does. cuda_graphs: "auto" captures
+    decode steps on GPUs, "off" launches every kernel by itself. card: what `ling plan` calls the GPUs, for the metric
+    that says how much of their limit is reached. host, port: where each router listens by itself; without a port Ray
+    Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's placement. drain_s:
+    seconds that running streams get to end when the cluster shuts down.
     """
 
     model: Text | None = None
@@ -163,6 +164,7 @@ class ClusterConfig(_Section):
     max_step_tokens: Count = 1024
     model_overrides: dict[str, Any] = Field(default_factory=dict)
     load: Literal["auto", "synthetic"] = "auto"
+    verify: Annotated[bool, _READ] = False
     cuda_graphs: Literal["auto", "off"] = "auto"
     card: Text | None = None
     host: Text = "127.0.0.1"

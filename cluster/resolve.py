@@ -104,6 +104,7 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         channel=config.handoff.channel,
         model_overrides=config.model_overrides,
         load=config.load,
+        verify=config.verify,
         cuda_graphs=config.cuda_graphs,
         host=host,
         secret=secret,

@@ -20,6 +20,7 @@ from workers.model.ling import LingModel, make_caches
 from workers.model.loader import Progress, Source
 from workers.model.plan import lacks_mtp
 from workers.model.synthetic import Synthetic
+from workers.model.verify import verify
 from workers.model.weights import load_from, open_checkpoint
 from workers.sizes import dtype_name, max_model_len
 from workers.transfer.endpoint import Transfers
@@ -80,6 +81,9 @@ class _Lines:
 def _load(config: WorkerConfig, model: LingModel, say: Callable[[str], None]) -> None:
     folder = Path(config.model)
     synthetic = config.load == "synthetic"
+    if config.verify and not synthetic:
+        what = f"verifying {folder.name}, rank 0 of {model.tp}"
+        verify(folder, model.rank, model.tp, None if model.rank else _Lines(say, what))
     source: Source = (
         Synthetic(model.config.quantization) if synthetic else open_checkpoint(folder, model.rank, model.tp)
     )

@@ -21,7 +21,8 @@ class WorkerConfig:
     handoff_timeout_s: how long a finished prompt waits to be pulled. collectives, channel: "auto" picks by
     device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling).
     host: the address the leader and its ranks listen on. load: "auto" reads the folder's weights; "synthetic" makes
-    some up, of the shapes and format its config.json gives. cuda_graphs: "auto" captures decode steps on a GPU, "off"
+    some up, of the shapes and format its config.json gives. verify: the ranks read all files before they load, a share
+    each, and refuse what is damaged. cuda_graphs: "auto" captures decode steps on a GPU, "off"
     launches every kernel by itself. secret: what every connection between processes of the
     cluster has to prove it knows (`workers.handshake`). logs: what its processes write to standard error.
     """
@@ -42,6 +43,7 @@ class WorkerConfig:
     model_overrides: dict[str, Any] = field(default_factory=dict)
     host: str = "127.0.0.1"
     load: Literal["auto", "synthetic"] = "auto"
+    verify: bool = False
     cuda_graphs: Literal["auto", "off"] = "auto"
     secret: str = field(default="", repr=False)
     logs: LogSettings = field(default_factory=LogSettings)

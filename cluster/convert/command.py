@@ -1,7 +1,5 @@
 """`ling convert`."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -9,9 +7,9 @@ import typer
 from rich.console import Console
 from rich.filesize import decimal
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
+from cluster.convert.bar import bar
 from cluster.convert.errors import ConvertError
 from cluster.terminal import console_for_tables
 from workers.model.config import ModelConfigError
@@ -43,7 +41,7 @@ def convert_command(
     from cluster.convert.to_ranks import to_ranks  # noqa: PLC0415
 
     try:
-        with _bar() as progress:
+        with bar("converting") as progress:
             if to is not None:
                 report = to_format(to, source, destination, progress)
             elif tp is not None:
@@ -64,32 +62,6 @@ def _tp(text: str) -> int:
     if key != "tp" or not value.isdecimal() or int(value) < 1:
         raise typer.BadParameter(f"--shard-for {text}: must read tp=N")
     return int(value)
-
-
-@contextmanager
-def _bar() -> Iterator[Callable[[int, int], None]]:
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _lines(console)
-        return
-    with Progress(*columns, console=console) as progress:
-        task = progress.add_task("converting", total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
-
-
-def _lines(console: Console) -> Callable[[int, int], None]:
-    """For a log: a line each twentieth of the way."""
-    told = 0
-
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        if (reached := 20 * done // max(1, total)) > told:
-            told = reached
-            console.print(f"{5 * reached} % of {decimal(total)}", highlight=False)
-
-    return tell
 
 
 def _table(report: "Report") -> Table:

@@ -16,7 +16,7 @@ def test_settings_reach_the_worker() -> None:
         "model": str(TP4), "dtype": "float32", "prefill": {"tp": 4}, "decode": {"tp": 4, "replicas": 2},
         "page_size": 16, "pages": 999, "slots": 5, "max_model_len": 100, "max_step_tokens": 77,
         "handoff": {"channel": "gloo", "window": 3, "timeout_s": 9.0}, "collectives": "gloo",
-        "model_overrides": {"rms_norm_eps": 1e-6},
+        "model_overrides": {"rms_norm_eps": 1e-6}, "verify": "true",
     })  # fmt: skip
     made = worker_config(resolve(config, gpus=0), "decode", "10.0.0.1", "s")
     assert (made.model, made.tp, made.dtype, made.device) == (str(TP4), 4, "float32", "cpu")
@@ -25,6 +25,7 @@ def test_settings_reach_the_worker() -> None:
     assert (made.channel, made.handoff_window, made.handoff_timeout_s) == ("gloo", 3, 9.0)
     assert (made.collectives, made.host, made.secret) == ("gloo", "10.0.0.1", "s")
     assert made.model_overrides == {"rms_norm_eps": 1e-6}
+    assert made.verify
 
 
 def test_settings_reach_the_router() -> None:

@@ -188,6 +188,35 @@ def test_malformed_tensors_are_named(stored: dict[str, Tensor], message: str, tm
         _load_part(tmp_path, stored, Quantization("fp8"), Part("m", (OUT, IN)))
 
 
+@pytest.mark.parametrize(
+    ("name", "suffix", "value"),
+    [
+        ("channel", "weight_scale", 0.0),
+        ("flat channel", "weight_scale", float("nan")),
+        ("small block", "weight_scale_inv", -1.0),
+        ("int4", "weight_scale", float("inf")),
+        ("awq", "scales", -0.25),
+        ("awq", "scales", float("nan")),
+    ],
+)
+def test_impossible_scales_are_refused_by_the_rank_that_reads_them(
+    name: str, suffix: str, value: float, tmp_path: Path
+) -> None:
+    make, quantization = FORMATS[name]
+    stored = make()[0]
+    stored[suffix].view(-1)[0] = value
+    rows = slice(0, 48)
+    with pytest.raises(WeightError, match=rf"^m\.{suffix} in .*model\.safetensors holds .*; copy or convert the file"):
+        _load_part(tmp_path, stored, quantization, Part("m", (OUT, IN), rows))
+    _load_part(tmp_path, stored, quantization, Part("m", (OUT, IN), slice(48 + 32, OUT)))
+
+
+def test_an_awq_scale_may_be_rounded_to_nothing(tmp_path: Path) -> None:
+    stored = _awq()[0]
+    stored["scales"].view(-1)[0] = 0.0
+    _load_part(tmp_path, stored, Quantization("awq"), Part("m", (OUT, IN)))
+
+
 @pytest.mark.parametrize("name", ["int4", "awq"])
 def test_a_share_that_cuts_a_group_is_refused(name: str, tmp_path: Path) -> None:
     make, quantization = FORMATS[name]

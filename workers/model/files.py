@@ -11,6 +11,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 # Of a pre-sharded copy: its tp, its files, and the whole tensors' dtypes and shapes.
 MANIFEST = "ranks.json"
+# Key in a file's `__metadata__`, before a tensor's name: the CRC-32 of its bytes, eight hex digits. Our tools write it.
+CHECKSUM = "crc32."
 # Bits of an element, by safetensors' name of the dtype.
 BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
@@ -27,12 +29,16 @@ class WeightError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor of a file. dtype: as safetensors spells it. start: of its first byte in the file."""
+    """One tensor of a file. dtype: as safetensors spells it. start: of its first byte in the file.
+
+    crc: CRC-32 of its bytes, None where the file doesn't say.
+    """
 
     dtype: str
     shape: tuple[int, ...]
     start: int
     bytes: int
+    crc: int | None = None
 
 
 def weight_map(folder: Path) -> dict[str, str]:
@@ -113,7 +119,8 @@ def read_header(path: Path) -> dict[str, Entry]:
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     try:
-        entries = {name: _entry(raw, 8 + length) for name, raw in header.items() if name != "__metadata__"}
+        sums = {k: v for k, v in header.pop("__metadata__", {}).items() if k.startswith(CHECKSUM)}
+        entries = {name: _entry(raw, 8 + length, sums.get(CHECKSUM + name)) for name, raw in header.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _damaged(path, f"its header is unreadable: {error!r}") from error
     for name, entry in entries.items():
@@ -125,11 +132,12 @@ def read_header(path: Path) -> dict[str, Entry]:
     return entries
 
 
-def _entry(raw: Any, base: int) -> Entry:
+def _entry(raw: Any, base: int, crc: str | None) -> Entry:
     start, stop = (int(n) for n in raw["data_offsets"])
     if not 0 <= start <= stop:
         raise ValueError(f"offsets {start}, {stop}")
-    return Entry(str(raw["dtype"]), tuple(int(n) for n in raw["shape"]), base + start, stop - start)
+    shape = tuple(int(n) for n in raw["shape"])
+    return Entry(str(raw["dtype"]), shape, base + start, stop - start, None if crc is None else int(crc, 16))
 
 
 def _damaged(path: Path, why: str) -> WeightError:

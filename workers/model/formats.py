@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.quantized import Awq, BlockFp8, Matrix, PackedInt4
 from workers.model.loader import DTYPES, FLOATS, Loader
 from workers.model.quantization import Quantization
+from workers.model.values import SCALES
 
 WHOLE = slice(None)
 Kind = Literal["plain", "block fp8", "channel fp8", "int4", "awq"]
@@ -252,6 +253,9 @@ class _Stack:
                     kinds=kinds,
                 )
                 at += of.size()[axis]
+        # A GPU sees all values in next to no time; on a CPU more than the scales would lengthen the load.
+        if suffix in SCALES or out.is_cuda:
+            self._target.loader.look_at(out, suffix)
         return out if self._stacked else out[0]
 
 

@@ -117,6 +117,7 @@ def load_vector(
     """A norm's weight or the like [size] in `dtype` (the compute dtype if None); with `split`, this rank's share."""
     out = torch.empty(size // shard.size if split else size, dtype=dtype or shard.dtype, device=shard.device)
     loader.read(out, name, (size,), shard.share(size) if split else slice(None))
+    loader.look_at(out, name)
     return out
 
 

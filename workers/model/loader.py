@@ -2,15 +2,17 @@
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from workers.model.files import WeightError
+from workers.model.values import fault
 
 # Tensors are fetched in pieces of so many bytes, so that threads share large ones and progress shows.
 _PIECE_BYTES = 64 << 20
@@ -45,13 +47,17 @@ class Read:
     shape: tuple[int, ...]
     spans: tuple[tuple[int, int], ...]
 
+    @property
+    def bytes(self) -> int:
+        """In memory."""
+        return self.out.numel() * self.out.element_size()
+
     def pieces(self) -> "list[Read]":
         """The same in parts of bounded size along the first dimension."""
-        size = self.out.numel() * self.out.element_size()
-        if size <= _PIECE_BYTES:
+        if self.bytes <= _PIECE_BYTES:
             return [self]
         start, stop = self.spans[0]
-        step = max(1, (stop - start) * _PIECE_BYTES // size)
+        step = max(1, (stop - start) * _PIECE_BYTES // self.bytes)
         return [
             Read(self.out[a - start : a - start + step], self.name, self.shape, ((a, b), *self.spans[1:]))
             for a, b in ((a, min(a + step, stop)) for a in range(start, stop, step))
@@ -135,31 +141,60 @@ class Loader:
         """Do something once all reads are done."""
         self._after.append(action)
 
+    def look_at(self, whole: Tensor, name: str) -> None:
+        """Have the values of what reads fill looked at once they are done; WeightError names the tensor at fault.
+
+        name: of any of the tensors read into `whole`; they are of one kind.
+        """
+        self.after(partial(self._look, whole, name))
+
+    def _look(self, whole: Tensor, name: str) -> None:
+        if fault(name, whole) is None:
+            return
+        memory = whole.untyped_storage().data_ptr()
+        for read in self.reads:
+            if read.out.untyped_storage().data_ptr() == memory and (why := fault(read.name, read.out)) is not None:
+                raise WeightError(
+                    f"{read.name} in {self.source.where(read.name)} {why}; copy or convert the file again"
+                )
+
     def run(self, progress: Callable[[Progress], None] | None = None) -> Progress:
         """Fetch everything. `progress` is called from this thread as pieces come in, and once at the end."""
         raise_problems(self.problems)
         start = time.monotonic()
         pieces = [p for r in self.reads for p in r.pieces()]
         pieces.sort(key=self.source.order)
-        total = sum(p.out.numel() * p.out.element_size() for p in pieces)
-        done = 0
-        with ThreadPoolExecutor(_THREADS, thread_name_prefix="weights") as pool:
-            futures = {pool.submit(self.source.fill, p): p.out.numel() * p.out.element_size() for p in pieces}
-            try:
-                for future in as_completed(futures):
-                    future.result()
-                    done += futures[future]
-                    if progress is not None and done < total:
-                        progress(Progress(done, total, time.monotonic() - start))
-            except BaseException:
-                pool.shutdown(cancel_futures=True)
-                raise
+        total = in_threads([(partial(self.source.fill, p), p.bytes) for p in pieces], progress)
         for action in self._after:
             action()
-        end = Progress(done, total, time.monotonic() - start)
+        end = Progress(total, total, time.monotonic() - start)
         if progress is not None:
             progress(end)
         return end
+
+
+def in_threads(
+    jobs: Sequence[tuple[Callable[[], object], int]], progress: Callable[[Progress], None] | None = None
+) -> int:
+    """Do every job, each given with the bytes it stands for; their sum. The first error ends it.
+
+    `progress` is called from this thread whenever one is done but the last.
+    """
+    start = time.monotonic()
+    total = sum(size for _, size in jobs)
+    done = 0
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="weights") as pool:
+        futures = {pool.submit(job): size for job, size in jobs}
+        try:
+            for future in as_completed(futures):
+                future.result()
+                done += futures[future]
+                if progress is not None and done < total:
+                    progress(Progress(done, total, time.monotonic() - start))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return total
 
 
 def raise_problems(problems: list[str]) -> None:

@@ -36,7 +36,7 @@ class Files:
         whole_rows = prod(counts[1:]) == width
         if whole_rows and out.device.type == "cpu" and out.is_contiguous() and out.dtype == DTYPES[entry.dtype]:
             start = entry.start + first * width * size
-            self._read(file, start, out)
+            self.read(file, start, out)
             return rows * width * size
         step = max(1, _BLOCK_BYTES // max(1, width * size))
         flat = out if spans else out.view(1)
@@ -45,17 +45,8 @@ class Files:
             self._copy(file, entry, first + row, count, spans[1:], flat[row : row + count])
         return prod(counts) * size
 
-    def close(self) -> None:
-        """Close them all."""
-        with self._lock:
-            for descriptor in self._descriptors.values():
-                os.close(descriptor)
-            for mapped in self._maps.values():
-                mapped.close()
-            self._descriptors.clear()
-            self._maps.clear()
-
-    def _read(self, file: str, start: int, out: Tensor) -> None:
+    def read(self, file: str, start: int, out: Tensor) -> None:
+        """Fill a contiguous CPU tensor with the bytes from `start` on."""
         view = memoryview(out.view(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
         descriptor = self._descriptor(file)
         done = 0
@@ -67,6 +58,16 @@ class Files:
             if count == 0:
                 raise WeightError(f"{self._folder / file} ends at byte {start + done}: it was cut off while loading")
             done += count
+
+    def close(self) -> None:
+        """Close them all."""
+        with self._lock:
+            for descriptor in self._descriptors.values():
+                os.close(descriptor)
+            for mapped in self._maps.values():
+                mapped.close()
+            self._descriptors.clear()
+            self._maps.clear()
 
     def _copy(self, file: str, entry: Entry, row: int, count: int, inner: Spans, out: Tensor) -> None:
         """Strided or converting copies go through the page cache's own pages, given back afterwards."""

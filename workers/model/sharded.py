@@ -13,6 +13,21 @@ def is_sharded(folder: Path) -> bool:
     return (folder / MANIFEST).exists()
 
 
+def made_for(folder: Path) -> int:
+    """Ranks a pre-sharded copy is for; 1 for any other folder. WeightError if it can't be told."""
+    return _manifest(folder)[0] if is_sharded(folder) else 1
+
+
+def _manifest(folder: Path) -> tuple[int, dict[str, Stored]]:
+    """A copy's number of ranks, and what the whole tensors looked like."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+        return int(manifest["tp"]), {str(n): Stored(str(d), tuple(s)) for n, (d, s) in manifest["tensors"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightError(f"{path} can't be read: {error!r}") from error
+
+
 def rank_file(rank: int, tp: int) -> str:
     """Name of one rank's file."""
     return f"rank-{rank}-of-{tp}.safetensors"
@@ -28,15 +43,9 @@ class RankFiles:
 
     def __init__(self, folder: Path, rank: int, tp: int) -> None:
         self._folder = folder
-        path = folder / MANIFEST
-        try:
-            manifest = json.loads(path.read_bytes())
-            made_for = int(manifest["tp"])
-            self._whole = {str(n): Stored(str(d), tuple(s)) for n, (d, s) in manifest["tensors"].items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightError(f"{path} can't be read: {error!r}") from error
-        if made_for != tp:
-            raise WeightError(f"{folder} is sharded for tp {made_for}, not {tp}: serve it with tp {made_for}")
+        ranks, self._whole = _manifest(folder)
+        if ranks != tp:
+            raise WeightError(f"{folder} is sharded for tp {ranks}, not {tp}: serve it with tp {ranks}")
         self._file = rank_file(rank, tp)
         self._entries = read_header(folder / self._file)
         self._files = Files(folder)

@@ -1,0 +1,28 @@
+"""Values that no checkpoint means to hold: signs of damage that need no checksum."""
+
+import torch
+from torch import Tensor
+
+# Of a block or channel of 8-bit floats, or a group of 4-bit integers: quantizers give one of zeros a scale above 0.
+_ABOVE_ZERO = ("weight_scale_inv", "weight_scale")
+# AWQ's 16-bit ones may be rounded down to 0.
+_NOT_NEGATIVE = ("scales",)
+SCALES = (*_ABOVE_ZERO, *_NOT_NEGATIVE)
+
+
+def fault(name: str, values: Tensor) -> str | None:
+    """What can't be right about a tensor's values, or part of them; None if nothing. name: its whole name."""
+    if values.dtype == torch.float8_e4m3fn:
+        # Its only codes above all others, with sign and without, are NaN.
+        found = values.view(torch.int8).amax() == 0x7F or values.view(torch.uint8).amax() == 0xFF
+        return "holds NaN" if found else None
+    if not values.is_floating_point() or not values.numel():
+        return None
+    least, most = (float(v) for v in torch.aminmax(values))
+    # The extremes of values with a NaN among them are NaN.
+    if not abs(least) + abs(most) < float("inf"):
+        return "holds NaN or infinity"
+    suffix = name.rpartition(".")[2]
+    if (suffix in _ABOVE_ZERO and least <= 0) or (suffix in _NOT_NEGATIVE and least < 0):
+        return f"holds a scale of {least:g}"
+    return None
