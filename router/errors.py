@@ -1,11 +1,26 @@
 """Errors a client sees, in the shape OpenAI's clients read."""
 
 import math
-from typing import Any
 
 import msgspec
+from typing_extensions import TypedDict
 
 from router.limits import Denied
+
+
+class Fault(TypedDict):
+    """What went wrong. param: the field at fault. code: for programs."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class OpenAIError(TypedDict):
+    """An answer that failed, or an event of a stream that did."""
+
+    error: Fault
 
 
 class ApiError(Exception):
@@ -34,7 +49,7 @@ class ApiError(Exception):
             return "server_error"
         return {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
 
-    def payload(self) -> dict[str, Any]:
+    def payload(self) -> OpenAIError:
         """The JSON body, not yet encoded."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 

@@ -7,9 +7,17 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from prometheus_client.core import Metric
+from typing_extensions import TypedDict
 
 EVERY_S = 2.0
 KEPT = 150
+
+
+class Series(TypedDict):
+    """Every series of /metrics. times: Unix time in seconds; series: a value at each, None where there was none."""
+
+    times: list[float]
+    series: dict[str, list[float | None]]
 
 
 class History:
@@ -38,7 +46,7 @@ class History:
             self.record(time.time())
             await asyncio.sleep(EVERY_S)
 
-    def since(self, moment: float) -> dict[str, Any]:
+    def since(self, moment: float) -> Series:
         """Moments after `moment`, and every series' value at each: None where there was none."""
         kept = [(at, values) for at, values in self._moments if at > moment]
         names = sorted({name for _, values in kept for name in values})

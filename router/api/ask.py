@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+from collections.abc import Mapping
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel
@@ -27,7 +28,7 @@ class Question(Protocol[Q]):
     dialect: Dialect
     model: type[Q]
 
-    async def answer(self, request: Q, gateway: Gateway) -> dict[str, Any]:
+    async def answer(self, request: Q, gateway: Gateway) -> Mapping[str, Any]:
         """Its JSON."""
 
 

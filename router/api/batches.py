@@ -2,12 +2,13 @@
 
 import uuid
 from functools import partial
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from router.api.answers.records import BatchRecord
 from router.api.body import parse, read_body
 from router.api.files import DEFAULT_SECONDS, Keeping, no_file
 from router.api.query import NoQuery, json_response, listed, read_query
@@ -24,10 +25,6 @@ from router.store.store import Store, now
 _WINDOW_S = {"24h": 24 * 3600}
 # Unfinished ones a tenant may have.
 _MOST = 1000
-_TIMES = (
-    *("in_progress_at", "finalizing_at", "completed_at", "failed_at"),
-    *("expired_at", "cancelling_at", "cancelled_at"),
-)
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
 
 
@@ -124,7 +121,7 @@ class Batches:
         return json_response(_shown(batch))
 
 
-def _shown(batch: StoredBatch) -> dict[str, Any]:
+def _shown(batch: StoredBatch) -> BatchRecord:
     return {
         "id": batch.id,
         "object": "batch",
@@ -138,7 +135,13 @@ def _shown(batch: StoredBatch) -> dict[str, Any]:
         "error_file_id": batch.error_file_id,
         "created_at": batch.created_at,
         "expires_at": batch.expires_at,
-        **{name: batch.times.get(name) for name in _TIMES},
+        "in_progress_at": batch.times.get("in_progress_at"),
+        "finalizing_at": batch.times.get("finalizing_at"),
+        "completed_at": batch.times.get("completed_at"),
+        "failed_at": batch.times.get("failed_at"),
+        "expired_at": batch.times.get("expired_at"),
+        "cancelling_at": batch.times.get("cancelling_at"),
+        "cancelled_at": batch.times.get("cancelled_at"),
         "request_counts": {"total": batch.total, "completed": batch.completed, "failed": batch.failed},
         "usage": {
             "input_tokens": batch.input_tokens,

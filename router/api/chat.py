@@ -1,14 +1,29 @@
 """/v1/chat/completions."""
 
 import uuid
-from typing import Any
 
+from router.api.answers.generated import (
+    Call,
+    CallDelta,
+    CalledFunction,
+    ChatChoice,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatCompletionChunk,
+    ChatDelta,
+    ChatLogprobs,
+    ChatMessage,
+    Facts,
+    FunctionDelta,
+    Rest,
+    Usage,
+)
 from router.api.body import parse
 from router.api.chat_schema import ChatRequest
 from router.api.dialect import OPENAI, Dialect
 from router.api.logprobs import chat_logprobs
 from router.api.prompts import Wanted
-from router.api.shape import MARK, Shape, encode
+from router.api.shape import MARK, Finish, Shape, encode
 from router.choice import Choice, Delta, Prompt
 from router.errors import invalid
 from router.gateway import Limits
@@ -89,16 +104,13 @@ class Chat:
         request: ChatRequest,
         choices: list[Choice],
         tokenizer: Tokenizer,
-    ) -> Shape:
+    ) -> "ChatShape":
         """Its JSON."""
         return ChatShape(answer_id, created, model, request, choices, tokenizer)
 
 
-class ChatShape(Shape):
+class ChatShape(Shape[ChatChoice, ChatChunkChoice]):
     """`message` whole, `delta` streamed; the first delta names the role."""
-
-    object_whole = "chat.completion"
-    object_chunk = "chat.completion.chunk"
 
     def __init__(
         self,
@@ -124,56 +136,84 @@ class ChatShape(Shape):
                 return before + encode("".join(arguments)) + after
         return super().chunk(choice, delta, over)
 
-    def _chunk_choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
+    def _whole(self, items: list[ChatChoice], usage: Usage, beside: Facts) -> ChatCompletion:
+        return {**self._head, "object": "chat.completion", "choices": items, "usage": usage, **beside}
+
+    def _chunk(self, items: list[ChatChunkChoice], rest: Rest) -> ChatCompletionChunk:
+        return {**self._head, "object": "chat.completion.chunk", "choices": items, **rest}
+
+    def _chunk_choice(self, choice: Choice, delta: Delta, over: bool) -> ChatChunkChoice:
         gained = self._gained(choice, delta)
         if not choice.started:
             gained = {"role": "assistant", "content": None if gained else "", **gained}
-        return {"delta": gained, "logprobs": self._logprobs(choice, delta)}
+        logprobs, finish = self._logprobs(choice, delta), self._finish(choice) if over else None
+        return {"index": choice.index, "delta": gained, "logprobs": logprobs, "finish_reason": finish}
 
-    def _whole_choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
+    def _whole_choice(self, choice: Choice, delta: Delta) -> ChatChoice:
         gained = self._gained(choice, delta)
-        for call in gained.get("tool_calls", ()):
-            del call["index"]
-        content = None if "tool_calls" in gained else ""
-        message = {"role": "assistant", "content": content, "refusal": None, **gained}
-        return {"message": message, "logprobs": self._logprobs(choice, delta)}
+        calls = [_whole_call(call) for call in gained.get("tool_calls", ())]
+        message: ChatMessage = {
+            "role": "assistant",
+            "content": gained.get("content", None if calls else ""),
+            "refusal": None,
+        }
+        if "reasoning_content" in gained:
+            message["reasoning_content"] = gained["reasoning_content"]
+        if calls:
+            message["tool_calls"] = calls
+        logprobs, finish = self._logprobs(choice, delta), self._finish(choice)
+        return {"index": choice.index, "message": message, "logprobs": logprobs, "finish_reason": finish}
 
-    def _bare_choice(self, text: str) -> dict[str, Any]:
-        return {"delta": {"content": text}, "logprobs": None}
+    def _bare_choice(self, index: int, text: str) -> ChatChunkChoice:
+        return {"index": index, "delta": {"content": text}, "logprobs": None, "finish_reason": None}
 
     def _around_arguments(self, index: int, call: int) -> tuple[bytes, bytes]:
         if (index, call) not in self._around:
-            delta = {"tool_calls": [{"index": call, "function": {"arguments": MARK}}]}
-            self._around[index, call] = self._around_mark(index, {"delta": delta, "logprobs": None})
+            bare = self._bare_choice(index, "")
+            bare["delta"] = {"tool_calls": [{"index": call, "function": {"arguments": MARK}}]}
+            self._around[index, call] = self._around_mark(bare)
         return self._around[index, call]
 
-    def _finish(self, choice: Choice) -> str | None:
+    def _finish(self, choice: Choice) -> Finish:
+        assert choice.finish is not None
         return "tool_calls" if choice.finish == "stop" and self._calls[choice.index] else choice.finish
 
-    def _gained(self, choice: Choice, delta: Delta) -> dict[str, Any]:
+    def _gained(self, choice: Choice, delta: Delta) -> ChatDelta:
         """What is new, as a delta has it: only what there is; a call's id and name where it begins."""
-        texts = {"reasoning_content": "", "content": delta.text}
-        calls: dict[int, dict[str, Any]] = {}
+        said, thought = delta.text, ""
+        calls: dict[int, CallDelta] = {}
         for part in delta.said:
             match part:
                 case Text(text):
-                    texts["content"] += text
+                    said += text
                 case Reasoning(text):
-                    texts["reasoning_content"] += text
+                    thought += text
                 case CallStart(name):
                     index = self._calls[choice.index]
                     self._calls[choice.index] += 1
-                    function = {"name": name, "arguments": ""}
-                    calls[index] = {"index": index, "id": f"call_{uuid.uuid4().hex[:24]}", "type": "function"}
-                    calls[index]["function"] = function
+                    function: FunctionDelta = {"name": name, "arguments": ""}
+                    call_id = f"call_{uuid.uuid4().hex[:24]}"
+                    calls[index] = {"index": index, "id": call_id, "type": "function", "function": function}
                 case CallPart(arguments):
                     index = self._calls[choice.index] - 1
                     call = calls.setdefault(index, {"index": index, "function": {"arguments": ""}})
                     call["function"]["arguments"] += arguments
                 case CallEnd():
                     pass
-        gained: dict[str, Any] = {name: text for name, text in texts.items() if text}
-        return gained | ({"tool_calls": list(calls.values())} if calls else {})
+        gained: ChatDelta = {}
+        if thought:
+            gained["reasoning_content"] = thought
+        if said:
+            gained["content"] = said
+        if calls:
+            gained["tool_calls"] = list(calls.values())
+        return gained
 
-    def _logprobs(self, choice: Choice, delta: Delta) -> dict[str, Any] | None:
+    def _logprobs(self, choice: Choice, delta: Delta) -> ChatLogprobs | None:
         return chat_logprobs(delta.logprobs, self._tokenizer) if choice.keep_logprobs else None
+
+
+def _whole_call(gained: CallDelta) -> Call:
+    function = gained["function"]
+    called: CalledFunction = {"name": function["name"], "arguments": function["arguments"]}
+    return {"id": gained["id"], "type": gained["type"], "function": called}

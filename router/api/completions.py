@@ -1,7 +1,15 @@
 """/v1/completions."""
 
-from typing import Any
-
+from router.api.answers.generated import (
+    Completion,
+    CompletionChunk,
+    Facts,
+    Rest,
+    TextChoice,
+    TextChunkChoice,
+    Usage,
+)
+from router.api.answers.generated import CompletionLogprobs as LogprobsJson
 from router.api.body import parse
 from router.api.completion_schema import CompletionRequest
 from router.api.dialect import OPENAI, Dialect
@@ -45,16 +53,13 @@ class Completions:
         request: CompletionRequest,
         choices: list[Choice],
         tokenizer: Tokenizer,
-    ) -> Shape:
+    ) -> "CompletionShape":
         """Its JSON."""
         return CompletionShape(answer_id, created, model, request, choices, tokenizer)
 
 
-class CompletionShape(Shape):
+class CompletionShape(Shape[TextChoice, TextChunkChoice]):
     """`text`, whole or in pieces; with `echo` the prompt stands before the first of it."""
-
-    object_whole = "text_completion"
-    object_chunk = "text_completion"
 
     def __init__(
         self,
@@ -74,18 +79,26 @@ class CompletionShape(Shape):
                     prompt.text if prompt.text is not None else tokenizer.decode(prompt.token_ids)
                 )
 
-    def _chunk_choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
+    def _whole(self, items: list[TextChoice], usage: Usage, beside: Facts) -> Completion:
+        return {**self._head, "object": "text_completion", "choices": items, "usage": usage, **beside}
+
+    def _chunk(self, items: list[TextChunkChoice], rest: Rest) -> CompletionChunk:
+        return {**self._head, "object": "text_completion", "choices": items, **rest}
+
+    def _chunk_choice(self, choice: Choice, delta: Delta, over: bool) -> TextChunkChoice:
         echo = self._echoes.get(choice.index, "")
         text = delta.text if choice.started else echo + delta.text
-        return {"text": text, "logprobs": self._logprobs(choice, delta, len(echo))}
+        logprobs, finish = self._logprobs(choice, delta, len(echo)), choice.finish if over else None
+        return {"index": choice.index, "text": text, "logprobs": logprobs, "finish_reason": finish}
 
-    def _whole_choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
-        return self._chunk_choice(choice, delta)
+    def _whole_choice(self, choice: Choice, delta: Delta) -> TextChoice:
+        assert choice.finish is not None
+        return {**self._chunk_choice(choice, delta, True), "finish_reason": choice.finish}
 
-    def _bare_choice(self, text: str) -> dict[str, Any]:
-        return {"text": text, "logprobs": None}
+    def _bare_choice(self, index: int, text: str) -> TextChunkChoice:
+        return {"index": index, "text": text, "logprobs": None, "finish_reason": None}
 
-    def _logprobs(self, choice: Choice, delta: Delta, before: int) -> dict[str, Any] | None:
+    def _logprobs(self, choice: Choice, delta: Delta, before: int) -> LogprobsJson | None:
         if not choice.keep_logprobs:
             return None
         out = CompletionLogprobs()

@@ -5,6 +5,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
+from router.api.answers.anthropic import TokenCount
+from router.api.answers.server import Detokenized, Tokenized
 from router.api.anthropic.schema import CountRequest
 from router.api.chat import conversation
 from router.api.chat_schema import ChatRequest
@@ -47,7 +49,7 @@ class Tokenize:
     dialect: Dialect = OPENAI
     model = TokenizeRequest
 
-    async def answer(self, request: TokenizeRequest, gateway: Gateway) -> dict[str, Any]:
+    async def answer(self, request: TokenizeRequest, gateway: Gateway) -> Tokenized:
         """`max_model_len` is None while no worker is live."""
         check_model(request.model, gateway.config)
         tokenizer = gateway.tokenizer
@@ -58,7 +60,7 @@ class Tokenize:
             chat = ChatRequest.model_validate({name: getattr(request, name) for name in fields})
             ids = (await conversation(chat, tokenizer)).token_ids
         longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
-        answer: dict[str, Any] = {"count": len(ids), "max_model_len": longest, "tokens": ids}
+        answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": ids}
         if request.return_token_strs:
             answer["token_strs"] = [tokenizer.piece(i).text for i in ids]
         return answer
@@ -71,7 +73,7 @@ class Detokenize:
     dialect: Dialect = OPENAI
     model = DetokenizeRequest
 
-    async def answer(self, request: DetokenizeRequest, gateway: Gateway) -> dict[str, Any]:
+    async def answer(self, request: DetokenizeRequest, gateway: Gateway) -> Detokenized:
         """Ids without a token are nothing."""
         check_model(request.model, gateway.config)
         text = await asyncio.to_thread(gateway.tokenizer.decode, request.tokens, skip_special=False)
@@ -85,7 +87,7 @@ class CountTokens:
     dialect: Dialect = ANTHROPIC
     model = CountRequest
 
-    async def answer(self, request: CountRequest, gateway: Gateway) -> dict[str, Any]:
+    async def answer(self, request: CountRequest, gateway: Gateway) -> TokenCount:
         """Of the very prompt /v1/messages would compute."""
         check_model(request.model, gateway.config)
         prompt = await conversation(request.as_chat(), gateway.tokenizer)

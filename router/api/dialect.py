@@ -5,6 +5,7 @@ from typing import Protocol
 
 import msgspec
 
+from router.api.answers.anthropic import AnthropicError
 from router.errors import ApiError
 from router.limits import Standing
 from router.limits_headers import Headers, anthropic_headers, openai_headers
@@ -54,8 +55,12 @@ class Anthropic:
     def body(self, error: ApiError, request_id: str | None) -> bytes:
         """`type` by the status."""
         kind = _KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-        content = {"type": kind, "message": error.message}
-        return msgspec.json.encode({"type": "error", "error": content, "request_id": request_id})
+        content: AnthropicError = {
+            "type": "error",
+            "error": {"type": kind, "message": error.message},
+            "request_id": request_id,
+        }
+        return msgspec.json.encode(content)
 
     def limit_headers(self, standing: Sequence[Standing], clock: float) -> Headers:
         """`anthropic-ratelimit-*`."""

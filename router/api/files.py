@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive
 
+from router.api.answers.records import Deleted, FileRecord
 from router.api.body import ClientGone, explain
 from router.api.query import NoQuery, json_response, listed, read_query
 from router.api.schema import Strict
@@ -113,7 +114,8 @@ class Files:
         if not done:
             raise no_file(file_id)
         await asyncio.to_thread(self._store.contents.delete, file_id)
-        return json_response({"id": file_id, "object": "file", "deleted": True})
+        deleted: Deleted = {"id": file_id, "object": "file", "deleted": True}
+        return json_response(deleted)
 
     async def _find(self, request: Request) -> StoredFile:
         file_id = request.path_params["file_id"]
@@ -188,7 +190,7 @@ def _bounded(receive: Receive, config: RouterConfig) -> Callable[[], Any]:
     return bounded
 
 
-def _shown(file: StoredFile) -> dict[str, Any]:
+def _shown(file: StoredFile) -> FileRecord:
     return {
         "id": file.id,
         "object": "file",

@@ -1,17 +1,30 @@
 """What the router tells about itself: models, health, readiness, status, metrics."""
 
 import os
-from dataclasses import asdict
 from typing import Any
 
 from starlette.responses import Response
 
+from router.api.answers.server import (
+    ClusterStatus,
+    Health,
+    Model,
+    ModelList,
+    PoolStatus,
+    Ready,
+    Root,
+    UnreachedWorker,
+    Unready,
+    WorkerPlace,
+    WorkerStatus,
+)
 from router.api.shape import encode
 from router.config import RouterConfig
 from router.errors import ApiError
 from router.gateway import Gateway
 from router.openapi import document
 from router.workers import WorkerLink
+from workers.protocol import Role
 
 PATHS = (
     *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"),
@@ -29,11 +42,14 @@ class Info:
 
     async def root(self) -> Response:
         """Where to go from here."""
-        return _json({"name": "ling-cluster router", "model": self._gateway.config.served_model_name, "paths": PATHS})
+        model = self._gateway.config.served_model_name
+        root: Root = {"name": "ling-cluster router", "model": model, "paths": PATHS}
+        return _json(root)
 
     async def models(self) -> Response:
         """The one served model, as a list."""
-        return _json({"object": "list", "data": [self._model()]})
+        models: ModelList = {"object": "list", "data": [self._model()]}
+        return _json(models)
 
     async def model(self, name: str) -> Response:
         """The served model by its name."""
@@ -43,23 +59,26 @@ class Info:
 
     async def health(self) -> Response:
         """The process lives."""
-        return _json({"status": "ok"})
+        health: Health = {"status": "ok"}
+        return _json(health)
 
     async def ready(self) -> Response:
         """200 if a request could be served now, else 503 and why not."""
         reason = self._gateway.unready()
         if reason is None:
-            return _json({"ready": True})
+            ready: Ready = {"ready": True}
+            return _json(ready)
         retry = {"retry-after": str(self._gateway.config.retry_after_s)}
-        return _json({"ready": False, "reason": reason}, 503, retry)
+        unready: Unready = {"ready": False, "reason": reason}
+        return _json(unready, 503, retry)
 
     async def status(self) -> Response:
         """Pools, workers, ranks and their figures."""
         gateway = self._gateway
         reason = gateway.unready()
         links = sorted(gateway.table.links(), key=lambda link: link.ref.worker_id)
-        configured = {"prefill": gateway.pools.prefill, "decode": gateway.pools.decode}
-        pools = {
+        configured: dict[Role, int] = {"prefill": gateway.pools.prefill, "decode": gateway.pools.decode}
+        pools: dict[Role, PoolStatus] = {
             role: {
                 "configured": count,
                 "live": sum(link.live for link in links if link.role == role),
@@ -67,21 +86,19 @@ class Info:
             }
             for role, count in configured.items()
         }
-        router = {
-            "name": gateway.config.name,
-            "pid": os.getpid(),
-            "in_flight": gateway.in_flight,
-            "max_queue": gateway.config.max_queue,
+        status: ClusterStatus = {
+            "model": gateway.config.served_model_name,
+            "ready": reason is None,
+            "reason": reason,
+            "router": {
+                "name": gateway.config.name,
+                "pid": os.getpid(),
+                "in_flight": gateway.in_flight,
+                "max_queue": gateway.config.max_queue,
+            },
+            "pools": pools,
         }
-        return _json(
-            {
-                "model": gateway.config.served_model_name,
-                "ready": reason is None,
-                "reason": reason,
-                "router": router,
-                "pools": pools,
-            }
-        )
+        return _json(status)
 
     async def metrics(self) -> Response:
         """Prometheus text."""
@@ -91,7 +108,7 @@ class Info:
         """The APIs, as OpenAPI describes them."""
         return Response(self._published, media_type="application/json")
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self) -> Model:
         gateway = self._gateway
         longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
         return {
@@ -107,11 +124,12 @@ def _document(config: RouterConfig) -> dict[str, Any]:
     return document(config.served_model_name, keyed=config.api_keys is not None)
 
 
-def _worker(link: WorkerLink) -> dict[str, Any]:
-    place = {"id": link.ref.worker_id, "state": link.state, "host": link.ref.host, "port": link.ref.port}
+def _worker(link: WorkerLink) -> WorkerStatus | UnreachedWorker:
+    ref = link.ref
+    place: WorkerPlace = {"id": ref.worker_id, "state": link.state, "host": ref.host, "port": ref.port}
     if not link.connected:
         return {**place, "problem": link.problem}
-    info = link.info
+    info, load = link.info, link.load
     return {
         **place,
         "node": info.node,
@@ -122,7 +140,13 @@ def _worker(link: WorkerLink) -> dict[str, Any]:
         "page_size": info.page_size,
         "pages": info.pages,
         "slots": info.slots,
-        **asdict(link.load),
+        "queued": load.queued,
+        "queued_tokens": load.queued_tokens,
+        "running": load.running,
+        "free_pages": load.free_pages,
+        "free_slots": load.free_slots,
+        "transferring": load.transferring,
+        "step_s": load.step_s,
         "in_flight": link.in_flight,
         "ranks": [{"rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device} for r in info.ranks],
     }

@@ -1,8 +1,9 @@
 """Log-probabilities in the shapes of the two APIs."""
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Iterable
 
+from router.api.answers.generated import ChatLogprobs, TokenLogprobs, TopLogprob
+from router.api.answers.generated import CompletionLogprobs as LogprobsJson
 from router.choice import Choice, Delta
 from router.detokenize import Detokenizer
 from router.tokens import Piece, Tokenizer
@@ -12,18 +13,18 @@ from workers.protocol import TokenLogprob
 _LOWEST = -9999.0
 
 
-def chat_logprobs(items: Iterable[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+def chat_logprobs(items: Iterable[TokenLogprob], tokenizer: Tokenizer) -> ChatLogprobs:
     """`logprobs` of a chat choice or chunk."""
     return {"content": [_chat_item(item, tokenizer) for item in items], "refusal": None}
 
 
-def _chat_item(item: TokenLogprob, tokenizer: Tokenizer) -> dict[str, Any]:
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
+def _chat_item(item: TokenLogprob, tokenizer: Tokenizer) -> TokenLogprobs:
+    def entry(token_id: int, logprob: float) -> TopLogprob:
         piece = tokenizer.piece(token_id)
         return {"token": piece.text, "logprob": max(logprob, _LOWEST), "bytes": list(piece.data)}
 
     top = [entry(i, p) for i, p in zip(item.top_ids, item.top_logprobs, strict=True)]
-    return entry(item.token_id, item.logprob) | {"top_logprobs": top}
+    return {**entry(item.token_id, item.logprob), "top_logprobs": top}
 
 
 class CompletionLogprobs:
@@ -47,7 +48,7 @@ class CompletionLogprobs:
         for item, offset in zip(delta.logprobs, delta.offsets, strict=True):
             self._add(item.token_id, item, before + offset, tokenizer)
 
-    def json(self) -> dict[str, Sequence[Any]]:
+    def json(self) -> LogprobsJson:
         """For encoding."""
         return {
             "tokens": self._tokens,

@@ -1,11 +1,13 @@
 """A request's query, validated like a body."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from router.api.answers.records import Page, R
 from router.api.body import explain
 from router.api.shape import encode
 from router.errors import invalid
@@ -31,18 +33,16 @@ def read_query(request: Request, model: type[Q]) -> Q:
         raise explain(error.errors(include_url=False)[0]) from None
 
 
-def listed(items: list[dict[str, Any]], limit: int) -> Response:
+def listed(items: Sequence[R], limit: int) -> Response:
     """A page of a list: `limit` items of one more where there are more."""
-    page = items[:limit]
-    return json_response(
-        {
-            "object": "list",
-            "data": page,
-            "first_id": page[0]["id"] if page else None,
-            "last_id": page[-1]["id"] if page else None,
-            "has_more": len(items) > limit,
-        }
-    )
+    page: Page[R] = {
+        "object": "list",
+        "data": items[:limit],
+        "first_id": items[0]["id"] if items else None,
+        "last_id": items[:limit][-1]["id"] if items else None,
+        "has_more": len(items) > limit,
+    }
+    return json_response(page)
 
 
 def json_response(content: Any) -> Response:

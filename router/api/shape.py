@@ -1,15 +1,21 @@
 """Answers as JSON: what OpenAI's two APIs share. A stream's usual chunk is put together from bytes made once."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Generic, Literal, TypeVar
 
 import msgspec
 
+from router.api.answers.generated import Facts, Head, OneChoice, Rest, Usage
 from router.api.schema import GenerationRequest
 from router.choice import Choice, Delta
 from router.errors import ApiError
 from router.tokens import Tokenizer
 
+# An item of the choices of a whole answer, and of a chunk.
+WholeChoice = TypeVar("WholeChoice", bound=OneChoice)
+ChunkChoice = TypeVar("ChunkChoice", bound=OneChoice)
+Finish = Literal["stop", "length", "tool_calls"]
 encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
 MARK = "\x00text\x00"  # where a text goes, in what is made once
@@ -20,15 +26,12 @@ def event(payload: Any) -> bytes:
     return b"data: " + encode(payload) + b"\n\n"
 
 
-class Shape(ABC):
+class Shape(ABC, Generic[WholeChoice, ChunkChoice]):
     """One request's answer.
 
     What is known of each sequence alone (`timings`, `prompt_token_ids`) stands beside `choices` where there is one
     choice, and inside each where there are several.
     """
-
-    object_whole: str
-    object_chunk: str
 
     def __init__(
         self,
@@ -39,7 +42,7 @@ class Shape(ABC):
         choices: list[Choice],
         tokenizer: Tokenizer,
     ) -> None:
-        self._head = {"id": answer_id, "object": self.object_chunk, "created": created, "model": model}
+        self._head: Head = {"id": answer_id, "created": created, "model": model}
         self._ids = request.return_token_ids
         self._usage = request.include_usage
         self._choices = choices
@@ -47,15 +50,23 @@ class Shape(ABC):
         self._fast = [self._around_text(i) for i in range(len(choices))] if request.stream else []
 
     @abstractmethod
-    def _chunk_choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
-        """A stream's `choices[0]` without its index and finish_reason."""
+    def _whole(self, items: list[WholeChoice], usage: Usage, beside: Facts) -> Mapping[str, Any]:
+        """An answer that is no stream."""
 
     @abstractmethod
-    def _whole_choice(self, choice: Choice, delta: Delta) -> dict[str, Any]:
-        """An item of `choices` without its index and finish_reason."""
+    def _chunk(self, items: list[ChunkChoice], rest: Rest) -> Mapping[str, Any]:
+        """An event of a stream."""
 
     @abstractmethod
-    def _bare_choice(self, text: str) -> dict[str, Any]:
+    def _chunk_choice(self, choice: Choice, delta: Delta, over: bool) -> ChunkChoice:
+        """A stream's `choices[0]`."""
+
+    @abstractmethod
+    def _whole_choice(self, choice: Choice, delta: Delta) -> WholeChoice:
+        """An item of `choices`."""
+
+    @abstractmethod
+    def _bare_choice(self, index: int, text: str) -> ChunkChoice:
         """`_chunk_choice` of a later chunk with nothing but text."""
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
@@ -67,22 +78,20 @@ class Shape(ABC):
             return before + encode(delta.text) + after
         if not (over or delta.text or delta.token_ids or delta.logprobs or delta.said):
             return b""
-        item = {"index": choice.index, **self._chunk_choice(choice, delta)}
-        item["finish_reason"] = self._finish(choice) if over else None
+        item = self._chunk_choice(choice, delta, over)
         if self._ids:
             item["token_ids"] = delta.token_ids
-        facts: dict[str, Any] = {}
+        beside: Facts = {}
+        facts = self._place(item, beside)
         if self._ids and not choice.started:
             facts["prompt_token_ids"] = choice.prompt.token_ids
         if over:
+            assert choice.served_by is not None
             facts["timings"] = choice.served_by
         choice.started = True
-        return event(self._payload(item, facts))
+        return event(self._payload(item, beside))
 
-    def _finish(self, choice: Choice) -> str | None:
-        return choice.finish
-
-    async def settle(self, error: ApiError | None) -> None:  # noqa: B027 - to do nothing is usual
+    async def settle(self, error: ApiError | None) -> None:
         """Nothing is to be done."""
 
     def failed(self, error: ApiError) -> bytes:
@@ -93,44 +102,41 @@ class Shape(ABC):
         """The end of a stream: usage if it was asked for, and the end mark."""
         if not self._usage:
             return DONE
-        return event({**self._head, "choices": [], "usage": self._usage_of_all()}) + DONE
+        return event(self._chunk([], {"usage": self._usage_of_all()})) + DONE
 
     def whole(self) -> bytes:
         """The body of an answer that is no stream."""
-        items: list[dict[str, Any]] = []
-        facts: dict[str, Any] = {}
+        items: list[WholeChoice] = []
+        beside: Facts = {}
         for choice in self._choices:
             delta = choice.take()
-            item = {"index": choice.index, **self._whole_choice(choice, delta)}
-            item["finish_reason"] = self._finish(choice)
-            facts = {"timings": choice.served_by}
+            item = self._whole_choice(choice, delta)
+            assert choice.served_by is not None
+            facts = self._place(item, beside)
+            facts["timings"] = choice.served_by
             if self._ids:
                 item["token_ids"] = delta.token_ids
                 facts["prompt_token_ids"] = choice.prompt.token_ids
-            if len(self._choices) > 1:
-                item.update(facts)
-                facts = {}
             items.append(item)
-        head = {**self._head, "object": self.object_whole}
-        return encode({**head, "choices": items, "usage": self._usage_of_all(), **facts})
+        return encode(self._whole(items, self._usage_of_all(), beside))
 
-    def _payload(self, item: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
-        if len(self._choices) > 1:
-            item |= facts
-            facts = {}
-        usage = {"usage": None} if self._usage else {}
-        return {**self._head, "choices": [item], **usage, **facts}
+    def _place(self, item: OneChoice, beside: Facts) -> Facts:
+        """Where what is known of one choice stands."""
+        return item if len(self._choices) > 1 else beside
+
+    def _payload(self, item: ChunkChoice, beside: Facts) -> Mapping[str, Any]:
+        rest: Rest = {"usage": None} if self._usage else {}
+        return self._chunk([item], {**rest, **beside})
 
     def _around_text(self, index: int) -> tuple[bytes, bytes]:
-        return self._around_mark(index, self._bare_choice(MARK))
+        return self._around_mark(self._bare_choice(index, MARK))
 
-    def _around_mark(self, index: int, content: dict[str, Any]) -> tuple[bytes, bytes]:
+    def _around_mark(self, item: ChunkChoice) -> tuple[bytes, bytes]:
         """A later chunk of a choice, but for the mark in it."""
-        item = {"index": index, **content, "finish_reason": None}
         before, _, after = event(self._payload(item, {})).partition(encode(MARK))
         return before, after
 
-    def _usage_of_all(self) -> dict[str, Any]:
+    def _usage_of_all(self) -> Usage:
         # The n choices of one prompt share it: it counts once.
         prompts = {id(c.prompt): c for c in self._choices}.values()
         prompt_tokens = sum(len(c.prompt.token_ids) for c in prompts)

@@ -3,9 +3,11 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
+
+from router.store.batches import BatchFault
 
 # As many problems of an input as its batch tells.
 _MOST_ERRORS = 100
@@ -35,7 +37,7 @@ class Checked:
     """What an input holds. errors: as the API lists them; with any of them the batch can't be run."""
 
     total: int
-    errors: tuple[dict[str, Any], ...]
+    errors: tuple[BatchFault, ...]
 
 
 def read(path: Path) -> Iterator[Line]:
@@ -48,7 +50,7 @@ def read(path: Path) -> Iterator[Line]:
 def check(path: Path, endpoint: str, most_lines: int, line_bytes: int) -> Checked:
     """Whether each line is a request to `endpoint` of a name of its own; what the bodies ask for is not looked at."""
     total = 0
-    errors: list[dict[str, Any]] = []
+    errors: list[BatchFault] = []
     seen: set[str] = set()
     for at, raw in _raw_lines(path, line_bytes):
         total += 1
@@ -69,9 +71,9 @@ def check(path: Path, endpoint: str, most_lines: int, line_bytes: int) -> Checke
 
 class _Fault(Exception):
     def __init__(self, code: str, message: str, param: str | None = None) -> None:
-        self._listed = {"code": code, "message": message, "param": param}
+        self._listed: BatchFault = {"code": code, "message": message, "param": param, "line": None}
 
-    def as_listed(self, line: int | None) -> dict[str, Any]:
+    def as_listed(self, line: int | None) -> BatchFault:
         return {**self._listed, "line": line}
 
 

@@ -18,7 +18,7 @@ from router.batch.outcome import compose
 from router.batch.valve import Ticket, Valve
 from router.gateway import Gateway
 from router.store import batches
-from router.store.batches import Lease, Result, StoredBatch
+from router.store.batches import BatchFault, Lease, Result, StoredBatch
 from router.store.store import Store, now
 
 _log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _READ_AHEAD = 64
 _ATTEMPTS = 5
 _PAUSE_S = (0.1, 5.0)
 Ending = Literal["completed", "expired", "cancelled"]
-_GONE: dict[str, Any] = {
+_GONE: BatchFault = {
     "code": "input_file_gone",
     "message": "the input file's content is gone",
     "line": None,
@@ -71,7 +71,7 @@ class Run:
         elif self._batch.status != "validating" or await self._validated():
             await self._finish(await self._answered())
 
-    async def _fail(self, errors: Sequence[dict[str, Any]]) -> None:
+    async def _fail(self, errors: Sequence[BatchFault]) -> None:
         await self._store.run(partial(batches.fail, lease=self.lease, errors=errors, now=now()))
 
     async def _validated(self) -> bool:

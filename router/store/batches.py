@@ -8,7 +8,9 @@ import json
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from router.store import files
 from router.store.files import Page, StoredFile
@@ -54,6 +56,15 @@ CREATE TABLE IF NOT EXISTS results (
 """
 
 
+class BatchFault(TypedDict):
+    """What is wrong with a batch's input. line: its place in the file, from 1; null where it is no line's."""
+
+    code: str
+    message: str
+    param: str | None
+    line: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class StoredBatch:
     """A batch's record.
@@ -75,7 +86,7 @@ class StoredBatch:
     created_at: int
     expires_at: int
     times: dict[str, int]
-    errors: list[dict[str, Any]]
+    errors: list[BatchFault]
     total: int = 0
     completed: int = 0
     failed: int = 0
@@ -204,7 +215,7 @@ def begin(db: sqlite3.Connection, lease: Lease, total: int, now: int) -> StoredB
     return _read(db, lease)
 
 
-def fail(db: sqlite3.Connection, lease: Lease, errors: Sequence[dict[str, Any]], now: int) -> None:
+def fail(db: sqlite3.Connection, lease: Lease, errors: Sequence[BatchFault], now: int) -> None:
     """It can't be run; LeaseLost."""
     _own(db, lease)
     db.execute(

@@ -3,6 +3,7 @@
 import sqlite3
 import uuid
 from dataclasses import dataclass
+from typing import Literal
 
 FILES = """
 CREATE TABLE IF NOT EXISTS files (
@@ -29,7 +30,7 @@ class StoredFile:
     id: str
     tenant: str
     filename: str
-    purpose: str
+    purpose: Literal["batch", "batch_output"]
     bytes: int
     created_at: int
     expires_at: int

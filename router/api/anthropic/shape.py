@@ -6,13 +6,29 @@ from typing import Any
 
 import msgspec
 
+from router.api.answers.anthropic import (
+    AnthropicMessage,
+    BegunMessage,
+    BlockGain,
+    Content,
+    MessageDelta,
+    MessageEvent,
+    MessageHead,
+    MessageStart,
+    MessageUsage,
+    Stopped,
+    StopReason,
+    TextContent,
+    ThinkingContent,
+    ToolUseContent,
+)
 from router.api.dialect import ANTHROPIC
 from router.api.shape import encode
-from router.choice import Choice, Delta
+from router.choice import Choice, Delta, FinishReason
 from router.errors import ApiError
 from router.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
 
-_STOP = {"stop": "end_turn", "length": "max_tokens"}
+_STOP: dict[FinishReason, StopReason] = {"stop": "end_turn", "length": "max_tokens"}
 
 
 class _Calls:
@@ -38,7 +54,7 @@ class MessageShape:
     """One request's answer: text, reasoning if it is shown, and calls, as blocks in the order they came."""
 
     def __init__(self, answer_id: str, model: str, choice: Choice, *, shows_thinking: bool) -> None:
-        self._head = {"id": answer_id, "type": "message", "role": "assistant", "model": model}
+        self._head: MessageHead = {"id": answer_id, "type": "message", "role": "assistant", "model": model}
         self._choice = choice
         self._shows_thinking = shows_thinking
         self._calls = _Calls()
@@ -52,18 +68,23 @@ class MessageShape:
         for item in self._items(_parts(delta)):
             match item:
                 case Text(text):
-                    out += self._more("text", {"text": ""}, {"type": "text_delta", "text": text})
+                    out += self._more({"type": "text", "text": ""}, {"type": "text_delta", "text": text})
                 case Reasoning(text):
-                    empty = {"thinking": "", "signature": ""}
-                    out += self._more("thinking", empty, {"type": "thinking_delta", "thinking": text})
+                    out += self._more(_thought(""), {"type": "thinking_delta", "thinking": text})
                 case (name, arguments):
                     out += self._whole_call(name, arguments)
         if over:
             out += self._close()
         if not choice.started and (out or over):
             choice.started = True
-            message: dict[str, Any] = {**self._head, "content": [], "stop_reason": None, "stop_sequence": None}
-            begin = {"type": "message_start", "message": message | {"usage": self._usage(choice.generated)}}
+            message: BegunMessage = {
+                **self._head,
+                "content": [],
+                "stop_reason": None,
+                "stop_sequence": None,
+                "usage": self._usage(choice.generated),
+            }
+            begin: MessageStart = {"type": "message_start", "message": message}
             out[:0] = [_event(begin), _event({"type": "ping"})]
         return b"".join(out)
 
@@ -72,7 +93,8 @@ class MessageShape:
 
     def last(self) -> bytes:
         """Why it ended, and the end."""
-        delta = {"type": "message_delta", "delta": self._reason(), "usage": self._usage(self._choice.generated)}
+        usage = self._usage(self._choice.generated)
+        delta: MessageDelta = {"type": "message_delta", "delta": self._reason(), "usage": usage}
         return _event(delta) + _event({"type": "message_stop"})
 
     def failed(self, error: ApiError) -> bytes:
@@ -81,22 +103,23 @@ class MessageShape:
 
     def whole(self) -> bytes:
         """The body of an answer that is no stream."""
-        content: list[dict[str, Any]] = []
+        content: list[Content] = []
         for item in self._items(_parts(self._choice.take())):
-            kind = content[-1]["type"] if content else None
+            latest = content[-1] if content else None
             match item:
-                case Text(text) if kind == "text":
-                    content[-1]["text"] += text
+                case Text(text) if latest is not None and latest["type"] == "text":
+                    latest["text"] += text
                 case Text(text):
                     content.append({"type": "text", "text": text})
-                case Reasoning(text) if kind == "thinking":
-                    content[-1]["thinking"] += text
+                case Reasoning(text) if latest is not None and latest["type"] == "thinking":
+                    latest["thinking"] += text
                 case Reasoning(text):
-                    content.append({"type": "thinking", "thinking": text, "signature": ""})
+                    content.append(_thought(text))
                 case (name, arguments):
                     content.append(_tool_use(name, msgspec.Raw(arguments.encode())))
         usage = self._usage(self._choice.generated)
-        return encode({**self._head, "content": content, **self._reason(), "usage": usage})
+        message: AnthropicMessage = {**self._head, "content": content, **self._reason(), "usage": usage}
+        return encode(message)
 
     def _items(self, parts: Iterable[Part]) -> Iterator[Text | Reasoning | tuple[str, str]]:
         for part in parts:
@@ -109,33 +132,33 @@ class MessageShape:
                 self._called = self._called or not isinstance(settled, Text)
                 yield settled
 
-    def _more(self, kind: str, empty: dict[str, Any], delta: dict[str, Any]) -> Iterator[bytes]:
-        if self._open != kind:
-            yield from self._begin(kind, {"type": kind, **empty})
+    def _more(self, empty: TextContent | ThinkingContent, delta: BlockGain) -> Iterator[bytes]:
+        if self._open != empty["type"]:
+            yield from self._begin(empty)
         yield _event({"type": "content_block_delta", "index": self._index, "delta": delta})
 
     def _whole_call(self, name: str, arguments: str) -> Iterator[bytes]:
-        yield from self._begin("tool_use", _tool_use(name, {}))
-        delta = {"type": "input_json_delta", "partial_json": arguments}
+        yield from self._begin(_tool_use(name, {}))
+        delta: BlockGain = {"type": "input_json_delta", "partial_json": arguments}
         yield _event({"type": "content_block_delta", "index": self._index, "delta": delta})
         yield from self._close()
 
-    def _begin(self, kind: str, block: dict[str, Any]) -> Iterator[bytes]:
+    def _begin(self, block: Content) -> Iterator[bytes]:
         yield from self._close()
         self._index += 1
-        self._open = kind
+        self._open = block["type"]
         yield _event({"type": "content_block_start", "index": self._index, "content_block": block})
 
     def _close(self) -> Iterator[bytes]:
         if self._open is not None:
             if self._open == "thinking":
                 # Clients wait for one; nothing here reads it when it comes back.
-                delta = {"type": "signature_delta", "signature": ""}
+                delta: BlockGain = {"type": "signature_delta", "signature": ""}
                 yield _event({"type": "content_block_delta", "index": self._index, "delta": delta})
             self._open = None
             yield _event({"type": "content_block_stop", "index": self._index})
 
-    def _reason(self) -> dict[str, str | None]:
+    def _reason(self) -> Stopped:
         choice = self._choice
         if choice.stop_string is not None:
             return {"stop_reason": "stop_sequence", "stop_sequence": choice.stop_string}
@@ -143,7 +166,7 @@ class MessageShape:
         called = self._called and choice.finish == "stop"
         return {"stop_reason": "tool_use" if called else _STOP[choice.finish], "stop_sequence": None}
 
-    def _usage(self, generated: int) -> dict[str, int]:
+    def _usage(self, generated: int) -> MessageUsage:
         cached = self._choice.cached_tokens
         return {
             "input_tokens": len(self._choice.prompt.token_ids) - cached,
@@ -157,10 +180,14 @@ def _parts(delta: Delta) -> list[Part]:
     return [Text(delta.text), *delta.said] if delta.text else delta.said
 
 
-def _tool_use(name: str, arguments: Any) -> dict[str, Any]:
+def _thought(text: str) -> ThinkingContent:
+    return {"type": "thinking", "thinking": text, "signature": ""}
+
+
+def _tool_use(name: str, arguments: Any) -> ToolUseContent:
     return {"type": "tool_use", "id": f"toolu_{uuid.uuid4().hex[:24]}", "name": name, "input": arguments}
 
 
-def _event(content: dict[str, Any]) -> bytes:
-    kind: str = content["type"]
+def _event(content: MessageEvent) -> bytes:
+    kind = content["type"]
     return f"event: {kind}\ndata: ".encode() + encode(content) + b"\n\n"

@@ -9,6 +9,7 @@ from dataclasses import replace
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from router.api.answers.responses import Response
 from router.api.body import parse, read_body
 from router.api.chat import Chat
 from router.api.dialect import OPENAI
@@ -27,7 +28,7 @@ from router.api.responses.items import new_id
 from router.api.responses.resource import resource
 from router.api.responses.rows import Conversation, Record
 from router.api.responses.schema import ResponseRequest
-from router.api.responses.shape import Body, ResponseShape
+from router.api.responses.shape import ResponseShape
 from router.api.responses.store import ResponseStore
 from router.api.responses.turns import Turn, as_chat, cut_at, cuts
 from router.api.responses.words import in_these_words
@@ -144,7 +145,7 @@ class Create(Answering):
     ) -> str:
         """Answer the client as long as it is there."""
 
-        async def keep(body: Body) -> None:
+        async def keep(body: Response) -> None:
             await self._store.put(replace(record, body=body))
 
         shape = ResponseShape(record.body, job.choices[0], self._gateway.tokenizer, keep if request.store else None)

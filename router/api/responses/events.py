@@ -1,11 +1,12 @@
 """Server-sent events of a response."""
 
-from typing import Any
+from typing import Literal
 
+from router.api.answers.responses import Response, ResponseClosed, ResponseEvent
 from router.api.shape import encode
 
 # What a stream says in the end, by the response's status; there is no event of its own for a cancelled one.
-_CLOSING = {
+_CLOSING: dict[str, Literal["response.completed", "response.incomplete", "response.failed"]] = {
     "completed": "response.completed",
     "incomplete": "response.incomplete",
     "cancelled": "response.incomplete",
@@ -13,15 +14,15 @@ _CLOSING = {
 }
 
 
-def event(kind: str, sequence: int, content: dict[str, Any]) -> bytes:
-    """One event; `sequence` counts from 0 within its stream."""
-    payload = encode({"type": kind, "sequence_number": sequence, **content})
-    return b"event: " + kind.encode() + b"\ndata: " + payload + b"\n\n"
+def event(content: ResponseEvent) -> bytes:
+    """One event."""
+    return b"event: " + content["type"].encode() + b"\ndata: " + encode(content) + b"\n\n"
 
 
-def closing(body: dict[str, Any], sequence: int) -> bytes:
-    """A stream's last event: the response as it is when it is over."""
-    return event(_CLOSING[body["status"]], sequence, {"response": body})
+def closing(body: Response, sequence: int) -> bytes:
+    """A stream's last event: the response as it is when it is over. sequence: how many came before."""
+    last: ResponseClosed = {"type": _CLOSING[body["status"]], "sequence_number": sequence, "response": body}
+    return event(last)
 
 
 def split(data: bytes) -> list[bytes]:

@@ -8,10 +8,16 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from router.api.answers.items import (
+    CallItem,
+    CallOutputItem,
+    InputMessage,
+    InputReasoning,
+    OutputMessage,
+    OutputTextPart,
+    Status,
+)
 from router.api.schema import Short, Strict, meaningless
-
-Item = dict[str, Any]
-Status = Literal["in_progress", "completed", "incomplete"]
 
 
 def new_id(prefix: str) -> str:
@@ -97,12 +103,17 @@ class Message(Sent):
     status: Status = "completed"
     phase: Literal["commentary", "final_answer"] | None = meaningless(None)
 
-    def plain(self) -> Item:
+    def plain(self) -> OutputMessage | InputMessage:
         """As kept."""
         if self.role == "assistant":
-            return message(self.id, self.role, [output_text(part.said()) for part in self.content], self.status)
-        content = [{"type": "input_text", "text": part.said()} for part in self.content]
-        return message(self.id, self.role, content, self.status)
+            return output_message(self.id, [output_text(part.said()) for part in self.content], self.status)
+        return {
+            "id": self.id or new_id("msg"),
+            "type": "message",
+            "status": self.status,
+            "role": self.role,
+            "content": [{"type": "input_text", "text": part.said()} for part in self.content],
+        }
 
 
 class FunctionCall(Sent):
@@ -115,7 +126,7 @@ class FunctionCall(Sent):
     id: Short | None = None
     status: Status = "completed"
 
-    def plain(self) -> Item:
+    def plain(self) -> CallItem:
         """As kept."""
         return {
             "id": self.id or new_id("fc"),
@@ -137,7 +148,7 @@ class FunctionCallOutput(Sent):
     status: Status = "completed"
     name: str | None = meaningless(None)
 
-    def plain(self) -> Item:
+    def plain(self) -> CallOutputItem:
         """As kept."""
         return {
             "id": self.id or new_id("fco"),
@@ -158,7 +169,7 @@ class ReasoningItem(Sent):
     encrypted_content: str | None = meaningless(None)
     status: Status = "completed"
 
-    def plain(self) -> Item:
+    def plain(self) -> InputReasoning:
         """As kept."""
         return {
             "id": self.id or new_id("rs"),
@@ -183,11 +194,12 @@ InputItem = Annotated[
 ]
 
 
-def message(item_id: str | None, role: str, content: list[Item], status: str) -> Item:
-    """A message's plain form."""
-    return {"id": item_id or new_id("msg"), "type": "message", "status": status, "role": role, "content": content}
+def output_message(item_id: str | None, content: list[OutputTextPart], status: Status) -> OutputMessage:
+    """The plain form of a message of the model's."""
+    head = item_id or new_id("msg")
+    return {"id": head, "type": "message", "status": status, "role": "assistant", "content": content}
 
 
-def output_text(text: str) -> Item:
+def output_text(text: str) -> OutputTextPart:
     """A part of what the model said."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

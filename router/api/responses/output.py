@@ -1,32 +1,56 @@
 """A response's output items as they form, and the events that tell of it."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Literal
 
+from router.api.answers.generated import TokenLogprobs
+from router.api.answers.items import (
+    OutputItem,
+    OutputMessage,
+    OutputReasoning,
+    OutputTextPart,
+    ReasoningTextPart,
+    Status,
+)
+from router.api.answers.responses import (
+    ArgumentsDelta,
+    ArgumentsDone,
+    ItemAdded,
+    ItemDone,
+    OutputTextDelta,
+    OutputTextDone,
+    PartAdded,
+    PartDone,
+    PartPlace,
+    Place,
+    ReasoningTextDelta,
+    ReasoningTextDone,
+    Response,
+)
 from router.api.responses.events import event
-from router.api.responses.items import Item, message, new_id, output_text
+from router.api.responses.items import new_id, output_message, output_text
 from router.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
 
-Logprobs = list[dict[str, Any]]
+Logprobs = list[TokenLogprobs]
 
 
 class Output:
     """One response's. items: those that are whole. sequence: the number of the next event."""
 
     def __init__(self) -> None:
-        self.items: list[Item] = []
+        self.items: list[OutputItem] = []
         self.sequence = 0
-        self._item: Item | None = None  # the one under way
+        self._item: OutputItem | None = None  # the one under way
         self._said: list[str] = []
         self._waiting: Logprobs = []  # of tokens whose text has not come yet
         self._logprobs: Logprobs = []
 
-    def event(self, kind: str, **content: Any) -> bytes:
-        """The next event."""
-        self.sequence += 1
-        return event(kind, self.sequence - 1, content)
+    def begin(self, body: Response) -> Iterator[bytes]:
+        """A stream's first events."""
+        yield event({"type": "response.created", "sequence_number": self._next(), "response": body})
+        yield event({"type": "response.in_progress", "sequence_number": self._next(), "response": body})
 
-    def so_far(self) -> list[Item]:
+    def so_far(self) -> list[OutputItem]:
         """The items, the one under way as incomplete."""
         return self.items if self._item is None else [*self.items, self._whole("incomplete")]
 
@@ -42,15 +66,15 @@ class Output:
                     text = text.lstrip()  # what stood between a call and this
                 if text:
                     yield from self._begin("message")
-                    yield from self._say("response.output_text.delta", text)
+                    yield self._say_text(text)
             case Reasoning(text):
                 yield from self._begin("reasoning")
-                yield from self._say("response.reasoning_text.delta", text)
+                yield self._say_thought(text)
             case CallStart(name):
                 yield from self.close("completed")
                 yield from self._begin("function_call", name)
             case CallPart(arguments):
-                yield from self._say("response.function_call_arguments.delta", arguments)
+                yield self._say_arguments(arguments)
             case CallEnd(cut=cut):
                 yield from self.close("incomplete" if limited and cut else "completed")
 
@@ -60,70 +84,147 @@ class Output:
             yield from self._begin("message")
         yield from self.close("incomplete" if limited else "completed")
 
-    def close(self, status: str) -> Iterator[bytes]:
+    def close(self, status: Status) -> Iterator[bytes]:
         """The item under way, if there is one, is whole."""
         if self._item is None:
             return
-        item = self._whole(status)
-        place: dict[str, Any] = {"item_id": item["id"], "output_index": len(self.items)}
-        text = "".join(self._said)
+        item, place = self._whole(status), self._place()
         if item["type"] == "function_call":
-            yield self.event("response.function_call_arguments.done", **place, name=item["name"], arguments=text)
+            called: ArgumentsDone = {
+                "type": "response.function_call_arguments.done",
+                "sequence_number": self._next(),
+                **place,
+                "name": item["name"],
+                "arguments": item["arguments"],
+            }
+            yield event(called)
         else:
-            place["content_index"] = 0
-            part = item["content"][0]
-            if item["type"] == "message":
-                yield self.event("response.output_text.done", **place, text=text, logprobs=part["logprobs"])
-            else:
-                yield self.event("response.reasoning_text.done", **place, text=text)
-            yield self.event("response.content_part.done", **place, part=part)
-        yield self.event("response.output_item.done", output_index=len(self.items), item=item)
+            yield from self._close_part(item)
+        done: ItemDone = {
+            "type": "response.output_item.done",
+            "sequence_number": self._next(),
+            "output_index": len(self.items),
+            "item": item,
+        }
+        yield event(done)
         self.items.append(item)
         self._item = None
 
-    def _begin(self, kind: str, name: str = "") -> Iterator[bytes]:
+    def _close_part(self, item: OutputMessage | OutputReasoning) -> Iterator[bytes]:
+        place, part = self._part_place(), item["content"][0]
+        if part["type"] == "output_text":
+            said: OutputTextDone = {
+                "type": "response.output_text.done",
+                "sequence_number": self._next(),
+                **place,
+                "text": part["text"],
+                "logprobs": part["logprobs"],
+            }
+            yield event(said)
+        else:
+            thought: ReasoningTextDone = {
+                "type": "response.reasoning_text.done",
+                "sequence_number": self._next(),
+                **place,
+                "text": part["text"],
+            }
+            yield event(thought)
+        done: PartDone = {
+            "type": "response.content_part.done",
+            "sequence_number": self._next(),
+            **place,
+            "part": part,
+        }
+        yield event(done)
+
+    def _begin(self, kind: Literal["message", "reasoning", "function_call"], name: str = "") -> Iterator[bytes]:
         if self._item is not None and self._item["type"] == kind != "function_call":
             return
         yield from self.close("completed")
         self._said, self._logprobs = [], []
         self._item = _empty(kind, name)
-        index = len(self.items)
-        yield self.event("response.output_item.added", output_index=index, item=self._item)
+        added: ItemAdded = {
+            "type": "response.output_item.added",
+            "sequence_number": self._next(),
+            "output_index": len(self.items),
+            "item": self._item,
+        }
+        yield event(added)
         if kind != "function_call":
-            place = {"item_id": self._item["id"], "output_index": index, "content_index": 0}
-            yield self.event("response.content_part.added", **place, part=_part(kind, ""))
+            part: PartAdded = {
+                "type": "response.content_part.added",
+                "sequence_number": self._next(),
+                **self._part_place(),
+                "part": output_text("") if kind == "message" else _thought(""),
+            }
+            yield event(part)
 
-    def _say(self, kind: str, text: str) -> Iterator[bytes]:
-        assert self._item is not None
+    def _say_text(self, text: str) -> bytes:
         self._said.append(text)
-        more: dict[str, Any] = {"item_id": self._item["id"], "output_index": len(self.items)}
-        if self._item["type"] != "function_call":
-            more["content_index"] = 0
-        if self._item["type"] == "message":
-            more["logprobs"], self._waiting = self._waiting, []
-            self._logprobs += more["logprobs"]
-        yield self.event(kind, **more, delta=text)
+        logprobs, self._waiting = self._waiting, []
+        self._logprobs += logprobs
+        delta: OutputTextDelta = {
+            "type": "response.output_text.delta",
+            "sequence_number": self._next(),
+            **self._part_place(),
+            "logprobs": logprobs,
+            "delta": text,
+        }
+        return event(delta)
 
-    def _whole(self, status: str) -> Item:
+    def _say_thought(self, text: str) -> bytes:
+        self._said.append(text)
+        delta: ReasoningTextDelta = {
+            "type": "response.reasoning_text.delta",
+            "sequence_number": self._next(),
+            **self._part_place(),
+            "delta": text,
+        }
+        return event(delta)
+
+    def _say_arguments(self, text: str) -> bytes:
+        self._said.append(text)
+        delta: ArgumentsDelta = {
+            "type": "response.function_call_arguments.delta",
+            "sequence_number": self._next(),
+            **self._place(),
+            "delta": text,
+        }
+        return event(delta)
+
+    def _next(self) -> int:
+        self.sequence += 1
+        return self.sequence - 1
+
+    def _place(self) -> Place:
         assert self._item is not None
-        item, text = {**self._item, "status": status}, "".join(self._said)
+        return {"item_id": self._item["id"], "output_index": len(self.items)}
+
+    def _part_place(self) -> PartPlace:
+        return {**self._place(), "content_index": 0}
+
+    def _whole(self, status: Status) -> OutputItem:
+        assert self._item is not None
+        item, text = self._item, "".join(self._said)
         if item["type"] == "function_call":
-            return {**item, "arguments": text}
-        part = _part(item["type"], text)
-        if item["type"] == "message":
-            part["logprobs"] = self._logprobs + self._waiting
-        return {**item, "content": [part]}
+            return {**item, "status": status, "arguments": text}
+        if item["type"] == "reasoning":
+            return {**item, "status": status, "content": [_thought(text)]}
+        part: OutputTextPart = {**output_text(text), "logprobs": self._logprobs + self._waiting}
+        return {**item, "status": status, "content": [part]}
 
 
-def _empty(kind: str, name: str) -> Item:
+def _empty(kind: Literal["message", "reasoning", "function_call"], name: str) -> OutputItem:
     match kind:
         case "message":
-            return message(None, "assistant", [], "in_progress")
+            return output_message(None, [], "in_progress")
         case "reasoning":
             return {"id": new_id("rs"), "type": kind, "status": "in_progress", "summary": [], "content": []}
-    call = {"call_id": new_id("call"), "name": name, "arguments": ""}
-    return {"id": new_id("fc"), "type": kind, "status": "in_progress", **call}
+        case "function_call":
+            call = new_id("call")
+            head = new_id("fc")
+            return {"id": head, "type": kind, "status": "in_progress", "call_id": call, "name": name, "arguments": ""}
 
 
-def _part(kind: str, text: str) -> Item:
-    return output_text(text) if kind == "message" else {"type": "reasoning_text", "text": text}
+def _thought(text: str) -> ReasoningTextPart:
+    return {"type": "reasoning_text", "text": text}

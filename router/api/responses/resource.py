@@ -1,22 +1,14 @@
 """The response object, as it is while its answer comes."""
 
-from typing import Any
-
+from router.api.answers.responses import Failure, Response
 from router.api.responses.schema import ResponseRequest
 from router.errors import ApiError
 
 _ERROR_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 
 
-def resource(request: ResponseRequest, response_id: str, created: int, model: str) -> dict[str, Any]:
+def resource(request: ResponseRequest, response_id: str, created: int, model: str) -> Response:
     """Begun, with nothing said yet. created: Unix time in seconds."""
-    given = request.model_dump(
-        include={
-            *("background", "instructions", "max_output_tokens", "max_tool_calls", "metadata", "parallel_tool_calls"),
-            *("previous_response_id", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "store"),
-            *("temperature", "top_logprobs", "top_p", "truncation", "user"),
-        }
-    )
     text, reasoning, choice = request.text, request.reasoning, request.tool_choice
     shown = text.format.model_dump(by_alias=True) if text is not None and text.format is not None else {"type": "text"}
     return {
@@ -30,7 +22,22 @@ def resource(request: ResponseRequest, response_id: str, created: int, model: st
         "model": model,
         "output": [],
         "usage": None,
-        **given,
+        "background": request.background,
+        "instructions": request.instructions,
+        "max_output_tokens": request.max_output_tokens,
+        "max_tool_calls": request.max_tool_calls,
+        "metadata": request.metadata,
+        "parallel_tool_calls": request.parallel_tool_calls,
+        "previous_response_id": request.previous_response_id,
+        "prompt_cache_key": request.prompt_cache_key,
+        "prompt_cache_retention": request.prompt_cache_retention,
+        "safety_identifier": request.safety_identifier,
+        "store": request.store,
+        "temperature": request.temperature,
+        "top_logprobs": request.top_logprobs,
+        "top_p": request.top_p,
+        "truncation": request.truncation,
+        "user": request.user,
         "reasoning": {"effort": reasoning.effort if reasoning is not None else None, "summary": None},
         "service_tier": "default",
         "text": {"format": shown, "verbosity": "medium"},
@@ -39,7 +46,7 @@ def resource(request: ResponseRequest, response_id: str, created: int, model: st
     }
 
 
-def failure(error: ApiError) -> dict[str, Any]:
+def failure(error: ApiError) -> Failure:
     """What changes when it fails; the codes are those the API knows."""
     code = _ERROR_CODES.get(error.status, "server_error")
     return {"status": "failed", "error": {"code": code, "message": error.message}}

@@ -3,13 +3,15 @@
 import json
 import sqlite3
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from pydantic_core import from_json, to_json
 
+from router.api.answers.items import KeptItem
+from router.api.answers.responses import Response, ResponseError
 from router.api.responses.events import closing
-from router.api.responses.items import Item
 
 # A router that has not renewed its lease for so long has ended, and with it what it ran.
 LEASE_S = 10.0
@@ -71,7 +73,7 @@ class Conversation:
     """What went before a request. parent: its latest response; None where nothing did."""
 
     parent: str | None = None
-    items: tuple[Item, ...] = ()
+    items: tuple[KeptItem, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +82,15 @@ class Record:
 
     tenant: str
     earlier: Conversation
-    items: list[Item]
-    body: dict[str, Any]
+    items: Sequence[KeptItem]
+    body: Response
 
 
 @dataclass(frozen=True, slots=True)
 class Kept:
     """A response as it is. active: more is to come. streamed: its events are kept too."""
 
-    body: dict[str, Any]
+    body: Response
     active: bool
     streamed: bool
 
@@ -119,14 +121,13 @@ def look(db: sqlite3.Connection, tenant: str, response_id: str) -> Kept | None:
     db.execute("UPDATE responses SET used = ? WHERE id = ?", (time.time_ns(), response_id))
     kept = Kept(from_json(row["body"]), bool(row["active"]), bool(row["streamed"]))
     if kept.active and time.time() - row["lease"] > LEASE_S:
-        error = {"code": "server_error", "message": "the router that ran it has ended"}
-        return end(db, response_id, kept, {"status": "failed", "error": error})
+        error: ResponseError = {"code": "server_error", "message": "the router that ran it has ended"}
+        return end(db, response_id, kept, {**kept.body, "status": "failed", "error": error})
     return kept
 
 
-def end(db: sqlite3.Connection, response_id: str, kept: Kept, change: dict[str, Any]) -> Kept:
-    """An active response, ended from outside of what runs it."""
-    body = kept.body | change
+def end(db: sqlite3.Connection, response_id: str, kept: Kept, body: Response) -> Kept:
+    """An active response, ended from outside of what runs it. body: as it is then."""
     if kept.streamed:
         row = db.execute("SELECT MAX(beyond) FROM response_events WHERE id = ?", (response_id,)).fetchone()
         sequence = row[0] or 0
@@ -144,7 +145,7 @@ def append(db: sqlite3.Connection, response_id: str, first: int, beyond: int, da
     return True
 
 
-def finish(db: sqlite3.Connection, response_id: str, body: dict[str, Any]) -> None:
+def finish(db: sqlite3.Connection, response_id: str, body: Response) -> None:
     """Keep how an active response ended; nothing if it has ended or gone meanwhile."""
     data = to_json(body)
     db.execute(
@@ -169,7 +170,7 @@ def renew(db: sqlite3.Connection, ids: list[str]) -> set[str]:
     return {row["id"] for row in db.execute(f"SELECT id FROM responses {where}", (asked,))}
 
 
-def chain(db: sqlite3.Connection, response_id: str) -> list[tuple[list[Item], list[Item]]]:
+def chain(db: sqlite3.Connection, response_id: str) -> list[tuple[list[KeptItem], list[KeptItem]]]:
     """What each response of a conversation was asked with and said, up to this one."""
     rows = db.execute(
         "WITH RECURSIVE up (id, parent, n) AS ("

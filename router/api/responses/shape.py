@@ -5,8 +5,8 @@ import logging
 import sqlite3
 import time
 from collections.abc import Awaitable, Callable
-from typing import Any
 
+from router.api.answers.responses import Response, ResponseUsage
 from router.api.generate import HEAVY
 from router.api.logprobs import chat_logprobs
 from router.api.responses.events import closing
@@ -19,7 +19,6 @@ from router.parts import Part, Text
 from router.tokens import Tokenizer
 
 _log = logging.getLogger(__name__)
-Body = dict[str, Any]
 
 
 class ResponseShape:
@@ -27,7 +26,7 @@ class ResponseShape:
     answer says that it is not stored."""
 
     def __init__(
-        self, body: Body, choice: Choice, tokenizer: Tokenizer, keep: Callable[[Body], Awaitable[None]] | None
+        self, body: Response, choice: Choice, tokenizer: Tokenizer, keep: Callable[[Response], Awaitable[None]] | None
     ) -> None:
         self.body = body
         self._choice = choice
@@ -43,8 +42,7 @@ class ResponseShape:
     def begin(self) -> bytes:
         """A stream's first events."""
         self._choice.started = True
-        kinds = ("response.created", "response.in_progress")
-        return b"".join(self._output.event(kind, response=self.body) for kind in kinds)
+        return b"".join(self._output.begin(self.body))
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
         """The events for what was gained, with the response's beginning before the first."""
@@ -105,10 +103,9 @@ class ResponseShape:
         items = delta.logprobs
         if self._choice.finish == "stop":
             items = items[:-1]  # of the token that ended it, which is not shown
-        content: Logprobs = chat_logprobs(items, self._tokenizer)["content"]
-        return content
+        return chat_logprobs(items, self._tokenizer)["content"]
 
-    async def _usage(self) -> dict[str, Any]:
+    async def _usage(self) -> ResponseUsage:
         choice = self._choice
         asked, said = len(choice.prompt.token_ids), choice.generated
         thought = 0

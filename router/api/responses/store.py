@@ -7,10 +7,10 @@ the same conversation needs them.
 
 import sqlite3
 from pathlib import Path
-from typing import Any
 
+from router.api.answers.items import KeptItem
+from router.api.answers.responses import Response
 from router.api.responses import rows
-from router.api.responses.items import Item
 from router.api.responses.rows import Bounds, Conversation, Kept, Record
 from router.store.database import Database
 
@@ -50,10 +50,10 @@ class ResponseStore:
 
         return await self._database.run(read)
 
-    async def input_items(self, tenant: str, response_id: str) -> list[Item] | None:
+    async def input_items(self, tenant: str, response_id: str) -> list[KeptItem] | None:
         """All that a response was asked with, its conversation before it too; None if there is no such response."""
 
-        def read(db: sqlite3.Connection) -> list[Item] | None:
+        def read(db: sqlite3.Connection) -> list[KeptItem] | None:
             if rows.look(db, tenant, response_id) is None:
                 return None
             *before, (asked, _) = rows.chain(db, response_id)
@@ -70,8 +70,9 @@ class ResponseStore:
 
         def stop(db: sqlite3.Connection) -> Kept | None:
             kept = rows.look(db, tenant, response_id)
-            active = kept is not None and kept.active
-            return rows.end(db, response_id, kept, {"status": "cancelled"}) if kept is not None and active else kept
+            if kept is None or not kept.active:
+                return kept
+            return rows.end(db, response_id, kept, {**kept.body, "status": "cancelled"})
 
         return await self._database.run(stop)
 
@@ -79,7 +80,7 @@ class ResponseStore:
         """Keep events of an active response; False if it has ended or gone meanwhile."""
         return await self._database.run(lambda db: rows.append(db, response_id, first, beyond, data))
 
-    async def finish(self, body: dict[str, Any], first: int, beyond: int, data: bytes) -> None:
+    async def finish(self, body: Response, first: int, beyond: int, data: bytes) -> None:
         """Keep how an active response ended, and its last events if it has any."""
 
         def write(db: sqlite3.Connection) -> None:

@@ -5,6 +5,7 @@ from typing import NoReturn
 from starlette.requests import Request
 from starlette.responses import Response
 
+from router.api.answers.records import Deleted
 from router.api.query import json_response, listed
 from router.api.responses.background import Background
 from router.api.responses.create import event_stream
@@ -48,7 +49,8 @@ class Stored:
         if not await self._store.delete(caller_of(request.scope).tenant, _id(request)):
             _missing(request)
         self._background.stop(_id(request))
-        return json_response({"id": _id(request), "object": "response", "deleted": True})
+        deleted: Deleted = {"id": _id(request), "object": "response", "deleted": True}
+        return json_response(deleted)
 
     async def cancel(self, request: Request) -> Response:
         """The response, ended if it was not over."""

@@ -1,11 +1,11 @@
 """Items as the chat messages they stand for, and which of them go when they are too many."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from router.api.responses.items import Item
 from router.errors import ApiError, invalid
 
+Item = Mapping[str, Any]  # as kept
 Turn = dict[str, Any]
 
 

@@ -1,0 +1,99 @@
+"""Items of the responses API, as they are kept and shown."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from typing_extensions import TypedDict
+
+from router.api.answers.generated import TokenLogprobs
+
+Status = Literal["in_progress", "completed", "incomplete"]
+Nothing = Annotated[list[Any], Field(max_length=0)]
+
+
+class OutputTextPart(TypedDict):
+    """What the model said. logprobs: where `include` asks for them."""
+
+    type: Literal["output_text"]
+    text: str
+    annotations: Nothing
+    logprobs: list[TokenLogprobs]
+
+
+class InputTextPart(TypedDict):
+    """What was said to the model."""
+
+    type: Literal["input_text"]
+    text: str
+
+
+class ReasoningTextPart(TypedDict):
+    """What the model thought."""
+
+    type: Literal["reasoning_text"]
+    text: str
+
+
+class _Message(TypedDict):
+    id: str
+    type: Literal["message"]
+    status: Status
+
+
+class OutputMessage(_Message):
+    """What the model said."""
+
+    role: Literal["assistant"]
+    content: list[OutputTextPart]
+
+
+class InputMessage(_Message):
+    """What was said to the model."""
+
+    role: Literal["user", "system", "developer"]
+    content: list[InputTextPart]
+
+
+class CallItem(TypedDict):
+    """A call. arguments: JSON, as the model wrote it."""
+
+    id: str
+    type: Literal["function_call"]
+    status: Status
+    call_id: str
+    name: str
+    arguments: str
+
+
+class CallOutputItem(TypedDict):
+    """What a called function returned."""
+
+    id: str
+    type: Literal["function_call_output"]
+    status: Status
+    call_id: str
+    output: str
+
+
+class _Reasoning(TypedDict):
+    id: str
+    type: Literal["reasoning"]
+    status: Status
+
+
+class OutputReasoning(_Reasoning):
+    """What the model thought before it answered."""
+
+    summary: Nothing
+    content: list[ReasoningTextPart]
+
+
+class InputReasoning(_Reasoning):
+    """Earlier reasoning, as it was sent."""
+
+    summary: list[dict[str, Any]]
+    content: list[dict[str, Any]]
+
+
+OutputItem = OutputMessage | CallItem | OutputReasoning
+KeptItem = OutputItem | InputMessage | CallOutputItem | InputReasoning

@@ -1,0 +1,103 @@
+"""Answers of what is kept: files, batches, lists of them, and what is deleted."""
+
+from collections.abc import Sequence
+from typing import Generic, Literal, TypeVar
+
+from typing_extensions import TypedDict
+
+from router.api.answers.generated import CachedTokens
+from router.api.answers.responses import OutputTokens
+from router.store.batches import BatchFault, Status
+
+
+class Identified(TypedDict):
+    """Whatever has an id."""
+
+    id: str
+
+
+R = TypeVar("R", bound=Identified)
+
+
+class Page(TypedDict, Generic[R]):
+    """A page of a list. last_id: `after` of the next."""
+
+    object: Literal["list"]
+    data: Sequence[R]
+    first_id: str | None
+    last_id: str | None
+    has_more: bool
+
+
+class FileRecord(TypedDict):
+    """A file. Times are Unix time in seconds."""
+
+    id: str
+    object: Literal["file"]
+    bytes: int
+    created_at: int
+    expires_at: int
+    filename: str
+    purpose: Literal["batch", "batch_output"]
+    status: Literal["processed"]
+    status_details: None
+
+
+class Deleted(TypedDict):
+    """It was there, and is no more."""
+
+    id: str
+    object: Literal["file", "response"]
+    deleted: Literal[True]
+
+
+class BatchFaults(TypedDict):
+    """Why a batch failed."""
+
+    object: Literal["list"]
+    data: list[BatchFault]
+
+
+class LineCounts(TypedDict):
+    """How many lines there are, and how many were answered."""
+
+    total: int
+    completed: int
+    failed: int
+
+
+class BatchUsage(TypedDict):
+    """Tokens of all lines so far."""
+
+    input_tokens: int
+    input_tokens_details: CachedTokens
+    output_tokens: int
+    output_tokens_details: OutputTokens
+    total_tokens: int
+
+
+class BatchRecord(TypedDict):
+    """How far a batch has come. Times are Unix time in seconds, null for what did not happen."""
+
+    id: str
+    object: Literal["batch"]
+    endpoint: str
+    model: str
+    errors: BatchFaults | None
+    input_file_id: str
+    completion_window: str
+    status: Status
+    output_file_id: str | None
+    error_file_id: str | None
+    created_at: int
+    expires_at: int
+    in_progress_at: int | None
+    finalizing_at: int | None
+    completed_at: int | None
+    failed_at: int | None
+    expired_at: int | None
+    cancelling_at: int | None
+    cancelled_at: int | None
+    request_counts: LineCounts
+    usage: BatchUsage
+    metadata: dict[str, str] | None

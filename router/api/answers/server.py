@@ -1,0 +1,139 @@
+"""Answers about the server and its tokenizer."""
+
+from typing import Literal, NotRequired
+
+from typing_extensions import TypedDict
+
+from workers.protocol import Role
+
+
+class Root(TypedDict):
+    """Where to go from here."""
+
+    name: str
+    model: str
+    paths: tuple[str, ...]
+
+
+class Model(TypedDict):
+    """The served model. max_model_len: in tokens, null while no worker is live."""
+
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: int | None
+
+
+class ModelList(TypedDict):
+    """It alone."""
+
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Health(TypedDict):
+    """The process lives."""
+
+    status: Literal["ok"]
+
+
+class Ready(TypedDict):
+    """A request could be served now."""
+
+    ready: Literal[True]
+
+
+class Unready(TypedDict):
+    """None could be served. reason: why not."""
+
+    ready: Literal[False]
+    reason: str
+
+
+class RankStatus(TypedDict):
+    """A process of a worker."""
+
+    rank: int
+    pid: int
+    node: str
+    device: str
+
+
+class WorkerPlace(TypedDict):
+    """Where a worker is."""
+
+    id: str
+    state: Literal["live", "draining", "connecting"]
+    host: str
+    port: int
+
+
+class UnreachedWorker(WorkerPlace):
+    """One that no connection leads to. problem: what the last attempt ended with."""
+
+    problem: str | None
+
+
+class WorkerStatus(WorkerPlace):
+    """A worker and its load, as of its last step. step_s: its length in seconds. in_flight: of this router."""
+
+    node: str
+    pid: int
+    weights_id: str
+    layout: str
+    max_model_len: int
+    page_size: int
+    pages: int
+    slots: int
+    queued: int
+    queued_tokens: int
+    running: int
+    free_pages: int
+    free_slots: int
+    transferring: int
+    step_s: float
+    in_flight: int
+    ranks: list[RankStatus]
+
+
+class PoolStatus(TypedDict):
+    """Workers of one role. configured: how many there are to be."""
+
+    configured: int
+    live: int
+    workers: list[WorkerStatus | UnreachedWorker]
+
+
+class RouterStatus(TypedDict):
+    """The router that answers."""
+
+    name: str
+    pid: int
+    in_flight: int
+    max_queue: int
+
+
+class ClusterStatus(TypedDict):
+    """Pools, workers, ranks and their figures. reason: why no request could be served now."""
+
+    model: str
+    ready: bool
+    reason: str | None
+    router: RouterStatus
+    pools: dict[Role, PoolStatus]
+
+
+class Tokenized(TypedDict):
+    """Token ids of a text. token_strs: where they were asked for. max_model_len: null while no worker is live."""
+
+    count: int
+    max_model_len: int | None
+    tokens: tuple[int, ...]
+    token_strs: NotRequired[list[str]]
+
+
+class Detokenized(TypedDict):
+    """Token ids' text."""
+
+    prompt: str
