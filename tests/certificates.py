@@ -37,12 +37,23 @@ def _pem(key: ec.EllipticCurvePrivateKey) -> bytes:
     return key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def environment(folder: Path, address: str = HOST) -> dict[str, str]:
-    """Ray's variables for a new authority in `folder` and a certificate of it for an address of this machine."""
+def _authority() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
+    signer = ec.generate_private_key(ec.SECP256R1())
+    ca = _builder("ca", signer, _name("ca")).add_extension(x509.BasicConstraints(True, 0), True)
+    return signer, ca.sign(signer, SHA256())
+
+
+def authority() -> dict[str, bytes]:
+    """A new authority, as a Secret of kind kubernetes.io/tls holds it."""
+    signer, ca = _authority()
+    return {"tls.crt": ca.public_bytes(Encoding.PEM), "tls.key": _pem(signer)}
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Ray's variables for a new authority in `folder` and a certificate of it for loopback."""
     folder.mkdir(exist_ok=True)
-    signer, key = ec.generate_private_key(ec.SECP256R1()), ec.generate_private_key(ec.SECP256R1())
-    ca = _builder("ca", signer, _name("ca")).add_extension(x509.BasicConstraints(True, 0), True).sign(signer, SHA256())
-    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(address))])
+    (signer, ca), key = _authority(), ec.generate_private_key(ec.SECP256R1())
+    names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))])
     leaf = _builder("ling", key, ca.subject).add_extension(names, False).sign(signer, SHA256())
     contents = {
         "RAY_TLS_SERVER_CERT": leaf.public_bytes(Encoding.PEM),

@@ -21,6 +21,9 @@
 {{- if and $v.model.shard.enabled (not $v.model.path) -}}
 {{- fail "model.shard.enabled: needs model.path; the embedded checkpoint is not sharded" -}}
 {{- end -}}
+{{- if ne $v.tls.enabled (ne $v.tls.caSecretName "") -}}
+{{- fail "tls: enabled and caSecretName go together" -}}
+{{- end -}}
 {{- if and $v.apiKeys.testSecretName (not $v.apiKeys.secretName) -}}
 {{- fail "apiKeys.testSecretName: says nothing without apiKeys.secretName" -}}
 {{- end -}}

@@ -72,6 +72,9 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "ling.volumeMounts" -}}
 {{- $v := (index . 0).Values -}}
 - {name: tmp, mountPath: /tmp}
+{{- if $v.tls.enabled }}
+- {name: tls, mountPath: /etc/ling/tls, readOnly: true}
+{{- end }}
 {{- if $v.model.path }}
 - {name: models, mountPath: /models, readOnly: true}
 {{- end }}
@@ -84,6 +87,12 @@ seccompProfile: {type: RuntimeDefault}
 {{- $v := (index . 0).Values -}}
 - name: tmp
   emptyDir: {}
+{{- if $v.tls.enabled }}
+- name: tls
+  emptyDir: {medium: Memory, sizeLimit: 1Mi}
+- name: ca
+  secret: {secretName: {{ $v.tls.caSecretName | quote }}, items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
+{{- end }}
 {{- if $v.model.path }}
 - name: models
   {{- include "ling.modelVolume" (index . 0) | nindent 2 }}

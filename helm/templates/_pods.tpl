@@ -60,8 +60,14 @@ spec:
       labelSelector:
         matchLabels: {{- include "ling.selector" (list $root $component) | nindent 10 }}
   {{- end }}
-  {{- if and (eq $component "head") $v.model.shard.enabled }}
+  {{- $waits := and (eq $component "head") $v.model.shard.enabled }}
+  {{- if or $v.tls.enabled $waits }}
   initContainers:
+  {{- end }}
+    {{- if $v.tls.enabled }}
+    {{- include "ling.certificate" $root | nindent 4 }}
+    {{- end }}
+    {{- if $waits }}
     # No worker starts before the head does, so none waits with its GPUs for the weights.
     - name: wait-for-weights
       image: {{ include "ling.image" $root }}
@@ -71,12 +77,13 @@ spec:
       resources: {requests: {cpu: 10m, memory: 16Mi}, limits: {memory: 64Mi}}
       securityContext: {{- include "ling.containerSecurity" $root | nindent 8 }}
       volumeMounts: [{name: models, mountPath: /models, readOnly: true}]
-  {{- end }}
+    {{- end }}
   containers:
     - name: {{ ternary "ray-head" "ray-worker" (eq $component "head") }}
       image: {{ include "ling.image" $root }}
       imagePullPolicy: {{ $v.image.pullPolicy }}
       env: {{- include "ling.env" $root | nindent 8 }}
+        {{- if $v.tls.enabled }}{{ include "ling.tlsEnv" $root | nindent 8 }}{{ end }}
       ports: {{- include "ling.ports" (list $root $component) | nindent 8 }}
       {{- $limits := deepCopy ($group.resources.limits | default dict) }}
       {{- if $ranks }}{{- $_ := set $limits $v.gpu.resource $group.tp }}{{- end }}
