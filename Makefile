@@ -35,8 +35,6 @@ bench: install
 constraints: install
 	$(BIN)/python -m pip freeze --exclude-editable | grep '==' > constraints.txt
 
-# Known weaknesses of those versions, from PyPI's advisories; fails if there are any. Needs PyPI itself, not a mirror.
+# Known weaknesses of those versions, from PyPI's advisories; fails if there are any, or no advisories to be had.
 audit:
-	$(PYTHON) -m venv build/audit
-	build/audit/bin/python -m pip install --quiet pip-audit
-	build/audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
+	$(PYTHON) .ci/audit
