@@ -1,5 +1,6 @@
 """The Serve application: `serve run cluster.app:build model=DIR decode.replicas=2`, or `serve deploy`."""
 
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -7,6 +8,7 @@ from ray import serve
 from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.serve import Application
 
+from cluster.checkpoint import check_files
 from cluster.config import ClusterConfig, parse
 from cluster.directory import Directory
 from cluster.ingress import Router
@@ -27,7 +29,9 @@ _CLOSING_S = 10.0
 
 def build(args: dict[str, Any]) -> Application:
     """The application for settings as `cluster.config.ClusterConfig` names them; ConfigError if they can't be."""
-    return application(resolve(parse(args), gpus()))
+    resolved = resolve(parse(args), gpus())
+    check_files(resolved.config, Path(resolved.model))
+    return application(resolved)
 
 
 def gpus() -> float:

@@ -3,7 +3,9 @@
 import os
 import secrets
 import socket
+from pathlib import Path
 
+from cluster.checkpoint import check_files
 from cluster.config import ClusterConfig, ConfigError
 from cluster.resolve import resolve
 from workers.tls import TlsError, tls
@@ -14,10 +16,11 @@ def serve_here(config: ClusterConfig) -> None:
 
     Raises ConfigError for settings that can't be served, StartError if the cluster did not come up.
     """
-    resolve(config, gpus=0)
+    resolved = resolve(config, gpus=0)
     if config.port is None:
         raise ConfigError("port: `ling serve` listens by itself and needs a port")
     _check_port(config.host, config.port)
+    check_files(config, Path(resolved.model))
     try:
         tls()
     except TlsError as error:

@@ -5,6 +5,7 @@ import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cluster.checkpoint import find_checkpoint
 from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
 from cluster.metrics_limit import limit_of
 from router.config import Pools, RouterConfig
@@ -32,9 +33,7 @@ class Resolved:
 
 def resolve(config: ClusterConfig, gpus: float) -> Resolved:
     """Fill in the checkpoint and the device (`gpus`: how many the Ray cluster has); ConfigError if it can't be."""
-    folder = EMBEDDED if config.model is None else Path(config.model).expanduser().resolve()
-    if not folder.is_dir():
-        raise ConfigError(f"model: no checkpoint folder at {folder}; give the folder that holds config.json")
+    folder = EMBEDDED if config.model is None else find_checkpoint(config.model)
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
     found = {"model": str(folder), "device": device, **_keys_file(config), **_data_dir(config)}
     resolved = parse(config.model_dump(), found)

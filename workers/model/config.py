@@ -250,16 +250,19 @@ def _read_json(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise ModelConfigError(f"{path} is missing: a checkpoint folder holds config.json") from None
     except (OSError, ValueError) as error:
-        raise ModelConfigError(f"{path} can't be read: {error}") from error
+        raise ModelConfigError(f"{path} can't be read: {error}; mend it or copy it again") from error
     if not isinstance(content, dict):
-        raise ModelConfigError(f"{path} holds no JSON object")
+        raise ModelConfigError(f"{path} holds no JSON object; copy it again")
     return content
 
 
 def _check_kind(raw: dict[str, Any]) -> None:
-    names = raw.get("architectures") or ["none"]
-    if names[0] != ARCHITECTURE:
-        raise ModelConfigError(f"config.json: architecture {names[0]} is not served, only {ARCHITECTURE} is")
+    names = raw.get("architectures")
+    name = names[0] if isinstance(names, list) and names else names or "none"
+    if name != ARCHITECTURE:
+        raise ModelConfigError(
+            f"config.json: architecture {name} is not served, only {ARCHITECTURE}; give a checkpoint of Ling-2.6"
+        )
     for key, value in _FIXED.items():
         if raw.get(key, value) != value:
             raise ModelConfigError(f"config.json: {key} must be {value!r}, found {raw[key]!r}")

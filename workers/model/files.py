@@ -18,6 +18,8 @@ BITS = {
     "F64": 64, "F32": 32, "F16": 16, "BF16": 16, "F8_E4M3": 8, "F8_E5M2": 8,
     "I64": 64, "I32": 32, "I16": 16, "I8": 8, "U64": 64, "U32": 32, "U16": 16, "U8": 8, "BOOL": 8,
 }  # fmt: skip
+_OTHERS = (".gguf", ".bin", ".pt", ".pth")
+_LFS_POINTER = b"version https://git-lfs"
 _HEADER_LIMIT = 100_000_000
 _SAMPLES = 256
 _SAMPLE_BYTES = 4096
@@ -49,9 +51,11 @@ def weight_map(folder: Path) -> dict[str, str]:
             found = json.loads(index.read_bytes())["weight_map"]
             return {str(k): str(v) for k, v in found.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise WeightError(f"{index} can't be read: {error!r}") from error
+            raise WeightError(f"{index} can't be read: {error!r}; copy it again") from error
     if not (folder / SINGLE).exists():
-        raise WeightError(f"{folder} holds neither {INDEX} nor {SINGLE}")
+        other = sorted(p.name for p in folder.iterdir() if p.suffix in _OTHERS)
+        found = f"; {other[0]} is not read, only safetensors are" if other else ""
+        raise WeightError(f"{folder} holds neither {INDEX} nor {SINGLE}{found}; copy the release's weights into it")
     return dict.fromkeys(read_header(folder / SINGLE), SINGLE)
 
 
@@ -108,6 +112,9 @@ def read_header(path: Path) -> dict[str, Entry]:
     try:
         with path.open("rb") as file:
             size = path.stat().st_size
+            if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+                raise WeightError(f"{path} is Git LFS's pointer to the file; fetch the file itself with `git lfs pull`")
+            file.seek(0)
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or 8 + length > size:
                 raise ValueError("its header is incomplete")
@@ -115,7 +122,7 @@ def read_header(path: Path) -> dict[str, Entry]:
                 raise ValueError(f"its header claims {length} bytes")
             header = json.loads(file.read(length))
     except FileNotFoundError:
-        raise WeightError(f"{path} is missing, though the checkpoint's index names it") from None
+        raise WeightError(f"{path} is missing, though the checkpoint's index names it; copy it again") from None
     except (OSError, ValueError) as error:
         raise _damaged(path, str(error)) from error
     try:

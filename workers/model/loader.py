@@ -123,7 +123,10 @@ class Loader:
             return
         if stored.shape is not None and stored.shape != shape:
             found = list(stored.shape)
-            self.refuse(f"{name} in {self.source.where(name)} has shape {found}, expected {list(shape)}")
+            self.refuse(
+                f"{name} in {self.source.where(name)} has shape {found}, expected {list(shape)} by config.json; "
+                "take both from one release"
+            )
             return
         if stored.dtype not in kinds:
             self.refuse(f"{name} is stored as {stored.dtype}; served are {', '.join(kinds)}")

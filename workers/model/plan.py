@@ -1,5 +1,6 @@
 """What a rank would read, without reading it: checks of a checkpoint, and the order pre-sharded copies keep."""
 
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from workers.collectives.base import Solo
 from workers.model.config import LingConfig
 from workers.model.ling import LingModel
 from workers.model.loader import Loader, Source, raise_problems
+from workers.model.sharded import is_sharded
 from workers.model.weights import open_checkpoint
 
 _NOWHERE = torch.device("meta")
@@ -31,12 +33,12 @@ def rank_reads(config: LingConfig, source: Source, rank: int, tp: int) -> Loader
 def check(folder: Path, config: LingConfig, tp: int = 1) -> None:
     """WeightError that lists what keeps the folder's weights from being served; only headers are read."""
     problems: list[str] = []
-    for rank in range(tp):
-        source = open_checkpoint(folder, rank, tp)
-        try:
-            problems += rank_reads(config, source, rank, tp).problems
-        finally:
-            source.close()
+    # All ranks read a whole checkpoint's files, whose headers are long; of a pre-sharded copy each has its own.
+    owners = range(tp if is_sharded(folder) else 1)
+    with ExitStack() as opened:
+        sources = [opened.enter_context(closing(open_checkpoint(folder, rank, tp))) for rank in owners]
+        for rank in range(tp):
+            problems += rank_reads(config, sources[rank % len(sources)], rank, tp).problems
     raise_problems(list(dict.fromkeys(problems)))
 
 

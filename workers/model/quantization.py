@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 Method = Literal["none", "fp8", "channel fp8", "int4", "awq"]
-_CT_FORMATS = ("pack-quantized", "float-quantized")
+_INSTEAD = "`ling convert` makes fp8 and int4 of plain weights"
 
 
 class QuantizationError(ValueError):
@@ -42,7 +42,8 @@ class Quantization:
             _expect(known, "quantization_config", {"bits": 4, "version": "gemm", "zero_point": True})
             return cls("awq", group=_size(raw, "group_size", 128))
         raise QuantizationError(
-            f"quantization_config.quant_method {method!r} is not served; served are fp8, compressed-tensors and awq"
+            f"quantization_config.quant_method {method!r} is not served; served are fp8, compressed-tensors and awq; "
+            f"{_INSTEAD}"
         )
 
 
@@ -81,7 +82,8 @@ def _of_groups(raw: dict[str, Any]) -> Quantization:
             found.append(Quantization("channel fp8"))
         else:
             raise QuantizationError(
-                f"quantization_config.format {scheme!r} is not served; served are pack-quantized and float-quantized"
+                f"quantization_config.format {scheme!r} is not served; served are pack-quantized and "
+                f"float-quantized; {_INSTEAD}"
             )
     return found[0]
 

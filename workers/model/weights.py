@@ -35,8 +35,8 @@ class Checkpoint:
     def missing(self, name: str) -> str:
         """Why `find` gives None."""
         if name not in self._file_of:
-            return f"{name} is in no file of {self._folder}"
-        return f"{name} should be in {self.where(name)}, and is not"
+            return f"{name} is in no file of {self._folder}; copy the release's weights and their index again"
+        return f"{name} should be in {self.where(name)}, and is not; copy the file again"
 
     def where(self, name: str) -> str:
         """A tensor's file."""

@@ -1,0 +1,50 @@
+"""The checkpoint that was given, before anything starts: is it one, and are its files there and whole."""
+
+from pathlib import Path
+
+from cluster.config import ClusterConfig, ConfigError
+from router.tokens import Tokenizer
+from workers.model.config import LingConfig
+from workers.model.files import WeightError
+
+_GGUF = "GGUF files are not read: give the folder of a release, with config.json and safetensors files"
+
+
+def find_checkpoint(model: str) -> Path:
+    """The folder of `model`, that holds a config.json; ConfigError tells what there is instead."""
+    folder = Path(model).expanduser().resolve()
+    if folder.is_file():
+        told = _GGUF if folder.suffix == ".gguf" else "give the folder it lies in"
+        raise ConfigError(f"model: {folder} is a file; {told}")
+    if not folder.is_dir():
+        raise ConfigError(
+            f"model: no checkpoint folder at {folder}; give the folder that holds config.json (nothing is downloaded)"
+        )
+    if (folder / "config.json").exists():
+        return folder
+    if any(folder.glob("*.gguf")):
+        raise ConfigError(f"model: {folder} holds no config.json; {_GGUF}")
+    what = "holds no config.json" if any(folder.iterdir()) else "is empty"
+    raise ConfigError(f"model: {folder} {what}; give the folder of a release, with config.json and safetensors files")
+
+
+def check_files(config: ClusterConfig, folder: Path) -> None:
+    """ConfigError that lists what keeps a checkpoint from being served; of its weights only headers are read."""
+    if not (folder / "tokenizer.json").is_file():
+        raise ConfigError(f"model: {folder} holds no tokenizer.json; copy it from the release the weights are of")
+    try:
+        Tokenizer(str(folder)).close()
+    except Exception as error:  # `tokenizers` raises nothing narrower
+        raise ConfigError(
+            f"model: the tokenizer or chat template in {folder} can't be read: {error}; copy tokenizer.json, "
+            "tokenizer_config.json and chat_template.jinja from the release again"
+        ) from error
+    if config.load == "synthetic":
+        return
+    # Here, for it imports torch, which every `ling` command would wait for.
+    from workers.model.plan import check  # noqa: PLC0415
+
+    try:
+        check(folder, LingConfig.load(folder, config.model_overrides), config.decode.tp)
+    except WeightError as error:
+        raise ConfigError(f"model: {error}") from error
