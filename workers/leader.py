@@ -10,9 +10,9 @@ import socket
 import time
 from collections import defaultdict
 from collections.abc import Coroutine
-from dataclasses import dataclass, field
 from pathlib import Path
 
+from workers.arrivals import Arrivals, mismatch
 from workers.clients import Client, Clients
 from workers.config import WorkerConfig
 from workers.engine.scheduler import Scheduler
@@ -39,6 +39,7 @@ from workers.protocol import (
     SeqOutput,
     WorkerInfo,
 )  # fmt: skip
+from workers.pulls import Pulls
 from workers.ranks import Event, Launch, Ranks
 from workers.sizes import layout_of, limits_of
 from workers.telemetry.worker import TransferFailure, WorkerFigures
@@ -46,22 +47,6 @@ from workers.tls import listen, tls
 from workers.wire import CLUSTER, WireError
 
 _HEARTBEAT_S = 0.2
-
-
-@dataclass(frozen=True, slots=True)
-class Puller:
-    """Who pulled a request, and when."""
-
-    client: Client
-    at: float
-
-
-@dataclass(slots=True)
-class Arrival:
-    """What has come of a snapshot being pulled."""
-
-    ranks: set[int] = field(default_factory=set)
-    header: Header | None = None
 
 
 class Leader:
@@ -78,9 +63,8 @@ class Leader:
         self._clients = Clients()
         self._ranks = Ranks(config, self._on_event)
         self._joining: set[str] = set()  # decode requests whose prefill worker is being connected
-        self._pulls: dict[str, Puller] = {}  # by request, which may not be here yet
-        self._pullers: dict[str, Client] = {}  # decode worker id -> its connection
-        self._arrivals: dict[str, Arrival] = {}
+        self._pulls = Pulls()
+        self._arrivals = Arrivals(config.tp)
         self._departures: dict[str, set[int]] = defaultdict(set)
         self._links: list[LinkAll] = []
         self._unlinks: list[Unlink] = []
@@ -190,7 +174,7 @@ class Leader:
         for expect in plan.expects:
             peer = self._peers.known(expect.peer)
             if peer is not None:
-                self._arrivals[expect.request_id] = Arrival()
+                self._arrivals.expect(expect.request_id)
                 peer.send(Pull(expect.request_id))
             else:  # went away since it was queued
                 self._fail(expect.request_id, f"prefill worker {expect.peer} went away", "peer")
@@ -199,7 +183,7 @@ class Leader:
         """A prompt is done: tell its decode worker, if that has pulled already."""
         seq = self._scheduler.sequences.get(output.request_id)
         if seq is None:
-            self._refuse_pull(output.request_id, "the request ended with its first token", told=True)
+            self._pulls.refuse(output.request_id, "the request ended with its first token", told=True)
         elif seq.handoff and seq.peer is not None:
             self._send_header(seq, seq.peer)
 
@@ -210,19 +194,15 @@ class Leader:
             self._finish(self._scheduler.sent(request_id, time.monotonic()))
 
     def _send_header(self, seq: Sequence, peer: str) -> None:
-        client = self._pullers.get(peer)
-        if client is not None:
-            prompt = seq.tokens[: seq.prompt_tokens]
-            client.tell(
-                Header(
-                    request_id=seq.request_id,
-                    position=seq.prompt_tokens,
-                    token_hash=hash_tokens(prompt),
-                    generated=tuple(seq.tokens[seq.prompt_tokens :]),
-                    layout=self.info.layout,
-                    weights_id=self.info.weights_id,
-                ),
-            )
+        header = Header(
+            request_id=seq.request_id,
+            position=seq.prompt_tokens,
+            token_hash=hash_tokens(seq.tokens[: seq.prompt_tokens]),
+            generated=tuple(seq.tokens[seq.prompt_tokens :]),
+            layout=self.info.layout,
+            weights_id=self.info.weights_id,
+        )
+        self._pulls.head(peer, header)
 
     # Routers and decode workers that call
 
@@ -236,7 +216,7 @@ class Leader:
             client = Client(hello.name, hello.kind, writer)
             self._clients.join(client)
             if hello.kind == "worker":
-                self._pullers[hello.name] = client
+                self._pulls.join(client)
             client.tell(self.info)
             while True:
                 self._handle(client, await CLUSTER.read(reader))
@@ -260,7 +240,7 @@ class Leader:
             case Pull():
                 self._pull(client, message.request_id)
             case CancelPull():
-                self._pulls.pop(message.request_id, None)
+                self._pulls.drop(message.request_id)
                 self._drop(message.request_id)
             case _:
                 raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
@@ -317,12 +297,12 @@ class Leader:
         if self._grammars.holds_back(seq):
             return
         self._scheduler.add(seq)
-        if seq.handoff and (puller := self._pulls.get(seq.request_id)):
-            self._scheduler.pull(seq.request_id, puller.client.name)
+        if seq.handoff and (puller := self._pulls.by(seq.request_id)):
+            self._scheduler.pull(seq.request_id, puller)
 
     def _pull(self, client: Client, request_id: str) -> None:
         seq = self._scheduler.sequences.get(request_id)
-        self._pulls[request_id] = Puller(client, time.monotonic())
+        self._pulls.ask(request_id, client, time.monotonic())
         if seq is not None and self._scheduler.pull(request_id, client.name) and seq.generated:
             self._send_header(seq, client.name)
 
@@ -330,10 +310,7 @@ class Leader:
         """A connection ended: whatever was done for it has no taker."""
         for request_id in self._clients.leave(client):
             self._drop(request_id)
-        for request_id in [i for i, p in self._pulls.items() if p.client is client]:
-            del self._pulls[request_id]
-        if self._pullers.get(client.name) is client:
-            del self._pullers[client.name]
+        if self._pulls.leave(client):
             for seq in [s for s in self._scheduler.sequences.values() if s.peer == client.name]:
                 self._fail(seq.request_id, f"decode worker {client.name} went away", "peer")
         self._wake.set()
@@ -358,45 +335,33 @@ class Leader:
         if isinstance(message, PullRefused):
             if message.request_id in self._scheduler.pulling_from(worker_id):
                 if message.told:
-                    self._arrivals.pop(message.request_id, None)
+                    self._arrivals.drop(message.request_id)
                     self._finish(self._scheduler.call_off(message.request_id, time.monotonic()))
                 else:
                     self._fail(message.request_id, message.reason, "refused")
             return
-        arrival = self._arrivals.get(message.request_id)
         seq = self._scheduler.sequences.get(message.request_id)
-        if arrival is None or seq is None:
+        if message.request_id not in self._arrivals or seq is None:
             return
-        if reason := self._header_mismatch(seq, message):
+        if reason := mismatch(seq, message, self.info):
             self._fail(seq.request_id, f"snapshot from {worker_id} refused: {reason}", "mismatch")
             return
-        arrival.header = message
         seq.header_at = time.monotonic()
-        self._install_if_whole(message.request_id, arrival)
+        self._install(self._arrivals.head(message))
 
-    def _header_mismatch(self, seq: Sequence, header: Header) -> str | None:
-        expected = (seq.prompt_tokens, hash_tokens(seq.tokens), self.info.layout, self.info.weights_id)
-        got = (header.position, header.token_hash, header.layout, header.weights_id)
-        for name, mine, theirs in zip(("position", "token_hash", "layout", "weights_id"), expected, got, strict=True):
-            if mine != theirs:
-                return f"its {name} is {theirs}, expected {mine}"
-        return None if header.generated else "it holds no sampled token"
-
-    def _install_if_whole(self, request_id: str, arrival: Arrival) -> None:
-        if arrival.header is not None and len(arrival.ranks) == self._config.tp:
-            del self._arrivals[request_id]
-            now = time.monotonic()
-            if (seq := self._scheduler.sequences.get(request_id)) is not None:
-                self.figures.transferred(now - seq.header_at)
-            self._scheduler.install(request_id, arrival.header.generated, now)
-            self._wake.set()
+    def _install(self, whole: Header | None) -> None:
+        if whole is None:
+            return
+        now = time.monotonic()
+        if (seq := self._scheduler.sequences.get(whole.request_id)) is not None:
+            self.figures.transferred(now - seq.header_at)
+        self._scheduler.install(whole.request_id, whole.generated, now)
+        self._wake.set()
 
     def _on_event(self, event: Event) -> None:
         match event:
             case Received():
-                if arrival := self._arrivals.get(event.request_id):
-                    arrival.ranks.add(event.rank)
-                    self._install_if_whole(event.request_id, arrival)
+                self._install(self._arrivals.part(event.request_id, event.rank))
             case Compiled():
                 self._on_compiled(event)
             case Sent():
@@ -430,15 +395,11 @@ class Leader:
         self._wake.set()
 
     def _cancel_pull(self, seq: Sequence) -> None:
-        self._arrivals.pop(seq.request_id, None)
+        self._arrivals.drop(seq.request_id)
         pulling = seq.state in (State.PULLING, State.PARKED)
         if seq.source is not None and pulling and (peer := self._peers.known(seq.source)):
             peer.send(CancelPull(seq.request_id))
-        self._refuse_pull(seq.request_id, "the request was given up at its prefill worker", told=True)
-
-    def _refuse_pull(self, request_id: str, reason: str, told: bool) -> None:
-        if puller := self._pulls.pop(request_id, None):
-            puller.client.tell(PullRefused(request_id, reason, told))
+        self._pulls.refuse(seq.request_id, "the request was given up at its prefill worker", told=True)
 
     # Towards routers
 
@@ -456,7 +417,7 @@ class Leader:
 
     def _end(self, output: SeqOutput) -> None:
         self._departures.pop(output.request_id, None)
-        self._pulls.pop(output.request_id, None)
+        self._pulls.drop(output.request_id)
         self._publish([output])
 
     def _publish(self, outputs: list[SeqOutput]) -> None:
@@ -471,9 +432,9 @@ class Leader:
             for output in self._scheduler.overdue(now):
                 self.figures.transfer_failed("timeout")
                 self._finish(output)
-            for request_id, puller in list(self._pulls.items()):
-                if request_id not in self._scheduler.sequences and now - puller.at > self._config.handoff_timeout_s:
-                    self._refuse_pull(request_id, "its prefill worker never got the request", told=False)
+            for request_id in self._pulls.asked_before(now - self._config.handoff_timeout_s):
+                if request_id not in self._scheduler.sequences:
+                    self._pulls.refuse(request_id, "its prefill worker never got the request", told=False)
             self._clients.beat(self._scheduler.steps, self._scheduler.load)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
