@@ -66,7 +66,7 @@ def create_app(gateway: Gateway) -> FastAPI:
         ("/metrics", info.metrics),
         ("/openapi.json", info.openapi),
     ):
-        app.add_api_route(path, handler, methods=["GET"], response_model=None)
+        app.add_api_route(path, handler, methods=["GET", "HEAD"], response_model=None)
     app.router.routes.extend(page(gateway, info))
     if gateway.config.api_keys is not None:
         keys = Keys(gateway.config.api_keys, gateway.config.replicas)

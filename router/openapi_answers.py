@@ -4,7 +4,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from router.api.answers.anthropic import AnthropicMessage, MessageEvent, TokenCount
+from router.api.answers.anthropic import (
+    AnthropicMessage,
+    AnthropicModel,
+    AnthropicModelList,
+    MessageEvent,
+    TokenCount,
+)
 from router.api.answers.generated import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from router.api.answers.items import KeptItem
 from router.api.answers.records import BatchRecord, Deleted, FileRecord, Page
@@ -41,8 +47,8 @@ ANSWERS: Mapping[tuple[str, str], Answer] = {
     ("get", "/v1/batches"): Answer(Page[BatchRecord]),
     ("get", "/v1/batches/{batch_id}"): Answer(BatchRecord),
     ("post", "/v1/batches/{batch_id}/cancel"): Answer(BatchRecord),
-    ("get", "/v1/models"): Answer(ModelList),
-    ("get", "/v1/models/{name}"): Answer(Model),
+    ("get", "/v1/models"): Answer(ModelList | AnthropicModelList),
+    ("get", "/v1/models/{name}"): Answer(Model | AnthropicModel),
     ("post", "/tokenize"): Answer(Tokenized),
     ("post", "/detokenize"): Answer(Detokenized),
     ("get", "/"): Answer(Root),

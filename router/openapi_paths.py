@@ -39,7 +39,7 @@ _FILE = {
 PLAIN = (
     Plain("get", "/", "Where to go from here; for browsers, a page of live figures", kinds=(JSON, HTML)),
     Plain("get", "/live", "What /metrics said over the last five minutes", {"since": {"type": "number"}}),
-    Plain("get", "/v1/models", "The served model, as a list"),
+    Plain("get", "/v1/models", "The served model, as a list; with an `anthropic-version` header in that API's shape"),
     Plain("get", "/v1/models/{name}", "The served model by its name"),
     Plain("get", "/health", "Whether the process lives"),
     Plain("get", "/ready", "Whether a request could be served now"),

@@ -55,8 +55,6 @@ def parse(body: bytes, model: type[R]) -> R:
         raise invalid(f"the body is not JSON: {error}", code="invalid_json") from None
     if not isinstance(content, dict):
         raise invalid("the body must be a JSON object", code="invalid_json")
-    content = {key: value for key, value in content.items() if value is not None}
-    _drop_null_keys(content.get("messages"))
     return check(content, model)
 
 
@@ -66,15 +64,6 @@ def check(content: dict[str, Any], model: type[R]) -> R:
         return model.model_validate(content)
     except ValidationError as error:
         raise explain(error.errors(include_url=False)[0]) from None
-
-
-def _drop_null_keys(messages: Any) -> None:
-    """Answers sent back as history carry nulls for all they lacked."""
-    if isinstance(messages, list):
-        for message in messages:
-            if isinstance(message, dict):
-                for key in [k for k, v in message.items() if v is None]:
-                    del message[key]
 
 
 def explain(error: ErrorDetails) -> ApiError:

@@ -71,7 +71,7 @@ class ChatRequest(FormattedRequest):
     tools: list[Tool] = Field(default_factory=list, max_length=1024)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = Field(True, description="false: the answer ends with its first call")
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = Field(
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
         None, description="from `low` on the model reasons; how much is its own choice"
     )
     chat_template_kwargs: dict[str, Any] = Field(

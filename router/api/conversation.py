@@ -25,7 +25,9 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: str
-    cache_control: dict[str, Any] | None = meaningless(None)  # prompts are not cached by mark
+    # Prompts are not cached by mark.
+    cache_control: dict[str, Any] | None = meaningless(None)
+    prompt_cache_breakpoint: dict[str, Any] | None = meaningless(None)
 
 
 class Function(Strict):
@@ -33,6 +35,7 @@ class Function(Strict):
 
     name: str
     arguments: str
+    parsed_arguments: Any = meaningless(None, exclude=True)  # as an SDK adds them
 
 
 class ToolCall(Strict):
@@ -41,7 +44,7 @@ class ToolCall(Strict):
     id: str
     type: Literal["function"] = "function"
     function: Function
-    index: int | None = meaningless(None)
+    index: int | None = meaningless(None, exclude=True)
 
 
 Content = Annotated[list[TextPart], BeforeValidator(_part_list, json_schema_input_type=str | list[TextPart])]
@@ -52,6 +55,7 @@ class BaseMessage(Strict):
 
     content: Content
     name: str | None = None
+    cache_control: dict[str, Any] | None = meaningless(None)
 
 
 class SystemMessage(BaseMessage):
@@ -72,8 +76,20 @@ class AssistantMessage(BaseMessage):
     role: Literal["assistant"]
     content: Content = Field(default_factory=list)
     tool_calls: list[ToolCall] = Field(default_factory=list)
-    reasoning_content: str | None = meaningless(None)  # the family's templates leave earlier reasoning out
+    # The family's templates leave earlier reasoning out, by whichever name a server gave it.
+    reasoning_content: str | None = meaningless(None)
+    reasoning: str | None = meaningless(None)
+    reasoning_details: list[Any] | None = meaningless(None)
     annotations: list[Any] | None = meaningless(None, max_length=0)
+    parsed: Any = meaningless(None)  # the content, as an SDK adds it
+
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_empty(cls, value: Any) -> Any:
+        """An answer that ended before it said anything comes back so."""
+        if isinstance(value, dict) and not value.get("tool_calls") and value.get("content", "") is None:
+            return {**value, "content": ""}
+        return value
 
     @model_validator(mode="after")
     def _says_something(self) -> "AssistantMessage":
@@ -178,13 +194,12 @@ def _in_order(results: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]
 
 
 def _plain(message: BaseMessage) -> dict[str, Any]:
-    out = message.model_dump(exclude_unset=True, exclude={"reasoning_content", "annotations"})
+    out = message.model_dump(exclude_unset=True, include={"role", "name", "tool_call_id", "tool_calls"})
     said = "content" in message.model_fields_set
     out["content"] = "\n".join(part.text for part in message.content) if said else None
     if out["role"] == "developer":
         out["role"] = "system"
     for call in out.get("tool_calls", ()):
-        call.pop("index", None)
         call["function"]["arguments"] = call["function"]["arguments"] or "{}"
     return out
 

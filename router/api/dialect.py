@@ -5,7 +5,7 @@ from typing import Protocol
 
 import msgspec
 
-from router.api.answers.anthropic import AnthropicError
+from router.api.answers.anthropic import AnthropicError, AnthropicFault
 from router.errors import ApiError
 from router.limits import Standing
 from router.limits_headers import Headers, anthropic_headers, openai_headers
@@ -48,18 +48,17 @@ class OpenAI:
 
 
 class Anthropic:
-    """`{"type": "error", "error": {"type", "message"}, "request_id"}`."""
+    """`{"type": "error", "error": {"type", "message", "details": {"error_code"}}, "request_id"}`."""
 
     id_header = b"request-id"
 
     def body(self, error: ApiError, request_id: str | None) -> bytes:
         """`type` by the status."""
         kind = _KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
-        content: AnthropicError = {
-            "type": "error",
-            "error": {"type": kind, "message": error.message},
-            "request_id": request_id,
-        }
+        fault: AnthropicFault = {"type": kind, "message": error.message}
+        if error.code is not None:
+            fault["details"] = {"error_code": error.code}
+        content: AnthropicError = {"type": "error", "error": fault, "request_id": request_id}
         return msgspec.json.encode(content)
 
     def limit_headers(self, standing: Sequence[Standing], clock: float) -> Headers:

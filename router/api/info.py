@@ -1,10 +1,13 @@
 """What the router tells about itself: models, health, readiness, status, metrics."""
 
 import os
+from datetime import UTC, datetime
 from typing import Any
 
+from starlette.requests import Request
 from starlette.responses import Response
 
+from router.api.answers.anthropic import AnthropicModel, AnthropicModelList
 from router.api.answers.server import (
     ClusterStatus,
     Health,
@@ -46,16 +49,25 @@ class Info:
         root: Root = {"name": "ling-cluster router", "model": model, "paths": PATHS}
         return _json(root)
 
-    async def models(self) -> Response:
+    async def models(self, request: Request) -> Response:
         """The one served model, as a list."""
+        if _of_anthropic(request):
+            model = self._anthropic_model()
+            listed: AnthropicModelList = {
+                "data": [model],
+                "first_id": model["id"],
+                "last_id": model["id"],
+                "has_more": False,
+            }
+            return _json(listed)
         models: ModelList = {"object": "list", "data": [self._model()]}
         return _json(models)
 
-    async def model(self, name: str) -> Response:
+    async def model(self, request: Request, name: str) -> Response:
         """The served model by its name."""
         if name != self._gateway.config.served_model_name:
             raise ApiError(404, f"no model {name[:200]!r} is served here", param="model", code="model_not_found")
-        return _json(self._model())
+        return _json(self._anthropic_model() if _of_anthropic(request) else self._model())
 
     async def health(self) -> Response:
         """The process lives."""
@@ -118,6 +130,23 @@ class Info:
             "owned_by": "ling-cluster",
             "max_model_len": longest,
         }
+
+    def _anthropic_model(self) -> AnthropicModel:
+        model = self._model()
+        return {
+            "id": model["id"],
+            "type": "model",
+            "display_name": model["id"],
+            "created_at": datetime.fromtimestamp(model["created"], UTC).isoformat(),
+            "lifecycle": "active",
+            "max_input_tokens": model["max_model_len"],
+            "max_tokens": model["max_model_len"],
+        }
+
+
+def _of_anthropic(request: Request) -> bool:
+    """Whether that vendor's client asks, for whom the same path has another shape."""
+    return "anthropic-version" in request.headers
 
 
 def _document(config: RouterConfig) -> dict[str, Any]:

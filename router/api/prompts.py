@@ -129,10 +129,13 @@ def make_choices(
 
 
 def _max_tokens(prompt_tokens: int, asked: int | None, limits: Limits) -> int:
+    # Agents look for "prompt is too long" to shorten the conversation by themselves, and for the sum to ask again for
+    # less.
     context = limits.max_model_len
     if prompt_tokens >= context:
         raise invalid(
-            f"the prompt has {prompt_tokens} tokens, the context {context} with at least one to be generated",
+            f"the prompt is too long: {prompt_tokens} tokens > {context - 1} maximum; "
+            f"with one to be generated they exceed context limit {context}",
             "prompt",
             "context_length_exceeded",
         )
@@ -140,7 +143,7 @@ def _max_tokens(prompt_tokens: int, asked: int | None, limits: Limits) -> int:
         return context - prompt_tokens
     if prompt_tokens + asked > context:
         raise invalid(
-            f"the prompt's {prompt_tokens} tokens and max_tokens {asked} exceed the context of {context} tokens",
+            f"the prompt's input length and `max_tokens` exceed context limit: {prompt_tokens} + {asked} > {context}",
             "max_tokens",
             "context_length_exceeded",
         )

@@ -1,6 +1,7 @@
 """Request bodies. Strict: each field is honoured, or its only harmless values are accepted, or it is refused.
 
-Top-level nulls are dropped before validation (OpenAI's clients send them for "not set").
+A null is as good as no field, at any depth but in what is the client's own (schemas, arguments): clients write nulls
+for what is not set, and answers sent back as history are full of them.
 """
 
 from typing import Annotated, Any, Literal
@@ -33,11 +34,17 @@ class Strict(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_nulls(cls, value: Any) -> Any:
+        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
+
 
 class StreamOptions(Strict):
     """What a stream carries besides tokens."""
 
     include_usage: bool = False
+    include_obfuscation: Literal[False] = False
 
 
 class GenerationRequest(Strict):

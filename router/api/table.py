@@ -30,6 +30,9 @@ class Endpoint:
 
 
 _MESSAGES_REFUSED = {
+    "billing_policy": "nothing is billed",
+    "compaction": "conversations are not cut here",
+    "mcp_servers": _REMOTE,
     "speed": "there is one speed",
     "user_profile_id": _REMOTE,
     "workspace_id": _REMOTE,
@@ -70,8 +73,10 @@ ENDPOINTS = (
             **_MESSAGES_REFUSED,
             "container": _REMOTE,
             "diagnostics": "there are none in an answer",
+            "fallback_credit_token": "nothing is billed",
+            "fallbacks": "there is one model",
             "inference_geo": "there is one place",
-            "mcp_servers": _REMOTE,
+            "thread": "conversations are sent whole, as the code it is refused with tells SDKs",
         },
     ),
     Endpoint("/v1/messages/count_tokens", CountRequest, _MESSAGES_REFUSED),
@@ -91,7 +96,8 @@ _INTRO = """\
 
 Made by `python -m router.api.table`; a test holds it to the code. **honoured**: it does what its API says, within the
 values given. **only …**: other values are refused. **meaningless**: accepted, and it changes nothing here. **refused**:
-a 400 that names the field; so is every field that is not listed. A field with `null` counts as not sent.
+a 400 that names the field; so is every field that is not listed. A field with `null` counts as not sent, but in what
+is the client's own: schemas, arguments, metadata.
 
 ## What tools come to
 
@@ -188,13 +194,14 @@ and a router's rounding, but a client that stays on one connection has one share
 Each answer carries `x-request-id`, the client's own (1 to 128 printable ASCII characters) or a new one, below
 `/v1/messages` also as `request-id` and in the body of an error; the router's log has it. A head beyond 64 KiB is a
 431, a body beyond `router.max_body_bytes` a 413, JSON that nests deeper than 200 levels a 400; what does not arrive
-in `router.body_timeout_s` is a 408, what is not answered in `router.request_timeout_s` a 504. `GET /openapi.json`
-describes all paths to programs: what they take and, closed to any other field, what they answer. The schema it gives
-for `text/event-stream` is that of one event, whose `data` is JSON by its `contentSchema`.
+in `router.body_timeout_s` is a 408, what is not answered in `router.request_timeout_s` a 504. `HEAD` goes wherever
+`GET` does. `GET /openapi.json` describes all paths to programs: what they take and, closed to any other field, what
+they answer. The schema it gives for `text/event-stream` is that of one event, whose `data` is JSON by its
+`contentSchema`.
 
 Errors come in the shape of the API called: `{"error": {"message", "type", "param", "code"}}`, and below
-`/v1/messages` `{"type": "error", "error": {"type", "message"}, "request_id"}`. An error amid a stream is its last
-event.""".replace("{lease:g}", f"{LEASE_S:g}")
+`/v1/messages` `{"type": "error", "error": {"type", "message", "details": {"error_code"}}, "request_id"}`. An error
+amid a stream is its last event.""".replace("{lease:g}", f"{LEASE_S:g}")
 
 
 def table() -> str:

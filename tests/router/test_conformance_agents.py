@@ -1,12 +1,17 @@
 """What coding agents send, written after their APIs' documents: each field works, or is refused by its name."""
 
 import json
+import typing
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import pytest
+from anthropic.types.beta import message_count_tokens_params, message_create_params
 
+from router.api.table import ENDPOINTS
 from tests.router.conftest import Stage
 from tests.router.scripted import agent, talking
 
@@ -206,3 +211,136 @@ def test_thinking_turned_on_by_either_api_reaches_the_template(agents: Stage) ->
     assert "Be short.\ndetailed thinking on<user>" in prompt_of(agents)
     agents.http.post(f"{agents.url}/v1/chat/completions", json=CHAT | {"reasoning_effort": "high"})
     assert "You write code.\ndetailed thinking on<user>" in prompt_of(agents)
+
+
+BLOCKS: list[Any] = [
+    {"type": "text", "text": "I look.", "citations": None},
+    {"type": "tool_use", "id": "t1", "name": "Bash", "input": {"a": None}, "caller": None, "toolset_name": None},
+    {"type": "tool_use", "id": "t2", "name": "Bash", "input": {}},
+]
+RESULTS: list[Any] = [
+    {"type": "tool_result", "tool_use_id": "t1", "content": None, "is_error": None},
+    {"type": "text", "text": "and"},
+    {"type": "tool_result", "tool_use_id": "t2", "content": [{"type": "text", "text": "b", "citations": None}]},
+]
+AMID: dict[str, Any] = {
+    "model": "tiny",
+    "max_tokens": 9,
+    "system": [
+        {"type": "text", "text": "x-anthropic-billing-header: cc_version=2.1; cch=0a1b2;"},
+        {"type": "text", "text": "You write code.", "cache_control": None},
+    ],
+    "tools": [{**SHELL, "allowed_callers": ["direct"], "defer_loading": False, "strict": None, "type": None}],
+    "tool_choice": {"type": "auto", "name": None, "disable_parallel_tool_use": None},
+    "messages": [
+        {"role": "user", "content": "fix"},
+        {"role": "system", "content": [{"type": "text", "text": "The date changed."}]},
+        {"role": "assistant", "content": BLOCKS},
+        {"role": "user", "content": RESULTS},
+        {"role": "system", "content": "Be quick."},
+    ],
+    "context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]},
+    "output_config": {"effort": "xhigh", "format": None},
+}
+
+
+def test_a_conversation_with_instructions_amid_and_nulls_anywhere(agents: Stage) -> None:
+    answer = agents.http.post(f"{agents.url}/v1/messages?beta=true", json=AMID, headers=BETAS)
+    assert answer.status_code == 200, answer.text
+    assert prompt_of(agents).partition("]<")[2] == (
+        "system>You write code.<user>fix<system>The date changed.<assistant>I look."
+        '[Bash:{"a": null}][Bash:{}]<tool>(t1)<tool>b(t2)<user>and<system>Be quick.<assistant>'
+    )
+    named = ("model", "system", "tools", "tool_choice", "messages", "context_management", "output_config")
+    counted = agents.http.post(f"{agents.url}/v1/messages/count_tokens", json={name: AMID[name] for name in named})
+    assert counted.json() == {"input_tokens": len(agents["d0"].received[-1].token_ids)}
+
+
+def test_what_ends_with_the_assistant_is_counted(agents: Stage) -> None:
+    said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "yes"}]
+    counted = agents.http.post(f"{agents.url}/v1/messages/count_tokens", json={"model": "tiny", "messages": said})
+    assert counted.json() == {"input_tokens": len("<user>x<assistant>yes<assistant>")}
+
+
+@pytest.mark.parametrize(
+    ("messages", "words"),
+    [
+        ([AMID["messages"][2], {"role": "user", "content": RESULTS[:2]}], "'messages[1]': calls without a tool_result"),
+        ([AMID["messages"][2], {"role": "user", "content": "x"}], "'messages[1]': calls without a tool_result"),
+        ([{"role": "user", "content": RESULTS[1:]}], "'messages[0].content[1].tool_use_id': 't2'"),
+        ([{"role": "user", "content": "x"}, {"role": "assistant", "content": BLOCKS[1:2] * 2}, *AMID["messages"][3:]],
+         "'messages[1].content': two calls have the same id"),
+    ],
+)  # fmt: skip
+def test_calls_and_results_that_do_not_match_are_named_as_sent(agents: Stage, messages: Any, words: str) -> None:
+    answer = agents.http.post(f"{agents.url}/v1/messages", json={**AMID, "messages": messages})
+    assert answer.status_code == 400
+    assert words in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
+def test_what_is_too_long_is_said_as_agents_look_for_it(agents: Stage, path: str) -> None:
+    def told(text: str, max_tokens: int) -> str:
+        body = {"model": "tiny", "max_tokens": max_tokens, "messages": [{"role": "user", "content": text}]}
+        answer = agents.http.post(agents.url + path, json=body)
+        assert answer.status_code == 400
+        return str(answer.json()["error"]["message"])
+
+    assert "prompt is too long: 5017 tokens > 4095 maximum" in told("x" * 5000, 1)
+    assert "input length and `max_tokens` exceed context limit: 18 + 4090 > 4096" in told("x", 4090)
+
+
+def test_the_anthropic_sdk_lists_the_model(agents: Stage) -> None:
+    with anthropic.Anthropic(base_url=agents.url, api_key="-", max_retries=0, timeout=10) as sdk:
+        (model,) = sdk.models.list(limit=1000)
+        assert model == sdk.models.retrieve("tiny")
+    assert (model.id, model.type, model.display_name, model.max_input_tokens) == ("tiny", "model", "tiny", 4096)
+    assert model.created_at == datetime.fromtimestamp(agents.gateway.created, UTC)
+    assert agents.http.get(f"{agents.url}/v1/models").json()["object"] == "list"
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/ready", "/status", "/metrics", "/v1/models", "/openapi.json"])
+def test_who_only_looks_whether_it_is_there_is_told(agents: Stage, path: str) -> None:
+    answer = agents.http.head(agents.url + path)
+    assert (answer.status_code, answer.content) == (200, b"")
+
+
+@pytest.mark.parametrize(
+    ("path", "params"),
+    [
+        ("/v1/messages", message_create_params.MessageCreateParamsBase),
+        ("/v1/messages/count_tokens", message_count_tokens_params.MessageCountTokensParams),
+    ],
+)
+def test_no_field_of_the_betas_goes_unnamed(path: str, params: Any) -> None:
+    (endpoint,) = [e for e in ENDPOINTS if e.path == path]
+    known = set(endpoint.model.model_fields) | set(endpoint.refused)
+    assert set(typing.get_type_hints(params)) - known == {"betas"}  # which is sent as a header
+
+
+# What servers of other models added to messages comes back with a conversation.
+HISTORY: list[Any] = [
+    {"role": "system", "content": "Be", "cache_control": {"type": "ephemeral"}},
+    {"role": "user", "content": [{"type": "text", "text": "x", "prompt_cache_breakpoint": {"type": "ephemeral"}}]},
+    {"role": "assistant", "content": None, "reasoning": "hm", "reasoning_details": [{"type": "reasoning.text"}]},
+    {"role": "user", "content": "y", "name": None},
+    {"role": "assistant", "content": None, "tool_calls": [
+        {"id": "c", "type": "function", "index": None, "function": {"name": "run", "arguments": ""}}]},
+    {"role": "tool", "tool_call_id": "c", "content": "z", "cache_control": {"type": "ephemeral"}},
+]  # fmt: skip
+
+
+def test_a_conversation_that_other_servers_began_goes_on(agents: Stage) -> None:
+    body = CHAT | {
+        "messages": HISTORY,
+        "tools": None,
+        "tool_choice": None,
+        "stream_options": {"include_usage": None, "include_obfuscation": False},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": {}, "strict": None}},
+        "reasoning_effort": "max",
+    }
+    answer = agents.http.post(f"{agents.url}/v1/chat/completions", json=body)
+    assert answer.status_code == 200, answer.text
+    assert prompt_of(agents) == (
+        "<system>Be\ndetailed thinking on<user>x<assistant><user>y<assistant>None[run:{}]<tool>z(c)<assistant>"
+    )

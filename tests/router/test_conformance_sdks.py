@@ -212,3 +212,75 @@ def test_a_stream_left_early_frees_its_work(checkpoint: Path) -> None:
             await stage.until(lambda: not stage["d0"].running and stage.gateway.in_flight == 0)
 
     asyncio.run(act())
+
+
+ASKED: list[Any] = [{"role": "user", "content": "weather"}]
+CALLED: list[Any] = [{"role": "user", "content": "call weather"}]
+
+
+def sent_back(said: Any, dump: bool) -> Any:
+    """As an SDK's own object, which it writes out itself, or as all that is in it."""
+    return said.model_dump(warnings=False) if dump else said
+
+
+@pytest.mark.parametrize("dump", [False, True])
+def test_parsed_chats_go_on(agents: Stage, dump: bool) -> None:
+    tools: Any = [openai.pydantic_function_tool(Weather)]
+    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=10) as sdk:
+        text = sdk.chat.completions.parse(model="tiny", messages=ASKED, response_format=Weather).choices[0].message
+        sdk.chat.completions.create(model="tiny", messages=[*ASKED, sent_back(text, dump), *ASKED])
+        assert prompt_of(agents) == f"<user>weather<assistant>{WEATHER}<user>weather<assistant>"
+        with sdk.chat.completions.stream(model="tiny", messages=CALLED, tools=tools) as events_:
+            call: Any = events_.get_final_completion().choices[0].message
+        result: Any = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "ok"}
+        sdk.chat.completions.create(model="tiny", messages=[*CALLED, sent_back(call, dump), result], tools=tools)
+        assert prompt_of(agents).endswith(
+            f"<user>call weather<assistant>None[Weather:{WEATHER}]<tool>ok({call.tool_calls[0].id})<assistant>"
+        )
+
+
+@pytest.mark.parametrize("dump", [False, True])
+def test_parsed_responses_go_on(agents: Stage, dump: bool) -> None:
+    tools: Any = [{"type": "function", "name": "Weather", "parameters": Weather.model_json_schema(), "strict": False}]
+    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=10) as sdk:
+        text = sdk.responses.parse(model="tiny", input=ASKED, text_format=Weather)
+        sdk.responses.create(model="tiny", input=[*ASKED, *(sent_back(i, dump) for i in text.output), *ASKED])
+        assert prompt_of(agents) == f"<user>weather<assistant>{WEATHER}<user>weather<assistant>"
+        with sdk.responses.stream(model="tiny", input=CALLED, tools=tools) as events_:
+            called = events_.get_final_response()
+        call: Any = called.output[0]
+        result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "ok"}
+        sdk.responses.create(model="tiny", input=[*CALLED, sent_back(call, dump), result], tools=tools)
+        assert prompt_of(agents).endswith(f"[Weather:{WEATHER}]<tool>ok({call.call_id})<assistant>")
+
+
+@anthropic.beta_tool
+def add(a: int, b: list[Any]) -> str:
+    """Adds.
+
+    Args:
+        a: a number
+        b: whatever
+    """
+    return f"{a} and {len(b)}"
+
+
+@anthropic.beta_tool
+def time() -> str:
+    """The time."""
+    return "noon"
+
+
+def test_the_anthropic_tool_runner_runs_its_tools(agents: Stage) -> None:
+    with anthropic.Anthropic(base_url=agents.url, api_key="-", max_retries=0, timeout=10) as sdk:
+        runner = sdk.beta.messages.tool_runner(model="tiny", max_tokens=300, messages=ADD, tools=[add, time])
+        said = [message.content for message in runner]
+        with pytest.raises(anthropic.BadRequestError, match="'thread' is not supported") as refused:
+            sdk.beta.messages.create(model="tiny", max_tokens=9, messages=ADD, thread={"type": "create"})
+    assert [[block.type for block in content] for content in said] == [["text", "tool_use", "tool_use"], ["text"]]
+    assert said[1][0].text == "The sum is 2 and 2 and noon."  # type: ignore[union-attr]
+    assert refused.value.error_code == "thread_unsupported_request"
+
+
+def prompt_of(stage: Stage) -> str:
+    return stage.gateway.tokenizer.decode(stage["d0"].received[-1].token_ids)

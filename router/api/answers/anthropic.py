@@ -1,6 +1,6 @@
 """Answers and events of /v1/messages."""
 
-from typing import Any, Literal
+from typing import Any, Literal, NotRequired
 
 from typing_extensions import TypedDict
 
@@ -156,11 +156,18 @@ class MessageStop(TypedDict):
     type: Literal["message_stop"]
 
 
+class AnthropicDetails(TypedDict):
+    """For programs."""
+
+    error_code: str
+
+
 class AnthropicFault(TypedDict):
     """What went wrong."""
 
     type: str
     message: str
+    details: NotRequired[AnthropicDetails]
 
 
 class AnthropicError(TypedDict):
@@ -172,6 +179,27 @@ class AnthropicError(TypedDict):
 
 
 MessageEvent = MessageStart | Ping | BlockStart | BlockDelta | BlockStop | MessageDelta | MessageStop | AnthropicError
+
+
+class AnthropicModel(TypedDict):
+    """The served model. created_at: RFC 3339. max_input_tokens, max_tokens: null while no worker is live."""
+
+    id: str
+    type: Literal["model"]
+    display_name: str
+    created_at: str
+    lifecycle: Literal["active"]
+    max_input_tokens: int | None
+    max_tokens: int | None
+
+
+class AnthropicModelList(TypedDict):
+    """It alone."""
+
+    data: list[AnthropicModel]
+    first_id: str
+    last_id: str
+    has_more: Literal[False]
 
 
 class TokenCount(TypedDict):

@@ -7,6 +7,10 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from router.api.schema import Strict, meaningless
 
+# Begins a block that tells the vendor who is billed. It stands first and differs from request to request: with it no
+# prompt would begin as another did.
+_BILLING = "x-anthropic-billing-header:"
+
 
 def _block_list(value: Any) -> Any:
     if isinstance(value, str):
@@ -85,19 +89,37 @@ AssistantBlock = Annotated[
 ]
 
 
+# Chat messages, and where within the one they stand for.
+Placed = list[tuple[str, dict[str, Any]]]
+
+
+class SystemMessage(Strict):
+    """Instructions amid a conversation."""
+
+    role: Literal["system"]
+    content: SystemText
+
+    def as_chat(self) -> Placed:
+        """The same there."""
+        return [("", {"role": "system", "content": _joined(self.content)})]
+
+
 class UserMessage(Strict):
     """What the user said, and what tools returned."""
 
     role: Literal["user"]
     content: Annotated[list[UserBlock], BeforeValidator(_block_list, json_schema_input_type=str | list[UserBlock])]
 
-    def as_chat(self) -> list[dict[str, Any]]:
+    def as_chat(self) -> Placed:
         """One tool message for each result, then the text."""
-        results = [b for b in self.content if isinstance(b, ToolResultBlock)]
-        out = [{"role": "tool", "tool_call_id": b.tool_use_id, "content": _joined(b.content)} for b in results]
+        out: Placed = [
+            (f".content[{i}]", {"role": "tool", "tool_call_id": b.tool_use_id, "content": _joined(b.content)})
+            for i, b in enumerate(self.content)
+            if isinstance(b, ToolResultBlock)
+        ]
         texts = [b for b in self.content if isinstance(b, TextBlock)]
-        if texts or not results:
-            out.append({"role": "user", "content": _joined(texts)})
+        if texts or not out:
+            out.append(("", {"role": "user", "content": _joined(texts)}))
         return out
 
 
@@ -109,7 +131,7 @@ class AssistantMessage(Strict):
         list[AssistantBlock], BeforeValidator(_block_list, json_schema_input_type=str | list[AssistantBlock])
     ]
 
-    def as_chat(self) -> list[dict[str, Any]]:
+    def as_chat(self) -> Placed:
         """Text and calls in one message."""
         texts = [b for b in self.content if isinstance(b, TextBlock)]
         calls = [
@@ -120,10 +142,10 @@ class AssistantMessage(Strict):
         message: dict[str, Any] = {"role": "assistant", "tool_calls": calls}
         if texts or not calls:
             message["content"] = _joined(texts)
-        return [message]
+        return [("", message)]
 
 
-AnyMessage = Annotated[UserMessage | AssistantMessage, Field(discriminator="role")]
+AnyMessage = Annotated[UserMessage | AssistantMessage | SystemMessage, Field(discriminator="role")]
 
 
 def _joined(texts: list[TextBlock]) -> str:
@@ -132,4 +154,4 @@ def _joined(texts: list[TextBlock]) -> str:
 
 def system_text(blocks: list[TextBlock]) -> str:
     """The system prompt as one text."""
-    return _joined(blocks)
+    return _joined([block for block in blocks if not block.text.startswith(_BILLING)])

@@ -5,9 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from router.api.anthropic.blocks import AnyMessage, SystemText, system_text
+from router.api.anthropic.words import in_these_words
 from router.api.chat_schema import ChatRequest
 from router.api.schema import Short, Strict, meaningless
-from router.errors import invalid
+from router.errors import ApiError, invalid
 
 
 def _own_tool(value: Any) -> Any:
@@ -26,6 +27,9 @@ class ToolSpec(Strict):
     strict: bool | None = Field(None, description="true: calls are made of valid input alone")
     cache_control: dict[str, Any] | None = meaningless(None)
     eager_input_streaming: bool | None = meaningless(None)
+    # Who calls it, and when it is shown: by the model, and from the first.
+    allowed_callers: list[Literal["direct"]] | None = Field(None, min_length=1, max_length=1)
+    defer_loading: Literal[False] | None = None
 
     def as_chat(self) -> dict[str, Any]:
         """As the chat API has it, which is what the model was trained on."""
@@ -115,26 +119,31 @@ class CountRequest(Strict):
 
     model: str
     messages: list[AnyMessage] = Field(min_length=1)
-    system: SystemText = Field(default_factory=list)
+    system: SystemText = Field(
+        default_factory=list,
+        description="a block that begins with `x-anthropic-billing-header:` is left out: it differs each time, and "
+        "no part of the prompt could be found computed already",
+    )
     tools: list[ToolSpec] = Field(default_factory=list, max_length=1024)
     tool_choice: ToolChoice | None = None
     thinking: Thinking | None = Field(None, description="`enabled` and `adaptive` switch reasoning on")
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = meaningless(None)
+    context_management: ContextManagement | None = meaningless(None)
 
     def as_chat(self) -> MessagesChat:
         """The chat request of the same prompt and the same settings."""
-        if self.messages[-1].role == "assistant":
-            raise invalid("'messages' must end with a user message: the assistant's own can't be continued", "messages")
-        return MessagesChat.model_validate(self._chat())
+        placed = [(f"messages[{i}]{at}", chat) for i, m in enumerate(self.messages) for at, chat in m.as_chat()]
+        if system := system_text(self.system):
+            placed.insert(0, ("system", {"role": "system", "content": system}))
+        try:
+            return MessagesChat.model_validate(self._chat() | {"messages": [chat for _, chat in placed]})
+        except ApiError as error:
+            raise in_these_words(error, [place for place, _ in placed]) from None
 
     def _chat(self) -> dict[str, Any]:
-        messages = [chat for message in self.messages for chat in message.as_chat()]
-        if self.system:
-            messages.insert(0, {"role": "system", "content": system_text(self.system)})
         chat: dict[str, Any] = {
             "model": self.model,
-            "messages": messages,
             "tools": [tool.as_chat() for tool in self.tools],
         }
         if self.tool_choice is not None:
@@ -162,8 +171,22 @@ class MessagesRequest(CountRequest):
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
     top_k: int = Field(0, ge=0, lt=2**31)
     metadata: Metadata | None = meaningless(None)
-    context_management: ContextManagement | None = meaningless(None)
     service_tier: Literal["auto", "standard_only"] = meaningless("auto")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_thread(cls, value: Any) -> Any:
+        """By the code this is refused with, the vendor's SDK learns to send conversations whole."""
+        if isinstance(value, dict) and value.get("thread") is not None:
+            message = "'thread' is not supported: send the whole conversation"
+            raise invalid(message, "thread", "thread_unsupported_request")
+        return value
+
+    def as_chat(self) -> MessagesChat:
+        """400 if the last word is the assistant's."""
+        if self.messages[-1].role == "assistant":
+            raise invalid("'messages' must end with a user message: the assistant's own can't be continued", "messages")
+        return super().as_chat()
 
     def _chat(self) -> dict[str, Any]:
         return super()._chat() | {

@@ -6,7 +6,7 @@ An item's plain form is what the API shows: a dict with `id`, `type` and `status
 import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, Discriminator, Field, Tag
 
 from router.api.answers.items import (
     CallItem,
@@ -39,16 +39,7 @@ def tag(value: Any) -> str | None:
     return f"#{kind}" if kind is not None else None
 
 
-class Sent(Strict):
-    """Of exactly its fields; null is as good as absent, as answers sent back are full of it."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _drop_nulls(cls, value: Any) -> Any:
-        return {k: v for k, v in value.items() if v is not None} if isinstance(value, dict) else value
-
-
-class InputText(Sent):
+class InputText(Strict):
     """What was said to the model."""
 
     type: Literal["input_text"]
@@ -60,20 +51,21 @@ class InputText(Sent):
         return self.text
 
 
-class OutputText(Sent):
+class OutputText(Strict):
     """What the model said."""
 
     type: Literal["output_text"]
     text: str
     annotations: list[Any] | None = meaningless(None)
     logprobs: list[Any] | None = meaningless(None)
+    parsed: Any = meaningless(None)  # the text, as an SDK adds it
 
     def said(self) -> str:
         """Its text."""
         return self.text
 
 
-class Refusal(Sent):
+class Refusal(Strict):
     """What the model would not do, in its words."""
 
     type: Literal["refusal"]
@@ -93,7 +85,7 @@ Part = Annotated[
 Parts = Annotated[list[Part], BeforeValidator(_part_list, json_schema_input_type=str | list[Part])]
 
 
-class Message(Sent):
+class Message(Strict):
     """What somebody said."""
 
     type: Literal["message"] = "message"
@@ -116,13 +108,14 @@ class Message(Sent):
         }
 
 
-class FunctionCall(Sent):
+class FunctionCall(Strict):
     """A call the model made. One that is `incomplete` and without an output was never made, and is left out."""
 
     type: Literal["function_call"]
     call_id: Short
     name: str
     arguments: str
+    parsed_arguments: Any = meaningless(None)  # as an SDK adds them
     id: Short | None = None
     status: Status = "completed"
 
@@ -138,7 +131,7 @@ class FunctionCall(Sent):
         }
 
 
-class FunctionCallOutput(Sent):
+class FunctionCallOutput(Strict):
     """What a called function returned."""
 
     type: Literal["function_call_output"]
@@ -159,7 +152,7 @@ class FunctionCallOutput(Sent):
         }
 
 
-class ReasoningItem(Sent):
+class ReasoningItem(Strict):
     """Earlier reasoning; the family's templates leave it out."""
 
     type: Literal["reasoning"]

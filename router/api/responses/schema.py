@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from router.api.body import check
 from router.api.chat_schema import ChatRequest
-from router.api.responses.items import InputItem, Sent, tag
+from router.api.responses.items import InputItem, tag
 from router.api.responses.tools import AllowedTools, FunctionTool, NamedTool, ToolChoice
 from router.api.responses.turns import Turn
 from router.api.schema import Short, Strict, meaningless
@@ -25,19 +25,19 @@ def _item_list(value: Any) -> Any:
     return value
 
 
-class FreeText(Sent):
+class FreeText(Strict):
     """No format."""
 
     type: Literal["text"]
 
 
-class JsonObject(Sent):
+class JsonObject(Strict):
     """Any JSON object."""
 
     type: Literal["json_object"]
 
 
-class JsonSchema(Sent):
+class JsonSchema(Strict):
     """JSON that is valid by a schema. strict: a keyword that can't be enforced is a 400, else it is passed over."""
 
     type: Literal["json_schema"]
@@ -55,14 +55,14 @@ Format = Annotated[
 ]
 
 
-class TextConfig(Sent):
+class TextConfig(Strict):
     """What the text is to be."""
 
     format: Format | None = None
     verbosity: Literal["medium"] | None = None
 
 
-class Reasoning(Sent):
+class Reasoning(Strict):
     """Whether to reason first. There are no summaries: the reasoning itself is in the answer."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
@@ -74,7 +74,7 @@ class Reasoning(Sent):
     mode: Literal["standard"] | None = None
 
 
-class StreamOptions(Sent):
+class StreamOptions(Strict):
     """What a stream carries besides its events."""
 
     include_obfuscation: Literal[False] | None = None
@@ -181,7 +181,7 @@ class ResponseRequest(Strict):
         if self.tools:
             chat |= {"tools": [tool.as_chat() for tool in self.tools], "tool_choice": self._chat_choice()}
         if self._effort is not None:
-            chat["reasoning_effort"] = "xhigh" if self._effort == "max" else self._effort
+            chat["reasoning_effort"] = self._effort
         if self.wants_logprobs:
             chat |= {"logprobs": True, "top_logprobs": self.top_logprobs}
         if self.text is not None and self.text.format is not None:

@@ -4,7 +4,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
-from router.api.responses.items import Sent, tag
+from router.api.responses.items import tag
+from router.api.schema import Strict
 
 
 def _no_own_tool(value: Any) -> Any:
@@ -13,7 +14,7 @@ def _no_own_tool(value: Any) -> Any:
     return value
 
 
-class FunctionTool(Sent):
+class FunctionTool(Strict):
     """A function the model may call. parameters: JSON Schema, shown to the model as it is.
 
     strict: calls are made of valid arguments alone; off unless it is asked for.
@@ -37,7 +38,7 @@ class FunctionTool(Sent):
         return {**self.model_dump(), "strict": bool(self.strict)}
 
 
-class NamedTool(Sent):
+class NamedTool(Strict):
     """One function."""
 
     type: Annotated[Literal["function"], BeforeValidator(_no_own_tool)]
@@ -48,7 +49,7 @@ class NamedTool(Sent):
         return {"type": "function", "function": {"name": self.name}}
 
 
-class AllowedTools(Sent):
+class AllowedTools(Strict):
     """Only these of the tools are offered to the model."""
 
     type: Literal["allowed_tools"]
