@@ -1,14 +1,18 @@
 """The cluster's connections in TLS: who may come in, and what is seen on the way."""
 
 import asyncio
+import contextlib
 import os
 import ssl
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.certificates import environment, recording
 from tests.workers.harness import Workers, workers
@@ -16,6 +20,10 @@ from tests.workers.test_worker import cases, config, pair
 from tests.workers.transfer_ends import HOST, End, export, snapshot
 from workers.engine.step import Expect, Link
 from workers.tls import TlsError, load, tls
+from workers.transfer.channel import LinkBroken
+from workers.transfer.messages import Hail
+from workers.transfer.negotiation import candidates
+from workers.transfer.stream import StreamMeeting, StreamReceiver, StreamVisit
 
 
 @pytest.fixture(autouse=True)
@@ -205,6 +213,107 @@ def test_a_snapshot_moves_and_its_control_is_not_seen(
     assert len(sealed) > 1000
     assert b"a telling name" not in sealed
     assert b"float32" not in sealed
+
+
+def test_what_leaves_the_host_is_seen_by_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two ranks that take each other for ones of other hosts: the tensors themselves go in TLS too."""
+    latents = torch.full((2048, 1, 512), 1.5)
+    hosts = iter(("here", "there") * 4)
+    monkeypatch.setattr("workers.transfer.negotiation.machine", lambda: next(hosts))
+    make = StreamMeeting.__init__
+
+    async def moved() -> tuple[bytes, torch.Tensor]:
+        """What passed by the payload's connection, and what arrived."""
+        tls.cache_clear()
+        loop, opened = asyncio.get_running_loop(), contextlib.AsyncExitStack()
+        seen: list[bytearray] = []
+
+        def through_a_proxy(meeting: StreamMeeting, host: str) -> None:
+            make(meeting, host)
+            proxy = opened.enter_async_context(recording(meeting.offer.port))
+            port, passed = asyncio.run_coroutine_threadsafe(proxy, loop).result(10)
+            meeting.offer = replace(meeting.offer, port=port)
+            seen.append(passed)
+
+        monkeypatch.setattr(StreamMeeting, "__init__", through_a_proxy)
+        prefill, decode = End("P", "auto"), End("D", "auto")
+        try:
+            decode.link_to(prefill)
+            decode.transfers.expect(Expect("r", "P", len(latents)))
+            export(prefill, "r", 0, latents, torch.zeros(3))
+            await asyncio.to_thread(decode.wait_received, "r")
+            await asyncio.to_thread(prefill.wait_sent, "r")
+            ((_, rows),) = decode.transfers.take("r").parts
+            return b"".join(seen), rows
+        finally:
+            await asyncio.to_thread(decode.transfers.close)
+            await asyncio.to_thread(prefill.transfers.close)
+            await opened.aclose()
+
+    use(monkeypatch, environment(tmp_path))
+    passed, rows = asyncio.run(moved())
+    assert torch.equal(rows, latents)
+    assert len(passed) > latents.nbytes
+    assert latents[0, 0, :2].numpy().tobytes() * 2 not in passed
+
+
+def test_who_has_a_certificate_but_not_the_offer_gets_no_snapshot(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made = load(environment(tmp_path))
+    assert made is not None
+    meeting = StreamMeeting(HOST)
+    visit = StreamVisit(replace(meeting.offer, key="guessed"))
+    with ThreadPoolExecutor(1) as other:
+        joining = other.submit(visit.join, made)
+        with pytest.raises(LinkBroken, match="does not know"):
+            meeting.join(made)
+        with pytest.raises(LinkBroken):
+            joining.result(30)
+
+
+def test_an_end_that_goes_in_the_middle_is_noticed_and_nothing_is_left(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    use(monkeypatch, environment(tmp_path))
+    hosts = iter(("here", "there") * 4)
+    monkeypatch.setattr("workers.transfer.negotiation.machine", lambda: next(hosts))
+    before = set(threading.enumerate())
+    prefill, decode = End("P", "auto"), End("D", "auto")
+    for index in range(64):
+        export(prefill, "big", index * 1024, torch.zeros(1024, 1, 256), None)
+    first = threading.Event()
+    received = StreamReceiver.receive
+
+    def receive_and_tell(stream: StreamReceiver, piece: torch.Tensor) -> None:
+        received(stream, piece)
+        first.set()
+
+    monkeypatch.setattr(StreamReceiver, "receive", receive_and_tell)
+    decode.link_to(prefill)
+    decode.transfers.expect(Expect("big", "P", 1 << 20))
+    assert first.wait(30)
+    decode.transfers.close()
+    lost = prefill.wait_lost(10)
+    assert (lost.peer, lost.request_ids) == ("D", ("big",))
+    prefill.transfers.close()
+    assert not {t.name for t in set(threading.enumerate()) - before if t.name.startswith("transfer")}
+
+
+@pytest.mark.parametrize(
+    ("own", "peer", "kind"),
+    [
+        ({}, {}, "shm"),
+        ({}, {"machine": "other"}, "tls"),
+        ({"device": "cuda"}, {"device": "cuda"}, "nccl"),
+        ({"device": "cuda"}, {"device": "cuda", "machine": "other"}, "tls"),
+        ({"channel": "gloo"}, {"machine": "other"}, "gloo"),
+    ],
+)
+def test_which_channel_is_taken_with_tls(own: dict[str, str], peer: dict[str, str], kind: str) -> None:
+    plain = {"worker_id": "w", "rank": 0, "machine": "m", "device": "cpu", "channel": "auto"}
+    hails = [Hail(**(plain | changes)) for changes in (own, peer)]  # type: ignore[arg-type]
+    assert candidates(*hails, sealed=True)[0] == kind
 
 
 @pytest.mark.parametrize("decode_has", ["another authority's", "none"])

@@ -6,7 +6,7 @@ from typing import Literal
 from workers.wire import Codec
 
 GroupKind = Literal["gloo", "nccl"]
-Kind = Literal["shm", "gloo", "nccl"]
+Kind = Literal["shm", "gloo", "nccl", "tls"]
 Choice = Literal["auto", "shm", "gloo", "nccl"]
 
 
@@ -39,6 +39,15 @@ class GroupOffer:
     kind: GroupKind
     host: str
     port: int
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOffer:
+    """Sender: connect to host:port in TLS, and prove there to know `key`."""
+
+    host: str
+    port: int
+    key: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +117,9 @@ class Emptied:
     """Receiver: the oldest filled slot of the arena is free again."""
 
 
-LinkMessage = Hail | ArenaOffer | GroupOffer | Answer | Fault | Want | Unwant | Whole | PartHead | Filled | Emptied
+LinkMessage = (
+    Hail | ArenaOffer | GroupOffer | StreamOffer | Answer | Fault | Want | Unwant | Whole | PartHead | Filled | Emptied
+)
 LINK: Codec[LinkMessage] = Codec(
-    (Hail, ArenaOffer, GroupOffer, Answer, Fault, Want, Unwant, Whole, PartHead, Filled, Emptied)
+    (Hail, ArenaOffer, GroupOffer, StreamOffer, Answer, Fault, Want, Unwant, Whole, PartHead, Filled, Emptied)
 )

@@ -9,8 +9,9 @@ import torch
 from workers.tls import Tls
 from workers.transfer.channel import LinkBroken, ReceiveChannel, SendChannel
 from workers.transfer.control import Control
-from workers.transfer.messages import Answer, ArenaOffer, Choice, GroupOffer, Hail, Kind
+from workers.transfer.messages import Answer, ArenaOffer, Choice, GroupOffer, Hail, Kind, StreamOffer
 from workers.transfer.shm import ShmReceiver, ShmSender
+from workers.transfer.stream import StreamMeeting, StreamVisit
 from workers.transfer.torch_dist import GroupReceiver, GroupSender, Meeting, Visit
 
 
@@ -39,8 +40,11 @@ def machine() -> str:
         return ""
 
 
-def candidates(own: Hail, peer: Hail) -> tuple[Kind, ...]:
-    """Channels to try, best first; LinkBroken, saying what to set, where the two want what can't be."""
+def candidates(own: Hail, peer: Hail, sealed: bool = False) -> tuple[Kind, ...]:
+    """Channels to try, best first; LinkBroken, saying what to set, where the two want what can't be.
+
+    sealed: what leaves the host goes in TLS, unless they want another channel by name.
+    """
     wanted: set[Kind] = {c for c in (own.channel, peer.channel) if c != "auto"}
     together = own.machine == peer.machine != ""
     cuda = own.device == peer.device == "cuda"
@@ -61,6 +65,8 @@ def candidates(own: Hail, peer: Hail) -> tuple[Kind, ...]:
         )
     for kind in wanted:
         return (kind,)
+    if sealed and not together:
+        return ("tls",)
     if cuda:
         return ("nccl",)
     return ("shm", "gloo") if together and own.device == peer.device == "cpu" else ("gloo",)
@@ -74,9 +80,9 @@ def hail(me: Identity) -> Hail:
 def offer_channel(me: Identity, peer: Hail, control: Control) -> SendChannel:
     """The sender's side, after the receiver's Hail: the first channel that stands. LinkBroken if none does."""
     refusal = ""
-    for kind in candidates(hail(me), peer):
+    for kind in candidates(hail(me), peer, me.tls is not None):
         try:
-            opening = ShmSender(control) if kind == "shm" else Meeting(kind, me.host)
+            opening = _open(me, kind, control)
         except OSError as error:
             refusal = f"no {kind} channel can be made here: {error}"
             continue
@@ -87,9 +93,31 @@ def offer_channel(me: Identity, peer: Hail, control: Control) -> SendChannel:
             opening.close()
             raise
         if not refusal:
-            return opening if isinstance(opening, ShmSender) else GroupSender(opening, me.device, me.host, control)
+            match opening:
+                case ShmSender():
+                    return opening
+                case StreamMeeting():
+                    return opening.join(_tls(me))
+                case Meeting():
+                    return GroupSender(opening, me.device, me.host, control)
         opening.close()
     raise LinkBroken(refusal)
+
+
+def _open(me: Identity, kind: Kind, control: Control) -> ShmSender | StreamMeeting | Meeting:
+    match kind:
+        case "shm":
+            return ShmSender(control)
+        case "tls":
+            return StreamMeeting(me.host)
+        case _:
+            return Meeting(kind, me.host)
+
+
+def _tls(me: Identity) -> Tls:
+    if me.tls is None:
+        raise LinkBroken("the peer wants TLS, and here it is off: set RAY_USE_TLS on every node")
+    return me.tls
 
 
 def accept_channel(me: Identity, control: Control) -> ReceiveChannel:
@@ -100,7 +128,9 @@ def accept_channel(me: Identity, control: Control) -> ReceiveChannel:
         try:
             match offer:
                 case ArenaOffer():
-                    opening: ShmReceiver | Visit = ShmReceiver(control, offer)
+                    opening: ShmReceiver | StreamVisit | Visit = ShmReceiver(control, offer)
+                case StreamOffer():
+                    opening = StreamVisit(offer)
                 case GroupOffer():
                     opening = Visit(offer)
                 case _:
@@ -110,7 +140,13 @@ def accept_channel(me: Identity, control: Control) -> ReceiveChannel:
             continue
         # To join a group waits for the other end, and can't be cut short: do it when that is about to join too.
         control.send(Answer())
-        return opening if isinstance(opening, ShmReceiver) else GroupReceiver(opening, me.device, me.host, control)
+        match opening:
+            case ShmReceiver():
+                return opening
+            case StreamVisit():
+                return opening.join(_tls(me))
+            case Visit():
+                return GroupReceiver(opening, me.device, me.host, control)
 
 
 def _answer(control: Control) -> str:
