@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from kernels import add_rms_norm, make_pages, make_rows
+from kernels import add_rms_norm, make_rows
 from kernels.quantize import quantize_fp8
 from kernels.sampling import sample
 from workers.model.batch import Caches
@@ -17,7 +17,6 @@ from workers.model.linear import Normed
 from workers.model.ling import LingModel
 from workers.model.mla import LatentAttention
 from workers.model.mlp import Moe
-from workers.model.step import StepInputs
 
 Part = Callable[[], None]
 
@@ -32,13 +31,9 @@ def parts(model: LingModel, caches: Caches, context: int, pages: Tensor, width: 
     positions = torch.full((batch,), context - 1, device=device)
     table = torch.zeros(caches.state.shape[1], width, dtype=torch.int32, device=device)
     table[:batch, : pages.shape[1]] = pages
-    rows = make_rows(torch.arange(batch, device=device), positions, (context - 1,) * batch, (1,) * batch)
-    step = StepInputs(
-        rows=rows,
-        pages=make_pages(rows, table, caches.page_size),
-        linear_rope=model._linear_rope(positions),
-        mla_rope=model._mla_rope(positions),
-    )
+    slots = torch.arange(batch, device=device)
+    rows = make_rows(slots, positions, (context - 1,) * batch, (1,) * batch)
+    step = model.step_inputs(rows, table, caches.page_size)
     x = torch.randn(batch, model.config.hidden_size, device=device).to(caches.latent.dtype)
     residual = torch.randn_like(x)
     rounded = any(layer._mlp.rounds_inputs or layer._attention.rounds_inputs for layer in model._layers)
@@ -72,10 +67,13 @@ def parts(model: LingModel, caches: Caches, context: int, pages: Tensor, width: 
         add_rms_norm(x, residual, model._norm, model.config.rms_norm_eps)
 
     def inputs() -> None:
-        model._embedding(ids)
-        model._linear_rope(positions)
-        model._mla_rope(positions)
-        make_pages(rows, table, caches.page_size)
+        again = make_rows(slots, positions, rows.starts, rows.counts)
+        fresh = model.step_inputs(again, table, caches.page_size)
+        torch.zeros_like(model._embedding(ids))
+        # As the first layer that asks has them made.
+        for name in ("token_offsets", "row_starts"):
+            getattr(fresh.rows, name)
+        fresh.rows.blocks(1)
 
     def head() -> None:
         model.logits(x)

@@ -6,9 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from benchmarks.kernel_case import STREAMING, Call, Case, Sizes, random
+from benchmarks.kernel_case import EPS, STREAMING, Call, Case, Sizes, angles, random
 from kernels import Rows, make_pages, make_rows
 from kernels.lightning import lightning_attention_triton
+from kernels.lightning_layer import lightning_layer_triton
 from kernels.lightning_verify import lightning_commit_triton, lightning_verify_triton
 from kernels.mla import mla_attention_triton
 
@@ -49,6 +50,15 @@ def lightning(s: Sizes) -> Iterator[Case]:
             return (lambda: lightning_attention_triton(i.q, i.k, i.v, i.state, i.decay, i.rows)), None
 
         yield Case("lightning decode", n, n * (2 * state + 14 * token), n * state, STREAMING, step, "fp32")
+
+        def layer(device: torch.device, n: int = n) -> tuple[Call, None]:
+            i = _linear(s, device, n, 1, 5)
+            projected, weight = random(device, n, 4, s.heads, s.head), random(device, s.heads * s.head)
+            fixed = (random(device, 2, 1, s.head), weight, *angles(device, n, s.head // 4), s.norm_groups, EPS)
+            return (lambda: lightning_layer_triton(projected, *fixed, i.state, i.decay, i.rows)), None
+
+        moved, launches = n * (2 * state + 10 * token), 1 if n <= 16 else 3
+        yield Case("norms, rope, lightning, gate", n, moved, n * state, STREAMING, layer, "fp32", launches=launches)
 
     n, drafts = s.decode[-1], s.drafts + 1
 

@@ -3,12 +3,10 @@
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 
 from benchmarks.kernel_case import BF16, EPS, STREAMING, Call, Case, Sizes, angles, random
 from kernels.group_norm_gate import group_rms_norm_gate_reference, group_rms_norm_gate_triton
 from kernels.latent import norm_rope_write_latent_reference, norm_rope_write_latent_triton
-from kernels.linear_fp32 import linear_fp32_triton
 from kernels.norm import add_rms_norm_reference, add_rms_norm_triton
 from kernels.quantize import (
     add_rms_norm_quantized_triton,
@@ -22,7 +20,7 @@ from kernels.rope import (
     rope_interleaved_reference,
     rope_interleaved_triton,
 )
-from kernels.route import route_reference, route_triton
+from kernels.router import router_reference, router_triton
 from kernels.swiglu import swiglu_reference, swiglu_triton
 
 
@@ -78,16 +76,18 @@ def elementwise(s: Sizes, n: int) -> Iterator[Case]:
     yield Case("MLA query rope", n, 4 * n * s.heads * s.rope, 0, STREAMING, roped, yardstick="torch")
 
     def latent(device: torch.device) -> tuple[Call, Call]:
-        kv, weight = random(device, n, s.rank + s.rope), random(device, s.rank)
+        projected = random(device, n, s.q_rank + s.rank + s.rope)
+        weights = random(device, s.q_rank), random(device, s.rank)
         pool = torch.empty(n // s.page + 1, s.page, s.rank + s.rope, dtype=BF16, device=device)
         cos, sin = angles(device, n, s.rope // 2)
         at = torch.randperm(pool.shape[0] * s.page, device=device)[:n]
         return (
-            lambda: norm_rope_write_latent_triton(pool, kv, weight, cos, sin, at, EPS),
-            lambda: norm_rope_write_latent_reference(pool, kv, weight, cos, sin, at, EPS),
+            lambda: norm_rope_write_latent_triton(pool, projected, *weights, cos, sin, at, EPS),
+            lambda: norm_rope_write_latent_reference(pool, projected, *weights, cos, sin, at, EPS),
         )
 
-    yield Case("latent norm + rope + write", n, 4 * n * (s.rank + s.rope), 0, STREAMING, latent, yardstick="torch")
+    moved = 4 * n * (s.q_rank + s.rank + s.rope)
+    yield Case("MLA norms + rope + write", n, moved, 0, STREAMING, latent, yardstick="torch")
 
     def act(device: torch.device) -> tuple[Call, Call]:
         x = random(device, n, 2 * s.shared_inner)
@@ -101,16 +101,10 @@ def elementwise(s: Sizes, n: int) -> Iterator[Case]:
 
     yield Case("SwiGLU + round to fp8", n, 5 * n * s.shared_inner, 0, STREAMING, act_8)
 
-    def router(device: torch.device) -> tuple[Call, Call]:
-        x, w = random(device, n, d), random(device, s.all_experts, d)
-        return (lambda: linear_fp32_triton(x, w)), (lambda: F.linear(x, w))
+    def choice(device: torch.device) -> tuple[Call, Call]:
+        x, w, bias = random(device, n, d), random(device, s.all_experts, d), torch.zeros(s.all_experts, device=device)
+        setting = (bias, s.groups, s.top_groups, s.top_k, 2.5)
+        return (lambda: router_triton(x, w, *setting)), (lambda: router_reference(x, w, *setting))
 
-    moved = 2 * (n + s.all_experts) * d + 4 * n * s.all_experts
-    yield Case("router product", n, moved, 2 * n * s.all_experts * d, STREAMING, router, yardstick="cuBLAS, bf16 out")
-
-    def routed(device: torch.device) -> tuple[Call, Call]:
-        logits, bias = random(device, n, s.all_experts, dtype=torch.float32), torch.zeros(s.all_experts, device=device)
-        setting = (s.groups, s.top_groups, s.top_k, 2.5)
-        return (lambda: route_triton(logits, bias, *setting)), (lambda: route_reference(logits, bias, *setting))
-
-    yield Case("choice of experts", n, n * (4 * s.all_experts + 12 * s.top_k), 0, STREAMING, routed, yardstick="torch")
+    moved, flops = 2 * (n + s.all_experts) * d + 12 * n * s.top_k, 2 * n * s.all_experts * d
+    yield Case("router", n, moved, flops, STREAMING, choice, yardstick="torch", launches=1 if n <= 16 else 2)

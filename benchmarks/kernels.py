@@ -2,9 +2,9 @@
 
 `python -m benchmarks.kernels` measures on a GPU: first its ceilings (a large copy, large matrix products), then each
 kernel, one captured graph over several sets of inputs that together exceed the cache, the median of its replays.
-`--only TEXT` takes the rows whose name holds TEXT, `--tp N` one degree. `--floors` prints, without a GPU, each
-row's floor by the figures of an H200 and what is expected; `--check` runs every row once at tiny shapes, in Triton's
-interpreter where there is no GPU.
+`--only TEXT` takes the rows whose name holds TEXT, `--tp N` one degree. `--floors` prints, without a GPU, what is
+expected by the figures of an H200: of whole decode steps, by their bytes and counted launches, and of each row;
+`--check` runs every row once at tiny shapes, in Triton's interpreter where there is no GPU.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _CACHE = 60 << 20
 _MOST_SETS = 24
 _REPLAYS = 20
 # What a launch takes of its own when graphs are replayed, roughly.
-_LAUNCH = 1.5e-6
+LAUNCH = 1.5e-6
 _WARM = 3
 Call = Callable[[], object]
 
@@ -42,7 +42,7 @@ class Ceilings:
 
     def expected(self, case: "Case") -> float:
         """Seconds it should take."""
-        return self.floor(case) / case.expected + _LAUNCH * case.launches
+        return self.floor(case) / case.expected + LAUNCH * case.launches
 
     def bound(self, case: "Case") -> str:
         """Which of the two it is."""
@@ -201,6 +201,10 @@ def main(arguments: list[str]) -> None:
     degrees = (1,) if asked.check else (asked.tp,) if asked.tp else (1, 4)
     chosen = [(tp, case) for tp in degrees for case in rows(whole.over(tp)) if asked.only in case.name]
     if asked.floors:
+        from benchmarks.steps import expected
+
+        if not asked.only:
+            expected()
         floors(chosen)
     elif asked.check:
         check(chosen)

@@ -3,6 +3,7 @@
 from kernels.group_norm_gate import group_rms_norm_gate
 from kernels.latent import norm_rope_write_latent
 from kernels.lightning import lightning_attention
+from kernels.lightning_layer import lightning_layer
 from kernels.lightning_verify import lightning_commit, lightning_verify
 from kernels.linear import linear
 from kernels.linear_fp32 import linear_fp32
@@ -13,6 +14,7 @@ from kernels.quantize import add_rms_norm_quantized, swiglu_quantized
 from kernels.ragged import Keep, Pages, Rows, make_pages, make_rows
 from kernels.rope import qk_norm_rope, rope_interleaved
 from kernels.route import route
+from kernels.router import router
 from kernels.swiglu import swiglu
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "group_rms_norm_gate",
     "lightning_attention",
     "lightning_commit",
+    "lightning_layer",
     "lightning_verify",
     "linear",
     "linear_fp32",
@@ -36,6 +39,7 @@ __all__ = [
     "rms_norm",
     "rope_interleaved",
     "route",
+    "router",
     "swiglu",
     "swiglu_quantized",
 ]

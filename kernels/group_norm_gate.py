@@ -21,6 +21,16 @@ def group_rms_norm_gate_reference(x: Tensor, gate: Tensor, weight: Tensor, group
 
 
 @triton.jit
+def normed_and_gated(
+    x: tl.tensor, gate: tl.tensor, weight: tl.tensor, inside: tl.tensor, size: tl.tensor, eps: tl.tensor
+) -> tl.tensor:
+    """Inside kernels: one group's channels x, fp32 and zero where not `inside`; gate, weight: where theirs lie."""
+    x *= 1.0 / tl.sqrt(tl.sum(x * x) / size + eps)
+    x *= tl.load(weight, inside, 0.0).to(tl.float32)
+    return x * (1.0 / (1.0 + tl.exp(-tl.load(gate, inside, 0.0).to(tl.float32))))
+
+
+@triton.jit
 def _group_rms_norm_gate_kernel(
     x: tl.tensor,
     gate: tl.tensor,
@@ -28,31 +38,32 @@ def _group_rms_norm_gate_kernel(
     out: tl.tensor,
     size: tl.tensor,
     groups: tl.tensor,
+    gate_stride: tl.tensor,
     eps: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    group = tl.program_id(1)
-    channel = tl.arange(0, BLOCK)
-    inside = channel < size
-    at = (tl.program_id(0).to(tl.int64) * groups + group) * size + channel
+    token, group = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    channel = group * size + tl.arange(0, BLOCK)
+    inside = tl.arange(0, BLOCK) < size
+    at = token * groups * size + channel
     row = tl.load(x + at, inside, 0.0)
-    row *= 1.0 / tl.sqrt(tl.sum(row * row) / size + eps)
-    row *= tl.load(weight + group * size + channel, inside, 0.0).to(tl.float32)
-    row *= 1.0 / (1.0 + tl.exp(-tl.load(gate + at, inside, 0.0).to(tl.float32)))
+    row = normed_and_gated(row, gate + token * gate_stride + channel, weight + channel, inside, size, eps)
     tl.store(out + at, row.to(out.dtype.element_ty), inside)
 
 
 def group_rms_norm_gate_triton(
     x: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float, tuned: Config | None = None
 ) -> Tensor:
-    """One program a token and group."""
+    """One program a token and group; the gate's rows may lie apart."""
     tokens, channels = gate.shape
     size = channels // groups
-    out = torch.empty_like(gate)
+    out = torch.empty(tokens, channels, dtype=gate.dtype, device=gate.device)
     if tokens:
         launch = tuned or config("group_rms_norm_gate", (tokens, size), {"num_warps": row_warps(size)})
         block = triton.next_power_of_2(size)
-        _group_rms_norm_gate_kernel[(tokens, groups)](x, gate, weight, out, size, groups, eps, BLOCK=block, **launch)
+        _group_rms_norm_gate_kernel[(tokens, groups)](
+            x, gate, weight, out, size, groups, gate.stride(0), eps, BLOCK=block, **launch
+        )
     return out
 
 

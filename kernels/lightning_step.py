@@ -1,15 +1,20 @@
 """Lightning attention token by token in registers: the states of a step's rows read once and written once."""
 
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.arrivals import arrivals, is_last
+from kernels.group_norm_gate import normed_and_gated
 from kernels.ragged import Rows
+from kernels.rope import normed_and_turned
 from kernels.tuning import Config, config
 
 
 @triton.jit
-def _step_kernel(
+def _step_kernel(  # noqa: PLR0915
     q: tl.tensor,
     k: tl.tensor,
     v: tl.tensor,
@@ -27,6 +32,16 @@ def _step_kernel(
     k_head: tl.tensor,
     v_token: tl.tensor,
     v_head: tl.tensor,
+    qk_weight: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    gate: tl.tensor,
+    out_weight: tl.tensor,
+    gated: tl.tensor,
+    arrivals: tl.tensor,
+    half: tl.tensor,
+    gate_token: tl.tensor,
+    eps: tl.tensor,
     DIM: tl.constexpr,
     VALUES: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -36,11 +51,16 @@ def _step_kernel(
     LIMITED: tl.constexpr,
     ATTEND: tl.constexpr,
     WRITE: tl.constexpr,
+    RAW: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GROUP_BLOCK: tl.constexpr,
 ) -> None:
     """Program (values, head, row): the row's tokens one after another, for BLOCK_V of the values.
 
     SINGLE: every row has one token. MIXED: rows with another number of tokens are left to another kernel.
     LIMITED: no more than limits [B] of a row's tokens count. ATTEND: give outputs; WRITE: store the state.
+    RAW: queries and keys have neither norm nor rope yet. GROUPS, where not 0: the last of the programs of a group of
+    heads norms and gates its outputs; with it, every row has one token.
     """
     head = tl.program_id(1)
     row = tl.program_id(2)
@@ -70,15 +90,53 @@ def _step_kernel(
     decay = tl.exp(tl.load(log_decay + head))
     for n in range(count):
         token = first + n
-        key = tl.load(k + token * k_token + head * k_head + i, mask=in_key, other=0.0).to(tl.float32)
+        if RAW:
+            # Taken as a block of one head.
+            one = tl.zeros([1, 1], tl.int32)
+            key_at, query_at = k + token * k_token + head * k_head + one, q + token * q_token + head * q_head + one
+            c, s = cos + token * half, sin + token * half
+            key = normed_and_turned(key_at, qk_weight + DIM, c, s, one == 0, DIM, half, eps, BLOCK)
+            key = tl.reshape(key, [BLOCK])
+            query = tl.reshape(normed_and_turned(query_at, qk_weight, c, s, one == 0, DIM, half, eps, BLOCK), [BLOCK])
+        else:
+            key = tl.load(k + token * k_token + head * k_head + i, mask=in_key, other=0.0).to(tl.float32)
+            query = tl.load(q + token * q_token + head * q_head + i, mask=in_key, other=0.0).to(tl.float32)
         value = tl.load(v + token * v_token + head * v_head + j, mask=in_value, other=0.0).to(tl.float32)
         current = current * decay + key[:, None] * value[None, :]
         if ATTEND:
-            query = tl.load(q + token * q_token + head * q_head + i, mask=in_key, other=0.0).to(tl.float32)
             result = tl.sum(query[:, None] * current, 0) * scale
             tl.store(out + (token * tl.num_programs(1) + head) * VALUES + j, result, mask=in_value)
     if WRITE:
         tl.store(at, current, mask=inside)
+    if GROUPS > 0:
+        each = tl.num_programs(1) // GROUPS
+        group = head // each
+        if is_last(arrivals + row * GROUPS + group, each * tl.num_programs(0)):
+            size = each * VALUES
+            channel = group * size + tl.arange(0, GROUP_BLOCK)
+            mine = tl.arange(0, GROUP_BLOCK) < size
+            place = first * GROUPS * size + channel
+            line = tl.load(out + place, mine, 0.0, cache_modifier=".cg")
+            line = normed_and_gated(line, gate + first * gate_token + channel, out_weight + channel, mine, size, eps)
+            tl.store(gated + place, line.to(gated.dtype.element_ty), mine)
+
+
+@dataclass(frozen=True, slots=True)
+class Around:
+    """What lies around the attention of rows of one token each, computed along with it.
+
+    qk_weight [2, 1, d], cos, sin [T, R]: `qk_norm_rope`'s. gate [T, H * d], out_weight [H * d], groups:
+    `group_rms_norm_gate`'s. gated: [T, H * d], its result. eps: of both norms.
+    """
+
+    qk_weight: Tensor
+    cos: Tensor
+    sin: Tensor
+    gate: Tensor
+    out_weight: Tensor
+    groups: int
+    gated: Tensor
+    eps: float
 
 
 def step(
@@ -92,6 +150,7 @@ def step(
     limits: Tensor | None = None,
     mixed: bool = False,
     write: bool = True,
+    around: Around | None = None,
     tuned: Config | None = None,
 ) -> None:
     """Move rows' states on by their tokens, or by the first limits [B] of them; with q, fill `out`.
@@ -107,6 +166,7 @@ def step(
     if not tokens:
         return
     query = k if q is None else q
+    nothing = (k,) * 7 + (0, 0, 0.0)
     _step_kernel[(triton.cdiv(values, block_v), heads, len(rows.counts))](
         query,
         k,
@@ -125,6 +185,7 @@ def step(
         k.stride(1),
         v.stride(0),
         v.stride(1),
+        *(nothing if around is None else _arguments(around, tokens)),
         DIM=dim,
         VALUES=values,
         BLOCK=triton.next_power_of_2(dim),
@@ -134,7 +195,25 @@ def step(
         LIMITED=limits is not None,
         ATTEND=q is not None,
         WRITE=write,
+        RAW=around is not None,
+        GROUPS=0 if around is None else around.groups,
+        GROUP_BLOCK=1 if around is None else triton.next_power_of_2(around.gate.shape[1] // around.groups),
         **chosen,
+    )
+
+
+def _arguments(around: Around, tokens: int) -> tuple[Tensor | int | float, ...]:
+    return (
+        around.qk_weight,
+        around.cos,
+        around.sin,
+        around.gate,
+        around.out_weight,
+        around.gated,
+        arrivals(around.gate.device, tokens * around.groups),
+        around.cos.shape[1],
+        around.gate.stride(0),
+        around.eps,
     )
 
 

@@ -1,13 +1,12 @@
 """y = x W^T for a matrix that may lie quantized."""
 
-from functools import lru_cache
-
 import torch
 import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.arrivals import arrivals, is_last
 from kernels.dispatch import dispatch
 from kernels.quantize import quantize_fp8
 from kernels.quantized import Matrix, dense, operands, rounds_inputs
@@ -15,7 +14,6 @@ from kernels.tiles import FP8_BOTH, check_blocks, layout, product
 from kernels.tuning import Config, config
 
 _PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
-_MOST_TILES = 1 << 12
 _SPLIT_STEPS = 4  # a split of fewer steps over the inputs costs more than it fills
 
 
@@ -110,20 +108,12 @@ def _linear_kernel(
         place = tl.arange(0, BLOCK_M)[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
         partial += tile * SPLIT * BLOCK_M * BLOCK_N
         tl.store(partial + split * BLOCK_M * BLOCK_N + place, acc)
-        tl.debug_barrier()
-        if tl.atomic_add(arrivals + tile, 1) == SPLIT - 1:
+        if is_last(arrivals + tile, SPLIT):
             total = tl.zeros([BLOCK_M, BLOCK_N], dtype=tl.float32)
             for i in range(SPLIT):
-                # Past the first-level cache, which doesn't see what other multiprocessors write.
+                # `is_last` says why past the first-level cache.
                 total += tl.load(partial + i * BLOCK_M * BLOCK_N + place, cache_modifier=".cg")
             tl.store(out_at, total.to(out.dtype.element_ty), mask=inside)
-            tl.store(arrivals + tile, 0)
-
-
-@lru_cache(maxsize=16)
-def _arrivals(device: torch.device) -> Tensor:
-    """Zeros that every launch leaves as zeros; so linears of one device run one after another."""
-    return torch.zeros(_MOST_TILES, dtype=torch.int32, device=device)
 
 
 def _default(form: int, itemsize: int, tokens: int, outputs: int, inputs: int) -> Config:
@@ -166,8 +156,6 @@ def linear_triton(x: Tensor, matrix: Matrix, tuned: Config | None = None, scale:
     check_blocks(form, chosen)
     block_m, block_n, split = chosen["BLOCK_M"], chosen["BLOCK_N"], chosen["SPLIT"]
     tiles = triton.cdiv(tokens, block_m) * triton.cdiv(outputs, block_n)
-    if split > 1 and tiles > _MOST_TILES:
-        raise ValueError(f"{tiles} tiles are too many to split their inputs, the most is {_MOST_TILES}")
 
     both = form.format == FP8_BOTH.value
     # A few tokens cost less to round in every program than in a launch of their own.
@@ -183,7 +171,7 @@ def linear_triton(x: Tensor, matrix: Matrix, tuned: Config | None = None, scale:
         x_scale,
         out,
         partial,
-        _arrivals(x.device) if split > 1 else out,
+        arrivals(x.device, tiles) if split > 1 else out,
         tokens,
         outputs,
         seen.stride(0),

@@ -29,6 +29,37 @@ def linear_fp32_reference(x: Tensor, weight: Tensor) -> Tensor:
 
 
 @triton.jit
+def fp32_product(
+    x: tl.tensor,
+    weight: tl.tensor,
+    token: tl.tensor,
+    output: tl.tensor,
+    tokens: tl.tensor,
+    outputs: tl.tensor,
+    x_stride: tl.tensor,
+    begin: tl.tensor,
+    end: tl.tensor,
+    K: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+) -> tl.tensor:
+    """Inside kernels: rows `token` [M] of x times rows `output` [N] of the weight over inputs begin … end - 1, [M, N].
+
+    begin is a multiple of BLOCK_K; end is one too, or K.
+    """
+    held, wanted = (token < tokens)[:, None], (output < outputs)[None, :]
+    x_at = x + token.to(tl.int64)[:, None] * x_stride
+    weight_at = weight + output.to(tl.int64)[None, :] * K
+    total = tl.zeros([token.shape[0], output.shape[0]], tl.float32)
+    for first in range(begin, end, BLOCK_K):
+        k = first + tl.arange(0, BLOCK_K)
+        inside = (k < K) | (K % BLOCK_K == 0)
+        a = tl.load(x_at + k[None, :], held & inside[None, :], 0.0).to(weight.dtype.element_ty)
+        b = tl.load(weight_at + k[:, None], wanted & inside[:, None], 0.0)
+        total = tl.dot(a, b, total, input_precision="ieee")
+    return total
+
+
+@triton.jit
 def _linear_fp32_kernel(
     x: tl.tensor,
     weight: tl.tensor,
@@ -43,19 +74,10 @@ def _linear_fp32_kernel(
 ) -> None:
     # Programs that share rows of the weight follow each other, so that it is read from memory once.
     token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    output = tl.program_id(1).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
-    held, wanted = (token < tokens)[:, None], (output < outputs)[None, :]
-    x_at = x + token.to(tl.int64)[:, None] * x_stride
-    weight_at = weight + output[None, :] * K
-    total = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for first in range(0, K, BLOCK_K):
-        k = first + tl.arange(0, BLOCK_K)
-        inside = (k < K) | (K % BLOCK_K == 0)
-        a = tl.load(x_at + k[None, :], held & inside[None, :], 0.0).to(weight.dtype.element_ty)
-        b = tl.load(weight_at + k[:, None], wanted & inside[:, None], 0.0)
-        total = tl.dot(a, b, total, input_precision="ieee")
+    output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    total = fp32_product(x, weight, token, output, tokens, outputs, x_stride, 0, K, K, BLOCK_K)
     to = out + token.to(tl.int64)[:, None] * outputs + output[None, :]
-    tl.store(to, total, held & wanted)
+    tl.store(to, total, (token < tokens)[:, None] & (output < outputs)[None, :])
 
 
 def _default(tokens: int, outputs: int, itemsize: int) -> Config:

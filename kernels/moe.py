@@ -8,6 +8,7 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from kernels.arrivals import arrivals
 from kernels.dispatch import dispatch
 from kernels.moe_kernels import combine_kernel, expert_kernel, place_kernel, rank_kernel, starts_kernel
 from kernels.quantize import Rounded, quantize_fp8
@@ -37,16 +38,16 @@ def moe_experts_reference(
     """Sum over a token's experts of weight * down(swiglu(gate_up(x))), as far as the experts are held here.
 
     x: [T, D]. ids: [T, k] int64, a token's all different; weights: [T, k] fp32. gate_up: [E, 2I, D] and down:
-    [E, D, I] of experts first_expert … first_expert + E - 1; others contribute zero. Returns [T, D] fp32; with
-    `shared` [T, D], the shared expert's result, the sum of both in x's dtype. A `BlockFp8` that rounds its inputs
-    is multiplied as `linear` does. rounded: `quantize_fp8` of x, where gate_up is such a one and it is known already.
+    [E, D, I] of experts first_expert … first_expert + E - 1; others contribute zero. shared: [T, D], another
+    expert's result, of weight 1. Returns [T, D] in x's dtype, summed in fp32. A `BlockFp8` that rounds its inputs is
+    multiplied as `linear` does. rounded: `quantize_fp8` of x, where gate_up is such a one and it is known already.
     """
     expert_bytes = (gate_up.shape[1] * gate_up.shape[2] + down.shape[1] * down.shape[2]) * x.element_size()
     if 0 < ids.numel() * expert_bytes <= _GATHER_BYTES:
         routed = _gathered(x, ids, weights, gate_up, down, first_expert, rounded)
     else:
         routed = _by_expert(x, ids, weights, gate_up, down, first_expert, rounded)
-    return routed if shared is None else routed.add_(shared).to(x.dtype)
+    return (routed if shared is None else routed.add_(shared)).to(x.dtype)
 
 
 def _seen(x: Tensor, matrix: Matrix, rounded: Rounded | None) -> tuple[Tensor, Matrix]:
@@ -127,7 +128,7 @@ def moe_experts_triton(
     """
     (tokens, width), top_k, experts = x.shape, ids.shape[1], gate_up.shape[0]
     inner_width, pairs = gate_up.shape[1] // 2, tokens * top_k
-    out = torch.empty(tokens, width, dtype=torch.float32 if shared is None else x.dtype, device=x.device)
+    out = torch.empty(tokens, width, dtype=x.dtype, device=x.device)
     if not tokens:
         return out
     up_form, down_form = layout(gate_up), layout(down)
@@ -156,16 +157,24 @@ def moe_experts_triton(
         "pairs": pairs,
         "POWER": triton.next_power_of_2(pairs) if tokens <= _FEW else 0,
     }
+    if shared is None:
+        apart = {"shared": out, "shared_stride": 0, "SHARED": 0}
+    else:
+        apart = {"shared": shared, "shared_stride": shared.stride(0), "SHARED": 1}
+    # The down product of a few tokens ends with the sum, in the last of a tile's programs.
+    choices = top_k if tokens <= _FEW else 0
+    sums = {"weights": weights.contiguous(), "total": out, "tokens": tokens, **apart}
     inner = torch.empty(pairs, inner_width, dtype=x.dtype, device=x.device)
-    _grouped(x, up_form, inner, blocks, {**routing, **first}, rounded, GATED=True, TOP_K=top_k)
+    _grouped(x, up_form, inner, blocks, {**routing, **sums, **first}, rounded, GATED=True, TOP_K=top_k, CHOICES=0)
     results = torch.empty(pairs, width, dtype=x.dtype, device=x.device)
-    _grouped(inner, down_form, results, blocks, {**routing, **second}, None, GATED=False, TOP_K=1)
-    block = min(1024, triton.next_power_of_2(width)) if tokens > _FEW else 128
-    combine_kernel[(tokens, triton.cdiv(width, block))](
-        results, ids, weights.contiguous(), out if shared is None else shared, out, first_expert, experts, width,
-        0 if shared is None else shared.stride(0),
-        TOP_K=top_k, POWER=triton.next_power_of_2(top_k), SHARED=shared is not None, BLOCK=block,
-    )  # fmt: skip
+    _grouped(
+        inner, down_form, results, blocks, {**routing, **sums, **second}, None, GATED=False, TOP_K=1, CHOICES=choices
+    )
+    if not choices:
+        block = min(1024, triton.next_power_of_2(width))
+        combine_kernel[(tokens, triton.cdiv(width, block))](
+            results, ids, sums["weights"], out, first_expert, experts, width, **apart, CHOICES=top_k, BLOCK=block
+        )
     return out
 
 
@@ -205,9 +214,10 @@ def _grouped(
     if out.shape[1] % max(form.height, 1):
         # Ups don't begin a block, or a tile may cross into one.
         described["HEIGHT"] = 0
-    expert_kernel[(triton.cdiv(columns, chosen["BLOCK_N"]), blocks)](
+    tiles = triton.cdiv(columns, chosen["BLOCK_N"])
+    expert_kernel[(tiles, blocks)](
         seen, x_scale, out, seen.stride(0), columns, **chosen, **fixed, **described,
-        K=x.shape[1], ROUND=round_here,
+        arrivals=arrivals(x.device, tiles) if fixed["CHOICES"] else out, K=x.shape[1], ROUND=round_here,
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ Pair p is token p // TOP_K with its p % TOP_K-th expert. Blocks are BLOCK_M pair
 import triton
 import triton.language as tl
 
+from kernels.arrivals import is_last
 from kernels.swiglu import gated
 from kernels.tiles import AWQ, product
 
@@ -101,6 +102,40 @@ def block_of(
 
 
 @triton.jit
+def combined(
+    results: tl.tensor,
+    ids: tl.tensor,
+    weights: tl.tensor,
+    shared: tl.tensor,
+    token: tl.tensor,
+    column: tl.tensor,
+    tokens: tl.tensor,
+    first_expert: tl.tensor,
+    experts: tl.tensor,
+    width: tl.tensor,
+    shared_stride: tl.tensor,
+    CHOICES: tl.constexpr,
+    SHARED: tl.constexpr,
+) -> tl.tensor:
+    """Tokens' results [T, CHOICES, width], weighted and added up in fp32, and the shared expert's: [token, column]."""
+    live, inside = token < tokens, (column < width)[None, :]
+    total = tl.zeros([token.shape[0], column.shape[0]], tl.float32)
+    for k in tl.static_range(CHOICES):
+        pair = token.to(tl.int64) * CHOICES + k
+        expert = tl.load(ids + pair, mask=live, other=-1) - first_expert
+        # What was held elsewhere was never written here.
+        held = live & (expert >= 0) & (expert < experts)
+        factor = tl.load(weights + pair, mask=held, other=0.0)
+        at = results + pair[:, None] * width + column[None, :]
+        value = tl.load(at, mask=held[:, None] & inside, other=0.0, cache_modifier=".cg")
+        total += value.to(tl.float32) * factor[:, None]
+    if SHARED:
+        at = shared + token.to(tl.int64)[:, None] * shared_stride + column[None, :]
+        total += tl.load(at, mask=live[:, None] & inside, other=0.0).to(tl.float32)
+    return total
+
+
+@triton.jit
 def expert_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,
@@ -122,6 +157,14 @@ def expert_kernel(
     weight_stride: tl.tensor,
     scale_stride: tl.tensor,
     zeros_stride: tl.tensor,
+    weights: tl.tensor,
+    shared: tl.tensor,
+    total: tl.tensor,
+    arrivals: tl.tensor,
+    tokens: tl.tensor,
+    shared_stride: tl.tensor,
+    CHOICES: tl.constexpr,
+    SHARED: tl.constexpr,
     GATED: tl.constexpr,
     POWER: tl.constexpr,
     FORMAT: tl.constexpr,
@@ -137,59 +180,68 @@ def expert_kernel(
     """BLOCK_N outputs of a block's pairs; with GATED, silu(gate) * up of BLOCK_N / 2 inner channels.
 
     x: [pairs / TOP_K, K]. out: [pairs, N], of GATED [pairs, N / 2], the matrix's gates lying above its ups.
+    With CHOICES, the choices a token has, the last of a tile's programs goes on to `combined`, into total [T, N].
     """
     expert, pair = block_of(ids, members, block_experts, first_expert, experts, pairs, POWER, BLOCK_M)
-    if expert < 0:
-        return
     HALVES: tl.constexpr = 2 if GATED else 1
     WIDTH: tl.constexpr = BLOCK_N // HALVES
     width = N // HALVES
     start = tl.program_id(0) * WIDTH
-    column = tl.arange(0, BLOCK_N)
-    word = tl.arange(0, BLOCK_N // 8)
-    # Gate and up of a channel lie side by side, in one thread's registers, unless whole words of 8 rows are read.
-    n = tl.minimum(start + column // HALVES, width - 1) + column % HALVES * width
-    words = tl.minimum(start // 8 + word % (WIDTH // 8), width // 8 - 1) + word // (WIDTH // 8) * (width // 8)
-    ALIKE: tl.constexpr = HEIGHT > 0 and HEIGHT % WIDTH == 0
-    even_block = start // HEIGHT if ALIKE else 0
-    odd_block = (start + (HALVES - 1) * width) // HEIGHT if ALIKE else 0
-    far = expert.to(tl.int64)
-    acc = product(
-        x,
-        x_scale,
-        tl.maximum(pair, 0) // TOP_K,
-        x_stride,
-        weight + far * weight_stride,
-        scale + far * scale_stride,
-        zeros + far * zeros_stride,
-        row_block,
-        col_block,
-        scale_columns,
-        n,
-        words,
-        even_block,
-        odd_block,
-        0,
-        K,
-        N,
-        K,
-        FORMAT,
-        GROUP,
-        ALIKE,
-        BLOCK_K,
-        ROUND,
-    )
-    if GATED:
-        if FORMAT == AWQ:
-            gate, up = tl.split(tl.permute(tl.reshape(acc, [BLOCK_M, 2, WIDTH]), [0, 2, 1]))
+    if expert >= 0:
+        column = tl.arange(0, BLOCK_N)
+        word = tl.arange(0, BLOCK_N // 8)
+        # Gate and up of a channel lie side by side, in one thread's registers, unless whole words of 8 rows are read.
+        n = tl.minimum(start + column // HALVES, width - 1) + column % HALVES * width
+        words = tl.minimum(start // 8 + word % (WIDTH // 8), width // 8 - 1) + word // (WIDTH // 8) * (width // 8)
+        ALIKE: tl.constexpr = HEIGHT > 0 and HEIGHT % WIDTH == 0
+        even_block = start // HEIGHT if ALIKE else 0
+        odd_block = (start + (HALVES - 1) * width) // HEIGHT if ALIKE else 0
+        far = expert.to(tl.int64)
+        acc = product(
+            x,
+            x_scale,
+            tl.maximum(pair, 0) // TOP_K,
+            x_stride,
+            weight + far * weight_stride,
+            scale + far * scale_stride,
+            zeros + far * zeros_stride,
+            row_block,
+            col_block,
+            scale_columns,
+            n,
+            words,
+            even_block,
+            odd_block,
+            0,
+            K,
+            N,
+            K,
+            FORMAT,
+            GROUP,
+            ALIKE,
+            BLOCK_K,
+            ROUND,
+        )
+        if GATED:
+            if FORMAT == AWQ:
+                gate, up = tl.split(tl.permute(tl.reshape(acc, [BLOCK_M, 2, WIDTH]), [0, 2, 1]))
+            else:
+                gate, up = tl.split(tl.reshape(acc, [BLOCK_M, WIDTH, 2]))
+            value = gated(gate.to(out.dtype.element_ty), up.to(out.dtype.element_ty))
         else:
-            gate, up = tl.split(tl.reshape(acc, [BLOCK_M, WIDTH, 2]))
-        value = gated(gate.to(out.dtype.element_ty), up.to(out.dtype.element_ty))
-    else:
-        value = acc
-    channel = start + tl.arange(0, WIDTH)
-    at = out + tl.maximum(pair, 0).to(tl.int64)[:, None] * width + channel[None, :]
-    tl.store(at, value.to(out.dtype.element_ty), mask=(pair >= 0)[:, None] & (channel < width)[None, :])
+            value = acc
+        channel = start + tl.arange(0, WIDTH)
+        at = out + tl.maximum(pair, 0).to(tl.int64)[:, None] * width + channel[None, :]
+        tl.store(at, value.to(out.dtype.element_ty), mask=(pair >= 0)[:, None] & (channel < width)[None, :])
+    if CHOICES > 0:  # noqa: SIM102
+        if is_last(arrivals + tl.program_id(0), tl.num_programs(1)):
+            token, column = tl.arange(0, BLOCK_M), start + tl.arange(0, BLOCK_N)
+            value = combined(
+                out, ids, weights, shared, token, column, tokens, first_expert, experts, width, shared_stride,
+                CHOICES, SHARED,
+            )  # fmt: skip
+            at = total + token.to(tl.int64)[:, None] * width + column[None, :]
+            tl.store(at, value.to(total.dtype.element_ty), mask=(token < tokens)[:, None] & (column < width)[None, :])
 
 
 @triton.jit
@@ -197,30 +249,22 @@ def combine_kernel(
     results: tl.tensor,
     ids: tl.tensor,
     weights: tl.tensor,
-    shared: tl.tensor,
-    out: tl.tensor,
+    total: tl.tensor,
     first_expert: tl.tensor,
     experts: tl.tensor,
     width: tl.tensor,
+    shared: tl.tensor,
     shared_stride: tl.tensor,
-    TOP_K: tl.constexpr,
-    POWER: tl.constexpr,
     SHARED: tl.constexpr,
+    CHOICES: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """A token's results, weighted and added up in fp32, and the shared expert's. results: [T, TOP_K, width]."""
-    token = tl.program_id(0).to(tl.int64)
+    """One token's `combined`, a block of columns."""
+    token = tl.program_id(0) + tl.arange(0, 1)
     column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    k = tl.arange(0, POWER)
-    pair = token * TOP_K + k
-    expert = tl.load(ids + pair, mask=k < TOP_K, other=-1) - first_expert
-    held = (k < TOP_K) & (expert >= 0) & (expert < experts)
-    factor = tl.load(weights + pair, mask=held, other=0.0)
-    # What was held elsewhere was never written here.
-    value = tl.load(
-        results + pair[:, None] * width + column[None, :], mask=held[:, None] & (column < width)[None, :], other=0.0
-    )
-    total = tl.sum(value.to(tl.float32) * factor[:, None], 0)
-    if SHARED:
-        total += tl.load(shared + token * shared_stride + column, mask=column < width, other=0.0).to(tl.float32)
-    tl.store(out + token * width + column, total.to(out.dtype.element_ty), mask=column < width)
+    value = combined(
+        results, ids, weights, shared, token, column, tl.num_programs(0), first_expert, experts, width, shared_stride,
+        CHOICES, SHARED,
+    )  # fmt: skip
+    at = total + token.to(tl.int64)[:, None] * width + column[None, :]
+    tl.store(at, value.to(total.dtype.element_ty), mask=(column < width)[None, :])

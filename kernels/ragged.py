@@ -109,6 +109,8 @@ class Rows:
     @cached_property
     def row_starts(self) -> Tensor:
         """[B] int64: `starts`, as the positions of the rows' first tokens have it."""
+        if self.longest == 1:
+            return self.positions
         return self.positions[self.token_offsets[:-1].long()]
 
     @cached_property
@@ -134,8 +136,9 @@ class Rows:
         index = torch.arange(total, dtype=torch.int32, device=device)
         if self._equal:
             each = runs[0]
-            firsts = index[::each].contiguous() if each > 1 else torch.full_like(index, -1)
-            return Blocks(size, index // each, index % each * size, firsts, total if each > 1 else 0)
+            if each == 1:
+                return Blocks(size, index, torch.zeros_like(index), torch.full_like(index, -1), 0)
+            return Blocks(size, index // each, index % each * size, index[::each].contiguous(), total)
         before = list(accumulate(runs, initial=0))[:-1]
         several = [n if n > 1 else 0 for n in runs]
         bases = [b if n else -1 for b, n in zip(accumulate(several, initial=0), several, strict=False)]

@@ -25,20 +25,55 @@ def qk_norm_rope_reference(qk: Tensor, weight: Tensor, cos: Tensor, sin: Tensor,
     )
 
 
-def rope_interleaved_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rope_interleaved_reference(x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None) -> Tensor:
     """Rope over all of x's last dimension in pairs (2i, 2i + 1).
 
-    x: [T, H, 2R]. cos, sin: [T, R] fp32. Returns x's dtype; the arithmetic is fp32.
+    x: [T, H, 2R]. cos, sin: [T, R] fp32. Returns `out`, where given, or a tensor of x's dtype; the arithmetic is fp32.
     """
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], x.shape[-1] // 2, 2))
     turned = pairs * torch.complex(cos, sin)[:, None]
-    return torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    result = torch.view_as_real(turned).flatten(-2).to(x.dtype)
+    return result if out is None else out.copy_(result)
 
 
 @triton.jit
 def _normed(x: tl.tensor, weight: tl.tensor, factor: tl.tensor) -> tl.tensor:
     unit = (x.to(tl.float32) * factor[:, None]).to(x.dtype)
     return (unit.to(tl.float32) * weight.to(tl.float32)[None, :]).to(x.dtype).to(tl.float32)
+
+
+@triton.jit
+def normed_and_turned(
+    row: tl.tensor,
+    weight: tl.tensor,
+    cos: tl.tensor,
+    sin: tl.tensor,
+    held: tl.tensor,
+    size: tl.tensor,
+    half: tl.tensor,
+    eps: tl.tensor,
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """Inside kernels: a token's heads [R, BLOCK] fp32, from where each begins, row [R, 1], if it is `held` [R, 1].
+
+    weight: of `size` channels. cos, sin: the token's.
+    """
+    channel = tl.arange(0, BLOCK)
+    inside = channel < size
+    x = tl.load(row + channel[None, :], held & inside[None, :], 0.0)
+    wide = x.to(tl.float32)
+    factor = 1.0 / tl.sqrt(tl.sum(wide * wide, 1) / size + eps)
+    mine = _normed(x, tl.load(weight + channel, inside, 0.0), factor)
+
+    # The other of the pair is read again: it lies in the cache, and no other lane need hand it over.
+    turned = channel < 2 * half
+    first = channel < half
+    other = tl.where(first, channel + half, channel - half)
+    pair = tl.load(row + other[None, :], held & turned[None, :], 0.0)
+    theirs = _normed(pair, tl.load(weight + other, turned, 0.0), factor)
+    angle = tl.where(first, channel, other)
+    c, s = tl.load(cos + angle, turned, 1.0), tl.load(sin + angle, turned, 0.0)
+    return mine * c[None, :] + theirs * tl.where(first, -s, s)[None, :]
 
 
 @triton.jit
@@ -58,27 +93,15 @@ def _qk_norm_rope_kernel(
     BLOCK: tl.constexpr,
 ) -> None:
     token, part = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)
-    channel = tl.arange(0, BLOCK)
-    inside = channel < size
-    row = qk + token * token_stride + part * part_stride + head[:, None] * size
-    held = (head < heads)[:, None]
-    x = tl.load(row + channel[None, :], held & inside[None, :], 0.0)
-    wide = x.to(tl.float32)
-    factor = 1.0 / tl.sqrt(tl.sum(wide * wide, 1) / size + eps)
-    mine = _normed(x, tl.load(weight + part * size + channel, inside, 0.0), factor)
-
-    # The other of the pair is read again: it lies in the cache, and no other lane need hand it over.
-    turned = channel < 2 * half
-    first = channel < half
-    other = tl.where(first, channel + half, channel - half)
-    pair = tl.load(row + other[None, :], held & turned[None, :], 0.0)
-    theirs = _normed(pair, tl.load(weight + part * size + other, turned, 0.0), factor)
-    angle = token * half + tl.where(first, channel, other)
-    c, s = tl.load(cos + angle, turned, 1.0), tl.load(sin + angle, turned, 0.0)
-    result = mine * c[None, :] + theirs * tl.where(first, -s, s)[None, :]
-    to = out + ((token * 2 + part) * heads + head[:, None]) * size + channel[None, :]
-    tl.store(to, result, held & inside[None, :])
+    head = tl.program_id(2) * HEADS + tl.arange(0, HEADS)[:, None]
+    row = qk + token * token_stride + part * part_stride + head * size
+    angles = token * half
+    result = normed_and_turned(
+        row, weight + part * size, cos + angles, sin + angles, head < heads, size, half, eps, BLOCK
+    )
+    channel = tl.arange(0, BLOCK)[None, :]
+    to = out + ((token * 2 + part) * heads + head) * size + channel
+    tl.store(to, result, (head < heads) & (channel < size))
 
 
 @triton.jit
@@ -101,6 +124,8 @@ def _rope_interleaved_kernel(
     half: tl.tensor,
     token_stride: tl.tensor,
     head_stride: tl.tensor,
+    out_token: tl.tensor,
+    out_head: tl.tensor,
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
@@ -111,7 +136,7 @@ def _rope_interleaved_kernel(
     c = tl.load(cos + token * half + pair, pair < half, 1.0)
     s = tl.load(sin + token * half + pair, pair < half, 0.0)
     first, second = turned_pairs(x + token * token_stride + head * head_stride, pair, c, s, inside)
-    to = out + (token * heads + head) * 2 * half + 2 * pair
+    to = out + token * out_token + head * out_head + 2 * pair
     tl.store(to, first.to(out.dtype.element_ty), inside)
     tl.store(to + 1, second.to(out.dtype.element_ty), inside)
 
@@ -142,10 +167,13 @@ def qk_norm_rope_triton(
     return out
 
 
-def rope_interleaved_triton(x: Tensor, cos: Tensor, sin: Tensor, tuned: Config | None = None) -> Tensor:
+def rope_interleaved_triton(
+    x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None, tuned: Config | None = None
+) -> Tensor:
     """One program a token and block of heads; tokens and heads may lie apart."""
     tokens, heads, size = x.shape
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    if out is None:
+        out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if tokens:
         launch = tuned or config("rope_interleaved", (tokens, heads, size), {"HEADS": 8, "num_warps": 2})
         _rope_interleaved_kernel[(tokens, triton.cdiv(heads, launch["HEADS"]))](
@@ -157,6 +185,8 @@ def rope_interleaved_triton(x: Tensor, cos: Tensor, sin: Tensor, tuned: Config |
             size // 2,
             x.stride(0),
             x.stride(1),
+            out.stride(0),
+            out.stride(1),
             BLOCK=triton.next_power_of_2(size // 2),
             **launch,
         )

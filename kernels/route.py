@@ -1,6 +1,7 @@
 """Choice of experts: sigmoid scores, a bias for selection only, limited to the best groups (DeepSeek-V3)."""
 
 import torch
+import torch.nn.functional as F
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -10,12 +11,13 @@ from kernels.tuning import Config, config
 
 
 def route_reference(
-    logits: Tensor, bias: Tensor, groups: int, top_groups: int, top_k: int, scale: float
+    logits: Tensor, bias: Tensor, groups: int, top_groups: int, top_k: int, scale: float, shared: bool = False
 ) -> tuple[Tensor, Tensor]:
     """Expert ids [T, top_k] int64 and their weights [T, top_k] fp32, summing to `scale`.
 
     logits: [T, E] fp32. bias: [E] fp32. A group's score is the sum of its two best biased scores; experts
-    outside the best `top_groups` of `groups` are never chosen.
+    outside the best `top_groups` of `groups` are never chosen. shared: every token also takes an expert E, last of
+    its [T, top_k + 1], with weight 1.
     """
     tokens, experts = logits.shape
     scores = logits.sigmoid()
@@ -26,7 +28,78 @@ def route_reference(
     dropped = torch.full_like(group_scores, float("-inf")).scatter_(1, kept, 0.0)
     ids = (grouped + dropped[..., None]).view(tokens, experts).topk(top_k, dim=-1).indices
     weights = scores.gather(1, ids)
-    return ids, weights * (scale / (weights.sum(-1, keepdim=True) + 1e-20))
+    weights *= scale / (weights.sum(-1, keepdim=True) + 1e-20)
+    if shared:
+        return F.pad(ids, (0, 1), value=experts), F.pad(weights, (0, 1), value=1.0)
+    return ids, weights
+
+
+@triton.jit
+def choose(
+    logits: tl.tensor,
+    bias: tl.tensor,
+    ids: tl.tensor,
+    weights: tl.tensor,
+    token: tl.tensor,
+    tokens: tl.tensor,
+    scale: tl.tensor,
+    GROUPS: tl.constexpr,
+    SIZE: tl.constexpr,
+    TOP_GROUPS: tl.constexpr,
+    TOP_K: tl.constexpr,
+    SHARED: tl.constexpr,
+    TOP_BLOCK: tl.constexpr,
+) -> None:
+    """Inside kernels: choose for tokens `token` [T] of logits [T, groups, members], both sizes powers of two."""
+    TOKENS: tl.constexpr = logits.shape[0]
+    GROUP_BLOCK: tl.constexpr = logits.shape[1]
+    SIZE_BLOCK: tl.constexpr = logits.shape[2]
+    group, member = tl.arange(0, GROUP_BLOCK), tl.arange(0, SIZE_BLOCK)
+    expert = group[:, None] * SIZE + member[None, :]
+    inside = (group < GROUPS)[:, None] & (member < SIZE)[None, :]
+    score = tl.sigmoid(logits)
+    biased = tl.where(inside[None], score + tl.load(bias + expert, inside, 0.0)[None], float("-inf"))
+
+    group_score = tl.max(biased, 2)
+    if SIZE > 1:
+        # One of the best alone is taken out, so an equal one counts as the second.
+        at = tl.min(tl.where(biased == group_score[:, :, None], member[None, None, :], SIZE_BLOCK), 2)
+        group_score += tl.max(tl.where(member[None, None, :] == at[:, :, None], float("-inf"), biased), 2)
+    real = (group < GROUPS)[None, :]
+    group_score = tl.where(real, group_score, float("-inf"))
+    kept = (group < 0)[None, :] & (token >= 0)[:, None]
+    for _ in tl.static_range(TOP_GROUPS):
+        left = tl.where(kept, float("-inf"), group_score)
+        found = (left == tl.max(left, 1)[:, None]) & real & ~kept
+        best = tl.min(tl.where(found, group[None, :], GROUP_BLOCK), 1)
+        kept |= group[None, :] == best[:, None]
+    biased = tl.where(kept[:, :, None] & inside[None], biased, float("-inf"))
+
+    EVERY: tl.constexpr = GROUP_BLOCK * SIZE_BLOCK
+    biased, score = tl.reshape(biased, [TOKENS, EVERY]), tl.reshape(score, [TOKENS, EVERY])
+    # What stands for no expert is none that could be taken.
+    expert = tl.reshape(tl.where(inside, expert, GROUPS * SIZE), [1, EVERY])
+    place = tl.arange(0, TOP_BLOCK)[None, :]
+    chosen = tl.zeros([TOKENS, TOP_BLOCK], tl.int64)
+    weight = tl.zeros([TOKENS, TOP_BLOCK], tl.float32)
+    for k in tl.static_range(TOP_K):
+        # NaN equals nothing: the bound keeps the id one of an expert.
+        best = tl.min(tl.where(biased == tl.max(biased, 1)[:, None], expert, GROUPS * SIZE - 1), 1)
+        best = tl.minimum(best, GROUPS * SIZE - 1)
+        taken = expert == best[:, None]
+        value = tl.sum(tl.where(taken, score, 0.0), 1)
+        biased = tl.where(taken, float("-inf"), biased)
+        chosen = tl.where(place == k, best.to(tl.int64)[:, None], chosen)
+        weight = tl.where(place == k, value[:, None], weight)
+    weight *= (scale / (tl.sum(weight, 1) + 1e-20))[:, None]
+    if SHARED:
+        chosen = tl.where(place == TOP_K, GROUPS * SIZE, chosen)
+        weight = tl.where(place == TOP_K, 1.0, weight)
+    CHOICES: tl.constexpr = TOP_K + SHARED
+    at = token.to(tl.int64)[:, None] * CHOICES + place
+    there = (token < tokens)[:, None] & (place < CHOICES)
+    tl.store(ids + at, chosen, there)
+    tl.store(weights + at, weight, there)
 
 
 @triton.jit
@@ -40,46 +113,39 @@ def _route_kernel(
     SIZE: tl.constexpr,
     TOP_GROUPS: tl.constexpr,
     TOP_K: tl.constexpr,
+    SHARED: tl.constexpr,
+    TOP_BLOCK: tl.constexpr,
     GROUP_BLOCK: tl.constexpr,
     SIZE_BLOCK: tl.constexpr,
-    TOP_BLOCK: tl.constexpr,
 ) -> None:
-    token = tl.program_id(0).to(tl.int64)
-    group, member = tl.arange(0, GROUP_BLOCK), tl.arange(0, SIZE_BLOCK)
-    expert = group[:, None] * SIZE + member[None, :]
-    inside = (group < GROUPS)[:, None] & (member < SIZE)[None, :]
-    score = tl.sigmoid(tl.load(logits + token * GROUPS * SIZE + expert, inside, 0.0))
-    biased = tl.where(inside, score + tl.load(bias + expert, inside, 0.0), float("-inf"))
+    token = tl.program_id(0) + tl.arange(0, 1)
+    group, member = tl.arange(0, GROUP_BLOCK)[None, :, None], tl.arange(0, SIZE_BLOCK)[None, None, :]
+    row = logits + token.to(tl.int64)[:, None, None] * (GROUPS * SIZE)
+    found = tl.load(row + group * SIZE + member, (group < GROUPS) & (member < SIZE), 0.0)
+    choose(
+        found, bias, ids, weights, token, tl.num_programs(0), scale, GROUPS, SIZE, TOP_GROUPS, TOP_K, SHARED, TOP_BLOCK
+    )
 
-    group_score = tl.max(biased, 1)
-    if SIZE > 1:
-        # One of the best alone is taken out, so an equal one counts as the second.
-        at = tl.min(tl.where(biased == group_score[:, None], member[None, :], SIZE_BLOCK), 1)
-        group_score += tl.max(tl.where(member[None, :] == at[:, None], float("-inf"), biased), 1)
-    group_score = tl.where(group < GROUPS, group_score, float("-inf"))
-    kept = group < 0
-    for _ in tl.static_range(TOP_GROUPS):
-        left = tl.where(kept, float("-inf"), group_score)
-        best = tl.min(tl.where((left == tl.max(left, 0)) & (group < GROUPS) & ~kept, group, GROUP_BLOCK), 0)
-        kept |= group == best
-    biased = tl.where(kept[:, None] & inside, biased, float("-inf"))
 
-    place = tl.arange(0, TOP_BLOCK)
-    chosen = tl.zeros([TOP_BLOCK], tl.int64)
-    weight = tl.zeros([TOP_BLOCK], tl.float32)
-    for k in tl.static_range(TOP_K):
-        # NaN equals nothing: the bound keeps the id one of an expert.
-        equal = tl.where(biased == tl.max(biased), expert, GROUPS * SIZE - 1)
-        best = tl.min(equal)
-        taken = (expert == best) & inside
-        value = tl.sum(tl.where(taken, score, 0.0))
-        biased = tl.where(taken, float("-inf"), biased)
-        chosen = tl.where(place == k, best.to(tl.int64), chosen)
-        weight = tl.where(place == k, value, weight)
-    weight *= scale / (tl.sum(weight) + 1e-20)
-    at = token * TOP_K + place
-    tl.store(ids + at, chosen, place < TOP_K)
-    tl.store(weights + at, weight, place < TOP_K)
+def choice(experts: int, groups: int, top_groups: int, top_k: int, shared: bool) -> dict[str, int]:
+    """Kernels' constants of a choice."""
+    size = experts // groups
+    return {
+        "GROUPS": groups,
+        "SIZE": size,
+        "TOP_GROUPS": top_groups,
+        "TOP_K": top_k,
+        "SHARED": int(shared),
+        "TOP_BLOCK": triton.next_power_of_2(top_k + shared),
+        "GROUP_BLOCK": triton.next_power_of_2(groups),
+        "SIZE_BLOCK": triton.next_power_of_2(size),
+    }
+
+
+def chosen(tokens: int, top_k: int, shared: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Room for ids and weights."""
+    shape = tokens, top_k + shared
+    return torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, dtype=torch.float32, device=device)
 
 
 def route_triton(
@@ -89,29 +155,16 @@ def route_triton(
     top_groups: int,
     top_k: int,
     scale: float,
+    shared: bool = False,
     tuned: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One program a token, all experts in registers; of equal scores the lower expert wins."""
     tokens, experts = logits.shape
-    ids = torch.empty(tokens, top_k, dtype=torch.int64, device=logits.device)
-    weights = torch.empty(tokens, top_k, dtype=torch.float32, device=logits.device)
+    ids, weights = chosen(tokens, top_k, shared, logits.device)
     if tokens:
-        size = experts // groups
-        _route_kernel[(tokens,)](
-            logits,
-            bias,
-            ids,
-            weights,
-            scale,
-            GROUPS=groups,
-            SIZE=size,
-            TOP_GROUPS=top_groups,
-            TOP_K=top_k,
-            GROUP_BLOCK=triton.next_power_of_2(groups),
-            SIZE_BLOCK=triton.next_power_of_2(size),
-            TOP_BLOCK=triton.next_power_of_2(top_k),
-            **(tuned or config("route", (tokens, experts), {"num_warps": 1})),
-        )
+        launch = tuned or config("route", (tokens, experts), {"num_warps": 1})
+        constants = choice(experts, groups, top_groups, top_k, shared)
+        _route_kernel[(tokens,)](logits, bias, ids, weights, scale, **constants, **launch)
     return ids, weights
 
 

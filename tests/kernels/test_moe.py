@@ -73,7 +73,7 @@ def test_moe_experts(
                 expected[t] += weights[t, slot] * (down[e].double() @ (gate * torch.sigmoid(gate) * up))
     part = slice(held.start, held.stop)
     out = moe_experts(x, ids, weights, gate_up[part], down[part], held.start)
-    assert out.dtype == torch.float32
+    assert out.dtype == dtype
     tolerance = 1e-4 if dtype == torch.float32 else 0.3
     torch.testing.assert_close(out.double(), expected, rtol=tolerance, atol=tolerance)
 

@@ -5,28 +5,48 @@ import torch
 
 from kernels.latent import norm_rope_write_latent_reference, norm_rope_write_latent_triton
 from tests.kernels.conftest import close
+from tests.kernels.matrices import poison
 
 EPS = 1e-6
 
 
 def on_sm90() -> None:
     pool = torch.empty(1 << 16, 64, 576, dtype=torch.bfloat16, device="meta")
+    projected = torch.empty(8, 1536 + 576, dtype=torch.bfloat16, device="meta")
     angles, at = torch.empty(8, 32, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")
-    norm_rope_write_latent_triton(pool, pool[0, :8], pool[0, 0, :512], angles, angles, at, EPS)
+    norm_rope_write_latent_triton(pool, projected, projected[0, :1536], pool[0, 0, :512], angles, angles, at, EPS)
 
 
-@pytest.mark.parametrize(("tokens", "rank", "half"), [(0, 8, 2), (1, 2, 1), (5, 34, 3), (3, 64, 8)])
+@pytest.mark.parametrize(
+    ("tokens", "query", "rank", "half"), [(0, 4, 8, 2), (1, 2, 2, 1), (5, 4, 34, 3), (3, 66, 64, 8), (2, 9, 63, 1)]
+)
+@pytest.mark.parametrize("normed", [True, False])
 def test_written_places_and_no_others(
-    tokens: int, rank: int, half: int, dtype: torch.dtype, device: torch.device
+    tokens: int,
+    query: int,
+    rank: int,
+    half: int,
+    normed: bool,
+    dtype: torch.dtype,
+    device: torch.device,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
-    kv = torch.randn(tokens, rank + 2 * half, device=device).to(dtype)
+    width = query + rank + 2 * half
+    wide = torch.full((tokens, width + 6), float("nan"), device=device)
+    wide[:, :width] = torch.randn(tokens, width, device=device)
+    projected = wide.to(dtype)[:, :width]
     weight, angles = torch.randn(rank, device=device).to(dtype), torch.rand(tokens, half, device=device) * 9
+    query_weight = torch.randn(query, device=device).to(dtype) if normed else None
     at = torch.randperm(3 * 4, device=device)[:tokens]
     got = torch.full((3, 4, rank + 2 * half), float("nan"), device=device, dtype=dtype)
     expected = got.clone()
-    for pool, write in ((got, norm_rope_write_latent_triton), (expected, norm_rope_write_latent_reference)):
-        write(pool, kv, weight, angles.cos(), angles.sin(), at, EPS)
+    poison(monkeypatch)
+    queries, expected_queries = (
+        write(pool, projected, query_weight, weight, angles.cos(), angles.sin(), at, EPS)
+        for pool, write in ((got, norm_rope_write_latent_triton), (expected, norm_rope_write_latent_reference))
+    )
+    close(queries, expected_queries)
     flat = got.view(12, -1)
     close(flat[at], expected.view(12, -1)[at])
     untouched = torch.ones(12, dtype=torch.bool, device=device).index_fill_(0, at, False)

@@ -14,14 +14,17 @@ def on_sm90() -> None:
 
 
 @pytest.mark.parametrize(("experts", "groups", "top_groups", "top_k"), SHAPES)
-@pytest.mark.parametrize("tokens", [0, 1, 5])
-def test_route(tokens: int, experts: int, groups: int, top_groups: int, top_k: int, device: torch.device) -> None:
+@pytest.mark.parametrize(("tokens", "shared"), [(0, False), (1, True), (5, False), (5, True)])
+def test_route(
+    tokens: int, shared: bool, experts: int, groups: int, top_groups: int, top_k: int, device: torch.device
+) -> None:
     torch.manual_seed(experts + tokens)
     logits = torch.randn(tokens, experts, device=device) * 3
     # Below zero for many: dropped groups must lose to negative scores too.
     bias = torch.randn(experts, device=device) - 1
-    ids, weights = route_triton(logits, bias, groups, top_groups, top_k, 2.5)
-    expected_ids, expected = route_reference(logits, bias, groups, top_groups, top_k, 2.5)
+    ids, weights = route_triton(logits, bias, groups, top_groups, top_k, 2.5, shared)
+    expected_ids, expected = route_reference(logits, bias, groups, top_groups, top_k, 2.5, shared)
+    assert ids.shape == (tokens, top_k + shared)
     assert torch.equal(ids, expected_ids)
     close(weights, expected)
 

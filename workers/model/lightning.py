@@ -3,10 +3,11 @@
 import torch
 from torch import Tensor
 
-from kernels import group_rms_norm_gate, lightning_attention, qk_norm_rope
+from kernels import lightning_layer
 from workers.model.batch import Caches
 from workers.model.config import LingConfig
-from workers.model.linear import Normed, Shard, column_parallel, load_vector, row_parallel
+from workers.model.joined import Joined
+from workers.model.linear import Normed, Shard, column_parts, load_vector, row_parallel
 from workers.model.loader import Loader
 from workers.model.step import StepInputs
 
@@ -32,16 +33,19 @@ class LightningAttention:
         self._heads, _, self._dim = config.state_shape(shard.size)
         self._cache = config.cache_index(layer)
         self._decay = log_decay(config, layer)[shard.share(config.num_attention_heads)].to(shard.device)
-        self._qkv = column_parallel(shard, [f"{prefix}.query_key_value"], 3 * channels, hidden, blocks=3)
-        self._gate = column_parallel(shard, [f"{prefix}.g_proj"], channels, hidden)
+        self._in = Joined(
+            shard,
+            column_parts(shard, [f"{prefix}.query_key_value"], 3 * channels, hidden, blocks=3),
+            column_parts(shard, [f"{prefix}.g_proj"], channels, hidden),
+        )
         self._dense = row_parallel(shard, f"{prefix}.dense", hidden, channels)
         self._qk_norm: Tensor
         self._out_norm: Tensor
 
     def load(self, loader: Loader) -> None:
         """Ask for this rank's share."""
-        for linear in (self._qkv, self._gate, self._dense):
-            linear.load(loader)
+        self._in.load(loader)
+        self._dense.load(loader)
         self._qk_norm = torch.empty(2, 1, self._dim, dtype=self._shard.dtype, device=self._shard.device)
         for out, name in zip(self._qk_norm, ("query", "key"), strict=True):
             loader.read(out[0], f"{self._prefix}.{name}_layernorm.weight", (self._dim,))
@@ -51,13 +55,19 @@ class LightningAttention:
     @property
     def rounds_inputs(self) -> bool:
         """Whether any of its linears reads 8-bit floats."""
-        return self._qkv.rounds_inputs or self._gate.rounds_inputs
+        return self._in.rounds_inputs
 
     def __call__(self, x: Normed, caches: Caches, step: StepInputs) -> Tensor:
         """This rank's term [T, hidden] of the layer's output."""
-        qkv = self._qkv(x).view(-1, 3, self._heads, self._dim)
-        qk = qk_norm_rope(qkv[:, :2], self._qk_norm, *step.linear_rope, self._eps)
-        q, k = qk.unbind(1)
-        out = lightning_attention(q, k, qkv[:, 2], caches.state[self._cache], self._decay, step.rows)
-        gated = group_rms_norm_gate(out, self._gate(x), self._out_norm, self._groups, self._eps)
+        gated = lightning_layer(
+            self._in(x).view(-1, 4, self._heads, self._dim),
+            self._qk_norm,
+            self._out_norm,
+            *step.linear_rope,
+            self._groups,
+            self._eps,
+            caches.state[self._cache],
+            self._decay,
+            step.rows,
+        )
         return self._dense(gated)

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels import add_rms_norm, make_pages, make_rows
+from kernels import Rows, add_rms_norm, make_pages, make_rows
 from workers.collectives.base import Collectives
 from workers.model.batch import Batch, Caches
 from workers.model.config import LingConfig
@@ -28,8 +28,9 @@ class LingModel:
         self._embedding = Embedding(self._shard, "model.word_embeddings")
         self._layers = [DecoderLayer(self._shard, i) for i in range(config.num_hidden_layers)]
         self._head = Head(self._shard, "lm_head")
-        self._linear_rope = Rope(config.rotary_dim, config.rope_theta, config.yarn, device)
-        self._mla_rope = Rope(config.qk_rope_head_dim, config.rope_theta, config.yarn, device)
+        widths = {config.rotary_dim, config.qk_rope_head_dim}
+        ropes = {width: Rope(width, config.rope_theta, config.yarn, device) for width in widths}
+        self._linear_rope, self._mla_rope = ropes[config.rotary_dim], ropes[config.qk_rope_head_dim]
         self._norm: Tensor
 
     def load(self, loader: Loader) -> None:
@@ -43,17 +44,22 @@ class LingModel:
     def forward(self, batch: Batch, caches: Caches) -> Tensor:
         """Hidden states [T, hidden] after the final norm, the same on all ranks; caches move on by the batch."""
         rows = make_rows(batch.slots, batch.positions, batch.starts, batch.counts, batch.keeps)
-        step = StepInputs(
-            rows=rows,
-            pages=make_pages(rows, batch.page_table, caches.page_size),
-            linear_rope=self._linear_rope(batch.positions),
-            mla_rope=self._mla_rope(batch.positions),
-        )
+        step = self.step_inputs(rows, batch.page_table, caches.page_size)
         x = self._embedding(batch.token_ids)
         residual = torch.zeros_like(x)
         for layer in self._layers:
             x, residual = layer(x, residual, caches, step)
         return add_rms_norm(x, residual, self._norm, self.config.rms_norm_eps)[0]
+
+    def step_inputs(self, rows: Rows, page_table: Tensor, page_size: int) -> StepInputs:
+        """What all layers read of a step with those rows."""
+        linear = self._linear_rope(rows.positions)
+        return StepInputs(
+            rows=rows,
+            pages=make_pages(rows, page_table, page_size),
+            linear_rope=linear,
+            mla_rope=linear if self._mla_rope is self._linear_rope else self._mla_rope(rows.positions),
+        )
 
     def count_experts(self, counts: Tensor | None) -> None:
         """Add to `counts` [sparse layers, experts] from now on how many tokens choose each; None ends that."""

@@ -3,9 +3,11 @@
 import torch
 from torch import Tensor
 
-from kernels import mla_attention, norm_rope_write_latent, rms_norm, rope_interleaved
+from kernels import mla_attention, norm_rope_write_latent, rope_interleaved
 from workers.model.batch import Caches
-from workers.model.linear import Normed, Shard, column_parallel, load_vector, replicated, row_parallel
+from workers.model.formats import Part
+from workers.model.joined import Joined
+from workers.model.linear import Linear, Normed, Shard, column_parallel, column_parts, load_vector, row_parallel
 from workers.model.loader import Loader
 from workers.model.step import StepInputs
 
@@ -27,27 +29,28 @@ class LatentAttention:
         self._heads = heads // shard.size
 
         q_size = heads * (self._nope + self._rope)
-        self._q_a = None
         if self._q_rank is None:
-            self._q = column_parallel(shard, [f"{prefix}.q_proj"], q_size, hidden)
+            queries = column_parts(shard, [f"{prefix}.q_proj"], q_size, hidden)
+            self._q_b: Linear | None = None
         else:
-            self._q_a = replicated(shard, f"{prefix}.q_a_proj", self._q_rank, hidden)
-            self._q = column_parallel(shard, [f"{prefix}.q_b_proj"], q_size, self._q_rank)
-        self._kv_a = replicated(shard, f"{prefix}.kv_a_proj_with_mqa", latent, hidden)
+            queries = [Part(f"{prefix}.q_a_proj", (self._q_rank, hidden))]
+            self._q_b = column_parallel(shard, [f"{prefix}.q_b_proj"], q_size, self._q_rank)
+        self._in = Joined(shard, queries, [Part(f"{prefix}.kv_a_proj_with_mqa", (latent, hidden))])
         self._kv_b = column_parallel(shard, [f"{prefix}.kv_b_proj"], heads * (self._nope + self._v), self._rank)
         self._dense = row_parallel(shard, f"{prefix}.dense", hidden, heads * self._v)
-        self._q_norm: Tensor
+        self._q_norm: Tensor | None = None
         self._kv_norm: Tensor
         self._to_latent: Tensor
         self._to_value: Tensor
 
     def load(self, loader: Loader) -> None:
         """Ask for this rank's share."""
-        if self._q_a is not None and self._q_rank is not None:
-            self._q_a.load(loader)
+        self._in.load(loader)
+        if self._q_b is not None and self._q_rank is not None:
             self._q_norm = self._norm(loader, "q_a_layernorm", self._q_rank)
-        for linear in (self._q, self._kv_a, self._kv_b, self._dense):
-            linear.load(loader)
+            self._q_b.load(loader)
+        self._kv_b.load(loader)
+        self._dense.load(loader)
         self._kv_norm = self._norm(loader, "kv_a_layernorm", self._rank)
         loader.after(self._absorb)
 
@@ -63,18 +66,23 @@ class LatentAttention:
     @property
     def rounds_inputs(self) -> bool:
         """Whether any of its linears reads 8-bit floats."""
-        return self._kv_a.rounds_inputs or (self._q_a or self._q).rounds_inputs
+        return self._in.rounds_inputs
 
     def __call__(self, x: Normed, caches: Caches, step: StepInputs) -> Tensor:
         """This rank's term [T, hidden] of the layer's output."""
         pool = caches.latent[self._cache]
-        norm_rope_write_latent(pool, self._kv_a(x), self._kv_norm, *step.mla_rope, step.pages.write_at, self._eps)
-
-        queries = x if self._q_a is None else rms_norm(self._q_a(x), self._q_norm, self._eps)
-        q = self._q(queries).view(-1, self._heads, self._nope + self._rope)
-        nope, rope = q.split_with_sizes((self._nope, self._rope), -1)
-        absorbed = torch.bmm(nope.transpose(0, 1), self._to_latent).transpose(0, 1)
-        q = torch.cat((absorbed, rope_interleaved(rope, *step.mla_rope)), -1)
+        place = step.pages.write_at
+        queries = norm_rope_write_latent(
+            pool, self._in(x), self._q_norm, self._kv_norm, *step.mla_rope, place, self._eps
+        )
+        if self._q_b is not None:
+            queries = self._q_b(queries)
+        nope, rope = queries.view(-1, self._heads, self._nope + self._rope).split_with_sizes(
+            (self._nope, self._rope), -1
+        )
+        q = torch.empty(*nope.shape[:2], self._rank + self._rope, dtype=nope.dtype, device=nope.device)
+        torch.bmm(nope.transpose(0, 1), self._to_latent, out=q[..., : self._rank].transpose(0, 1))
+        rope_interleaved(rope, *step.mla_rope, q[..., self._rank :])
         out = mla_attention(q, pool, self._rank, self._scale, step.rows, step.pages)
         values = torch.bmm(out.transpose(0, 1), self._to_value)
         return self._dense(values.transpose(0, 1).flatten(1))

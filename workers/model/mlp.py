@@ -3,11 +3,13 @@
 import torch
 from torch import Tensor
 
-from kernels import linear_fp32, moe_experts, route, swiglu, swiglu_quantized
+from kernels import moe_experts, router, swiglu, swiglu_quantized
 from kernels.quantized import Matrix, rounds_inputs
-from workers.model.formats import Part, load_stack
+from workers.model.formats import Part, kind, load_stack
 from workers.model.linear import Normed, Shard, column_parallel, load_vector, row_parallel
 from workers.model.loader import Loader
+
+_PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Mlp:
@@ -37,7 +39,8 @@ class Mlp:
 
 
 class Moe:
-    """Routed experts, each on one rank, and the shared expert, split over all.
+    """Routed experts, each on one rank, and the shared expert, split over all. A rank alone takes the shared expert for
+    one more of the routed, which every token chooses, if it is as wide as they and lies as they do.
 
     counts: where tokens are counted by the experts they choose [experts]; None for nowhere.
     """
@@ -48,7 +51,8 @@ class Moe:
         self._prefix = prefix
         self._config = config
         self._mine = range(config.num_experts)[shard.share(config.num_experts)]
-        self._shared = Mlp(shard, f"{prefix}.shared_experts", config.moe_intermediate_size * config.num_shared_experts)
+        width = config.moe_intermediate_size * config.num_shared_experts
+        self._shared: Mlp | None = Mlp(shard, f"{prefix}.shared_experts", width)
         self.counts: Tensor | None = None
         self._router: Tensor
         self._bias: Tensor
@@ -66,34 +70,42 @@ class Moe:
         self._router = torch.empty(experts, hidden, dtype=dtype, device=shard.device)
         loader.read(self._router, router, (experts, hidden))
         self._bias = load_vector(shard, loader, bias, experts, dtype=torch.float32)
-        self._shared.load(loader)
         modules = [f"{self._prefix}.experts.{e}" for e in self._mine]
+        shared = f"{self._prefix}.shared_experts"
+        alike = all(kind(loader, f"{shared}.{p}") == kind(loader, f"{modules[0]}.{p}") for p in _PROJECTIONS)
+        if alike and shard.size == 1 and config.num_shared_experts == 1:
+            modules.append(shared)
+            self._shared = None
+        elif self._shared is not None:
+            self._shared.load(loader)
         target = shard.target(loader)
         self._gate_up = load_stack(
-            target, [[Part(f"{m}.{name}", (width, hidden)) for name in ("gate_proj", "up_proj")] for m in modules]
+            target, [[Part(f"{m}.{name}", (width, hidden)) for name in _PROJECTIONS[:2]] for m in modules]
         )
-        self._down = load_stack(target, [[Part(f"{m}.down_proj", (hidden, width))] for m in modules])
+        self._down = load_stack(target, [[Part(f"{m}.{_PROJECTIONS[2]}", (hidden, width))] for m in modules])
 
     @property
     def rounds_inputs(self) -> bool:
         """Whether any of its experts reads 8-bit floats."""
-        return self._shared.rounds_inputs or rounds_inputs(self._gate_up)
+        return (self._shared is not None and self._shared.rounds_inputs) or rounds_inputs(self._gate_up)
 
     def __call__(self, x: Normed) -> Tensor:
         """This rank's term [T, hidden] of routed and shared experts together."""
         config = self._config
-        ids, weights = route(
-            linear_fp32(x.x, self._router),
+        ids, weights = router(
+            x.x,
+            self._router,
             self._bias,
             config.n_group,
             config.topk_group,
             config.num_experts_per_tok,
             config.routed_scaling_factor,
+            self._shared is None,
         )
         if self.counts is not None:
-            chosen = ids.flatten()
+            chosen = ids[:, : config.num_experts_per_tok].flatten()
             self.counts.index_add_(0, chosen, torch.ones_like(chosen, dtype=self.counts.dtype))
-        shared = self._shared(x)
+        shared = None if self._shared is None else self._shared(x)
         known = x.rounded if rounds_inputs(self._gate_up) else None
         first = self._mine.start
         return moe_experts(x.x, ids, weights, self._gate_up, self._down, first, shared, rounded=known)
