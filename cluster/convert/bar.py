@@ -5,12 +5,27 @@ from contextlib import contextmanager
 
 from rich.console import Console
 from rich.filesize import decimal
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+# Takes what is being done, the bytes of it that are done, and those in all.
+Tell = Callable[[str, int, int], None]
+
+
+def silent(doing: str, done: int, total: int) -> None:
+    """Tells nobody."""
 
 
 @contextmanager
-def bar(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """What takes the bytes done and those in all: a bar on a terminal, lines in a log."""
+def bar() -> Iterator[Tell]:
+    """A bar on a terminal, lines in a log."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
                TimeRemainingColumn())  # fmt: skip
     console = Console(stderr=True)
@@ -18,18 +33,23 @@ def bar(doing: str) -> Iterator[Callable[[int, int], None]]:
         yield _lines(console)
         return
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(doing, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        tasks: dict[str, TaskID] = {}
+
+        def tell(doing: str, done: int, total: int) -> None:
+            if doing not in tasks:
+                tasks[doing] = progress.add_task(doing)
+            progress.update(tasks[doing], completed=done, total=total)
+
+        yield tell
 
 
-def _lines(console: Console) -> Callable[[int, int], None]:
+def _lines(console: Console) -> Tell:
     """For a log: a line each twentieth of the way."""
-    told = 0
+    told: dict[str, int] = {}
 
-    def tell(done: int, total: int) -> None:
-        nonlocal told
-        if (reached := 20 * done // max(1, total)) > told:
-            told = reached
-            console.print(f"{5 * reached} % of {decimal(total)}", highlight=False)
+    def tell(doing: str, done: int, total: int) -> None:
+        if (reached := 20 * done // max(1, total)) > told.get(doing, 0):
+            told[doing] = reached
+            console.print(f"{doing}: {5 * reached} % of {decimal(total)}", highlight=False)
 
     return tell

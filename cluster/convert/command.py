@@ -41,7 +41,7 @@ def convert_command(
     from cluster.convert.to_ranks import to_ranks  # noqa: PLC0415
 
     try:
-        with bar("converting") as progress:
+        with bar() as progress:
             if to is not None:
                 report = to_format(to, source, destination, progress)
             elif tp is not None:

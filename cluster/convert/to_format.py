@@ -3,7 +3,7 @@
 import json
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from cluster.convert.bar import Tell, silent
 from cluster.convert.errors import ConvertError
 from cluster.convert.folder import new_folder
 from cluster.convert.quantize import FP8_BLOCK, INT4_GROUP, Scheme, dequantize, layouts, quantize
@@ -21,6 +22,7 @@ from workers.model.files import INDEX, WeightError, weight_map
 from workers.model.loader import DTYPES, FLOATS, Read
 from workers.model.plan import check
 from workers.model.released import is_quantized
+from workers.model.verify import verify
 from workers.model.weights import Checkpoint
 
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
@@ -73,10 +75,8 @@ class _Step:
     outputs: tuple[Promised, ...]
 
 
-def to_format(
-    scheme: Scheme, source: Path, destination: Path, progress: Callable[[int, int], None] = lambda done, total: None
-) -> Report:
-    """Write a quantized copy; `progress` gets bytes read so far and in all.
+def to_format(scheme: Scheme, source: Path, destination: Path, progress: Tell = silent) -> Report:
+    """Write a quantized copy. The source is verified first: a copy of damage would have right checksums.
 
     ConvertError, ModelConfigError or WeightError if the source can't be converted; then nothing is left behind.
     """
@@ -86,6 +86,7 @@ def to_format(
     check(source, config)
     with closing(Checkpoint(source)) as checkpoint, new_folder(source, destination) as folder:
         shards = _plan(scheme, checkpoint, source)
+        verify(source, progress=lambda at: progress("verifying", at.done, at.total))
         report = Report()
         report.before = sum(s.bytes for steps in shards.values() for s in steps)
         report.after = sum(p.bytes for steps in shards.values() for s in steps for p in s.outputs)
@@ -96,7 +97,7 @@ def to_format(
                     for tensor in _convert(scheme, checkpoint, step, report):
                         writer.write(tensor)
                     done += step.bytes
-                    progress(done, report.before)
+                    progress("converting", done, report.before)
         names = {p.name: file for file, steps in shards.items() for s in steps for p in s.outputs}
         index = {"metadata": {"total_size": report.after}, "weight_map": names}
         (folder / INDEX).write_text(json.dumps(index, indent=2))

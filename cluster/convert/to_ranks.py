@@ -1,27 +1,26 @@
 """Pre-sharded copies: each rank's slices in one file, in the order the rank asks for them."""
 
 import json
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import torch
 
+from cluster.convert.bar import Tell, silent
 from cluster.convert.errors import ConvertError
 from cluster.convert.folder import new_folder
 from cluster.convert.writer import Promised, ShardWriter
 from workers.model.config import LingConfig
 from workers.model.files import MANIFEST
-from workers.model.loader import DTYPES, Loader, Read, raise_problems
-from workers.model.plan import rank_reads
+from workers.model.loader import DTYPES, Loader, Read
+from workers.model.plan import check, rank_reads
 from workers.model.sharded import is_sharded, rank_file, slice_name
+from workers.model.verify import verify
 from workers.model.weights import Checkpoint
 
 
-def to_ranks(
-    tp: int, source: Path, destination: Path, progress: Callable[[int, int], None] = lambda done, total: None
-) -> int:
-    """Write a copy for `tp` ranks; `progress` gets bytes written so far and in all. Returns the bytes of weights.
+def to_ranks(tp: int, source: Path, destination: Path, progress: Tell = silent) -> int:
+    """Write a copy for `tp` ranks; the bytes of its weights. The source is verified first, as by `to_format`.
 
     ConvertError, ModelConfigError or WeightError if the source can't be converted; then nothing is left behind.
     """
@@ -29,11 +28,12 @@ def to_ranks(
         raise ConvertError(f"{source} is sharded already; convert from the checkpoint it was made from")
     config = LingConfig.load(source, {})
     config.check_tp(tp)
+    check(source, config, tp)
     with closing(Checkpoint(source)) as checkpoint, new_folder(source, destination) as folder:
         loaders = [rank_reads(config, checkpoint, rank, tp) for rank in range(tp)]
-        raise_problems(list(dict.fromkeys(p for loader in loaders for p in loader.problems)))
         plans = [_slices(checkpoint, loader) for loader in loaders]
         total = sum(p.bytes for plan in plans for p, _ in plan)
+        verify(source, progress=lambda at: progress("verifying", at.done, at.total))
         done = 0
         for rank, plan in enumerate(plans):
             with ShardWriter(folder / rank_file(rank, tp), [p for p, _ in plan]) as writer:
@@ -42,7 +42,7 @@ def to_ranks(
                     checkpoint.fill(Read(out, read.name, read.shape, read.spans))
                     writer.write(out)
                     done += promised.bytes
-                    progress(done, total)
+                    progress("converting", done, total)
         files = [rank_file(rank, tp) for rank in range(tp)]
         found = {name: checkpoint.entry(name) for name in checkpoint.names()}
         tensors = {name: [entry.dtype, entry.shape] for name, entry in found.items() if entry is not None}

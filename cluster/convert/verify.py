@@ -24,8 +24,8 @@ def verify_command(
 
     try:
         check(folder, LingConfig.load(folder, {}), made_for(folder))
-        with bar("reading") as told:
-            found = verify(folder, progress=lambda so_far: told(so_far.done, so_far.total))
+        with bar() as told:
+            found = verify(folder, progress=lambda so_far: told("verifying", so_far.done, so_far.total))
     except (ModelConfigError, WeightError) as error:
         Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None

@@ -88,8 +88,8 @@ def _independently(tensors: dict[str, Tensor], scheme: Scheme) -> dict[str, Tens
 # Relative RMS that rounding normal weights costs: half a step of 2^-3, or of the largest of 32 over 7.5.
 @pytest.mark.parametrize(("scheme", "most"), [("fp8", 0.035), ("int4", 0.12)])
 def test_a_quantized_copy(scheme: Scheme, most: float, plain: Path, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    report = to_format(scheme, plain, tmp_path / "q", lambda done, total: seen.append((done, total)))
+    seen: list[tuple[str, int, int]] = []
+    report = to_format(scheme, plain, tmp_path / "q", lambda *told: seen.append(told))
     config = LingConfig.load(tmp_path / "q", {})
     assert config.quantization.method == scheme
     check(tmp_path / "q", config, tp=2)
@@ -107,7 +107,8 @@ def test_a_quantized_copy(scheme: Scheme, most: float, plain: Path, tmp_path: Pa
     signal = sum(before[n].double().square().sum() for n in layer)
     assert report.layers[2].matrices == len(layer)
     assert report.layers[2].relative_rms == pytest.approx(float((noise / signal).sqrt()), rel=1e-3)
-    assert seen[-1] == (report.before, report.before)
+    assert {doing for doing, *_ in seen} == {"verifying", "converting"}
+    assert seen[-1] == ("converting", report.before, report.before)
     assert report.after < report.before
     assert (tmp_path / "q/tokenizer.json").exists()
 
@@ -143,9 +144,9 @@ def test_extremes_round(scheme: Scheme, weight: Tensor) -> None:
 
 @pytest.mark.parametrize(("name", "tp"), [("tp4", 4), ("fp8", 2), ("int4", 2)])
 def test_a_pre_sharded_copy(name: str, tp: int, tmp_path: Path) -> None:
-    seen: list[tuple[int, int]] = []
-    size = to_ranks(tp, GOLDEN / name, tmp_path / "ranks", lambda done, total: seen.append((done, total)))
-    assert seen[-1] == (size, size)
+    seen: list[tuple[str, int, int]] = []
+    size = to_ranks(tp, GOLDEN / name, tmp_path / "ranks", lambda *told: seen.append(told))
+    assert seen[-1] == ("converting", size, size)
     torch.testing.assert_close(_logits(tmp_path / "ranks", tp), _logits(GOLDEN / name, tp), rtol=0, atol=0)
     check(tmp_path / "ranks", LingConfig.load(tmp_path / "ranks", {}), tp)
     assert weights_id(tmp_path / "ranks") != weights_id(GOLDEN / name)
@@ -219,6 +220,18 @@ def test_what_cannot_be_converted_leaves_nothing(source: str, options: list[str]
 @pytest.mark.parametrize("options", [[], ["--to", "fp8", "--shard-for", "tp=2"], ["--shard-for", "4"]])
 def test_wrong_options(options: list[str], tmp_path: Path) -> None:
     assert _ling_convert(GOLDEN / "base", tmp_path / "q", *options)[0] == 2
+
+
+def test_a_damaged_source_is_not_given_right_checksums(plain: Path, tmp_path: Path) -> None:
+    file = plain / "model-00001-of-00003.safetensors"
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    for option in (["--to", "fp8"], ["--shard-for", "tp=2"]):
+        code, text = _ling_convert(plain, tmp_path / "q", *option)
+        assert code == 1
+        assert f"in {file} does not match its checksum" in text
+        assert not (tmp_path / "q").exists()
 
 
 def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
