@@ -54,7 +54,7 @@ class BaseMessage(Strict):
     """What messages share."""
 
     content: Content
-    name: str | None = None
+    name: str | None = Field(None, description="shown to the model where its template has a place for it")
     cache_control: dict[str, Any] | None = meaningless(None)
 
 

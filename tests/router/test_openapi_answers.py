@@ -63,6 +63,8 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("get", "/openapi.json", {}),
     ("get", "/v1/models", {}),
     ("get", "/v1/models/{name}", {}),
+    ("get", "/v1/models", {"headers": {"anthropic-version": "2023-06-01"}}),
+    ("get", "/v1/models/{name}", {"headers": {"anthropic-version": "2023-06-01"}}),
     ("post", "/v1/files", {"files": {"file": ("a.jsonl", b"{}")}, "data": {"purpose": "batch"}}),
     ("get", "/v1/files", {}),
     ("get", "/v1/files", {"params": {"purpose": "batch_output"}}),
@@ -127,8 +129,9 @@ def kept(stage: Stage, published: Any) -> dict[str, str]:
         return str(post("/v1/files", files={"file": ("a.jsonl", text.encode())}, data={"purpose": "batch"}))
 
     def batch(text: str) -> tuple[str, str]:
-        asked = {"input_file_id": upload(text), "endpoint": CHAT, "completion_window": "24h", "metadata": {"a": "b"}}
-        return asked["input_file_id"], str(post("/v1/batches", json=asked))
+        file_id = upload(text)
+        asked = {"input_file_id": file_id, "endpoint": CHAT, "completion_window": "24h", "metadata": {"a": "b"}}
+        return file_id, str(post("/v1/batches", json=asked))
 
     file_id, batch_id = batch(lines(2) + line("bad", n=0))
     _, broken_batch_id = batch("no JSON\n")
@@ -242,14 +245,17 @@ def test_streams_that_fail(checkpoint: Path, published: Any, path: str) -> None:
                 stage.client() as client,
                 client.stream("POST", path, json={"model": "tiny", "stream": True} | body) as answer,
             ):
-                pieces = []
+                pieces: list[bytes] = []
                 async for piece in answer.aiter_raw():
                     if not pieces:
                         await stage.until(lambda: stage.gateway.table.link("p0").in_flight == 0)
                         await stage["d0"].die()
                     pieces.append(piece)
                 check(published, "post", path, answer, b"".join(pieces))
-                assert b'"error":{' in pieces[-1]
+                told = json.loads(pieces[-1].split(b"data: ")[1].partition(b"\n")[0])
+                assert told.get("error") or told["response"]["error"]
+                if path == MESSAGES:
+                    assert told["request_id"] == answer.headers["request-id"]
 
     asyncio.run(act())
 

@@ -171,7 +171,7 @@ class AnthropicFault(TypedDict):
 
 
 class AnthropicError(TypedDict):
-    """An answer that failed, or the last event of a stream that did. request_id: null within a stream."""
+    """An answer that failed, or the last event of a stream that did."""
 
     type: Literal["error"]
     error: AnthropicFault

@@ -1,7 +1,7 @@
 """/v1/messages: a chat request in another shape, so all but the shape is the chat API's."""
 
 from router.api.anthropic.schema import MessagesChat, MessagesRequest
-from router.api.anthropic.shape import MessageShape
+from router.api.anthropic.shape import ID_PREFIX, MessageShape
 from router.api.body import parse
 from router.api.chat import Chat
 from router.api.dialect import ANTHROPIC, Dialect
@@ -16,7 +16,7 @@ class Messages:
     """What is this API's own."""
 
     name = "messages"
-    id_prefix = "msg_"
+    id_prefix = ID_PREFIX
     dialect: Dialect = ANTHROPIC
 
     def __init__(self, parser: type[ToolParser]) -> None:

@@ -28,6 +28,7 @@ from router.choice import Choice, Delta, FinishReason
 from router.errors import ApiError
 from router.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
 
+ID_PREFIX = "msg_"  # before the request's id
 _STOP: dict[FinishReason, StopReason] = {"stop": "end_turn", "length": "max_tokens"}
 
 
@@ -99,7 +100,8 @@ class MessageShape:
 
     def failed(self, error: ApiError) -> bytes:
         """The end of a stream that fails."""
-        return b"event: error\ndata: " + ANTHROPIC.body(error, None) + b"\n\n"
+        request_id = self._head["id"].removeprefix(ID_PREFIX)
+        return b"event: error\ndata: " + ANTHROPIC.body(error, request_id) + b"\n\n"
 
     def whole(self) -> bytes:
         """The body of an answer that is no stream."""
