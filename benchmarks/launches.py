@@ -41,13 +41,6 @@ class _Unread(Synthetic):
         return 0
 
 
-class _Unseen(Loader):
-    """Reads into no memory, where there are no values to look at."""
-
-    def look_at(self, whole: torch.Tensor, name: str) -> None:
-        return None
-
-
 def _memory(tensor: torch.Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
@@ -100,7 +93,7 @@ def step_launches(config: LingConfig, tp: int, batch: int = 1, context: int = 10
     pass, its head and sampling left out."""
     with torch.inference_mode(), recorded() as seen:
         model = LingModel(config, _Seat(tp), _NOWHERE, torch.bfloat16)
-        loader = _Unseen(_Unread(config.quantization))
+        loader = Loader(_Unread(config.quantization))
         model.load(loader)
         loader.run()
         each = -(-context // _PAGE)

@@ -149,7 +149,9 @@ class Loader:
 
         name: of any of the tensors read into `whole`; they are of one kind.
         """
-        self.after(partial(self._look, whole, name))
+        # The meta device holds no values.
+        if not whole.is_meta:
+            self.after(partial(self._look, whole, name))
 
     def _look(self, whole: Tensor, name: str) -> None:
         if fault(name, whole) is None:
