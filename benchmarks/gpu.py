@@ -3,8 +3,8 @@
 Runs the kernels' tests, their benchmark, the whole model's and a little of that without CUDA graphs, one after
 another, each within its own time, and writes <device>-<commit>.json and .md after each. It needs Python with torch and
 triton; of what else workers import (msgspec, llguidance) wheels in a folder do: `--wheels FOLDER`. `--stages` takes
-some of the stages; `tune` runs only when named. `--limit STAGE=SECONDS` changes a limit; the defaults fit into ten
-minutes. `--tiny` runs a little of each on any machine.
+some of the stages; `tune` and `overlap`, batch 1 with LING_PDL=1, run only when named. `--limit STAGE=SECONDS` changes
+a limit; the defaults fit into ten minutes. `--tiny` runs a little of each on any machine.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from typing import Any
 from benchmarks.decode_report import markdown as tables
 
 ROOT = Path(__file__).parent.parent
-LIMITS = {"tests": 120.0, "kernels": 150.0, "decode": 250.0, "eager": 60.0, "tune": 560.0}
+LIMITS = {"tests": 120.0, "kernels": 150.0, "decode": 250.0, "eager": 60.0, "overlap": 60.0, "tune": 560.0}
 STAGES = ("tests", "kernels", "decode", "eager")
 # Seconds of a stage's limit in which the model's benchmark begins nothing new, but ends what it is at.
 _ENDING = 40.0
@@ -57,13 +57,15 @@ def commands(stage: str, out: Path, limit: float, tiny: bool) -> list[str]:
             return ["-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider", *spread]
         case "kernels":
             return ["-m", "benchmarks.kernels", *(["--check", "--only", "SwiGLU"] if tiny else [])]
-        case "decode" | "eager":
+        case "decode" | "eager" | "overlap":
             model = ["--config", "ling-2.6-flash", "--dtype", "fp8", "--load", "synthetic"]
             if tiny:
                 small = ["--batch", "1", "2", "--context", "20", "--prefill", "20", "--steps", "2", "--device", "cpu"]
                 model = ["--config", "tests/golden/base", *small]
+            if stage != "decode":
+                model += ["--context", "20" if tiny else "1024", "--batch", "1"]
             if stage == "eager":
-                model += ["--graphs", "off", "--context", "20" if tiny else "1024", "--batch", "1"]
+                model += ["--graphs", "off"]
             spare = max(limit - _ENDING, limit / 2)
             return ["-m", "benchmarks.decode", *model, "--seconds", str(spare), "--json", str(out / f"{stage}.json")]
         case _:
@@ -168,7 +170,8 @@ def main(arguments: list[str]) -> int:
             report = out / f"{stage}.json"
             report.unlink(missing_ok=True)
             arguments = commands(stage, out, limits[stage], asked.tiny)
-            ran = run(arguments, limits[stage], logs / f"{stage}.log", environment)
+            overlap = {"LING_PDL": "1"} if stage == "overlap" else {}
+            ran = run(arguments, limits[stage], logs / f"{stage}.log", environment | overlap)
             results["stages"][stage] = asdict(ran)
             if report.exists():
                 results["models"][stage] = json.loads(report.read_text())

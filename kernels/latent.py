@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.dispatch import dispatch
 from kernels.norm import normed_row, rms_norm_reference, row_warps
+from kernels.overlap import LAUNCH, after_previous
 from kernels.rope import rope_interleaved_reference, turned_pairs
 from kernels.tuning import Config, config
 
@@ -55,6 +56,7 @@ def _norm_rope_write_latent_kernel(
     HALF_BLOCK: tl.constexpr,
 ) -> None:
     """Program (token, 0) for its latent and key, (token, 1) for its `query` channels of queries."""
+    after_previous()
     token = tl.program_id(0).to(tl.int64)
     row = projected + token * projected_stride
     if tl.program_id(1) == 0:
@@ -115,6 +117,7 @@ def norm_rope_write_latent_triton(
             eps,
             **{name: triton.next_power_of_2(size) for name, size in blocks.items()},
             **launch,
+            **LAUNCH,
         )
     return queries
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.arrivals import arrivals, is_last
 from kernels.group_norm_gate import normed_and_gated
+from kernels.overlap import LAUNCH, after_previous
 from kernels.ragged import Rows
 from kernels.rope import normed_and_turned
 from kernels.tuning import Config, config
@@ -62,6 +63,7 @@ def _step_kernel(  # noqa: PLR0915
     RAW: queries and keys have neither norm nor rope yet. GROUPS, where not 0: the last of the programs of a group of
     heads norms and gates its outputs; with it, every row has one token.
     """
+    after_previous()
     head = tl.program_id(1)
     row = tl.program_id(2)
     start = tl.load(starts + row)
@@ -199,6 +201,7 @@ def step(
         GROUPS=0 if around is None else around.groups,
         GROUP_BLOCK=1 if around is None else triton.next_power_of_2(around.gate.shape[1] // around.groups),
         **chosen,
+        **LAUNCH,
     )
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from kernels.arrivals import arrivals, is_last
 from kernels.dispatch import dispatch
+from kernels.overlap import LAUNCH, after_previous
 from kernels.quantize import quantize_fp8
 from kernels.quantized import Matrix, dense, operands, rounds_inputs
 from kernels.tiles import FP8_BOTH, check_blocks, layout, product
@@ -59,6 +60,7 @@ def _linear_kernel(
     GROUP_M: tl.constexpr,
 ) -> None:
     """One tile of the output over one of SPLIT runs of inputs; the last run to arrive adds up all, in order."""
+    after_previous()
     tile = tl.program_id(0)
     split = tl.program_id(1)
     # Tiles go down GROUP_M blocks of rows before the next columns, so that both operands are met again in the cache.
@@ -179,6 +181,7 @@ def linear_triton(x: Tensor, matrix: Matrix, tuned: Config | None = None, scale:
         K=inputs,
         ROUND=round_here,
         **chosen,
+        **LAUNCH,
     )
     return out
 

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dispatch import dispatch
+from kernels.overlap import LAUNCH, after_previous
 from kernels.ragged import Pages, Rows, SinglePages
 from kernels.tuning import Config, config
 
@@ -117,6 +118,7 @@ def _attention_kernel(  # noqa: PLR0915
     scale: times log2(e), for all exponents are of 2. Without SPLIT out [T, H, RANK] is the result; with it
     out [splits, T, H, RANK] fp32 holds each split's own average and sums [splits, T, H] the log2 of its weight.
     """
+    after_previous()
     # Rows' last blocks attend to the most: they begin first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     split = tl.program_id(1)
@@ -206,6 +208,7 @@ def _merge_kernel(
     CHANNELS: tl.constexpr,
 ) -> None:
     """Program (token and head, channels): the splits' averages by their weights. results: T * H; ALL >= splits."""
+    after_previous()
     at = tl.program_id(0).to(tl.int64)
     channel = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
     everyone = tl.arange(0, ALL)
@@ -290,6 +293,7 @@ def mla_attention_triton(
         BLOCK_RANK=max(triton.next_power_of_2(rank), 16),
         BLOCK_ROPE=max(triton.next_power_of_2(width - rank), 16),
         **chosen,
+        **LAUNCH,
     )
     if splits > 1:
         channels = min(128, triton.next_power_of_2(rank))
@@ -303,6 +307,7 @@ def mla_attention_triton(
             ALL=triton.next_power_of_2(programs),
             SPLITS=16,
             CHANNELS=channels,
+            **LAUNCH,
         )
     return out
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from kernels.arrivals import arrivals
 from kernels.dispatch import dispatch
 from kernels.moe_kernels import combine_kernel, expert_kernel, place_kernel, rank_kernel, starts_kernel
+from kernels.overlap import LAUNCH
 from kernels.quantize import Rounded, quantize_fp8
 from kernels.quantized import Matrix, operands
 from kernels.swiglu import swiglu_reference
@@ -217,7 +218,7 @@ def _grouped(
     tiles = triton.cdiv(columns, chosen["BLOCK_N"])
     expert_kernel[(tiles, blocks)](
         seen, x_scale, out, seen.stride(0), columns, **chosen, **fixed, **described,
-        arrivals=arrivals(x.device, tiles) if fixed["CHOICES"] else out, K=x.shape[1], ROUND=round_here,
+        arrivals=arrivals(x.device, tiles) if fixed["CHOICES"] else out, K=x.shape[1], ROUND=round_here, **LAUNCH,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 
 from kernels.arrivals import is_last
+from kernels.overlap import after_previous
 from kernels.swiglu import gated
 from kernels.tiles import AWQ, product
 
@@ -182,6 +183,7 @@ def expert_kernel(
     x: [pairs / TOP_K, K]. out: [pairs, N], of GATED [pairs, N / 2], the matrix's gates lying above its ups.
     With CHOICES, the choices a token has, the last of a tile's programs goes on to `combined`, into total [T, N].
     """
+    after_previous()
     expert, pair = block_of(ids, members, block_experts, first_expert, experts, pairs, POWER, BLOCK_M)
     HALVES: tl.constexpr = 2 if GATED else 1
     WIDTH: tl.constexpr = BLOCK_N // HALVES

@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dispatch import dispatch
+from kernels.overlap import LAUNCH, after_previous
 from kernels.tuning import Config, config
 
 
@@ -72,6 +73,7 @@ def _add_rms_norm_kernel(
     eps: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
+    after_previous()
     at = tl.program_id(0).to(tl.int64) * size
     channel = tl.arange(0, BLOCK)
     inside = channel < size
@@ -110,7 +112,7 @@ def add_rms_norm_triton(
     if tokens:
         launch = tuned or config("add_rms_norm", (tokens, size), {"num_warps": row_warps(size)})
         block = triton.next_power_of_2(size)
-        _add_rms_norm_kernel[(tokens,)](x, residual, weight, out, total, size, eps, BLOCK=block, **launch)
+        _add_rms_norm_kernel[(tokens,)](x, residual, weight, out, total, size, eps, BLOCK=block, **launch, **LAUNCH)
     return out, total
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.dispatch import dispatch
 from kernels.norm import add_rms_norm_reference, normed_row, row_warps
+from kernels.overlap import LAUNCH, after_previous
 from kernels.swiglu import gated, swiglu_reference
 from kernels.tuning import Config, config
 
@@ -107,6 +108,7 @@ def _add_rms_norm_quantized_kernel(
     eps: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
+    after_previous()
     token = tl.program_id(0).to(tl.int64)
     channel = tl.arange(0, BLOCK)
     inside, at = channel < size, token * size + channel
@@ -120,6 +122,7 @@ def _add_rms_norm_quantized_kernel(
 
 @triton.jit
 def _swiglu_quantized_kernel(x: tl.tensor, q: tl.tensor, scale: tl.tensor, size: tl.tensor, RUNS: tl.constexpr) -> None:
+    after_previous()
     token = tl.program_id(0).to(tl.int64)
     run = tl.program_id(1) * RUNS + tl.arange(0, RUNS)
     channel = run[:, None] * 128 + tl.arange(0, 128)[None, :]
@@ -160,7 +163,7 @@ def add_rms_norm_quantized_triton(
         launch = tuned or config("add_rms_norm_quantized", (tokens, size), {"num_warps": row_warps(size)})
         block = _block(size)
         _add_rms_norm_quantized_kernel[(tokens,)](
-            x, residual, weight, out, total, q, scale, size, eps, BLOCK=block, **launch
+            x, residual, weight, out, total, q, scale, size, eps, BLOCK=block, **launch, **LAUNCH
         )
     return out, total, q, scale
 
@@ -172,7 +175,7 @@ def swiglu_quantized_triton(x: Tensor, tuned: Config | None = None) -> tuple[Ten
     if tokens:
         launch = tuned or config("swiglu_quantized", (tokens, size), {"RUNS": 4, "num_warps": 2})
         grid = (tokens, -(-size // (GROUP * launch["RUNS"])))
-        _swiglu_quantized_kernel[grid](x, q, scale, size, **launch)
+        _swiglu_quantized_kernel[grid](x, q, scale, size, **launch, **LAUNCH)
     return q, scale
 
 

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from kernels.dispatch import dispatch
 from kernels.norm import unit_rms
+from kernels.overlap import LAUNCH, after_previous
 from kernels.tuning import Config, config
 
 
@@ -129,6 +130,7 @@ def _rope_interleaved_kernel(
     HEADS: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
+    after_previous()
     token = tl.program_id(0).to(tl.int64)
     head = (tl.program_id(1) * HEADS + tl.arange(0, HEADS))[:, None]
     pair = tl.arange(0, BLOCK)[None, :]
@@ -189,6 +191,7 @@ def rope_interleaved_triton(
             out.stride(1),
             BLOCK=triton.next_power_of_2(size // 2),
             **launch,
+            **LAUNCH,
         )
     return out
 

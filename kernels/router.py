@@ -8,6 +8,7 @@ from torch import Tensor
 from kernels.arrivals import arrivals, is_last
 from kernels.dispatch import dispatch
 from kernels.linear_fp32 import fp32_product, linear_fp32_reference, linear_fp32_triton
+from kernels.overlap import LAUNCH, after_previous
 from kernels.route import choice, choose, chosen, route_reference, route_triton
 from kernels.tuning import Config, config
 
@@ -60,6 +61,7 @@ def _router_kernel(
 
     partial: [SPLIT, TOKENS, E] fp32, TOKENS a power of two.
     """
+    after_previous()
     EXPERTS: tl.constexpr = GROUPS * SIZE
     STEPS: tl.constexpr = (K + BLOCK_K - 1) // BLOCK_K
     RUN: tl.constexpr = (STEPS + SPLIT - 1) // SPLIT * BLOCK_K
@@ -113,7 +115,7 @@ def router_triton(
     grid = (triton.cdiv(experts, launch["BLOCK_N"]), launch["SPLIT"])
     _router_kernel[grid](
         x, weight, bias, partial, arrivals(x.device, 1), ids, weights, tokens, x.stride(0), scale,
-        K=size, TOKENS=padded, **choice(experts, groups, top_groups, top_k, shared), **launch,
+        K=size, TOKENS=padded, **choice(experts, groups, top_groups, top_k, shared), **launch, **LAUNCH,
     )  # fmt: skip
     return ids, weights
 

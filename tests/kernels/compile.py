@@ -18,17 +18,23 @@ from typing import Any
 HERE = Path(__file__).parent
 # What one block may use on sm_90.
 MOST_SHARED = 227 * 1024
+# What touches memory that other kernels may write.
+_GLOBAL = re.compile(r"\b(ld|st|atom|red)\.(\w+\.)*global|\bcp\.async\.c")
 
 
 @dataclass(frozen=True)
 class Compiled:
-    """One compiled kernel. shared: bytes a block; registers: a thread; stack: bytes a thread spilled or indexed."""
+    """One compiled kernel. shared: bytes a block; registers: a thread; stack: bytes a thread spilled or indexed.
+
+    early: it is launched to overlap its predecessor, and touches memory before it waits for that.
+    """
 
     kernel: str
     warps: int
     shared: int
     registers: int
     stack: int
+    early: bool
 
 
 def modules() -> list[str]:
@@ -40,6 +46,8 @@ def modules() -> list[str]:
 def compile_all(names: list[str]) -> dict[str, list[Compiled] | str]:
     """By module what was compiled, or the error; in a process of its own, where triton is not interpreted."""
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "LING_KERNELS")}
+    # What it adds to kernels only orders them.
+    environment["LING_PDL"] = "1"
     command = [sys.executable, "-W", "ignore", "-m", __name__, "--json", *names]
     done = subprocess.run(
         command, env=environment, cwd=HERE.parent.parent, capture_output=True, text=True, timeout=880, check=False
@@ -61,6 +69,13 @@ def _usage(compiled: Any) -> tuple[int, int]:
     found = re.search(r"REG:(\d+) STACK:(\d+)", said.stdout)
     assert found is not None, said.stdout
     return int(found[1]), int(found[2])
+
+
+def _early(compiled: Any) -> bool:
+    if not compiled.metadata.launch_pdl:
+        return False
+    before, waits, _ = compiled.asm["ptx"].partition("griddepcontrol.wait")
+    return not waits or _GLOBAL.search(before) is not None
 
 
 def _compile(name: str) -> list[Compiled]:
@@ -97,7 +112,9 @@ def _compile(name: str) -> list[Compiled]:
         importlib.import_module(name).on_sm90()
     finally:
         JITFunction.run = run
-    return [Compiled(c.metadata.name, c.metadata.num_warps, c.metadata.shared, *_usage(c)) for c in seen.values()]
+    return [
+        Compiled(c.metadata.name, c.metadata.num_warps, c.metadata.shared, *_usage(c), _early(c)) for c in seen.values()
+    ]
 
 
 def main(arguments: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""Every Triton kernel compiles for sm_90 and fits its shared memory, with or without a GPU here."""
+"""Every Triton kernel compiles for sm_90, fits its memory and waits for its predecessor, with a GPU or without."""
 
 import pytest
 
@@ -19,3 +19,4 @@ def test_compiles(module: str, compiled: dict[str, list[Compiled] | str]) -> Non
     assert kernels
     for kernel in kernels:
         assert kernel.shared <= MOST_SHARED, kernel
+        assert not kernel.early, kernel
