@@ -108,8 +108,6 @@ def _step_kernel(  # noqa: PLR0915
         if ATTEND:
             result = tl.sum(query[:, None] * current, 0) * scale
             tl.store(out + (token * tl.num_programs(1) + head) * VALUES + j, result, mask=in_value)
-    if WRITE:
-        tl.store(at, current, mask=inside)
     if GROUPS > 0:
         each = tl.num_programs(1) // GROUPS
         group = head // each
@@ -121,6 +119,9 @@ def _step_kernel(  # noqa: PLR0915
             line = tl.load(out + place, mine, 0.0, cache_modifier=".cg")
             line = normed_and_gated(line, gate + first * gate_token + channel, out_weight + channel, mine, size, eps)
             tl.store(gated + place, line.to(gated.dtype.element_ty), mine)
+    # Last, or whoever arrives above would wait for its states to reach memory.
+    if WRITE:
+        tl.store(at, current, mask=inside)
 
 
 @dataclass(frozen=True, slots=True)
