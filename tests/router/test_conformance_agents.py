@@ -270,6 +270,8 @@ def test_what_ends_with_the_assistant_is_counted(agents: Stage) -> None:
         ([{"role": "user", "content": RESULTS[1:]}], "'messages[0].content[1].tool_use_id': 't2'"),
         ([{"role": "user", "content": "x"}, {"role": "assistant", "content": BLOCKS[1:2] * 2}, *AMID["messages"][3:]],
          "'messages[1].content': two calls have the same id"),
+        ([{"role": "user", "content": [RESULTS[0] | {"tool_use_id": "messages[7]"}]}],
+         "'messages[0].content[0].tool_use_id': 'messages[7]' answers no open call"),
     ],
 )  # fmt: skip
 def test_calls_and_results_that_do_not_match_are_named_as_sent(agents: Stage, messages: Any, words: str) -> None:
