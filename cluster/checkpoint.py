@@ -3,7 +3,6 @@
 from pathlib import Path
 
 from cluster.config import ClusterConfig, ConfigError
-from router.tokens import Tokenizer
 from workers.model.config import LingConfig
 from workers.model.files import WeightError
 
@@ -32,6 +31,9 @@ def check_files(config: ClusterConfig, folder: Path) -> None:
     """ConfigError that lists what keeps a checkpoint from being served; of its weights only headers are read."""
     if not (folder / "tokenizer.json").is_file():
         raise ConfigError(f"model: {folder} holds no tokenizer.json; copy it from the release the weights are of")
+    # Here, as `plan` below, for every `ling` command would wait for what they import.
+    from router.tokens import Tokenizer  # noqa: PLC0415
+
     try:
         Tokenizer(str(folder)).close()
     except Exception as error:  # `tokenizers` raises nothing narrower
@@ -41,7 +43,6 @@ def check_files(config: ClusterConfig, folder: Path) -> None:
         ) from error
     if config.load == "synthetic":
         return
-    # Here, for it imports torch, which every `ling` command would wait for.
     from workers.model.plan import check  # noqa: PLC0415
 
     try:
