@@ -82,11 +82,6 @@ class Linear:
         return dense(self._matrix)
 
 
-def replicated(shard: Shard, module: str, out_size: int, in_size: int) -> Linear:
-    """Every rank holds and computes all of it."""
-    return Linear(shard, [Part(module, (out_size, in_size))])
-
-
 def column_parallel(shard: Shard, modules: Sequence[str], out_size: int, in_size: int, blocks: int = 1) -> Linear:
     """Each rank computes its equal share of every module's outputs, one module's under the other's.
 
