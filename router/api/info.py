@@ -1,5 +1,6 @@
 """What the router tells about itself: models, health, readiness, status, metrics."""
 
+import asyncio
 import os
 from datetime import UTC, datetime
 from typing import Any
@@ -41,7 +42,7 @@ class Info:
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
-        self._published = encode(_document(gateway.config))
+        self._published: bytes | None = None
 
     async def root(self) -> Response:
         """Where to go from here."""
@@ -118,6 +119,9 @@ class Info:
 
     async def openapi(self) -> Response:
         """The APIs, as OpenAPI describes them."""
+        if self._published is None:
+            # No router waits for it at its start, and no stream where it is asked for.
+            self._published = await asyncio.to_thread(_published, self._gateway.config)
         return Response(self._published, media_type="application/json")
 
     def _model(self) -> Model:
@@ -149,8 +153,8 @@ def _of_anthropic(request: Request) -> bool:
     return "anthropic-version" in request.headers
 
 
-def _document(config: RouterConfig) -> dict[str, Any]:
-    return document(config.served_model_name, keyed=config.api_keys is not None)
+def _published(config: RouterConfig) -> bytes:
+    return encode(document(config.served_model_name, keyed=config.api_keys is not None))
 
 
 def _worker(link: WorkerLink) -> WorkerStatus | UnreachedWorker:
