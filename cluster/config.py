@@ -199,6 +199,8 @@ class ClusterConfig(_Section):
                 found.append("handoff.channel: nccl needs GPUs; with device cpu use auto, shm or gloo")
         if self.device == "cuda" and self.collectives in ("shm", "gloo"):
             found.append(f"collectives: {self.collectives} joins ranks without GPUs; on cuda use auto, nccl or symm")
+        if self.verify and self.load == "synthetic":
+            found.append("verify: synthetic weights lie in no files; leave it out, or load: auto")
         if self.pages is not None and self.max_model_len is not None:
             found += pages_too_few(self.pages, self.page_size, self.max_model_len)
         return found
