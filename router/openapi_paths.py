@@ -36,11 +36,12 @@ _FILE = {
     "properties": {"file": {"type": "string", "format": "binary"}, "purpose": {"const": "batch"}},
     "additionalProperties": False,
 }
+_SHAPED = "with an `anthropic-version` header in that API's shape"
 PLAIN = (
     Plain("get", "/", "Where to go from here; for browsers, a page of live figures", kinds=(JSON, HTML)),
     Plain("get", "/live", "What /metrics said over the last five minutes", {"since": {"type": "number"}}),
-    Plain("get", "/v1/models", "The served model, as a list; with an `anthropic-version` header in that API's shape"),
-    Plain("get", "/v1/models/{name}", "The served model by its name"),
+    Plain("get", "/v1/models", f"The served model, as a list; {_SHAPED}"),
+    Plain("get", "/v1/models/{name}", f"The served model by its name; {_SHAPED}"),
     Plain("get", "/health", "Whether the process lives"),
     Plain("get", "/ready", "Whether a request could be served now"),
     Plain("get", "/status", "Pools, workers, ranks and their figures"),

@@ -47,7 +47,7 @@ ENDPOINTS = (
             "functions": "replaced by `tools`",
             "moderation": "nothing is moderated",
             "prediction": "no draft is taken from the client",
-            "prompt_cache_options": "prompts are cached by themselves",
+            "prompt_cache_options": "no prompt is cached",
             "web_search_options": _REMOTE,
         },
     ),
@@ -63,7 +63,7 @@ ENDPOINTS = (
             "image": _TEXT,
             "moderation": "nothing is moderated",
             "prompt": "the server keeps no prompts",
-            "prompt_cache_options": "prompts are cached by themselves",
+            "prompt_cache_options": "no prompt is cached",
         },
     ),
     Endpoint(
@@ -196,9 +196,9 @@ Each answer carries `x-request-id`, the client's own (1 to 128 printable ASCII c
 431, a body beyond `router.max_body_bytes` a 413, JSON that nests deeper than 200 levels a 400; what does not arrive
 in `router.body_timeout_s` is a 408, what is not answered in `router.request_timeout_s` a 504. `HEAD` goes wherever
 `GET` does. The query of a request that generates (`?beta=true`) and vendors' own headers (`anthropic-beta`) change
-nothing. `GET /openapi.json` describes all paths to programs: what they take and, closed to any other field, what
-they answer. The schema it gives for `text/event-stream` is that of one event, whose `data` is JSON by its
-`contentSchema`.
+nothing, but that with `anthropic-version` `GET /v1/models` and `GET /v1/models/NAME` answer in that API's shape.
+`GET /openapi.json` describes all paths to programs: what they take and, closed to any other field, what they answer.
+The schema it gives for `text/event-stream` is that of one event, whose `data` is JSON by its `contentSchema`.
 
 Errors come in the shape of the API called: `{"error": {"message", "type", "param", "code"}}`, and below
 `/v1/messages` `{"type": "error", "error": {"type", "message", "details": {"error_code"}}, "request_id"}`. An error
