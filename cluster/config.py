@@ -63,15 +63,17 @@ class PrefillConfig(PoolConfig):
 class RouterSection(_Section):
     """The HTTP front.
 
-    resources: of each router, as a pool's. max_queue: choices in flight at one replica before 429. Times are
-    seconds from arrival. tool_parser: how the model writes tool calls. api_keys: file of hashed keys (`python -m
-    router.keys TENANT` makes one), read anew when it changes; without it nobody is asked for a key. cors_origins:
-    whose pages in browsers may call. data_dir: folder of what outlives the cluster, shared by the routers of one
-    host: files, batches and responses; `ling serve` takes the user's state directory, else there are no files and
-    batches without it. max_file_bytes: of one upload; max_stored_bytes: of a tenant's files. max_batch_lines:
-    requests in a batch; batch_concurrency: of them at once a router. max_responses, max_responses_bytes: kept
-    responses of a tenant, in the cluster's temporary folder where there is no data_dir. otlp_endpoint: where traces go,
-    e.g. http://collector:4318/v1/traces; trace_share: of the requests that bring no trace of their own.
+    replicas: routers. resources: of each, as a pool's. max_queue: choices in flight at one replica before 429.
+    retry_after_s: what 429 and 503 tell clients to wait. body_timeout_s, first_token_timeout_s, request_timeout_s:
+    seconds from arrival to the whole body, the first token, the whole answer. max_body_bytes: beyond it, 413.
+    tool_parser: how the model writes tool calls. api_keys: file of hashed keys (`python -m router.keys TENANT` makes
+    one), read anew when it changes; without it nobody is asked for a key. cors_origins: whose pages in browsers may
+    call. data_dir: folder of what outlives the cluster, shared by the routers of one host: files, batches and
+    responses; `ling serve` takes the user's state directory, else there are no files and batches without it.
+    max_file_bytes: of one upload; max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch;
+    batch_concurrency: of them at once a router. max_responses, max_responses_bytes: kept responses of a tenant, in the
+    cluster's temporary folder where there is no data_dir. otlp_endpoint: where traces go, e.g.
+    http://collector:4318/v1/traces; trace_share: of the requests that bring no trace of their own.
     """
 
     replicas: Count = 1
@@ -109,7 +111,11 @@ class LogsSection(_Section):
 
 
 class HandoffSection(_Section):
-    """How snapshots move. window: pulled at once by a decode worker. timeout_s: a finished prompt waits so long."""
+    """How snapshots move.
+
+    channel: "auto" is NCCL between GPUs, shared memory (else gloo) on one host, gloo between others, and TLS between
+    hosts with RAY_USE_TLS. window: pulled at once by a decode worker. timeout_s: a finished prompt waits so long.
+    """
 
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     window: Count = 16
@@ -133,17 +139,17 @@ class AutoscalingSection(_Section):
 class ClusterConfig(_Section):
     """A whole cluster.
 
-    model: checkpoint folder; unset, the embedded ling-nano. served_name: what clients call it, else the folder's
-    name. dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on a CPU. device: "auto" is cuda
-    where the Ray cluster has GPUs. page_size: tokens a latent page; pages: of them, unset sizes them by memory.
-    slots: sequences at once a worker. max_model_len: unset is the checkpoint's context. max_step_tokens: token
-    budget of a step. model_overrides: keys laid over config.json. load: "synthetic" makes up weights of the
-    shapes and format config.json gives, for benchmarks. verify: each worker reads all files first, and refuses bytes
-    that differ from their checksums and values that can't be right, as `ling verify` does. cuda_graphs: "auto" captures
-    decode steps on GPUs, "off" launches every kernel by itself. card: what `ling plan` calls the GPUs, for the metric
-    that says how much of their limit is reached. host, port: where each router listens by itself; without a port Ray
-    Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's placement. drain_s:
-    seconds that running streams get to end when the cluster shuts down.
+    model: checkpoint folder; unset, the embedded ling-nano. served_name: what clients call it, else the folder's name.
+    dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on a CPU. device: "auto" is cuda where the Ray
+    cluster has GPUs. collectives: what joins a worker's ranks, "auto" picks by device. page_size: tokens a latent page;
+    pages: of them, unset sizes them by memory. slots: sequences at once a worker. max_model_len: unset is the
+    checkpoint's context. max_step_tokens: token budget of a step. model_overrides: keys laid over config.json. load:
+    "synthetic" makes up weights of the shapes and format config.json gives, for benchmarks. verify: each worker reads
+    all files first, and refuses bytes that differ from their checksums and values that can't be right, as `ling verify`
+    does. cuda_graphs: "auto" captures decode steps on GPUs, "off" launches every kernel by itself. card: what `ling
+    plan` calls the GPUs, for the metric that says how much of their limit is reached. host, port: where each router
+    listens by itself; without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU
+    counts for in Ray's placement. drain_s: seconds that running streams get to end when the cluster shuts down.
     """
 
     model: Text | None = None

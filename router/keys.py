@@ -26,6 +26,7 @@ _log = logging.getLogger(__name__)
 _KINDS = ("requests", "tokens", "concurrent")
 _LINE = re.compile(r"(\S+)\s+(?:sha256:([0-9a-f]{64})|limits)((?:\s+\w+=[0-9]{1,15})*)")
 _ANYBODY = "*"
+_ABOUT = "Make an API key. The key is shown once, on standard error; the output is the line for the keys' file."
 _Stamp = tuple[int, int, int]
 
 
@@ -134,10 +135,10 @@ def _limits(words: list[str]) -> KeyLimits | None:
 
 
 def _main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m router.keys", description="Make an API key; append the output.")
-    parser.add_argument("tenant", type=_word)
-    for kind in _KINDS:
-        parser.add_argument(f"--{kind}", type=_count, metavar="N", help="a limit of this key alone")
+    parser = argparse.ArgumentParser(prog="python -m router.keys", description=_ABOUT)
+    parser.add_argument("tenant", type=_word, help="whose key it is")
+    for kind, what in zip(_KINDS, ("requests a minute", "tokens a minute", "requests under way at once"), strict=True):
+        parser.add_argument(f"--{kind}", type=_count, metavar="N", help=f"at most N {what}, for this key alone")
     given = vars(parser.parse_args())
     key = make_key()
     print(f"the key, shown only now: {key}", file=sys.stderr)

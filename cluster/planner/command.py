@@ -11,7 +11,7 @@ from cluster.planner.cards import find_card
 from cluster.planner.compare import Compared, compare, fetch_status
 from cluster.planner.errors import PlanError
 from cluster.planner.memory import Layout
-from cluster.planner.model import RELEASED, Format, Model, load_model
+from cluster.planner.model import FORMATS, RELEASED, Format, Model, load_model
 from cluster.planner.plan import Plan, make_plan
 from cluster.planner.question import Question
 from cluster.planner.render import render
@@ -41,7 +41,10 @@ def plan_command(
     gpu: Annotated[str, _worker_option("The card, e.g. h200-141gb; a wrong one lists all.")],
     model: Annotated[str, typer.Option(help="Checkpoint folder (its config.json is read), or the release.")] = RELEASED,
     gpus_per_worker: Annotated[int, _worker_option("Tensor-parallel ranks of a worker. Default 1.", min=1)] = 1,
-    dtype: Annotated[Format | None, _worker_option("The weights' format. Default: the checkpoint's.")] = None,
+    dtype: Annotated[
+        Format | None,
+        _worker_option(f"The weights' format: {', '.join(FORMATS)}. Default: the checkpoint's.", metavar="<format>"),
+    ] = None,
     context: Annotated[int | None, _worker_option("Longest session. Default: the checkpoint's.", min=2)] = None,
     mean_length: Annotated[
         int | None, _worker_option("Tokens a session holds in the mean. Default: --context.", min=1)
@@ -60,7 +63,9 @@ def plan_command(
         int | None, _traffic_option("Of the mean prompt. Default 8192, or --context.", min=1)
     ] = None,
     output_tokens: Annotated[int | None, _traffic_option("Of the mean answer.", min=1)] = None,
-    hit_rate: Annotated[float | None, _traffic_option("Share of the prompt found in kept snapshots.")] = None,
+    hit_rate: Annotated[
+        float | None, _traffic_option("Share of the prompt that need not be computed. Default 0, as in this cluster.")
+    ] = None,
     check: Annotated[
         str | None, typer.Option(help="Compare with the cluster at this URL; exit 1 where it differs.")
     ] = None,

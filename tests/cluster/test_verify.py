@@ -1,6 +1,7 @@
 """Damage inside tensors: bytes that differ from their checksums, and values no checkpoint means to hold."""
 
 import json
+import re
 import shutil
 import zlib
 from pathlib import Path
@@ -196,10 +197,13 @@ def test_ling_verify(tmp_path: Path) -> None:
     to_ranks(2, GOLDEN / "fp8", tmp_path / "ranks")
     assert "in 2 files, " in (text := _ling_verify(tmp_path / "ranks", code=0))
     assert text.endswith(": all as they were written")
-    assert ": no impossible value; there are no checksums (" in _ling_verify(GOLDEN / "fp8", code=0)
+    assert ": no impossible value; there are no checksums (" in (text := _ling_verify(GOLDEN / "fp8", code=0))
+    assert re.search(r" tensors in 1 file, (\d+\.\d\d) of \1 MB in ", text)
     assert _ling_verify(tmp_path, code=1) == (
         f"error {tmp_path}/config.json is missing: a checkpoint folder holds config.json"
     )
+    given = GOLDEN / "fp8/config.json"
+    assert _ling_verify(given, code=1) == f"error {given} is a file; give the folder it lies in"
     file = tmp_path / "ranks/rank-1-of-2.safetensors"
     file.write_bytes(bytes([*file.read_bytes()[:-1], 255]))
     assert f"in {file} does not match its checksum; copy or convert the file again" in _ling_verify(

@@ -249,6 +249,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise ModelConfigError(f"{path} is missing: a checkpoint folder holds config.json") from None
+    except NotADirectoryError:
+        raise ModelConfigError(f"{path.parent} is a file; give the folder it lies in") from None
     except (OSError, ValueError) as error:
         raise ModelConfigError(f"{path} can't be read: {error}; mend it or copy it again") from error
     if not isinstance(content, dict):

@@ -96,7 +96,8 @@ class Progress:
 
     def __str__(self) -> str:
         rate = self.done / max(self.seconds, 1e-9) / 1e9
-        return f"{self.done / 1e9:.2f} of {self.total / 1e9:.2f} GB in {self.seconds:.1f} s, {rate:.2f} GB/s"
+        unit, name = (1e9, "GB") if self.total >= 1e9 else (1e6, "MB")
+        return f"{self.done / unit:.2f} of {self.total / unit:.2f} {name} in {self.seconds:.1f} s, {rate:.2f} GB/s"
 
 
 class Loader:

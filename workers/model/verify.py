@@ -35,7 +35,8 @@ class Verified:
             known = f"as they were written where they have a checksum ({self.summed:,}), else no impossible value"
         else:
             known = "no impossible value; there are no checksums (`ling convert` writes them), so no more can be told"
-        return f"{self.tensors:,} tensors in {self.files:,} files, {self.progress}: {known}"
+        files = "1 file" if self.files == 1 else f"{self.files:,} files"
+        return f"{self.tensors:,} tensors in {files}, {self.progress}: {known}"
 
 
 def verify(folder: Path, rank: int = 0, tp: int = 1, progress: Callable[[Progress], None] | None = None) -> Verified:
