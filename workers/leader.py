@@ -73,7 +73,7 @@ class Leader:
 
     async def start(self, launch: Launch) -> None:
         """Load the model on all ranks and listen. Bad settings raise before any rank starts."""
-        tls()
+        tls()  # TlsError now, not once the ranks have loaded
         config = self._config
         folder = Path(config.model)
         model = LingConfig.load(folder, config.model_overrides)
