@@ -69,12 +69,13 @@ def test_a_worker_that_dies_ends_its_streams_at_once(checkpoint: Path) -> None:
     async def run() -> None:
         async with served(checkpoint, pair(pace_s=0.02)) as stage, stage.client() as client:
             ask = ASK | {"stream": True, "max_tokens": 500}
-            async with asyncio.timeout(5), client.stream("POST", "/v1/chat/completions", json=ask) as response:
+            async with client.stream("POST", "/v1/chat/completions", json=ask) as response:
                 lines = response.aiter_lines()
                 while '"content":"' not in await anext(lines):
                     pass
-                await stage["d0"].die()
-                rest = [line.removeprefix("data: ") async for line in lines if line]
+                async with asyncio.timeout(5):
+                    await stage["d0"].die()
+                    rest = [line.removeprefix("data: ") async for line in lines if line]
             assert rest[-1] == "[DONE]"
             assert "error" in json.loads(rest[-2])
 
