@@ -3,6 +3,8 @@
 export PATH="$HOME/ling-venv/bin:$PATH"
 # Whoever has not the token of ~/.ray/auth_token gets nothing from Ray. All processes need the same mode.
 export RAY_AUTH_MODE=token
+# For TLS between nodes (docs/SECURITY.md), export here RAY_USE_TLS=1, RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and
+# RAY_TLS_CA_CERT.
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_worker_niceness=0
 # A lost node is noticed after seconds, not after a minute.
