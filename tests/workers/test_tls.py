@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import socket
 import ssl
 import subprocess
 import threading
@@ -21,8 +22,10 @@ from tests.workers.transfer_ends import HOST, End, export, snapshot
 from workers.engine.step import Expect, Link
 from workers.tls import TlsError, load, tls
 from workers.transfer.channel import LinkBroken
+from workers.transfer.control import Control
 from workers.transfer.messages import Hail
 from workers.transfer.negotiation import candidates
+from workers.transfer.seal import Seal
 from workers.transfer.stream import StreamMeeting, StreamReceiver, StreamVisit
 
 
@@ -335,6 +338,32 @@ def test_a_rank_turns_away_who_has_no_certificate_of_its_authority(
     finally:
         decode.transfers.close()
         prefill.transfers.close()
+
+
+def test_why_a_handshake_failed_is_not_told_in_the_clear(tmp_path: Path) -> None:
+    ours, theirs = load(environment(tmp_path / "ours")), load(environment(tmp_path / "theirs"))
+    assert ours is not None
+    assert theirs is not None
+    with socket.create_server((HOST, 0)) as listener:
+        control = Control(socket.create_connection(listener.getsockname()))
+        far = listener.accept()[0]
+    told: list[bytes] = []
+
+    def receive() -> bytes:
+        told.append(far.recv(65536))
+        return told[-1]
+
+    with ThreadPoolExecutor(1) as other, far:
+        meeting = other.submit(Seal(theirs.acceptor, calling=False).meet, receive, far.sendall)
+        with pytest.raises(LinkBroken, match="CERTIFICATE_VERIFY_FAILED"):
+            control.meet("", ours, calling=True)
+        control.fault("a telling reason")
+        control.release()
+        with pytest.raises(ssl.SSLError):
+            meeting.result(30)
+        while receive():
+            pass
+    assert b"telling" not in b"".join(told)
 
 
 def test_who_changes_a_byte_breaks_the_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

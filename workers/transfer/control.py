@@ -42,9 +42,9 @@ class Control:
         prove = call_blocking if calling else accept_blocking
         try:
             if tls is not None:
-                seal = Seal(tls.caller if calling else tls.acceptor, calling)
-                seal.meet(self._some, self._socket.sendall)
-                self._seal = seal
+                # Set first: where they don't come to terms, a fault must not leave in the clear.
+                self._seal = Seal(tls.caller if calling else tls.acceptor, calling)
+                self._seal.meet(self._some, self._socket.sendall)
             prove(self._exactly, self._write, secret)
         except EOFError:
             raise LinkBroken("the peer closed the connection before it said who it is") from None
