@@ -29,8 +29,9 @@ _CLOSING_S = 10.0
 
 def build(args: dict[str, Any]) -> Application:
     """The application for settings as `cluster.config.ClusterConfig` names them; ConfigError if they can't be."""
-    resolved = resolve(parse(args), gpus())
-    check_files(resolved.config, Path(resolved.model))
+    config = parse(args)
+    resolved = resolve(config, gpus())
+    check_files(config, Path(resolved.model))
     return application(resolved)
 
 

@@ -20,8 +20,7 @@ def serve_here(config: ClusterConfig) -> None:
     if config.port is None:
         raise ConfigError("port: `ling serve` listens by itself and needs a port")
     _check_port(config.host, config.port)
-    if config.model is not None:
-        check_files(config, Path(resolved.model))
+    check_files(config, Path(resolved.model))
     try:
         tls()
     except TlsError as error:
