@@ -130,25 +130,27 @@ def test_the_ray_way(folder: Path) -> None:
     }
     file = folder / "serve.yaml"
     file.write_text(yaml.safe_dump(config))
-    process = subprocess.Popen(
-        [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", str(file)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=os.environ
-        | {
-            "RAY_AUTH_MODE": "disabled",
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "RAY_TMPDIR": str(folder),
-            "RAY_USAGE_STATS_ENABLED": "0",
-        },
-    )
+    said = folder / "said"
+    with said.open("w") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from ray.serve.scripts import cli; cli()", "run", str(file)],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=os.environ
+            | {
+                "RAY_AUTH_MODE": "disabled",
+                "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
+                "RAY_TMPDIR": str(folder),
+                "RAY_USAGE_STATS_ENABLED": "0",
+            },
+        )
     parent = psutil.Process(process.pid)
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
             deadline = time.monotonic() + 150
             while not answers(client):
-                assert process.poll() is None
-                assert time.monotonic() < deadline
+                assert process.poll() is None, said.read_text()[-3000:]
+                assert time.monotonic() < deadline, said.read_text()[-3000:]
                 time.sleep(0.2)
             with client.stream("POST", "/v1/chat/completions", json=BODY | {"max_tokens": 5}) as response:
                 lines = [line for line in response.iter_lines() if line]
@@ -157,7 +159,7 @@ def test_the_ray_way(folder: Path) -> None:
             status = client.get("/status").json()
             assert (status["model"], status["router"]["max_queue"]) == ("mine", 5)
     finally:
-        family = parent.children(recursive=True)
+        family = parent.children(recursive=True) if process.poll() is None else []
         process.send_signal(signal.SIGTERM)
         process.wait(60)
         _, left = psutil.wait_procs(family, timeout=20)

@@ -62,18 +62,18 @@ class Stage:
     workers: dict[str, FakeWorker]
     listed: list[ListedWorker] = field(default_factory=list)
     # One for all: making a client reads every certificate of the machine.
-    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=10, verify=False))
+    http: httpx.Client = field(default_factory=lambda: httpx.Client(timeout=60, verify=False))
 
     def __getitem__(self, worker_id: str) -> FakeWorker:
         return self.workers[worker_id]
 
     def client(self, **kwargs: Any) -> httpx.AsyncClient:
         """Its HTTP client."""
-        return httpx.AsyncClient(base_url=self.url, timeout=10, verify=False, **kwargs)
+        return httpx.AsyncClient(base_url=self.url, timeout=60, verify=False, **kwargs)
 
     async def until(self, met: Callable[[], bool]) -> None:
         """Poll for what no message brings about."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not met():
                 await asyncio.sleep(0.002)
 
@@ -95,7 +95,7 @@ async def served(
         server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", lifespan="off", access_log=False))
         task = asyncio.create_task(server._serve())
         stack.push_async_callback(_stop, server, task)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not server.started:
                 await asyncio.sleep(0.002)
         port = server.servers[0].sockets[0].getsockname()[1]
@@ -122,7 +122,7 @@ class LoopThread:
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         """The result of a coroutine over there."""
-        return asyncio.run_coroutine_threadsafe(work, self.loop).result(20)
+        return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
 
     def close(self) -> None:
         """End the thread."""

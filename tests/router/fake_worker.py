@@ -137,7 +137,7 @@ class FakeWorker:
 
     async def until(self, met: Callable[[], bool]) -> None:
         """Wait for what messages bring about."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while not met():
                 self.arrived.clear()
                 await self.arrived.wait()

@@ -39,7 +39,7 @@ def agents(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def sdk(agents: Stage) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=10) as client:
+    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=60) as client:
         yield client
 
 

@@ -44,7 +44,7 @@ def agents(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def sdk(agents: Stage) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=agents.url, api_key="-", max_retries=0, timeout=10) as client:
+    with anthropic.Anthropic(base_url=agents.url, api_key="-", max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -233,10 +233,10 @@ async def read_until_it_dies(stage: Stage, sdk: anthropic.AsyncAnthropic, got: l
 
 def test_a_stream_that_fails_says_so_in_band(checkpoint: Path) -> None:
     async def act() -> None:
-        async with asyncio.timeout(20), served(checkpoint, scripted(checkpoint, lambda _: "x" * 900)) as stage:
+        async with asyncio.timeout(120), served(checkpoint, scripted(checkpoint, lambda _: "x" * 900)) as stage:
             for worker in stage.workers.values():
                 worker.pace_s = 0.005
-            async with anthropic.AsyncAnthropic(base_url=stage.url, api_key="-", max_retries=0, timeout=10) as sdk:
+            async with anthropic.AsyncAnthropic(base_url=stage.url, api_key="-", max_retries=0, timeout=60) as sdk:
                 got: list[str] = []
                 with pytest.raises(anthropic.APIStatusError, match="d0 ended") as caught:
                     await read_until_it_dies(stage, sdk, got)

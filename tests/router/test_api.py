@@ -17,7 +17,7 @@ HELLO = [{"role": "user", "content": "hello"}]
 
 @pytest.fixture(scope="module")
 def sdk(stage: Stage) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{stage.url}/v1", api_key="-", max_retries=0, timeout=10)
+    return openai.OpenAI(base_url=f"{stage.url}/v1", api_key="-", max_retries=0, timeout=60)
 
 
 @pytest.fixture(scope="module")

@@ -184,7 +184,7 @@ def test_a_body_of_10_mb_is_a_413(stage: Stage, declared: bool) -> None:
 
 def test_a_declared_big_body_is_refused_before_it_comes(stage: Stage) -> None:
     host, port = httpx.URL(stage.url).host, httpx.URL(stage.url).port
-    with socket.create_connection((host, port or 80), timeout=10) as connection:
+    with socket.create_connection((host, port or 80), timeout=60) as connection:
         connection.sendall(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n" % CHAT.encode())
         assert connection.recv(4096).startswith(b"HTTP/1.1 413 ")
 
@@ -192,7 +192,7 @@ def test_a_declared_big_body_is_refused_before_it_comes(stage: Stage) -> None:
 def test_half_closed_connections_do_no_harm(stage: Stage) -> None:
     host, port = httpx.URL(stage.url).host, httpx.URL(stage.url).port
     for head in (b"", b"PO", b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 99\r\n\r\n{" % CHAT.encode()):
-        with socket.create_connection((host, port or 80), timeout=10) as connection:
+        with socket.create_connection((host, port or 80), timeout=60) as connection:
             connection.sendall(head)
             connection.shutdown(socket.SHUT_WR)
             while connection.recv(4096):  # the router ends the connection too

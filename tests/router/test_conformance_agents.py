@@ -293,7 +293,7 @@ def test_what_is_too_long_is_said_as_agents_look_for_it(agents: Stage, path: str
 
 
 def test_the_anthropic_sdk_lists_the_model(agents: Stage) -> None:
-    with anthropic.Anthropic(base_url=agents.url, api_key="-", max_retries=0, timeout=10) as sdk:
+    with anthropic.Anthropic(base_url=agents.url, api_key="-", max_retries=0, timeout=60) as sdk:
         (model,) = sdk.models.list(limit=1000)
         assert model == sdk.models.retrieve("tiny")
     assert (model.id, model.type, model.display_name, model.max_input_tokens) == ("tiny", "model", "tiny", 4096)

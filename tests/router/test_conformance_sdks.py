@@ -143,7 +143,7 @@ async def helped_message(sdk: anthropic.AsyncAnthropic) -> Any:
 
 @asynccontextmanager
 async def both(checkpoint: Path) -> AsyncIterator[tuple[Stage, openai.AsyncOpenAI, anthropic.AsyncAnthropic]]:
-    async with asyncio.timeout(30), AsyncExitStack() as stack:
+    async with asyncio.timeout(120), AsyncExitStack() as stack:
         stage = await stack.enter_async_context(served(checkpoint, scripted(checkpoint, say, 3)))
         options: dict[str, Any] = {"api_key": "-", "max_retries": 0, "timeout": 10}
         chat = await stack.enter_async_context(openai.AsyncOpenAI(base_url=f"{stage.url}/v1", **options))
@@ -166,7 +166,7 @@ def test_parsed_answers_and_parsed_arguments(agents: Stage, stream: bool) -> Non
         ({"response_format": Weather}, "weather"),
         ({"tools": [tool], "tool_choice": "required"}, "call weather"),
     ]
-    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=10) as sdk:
+    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=60) as sdk:
         for how, said in asked:
             options: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": said}], **how}
             if stream:
@@ -226,7 +226,7 @@ def sent_back(said: Any, dump: bool) -> Any:
 @pytest.mark.parametrize("dump", [False, True])
 def test_parsed_chats_go_on(agents: Stage, dump: bool) -> None:
     tools: Any = [openai.pydantic_function_tool(Weather)]
-    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=10) as sdk:
+    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=60) as sdk:
         text = sdk.chat.completions.parse(model="tiny", messages=ASKED, response_format=Weather).choices[0].message
         sdk.chat.completions.create(model="tiny", messages=[*ASKED, sent_back(text, dump), *ASKED])
         assert prompt_of(agents) == f"<user>weather<assistant>{WEATHER}<user>weather<assistant>"
@@ -242,7 +242,7 @@ def test_parsed_chats_go_on(agents: Stage, dump: bool) -> None:
 @pytest.mark.parametrize("dump", [False, True])
 def test_parsed_responses_go_on(agents: Stage, dump: bool) -> None:
     tools: Any = [{"type": "function", "name": "Weather", "parameters": Weather.model_json_schema(), "strict": False}]
-    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=10) as sdk:
+    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=60) as sdk:
         text = sdk.responses.parse(model="tiny", input=ASKED, text_format=Weather)
         sdk.responses.create(model="tiny", input=[*ASKED, *(sent_back(i, dump) for i in text.output), *ASKED])
         assert prompt_of(agents) == f"<user>weather<assistant>{WEATHER}<user>weather<assistant>"
@@ -272,7 +272,7 @@ def time() -> str:
 
 
 def test_the_anthropic_tool_runner_runs_its_tools(agents: Stage) -> None:
-    with anthropic.Anthropic(base_url=agents.url, api_key="-", max_retries=0, timeout=10) as sdk:
+    with anthropic.Anthropic(base_url=agents.url, api_key="-", max_retries=0, timeout=60) as sdk:
         runner = sdk.beta.messages.tool_runner(model="tiny", max_tokens=300, messages=ADD, tools=[add, time])
         said = [message.content for message in runner]
         with pytest.raises(anthropic.BadRequestError, match="'thread' is not supported") as refused:

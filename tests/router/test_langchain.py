@@ -89,7 +89,7 @@ def test_a_batch_and_its_usage(model: ChatOpenAI) -> None:
 
 def test_an_asynchronous_stream(model: ChatOpenAI) -> None:
     async def act() -> list[str]:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             return [str(chunk.content) async for chunk in model.astream([HumanMessage("1")])]
 
     pieces = asyncio.run(act())

@@ -24,7 +24,7 @@ def on(checkpoint: Path, act: Callable[[Stage], Awaitable[None]], workers: list[
     """Run `act` on a fresh stage; afterwards nothing may be in flight."""
 
     async def body() -> None:
-        async with asyncio.timeout(20), served(checkpoint, workers or pair(), pools, **settings) as stage:
+        async with asyncio.timeout(120), served(checkpoint, workers or pair(), pools, **settings) as stage:
             await act(stage)
             await stage.until(lambda: stage.gateway.in_flight == 0)
             assert all(link.in_flight == 0 for link in stage.gateway.table.links())
@@ -59,7 +59,7 @@ def test_a_client_that_leaves_is_aborted_at_both(checkpoint: Path, stream: bool,
 
 def test_the_async_sdk_s_hang_up_is_an_abort(checkpoint: Path) -> None:
     async def act(stage: Stage) -> None:
-        async with openai.AsyncOpenAI(base_url=f"{stage.url}/v1", api_key="-", max_retries=0, timeout=10) as sdk:
+        async with openai.AsyncOpenAI(base_url=f"{stage.url}/v1", api_key="-", max_retries=0, timeout=60) as sdk:
             messages: list[Any] = [{"role": "user", "content": "hi"}]
             whole = await sdk.chat.completions.create(model="auto", messages=messages, max_tokens=9, seed=0)
             stream = await sdk.chat.completions.create(

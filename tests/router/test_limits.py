@@ -161,7 +161,7 @@ def test_a_line_that_is_no_entry_is_named(tmp_path: Path, line: str, words: str)
 async def limited(checkpoint: Path, folder: Path, limits: str) -> AsyncIterator[tuple[Stage, httpx.AsyncClient]]:
     file = keys_file(folder, f"acme sha256:{hashed(KEY)} {limits}")
     async with (
-        asyncio.timeout(20),
+        asyncio.timeout(120),
         served(checkpoint, pair(), api_keys=str(file), cors_origins=("https://a.example",)) as stage,
         stage.client(headers={"authorization": f"Bearer {KEY}"}) as client,
     ):

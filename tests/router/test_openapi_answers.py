@@ -237,7 +237,7 @@ def test_nor_is_any_other_event(stage: Stage, published: Any, at: int) -> None:
 @pytest.mark.parametrize("path", [CHAT, MESSAGES, RESPONSES])
 def test_streams_that_fail(checkpoint: Path, published: Any, path: str) -> None:
     async def act() -> None:
-        async with asyncio.timeout(20), served(checkpoint, scripted(checkpoint, lambda _: "x" * 900)) as stage:
+        async with asyncio.timeout(120), served(checkpoint, scripted(checkpoint, lambda _: "x" * 900)) as stage:
             for worker in stage.workers.values():
                 worker.pace_s = 0.005
             body = {"input": "x"} if path == RESPONSES else {"messages": ASK, "max_tokens": 900}

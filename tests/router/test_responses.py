@@ -62,7 +62,7 @@ def agents(checkpoint: Path, request: pytest.FixtureRequest) -> Iterator[Stage]:
 
 @pytest.fixture(scope="module")
 def sdk(agents: Stage) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=10) as client:
+    with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=60) as client:
         yield client
 
 
@@ -388,7 +388,7 @@ def test_what_is_too_long_loses_its_oldest_turns(agents: Stage, sdk: openai.Open
 def test_async_clients(checkpoint: Path) -> None:
     async def act() -> None:
         async with (
-            asyncio.timeout(20),
+            asyncio.timeout(120),
             served(checkpoint, scripted(checkpoint, say)) as stage,
             openai.AsyncOpenAI(base_url=f"{stage.url}/v1", api_key="-", max_retries=0) as sdk,
         ):

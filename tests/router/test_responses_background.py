@@ -21,7 +21,7 @@ ASKED: dict[str, Any] = {"model": "tiny", "input": "go"}
 @asynccontextmanager
 async def talking(checkpoint: Path, text: str = "hello there", **options: Any) -> AsyncIterator[Stage]:
     """A served pair that says this."""
-    async with asyncio.timeout(30), served(checkpoint, scripted(checkpoint, lambda _: text), **options) as stage:
+    async with asyncio.timeout(120), served(checkpoint, scripted(checkpoint, lambda _: text), **options) as stage:
         yield stage
 
 
@@ -36,12 +36,12 @@ async def two_routers(checkpoint: Path, folder: Path, text: str) -> AsyncIterato
 
 
 def client(stage: Stage, key: str = "-") -> openai.AsyncOpenAI:
-    return openai.AsyncOpenAI(base_url=f"{stage.url}/v1", api_key=key, max_retries=0, timeout=10)
+    return openai.AsyncOpenAI(base_url=f"{stage.url}/v1", api_key=key, max_retries=0, timeout=60)
 
 
 async def over(sdk: openai.AsyncOpenAI, response_id: str) -> Any:
     """The response once it is over."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while (answer := await sdk.responses.retrieve(response_id)).status == "in_progress":
             await asyncio.sleep(0.005)
         return answer
@@ -312,7 +312,7 @@ def test_bounds_are_the_configured_ones(checkpoint: Path) -> None:
 
 def test_a_full_queue_is_a_429_before_anything_is_kept(checkpoint: Path) -> None:
     async def act() -> None:
-        async with asyncio.timeout(20), served(checkpoint, pair(), max_queue=1) as stage, client(stage) as sdk:
+        async with asyncio.timeout(120), served(checkpoint, pair(), max_queue=1) as stage, client(stage) as sdk:
             pause(stage)
             begun = await sdk.responses.create(**ASKED, background=True)
             with pytest.raises(openai.RateLimitError):

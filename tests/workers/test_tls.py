@@ -378,9 +378,9 @@ def test_who_changes_a_byte_breaks_the_link(monkeypatch: pytest.MonkeyPatch, tmp
                 passed = 0
                 while data := bytearray(await there.read(4096)):
                     # Beyond the handshakes, in the offer and the parts.
+                    passed += len(data)
                     if passed > 2500:
                         data[-1] ^= 1
-                    passed += len(data)
                     writer.write(data)
                 writer.close()
 
