@@ -15,7 +15,7 @@ KIND_NAMES = tuple(KINDS)
 _POOL = 8
 _FIRST = {"copying": 0.45, "agent": 0.08, "choosing": 0.1, "json": 0.14, "facts": 0.12, "needle": 0.11}
 _LATER = {"copying": 0.05, "agent": 0.34, "choosing": 0.32, "json": 0.17, "facts": 0.07, "needle": 0.05}
-_LAST = {"copying": 0.03, "agent": 0.38, "choosing": 0.31, "json": 0.2, "facts": 0.05, "needle": 0.03}
+_LAST = {"copying": 0.03, "agent": 0.25, "choosing": 0.2, "json": 0.45, "facts": 0.05, "needle": 0.02}
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from tokenizers import Tokenizer
 from training.layout import released
 from training.model import Nano, Shape
 from training.template import CHAT_TEMPLATE, END_OF_TEXT, ROLE_END, START
+from workers.model.files import CHECKSUM
 
 FOLDER = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
 _FIXED: dict[str, Any] = {
@@ -74,9 +76,14 @@ def export(model: Nano, tokenizer: Path, folder: Path) -> None:
     ):
         (folder / name).write_text(json.dumps(content, indent=1) + "\n")
     shutil.copyfile(tokenizer, folder / "tokenizer.json")
-    save_file(tensors, folder / "next.tmp", {"format": "pt"})
+    sums = {CHECKSUM + name: f"{zlib.crc32(_bytes(tensor)):08x}" for name, tensor in tensors.items()}
+    save_file(tensors, folder / "next.tmp", {"format": "pt"} | sums)
     (folder / "next.tmp").chmod(0o644)
     os.replace(folder / "next.tmp", folder / "model.safetensors")
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    return tensor.flatten().view(torch.uint8).numpy().data
 
 
 def main() -> None:
