@@ -25,7 +25,7 @@ def tool(name: str, description: str, **parameters: str) -> dict[str, Any]:
 WEATHER = tool("get_weather", "Get the weather in a city.", city="the city")
 PRICE = tool("find_price", "Find the price of an item.", item="the item")
 # Strict, as whoever relies on a tool asks: how often the checkpoint keeps to a schema by itself is in its card.
-OFFERED = [PRICE, WEATHER]
+OFFERED = [WEATHER, PRICE]
 # What the user says, the tool to be chosen, the arguments it must be called with, its result, and what the answer must
 # contain of it.
 TURNS = [
