@@ -29,15 +29,15 @@ class Mixed(Synthetic):
         return super().find(name)
 
 
-@pytest.mark.parametrize(("plain", "products"), [(set(), 1), ({"a", "b"}, 1), ({"b"}, 2)], ids=str)
+@pytest.mark.parametrize(("plain", "products"), [("", 1), ("ab", 1), ("b", 2)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_outputs_lie_side_by_side(
-    plain: set[str], products: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    plain: str, products: int, dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = Shard(LingConfig.load(GOLDEN / "fp8", {}), Solo(), torch.device("cpu"), dtype)
     parts = {name: column_parts(shard, [name], size, 384) for name, size in SIZES.items()}
     joined, apart = Joined(shard, *parts.values()), [Linear(shard, part) for part in parts.values()]
-    loader = Loader(Mixed(plain))
+    loader = Loader(Mixed(set(plain)))
     for linear in (joined, *apart):
         linear.load(loader)
     loader.run()
