@@ -22,8 +22,14 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q $(PARALLEL)
 
+# The inner loop: neither recipes, training nor kernels under the interpreter, nor what loads or connects much.
+LATER := tests/cluster/test_convert.py tests/cluster/test_verify.py tests/cluster/test_checkpoint.py \
+	tests/router/test_tls.py tests/router/test_openapi.py $(wildcard tests/router/test_conformance_*.py) \
+	tests/router/test_batches.py tests/router/test_responses_background.py $(wildcard tests/workers/test_tls*.py) \
+	tests/router/test_openapi_answers.py tests/router/test_lifecycle.py \
+	$(addprefix tests/workers/test_,transfer.py transfer_staging.py handshake.py formats.py weights.py weights_made.py)
 test-fast: install
-	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow'
+	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow' $(addprefix --ignore=,$(LATER)) tests/cluster tests/router tests/workers
 
 # All but those that need a GPU: benchmarks.gpu, .kernels, .decode and .tune.
 bench: install
