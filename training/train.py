@@ -1,6 +1,6 @@
 """Train ling-nano: `python -m training.train --run build/nano --steps 6000`; run again, it goes on where it stopped.
 
-`--ranks 2` trains on two processes, each with batches of its own: on a small machine faster than two threads.
+`--ranks 2` trains on two processes, each with batches of its own, whose gradients are averaged.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from training.ranks import Ranks, on_each
 from training.start import initialise
 
 _PROMPT_UNTIL, _PROMPT_SHARE, _PROMPT_WEIGHT = 0.3, 0.25, 0.3
-# The MTP layer learns fast: a step in three is enough for it, and a step without it is a quarter cheaper.
+# The MTP layer learns fast: a step in three is enough for it.
 _MTP_FROM, _MTP_WEIGHT, _MTP_EVERY = 0.33, 0.3, 3
 
 
