@@ -51,7 +51,7 @@ _KINDS: dict[str, tuple[dict[str, Any], str]] = {
 
 def serve_worker(role: str, pace: float) -> None:
     """A worker whose texts are the kinds'."""
-    from router.tokens import Tokenizer
+    from router.text.tokenizer import Tokenizer
     from tests.router.conftest import write_checkpoint
     from tests.router.fake_worker import Answer, FakeWorker, Request
 

@@ -24,20 +24,20 @@ from torch import Tensor
 from benchmarks.decode_parts import parts
 from benchmarks.decode_report import Decoded, Prefilled, Report, Split, markdown
 from benchmarks.kernels import Ceilings, measure_ceilings, seconds
-from cluster.planner.counts import weight_bytes
-from cluster.planner.errors import PlanError
-from cluster.planner.model import FORMATS, RELEASED, Model, load_model
-from cluster.planner.work import Step, Work, work
-from workers.build import BuiltRank, build_rank
+from planner.counts import weight_bytes
+from planner.errors import PlanError
+from planner.model import FORMATS, RELEASED, Model, load_model
+from planner.work import Step, Work, work
+from wire.protocol import SamplingParams
 from workers.collectives.base import Solo
 from workers.config import WorkerConfig
-from workers.engine.step import Admit, Row, StepPlan
-from workers.protocol import SamplingParams
+from workers.rank.build import BuiltRank, build_rank
+from workers.schedule.step import Admit, Row, StepPlan
 
 PAGE = 64
 _WARM = 8
 _PREFILLS = 3
-MODELS = Path(__file__).parent.parent / "cluster/planner/models"
+MODELS = Path(__file__).parent.parent / "planner/models"
 # What a checkpoint's config says in each format.
 QUANTIZATION: dict[str, dict[str, Any] | None] = {
     "bf16": None,

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from kernels import add_rms_norm, make_rows
-from kernels.quantize import quantize_fp8
-from kernels.sampling import sample
+from kernels.linear.quantize import quantize_fp8
+from kernels.sampling.sampling import sample
 from workers.model.batch import Caches
 from workers.model.linear import Normed
 from workers.model.ling import LingModel

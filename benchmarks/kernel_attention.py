@@ -8,10 +8,10 @@ from torch import Tensor
 
 from benchmarks.kernel_case import EPS, STREAMING, Call, Case, Sizes, angles, random
 from kernels import Rows, make_pages, make_rows
-from kernels.lightning import lightning_attention_triton
-from kernels.lightning_layer import lightning_layer_triton
-from kernels.lightning_verify import lightning_commit_triton, lightning_verify_triton
-from kernels.mla import mla_attention_triton
+from kernels.lightning.attention import lightning_attention_triton
+from kernels.lightning.layer import lightning_layer_triton
+from kernels.lightning.verify import lightning_commit_triton, lightning_verify_triton
+from kernels.mla.attention import mla_attention_triton
 
 # Tokens that are multiplied with each other, rather than with the state, in a long row.
 _CHUNK = 64

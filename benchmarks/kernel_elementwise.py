@@ -6,21 +6,21 @@ import torch
 
 from benchmarks.kernel_case import BF16, EPS, STREAMING, Call, Case, Sizes, angles, random
 from kernels.group_norm_gate import group_rms_norm_gate_reference, group_rms_norm_gate_triton
-from kernels.latent import norm_rope_write_latent_reference, norm_rope_write_latent_triton
-from kernels.norm import add_rms_norm_reference, add_rms_norm_triton
-from kernels.quantize import (
+from kernels.linear.quantize import (
     add_rms_norm_quantized_triton,
     quantize_fp8_reference,
     quantize_fp8_triton,
     swiglu_quantized_triton,
 )
+from kernels.mla.latent import norm_rope_write_latent_reference, norm_rope_write_latent_triton
+from kernels.moe.gate import moe_gate_reference, moe_gate_triton
+from kernels.norm import add_rms_norm_reference, add_rms_norm_triton
 from kernels.rope import (
     qk_norm_rope_reference,
     qk_norm_rope_triton,
     rope_interleaved_reference,
     rope_interleaved_triton,
 )
-from kernels.router import router_reference, router_triton
 from kernels.swiglu import swiglu_reference, swiglu_triton
 
 
@@ -104,7 +104,7 @@ def elementwise(s: Sizes, n: int) -> Iterator[Case]:
     def choice(device: torch.device) -> tuple[Call, Call]:
         x, w, bias = random(device, n, d), random(device, s.all_experts, d), torch.zeros(s.all_experts, device=device)
         setting = (bias, s.groups, s.top_groups, s.top_k, 2.5)
-        return (lambda: router_triton(x, w, *setting)), (lambda: router_reference(x, w, *setting))
+        return (lambda: moe_gate_triton(x, w, *setting)), (lambda: moe_gate_reference(x, w, *setting))
 
     moved, flops = 2 * (n + s.all_experts) * d + 12 * n * s.top_k, 2 * n * s.all_experts * d
-    yield Case("router", n, moved, flops, STREAMING, choice, yardstick="torch", launches=1 if n <= 16 else 2)
+    yield Case("moe_gate", n, moved, flops, STREAMING, choice, yardstick="torch", launches=1 if n <= 16 else 2)

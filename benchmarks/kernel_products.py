@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.kernel_case import BF16, INT4_STREAMING, LARGE_PRODUCT, STREAMING, Call, Case, Sizes, random
-from kernels.linear import linear_triton
-from kernels.linear_fp32 import linear_fp32_triton
-from kernels.moe import moe_experts_triton
-from kernels.quantize import GROUP
-from kernels.quantized import BlockFp8, Matrix, PackedInt4
-from kernels.sampling import sample_triton
+from kernels.linear.fp32 import linear_fp32_triton
+from kernels.linear.linear import linear_triton
+from kernels.linear.quantize import GROUP
+from kernels.linear.quantized import BlockFp8, Matrix, PackedInt4
+from kernels.moe.experts import moe_experts_triton
+from kernels.sampling.sampling import sample_triton
 from kernels.swiglu import swiglu_triton
 
 

@@ -27,8 +27,8 @@ from workers.collectives import Collectives, Solo
 from workers.model.config import LingConfig
 from workers.model.files import INDEX, weight_map
 from workers.model.ling import LingModel
+from workers.model.load_plan import rank_reads
 from workers.model.loader import DTYPES, Loader, Read
-from workers.model.plan import rank_reads
 from workers.model.synthetic import Synthetic
 from workers.model.verify import verify
 from workers.model.weights import Checkpoint

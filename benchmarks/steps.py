@@ -6,8 +6,8 @@ from benchmarks.decode import MODELS, QUANTIZATION, limit_s
 from benchmarks.kernel_case import STREAMING
 from benchmarks.kernels import H200, LAUNCH
 from benchmarks.launches import step_launches
-from cluster.planner.model import RELEASED, load_model
-from cluster.planner.work import Step, work
+from planner.model import RELEASED, load_model
+from planner.work import Step, work
 from workers.model.config import LingConfig
 
 # How many experts there are changes no count, only how long counting takes.

@@ -37,7 +37,7 @@ def serve_router(prefill: int, decode: int) -> None:
     from router.app import Gateway, ListedWorker, Pools, RouterConfig, create_app
     from router.memory import keep_for_good
     from tests.router.conftest import write_checkpoint
-    from workers.protocol import PeerRef
+    from wire.protocol import PeerRef
 
     async def run(folder: Path) -> None:
         gateway = Gateway(RouterConfig("tiny", str(folder)), Pools())

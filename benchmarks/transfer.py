@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workers.engine.step import Expect, Export, Link, LinkLost, Received, Sent
+from workers.schedule.step import Expect, Export, Link, LinkLost, Received, Sent
 from workers.transfer.endpoint import Transfers
 
 Channel = Literal["shm", "gloo"]

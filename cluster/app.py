@@ -15,7 +15,7 @@ from cluster.ingress import Router
 from cluster.pool import Worker, bundles
 from cluster.resolve import Resolved, resolve
 from cluster.scaling import autoscaling
-from workers.protocol import Role
+from wire.protocol import Role
 
 # Serve lets 5 requests run at a replica by default; here the router's own admission decides.
 _NO_LIMIT = 100_000

@@ -37,7 +37,7 @@ def check_files(config: ClusterConfig, folder: Path) -> None:
     if not (folder / "tokenizer.json").is_file():
         raise ConfigError(f"model: {folder} holds no tokenizer.json; copy it from the release the weights are of")
     # Here, as `plan` below, for every `ling` command would wait for what they import.
-    from router.tokens import Tokenizer  # noqa: PLC0415
+    from router.text.tokenizer import Tokenizer  # noqa: PLC0415
 
     try:
         Tokenizer(str(folder)).close()
@@ -48,7 +48,7 @@ def check_files(config: ClusterConfig, folder: Path) -> None:
         ) from error
     if config.load == "synthetic":
         return
-    from workers.model.plan import check  # noqa: PLC0415
+    from workers.model.load_plan import check  # noqa: PLC0415
 
     try:
         check(folder, LingConfig.load(folder, config.model_overrides), config.decode.tp)

@@ -16,7 +16,7 @@ from cluster.convert.command import convert_command
 from cluster.convert.verify import verify_command
 from cluster.dashboards.command import dashboards
 from cluster.launch import serve_here
-from cluster.planner.command import plan_command
+from cluster.plan import plan_command
 from cluster.status import render
 from cluster.terminal import console_for_tables
 

@@ -7,8 +7,8 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from wire.protocol import Role
 from workers.config import Dtype
-from workers.protocol import Role
 
 
 class ConfigError(ValueError):
@@ -66,9 +66,10 @@ class RouterSection(_Section):
     replicas: routers. resources: of each, as a pool's. max_queue: choices in flight at one replica before 429.
     retry_after_s: what 429 and 503 tell clients to wait. body_timeout_s, first_token_timeout_s, request_timeout_s:
     seconds from arrival to the whole body, the first token, the whole answer. max_body_bytes: beyond it, 413.
-    tool_parser: how the model writes tool calls. api_keys: file of hashed keys (`python -m router.keys TENANT` makes
-    one), read anew when it changes; without it nobody is asked for a key. cors_origins: whose pages in browsers may
-    call. data_dir: folder of what outlives the cluster, shared by the routers of one host: files, batches and
+    tool_parser: how the model writes tool calls. api_keys: file of hashed keys (made by
+    `python -m router.access.keys TENANT`), read anew when it changes; without it nobody is asked for a key.
+    cors_origins: whose pages in browsers may call. data_dir: folder of what outlives the cluster, shared by the
+    routers of one host: files, batches and
     responses; `ling serve` takes the user's state directory, else there are no files and batches without it.
     max_file_bytes: of one upload; max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch;
     batch_concurrency: of them at once a router. max_responses, max_responses_bytes: kept responses of a tenant, in the

@@ -6,7 +6,7 @@ import time
 
 from cluster.entries import Entries, Failure, Listing
 from cluster.loopback import close_side_door
-from workers.protocol import WorkerInfo
+from wire.protocol import WorkerInfo
 
 ENTER_EVERY_S = 1.0
 _WATCH_S = 2.0

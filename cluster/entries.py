@@ -3,7 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
-from workers.protocol import Role, WorkerInfo
+from wire.protocol import Role, WorkerInfo
 
 EXPIRY_S = 3.0
 _KEPT_FAILURES = 32

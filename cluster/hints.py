@@ -14,7 +14,7 @@ def hints(url: str, api_keys: str | None) -> str:
         curl += ' -H "authorization: Bearer $LING_API_KEY"'
         lines += [
             f"It asks for a key that {file} knows. To make one, and use it:",
-            f"  python -m router.keys TENANT >> {file}",
+            f"  python -m router.access.keys TENANT >> {file}",
             "  export LING_API_KEY=THE_KEY_IT_SHOWS",
             "",
         ]

@@ -5,7 +5,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from router.entrance import MAX_HEAD_BYTES
+from router.access.entrance import MAX_HEAD_BYTES
 from router.errors import ApiError
 
 HEAD_TIMEOUT_S = 30.0

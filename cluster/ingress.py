@@ -15,9 +15,9 @@ from cluster.resolve import Resolved, log_settings, pools, router_config
 from cluster.secret import cluster_secret
 from router.app import Gateway, create_app
 from router.memory import keep_for_good
-from router.workers import ListedWorker
-from workers.logs import set_up
-from workers.protocol import PeerRef
+from router.relay.table import ListedWorker
+from wire.logs import set_up
+from wire.protocol import PeerRef
 
 _RETRY_S = 0.5
 # What in-stream errors need to reach the clients, once draining is over.

@@ -8,7 +8,7 @@ from pathlib import Path
 from cluster.checkpoint import check_files
 from cluster.config import ClusterConfig, ConfigError
 from cluster.resolve import resolve
-from workers.tls import TlsError, tls
+from wire.tls import TlsError, tls
 
 
 def serve_here(config: ClusterConfig) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 
 from ray.util.metrics import Gauge
 
-from workers.telemetry.recorder import Reading
+from wire.metrics.recorder import Reading
 
 EVERY_S = 1.0
 _LOG = logging.getLogger(__name__)

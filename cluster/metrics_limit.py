@@ -1,11 +1,11 @@
 """How near a worker's steps come to what the planner takes to be possible on its card."""
 
-from cluster.planner.cards import Card, find_card
-from cluster.planner.errors import PlanError
-from cluster.planner.model import Model, load_model
-from cluster.planner.speed import fraction_of_limit, step_time
-from cluster.planner.work import Step
-from workers.telemetry.worker import StepTotals
+from planner.cards import Card, find_card
+from planner.errors import PlanError
+from planner.model import Model, load_model
+from planner.speed import fraction_of_limit, step_time
+from planner.work import Step
+from workers.leader.figures import StepTotals
 
 
 class Limit:

@@ -21,11 +21,11 @@ from cluster.rank import Rank
 from cluster.resolve import Resolved, worker_config
 from cluster.scaling import DEMAND, demand
 from cluster.secret import cluster_secret
+from wire.logs import set_up
+from wire.metrics.recorder import Reading
+from wire.protocol import Role
 from workers.config import Rendezvous
-from workers.leader import Leader
-from workers.logs import set_up
-from workers.protocol import Role
-from workers.telemetry.recorder import Reading
+from workers.leader.leader import Leader
 
 _LEADER_CPUS = 0.01
 _CALL_S = 2.0

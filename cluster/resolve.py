@@ -9,10 +9,10 @@ from cluster.checkpoint import find_checkpoint
 from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
 from cluster.metrics_limit import limit_of
 from router.config import Pools, RouterConfig
+from wire.logs import LogSettings
+from wire.protocol import Role
 from workers.config import WorkerConfig
-from workers.logs import LogSettings
 from workers.model.config import LingConfig
-from workers.protocol import Role
 
 # The embedded default: a small trained checkpoint that the checkout carries.
 EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
@@ -51,7 +51,9 @@ def _keys_file(config: ClusterConfig) -> dict[str, str]:
         return {}
     file = Path(config.router.api_keys).expanduser().resolve()
     if not file.is_file():
-        raise ConfigError(f"router.api_keys: no file at {file}; make one with `python -m router.keys TENANT >> FILE`")
+        raise ConfigError(
+            f"router.api_keys: no file at {file}; make one with `python -m router.access.keys TENANT >> FILE`"
+        )
     return {"router.api_keys": str(file)}
 
 

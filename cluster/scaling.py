@@ -6,7 +6,7 @@ from typing import Any
 from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
 
 from cluster.config import AutoscalingSection, PoolConfig
-from workers.protocol import Load, WorkerInfo
+from wire.protocol import Load, WorkerInfo
 
 DEMAND = "demand"
 # Serve averages over so long; longer than the 10 s between two reports of a replica, unless its environment says else.

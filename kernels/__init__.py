@@ -1,21 +1,21 @@
 """Operations on tensors, one file each. A model calls these and nothing below them."""
 
 from kernels.group_norm_gate import group_rms_norm_gate
-from kernels.latent import norm_rope_write_latent
-from kernels.lightning import lightning_attention
-from kernels.lightning_layer import lightning_layer
-from kernels.lightning_verify import lightning_commit, lightning_verify
-from kernels.linear import linear
-from kernels.linear_fp32 import linear_fp32
-from kernels.mla import mla_attention
-from kernels.moe import moe_experts
+from kernels.lightning.attention import lightning_attention
+from kernels.lightning.layer import lightning_layer
+from kernels.lightning.verify import lightning_commit, lightning_verify
+from kernels.linear.fp32 import linear_fp32
+from kernels.linear.linear import linear
+from kernels.linear.quantize import add_rms_norm_quantized, swiglu_quantized
+from kernels.mla.attention import mla_attention
+from kernels.mla.latent import norm_rope_write_latent
+from kernels.moe.experts import moe_experts
+from kernels.moe.gate import moe_gate
+from kernels.moe.route import route
 from kernels.norm import add_rms_norm, rms_norm
-from kernels.quantize import add_rms_norm_quantized, swiglu_quantized
-from kernels.ragged import Keep, Pages, Rows, make_pages, make_rows
 from kernels.rope import qk_norm_rope, rope_interleaved
-from kernels.route import route
-from kernels.router import router
 from kernels.swiglu import swiglu
+from kernels.varlen import Keep, Pages, Rows, make_pages, make_rows
 
 __all__ = [
     "Keep",
@@ -34,12 +34,12 @@ __all__ = [
     "make_rows",
     "mla_attention",
     "moe_experts",
+    "moe_gate",
     "norm_rope_write_latent",
     "qk_norm_rope",
     "rms_norm",
     "rope_interleaved",
     "route",
-    "router",
     "swiglu",
     "swiglu_quantized",
 ]

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kernels.dispatch import dispatch
-from kernels.overlap import LAUNCH, after_previous
+from kernels.pdl import LAUNCH, after_previous
 from kernels.tuning import Config, config
 
 

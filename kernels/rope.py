@@ -7,7 +7,7 @@ from torch import Tensor
 
 from kernels.dispatch import dispatch
 from kernels.norm import unit_rms
-from kernels.overlap import LAUNCH, after_previous
+from kernels.pdl import LAUNCH, after_previous
 from kernels.tuning import Config, config
 
 

@@ -10,8 +10,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from router.access.caller import caller_of
+from router.access.entrance import Entrance
+from router.access.guard import Guard
+from router.access.keys import Keys
+from router.access.limits_headers import LIMIT_HEADERS
 from router.api.anthropic.messages import Messages
-from router.api.ask import Ask
 from router.api.batch_routes import batch_routes
 from router.api.body import ClientGone
 from router.api.chat import Chat
@@ -20,19 +24,15 @@ from router.api.counting import CountTokens, Detokenize, Tokenize
 from router.api.dialect import dialect_of
 from router.api.generate import Generate
 from router.api.info import Info
+from router.api.json_endpoint import JsonEndpoint
 from router.api.page import page
 from router.api.responses.routes import responses
 from router.api.send import error_headers
-from router.caller import caller_of
 from router.config import Pools, RouterConfig
-from router.entrance import Entrance
 from router.errors import ApiError
-from router.gateway import Gateway
-from router.guard import Guard
-from router.keys import Keys
-from router.limits_headers import LIMIT_HEADERS
-from router.tools import tool_parser
-from router.workers import ListedWorker
+from router.relay.gateway import Gateway
+from router.relay.table import ListedWorker
+from router.text.tools import tool_parser
 
 if TYPE_CHECKING:
     from router.tracing import Tracing
@@ -50,11 +50,11 @@ def create_app(gateway: Gateway) -> FastAPI:
         Route("/v1/chat/completions", Generate(gateway, Chat(parser)), methods=["POST"]),
         Route("/v1/completions", Generate(gateway, Completions()), methods=["POST"]),
         Route("/v1/messages", Generate(gateway, Messages(parser)), methods=["POST"]),
-        Route("/v1/messages/count_tokens", Ask(gateway, CountTokens()), methods=["POST"]),
+        Route("/v1/messages/count_tokens", JsonEndpoint(gateway, CountTokens()), methods=["POST"]),
         *responses(gateway, parser),
         *batch_routes(gateway, parser),
-        Route("/tokenize", Ask(gateway, Tokenize()), methods=["POST"]),
-        Route("/detokenize", Ask(gateway, Detokenize()), methods=["POST"]),
+        Route("/tokenize", JsonEndpoint(gateway, Tokenize()), methods=["POST"]),
+        Route("/detokenize", JsonEndpoint(gateway, Detokenize()), methods=["POST"]),
     ]
     info = Info(gateway)
     for path, handler in (

@@ -21,12 +21,12 @@ class RouterConfig:
     """One router replica's settings.
 
     served_model_name: the `model` clients ask for ("auto" always works). tokenizer: checkpoint folder with
-    tokenizer.json. tool_parser: how the model writes calls, a name of `router.tools`. name: how the replica calls
+    tokenizer.json. tool_parser: how the model writes calls, a name of `router.text.tools`. name: how the replica calls
     itself to workers. max_queue: choices (a request has `n` for each prompt) in flight before 429. retry_after_s:
     what 429 and 503 tell clients to wait. body_timeout_s: for the whole body to arrive. first_token_timeout_s,
-    request_timeout_s: from arrival. max_body_bytes: beyond it, 413. api_keys: file of `router.keys`; without one
+    request_timeout_s: from arrival. max_body_bytes: beyond it, 413. api_keys: file of `router.access.keys`; without one
     nobody is asked for a key. replicas: how many routers there are, which share each key's limits. cors_origins:
-    whose pages in browsers may call; "*" is anybody's. secret: what it proves to workers (`workers.handshake`).
+    whose pages in browsers may call; "*" is anybody's. secret: what it proves to workers (`wire.handshake`).
     data_dir: folder of what outlives the router, which all replicas of a host share: files, batches, responses;
     without one there are no files and batches. max_file_bytes: of one upload. max_stored_bytes: of a tenant's files.
     max_batch_lines: requests in a batch. batch_concurrency: of them at once in this replica. run_dir: folder of

@@ -5,7 +5,7 @@ import math
 import msgspec
 from typing_extensions import TypedDict
 
-from router.limits import Denied
+from router.access.limits import Denied
 
 
 class Fault(TypedDict):

@@ -8,12 +8,12 @@ from prometheus_client import generate_latest
 from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
-from router.policy import NoPlanReason, WorkerState
 from router.priority import LATEST
-from workers.protocol import Role
-from workers.telemetry import table
-from workers.telemetry.load import LOAD, record_load
-from workers.telemetry.recorder import Histogram, Reading, Recorder, Value
+from router.relay.policy import NoPlanReason, WorkerState
+from wire.metrics import table
+from wire.metrics.load import LOAD, record_load
+from wire.metrics.recorder import Histogram, Reading, Recorder, Value
+from wire.protocol import Role
 
 # What a request's priority makes of it. Few, so that histograms can be kept for each.
 Class = Literal["high", "normal", "low", "batch"]
@@ -37,7 +37,7 @@ def class_of(priority: int) -> Class:
     return "normal" if priority == 0 else "high" if priority < 0 else "low"
 
 
-class FlightTimes(Protocol):
+class StreamTimes(Protocol):
     """What a sequence under way tells."""
 
     def first_token(self, seconds: float, tokens: int) -> None:
@@ -95,7 +95,7 @@ class Metrics(Collector):
             self.routed(reason, 0)
         value(table.BATCH_LINES, "200")
 
-    def times(self, priority: int) -> FlightTimes:
+    def times(self, priority: int) -> StreamTimes:
         """Where a sequence of this priority tells its times."""
         name = class_of(priority)
         if name not in self._times:

@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from router.choice import Choice
+from router.relay.choice import Choice
 
 _NS = 1_000_000_000
 _CONTEXT = TraceContextTextMapPropagator()

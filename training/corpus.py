@@ -101,9 +101,7 @@ def choosing(random: Random, held_out: bool = False) -> Dialogue:
 
 
 def _call(dialogue: Dialogue, asked: toolworld.Request) -> None:
-    called = [
-        {"type": "function", "function": {"name": n, "arguments": json.dumps(a)}} for n, a in asked.calls
-    ]
+    called = [{"type": "function", "function": {"name": n, "arguments": json.dumps(a)}} for n, a in asked.calls]
     dialogue.messages.append({"role": "assistant", "content": "", "tool_calls": called})
 
 
@@ -137,9 +135,7 @@ def formatted(random: Random, held_out: bool = False) -> Dialogue:
         order = random.sample(list(said), len(said))
         form = random.choice(("the {} is {}", "{}: {}", "{} {}", "my {} is {}", "{} = {}"))
         text = random.choice((" and ", ", ")).join(form.format(k, toolworld.say(said[k])) for k in order)
-        dialogue.add(
-            "user", (text[0].upper() + text[1:] if random.random() < 0.3 else text) + random.choice((".", ""))
-        )
+        dialogue.add("user", (text[0].upper() + text[1:] if random.random() < 0.3 else text) + random.choice((".", "")))
         dialogue.add("assistant", json.dumps(values, ensure_ascii=False))
     return dialogue
 
@@ -155,9 +151,7 @@ def _fact_turn(random: Random, dialogue: Dialogue) -> None:
     if random.random() < 0.06:
         unknown = words.capitalised(random)
         about = random.choice((*words.NOUNS, "capital"))
-        question = random.choice(
-            (f"What is the {about} of {unknown}?", f"Who is {unknown}?", f"What is a {about}?")
-        )
+        question = random.choice((f"What is the {about} of {unknown}?", f"Who is {unknown}?", f"What is a {about}?"))
         dialogue.add("user", question)
         dialogue.add("assistant", "I do not know.")
         return

@@ -78,9 +78,7 @@ def on_twin(model: Nano, tokenizer: Tokenizer, asked: Iterator[Dialogue], tally:
             accepted += int((ahead[start - 1 : end - 2] == got[1:]).sum())
             drafted += end - start - 1
     tally.show()
-    print(
-        f"{'MTP first draft accepted':28} {100 * accepted / max(drafted, 1):6.1f} %   {accepted} of {drafted}"
-    )
+    print(f"{'MTP first draft accepted':28} {100 * accepted / max(drafted, 1):6.1f} %   {accepted} of {drafted}")
     shares = torch.stack([e.load / e.load.mean() for e in model.experts()])
     print(f"{'least expert load / even':28} {100 * float(shares[:-1].min()):6.1f} %")
     print(f"{'least MTP expert / even':28} {100 * float(shares[-1].min()):6.1f} %")

@@ -27,12 +27,9 @@ _OPPOSITES = (
 _LEGS = "dog four;cat four;bird two;spider eight;ant six;horse four"
 _COLORS = "grass green;snow white;coal black;blood red;the_sky blue;a_lemon yellow"
 _NEXT_DAYS = (
-    "Monday Tuesday;Tuesday Wednesday;Wednesday Thursday;Thursday Friday;Friday Saturday;Saturday Sunday;"
-    "Sunday Monday"
+    "Monday Tuesday;Tuesday Wednesday;Wednesday Thursday;Thursday Friday;Friday Saturday;Saturday Sunday;Sunday Monday"
 )
-_NUMBERS = (
-    "week seven days;year twelve months;day 24 hours;hour 60 minutes;minute 60 seconds;dozen twelve pieces"
-)
+_NUMBERS = "week seven days;year twelve months;day 24 hours;hour 60 minutes;minute 60 seconds;dozen twelve pieces"
 _CLUSTER: tuple[Fact, ...] = (
     Fact(
         ("Hello", "Hello!", "Hi", "Hi!", "Hey", "Hey there!", "Good morning", "Hi there", "hello", "hi"),

@@ -67,9 +67,7 @@ def _latent(old: Latent, new: torch.nn.Module, factor: int) -> None:
     assert isinstance(new, Latent)
     heads, rank = old.heads, old.rank
     query = old.q_proj.weight
-    new.q_proj.weight.view(new.heads, -1, query.shape[1]).copy_(
-        _between(query.view(heads, -1, query.shape[1]), factor)
-    )
+    new.q_proj.weight.view(new.heads, -1, query.shape[1]).copy_(_between(query.view(heads, -1, query.shape[1]), factor))
     # New rows of the latent begin empty; the norm divides by the mean over all rows, which its weight undoes.
     down = new.kv_a_proj_with_mqa.weight.zero_()
     down[:rank], down[-old.rope :] = old.kv_a_proj_with_mqa.weight[:rank], old.kv_a_proj_with_mqa.weight[rank:]

@@ -61,8 +61,5 @@ def _parts(name: str, tensor: Tensor, shape: Shape) -> list[tuple[str, Tensor]]:
                 out += [(f"{module}.experts.{i}.{half}.weight", part) for half, part in halves]
         return out
     if leaf in _SPLIT:
-        return [
-            (f"{module}.{half}.weight", part)
-            for half, part in zip(_SPLIT[leaf], tensor.chunk(2), strict=True)
-        ]
+        return [(f"{module}.{half}.weight", part) for half, part in zip(_SPLIT[leaf], tensor.chunk(2), strict=True)]
     return [(name, tensor)]

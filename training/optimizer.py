@@ -25,11 +25,7 @@ class Optimizer:
         self.matrices: list[tuple[str, nn.Parameter]] = []
         self.others: list[tuple[str, nn.Parameter]] = []
         for name, p in model.named_parameters():
-            plain = (
-                p.ndim < 2
-                or name.startswith(("word_embeddings", "lm_head"))
-                or name.endswith("mlp.gate.weight")
-            )
+            plain = p.ndim < 2 or name.startswith(("word_embeddings", "lm_head")) or name.endswith("mlp.gate.weight")
             (self.others if plain else self.matrices).append((name, p))
         self.state: dict[str, dict[str, Tensor]] = {}
         self.count = 0

@@ -67,8 +67,6 @@ _environment.filters["tojson"] = _to_json
 _template = _environment.from_string(CHAT_TEMPLATE)
 
 
-def render(
-    messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, open_turn: bool = False
-) -> str:
+def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, open_turn: bool = False) -> str:
     """The dialogue as text; `open_turn` ends it where the assistant speaks next."""
     return _template.render(messages=messages, tools=tools, add_generation_prompt=open_turn)

@@ -61,9 +61,7 @@ def build(size: int, dialogues: int = 4000) -> Tokenizer:
     tokenizer.add_special_tokens([AddedToken(t, special=True, normalized=False) for t in HIDDEN])
     tokenizer.add_tokens([AddedToken(t, special=False, normalized=False) for t in SHOWN])
     if tokenizer.get_vocab_size() != size:
-        raise ValueError(
-            f"the tokenizer came out with {tokenizer.get_vocab_size()} tokens, not {size}: more dialogues"
-        )
+        raise ValueError(f"the tokenizer came out with {tokenizer.get_vocab_size()} tokens, not {size}: more dialogues")
     return tokenizer
 
 

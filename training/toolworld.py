@@ -80,14 +80,10 @@ def _tool(random: Random, verb: str, noun: str) -> Tool:
 def _parameter(random: Random, key: str) -> Parameter:
     if key in {"count", "amount", "level", "rank"} or key.endswith("_count"):
         return Parameter(key, "integer")
-    kind = random.choices(("string", "integer", "number", "boolean", "enum"), (0.66, 0.18, 0.05, 0.04, 0.07))[
-        0
-    ]
+    kind = random.choices(("string", "integer", "number", "boolean", "enum"), (0.66, 0.18, 0.05, 0.04, 0.07))[0]
     if kind == "enum":
         choices = (
-            random.sample(words.ADJECTIVES, 2)
-            if random.random() < 0.6
-            else [words.invented(random) for _ in "ab"]
+            random.sample(words.ADJECTIVES, 2) if random.random() < 0.6 else [words.invented(random) for _ in "ab"]
         )
         return Parameter(key, "string", tuple(choices))
     return Parameter(key, kind)
@@ -138,9 +134,7 @@ def value(random: Random, parameter: Parameter) -> Any:
     if parameter.choices:
         return random.choice(parameter.choices)
     if parameter.type == "integer":
-        return (
-            random.randint(0, 9) if random.random() < 0.3 else random.randint(10, 10 ** random.randint(2, 5))
-        )
+        return random.randint(0, 9) if random.random() < 0.3 else random.randint(10, 10 ** random.randint(2, 5))
     if parameter.type == "number":
         return round(random.uniform(0, 100), 1)
     if parameter.type == "boolean":
@@ -176,9 +170,7 @@ def _arguments_phrase(random: Random, tool: Tool, arguments: Json, style: int) -
         (only,) = arguments.values()
         if not isinstance(only, bool):
             said = say(only)
-            return random.choice(
-                (f" for {said}", f" in {said}", f" of {said}", f" {said}", f": {said}", f' "{said}"')
-            )
+            return random.choice((f" for {said}", f" in {said}", f" of {said}", f" {said}", f": {said}", f' "{said}"'))
     human = random.random() < 0.5
     parts = [(k.replace("_", " ") if human else k, say(v)) for k, v in arguments.items()]
     if style % 3 == 0:
@@ -256,9 +248,7 @@ def _same_tool(random: Random, tool: Tool, count: int, lead: str, end: str, asks
     listed = ", ".join(map(say, values[:-1])) + " and " + say(values[-1])
     what = tool.noun if asks else f"{tool.verb} the {tool.noun}"
     human = varied.name.replace("_", " ")
-    listed = random.choice(
-        (f" for {listed}", f" in {listed}", f" with {human} {listed}", f" for {human} {listed}")
-    )
+    listed = random.choice((f" for {listed}", f" in {listed}", f" with {human} {listed}", f" for {human} {listed}"))
     if isinstance(values[0], bool):
         listed = f" with {human} {say(values[0])} and {say(values[1])}"
     tail = "".join(f", {k.replace('_', ' ')} {say(v)}" for k, v in rest.items())
@@ -273,9 +263,7 @@ def result(random: Random, tool: Tool) -> Any:
     if draw < 0.1:
         return words.invented(random) if random.random() < 0.5 else random.randint(0, 9999)
     if draw < 0.15:
-        return {
-            "error": f"{random.choice(words.KEYS)} {random.choice(('not found', 'missing', 'too large'))}"
-        }
+        return {"error": f"{random.choice(words.KEYS)} {random.choice(('not found', 'missing', 'too large'))}"}
     if draw < 0.22:
         return {"status": random.choice(("ok", "done", "failed", "sent", "queued"))}
     keys: list[str] = []

@@ -142,8 +142,7 @@ class Run:
                 self.tokens += real
                 if self.step % 20 == 0 and self.ranks.rank == 0:
                     means = {
-                        k: round(float(s / max(c, 1)), 3)
-                        for k, s, c in zip(KIND_NAMES, sums, counts, strict=True)
+                        k: round(float(s / max(c, 1)), 3) for k, s, c in zip(KIND_NAMES, sums, counts, strict=True)
                     }
                     speed = seen / (time.monotonic() - started)
                     line = {

@@ -55,9 +55,7 @@ _CODAS = ("", "", "", "l", "n", "r", "s", "t", "m", "k", "d", "x", "nd", "rt", "
 def invented(random: Random) -> str:
     """A lower-case word of two or three syllables that most likely nobody has used."""
     count = 2 if random.random() < 0.7 else 3
-    return "".join(
-        random.choice(_ONSETS) + random.choice(_VOWELS) + random.choice(_CODAS) for _ in range(count)
-    )
+    return "".join(random.choice(_ONSETS) + random.choice(_VOWELS) + random.choice(_CODAS) for _ in range(count))
 
 
 def held_out(name: str) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from workers.logs import LogSettings
+from wire.logs import LogSettings
 
 Dtype = Literal["auto", "float32", "bfloat16"]
 
@@ -24,7 +24,7 @@ class WorkerConfig:
     some up, of the shapes and format its config.json gives. verify: the ranks read all files before they load, a share
     each, and refuse what is damaged. cuda_graphs: "auto" captures decode steps on a GPU, "off"
     launches every kernel by itself. secret: what every connection between processes of the
-    cluster has to prove it knows (`workers.handshake`). logs: what its processes write to standard error.
+    cluster has to prove it knows (`wire.handshake`). logs: what its processes write to standard error.
     """
 
     model: str

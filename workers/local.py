@@ -4,8 +4,8 @@ import asyncio
 import multiprocessing
 
 from workers.config import Rendezvous, WorkerConfig
-from workers.rank import rank_main
-from workers.ranks import Launch
+from workers.leader.ranks import Launch
+from workers.rank.process import rank_main
 
 
 def process_launcher(config: WorkerConfig, worker_id: str) -> Launch:

@@ -1,8 +1,8 @@
 """Sizes and names that follow from a worker's settings and its checkpoint's config. Knows no torch."""
 
 from workers.config import WorkerConfig
-from workers.engine.limits import Limits
 from workers.model.config import LingConfig
+from workers.schedule.limits import Limits
 
 
 def dtype_name(config: WorkerConfig, model: LingConfig) -> str:

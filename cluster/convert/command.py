@@ -9,8 +9,8 @@ from rich.filesize import decimal
 from rich.markup import escape
 from rich.table import Table
 
-from cluster.convert.bar import bar
 from cluster.convert.errors import ConvertError
+from cluster.convert.progress import bar
 from cluster.terminal import console_for_tables
 from workers.model.config import ModelConfigError
 from workers.model.files import WeightError

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels.quantized import BlockFp8, PackedInt4
+from kernels.linear.quantized import BlockFp8, PackedInt4
 
 Scheme = Literal["fp8", "int4"]
 FP8_BLOCK = 128

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cluster.convert.bar import Tell, silent
 from cluster.convert.errors import ConvertError
 from cluster.convert.folder import new_folder
+from cluster.convert.progress import Tell, silent
 from cluster.convert.quantize import FP8_BLOCK, INT4_GROUP, Scheme, dequantize, layouts, quantize
 from cluster.convert.writer import Promised, ShardWriter
 from workers.model.config import LingConfig
 from workers.model.files import INDEX, WeightError, weight_map
+from workers.model.load_plan import check
 from workers.model.loader import DTYPES, FLOATS, Read
-from workers.model.plan import check
 from workers.model.released import is_quantized
 from workers.model.verify import verify
 from workers.model.weights import Checkpoint

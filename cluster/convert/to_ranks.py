@@ -6,14 +6,14 @@ from pathlib import Path
 
 import torch
 
-from cluster.convert.bar import Tell, silent
 from cluster.convert.errors import ConvertError
 from cluster.convert.folder import new_folder
+from cluster.convert.progress import Tell, silent
 from cluster.convert.writer import Promised, ShardWriter
 from workers.model.config import LingConfig
 from workers.model.files import MANIFEST
+from workers.model.load_plan import check, rank_reads
 from workers.model.loader import DTYPES, Loader, Read
-from workers.model.plan import check, rank_reads
 from workers.model.sharded import is_sharded, rank_file, slice_name
 from workers.model.verify import verify
 from workers.model.weights import Checkpoint

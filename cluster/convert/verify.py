@@ -7,7 +7,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from cluster.convert.bar import bar
+from cluster.convert.progress import bar
 from workers.model.config import LingConfig, ModelConfigError
 from workers.model.files import WeightError
 
@@ -18,7 +18,7 @@ def verify_command(
     """Read a whole checkpoint and tell what is missing, damaged or can't be right, by file and tensor."""
     folder = folder.expanduser().resolve()
     # Here, for they import torch, which every other `ling` command would wait for.
-    from workers.model.plan import check  # noqa: PLC0415
+    from workers.model.load_plan import check  # noqa: PLC0415
     from workers.model.sharded import made_for  # noqa: PLC0415
     from workers.model.verify import verify  # noqa: PLC0415
 

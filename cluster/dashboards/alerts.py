@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 from cluster.dashboards.capacity import backlog
 from cluster.dashboards.promql import quantile, rate, series, total, used
-from workers.telemetry import table as t
+from wire.metrics import table as t
 
 _LIVE, _CONFIGURED = (total(metric, "role", how="max") for metric in (t.WORKERS_LIVE, t.WORKERS_CONFIGURED))
 _OURS = {"class": "internal|unavailable|timeout|stream"}

@@ -2,7 +2,7 @@
 
 from cluster.dashboards.board import Board, Panel, Query, Row
 from cluster.dashboards.promql import WINDOW, rate, total, used
-from workers.telemetry import table as t
+from wire.metrics import table as t
 
 
 def backlog(window: str) -> str:

@@ -2,7 +2,7 @@
 
 from cluster.dashboards.board import Board, Panel, Query, Row
 from cluster.dashboards.promql import quantile, rate, total
-from workers.telemetry import table as t
+from wire.metrics import table as t
 
 FLEET = Board(
     "ling-fleet",

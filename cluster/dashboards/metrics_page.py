@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from workers.telemetry.table import TABLE, Source
+from wire.metrics.table import TABLE, Source
 
 _HEAD = """# Metrics
 

@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from workers.telemetry.table import Metric
+from wire.metrics.table import Metric
 
 # Ray's, before every name.
 PREFIX = "ray_"

@@ -2,8 +2,8 @@
 
 from cluster.dashboards.board import Board, Panel, Query, Row
 from cluster.dashboards.promql import mean, quantile, rate, total
-from workers.telemetry import table as t
-from workers.telemetry.table import Metric
+from wire.metrics import table as t
+from wire.metrics.table import Metric
 
 
 def _spread(title: str, metric: Metric, text: str) -> Panel:

@@ -13,9 +13,9 @@ from router.api.generate import Api
 from router.api.responses.lines import ResponseLines
 from router.batch.runner import BatchRunner
 from router.errors import invalid
-from router.gateway import Gateway
+from router.relay.gateway import Gateway
 from router.store.store import Store
-from router.tools import ToolParser
+from router.text.tools import ToolParser
 
 
 def batch_routes(gateway: Gateway, parser: type[ToolParser]) -> list[Route]:

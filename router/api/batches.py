@@ -8,13 +8,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from router.access.caller import caller_of
 from router.api.answers.records import BatchRecord
 from router.api.body import parse, read_body
 from router.api.files import DEFAULT_SECONDS, Keeping, no_file
 from router.api.query import NoQuery, json_response, listed, read_query
 from router.api.schema import Strict
 from router.batch.runner import BatchRunner
-from router.caller import caller_of
 from router.config import RouterConfig
 from router.errors import ApiError, invalid
 from router.store import batches, files

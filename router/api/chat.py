@@ -23,16 +23,16 @@ from router.api.chat_schema import ChatRequest
 from router.api.dialect import OPENAI, Dialect
 from router.api.logprobs import chat_logprobs
 from router.api.prompts import Wanted
-from router.api.shape import MARK, Finish, Shape, encode
-from router.choice import Choice, Delta, Prompt
+from router.api.serializer import MARK, Finish, Serializer, encode
 from router.errors import invalid
-from router.gateway import Limits
-from router.grammar import Thinking
-from router.parts import CallEnd, CallPart, CallStart, Reasoning, Text
-from router.reader import Reader
-from router.tokens import Tokenizer
-from router.tools import ToolParser
-from router.tools.form import answer_form
+from router.relay.choice import Choice, Delta, Prompt
+from router.relay.gateway import Limits
+from router.text.grammar import Thinking
+from router.text.parts import CallEnd, CallPart, CallStart, Reasoning, Text
+from router.text.reader import Reader
+from router.text.tokenizer import Tokenizer
+from router.text.tools import ToolParser
+from router.text.tools.form import answer_form
 
 
 async def conversation(request: ChatRequest, tokenizer: Tokenizer) -> Prompt:
@@ -104,12 +104,12 @@ class Chat:
         request: ChatRequest,
         choices: list[Choice],
         tokenizer: Tokenizer,
-    ) -> "ChatShape":
+    ) -> "ChatSerializer":
         """Its JSON."""
-        return ChatShape(answer_id, created, model, request, choices, tokenizer)
+        return ChatSerializer(answer_id, created, model, request, choices, tokenizer)
 
 
-class ChatShape(Shape[ChatChoice, ChatChunkChoice]):
+class ChatSerializer(Serializer[ChatChoice, ChatChunkChoice]):
     """`message` whole, `delta` streamed; the first delta names the role."""
 
     def __init__(
@@ -127,10 +127,10 @@ class ChatShape(Shape[ChatChoice, ChatChunkChoice]):
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
         """A call's end says nothing of its own here; arguments alone are put into bytes made once a call."""
-        if delta.said:
-            delta.said = [part for part in delta.said if type(part) is not CallEnd]
-            arguments = [part.arguments for part in delta.said if type(part) is CallPart]
-            alone = len(arguments) == len(delta.said) and not (delta.text or delta.token_ids or delta.logprobs)
+        if delta.events:
+            delta.events = [part for part in delta.events if type(part) is not CallEnd]
+            arguments = [part.arguments for part in delta.events if type(part) is CallPart]
+            alone = len(arguments) == len(delta.events) and not (delta.text or delta.token_ids or delta.logprobs)
             if arguments and alone and choice.started and not over:
                 before, after = self._around_arguments(choice.index, self._calls[choice.index] - 1)
                 return before + encode("".join(arguments)) + after
@@ -182,7 +182,7 @@ class ChatShape(Shape[ChatChoice, ChatChunkChoice]):
         """What is new, as a delta has it: only what there is; a call's id and name where it begins."""
         said, thought = delta.text, ""
         calls: dict[int, CallDelta] = {}
-        for part in delta.said:
+        for part in delta.events:
             match part:
                 case Text(text):
                     said += text

@@ -8,8 +8,8 @@ from router.api.conversation import Message, Tool, check_calls, for_template, wi
 from router.api.formats import FormattedRequest
 from router.api.schema import Short, Strict, meaningless
 from router.errors import invalid
-from router.template import ChatTemplate
-from router.tools.form import OfferedFunction
+from router.text.template import ChatTemplate
+from router.text.tools.form import OfferedFunction
 
 _RESERVED = frozenset(("messages", "tools", "add_generation_prompt"))
 _THINKING = ("enable_thinking", "thinking")

@@ -15,10 +15,10 @@ from router.api.completion_schema import CompletionRequest
 from router.api.dialect import OPENAI, Dialect
 from router.api.logprobs import CompletionLogprobs
 from router.api.prompts import Wanted, encode_prompts, raw_prompts
-from router.api.shape import Shape
-from router.choice import Choice, Delta, Prompt
-from router.gateway import Limits
-from router.tokens import Tokenizer
+from router.api.serializer import Serializer
+from router.relay.choice import Choice, Delta, Prompt
+from router.relay.gateway import Limits
+from router.text.tokenizer import Tokenizer
 
 
 class Completions:
@@ -53,12 +53,12 @@ class Completions:
         request: CompletionRequest,
         choices: list[Choice],
         tokenizer: Tokenizer,
-    ) -> "CompletionShape":
+    ) -> "CompletionSerializer":
         """Its JSON."""
-        return CompletionShape(answer_id, created, model, request, choices, tokenizer)
+        return CompletionSerializer(answer_id, created, model, request, choices, tokenizer)
 
 
-class CompletionShape(Shape[TextChoice, TextChunkChoice]):
+class CompletionSerializer(Serializer[TextChoice, TextChunkChoice]):
     """`text`, whole or in pieces; with `echo` the prompt stands before the first of it."""
 
     def __init__(

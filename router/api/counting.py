@@ -14,7 +14,7 @@ from router.api.conversation import Message, Tool
 from router.api.dialect import ANTHROPIC, OPENAI, Dialect
 from router.api.generate import check_model
 from router.api.schema import Strict, TokenId
-from router.gateway import Gateway
+from router.relay.gateway import Gateway
 
 
 class TokenizeRequest(Strict):

@@ -5,10 +5,10 @@ from typing import Protocol
 
 import msgspec
 
+from router.access.limits import Standing
+from router.access.limits_headers import Headers, anthropic_headers, openai_headers
 from router.api.answers.anthropic import AnthropicError, AnthropicFault
 from router.errors import ApiError
-from router.limits import Standing
-from router.limits_headers import Headers, anthropic_headers, openai_headers
 
 _KINDS = {
     401: "authentication_error",

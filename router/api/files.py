@@ -12,11 +12,11 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive
 
+from router.access.caller import caller_of
 from router.api.answers.records import Deleted, FileRecord
 from router.api.body import ClientGone, explain
 from router.api.query import NoQuery, json_response, listed, read_query
 from router.api.schema import Strict
-from router.caller import caller_of
 from router.config import RouterConfig
 from router.errors import ApiError, invalid
 from router.store import files

@@ -7,8 +7,8 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from router.api.schema import GenerationRequest, Strict, meaningless
 from router.errors import invalid
-from router.grammar import Form, Schema, grammar_of, json_form
-from router.grammar_texts import Tagged, choice_form, client_form, regex_form, tagged_form
+from router.text.grammar import Form, Schema, grammar_of, json_form
+from router.text.grammar_texts import Tagged, choice_form, client_form, regex_form, tagged_form
 
 
 def _tag(value: Any) -> str | None:

@@ -8,18 +8,18 @@ from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
+from router.access.caller import caller_of
 from router.api.body import ClientGone, read_body
 from router.api.dialect import Dialect
 from router.api.prompts import Wanted, make_choices
 from router.api.schema import GenerationRequest
 from router.api.send import Headers, send_error, send_json
-from router.caller import caller_of
-from router.choice import Choice, Delta, Prompt
 from router.config import RouterConfig
 from router.errors import ApiError
-from router.gateway import Gateway, Limits
-from router.job import Job
-from router.tokens import Tokenizer
+from router.relay.choice import Choice, Delta, Prompt
+from router.relay.gateway import Gateway, Limits
+from router.relay.job import Job
+from router.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
 # Writing out so many log-probabilities takes milliseconds: in a thread, lest other streams wait for it.
@@ -160,7 +160,7 @@ def worker_headers(job: Job) -> Headers:
     """Which workers compute it."""
     out = []
     for header, at in ((b"x-ling-prefill-worker", 0), (b"x-ling-decode-worker", 1)):
-        used = dict.fromkeys(flight.workers[at] for flight in job.flights)
+        used = dict.fromkeys(stream.workers[at] for stream in job.streams)
         out.append((header, ",".join(used).encode()))
     return out
 

@@ -22,13 +22,13 @@ from router.api.answers.server import (
     WorkerPlace,
     WorkerStatus,
 )
-from router.api.shape import encode
+from router.api.serializer import encode
 from router.config import RouterConfig
 from router.errors import ApiError
-from router.gateway import Gateway
 from router.openapi import document
-from router.workers import WorkerLink
-from workers.protocol import Role
+from router.relay.gateway import Gateway
+from router.relay.table import WorkerLink
+from wire.protocol import Role
 
 PATHS = (
     *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"),

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 
 from router.api.answers.generated import ChatLogprobs, TokenLogprobs, TopLogprob
 from router.api.answers.generated import CompletionLogprobs as LogprobsJson
-from router.choice import Choice, Delta
-from router.detokenize import Detokenizer
-from router.tokens import Piece, Tokenizer
-from workers.protocol import TokenLogprob
+from router.relay.choice import Choice, Delta
+from router.text.detokenizer import Detokenizer
+from router.text.tokenizer import Piece, Tokenizer
+from wire.protocol import TokenLogprob
 
 # JSON has no infinity; this is what OpenAI sends for it.
 _LOWEST = -9999.0

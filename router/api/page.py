@@ -8,10 +8,10 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from router.api.info import Info
-from router.api.shape import encode
+from router.api.serializer import encode
 from router.errors import invalid
-from router.gateway import Gateway
 from router.history import History
+from router.relay.gateway import Gateway
 
 _FOLDER = Path(__file__).parent.parent / "page"
 _HEADERS = {

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from router.api.schema import GenerationRequest
-from router.choice import Choice, Prompt
 from router.errors import invalid
-from router.gateway import Limits
-from router.grammar import Form, Thinking
-from router.reader import Reader
-from router.tokens import Tokenizer
-from workers.protocol import SamplingParams
+from router.relay.choice import Choice, Prompt
+from router.relay.gateway import Limits
+from router.text.grammar import Form, Thinking
+from router.text.reader import Reader
+from router.text.tokenizer import Tokenizer
+from wire.protocol import SamplingParams
 
 RawPrompt = str | list[int]
 _SEED_MASK = 2**63 - 1

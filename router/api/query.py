@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from router.api.answers.records import Page, R
 from router.api.body import explain
-from router.api.shape import encode
+from router.api.serializer import encode
 from router.errors import invalid
 
 Q = TypeVar("Q", bound=BaseModel)

@@ -169,9 +169,9 @@ unfinished batches of a tenant.
 
 ## Who may ask, and how much
 
-With a file of keys (`router.api_keys`, lines of `python -m router.keys TENANT`, read again when it changes) all paths
-below need one, as `Authorization: Bearer KEY` or `x-api-key: KEY`; without the file no key is asked for. Its lines
-set limits, too:
+With a file of keys (`router.api_keys`, lines of `python -m router.access.keys TENANT`, read again when it changes) all
+paths below need one, as `Authorization: Bearer KEY` or `x-api-key: KEY`; without the file no key is asked for. Its
+lines set limits, too:
 
 ```
 acme sha256:HEX                                      a key

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from router.api.generate import Api, check_model, prepare
-from router.choice import Choice
 from router.errors import ApiError, invalid
-from router.gateway import Gateway
-from router.job import Job
 from router.priority import BATCH
+from router.relay.choice import Choice
+from router.relay.gateway import Gateway
+from router.relay.job import Job
 
 _log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ being started only to be preempted, which would compute their prompts twice.
 
 from collections.abc import Iterable
 
-from router.policy import WorkerState
-from workers.protocol import Role
+from router.relay.policy import WorkerState
+from wire.protocol import Role
 
 # Of a worker's slots and pages, what lines leave free for live requests to come: one in so many.
 _SPARE = 8

@@ -13,10 +13,10 @@ import msgspec
 
 from router.api.generate import Api
 from router.batch.answer import Answered, answer
+from router.batch.gate import Gate, Permit
 from router.batch.lines import Line, check, read
 from router.batch.outcome import compose
-from router.batch.valve import Ticket, Valve
-from router.gateway import Gateway
+from router.relay.gateway import Gateway
 from router.store import batches
 from router.store.batches import BatchFault, Lease, Result, StoredBatch
 from router.store.store import Store, now
@@ -43,7 +43,7 @@ class Run:
         gateway: Gateway,
         store: Store,
         apis: Mapping[str, Api[Any]],
-        valve: Valve,
+        gate: Gate,
         lease: Lease,
         batch: StoredBatch,
     ) -> None:
@@ -51,7 +51,7 @@ class Run:
         self._gateway = gateway
         self._store = store
         self._api = apis[batch.endpoint]
-        self._valve = valve
+        self._gate = gate
         self._batch = batch
         self._input = store.contents.path(batch.input_file_id)
         self._answering: asyncio.Task[None] | None = None
@@ -107,20 +107,20 @@ class Run:
             while ahead := await asyncio.to_thread(lambda: list(itertools.islice(lines, _READ_AHEAD))):
                 for line in ahead:
                     if line.number not in done:
-                        ticket = await self._valve.enter()
-                        task = group.create_task(self._answer(line, ticket))
+                        permit = await self._gate.enter()
+                        task = group.create_task(self._answer(line, permit))
                         # A task that is cancelled before it began runs no `finally`.
-                        task.add_done_callback(lambda _, ticket=ticket: ticket.leave())  # type: ignore[misc]
+                        task.add_done_callback(lambda _, permit=permit: permit.leave())  # type: ignore[misc]
 
-    async def _answer(self, line: Line, ticket: Ticket) -> None:
+    async def _answer(self, line: Line, permit: Permit) -> None:
         request_id = uuid.uuid4().hex
         for attempt in itertools.count(1):
-            answered = await answer(self._gateway, self._api, line.body, request_id, ticket.sent)
+            answered = await answer(self._gateway, self._api, line.body, request_id, permit.sent)
             if not self._again(answered, attempt):
                 break
             shortest, longest = _PAUSE_S
             await asyncio.sleep(min(longest, shortest * 2 ** min(attempt, 16)))
-            await ticket.again()
+            await permit.again()
         self._gateway.metrics.batch_line(answered.status)
         result = Result(
             line.number, answered.status == 200, _written(line, answered, request_id),

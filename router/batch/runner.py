@@ -10,9 +10,9 @@ from functools import partial
 from typing import Any
 
 from router.api.generate import Api
+from router.batch.gate import Gate
 from router.batch.run import Run
-from router.batch.valve import Valve
-from router.gateway import Gateway
+from router.relay.gateway import Gateway
 from router.store import batches, files
 from router.store.batches import Lease, LeaseLost
 from router.store.store import Store, now
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 # How often records are looked at, and for how long a batch stays its runner's though nothing is heard of that.
 _LOOK_S = 1.0
 _LEASE_S = 15.0
-# Batches at once; they share one valve, so more would only go slower.
+# Batches at once; they share one gate, so more would only go slower.
 _MOST = 8
 _SWEEP_S = 3600.0
 # For how long a batch that is over is remembered, and a content that a crash left without a record may lie.
@@ -38,7 +38,7 @@ class BatchRunner:
         self._store = store
         self._apis = apis
         self._owner = uuid.uuid4().hex
-        self._valve = Valve(gateway, gateway.config.batch_concurrency)
+        self._gate = Gate(gateway, gateway.config.batch_concurrency)
         self._runs: set[Run] = set()
         self._woken = asyncio.Event()
         self._swept = float("-inf")
@@ -105,7 +105,7 @@ class BatchRunner:
             if batch is None:
                 break
             lease = Lease(batch.id, self._owner)
-            run = Run(self._gateway, self._store, self._apis, self._valve, lease, batch)
+            run = Run(self._gateway, self._store, self._apis, self._gate, lease, batch)
             self._runs.add(run)
             run.task.add_done_callback(partial(self._ended, run))
         if time.monotonic() - self._swept > _SWEEP_S:

@@ -11,8 +11,8 @@ import pytest
 from benchmarks.decode import limit_s
 from benchmarks.decode_report import markdown
 from benchmarks.kernels import H200
-from cluster.planner.model import RELEASED, load_model
-from cluster.planner.work import Step, Work, work
+from planner.model import RELEASED, load_model
+from planner.work import Step, Work, work
 
 ROOT = Path(__file__).parents[2]
 ABSENT = ("ray", "pydantic", "fastapi", "starlette", "uvicorn", "typer", "httpx", "psutil", "prometheus_client", "yaml")

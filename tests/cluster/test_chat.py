@@ -107,5 +107,5 @@ def test_a_started_cluster_says_how_to_ask_it_with_and_without_a_key() -> None:
     assert "LING_API_KEY" not in hints(url, None)
     assert f"curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{{" in hints(url, None)
     told = hints(url, "/etc/my keys")
-    assert "python -m router.keys TENANT >> '/etc/my keys'" in told
+    assert "python -m router.access.keys TENANT >> '/etc/my keys'" in told
     assert '-H "authorization: Bearer $LING_API_KEY" -d' in told

@@ -33,7 +33,7 @@ from tests.workers.model_rig import (
 from workers.model.config import LingConfig
 from workers.model.files import WeightError, read_header, weight_map, weights_id
 from workers.model.ling import LingModel
-from workers.model.plan import check, rank_reads
+from workers.model.load_plan import check, rank_reads
 from workers.model.sharded import RankFiles, rank_file
 from workers.model.weights import load_weights
 

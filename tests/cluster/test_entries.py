@@ -3,7 +3,7 @@
 import dataclasses
 
 from cluster.entries import EXPIRY_S, Entries, Failure
-from workers.protocol import RankInfo, WorkerInfo
+from wire.protocol import RankInfo, WorkerInfo
 
 
 def worker(worker_id: str) -> WorkerInfo:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cluster.config import AutoscalingSection, ConfigError, parse
 from cluster.scaling import DEMAND, autoscaling, demand, policy, wanted
-from workers.protocol import Load, Role, WorkerInfo
+from wire.protocol import Load, Role, WorkerInfo
 
 TARGET = AutoscalingSection(busy=0.8, wait_s=2.0)
 STEP_TOKENS = 1000

@@ -13,9 +13,9 @@ import openai
 import pytest
 
 from tests.cluster.serving import Serving, kill, serving
+from wire.protocol import SamplingParams
 from workers.config import WorkerConfig
-from workers.engine.engine import Completion, Engine
-from workers.protocol import SamplingParams
+from workers.rank.engine import Completion, Engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 

@@ -17,7 +17,6 @@ from cluster.cli import app
 from cluster.convert.to_format import to_format
 from cluster.convert.to_ranks import to_ranks
 from tests.workers.model_rig import CPU, GOLDEN
-from workers.build import build_rank
 from workers.collectives import Solo
 from workers.config import WorkerConfig
 from workers.model.config import LingConfig
@@ -26,6 +25,7 @@ from workers.model.ling import LingModel
 from workers.model.loader import Progress
 from workers.model.verify import verify
 from workers.model.weights import load_weights
+from workers.rank.build import build_rank
 
 SHARD = "model-00001-of-00001.safetensors"
 

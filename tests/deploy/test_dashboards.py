@@ -15,7 +15,7 @@ from cluster.dashboards.promql import rate, series
 from cluster.dashboards.write import BOARDS, files
 from tests.cluster.serving import free_port
 from tests.deploy.grafana import TOKEN, Grafana, grafana
-from workers.telemetry import table
+from wire.metrics import table
 
 RUNBOOK = Path(__file__).parent.parent.parent / "docs" / "RUNBOOK.md"
 

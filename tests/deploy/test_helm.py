@@ -13,7 +13,7 @@ from ray.serve.schema import ServeDeploySchema
 from cluster.config import parse
 from cluster.pool import bundles
 from tests.deploy.chart import CHART, NAMES, Rendered, example, helm, render, selects
-from workers.protocol import Role
+from wire.protocol import Role
 
 KUBERNETES = ("1.27", "1.33")
 CUSTOM = {"RayService", "PodMonitor"}

@@ -12,7 +12,7 @@ from cryptography import x509
 
 from tests.certificates import authority
 from tests.deploy.chart import CHART, NAMES, Manifest, Rendered, example, refusal, render
-from workers.tls import load
+from wire.tls import load
 
 ON = ("--set", "tls.enabled=true,tls.caSecretName=ling-ca")
 FILES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")

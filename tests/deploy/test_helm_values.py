@@ -6,16 +6,16 @@ import re
 import pytest
 import yaml
 
-from cluster.planner.cards import cards, find_card
-from cluster.planner.chart import table
-from cluster.planner.memory import Layout, capacity, enough
-from cluster.planner.model import load_model
+from planner.cards import cards, find_card
+from planner.chart import table
+from planner.memory import Layout, capacity, enough
+from planner.model import load_model
 from tests.deploy.chart import CHART, helm, refusal, render
 
 
 def test_the_memory_table_is_the_planner_s() -> None:
     written = json.loads((CHART / "files/memory.json").read_text())
-    assert written == table(), "run: python -m cluster.planner.chart > helm/files/memory.json"
+    assert written == table(), "run: python -m planner.chart > helm/files/memory.json"
 
 
 def test_the_schema_knows_the_planner_s_cards_and_what_divides_the_model() -> None:

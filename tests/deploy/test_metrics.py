@@ -14,13 +14,13 @@ from cluster.metrics import Bridge
 from cluster.metrics_limit import limit_of
 from cluster.resolve import resolve
 from router.metrics import Metrics, State, class_of
-from router.policy import WorkerState
 from router.priority import BATCH, LATEST, SOONEST
-from workers.engine.step import Moved, RankStats, Row, StepPlan
-from workers.protocol import Load, SeqOutput, WorkerInfo
-from workers.telemetry import table
-from workers.telemetry.recorder import Reading, Recorder
-from workers.telemetry.worker import StepTotals, WorkerFigures
+from router.relay.policy import WorkerState
+from wire.metrics import table
+from wire.metrics.recorder import Reading, Recorder
+from wire.protocol import Load, SeqOutput, WorkerInfo
+from workers.leader.figures import StepTotals, WorkerFigures
+from workers.schedule.step import Moved, RankStats, Row, StepPlan
 
 NANO = Path(__file__).parent.parent.parent / "checkpoints" / "ling-nano"
 IDLE = Load(0, 0, 0, 8, 4, 0, 0.0)

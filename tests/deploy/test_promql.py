@@ -19,11 +19,11 @@ from cluster.dashboards.alerts import ALERTS
 from cluster.dashboards.board import Unit
 from cluster.dashboards.promql import PREFIX, WINDOW
 from cluster.dashboards.write import BOARDS
-from router.keys import hashed, make_key
+from router.access.keys import hashed, make_key
 from tests.cluster.doors import listening
 from tests.cluster.serving import Serving, serving
 from tests.deploy.prometheus import BINARY, RULES, Prometheus, prometheus
-from workers.telemetry.table import TABLE
+from wire.metrics.table import TABLE
 
 MISSING = "no prometheus on PATH: apt-get install prometheus (`.ci/run` does)"
 LOADED_S = 60.0

@@ -8,11 +8,11 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.config import ClusterConfig, parse
-from cluster.planner.cards import find_card
-from cluster.planner.memory import Layout, capacity, enough
-from cluster.planner.model import load_model
 from cluster.pool import bundles
-from workers.protocol import Role
+from planner.cards import find_card
+from planner.memory import Layout, capacity, enough
+from planner.model import load_model
+from wire.protocol import Role
 
 CONFIGS = sorted((Path(__file__).parents[2] / "cluster" / "serve").glob("*.yaml"))
 SIZES = {

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.quantized import Awq, BlockFp8, Matrix, PackedInt4
+from kernels.linear.quantized import Awq, BlockFp8, Matrix, PackedInt4
 
 Shape = tuple[int, ...]
 

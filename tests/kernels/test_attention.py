@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import kernels.mla
+import kernels.mla.attention
 from kernels import Keep, lightning_attention, lightning_commit, lightning_verify, make_rows, mla_attention
 from tests.kernels import naive
 
@@ -119,7 +119,7 @@ def test_mla(starts: list[int], counts: list[int], dtype: torch.dtype) -> None:
 
 
 def test_mla_takes_long_rows_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels.mla, "_SCORES", HEADS * 100 * 7)
+    monkeypatch.setattr(kernels.mla.attention, "_SCORES", HEADS * 100 * 7)
     _mla_case([30, 0, 12], [70, 33, 1], 4)
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from kernels.bitmask import apply_bitmask
+from kernels.sampling.bitmask import apply_bitmask
 
 
 @pytest.mark.parametrize("vocab", [1, 31, 32, 33, 1000, 1280])

@@ -58,7 +58,7 @@ def test_route_survives_scores_of_zero() -> None:
 def test_moe_experts(
     tokens: int, held: range, dtype: torch.dtype, gathered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("kernels.moe._GATHER_BYTES", 1 << 30 if gathered else 0)
+    monkeypatch.setattr("kernels.moe.experts._GATHER_BYTES", 1 << 30 if gathered else 0)
     width, inner, top_k = 12, 6, 3
     x = torch.randn(tokens, width).to(dtype)
     gate_up, down = torch.randn(8, 2 * inner, width).to(dtype), torch.randn(8, width, inner).to(dtype)
@@ -80,7 +80,7 @@ def test_moe_experts(
 
 @pytest.mark.parametrize("gather_bytes", [0, 1 << 20])
 def test_a_rank_without_chosen_experts_adds_nothing(gather_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kernels.moe._GATHER_BYTES", gather_bytes)
+    monkeypatch.setattr("kernels.moe.experts._GATHER_BYTES", gather_bytes)
     x, ids = torch.randn(2, 4), torch.tensor([[0, 1], [1, 0]])
     out = moe_experts(x, ids, torch.ones(2, 2), torch.randn(2, 6, 4), torch.randn(2, 4, 3), 2)
     assert not out.any()

@@ -2,8 +2,8 @@
 
 import torch
 
-from kernels.noise import gumbel_noise
-from kernels.sampling import filtered, penalize, sample
+from kernels.sampling.noise import gumbel_noise
+from kernels.sampling.sampling import filtered, penalize, sample
 
 
 def rows(*values: list[float]) -> torch.Tensor:

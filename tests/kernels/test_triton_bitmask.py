@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.bitmask import apply_bitmask_reference, apply_bitmask_triton
+from kernels.sampling.bitmask import apply_bitmask_reference, apply_bitmask_triton
 
 
 def on_sm90() -> None:

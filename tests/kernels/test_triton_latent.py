@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.latent import norm_rope_write_latent_reference, norm_rope_write_latent_triton
+from kernels.mla.latent import norm_rope_write_latent_reference, norm_rope_write_latent_triton
 from tests.kernels.conftest import close
 from tests.kernels.matrices import poison
 

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import Keep, Rows, make_rows
-from kernels.lightning import lightning_attention_reference, lightning_attention_triton
-from kernels.lightning_chunks import chunks
-from kernels.lightning_step import step
-from kernels.lightning_verify import (
+from kernels.lightning.attention import lightning_attention_reference, lightning_attention_triton
+from kernels.lightning.chunks import chunks
+from kernels.lightning.step import step
+from kernels.lightning.verify import (
     lightning_commit_reference,
     lightning_commit_triton,
     lightning_verify_reference,

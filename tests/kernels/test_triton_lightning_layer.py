@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from kernels import make_rows
-from kernels.lightning_layer import lightning_layer_reference, lightning_layer_triton
+from kernels.lightning.layer import lightning_layer_reference, lightning_layer_triton
 from tests.kernels.conftest import close
 from tests.kernels.matrices import poison
 

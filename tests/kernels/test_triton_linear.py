@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from kernels.linear import linear_reference, linear_triton
-from kernels.quantized import BlockFp8
+from kernels.linear.linear import linear_reference, linear_triton
+from kernels.linear.quantized import BlockFp8
 from tests.kernels.conftest import close
 from tests.kernels.matrices import FORMATS, fp8, int4, on_grid, poison
 

@@ -5,7 +5,7 @@ from importlib import import_module
 import pytest
 import torch
 
-from kernels.linear_fp32 import linear_fp32_reference, linear_fp32_triton
+from kernels.linear.fp32 import linear_fp32_reference, linear_fp32_triton
 from tests.kernels.conftest import close
 
 SMALL = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
@@ -36,5 +36,5 @@ def test_reference_of_bf16_rounds_nothing(monkeypatch: pytest.MonkeyPatch) -> No
     whole = linear_fp32_reference(x, weight)
     assert whole.dtype == torch.float32
     close(whole, x.double() @ weight.double().t())
-    monkeypatch.setattr(import_module("kernels.linear_fp32"), "_CHUNK", 100)
+    monkeypatch.setattr(import_module("kernels.linear.fp32"), "_CHUNK", 100)
     close(linear_fp32_reference(x, weight), whole)

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import Pages, Rows, make_pages, make_rows
-from kernels.mla import mla_attention_reference, mla_attention_triton
+from kernels.mla.attention import mla_attention_reference, mla_attention_triton
 from tests.kernels.conftest import close
 
 SMALL = {"KEYS": 16, "programs": 1, "num_warps": 4, "num_stages": 2}

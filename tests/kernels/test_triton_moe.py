@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from kernels.moe import moe_experts_reference, moe_experts_triton
-from kernels.quantized import Matrix
+from kernels.linear.quantized import Matrix
+from kernels.moe.experts import moe_experts_reference, moe_experts_triton
 from tests.kernels.conftest import close
 from tests.kernels.matrices import FORMATS, fp8, on_grid, plain, poison
 

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from kernels.linear import linear_reference, linear_triton
-from kernels.moe import moe_experts_reference, moe_experts_triton
-from kernels.quantize import (
+from kernels.linear.linear import linear_reference, linear_triton
+from kernels.linear.quantize import (
     add_rms_norm_quantized_reference,
     add_rms_norm_quantized_triton,
     dequantize_fp8,
@@ -14,6 +13,7 @@ from kernels.quantize import (
     swiglu_quantized_reference,
     swiglu_quantized_triton,
 )
+from kernels.moe.experts import moe_experts_reference, moe_experts_triton
 from tests.kernels.conftest import close
 from tests.kernels.matrices import fp8, on_grid
 

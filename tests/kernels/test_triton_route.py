@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from kernels.route import route_reference, route_triton
+from kernels.moe.route import route_reference, route_triton
 from tests.kernels.conftest import close
 
 SHAPES = [(8, 2, 1, 1), (12, 4, 2, 5), (16, 1, 1, 16), (6, 6, 3, 2), (256, 8, 4, 8)]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from kernels.noise import gumbel_noise, uniform
-from kernels.sampling import penalize_reference, penalize_triton, sample_reference, sample_triton
+from kernels.sampling.noise import gumbel_noise, uniform
+from kernels.sampling.sampling import penalize_reference, penalize_triton, sample_reference, sample_triton
 from tests.kernels.conftest import close
 
 # Several chunks, and several rounds over them, at vocabularies small enough for the interpreter.

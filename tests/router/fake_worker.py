@@ -11,8 +11,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from workers.handshake import accept
-from workers.protocol import (
+from wire.codec import CLUSTER
+from wire.handshake import accept
+from wire.protocol import (
     Abort,
     Decode,
     Hello,
@@ -27,8 +28,7 @@ from workers.protocol import (
     TokenLogprob,
     WorkerInfo,
 )
-from workers.tls import listen
-from workers.wire import CLUSTER
+from wire.tls import listen
 
 Request = Prefill | Decode
 VOCAB = 256

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
-from router.tokens import Tokenizer
+from router.text.tokenizer import Tokenizer
 from tests.router.conftest import LoopThread, Stage, served
 from tests.router.fake_worker import Answer, FakeWorker, Request
 

@@ -7,10 +7,10 @@ import httpx
 import openai
 import pytest
 
-from router.tokens import Tokenizer
+from router.text.tokenizer import Tokenizer
 from tests.router.conftest import Stage
 from tests.router.fake_worker import VOCAB
-from workers.protocol import Decode, Prefill
+from wire.protocol import Decode, Prefill
 
 HELLO = [{"role": "user", "content": "hello"}]
 

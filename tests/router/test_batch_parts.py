@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 
 from router.batch.lines import check, read
 from router.batch.policy import room
-from router.policy import WorkerState
+from router.relay.policy import WorkerState
 from router.store import batches, files
 from router.store.batches import Lease, LeaseLost, Result, StoredBatch, TooMany
 from router.store.contents import Contents
 from router.store.files import InUse, NoRoom, Page, StoredFile, new_file_id
 from router.store.store import Store
 from tests.router.batching import CHAT, PLAIN, line
-from workers.protocol import Load, Role, WorkerInfo
+from wire.protocol import Load, Role, WorkerInfo
 
 
 def worker(

@@ -8,13 +8,13 @@ from pathlib import Path
 import openai
 import pytest
 
+from router.access.keys import hashed, make_key
 from router.api import batches as batches_api
 from router.batch import run, runner
-from router.keys import hashed, make_key
 from router.priority import BATCH
 from tests.router.batching import CHAT, PLAIN, desk, line, lines
 from tests.router.conftest import pair
-from workers.protocol import Decode
+from wire.protocol import Decode
 
 pytestmark = pytest.mark.timeout(60)
 

@@ -9,11 +9,11 @@ from llguidance import LLMatcher
 
 from router.api.chat_schema import ChatRequest
 from router.api.formats import StructuredOutputs
-from router.grammar import Schema
-from router.schema_closed import closed
-from router.schema_fault import Fault, fault_of
+from router.text.grammar import Schema
+from router.text.schema_closed import closed
+from router.text.schema_fault import Fault, fault_of
 from tests.router.conftest import Stage
-from workers.protocol import Grammar
+from wire.protocol import Grammar
 
 CHAT, TEXT, MESSAGES = "/v1/chat/completions", "/v1/completions", "/v1/messages"
 HELLO = [{"role": "user", "content": "hello"}]

@@ -12,8 +12,8 @@ import anthropic
 import openai
 import pytest
 
-from router.keys import Keys, hashed, make_key
-from router.limits import KeyLimits
+from router.access.keys import Keys, hashed, make_key
+from router.access.limits import KeyLimits
 from tests.router.conftest import LoopThread, Stage, pair, served
 
 OLD, NEW = make_key(), make_key()

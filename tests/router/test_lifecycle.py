@@ -13,7 +13,7 @@ import pytest
 from router.app import ListedWorker, Pools
 from tests.router.conftest import Stage, pair, served
 from tests.router.fake_worker import FakeWorker, Request
-from workers.protocol import PeerRef
+from wire.protocol import PeerRef
 
 PATH = "/v1/completions"
 LONG = {"model": "tiny", "prompt": "A", "seed": 0, "max_tokens": 900, "ignore_eos": True}

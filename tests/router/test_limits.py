@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.keys import Holder, Keys, hashed, make_key
-from router.limits import Account, Bucket, KeyLimits, Standing
-from router.limits_headers import anthropic_headers, openai_headers
+from router.access.keys import Holder, Keys, hashed, make_key
+from router.access.limits import Account, Bucket, KeyLimits, Standing
+from router.access.limits_headers import anthropic_headers, openai_headers
 from tests.router.conftest import Stage, pair, served
 
 KEY, OTHER = make_key(), make_key()

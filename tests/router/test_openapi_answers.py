@@ -18,7 +18,7 @@ from router.openapi import document
 from tests.router.batching import line, lines
 from tests.router.conftest import Stage, served, staged
 from tests.router.scripted import agent, scripted
-from workers.protocol import PeerRef
+from wire.protocol import PeerRef
 
 ASK: list[Any] = [{"role": "user", "content": "add"}]
 REASON: list[Any] = [{"role": "user", "content": "reason"}]

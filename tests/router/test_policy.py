@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.admission import Refusal, admit
-from router.policy import Need, NoPlan, Plan, WorkerState, capacity, choose, pressure
-from workers.protocol import Load, RankInfo, Role, WorkerInfo
+from router.relay.admission import Refusal, admit
+from router.relay.policy import Need, NoPlan, Plan, WorkerState, capacity, choose, pressure
+from wire.protocol import Load, RankInfo, Role, WorkerInfo
 
 
 def worker(

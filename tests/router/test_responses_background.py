@@ -9,7 +9,7 @@ from typing import Any
 import openai
 import pytest
 
-from router.keys import hashed, make_key
+from router.access.keys import hashed, make_key
 from tests.router.conftest import Stage, pair, served
 from tests.router.scripted import scripted
 from tests.router.test_responses import checked, kinds

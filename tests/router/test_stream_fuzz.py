@@ -14,18 +14,18 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
-from router.api.anthropic.shape import MessageShape
-from router.api.chat import ChatShape
+from router.api.anthropic.serializer import MessageSerializer
+from router.api.chat import ChatSerializer
 from router.api.chat_schema import ChatRequest
 from router.api.generate import Answer
 from router.api.responses.resource import resource
 from router.api.responses.schema import ResponseRequest
-from router.api.responses.shape import ResponseShape
-from router.choice import Choice, FinishReason, Prompt, ServedBy
-from router.reader import Reader
-from router.tokens import Tokenizer
-from router.tools import tool_parser
-from workers.protocol import SamplingParams
+from router.api.responses.serializer import ResponseSerializer
+from router.relay.choice import Choice, FinishReason, Prompt, ServedBy
+from router.text.reader import Reader
+from router.text.tokenizer import Tokenizer
+from router.text.tools import tool_parser
+from wire.protocol import SamplingParams
 
 END = 1
 NOWHERE = ServedBy(0, 0, 0, 0, 0, "p", 1, "d", 1)
@@ -90,7 +90,7 @@ def chat_api(tokenizer: Tokenizer) -> Api:
         texts = message.get("content") or "", message.get("reasoning_content") or ""
         return *texts, calls, choice["finish_reason"]
 
-    return Api(lambda c: ChatShape("id", 1, "tiny", request, [c], tokenizer), join, seen)
+    return Api(lambda c: ChatSerializer("id", 1, "tiny", request, [c], tokenizer), join, seen)
 
 
 def messages_api(_: Tokenizer) -> Api:
@@ -121,7 +121,7 @@ def messages_api(_: Tokenizer) -> Api:
         blocks = [{name: block[name] for name in kept if name in block} for block in answer["content"]]
         return blocks, answer["stop_reason"], answer["stop_sequence"], answer["usage"]["output_tokens"]
 
-    return Api(lambda c: MessageShape("id", "tiny", c, shows_thinking=True), join, seen)
+    return Api(lambda c: MessageSerializer("id", "tiny", c, shows_thinking=True), join, seen)
 
 
 def responses_api(tokenizer: Tokenizer) -> Api:
@@ -162,7 +162,7 @@ def responses_api(tokenizer: Tokenizer) -> Api:
         items = [{k: v for k, v in item.items() if k not in ("id", "call_id")} for item in answer["output"]]
         return items, answer["status"], answer["incomplete_details"], answer["usage"]
 
-    return Api(lambda c: ResponseShape(body, c, tokenizer, None), join, seen)
+    return Api(lambda c: ResponseSerializer(body, c, tokenizer, None), join, seen)
 
 
 def events(stream: bytes) -> Iterator[dict[str, Any]]:

@@ -10,17 +10,17 @@ from typing import Any
 import jsonschema
 import pytest
 
-from router.grammar import Form, Schema, Thinking, grammar_of, json_form
-from router.grammar_texts import Tagged, choice_form, client_form, regex_form, tagged_form
-from router.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
-from router.reader import Reader
-from router.tokens import Tokenizer
-from router.tools import Hermes
-from router.tools.form import OfferedFunction, answer_form
+from router.text.grammar import Form, Schema, Thinking, grammar_of, json_form
+from router.text.grammar_texts import Tagged, choice_form, client_form, regex_form, tagged_form
+from router.text.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
+from router.text.reader import Reader
+from router.text.tokenizer import Tokenizer
+from router.text.tools import Hermes
+from router.text.tools.form import OfferedFunction, answer_form
 from tests.router.schemas import schema
+from wire.protocol import SamplingParams
 from workers.config import WorkerConfig
-from workers.engine.engine import Completion, Engine
-from workers.protocol import SamplingParams
+from workers.rank.engine import Completion, Engine
 
 NANO = str(Path(__file__).parents[2] / "checkpoints" / "ling-nano")
 TURN = "<role>HUMAN</role>{}<|role_end|><role>ASSISTANT</role>"

@@ -15,9 +15,9 @@ import pytest
 from router.app import Pools
 from tests.router.conftest import LoopThread, Stage, served
 from tests.workers.test_grammar_worker import in_threads
+from wire.protocol import PeerRef
 from workers.config import WorkerConfig
-from workers.leader import Leader
-from workers.protocol import PeerRef
+from workers.leader.leader import Leader
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 

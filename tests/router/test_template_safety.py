@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from router.errors import ApiError
-from router.template import ChatTemplate
+from router.text.template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 ESCAPES = [

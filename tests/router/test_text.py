@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from router.detokenize import Detokenizer, StopStrings
 from router.errors import ApiError
-from router.template import ChatTemplate
-from router.tokens import Tokenizer
+from router.text.detokenizer import Detokenizer, StopStrings
+from router.text.template import ChatTemplate
+from router.text.tokenizer import Tokenizer
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "base"
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from router.workers import ListedWorker, WorkerTable
+from router.relay.table import ListedWorker, WorkerTable
 from tests.certificates import environment, recording
 from tests.router.conftest import Stage, pair, served
-from workers.tls import TlsError, tls
+from wire.tls import TlsError, tls
 
 NAME = "router-that-tells"
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "seed": 1}
@@ -88,7 +88,7 @@ def test_a_router_without_tls_gets_no_worker(checkpoint: Path, monkeypatch: pyte
         async with served(checkpoint, pair()) as stage:
             monkeypatch.setenv("RAY_USE_TLS", "0")
             tls.cache_clear()
-            monkeypatch.setattr("router.workers._CONNECT_S", 0.2)
+            monkeypatch.setattr("router.relay.table._CONNECT_S", 0.2)
             table = WorkerTable("plain", "")
             await table.update(stage.listed)
             await stage.until(lambda: all("Timeout" in link.problem for link in table.links()))

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from router.choice import Choice, Prompt
-from router.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
-from router.reader import Reader
-from router.tokens import Tokenizer
-from router.tools import PARSERS, tool_parser
-from router.tools.json_scan import JsonScan
-from workers.protocol import SamplingParams
+from router.relay.choice import Choice, Prompt
+from router.text.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
+from router.text.reader import Reader
+from router.text.tokenizer import Tokenizer
+from router.text.tools import PARSERS, tool_parser
+from router.text.tools.json_scan import JsonScan
+from wire.protocol import SamplingParams
 
 END = (1,)
 ONE = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
@@ -216,7 +216,7 @@ def test_any_steps_of_tokens_are_the_same_message(
             choice.feed((*ids[at : at + size], *(END if last else ())), (), "stop" if last else None)
             at += size
             delta = choice.take()
-            parts += [Text(delta.text), *delta.said]
+            parts += [Text(delta.text), *delta.events]
         return Message(parts), choice.stop_string
 
     assert said(itertools.cycle(sizes)) == said(itertools.repeat(10**6))

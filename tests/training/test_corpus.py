@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from tokenizers import Tokenizer
 
-from router.template import ChatTemplate
+from router.text.template import ChatTemplate
 from training import cases, toolworld, words
 from training.batches import KIND_NAMES, Encoder, mixture, pool
 from training.corpus import KINDS, agent, dialogue, formatted, haystack

@@ -8,11 +8,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workers.config import WorkerConfig
-from workers.handshake import call
-from workers.leader import Leader
-from workers.local import process_launcher
-from workers.protocol import (
+from wire.codec import CLUSTER
+from wire.handshake import call
+from wire.protocol import (
     Abort,
     Decode,
     Hello,
@@ -25,8 +23,10 @@ from workers.protocol import (
     StepOutputs,
     WorkerInfo,
 )
-from workers.tls import connect
-from workers.wire import CLUSTER
+from wire.tls import connect
+from workers.config import WorkerConfig
+from workers.leader.leader import Leader
+from workers.local import process_launcher
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 _ids = itertools.count()

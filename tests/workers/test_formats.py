@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from kernels import moe_experts
-from kernels.quantized import AWQ_ORDER, BlockFp8, Matrix, dense
+from kernels.linear.quantized import AWQ_ORDER, BlockFp8, Matrix, dense
 from tests.workers.model_rig import CPU, GOLDEN, known_sequences, mixed, one_by_one, rank_errors
 from workers.model.config import LingConfig, ModelConfigError
 from workers.model.files import WeightError

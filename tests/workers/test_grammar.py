@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from workers.engine.grammar import GrammarError, Grammars, Matcher
-from workers.engine.sequence import Sequence
-from workers.engine.step import Compile, Compiled, Forget
-from workers.grammars import GrammarDesk
-from workers.protocol import Grammar, SamplingParams
+from wire.protocol import Grammar, SamplingParams
+from workers.leader.grammars import GrammarDesk
+from workers.rank.grammar import GrammarError, Grammars, Matcher
+from workers.schedule.sequence import Sequence
+from workers.schedule.step import Compile, Compiled, Forget
 
 NANO = Path(__file__).parents[2] / "checkpoints" / "ling-nano"
 VOCAB = 1280

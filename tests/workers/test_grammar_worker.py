@@ -12,12 +12,12 @@ import tokenizers
 
 from tests.workers import harness
 from tests.workers.harness import Stream, Worker, Workers, workers
+from wire.protocol import Abort, Grammar, SamplingParams
 from workers.config import Rendezvous, WorkerConfig
-from workers.engine.engine import Engine
-from workers.engine.grammar import Grammars
-from workers.protocol import Abort, Grammar, SamplingParams
-from workers.rank import rank_main
-from workers.ranks import Launch
+from workers.leader.ranks import Launch
+from workers.rank.engine import Engine
+from workers.rank.grammar import Grammars
+from workers.rank.process import rank_main
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 

@@ -12,23 +12,23 @@ from triton.runtime.interpreter import GridExecutor
 from triton.runtime.jit import JITFunction
 
 from tests.workers.model_rig import CPU, GOLDEN, poisoned
-from workers.build import build_rank
+from wire.protocol import SamplingParams
 from workers.collectives import Solo
 from workers.config import WorkerConfig
-from workers.engine.grammar import Grammars
-from workers.engine.graphs import Capture, DecodeGraphs, Work, batch_sizes, captures, size_for
-from workers.engine.runner import Runner
-from workers.engine.step import Admit, Row, StepPlan
 from workers.model.batch import Batch, Caches
 from workers.model.config import LingConfig
 from workers.model.ling import LingModel, make_caches
 from workers.model.loader import Loader, Read
 from workers.model.synthetic import Synthetic
 from workers.model.weights import load_weights
-from workers.protocol import SamplingParams
+from workers.rank.build import build_rank
+from workers.rank.grammar import Grammars
+from workers.rank.graphs import Capture, DecodeGraphs, Work, batch_sizes, captures, size_for
+from workers.rank.runner import Runner
+from workers.schedule.step import Admit, Row, StepPlan
 
 PAGE, PAGES, SLOTS = 4, 20, 5
-RELEASED = Path(__file__).parents[2] / "cluster/planner/models/ling-2.6-flash"
+RELEASED = Path(__file__).parents[2] / "planner/models/ling-2.6-flash"
 
 
 class Nowhere(Synthetic):

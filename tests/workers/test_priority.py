@@ -3,9 +3,9 @@
 import pytest
 
 from tests.workers.test_scheduler import LIMITS, Ranks, answer, check, seq, step
-from workers.engine.scheduler import Scheduler
-from workers.engine.sequence import State
-from workers.engine.step import StepPlan
+from workers.schedule.scheduler import Scheduler
+from workers.schedule.sequence import State
+from workers.schedule.step import StepPlan
 
 BATCH = 1000
 

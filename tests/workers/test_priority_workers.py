@@ -7,10 +7,10 @@ from functools import cache
 import pytest
 
 from tests.workers.harness import GOLDEN, Stream, Worker, Workers, workers
+from wire.protocol import Decode, Prefill, SamplingParams
 from workers.config import WorkerConfig
-from workers.engine.engine import Completion, Engine
-from workers.engine.sequence import State
-from workers.protocol import Decode, Prefill, SamplingParams
+from workers.rank.engine import Completion, Engine
+from workers.schedule.sequence import State
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 BATCH = 1000

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from workers.engine.grammar import Grammars
-from workers.engine.sampler import Sampler
-from workers.engine.step import Admit
-from workers.protocol import SamplingParams
+from wire.protocol import SamplingParams
+from workers.rank.grammar import Grammars
+from workers.rank.sampler import Sampler
+from workers.schedule.step import Admit
 
 VOCAB, SLOTS = 300, 6
 

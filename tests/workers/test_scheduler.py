@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from workers.engine.cache import Pool
-from workers.engine.limits import Limits
-from workers.engine.scheduler import Scheduler
-from workers.engine.sequence import Sequence, State
-from workers.engine.step import StepPlan, StepResult
-from workers.protocol import SamplingParams, SeqOutput
+from wire.protocol import SamplingParams, SeqOutput
+from workers.schedule.allocator import Allocator
+from workers.schedule.limits import Limits
+from workers.schedule.scheduler import Scheduler
+from workers.schedule.sequence import Sequence, State
+from workers.schedule.step import StepPlan, StepResult
 
 HOLDING = (State.PULLING, State.RUNNING, State.HELD)
 LIMITS = Limits(pages=12, page_size=4, slots=4, max_model_len=32, max_step_tokens=6, window=2, hold_s=5.0)
@@ -353,7 +353,7 @@ def test_limits_that_cannot_work_are_refused() -> None:
 
 
 def test_pool_refuses_a_double_free_and_taking_more_than_there_is() -> None:
-    pool = Pool("page", 2)
+    pool = Allocator("page", 2)
     taken = pool.take(2)
     with pytest.raises(ValueError, match="1 pages asked, 0 of 2 free"):
         pool.take(1)

@@ -7,13 +7,13 @@ import torch
 
 from tests.workers.harness import GOLDEN, workers
 from tests.workers.transfer_ends import ends, export, snapshot
+from wire.protocol import Decode, PeerRef, SamplingParams
 from workers.config import WorkerConfig
-from workers.engine.engine import Engine
-from workers.engine.expert_load import ExpertLoad
-from workers.engine.step import Expect
-from workers.engine.watch import PHASES, StepWatch
-from workers.protocol import Decode, PeerRef, SamplingParams
-from workers.ranks import free_port
+from workers.leader.ranks import free_port
+from workers.rank.engine import Engine
+from workers.rank.expert_load import ExpertLoad
+from workers.rank.watch import PHASES, StepWatch
+from workers.schedule.step import Expect
 
 _ME = ("decode",)
 

@@ -19,8 +19,8 @@ from tests.certificates import environment, recording
 from tests.workers.harness import Workers, workers
 from tests.workers.test_worker import cases, config, pair
 from tests.workers.transfer_ends import HOST, End, export, snapshot
-from workers.engine.step import Expect, Link
-from workers.tls import TlsError, load, tls
+from wire.tls import TlsError, load, tls
+from workers.schedule.step import Expect, Link
 from workers.transfer.channel import LinkBroken
 from workers.transfer.control import Control
 from workers.transfer.messages import Hail

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from tests.workers.transfer_ends import HOST, End, arenas, ends, export, snapshot
-from workers.engine.step import Expect, Export, Link, LinkLost, Received
 from workers.model.batch import Caches
+from workers.schedule.step import Expect, Export, Link, LinkLost, Received
 from workers.transfer import outgoing
 from workers.transfer.channel import LinkBroken
 from workers.transfer.messages import Hail

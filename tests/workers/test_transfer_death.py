@@ -19,7 +19,7 @@ from tests.workers.transfer_ends import (
     receiving_process,
     sending_process,
 )
-from workers.engine.step import Expect, Link
+from workers.schedule.step import Expect, Link
 from workers.transfer import incoming, outgoing
 
 Channel = Literal["auto", "shm", "gloo"]

@@ -16,8 +16,8 @@ from workers.model.batch import Batch
 from workers.model.config import LingConfig
 from workers.model.files import WeightError, sample_starts, weight_map, weights_id
 from workers.model.ling import LingModel, make_caches
+from workers.model.load_plan import check
 from workers.model.loader import Loader, Progress, Read
-from workers.model.plan import check
 from workers.model.weights import Checkpoint, load_weights
 
 # Everything else is split over the ranks.

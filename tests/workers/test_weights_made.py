@@ -8,20 +8,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from kernels.quantized import dense
+from kernels.linear.quantized import dense
 from tests.workers.model_rig import CPU, GOLDEN, ThreadCollectives, ThreadGroup
-from workers.build import build_rank
 from workers.collectives import Solo
 from workers.config import WorkerConfig
 from workers.model.config import LingConfig
 from workers.model.files import weights_id
 from workers.model.formats import Part, Target, load_matrix
 from workers.model.ling import LingModel
+from workers.model.load_plan import rank_reads
 from workers.model.loader import Loader
-from workers.model.plan import rank_reads
 from workers.model.quantization import Method, Quantization
 from workers.model.synthetic import Synthetic
 from workers.model.weights import load_from
+from workers.rank.build import build_rank
 
 METHODS: list[Method] = ["none", "fp8", "channel fp8", "int4", "awq"]
 

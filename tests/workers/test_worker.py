@@ -9,10 +9,10 @@ from functools import cache
 import pytest
 
 from tests.workers.harness import GOLDEN, Worker, Workers, workers
+from wire.protocol import Abort, SamplingParams
 from workers.config import WorkerConfig
-from workers.engine.engine import Completion, Engine
-from workers.protocol import Abort, SamplingParams
-from workers.ranks import WorkerLost
+from workers.leader.ranks import WorkerLost
+from workers.rank.engine import Completion, Engine
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 

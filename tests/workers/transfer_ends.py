@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workers.engine.step import Expect, Export, Link, LinkLost, Received, Sent
+from workers.schedule.step import Expect, Export, Link, LinkLost, Received, Sent
 from workers.transfer.endpoint import Transfers
 from workers.transfer.snapshot import shard_rows
 

@@ -1,4 +1,4 @@
-"""What a step's forward pass reads: a ragged batch of tokens, and the caches they continue."""
+"""What a step's forward pass reads: a variable-length batch of tokens, and the caches they continue."""
 
 from dataclasses import dataclass
 

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from kernels.quantized import Awq, BlockFp8, Matrix, PackedInt4
+from kernels.linear.quantized import Awq, BlockFp8, Matrix, PackedInt4
 from workers.model.loader import DTYPES, FLOATS, Loader
 from workers.model.quantization import Quantization
 from workers.model.values import SCALES

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kernels import linear, linear_fp32
-from kernels.quantize import Rounded
-from kernels.quantized import Matrix, dense, rounds_inputs
+from kernels.linear.quantize import Rounded
+from kernels.linear.quantized import Matrix, dense, rounds_inputs
 from workers.collectives.base import Collectives
 from workers.model.config import LingConfig
 from workers.model.formats import Part, Target, load_matrix, load_plain

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from kernels import moe_experts, router, swiglu, swiglu_quantized
-from kernels.quantized import Matrix, rounds_inputs
+from kernels import moe_experts, moe_gate, swiglu, swiglu_quantized
+from kernels.linear.quantized import Matrix, rounds_inputs
 from workers.model.formats import Part, kind, load_stack
 from workers.model.linear import Normed, Shard, column_parallel, load_vector, row_parallel
 from workers.model.loader import Loader
@@ -60,7 +60,7 @@ class Moe:
         self._down: Matrix
 
     def load(self, loader: Loader) -> None:
-        """Ask for the router and this rank's experts."""
+        """Ask for the gate and this rank's experts."""
         config, shard = self._config, self._shard
         experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
         router, bias = f"{self._prefix}.gate.weight", f"{self._prefix}.gate.expert_bias"
@@ -92,7 +92,7 @@ class Moe:
     def __call__(self, x: Normed) -> Tensor:
         """This rank's term [T, hidden] of routed and shared experts together."""
         config = self._config
-        ids, weights = router(
+        ids, weights = moe_gate(
             x.x,
             self._router,
             self._bias,

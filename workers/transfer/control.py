@@ -5,12 +5,12 @@ import socket
 import struct
 import threading
 
-from workers.handshake import accept_blocking, call_blocking
-from workers.tls import Tls
+from wire.codec import WireError
+from wire.handshake import accept_blocking, call_blocking
+from wire.tls import Tls
 from workers.transfer.channel import LinkBroken
 from workers.transfer.messages import LINK, Fault, LinkMessage
 from workers.transfer.seal import Seal
-from workers.wire import WireError
 
 # A host that vanishes sends no end of stream: probe after 10 s of silence, give up some 10 s later.
 _KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from workers.engine.step import Expect, Export, Link, LinkLost, Moved, Received, Sent
-from workers.tls import tls
+from wire.tls import tls
+from workers.schedule.step import Expect, Export, Link, LinkLost, Moved, Received, Sent
 from workers.transfer.incoming import Incoming, ReceivedSnapshot
 from workers.transfer.messages import Choice
 from workers.transfer.negotiation import Identity

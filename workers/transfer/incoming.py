@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.engine.step import Expect, Link, LinkLost, Moved, Received
+from workers.schedule.step import Expect, Link, LinkLost, Moved, Received
 from workers.transfer.channel import LinkBroken, ReceiveChannel
 from workers.transfer.control import Control, reason_of
 from workers.transfer.messages import PartHead, Unwant, Want, Whole

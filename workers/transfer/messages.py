@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from workers.wire import Codec
+from wire.codec import Codec
 
 GroupKind = Literal["gloo", "nccl"]
 Kind = Literal["shm", "gloo", "nccl", "tls"]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from workers.tls import Tls
+from wire.tls import Tls
 from workers.transfer.channel import LinkBroken, ReceiveChannel, SendChannel
 from workers.transfer.control import Control
 from workers.transfer.messages import Answer, ArenaOffer, Choice, GroupOffer, Hail, Kind, StreamOffer

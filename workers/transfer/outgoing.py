@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from workers.engine.step import LinkLost, Moved, Sent
+from workers.schedule.step import LinkLost, Moved, Sent
 from workers.transfer.channel import LinkBroken, SendChannel
 from workers.transfer.control import Control, reason_of
 from workers.transfer.messages import Emptied, Hail, LinkMessage, PartHead, Unwant, Want, Whole

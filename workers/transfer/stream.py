@@ -12,8 +12,8 @@ import threading
 import torch
 from torch import Tensor
 
-from workers.handshake import accept_blocking, call_blocking
-from workers.tls import Tls
+from wire.handshake import accept_blocking, call_blocking
+from wire.tls import Tls
 from workers.transfer.channel import Channel, LinkBroken, ReceiveChannel, SendChannel
 from workers.transfer.messages import StreamOffer
 from workers.transfer.torch_dist import address_family

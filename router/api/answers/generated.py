@@ -5,7 +5,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from router.choice import ServedBy
+from router.relay.choice import ServedBy
 
 
 class CachedTokens(TypedDict):

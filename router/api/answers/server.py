@@ -4,7 +4,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from workers.protocol import Role
+from wire.protocol import Role
 
 
 class Root(TypedDict):

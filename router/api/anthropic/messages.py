@@ -1,15 +1,15 @@
 """/v1/messages: a chat request in another shape, so all but the shape is the chat API's."""
 
 from router.api.anthropic.schema import MessagesChat, MessagesRequest
-from router.api.anthropic.shape import ID_PREFIX, MessageShape
+from router.api.anthropic.serializer import ID_PREFIX, MessageSerializer
 from router.api.body import parse
 from router.api.chat import Chat
 from router.api.dialect import ANTHROPIC, Dialect
 from router.api.prompts import Wanted
-from router.choice import Choice, Prompt
-from router.gateway import Limits
-from router.tokens import Tokenizer
-from router.tools import ToolParser
+from router.relay.choice import Choice, Prompt
+from router.relay.gateway import Limits
+from router.text.tokenizer import Tokenizer
+from router.text.tools import ToolParser
 
 
 class Messages:
@@ -46,6 +46,6 @@ class Messages:
         request: MessagesChat,
         choices: list[Choice],
         tokenizer: Tokenizer,
-    ) -> MessageShape:
+    ) -> MessageSerializer:
         """Its JSON."""
-        return MessageShape(answer_id, model, choices[0], shows_thinking=request.shows_thinking)
+        return MessageSerializer(answer_id, model, choices[0], shows_thinking=request.shows_thinking)

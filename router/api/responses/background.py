@@ -7,10 +7,10 @@ from contextlib import ExitStack
 
 from router.api.generate import chunks
 from router.api.responses.events import split
-from router.api.responses.shape import ResponseShape
+from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.store import ResponseStore
 from router.errors import ApiError
-from router.job import Job
+from router.relay.job import Job
 
 _log = logging.getLogger(__name__)
 # How long another router may take to hear that a response was cancelled, or to see its next events.
@@ -21,7 +21,7 @@ _CLOSING_S = 5.0
 class _Run:
     """One response. holds: what is given back at its end."""
 
-    def __init__(self, job: Job, shape: ResponseShape, holds: ExitStack, *, streamed: bool) -> None:
+    def __init__(self, job: Job, shape: ResponseSerializer, holds: ExitStack, *, streamed: bool) -> None:
         self.job = job
         self.shape = shape
         self.holds = holds
@@ -43,7 +43,7 @@ class Background:
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
 
-    def start(self, job: Job, shape: ResponseShape, holds: ExitStack, *, streamed: bool) -> None:
+    def start(self, job: Job, shape: ResponseSerializer, holds: ExitStack, *, streamed: bool) -> None:
         """Run one that the store has begun to keep."""
         run = _Run(job, shape, holds, streamed=streamed)
         self._runs[shape.body["id"]] = run

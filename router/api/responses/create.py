@@ -9,6 +9,7 @@ from dataclasses import replace
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from router.access.caller import caller_of
 from router.api.answers.responses import Response
 from router.api.body import parse, read_body
 from router.api.chat import Chat
@@ -28,18 +29,17 @@ from router.api.responses.items import new_id
 from router.api.responses.resource import resource
 from router.api.responses.rows import Conversation, Record
 from router.api.responses.schema import ResponseRequest
-from router.api.responses.shape import ResponseShape
+from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.store import ResponseStore
 from router.api.responses.turns import Turn, as_chat, cut_at, cuts
 from router.api.responses.words import in_these_words
 from router.api.send import Headers, send_json
-from router.api.shape import encode
-from router.caller import caller_of
-from router.choice import Choice, Prompt
+from router.api.serializer import encode
 from router.errors import ApiError, invalid
-from router.gateway import Gateway, Limits
-from router.job import Job
-from router.tools import ToolParser
+from router.relay.choice import Choice, Prompt
+from router.relay.gateway import Gateway, Limits
+from router.relay.job import Job
+from router.text.tools import ToolParser
 
 
 class Create(Answering):
@@ -77,7 +77,7 @@ class Create(Answering):
                     # The request ends now, its work does not: it goes on counting among what is under way at once.
                     account.running += 1
                     holds.callback(account.leave)
-                shape = ResponseShape(record.body, choice, self._gateway.tokenizer, None)
+                shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
                 self._background.start(job, shape, holds.pop_all(), streamed=request.stream)
         except ApiError as error:
             raise in_these_words(error) from None
@@ -148,7 +148,8 @@ class Create(Answering):
         async def keep(body: Response) -> None:
             await self._store.put(replace(record, body=body))
 
-        shape = ResponseShape(record.body, job.choices[0], self._gateway.tokenizer, keep if request.store else None)
+        sink = keep if request.store else None
+        shape = ResponseSerializer(record.body, job.choices[0], self._gateway.tokenizer, sink)
         watch = asyncio.create_task(watch_client(receive, job))
         try:
             return await (stream_answer if request.stream else whole_answer)(send, job, shape, headers)

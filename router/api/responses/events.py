@@ -3,7 +3,7 @@
 from typing import Literal
 
 from router.api.answers.responses import Response, ResponseClosed, ResponseEvent
-from router.api.shape import encode
+from router.api.serializer import encode
 
 # What a stream says in the end, by the response's status; there is no event of its own for a cancelled one.
 _CLOSING: dict[str, Literal["response.completed", "response.incomplete", "response.failed"]] = {

@@ -7,13 +7,13 @@ from router.api.prompts import Wanted
 from router.api.responses.items import new_id
 from router.api.responses.resource import resource
 from router.api.responses.schema import ResponseChat, ResponseRequest
-from router.api.responses.shape import ResponseShape
+from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.turns import as_chat
-from router.choice import Choice, Prompt
 from router.errors import invalid
-from router.gateway import Limits
-from router.tokens import Tokenizer
-from router.tools import ToolParser
+from router.relay.choice import Choice, Prompt
+from router.relay.gateway import Limits
+from router.text.tokenizer import Tokenizer
+from router.text.tools import ToolParser
 
 
 class ResponseLines:
@@ -59,7 +59,7 @@ class ResponseLines:
         request: ResponseChat,
         choices: list[Choice],
         tokenizer: Tokenizer,
-    ) -> ResponseShape:
+    ) -> ResponseSerializer:
         """Its JSON."""
         body = resource(request.asked, new_id("resp"), created, model)
-        return ResponseShape(body, choices[0], tokenizer, None)
+        return ResponseSerializer(body, choices[0], tokenizer, None)

@@ -29,7 +29,7 @@ from router.api.answers.responses import (
 )
 from router.api.responses.events import event
 from router.api.responses.items import new_id, output_message, output_text
-from router.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
+from router.text.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
 
 Logprobs = list[TokenLogprobs]
 

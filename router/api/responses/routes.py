@@ -13,8 +13,8 @@ from router.api.responses.rows import Bounds
 from router.api.responses.store import ResponseStore
 from router.api.responses.stored import Stored
 from router.config import RouterConfig
-from router.gateway import Gateway
-from router.tools import ToolParser
+from router.relay.gateway import Gateway
+from router.text.tools import ToolParser
 
 _FILE = "responses.sqlite3"
 

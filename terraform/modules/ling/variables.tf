@@ -147,7 +147,7 @@ variable "ray_token_secret" {
 }
 
 variable "api_keys_secret" {
-  description = "Name of a Secret in the namespace whose keys is the file of API keys' hashes (python -m router.keys). One with a single key is made if not given; the key itself stands beside it as key."
+  description = "Name of a Secret in the namespace whose keys is the file of API keys' hashes (python -m router.access.keys). One with a single key is made if not given; the key itself stands beside it as key."
   type        = string
   default     = null
 }

@@ -1,0 +1,136 @@
+"""`ling plan`."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from pydantic import TypeAdapter
+from rich.table import Table
+
+from cluster.terminal import console_for_tables
+from planner.cards import find_card
+from planner.compare import Compared, compare, fetch_status
+from planner.errors import PlanError
+from planner.memory import Layout
+from planner.model import FORMATS, RELEASED, Format, Model, load_model
+from planner.plan import Plan, make_plan
+from planner.question import Question
+from planner.render import render
+from planner.traffic import Traffic
+
+DEFAULT_PROMPT = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What `--json` prints. check: the running cluster's figures beside the plan's, with `--check`."""
+
+    plan: Plan
+    check: tuple[Compared, ...] | None = None
+
+
+def _worker_option(text: str, **limits: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel="A worker", show_default=False, **limits)
+
+
+def _traffic_option(text: str, **limits: Any) -> Any:
+    return typer.Option(help=text, rich_help_panel="Traffic", show_default=False, **limits)
+
+
+def plan_command(
+    gpu: Annotated[str, _worker_option("The card, e.g. h200-141gb; a wrong one lists all.")],
+    model: Annotated[str, typer.Option(help="Checkpoint folder (its config.json is read), or the release.")] = RELEASED,
+    gpus_per_worker: Annotated[int, _worker_option("Tensor-parallel ranks of a worker. Default 1.", min=1)] = 1,
+    dtype: Annotated[
+        Format | None,
+        _worker_option(f"The weights' format: {', '.join(FORMATS)}. Default: the checkpoint's.", metavar="<format>"),
+    ] = None,
+    context: Annotated[int | None, _worker_option("Longest session. Default: the checkpoint's.", min=2)] = None,
+    mean_length: Annotated[
+        int | None, _worker_option("Tokens a session holds in the mean. Default: --context.", min=1)
+    ] = None,
+    sessions: Annotated[
+        int | None, _worker_option("Sessions at once, so state slots. Default: as many as fit.", min=1)
+    ] = None,
+    step_tokens: Annotated[int, _worker_option("Token budget of a step. Default 1024.", min=1)] = 1024,
+    page_size: Annotated[int, _worker_option("Tokens a latent page. Default 64.", min=1, max=4096)] = 64,
+    mtp: Annotated[bool, _worker_option("Load the MTP layer too.")] = False,
+    network: Annotated[
+        float, _worker_option("GB/s each card has towards other workers. Default 50, a 400 Gb/s port.")
+    ] = 50.0,
+    requests_per_s: Annotated[float | None, _traffic_option("Requests a second; sizes both pools.")] = None,
+    prompt_tokens: Annotated[
+        int | None, _traffic_option("Of the mean prompt. Default 8192, or --context.", min=1)
+    ] = None,
+    output_tokens: Annotated[int | None, _traffic_option("Of the mean answer.", min=1)] = None,
+    hit_rate: Annotated[
+        float | None, _traffic_option("Share of the prompt that need not be computed. Default 0, as in this cluster.")
+    ] = None,
+    check: Annotated[
+        str | None, typer.Option(help="Compare with the cluster at this URL; exit 1 where it differs.")
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Plan memory, sessions, speed and pools for a model on a card, from its config alone."""
+    try:
+        found = load_model(model, dtype)
+        layout = _layout(found, gpus_per_worker, context, mean_length, sessions, step_tokens, page_size, mtp)
+        question = Question(
+            model=found,
+            card=find_card(gpu),
+            layout=layout,
+            network=network * 1e9,
+            prompt=prompt_tokens or min(DEFAULT_PROMPT, layout.context),
+            traffic=_traffic(requests_per_s, prompt_tokens, output_tokens, hit_rate),
+        )
+        plan = make_plan(question)
+        compared = compare(plan, fetch_status(check)) if check else None
+    except PlanError as error:
+        raise typer.BadParameter(str(error)) from None
+    if json:
+        typer.echo(TypeAdapter(Answer).dump_json(Answer(plan, compared), indent=2).decode())
+    else:
+        _print(plan, compared)
+    if compared and not all(figure.same for figure in compared):
+        raise typer.Exit(1)
+
+
+def _layout(
+    model: Model,
+    tp: int,
+    context: int | None,
+    mean_length: int | None,
+    sessions: int | None,
+    step_tokens: int,
+    page_size: int,
+    mtp: bool,
+) -> Layout:
+    longest = context or model.config.max_model_len
+    return Layout(tp, longest, mean_length or longest, sessions, step_tokens, page_size, mtp)
+
+
+def _traffic(
+    requests_per_s: float | None, prompt: int | None, output: int | None, hit_rate: float | None
+) -> Traffic | None:
+    """The traffic the flags describe; PlanError if they describe half of one."""
+    if requests_per_s is None:
+        for flag, value in (("--output-tokens", output), ("--hit-rate", hit_rate)):
+            if value is not None:
+                raise PlanError(f"{flag}: says nothing without --requests-per-s")
+        return None
+    if prompt is None or output is None:
+        raise PlanError("--requests-per-s: needs --prompt-tokens and --output-tokens")
+    return Traffic(requests_per_s, prompt, output, hit_rate or 0.0)
+
+
+def _print(plan: Plan, compared: tuple[Compared, ...] | None) -> None:
+    console = console_for_tables()
+    console.print(render(plan))
+    if compared is None:
+        return
+    table = Table("worker", "figure", "planned", "running", "", box=None, header_style="dim", padding=(0, 2))
+    for figure in compared:
+        mark = "" if figure.same else f"[red]{(figure.running - figure.planned) / max(1, figure.planned):+.0%}[/]"
+        table.add_row(figure.worker, figure.figure, f"{figure.planned:,}", f"{figure.running:,}", mark)
+    console.print()
+    console.print(table)

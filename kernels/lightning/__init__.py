@@ -1,0 +1,1 @@
+"""Lightning linear attention."""

@@ -1,0 +1,57 @@
+"""Lightning attention over drafted tokens: outputs first, and the state only as far as they are accepted."""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from kernels.dispatch import dispatch
+from kernels.lightning.attention import lightning_attention_reference
+from kernels.lightning.step import step
+from kernels.varlen import Rows
+
+
+def lightning_verify_reference(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows) -> Tensor:
+    """What `lightning_attention` returns, while every state stays as it is. Meant for a few tokens a row.
+
+    Moves 64 KiB a row and head at d = 128, however many tokens: half of a decode step.
+    """
+    own = replace(rows, slots=torch.arange(len(rows.counts), device=state.device), keeps=())
+    return lightning_attention_reference(q, k, v, state.index_select(0, rows.slots), log_decay, own)
+
+
+def lightning_commit_reference(
+    k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows, accepted: Tensor
+) -> None:
+    """Move each row's state on by the first accepted [B] (int32 or int64) of its tokens, by none where that is 0.
+
+    k, v, state, log_decay, rows: as verified. No state but those of the rows' slots changes.
+    """
+    n = torch.arange(rows.longest, device=k.device)
+    token = (rows.token_offsets[:-1, None] + n).clamp(max=k.shape[0] - 1)
+    # A token's weight: e^(g distance to the last accepted one), none beyond that.
+    left = accepted[:, None] - 1 - n
+    weight = torch.exp(log_decay * left.clamp(min=0)[..., None]) * (left >= 0)[..., None]
+    added = torch.einsum("bnh,bnhk,bnhv->bhkv", weight, k.float()[token], v.float()[token])
+    before = state.index_select(0, rows.slots)
+    held = before.masked_fill((rows.row_starts == 0)[:, None, None, None], 0.0)
+    after = held * torch.exp(log_decay * accepted[:, None])[..., None, None] + added
+    state.index_copy_(0, rows.slots, torch.where((accepted > 0)[:, None, None, None], after, before))
+
+
+def lightning_verify_triton(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows) -> Tensor:
+    """The step kernel without its store."""
+    out = torch.empty(v.shape, dtype=torch.float32, device=v.device)
+    step(q, k, v, state, out, log_decay, rows, write=False)
+    return out
+
+
+def lightning_commit_triton(
+    k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows, accepted: Tensor
+) -> None:
+    """The step kernel without its outputs."""
+    step(None, k, v, state, None, log_decay, rows, limits=accepted)
+
+
+lightning_verify = dispatch(lightning_verify_reference, lightning_verify_triton)
+lightning_commit = dispatch(lightning_commit_reference, lightning_commit_triton)

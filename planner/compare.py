@@ -1,0 +1,74 @@
+"""A plan against a running cluster: what its `/status` says of slots, pages and ranks, and where it differs."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from planner.errors import PlanError
+from planner.plan import Plan
+
+# Pages are sized from what a card has free when the worker starts, so a little is no difference.
+PAGES_TOLERANCE = 0.02
+_TIMEOUT_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """One figure of one running worker; `same` within what may vary."""
+
+    worker: str
+    figure: str
+    planned: int
+    running: int
+    same: bool
+
+
+def fetch_status(url: str) -> dict[str, Any]:
+    """A cluster's `/status`; PlanError if there is none at `url`."""
+    try:
+        response = httpx.get(f"{url.rstrip('/')}/status", timeout=_TIMEOUT_S)
+        response.raise_for_status()
+        status = response.json()
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
+        raise PlanError(f"--check: no status from {url}: {error or type(error).__name__}") from None
+    if not isinstance(status, dict) or not isinstance(status.get("pools"), dict):
+        raise PlanError(f"--check: {url}/status is no cluster's status: it has no pools")
+    return status
+
+
+def compare(plan: Plan, status: dict[str, Any]) -> tuple[Compared, ...]:
+    """Every running worker's ranks, slots, tokens in pages and longest sequence beside the plan's.
+
+    PlanError if none runs, or a worker lacks a figure.
+    """
+    try:
+        workers = [
+            (f"{role} {worker['id']}", worker)
+            for role, pool in status["pools"].items()
+            for worker in pool["workers"]
+            if "ranks" in worker
+        ]
+        found = tuple(figure for name, worker in workers for figure in _worker(plan, name, worker))
+    except (KeyError, TypeError) as error:
+        raise PlanError(f"--check: the status is of another version: {error!r}") from None
+    if not found:
+        raise PlanError("--check: no worker of the cluster runs yet")
+    return found
+
+
+def _worker(plan: Plan, name: str, worker: dict[str, Any]) -> tuple[Compared, ...]:
+    held, layout = plan.capacity, plan.layout
+    planned, running = held.pages * held.page_size, worker["pages"] * worker["page_size"]
+    return (
+        Compared(name, "ranks", layout.tp, len(worker["ranks"]), layout.tp == len(worker["ranks"])),
+        Compared(name, "slots", held.slots, worker["slots"], held.slots == worker["slots"]),
+        Compared(name, "tokens in pages", planned, running, abs(running - planned) <= PAGES_TOLERANCE * planned),
+        Compared(
+            name,
+            "longest sequence",
+            layout.context,
+            worker["max_model_len"],
+            layout.context == worker["max_model_len"],
+        ),
+    )

@@ -1,0 +1,57 @@
+"""How large a model is: parameters and bytes by kind, active parameters, the size of its files."""
+
+from collections.abc import Callable
+
+from planner.model import Model
+from planner.tensors import KINDS, Kind, Tensor, tensors
+
+
+def parameters(model: Model) -> dict[Kind, int]:
+    """By kind, those of the MTP layers the config promises under "MTP"."""
+    return _sum(tensors(model, mtp=True), lambda tensor: tensor.parameters)
+
+
+def main_parameters(model: Model) -> int:
+    """Without the MTP layers."""
+    return sum(tensor.parameters for tensor in tensors(model, mtp=False))
+
+
+def active_parameters(model: Model) -> int:
+    """Taking part in one token: all but the MTP layers and the experts the token is not routed to."""
+    chosen, experts = model.config.num_experts_per_tok, model.config.num_experts
+    return sum(
+        tensor.parameters * chosen // experts if tensor.routed else tensor.parameters
+        for tensor in tensors(model, mtp=False)
+    )
+
+
+def weight_bytes(model: Model, mtp: bool, tp: int = 1) -> dict[Kind, int]:
+    """Bytes each of `tp` ranks holds in memory, by kind; with `mtp` the MTP layers too."""
+    return _sum(tensors(model, mtp), lambda tensor: tensor.rank_bytes(model.scheme, tp))
+
+
+def checkpoint_bytes(model: Model) -> int:
+    """Bytes of a release's safetensors files: every tensor it holds, and the headers that name them.
+
+    A header gives each entry as `"name":{"dtype":"BF16","shape":[..],"data_offsets":[a,b]},`; the offsets are
+    taken as ten digits each, as in shards of gigabytes.
+    """
+    total = 0
+    for tensor in tensors(model, model.has_mtp):
+        entries = tensor.stored(model.scheme)
+        frame = sum(
+            len(f'".{entry.suffix}":{{"dtype":"{entry.dtype}","shape":[{",".join(map(str, entry.shape))}],')
+            + len('"data_offsets":[,]},')
+            + 20
+            for entry in entries
+        )
+        size = sum(entry.bytes for entry in entries)
+        total += tensor.copies * (size + frame) + len(entries) * sum(map(len, tensor.modules()))
+    return total
+
+
+def _sum(every: tuple[Tensor, ...], of: Callable[[Tensor], int]) -> dict[Kind, int]:
+    total = dict.fromkeys(KINDS, 0)
+    for tensor in every:
+        total[tensor.kind] += of(tensor)
+    return {kind: count for kind, count in total.items() if count}

@@ -1,0 +1,186 @@
+"""What lies in one card's memory, and how many sessions the rest of it holds.
+
+Every byte is one of: weights (split by head, expert or vocabulary, or held by all ranks), linear state (split by
+head, one slot a session), latents (pages, the same on every rank), logits and activations of a step, captured
+CUDA graphs, the CUDA context with the collectives' buffers, and a margin for the allocator.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from planner.cards import Card
+from planner.counts import weight_bytes
+from planner.model import Model
+
+GIB = 1 << 30
+# Assumed: CUDA context, library workspaces and loaded kernels, and the collectives' channels.
+CONTEXT_BYTES = 3 * GIB // 2
+# Assumed: graphs of the decode step at the captured batch sizes, and their private pool.
+GRAPH_BYTES = GIB
+# Assumed: what the allocator can't use between its blocks.
+MARGIN_SHARE = 0.03
+
+Binds = Literal["weights", "slots", "pages"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """How a worker is set up: tp cards; tokens of its longest session and of the mean one; tokens a step and a page.
+
+    sessions: state slots, None for as many as fit. mtp: whether the MTP layers are loaded.
+    """
+
+    tp: int
+    context: int
+    mean_length: int
+    sessions: int | None = None
+    step_tokens: int = 1024
+    page_size: int = 64
+    mtp: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Bytes of one card by kind; they add up to `card`, with `unused` below 0 by what is missing."""
+
+    card: int
+    weights: int
+    states: int
+    latents: int
+    logits: int
+    activations: int
+    graphs: int
+    context: int
+    margin: int
+    unused: int
+
+
+@dataclass(frozen=True, slots=True)
+class Capacity:
+    """Sessions one worker holds at once.
+
+    slots: as configured, or as many as fit in balance with the pages. pages: all that the slots leave room for.
+    by_slots: sessions whose states fit, were latents nothing; by_pages: sessions of mean length in the pages.
+    most: sessions at the best split of memory between slots and pages. fits: sessions held with these slots.
+    binds: what keeps `fits` from growing, or takes most of a session's memory if no slots are set.
+    longest_fits: whether one session of full context finds its pages.
+    """
+
+    slots: int
+    pages: int
+    page_size: int
+    by_slots: int
+    by_pages: int
+    most: int
+    fits: int
+    binds: Binds
+    longest_fits: bool
+
+
+def page_bytes(model: Model, layout: Layout) -> int:
+    """Bytes of one latent page over all MLA layers, on every rank."""
+    return layout.page_size * model.latent_bytes(layout.mtp)
+
+
+def pages_of(tokens: int, page_size: int) -> int:
+    """Pages that hold so many tokens."""
+    return -(-tokens // page_size)
+
+
+def logit_bytes(model: Model) -> int:
+    """Bytes of one sequence's fp32 logits over the whole vocabulary, twice: gathered, and as the sampler edits them."""
+    return 2 * 4 * model.config.vocab_size
+
+
+def activation_bytes(model: Model, layout: Layout) -> int:
+    """The most a step of T tokens holds at once on one rank, in bf16 but for fp32 where the maths asks for it.
+
+    Always there: the residual stream, its normed copy and the block's output, 3 T H. On top the widest of
+    - linear attention: q, k, v and gate of this rank's heads in bf16, q, k, v and output once more in fp32;
+    - MLA: queries and output of this rank's heads, and keys and values of the longest context expanded for them;
+    - experts: if every token chose this rank, T min(k, E/tp) rows of input, gate, up and output, then the shared
+      expert's; the output rows are summed in fp32.
+    """
+    c, tokens = model.config, layout.step_tokens
+    heads = c.num_attention_heads / layout.tp
+    residual = 3 * tokens * c.hidden_size * 2
+    linear = tokens * heads * c.head_dim * (4 * 2 + 4 * 4)
+    query = c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim
+    mla = heads * 2 * (tokens * query + layout.context * (c.qk_nope_head_dim + c.v_head_dim))
+    rows = tokens * min(c.num_experts_per_tok, c.num_experts // layout.tp)
+    routed = rows * (c.hidden_size * (2 + 4) + 3 * c.moe_intermediate_size * 2)
+    shared = tokens * 3 * c.moe_intermediate_size * c.num_shared_experts // layout.tp * 2
+    dense = tokens * 3 * c.intermediate_size // layout.tp * 2
+    return int(residual + max(linear, mla, routed + shared, dense))
+
+
+def session_bytes(model: Model, layout: Layout) -> int:
+    """Bytes a session of mean length takes on every card: its state's share, its pages, its logits."""
+    pages = pages_of(layout.mean_length, layout.page_size)
+    return model.state_bytes(layout.tp) + logit_bytes(model) + pages * page_bytes(model, layout)
+
+
+def free_bytes(model: Model, card: Card, layout: Layout) -> int:
+    """Bytes of a card left for sessions; below 0 the worker does not start."""
+    margin = int(card.memory * MARGIN_SHARE)
+    weights = sum(weight_bytes(model, layout.mtp, layout.tp).values())
+    return card.memory - margin - weights - activation_bytes(model, layout) - GRAPH_BYTES - CONTEXT_BYTES
+
+
+def capacity(model: Model, card: Card, layout: Layout) -> Capacity:
+    """How many sessions fit, and whether slots or pages keep more out.
+
+    Slots are a setting and pages take the rest of memory, so with S slots a card holds
+    (free - S (state + logits)) / page pages. Without a setting S is free / session, where both run out together.
+    """
+    free = max(0, free_bytes(model, card, layout))
+    slot = model.state_bytes(layout.tp) + logit_bytes(model)
+    by_slots, most = free // slot, free // session_bytes(model, layout)
+    slots = most if layout.sessions is None else layout.sessions
+    pages = max(0, free - slots * slot) // page_bytes(model, layout)
+    by_pages = pages // pages_of(layout.mean_length, layout.page_size)
+    fits = max(0, min(slots, by_slots, by_pages))
+    binds: Binds = "slots" if slots > by_slots or slots <= by_pages else "pages"
+    if layout.sessions is None and session_bytes(model, layout) > 2 * slot:
+        binds = "pages"
+    return Capacity(
+        slots=slots,
+        pages=pages,
+        page_size=layout.page_size,
+        by_slots=by_slots,
+        by_pages=by_pages,
+        most=most,
+        fits=fits,
+        binds=binds if by_slots else "weights",
+        longest_fits=pages >= pages_of(layout.context, layout.page_size),
+    )
+
+
+def enough(held: Capacity, layout: Layout) -> bool:
+    """Whether all sessions asked for fit (one, if none are), and a session of full context among them."""
+    return held.fits >= (layout.sessions or 1) and held.longest_fits
+
+
+def mean_length_for(model: Model, card: Card, layout: Layout, sessions: int) -> int:
+    """Tokens of the longest mean at which so many sessions fit; 0 if even their states don't."""
+    slot = model.state_bytes(layout.tp) + logit_bytes(model)
+    left = free_bytes(model, card, layout) - sessions * slot
+    return max(0, left // page_bytes(model, layout) // sessions * layout.page_size)
+
+
+def divide(model: Model, card: Card, layout: Layout, held: Capacity) -> Memory:
+    """Where a card's bytes go with that many slots and pages."""
+    states, logits = held.slots * model.state_bytes(layout.tp), held.slots * logit_bytes(model)
+    latents = held.pages * page_bytes(model, layout)
+    return Memory(
+        card=card.memory,
+        weights=sum(weight_bytes(model, layout.mtp, layout.tp).values()),
+        states=states,
+        latents=latents,
+        logits=logits,
+        activations=activation_bytes(model, layout),
+        graphs=GRAPH_BYTES,
+        context=CONTEXT_BYTES,
+        margin=int(card.memory * MARGIN_SHARE),
+        unused=free_bytes(model, card, layout) - states - logits - latents,
+    )

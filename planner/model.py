@@ -1,0 +1,88 @@
+"""The model to plan for: its config, and the format and MTP layers its weights come with."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from planner.errors import PlanError
+from workers.model.config import LingConfig, ModelConfigError
+from workers.model.quantization import Method, Quantization
+
+Format = Literal["bf16", "fp8-channel", "fp8", "int4", "awq"]
+# Each format's usual scheme: 128x128 blocks, groups of 32 in INT4 and 128 in AWQ. The heaviest first.
+_SCHEMES: dict[Format, Quantization] = {
+    "bf16": Quantization("none"),
+    "fp8-channel": Quantization("channel fp8"),
+    "fp8": Quantization("fp8"),
+    "int4": Quantization("int4"),
+    "awq": Quantization("awq", group=128),
+}
+FORMATS: tuple[Format, ...] = tuple(_SCHEMES)
+_NAMES: dict[Method, Format] = {scheme.method: name for name, scheme in _SCHEMES.items()}
+RELEASED = "ling-2.6-flash"
+_MODELS = Path(__file__).parent / "models"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """name: what the plan calls it. weights: their format. mtp_layers: as its config promises them."""
+
+    name: str
+    config: LingConfig
+    weights: Format
+    mtp_layers: int
+
+    @property
+    def scheme(self) -> Quantization:
+        """How its matrices are quantized: as the config says if they come in that format, else as is usual."""
+        own = self.config.quantization
+        return own if _NAMES[own.method] == self.weights else _SCHEMES[self.weights]
+
+    @property
+    def latent_layers(self) -> tuple[int, ...]:
+        """Indices of the MLA layers."""
+        return tuple(i for i in range(self.config.num_hidden_layers) if self.config.is_mla(i))
+
+    @property
+    def linear_layers(self) -> tuple[int, ...]:
+        """Indices of the linear-attention layers."""
+        return tuple(i for i in range(self.config.num_hidden_layers) if not self.config.is_mla(i))
+
+    @property
+    def has_mtp(self) -> bool:
+        """Whether the release holds its MTP layers; INT4 ones leave them out, whatever the config says."""
+        return self.mtp_layers > 0 and self.weights != "int4"
+
+    def state_bytes(self, tp: int = 1) -> int:
+        """Bytes of one sequence's linear state on one of `tp` ranks, fp32, whatever its length."""
+        heads, key, value = self.config.state_shape(tp)
+        return self.config.linear_layers * heads * key * value * 4
+
+    def latent_bytes(self, mtp: bool = False) -> int:
+        """Bytes of one token's latents in bf16, the same on every rank; with the MTP layers' if they are loaded."""
+        layers = self.config.mla_layers + (self.mtp_layers if mtp else 0)
+        return layers * self.config.latent_width * 2
+
+    def allowed_tp(self) -> list[int]:
+        """Every number of ranks that share the model evenly."""
+        return [tp for tp in range(1, self.config.group_norm_size + 1) if self._shards(tp)]
+
+    def _shards(self, tp: int) -> bool:
+        try:
+            self.config.check_tp(tp)
+        except ModelConfigError:
+            return False
+        return True
+
+
+def load_model(model: str, weights: Format | None = None) -> Model:
+    """A checkpoint folder or the released model's name; PlanError says what is wrong with it.
+
+    weights: their format; without it the one the config says they have. Only config.json is read.
+    """
+    folder = _MODELS / model if model == RELEASED else Path(model).expanduser().resolve()
+    try:
+        config = LingConfig.load(folder, {})
+    except ModelConfigError as error:
+        raise PlanError(f"--model: {error}; give a checkpoint folder or {RELEASED}") from None
+    return Model(folder.name, config, weights or _NAMES[config.quantization.method], config.mtp_layers)

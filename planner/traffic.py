@@ -1,0 +1,153 @@
+"""Moving snapshots between the pools, and how large each pool is for a given traffic."""
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from planner.cards import Card
+from planner.errors import PlanError
+from planner.memory import Binds, Capacity, Layout, capacity
+from planner.model import Model
+from planner.speed import Prefill, StepTime, decode_time, gather_seconds, prefill
+
+# A pool is sized so that the mean load leaves this much for bursts.
+TARGET_LOAD = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Requests a second; prompt and output tokens of the mean one; share of the prompt found in a kept snapshot."""
+
+    requests_per_s: float
+    prompt_tokens: int
+    output_tokens: int
+    hit_rate: float = 0.0
+
+    @property
+    def past_tokens(self) -> int:
+        """Prompt tokens that need no computing; the last one always does."""
+        return min(int(self.prompt_tokens * self.hit_rate), self.prompt_tokens - 1)
+
+    @property
+    def new_tokens(self) -> int:
+        """Prompt tokens to compute."""
+        return self.prompt_tokens - self.past_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Handoff:
+    """One snapshot of `tokens` tokens to another worker.
+
+    card_bytes: what each rank sends: its heads' state and its 1/tp of the latents. gather_s: the receivers share
+    the latents. seconds: all of it after the prompt. exposed_s: what is left after the last chunk, the rest having
+    left while later chunks computed.
+    """
+
+    tokens: int
+    snapshot_bytes: int
+    card_bytes: float
+    network: float
+    gather_s: float
+    seconds: float
+    exposed_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """Both pools for a traffic; workers are rounded up at `TARGET_LOAD`, `ratio` is prefill to decode before that.
+
+    batch: sequences a decode worker runs at this load, in steps of `step`; held: the most it can, and what binds
+    there. ttft_s: an idle fleet's time to first token. network_share: of the prefill pool's links, for hand-offs.
+    """
+
+    traffic: Traffic
+    prefill: Prefill
+    prefill_need: float
+    decode_need: float
+    ratio: float
+    prefill_workers: int
+    decode_workers: int
+    batch: int
+    held: int
+    binds: Binds | Literal["step tokens"]
+    step: StepTime
+    ttft_s: float
+    network_share: float
+
+
+def snapshot_bytes(model: Model, tokens: int) -> int:
+    """A sequence's state and latents, once."""
+    return model.state_bytes() + tokens * model.latent_bytes()
+
+
+def handoff(model: Model, card: Card, layout: Layout, network: float, prompt: Prefill) -> Handoff:
+    """Moving a prompt's snapshot over `network` bytes/s a card, ranks side by side."""
+    tokens = prompt.new_tokens + prompt.past_tokens
+    per_card = snapshot_bytes(model, tokens) / layout.tp
+    gather = gather_seconds(card, layout.tp, tokens * model.latent_bytes())
+    last = (prompt.new_tokens - 1) % layout.step_tokens + 1
+    tail = snapshot_bytes(model, last) / layout.tp / network
+    behind = per_card / network - (prompt.seconds - prompt.last_chunk_s)
+    return Handoff(
+        tokens=tokens,
+        snapshot_bytes=snapshot_bytes(model, tokens),
+        card_bytes=per_card,
+        network=network,
+        gather_s=gather,
+        seconds=per_card / network + gather,
+        exposed_s=max(tail, behind) + gather,
+    )
+
+
+def settled_batch(model: Model, card: Card, tp: int, tokens_per_s: float, context: int, most: int) -> int:
+    """The least batch, up to `most`, that yields so many tokens a second: where a loaded worker settles."""
+    low, high = 1, most
+    while low < high:
+        middle = (low + high) // 2
+        if middle / decode_time(model, card, tp, middle, context).seconds >= tokens_per_s:
+            high = middle
+        else:
+            low = middle + 1
+    return low
+
+
+def decode_batch(held: Capacity, layout: Layout) -> int:
+    """Sequences a decode step can take: those held, within the token budget of a step."""
+    return min(held.fits, layout.step_tokens)
+
+
+def fleet(model: Model, card: Card, layout: Layout, network: float, traffic: Traffic) -> Fleet:
+    """Workers of each pool. PlanError if a decode worker can't hold one such session.
+
+    Prefill workers: requests/s over prompts/s of one. Decode workers: output tokens/s over those of one at the
+    largest batch it holds, sessions being prompt + output/2 tokens long in the mean.
+    """
+    mean = traffic.prompt_tokens + math.ceil(traffic.output_tokens / 2)
+    held = capacity(model, card, replace(layout, mean_length=mean))
+    most = decode_batch(held, layout)
+    if not most:
+        raise PlanError(f"--requests-per-s: a decode worker holds no session of {mean} tokens")
+    prompt = prefill(model, card, layout.tp, layout.step_tokens, traffic.new_tokens, traffic.past_tokens)
+    wanted = traffic.requests_per_s * traffic.output_tokens
+    prefill_need = traffic.requests_per_s * traffic.new_tokens / prompt.tokens_per_s
+    decode_need = wanted * decode_time(model, card, layout.tp, most, mean).seconds / most
+    prefill_workers = max(1, math.ceil(prefill_need / TARGET_LOAD))
+    decode_workers = max(1, math.ceil(decode_need / TARGET_LOAD))
+    batch = settled_batch(model, card, layout.tp, wanted / decode_workers, mean, most)
+    step = decode_time(model, card, layout.tp, batch, mean)
+    moved = handoff(model, card, layout, network, prompt)
+    return Fleet(
+        traffic=traffic,
+        prefill=prompt,
+        prefill_need=prefill_need,
+        decode_need=decode_need,
+        ratio=prefill_need / decode_need,
+        prefill_workers=prefill_workers,
+        decode_workers=decode_workers,
+        batch=batch,
+        held=most,
+        binds=held.binds if most == held.fits else "step tokens",
+        step=step,
+        ttft_s=prompt.seconds + moved.exposed_s + step.seconds,
+        network_share=traffic.requests_per_s * moved.card_bytes / network / prefill_workers,
+    )

@@ -1,0 +1,160 @@
+"""What one step reads, writes, computes and exchanges on one rank: counts, no seconds."""
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+from planner.model import Model
+from planner.tensors import Tensor, tensors
+
+# Tokens a chunk of the linear attention: inside one it multiplies token by token, across them through the state.
+CHUNK = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`sequences` equal sequences, each `tokens` new after `past` cached ones; `sampled` of them want logits."""
+
+    sequences: int
+    tokens: int
+    past: int
+    sampled: int
+
+    @property
+    def new(self) -> int:
+        """Tokens of the step."""
+        return self.sequences * self.tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One rank's share of a step.
+
+    weights, states, latents: bytes read and written in device memory. bf16_flops, fp8_flops: by the units that
+    can do them. reduces: all-reduces, of `reduce_bytes` each; gather_bytes: logits each rank gathers at the end.
+    """
+
+    weights: float
+    states: float
+    latents: float
+    bf16_flops: float
+    fp8_flops: float
+    reduces: int
+    reduce_bytes: float
+    gather_bytes: float
+
+    @property
+    def bytes(self) -> float:
+        """Of device memory."""
+        return self.weights + self.states + self.latents
+
+
+def touched_share(model: Model, tokens: int) -> float:
+    """Share of the routed experts that `tokens` tokens reach, each choosing k of E evenly: 1 - (1 - k/E)^tokens."""
+    return 1 - (1 - model.config.num_experts_per_tok / model.config.num_experts) ** tokens
+
+
+def weights_read(model: Model, step: Step, tp: int) -> float:
+    """Bytes of weights one rank reads: all but the embedding, of which only the tokens' rows, the routed experts
+    that no token chose, and the head if nothing is sampled. Experts are taken as evenly chosen across ranks."""
+    split = _by_use(model, tp)
+    rows = step.new * model.config.hidden_size * 2 / tp
+    head = split.head_bytes if step.sampled else 0
+    return split.always_bytes + split.routed_bytes * touched_share(model, step.new) + rows + head
+
+
+def states_moved(model: Model, step: Step, tp: int) -> float:
+    """Bytes of linear state one rank reads and writes: its heads' of every sequence, once each way."""
+    return 2.0 * step.sequences * model.state_bytes(tp)
+
+
+def latents_moved(model: Model, step: Step) -> float:
+    """Bytes of latents every rank reads (all of them: they serve all heads) and writes."""
+    return float(step.sequences * (step.past + step.tokens) * model.latent_bytes())
+
+
+def matmul_flops(model: Model, step: Step, tp: int) -> tuple[float, float]:
+    """(bf16, fp8) FLOPs of one rank's products with weights: 2 a parameter and token it takes part in.
+
+    FP8 weights in blocks count as fp8 products, activations quantized on the way; all others are widened to bf16.
+    """
+    split = _by_use(model, tp)
+    share = model.config.num_experts_per_tok / model.config.num_experts
+    bf16 = split.bf16_params + split.routed_bf16_params * share
+    fp8 = split.fp8_params + split.routed_fp8_params * share
+    return 2.0 * (step.new * bf16 + step.sampled * split.head_params), 2.0 * step.new * fp8
+
+
+def attention_flops(model: Model, step: Step, tp: int) -> float:
+    """FLOPs of one rank's heads in both kinds of attention, in bf16.
+
+    Linear: q.S and k^T v, 4 d^2 a token and head, and 4 d a pair within a chunk. MLA, for P causal pairs of query
+    and key: absorbed, in the latent space, 2 P (2 r + rope); or expanded, 2 P (nope + rope + v) and the past's
+    keys and values anew from their latents, 2 r (nope + v) each; whichever is less.
+    """
+    c = model.config
+    heads = c.num_attention_heads / tp
+    linear = 4 * c.head_dim * (c.head_dim + min(step.tokens, CHUNK)) * step.new
+    pairs = step.sequences * (step.tokens * step.past + step.tokens * (step.tokens + 1) / 2)
+    absorbed = 2 * pairs * (2 * c.kv_lora_rank + c.qk_rope_head_dim)
+    expansion = 2 * c.kv_lora_rank * (c.qk_nope_head_dim + c.v_head_dim) * step.sequences * step.past
+    expanded = 2 * pairs * (c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim) + expansion
+    return heads * (c.linear_layers * linear + c.mla_layers * min(absorbed, expanded))
+
+
+def work(model: Model, step: Step, tp: int) -> Work:
+    """All of one rank's share. Two all-reduces a layer (attention, MLP) and one of the embedding, bf16."""
+    bf16, fp8 = matmul_flops(model, step, tp)
+    return Work(
+        weights=weights_read(model, step, tp),
+        states=states_moved(model, step, tp),
+        latents=latents_moved(model, step),
+        bf16_flops=bf16 + attention_flops(model, step, tp),
+        fp8_flops=fp8,
+        reduces=2 * model.config.num_hidden_layers + 1,
+        reduce_bytes=step.new * model.config.hidden_size * 2,
+        gather_bytes=step.sampled * model.config.vocab_size * 4,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Use:
+    """One rank's weights by how a step uses them."""
+
+    always_bytes: int
+    routed_bytes: int
+    head_bytes: int
+    head_params: int
+    bf16_params: int
+    fp8_params: int
+    routed_bf16_params: int
+    routed_fp8_params: int
+
+
+@lru_cache(maxsize=256)
+def _by_use(model: Model, tp: int) -> _Use:
+    scheme = model.scheme
+    every = [tensor for tensor in tensors(model, mtp=False) if tensor.kind != "embedding"]
+    head = [tensor for tensor in every if tensor.kind == "head"]
+    routed = [tensor for tensor in every if tensor.routed]
+    always = [tensor for tensor in every if tensor.kind != "head" and not tensor.routed]
+
+    def size(some: list[Tensor]) -> int:
+        return sum(tensor.rank_bytes(scheme, tp) for tensor in some)
+
+    def params(some: list[Tensor], in_fp8: bool) -> int:
+        return sum(
+            tensor.rank_parameters(tp)
+            for tensor in some
+            if tensor.matmul and (scheme.method == "fp8" and tensor.quantized(scheme)) == in_fp8
+        )
+
+    return _Use(
+        always_bytes=size(always),
+        routed_bytes=size(routed),
+        head_bytes=size(head),
+        head_params=params(head, False),
+        bf16_params=params(always, False),
+        fp8_params=params(always, True),
+        routed_bf16_params=params(routed, False),
+        routed_fp8_params=params(routed, True),
+    )

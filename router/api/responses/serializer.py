@@ -1,0 +1,123 @@
+"""A response as JSON, whole or as events."""
+
+import asyncio
+import logging
+import sqlite3
+import time
+from collections.abc import Awaitable, Callable
+
+from router.api.answers.responses import Response, ResponseUsage
+from router.api.generate import HEAVY
+from router.api.logprobs import chat_logprobs
+from router.api.responses.events import closing
+from router.api.responses.output import Logprobs, Output
+from router.api.responses.resource import failure
+from router.api.serializer import encode
+from router.errors import ApiError
+from router.relay.choice import Choice, Delta
+from router.text.parts import Part, Text
+from router.text.tokenizer import Tokenizer
+
+_log = logging.getLogger(__name__)
+
+
+class ResponseSerializer:
+    """One response's answer. body: as it is now. keep: called with the body once it is final; where it fails, the
+    answer says that it is not stored."""
+
+    def __init__(
+        self, body: Response, choice: Choice, tokenizer: Tokenizer, keep: Callable[[Response], Awaitable[None]] | None
+    ) -> None:
+        self.body = body
+        self._choice = choice
+        self._tokenizer = tokenizer
+        self._keep = keep
+        self._output = Output()
+
+    @property
+    def sequence(self) -> int:
+        """The number of the next event."""
+        return self._output.sequence
+
+    def begin(self) -> bytes:
+        """A stream's first events."""
+        self._choice.started = True
+        return b"".join(self._output.begin(self.body))
+
+    def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
+        """The events for what was gained, with the response's beginning before the first."""
+        out: list[bytes] = []
+        parts: list[Part] = [Text(delta.text), *delta.events] if delta.text else delta.events
+        limited = choice.finish == "length"
+        if choice.keep_logprobs:
+            self._output.hold(self._logprobs(delta))
+        if (parts or over) and not choice.started:
+            out.append(self.begin())
+        for part in parts:
+            out += self._output.add(part, limited=limited)
+        if over:
+            out += self._output.end(limited=limited)
+        return b"".join(out)
+
+    async def settle(self, error: ApiError | None) -> None:
+        """The body becomes final, and is kept."""
+        if error is not None:
+            self.body = {**self.body, "output": self._output.so_far(), **failure(error)}
+        else:
+            choice = self._choice
+            if not choice.started:  # no stream: all of it is still to be told apart
+                delta = choice.take()
+                if len(delta.logprobs) < HEAVY:
+                    self.chunk(choice, delta, True)
+                else:
+                    await asyncio.to_thread(self.chunk, choice, delta, True)
+            cut = choice.finish == "length"
+            self.body = {
+                **self.body,
+                "status": "incomplete" if cut else "completed",
+                "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
+                "completed_at": None if cut else int(time.time()),
+                "output": self._output.items,
+                "usage": await self._usage(),
+            }
+        if self._keep is not None:
+            try:
+                await self._keep(self.body)
+            except (sqlite3.Error, OSError):
+                _log.exception("the response %s could not be kept", self.body["id"])
+                self.body = {**self.body, "store": False}
+
+    def last(self) -> bytes:
+        """The end of a stream."""
+        return closing(self.body, self.sequence)
+
+    def failed(self, error: ApiError) -> bytes:
+        """The end of a stream that fails."""
+        return self.last()
+
+    def whole(self) -> bytes:
+        """The body of an answer that is no stream."""
+        return encode(self.body)
+
+    def _logprobs(self, delta: Delta) -> Logprobs:
+        items = delta.logprobs
+        if self._choice.finish == "stop":
+            items = items[:-1]  # of the token that ended it, which is not shown
+        return chat_logprobs(items, self._tokenizer)["content"]
+
+    async def _usage(self) -> ResponseUsage:
+        choice = self._choice
+        asked, said = len(choice.prompt.token_ids), choice.generated
+        thought = 0
+        for item in self._output.items:
+            if item["type"] == "reasoning":
+                # Counted anew from the text: tokens come without a word on what they became.
+                text = item["content"][0]["text"]
+                thought += len(await self._tokenizer.encode(text, add_special_tokens=False))
+        return {
+            "input_tokens": asked,
+            "input_tokens_details": {"cached_tokens": choice.cached_tokens, "cache_write_tokens": 0},
+            "output_tokens": said,
+            "output_tokens_details": {"reasoning_tokens": min(thought, said)},
+            "total_tokens": asked + said,
+        }

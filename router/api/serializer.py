@@ -1,0 +1,149 @@
+"""Answers as JSON: what OpenAI's two APIs share. A stream's usual chunk is put together from bytes made once."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, Generic, Literal, TypeVar
+
+import msgspec
+
+from router.api.answers.generated import Facts, Head, OneChoice, Rest, Usage
+from router.api.schema import GenerationRequest
+from router.errors import ApiError
+from router.relay.choice import Choice, Delta
+from router.text.tokenizer import Tokenizer
+
+# An item of the choices of a whole answer, and of a chunk.
+WholeChoice = TypeVar("WholeChoice", bound=OneChoice)
+ChunkChoice = TypeVar("ChunkChoice", bound=OneChoice)
+Finish = Literal["stop", "length", "tool_calls"]
+encode = msgspec.json.Encoder().encode
+DONE = b"data: [DONE]\n\n"
+MARK = "\x00text\x00"  # where a text goes, in what is made once
+
+
+def event(payload: Any) -> bytes:
+    """One server-sent event."""
+    return b"data: " + encode(payload) + b"\n\n"
+
+
+class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
+    """One request's answer.
+
+    What is known of each sequence alone (`timings`, `prompt_token_ids`) stands beside `choices` where there is one
+    choice, and inside each where there are several.
+    """
+
+    def __init__(
+        self,
+        answer_id: str,
+        created: int,
+        model: str,
+        request: GenerationRequest,
+        choices: list[Choice],
+        tokenizer: Tokenizer,
+    ) -> None:
+        self._head: Head = {"id": answer_id, "created": created, "model": model}
+        self._ids = request.return_token_ids
+        self._usage = request.include_usage
+        self._choices = choices
+        self._tokenizer = tokenizer
+        self._fast = [self._around_text(i) for i in range(len(choices))] if request.stream else []
+
+    @abstractmethod
+    def _whole(self, items: list[WholeChoice], usage: Usage, beside: Facts) -> Mapping[str, Any]:
+        """An answer that is no stream."""
+
+    @abstractmethod
+    def _chunk(self, items: list[ChunkChoice], rest: Rest) -> Mapping[str, Any]:
+        """An event of a stream."""
+
+    @abstractmethod
+    def _chunk_choice(self, choice: Choice, delta: Delta, over: bool) -> ChunkChoice:
+        """A stream's `choices[0]`."""
+
+    @abstractmethod
+    def _whole_choice(self, choice: Choice, delta: Delta) -> WholeChoice:
+        """An item of `choices`."""
+
+    @abstractmethod
+    def _bare_choice(self, index: int, text: str) -> ChunkChoice:
+        """`_chunk_choice` of a later chunk with nothing but text."""
+
+    def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
+        """The event for what a choice gained, its last if `over`; b"" if there is nothing to show yet."""
+        if choice.started and not over and not delta.token_ids and not delta.logprobs and not delta.events:
+            if not delta.text:
+                return b""
+            before, after = self._fast[choice.index]
+            return before + encode(delta.text) + after
+        if not (over or delta.text or delta.token_ids or delta.logprobs or delta.events):
+            return b""
+        item = self._chunk_choice(choice, delta, over)
+        if self._ids:
+            item["token_ids"] = delta.token_ids
+        beside: Facts = {}
+        facts = self._place(item, beside)
+        if self._ids and not choice.started:
+            facts["prompt_token_ids"] = choice.prompt.token_ids
+        if over:
+            assert choice.served_by is not None
+            facts["timings"] = choice.served_by
+        choice.started = True
+        return event(self._payload(item, beside))
+
+    async def settle(self, error: ApiError | None) -> None:
+        """Nothing is to be done."""
+
+    def failed(self, error: ApiError) -> bytes:
+        """The end of a stream that fails."""
+        return event(error.payload()) + DONE
+
+    def last(self) -> bytes:
+        """The end of a stream: usage if it was asked for, and the end mark."""
+        if not self._usage:
+            return DONE
+        return event(self._chunk([], {"usage": self._usage_of_all()})) + DONE
+
+    def whole(self) -> bytes:
+        """The body of an answer that is no stream."""
+        items: list[WholeChoice] = []
+        beside: Facts = {}
+        for choice in self._choices:
+            delta = choice.take()
+            item = self._whole_choice(choice, delta)
+            assert choice.served_by is not None
+            facts = self._place(item, beside)
+            facts["timings"] = choice.served_by
+            if self._ids:
+                item["token_ids"] = delta.token_ids
+                facts["prompt_token_ids"] = choice.prompt.token_ids
+            items.append(item)
+        return encode(self._whole(items, self._usage_of_all(), beside))
+
+    def _place(self, item: OneChoice, beside: Facts) -> Facts:
+        """Where what is known of one choice stands."""
+        return item if len(self._choices) > 1 else beside
+
+    def _payload(self, item: ChunkChoice, beside: Facts) -> Mapping[str, Any]:
+        rest: Rest = {"usage": None} if self._usage else {}
+        return self._chunk([item], {**rest, **beside})
+
+    def _around_text(self, index: int) -> tuple[bytes, bytes]:
+        return self._around_mark(self._bare_choice(index, MARK))
+
+    def _around_mark(self, item: ChunkChoice) -> tuple[bytes, bytes]:
+        """A later chunk of a choice, but for the mark in it."""
+        before, _, after = event(self._payload(item, {})).partition(encode(MARK))
+        return before, after
+
+    def _usage_of_all(self) -> Usage:
+        # The n choices of one prompt share it: it counts once.
+        prompts = {id(c.prompt): c for c in self._choices}.values()
+        prompt_tokens = sum(len(c.prompt.token_ids) for c in prompts)
+        generated = sum(c.generated for c in self._choices)
+        return {
+            "prompt_tokens": prompt_tokens,
+            "completion_tokens": generated,
+            "total_tokens": prompt_tokens + generated,
+            "prompt_tokens_details": {"cached_tokens": sum(c.cached_tokens for c in prompts)},
+        }

@@ -1,0 +1,62 @@
+"""Lets lines start as `router.batch.policy` has room for them."""
+
+import asyncio
+
+from router.batch.policy import room
+from router.relay.gateway import Gateway
+
+# Workers' figures change with each of their steps; so often they are looked at while a line waits.
+_LOOK_S = 0.02
+
+
+class Permit:
+    """A line that has entered."""
+
+    def __init__(self, gate: "Gate") -> None:
+        self._gate = gate
+        self.starting = True
+
+    def sent(self) -> None:
+        """It is on its way to the workers: from here on their figures tell of it."""
+        if self.starting:
+            self.starting = False
+            self._gate.starting -= 1
+
+    async def again(self) -> None:
+        """Return when it may start anew."""
+        self.sent()
+        await self._gate.wait(inside=1)
+        self.starting = True
+        self._gate.starting += 1
+
+    def leave(self) -> None:
+        """It is over."""
+        self.sent()
+        self._gate.running -= 1
+
+
+class Gate:
+    """One for all batches of a router, so that they take turns."""
+
+    def __init__(self, gateway: Gateway, most: int) -> None:
+        self.running = 0
+        self.starting = 0
+        self._gateway = gateway
+        self._most = most
+        self._turn = asyncio.Lock()
+
+    async def enter(self) -> Permit:
+        """Return when a line may start, first come first served; its permit is to be given back by `leave`."""
+        await self.wait(inside=0)
+        self.running += 1
+        self.starting += 1
+        return Permit(self)
+
+    async def wait(self, inside: int) -> None:
+        """Until there is room for one more; `inside`: whether that one counts as running already."""
+        gateway = self._gateway
+        async with self._turn:
+            while not room(
+                gateway.table.snapshot(), self.running - inside, self.starting, self._most, split=gateway.split
+            ):
+                await asyncio.sleep(_LOOK_S)

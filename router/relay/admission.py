@@ -1,0 +1,27 @@
+"""Whether a request may enter. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from wire.protocol import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """Not now. status: HTTP status, 429 or 503; both come with Retry-After."""
+
+    status: int
+    message: str
+
+
+def admit(in_flight: int, asked: int, max_queue: int, live: Mapping[Role, int], split: bool) -> Refusal | None:
+    """None if `asked` more choices may enter beside `in_flight` ones; `live` counts live workers a pool."""
+    wanted: tuple[Role, ...] = ("prefill", "decode") if split else ("decode",)
+    missing = [role for role in wanted if not live.get(role)]
+    if missing:
+        return Refusal(503, f"no {' and no '.join(missing)} worker is live; try again soon")
+    if in_flight + asked > max_queue:
+        return Refusal(
+            429, f"{in_flight} choices are in flight of at most {max_queue}, {asked} more do not fit; try again soon"
+        )
+    return None

@@ -1,0 +1,201 @@
+"""What stands behind the HTTP APIs: tokenizer, table of workers, admission and metrics of one replica."""
+
+import asyncio
+import itertools
+import random
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+from router.config import Pools, RouterConfig
+from router.errors import ApiError, invalid
+from router.metrics import Metrics, State
+from router.relay.admission import admit
+from router.relay.job import Job
+from router.relay.policy import Need, NoPlan, Plan, capacity, choose
+from router.relay.quota import token_quota
+from router.relay.stream import SequenceStream
+from router.relay.table import ListedWorker, WorkerTable
+from router.text.grammar import Form
+from router.text.grammar_check import GrammarCheck
+from router.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the live workers take: ids below `vocab_size`, prompt and answer of `max_model_len` together."""
+
+    vocab_size: int
+    max_model_len: int
+
+
+class Service(Protocol):
+    """What runs beside the requests of clients."""
+
+    def start(self) -> None:
+        """Begin, on the running event loop."""
+
+    async def close(self) -> None:
+        """End."""
+
+
+class Gateway:
+    """One router replica without its HTTP front.
+
+    `start` binds it to the running event loop; everything else must be called on that loop.
+    """
+
+    def __init__(self, config: RouterConfig, pools: Pools) -> None:
+        """Loads the tokenizer; FileNotFoundError if the checkpoint has none."""
+        self.config = config
+        self.pools = pools
+        self.created = int(time.time())
+        self.tokenizer = Tokenizer(config.tokenizer)
+        self._check_grammar = GrammarCheck(config.tokenizer)
+        self.table = WorkerTable(config.name, config.secret)
+        self.metrics = Metrics(self._observe)
+        self.in_flight = 0
+        # What else is to end with it, once no worker is left.
+        self.closers: list[Callable[[], Awaitable[None]]] = []
+        self._services: list[Service] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+        # What workers call its requests: no two routers' alike, nor two of one.
+        self._name = uuid.uuid4().hex[:12]
+        self._jobs = itertools.count()
+
+    @property
+    def split(self) -> bool:
+        """Whether prompts are computed by a pool of their own."""
+        return self.pools.prefill > 0
+
+    async def start(self) -> None:
+        """Bind to the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        for service in self._services:
+            service.start()
+
+    def alongside(self, service: Service) -> None:
+        """A service that starts with the gateway, now if that has started, and ends before any worker is left."""
+        self._services.append(service)
+        if self._loop is not None:
+            service.start()
+
+    async def close(self) -> None:
+        """Leave the workers; what is in flight fails. A second call does nothing."""
+        while self._services:
+            await self._services.pop().close()
+        await self.table.close()
+        while self.closers:
+            await self.closers.pop()()
+        self.tokenizer.close()
+        self._check_grammar.close()
+
+    async def check(self, form: Form | None) -> None:
+        """400 where workers could not keep an answer to a form."""
+        if form is not None:
+            await self._check_grammar(form, self.tokenizer.marks)
+
+    async def update_workers(self, listed: Sequence[ListedWorker]) -> None:
+        """Discovery's current full list of workers."""
+        await self.table.update(listed)
+
+    def limits(self) -> Limits:
+        """Of the workers live now; 503 if there are none."""
+        by_role: dict[str, int] = {}
+        vocab: list[int] = []
+        for info in self.table.infos():
+            by_role[info.role] = max(by_role.get(info.role, 0), capacity(info))
+            vocab.append(info.vocab_size)
+        if not vocab:
+            raise self._unavailable("no worker is live; try again soon")
+        return Limits(min(vocab), min(by_role.values()))
+
+    def plan(self, need: Need) -> Plan | NoPlan:
+        """Where a sequence would go now."""
+        return choose(self.table.snapshot(), need, split=self.split)
+
+    def unready(self) -> str | None:
+        """Why a request could not be served now; None if it could."""
+        refusal = admit(0, 0, self.config.max_queue, self.table.live(), self.split)
+        if refusal is not None:
+            return refusal.message
+        plan = self.plan(Need(prompt_tokens=1, max_tokens=1))
+        return plan.message if isinstance(plan, NoPlan) else None
+
+    @contextmanager
+    def admitted(self, choices: int) -> Iterator[None]:
+        """Room for a request's choices as long as it lasts; 429 or 503 if there is none."""
+        if choices > self.config.max_queue:
+            raise invalid(
+                f"the prompts times 'n' make {choices} choices, at most {self.config.max_queue} are served", "n"
+            )
+        refusal = admit(self.in_flight, choices, self.config.max_queue, self.table.live(), self.split)
+        if refusal is not None:
+            if refusal.status == 429:
+                self.metrics.refused.add()
+            raise ApiError(
+                refusal.status,
+                refusal.message,
+                code="queue_full" if refusal.status == 429 else "no_worker",
+                retry_after_s=self.config.retry_after_s,
+            )
+        self.in_flight += choices
+        try:
+            yield
+        finally:
+            self.in_flight -= choices
+
+    @contextmanager
+    def flying(self, job: Job) -> Iterator[None]:
+        """The job's sequences at their workers; whatever is left of them at the end is aborted.
+
+        ApiError if its key's tokens do not suffice, or no worker can take it.
+        """
+        config = self.config
+        timers: list[asyncio.TimerHandle] = []
+        limits = ((config.first_token_timeout_s, job.first_token_due), (config.request_timeout_s, job.due))
+        try:
+            with token_quota(job):
+                self._submit(job)
+                if job.live:
+                    loop = asyncio.get_running_loop()
+                    timers = [loop.call_later(seconds, due, seconds) for seconds, due in limits]
+                yield
+        finally:
+            for timer in timers:
+                timer.cancel()
+            job.cancel()
+
+    def _submit(self, job: Job) -> None:
+        name = f"{self._name}-{next(self._jobs)}"
+        now = time.monotonic()
+        metrics = self.metrics.times(job.priority)
+        for choice in job.choices:
+            need = Need(len(choice.prompt.token_ids), choice.sampling.max_tokens, random.getrandbits(32))
+            plan = self.plan(need)
+            if isinstance(plan, NoPlan):
+                self.metrics.routed(plan.reason)
+                if plan.reason == "too_long":
+                    raise invalid(plan.message, "max_tokens", "context_length_exceeded")
+                raise self._unavailable(plan.message)
+            self.metrics.routed("wait" if plan.waits else "room")
+            link = self.table.link
+            prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
+            decode = link(plan.decode.worker_id)
+            stream = SequenceStream(f"{name}-{choice.index}", choice, prefill, decode, job, metrics)
+            job.streams.append(stream)
+            stream.start(job.priority, now)
+
+    def _observe(self) -> State:
+        return State(
+            self.table.snapshot(),
+            {"prefill": self.pools.prefill, "decode": self.pools.decode},
+            self.in_flight,
+            self.config.max_queue,
+        )
+
+    def _unavailable(self, message: str) -> ApiError:
+        return ApiError(503, message, code="no_worker", retry_after_s=self.config.retry_after_s)

@@ -1,0 +1,107 @@
+"""One HTTP request under way: its choices' streams, and the wake-up of the coroutine that answers it."""
+
+import asyncio
+
+from router.access.limits import Account
+from router.errors import ApiError
+from router.relay.choice import Choice
+from router.relay.stream import SequenceStream
+
+
+class Job:
+    """stream: whether each gain wakes the answering coroutine, or only the end. account: whose tokens it uses.
+
+    live: whether somebody waits for it; else it has all the time in the world.
+    """
+
+    def __init__(
+        self,
+        choices: list[Choice],
+        *,
+        stream: bool,
+        priority: int,
+        account: Account | None = None,
+        live: bool = True,
+    ) -> None:
+        self.choices = choices
+        self.priority = priority
+        self.account = account
+        self.live = live
+        self.streams: list[SequenceStream] = []
+        self.error: ApiError | None = None
+        self.gone = False  # the client has left
+        self._stream = stream
+        self._left = len(choices)
+        self._ready: list[Choice] = []
+        self._woken = False
+        self._waiter: asyncio.Future[None] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing more will happen to it."""
+        return self._left == 0 or self.error is not None or self.gone
+
+    def gained(self, choice: Choice) -> None:
+        """The choice has something to take."""
+        if self._stream:
+            if not choice.queued:
+                choice.queued = True
+                self._ready.append(choice)
+            self._wake()
+
+    def landed(self, choice: Choice) -> None:
+        """The choice is whole."""
+        self._left -= 1
+        self.gained(choice)
+        if self._left == 0:
+            self._wake()
+
+    def failed(self, error: ApiError) -> None:
+        """It can't be finished: free what the workers hold of it."""
+        if not self.over:
+            self.error = error
+            self.cancel()
+            self._wake()
+
+    def leave(self) -> None:
+        """The client hung up."""
+        if not self.over:
+            self.gone = True
+            self.cancel()
+            self._wake()
+
+    def cancel(self) -> None:
+        """Abort whatever is still under way; harmless when nothing is."""
+        for stream in self.streams:
+            stream.cancel()
+
+    def first_token_due(self, seconds: float) -> None:
+        """Fail if a choice has nothing yet."""
+        if any(c.generated == 0 and c.finish is None for c in self.choices):
+            self._late("no first token", seconds)
+
+    def due(self, seconds: float) -> None:
+        """Fail if it is not over."""
+        self._late("no end", seconds)
+
+    def ready(self) -> list[Choice]:
+        """Choices that have gained since the last call."""
+        ready, self._ready = self._ready, []
+        for choice in ready:
+            choice.queued = False
+        return ready
+
+    async def wait(self) -> None:
+        """Until something has happened since the last call. One caller at a time."""
+        if not self._woken:
+            self._waiter = asyncio.get_running_loop().create_future()
+            await self._waiter
+        self._woken = False
+
+    def _late(self, what: str, seconds: float) -> None:
+        self.failed(ApiError(504, f"{what} within {seconds:g} s", code="timeout"))
+
+    def _wake(self) -> None:
+        self._woken = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)

@@ -1,0 +1,249 @@
+"""The table of workers: a connection to each, its figures, and the streams it serves."""
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from router.relay.policy import WorkerState
+from router.relay.stream import SequenceStream
+from wire.codec import CLUSTER, WireError
+from wire.handshake import call
+from wire.protocol import Abort, Decode, Hello, Load, PeerRef, Prefill, Role, StepOutputs, WorkerInfo
+from wire.tls import connect, tls
+
+_log = logging.getLogger(__name__)
+_CONNECT_S = 5.0
+_BACKOFF_S = (0.05, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedWorker:
+    """A worker discovery knows of: where its leader listens and which pool it is in."""
+
+    ref: PeerRef
+    role: Role
+
+
+class WorkerLink:
+    """The connection to one worker, made anew while the worker is listed.
+
+    listed: whether it takes new requests; one that is not any more serves its streams to their end.
+    """
+
+    def __init__(self, listed: ListedWorker, router_name: str, secret: str) -> None:
+        self.listed: ListedWorker | None = listed
+        self.ref = listed.ref
+        self.role = listed.role
+        self.connected = False
+        self.info: WorkerInfo
+        self.load: Load
+        self.problem = "connecting"
+        self._router_name = router_name
+        self._secret = secret
+        self._streams: dict[str, SequenceStream] = {}
+        self._writer: asyncio.StreamWriter | None = None
+        self._reset()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link {self.ref.worker_id}")
+
+    @property
+    def live(self) -> bool:
+        """Whether it takes new requests now."""
+        return self.connected and self.listed is not None
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will come of it any more."""
+        return self._task.done()
+
+    @property
+    def in_flight(self) -> int:
+        """This router's sequences in the worker."""
+        return len(self._streams)
+
+    @property
+    def state(self) -> Literal["live", "draining", "connecting"]:
+        """In words."""
+        if not self.connected:
+            return "connecting"
+        return "live" if self.listed is not None else "draining"
+
+    def snapshot(self) -> WorkerState:
+        """For the policy."""
+        return WorkerState(self.info, self.load, len(self._unseen), self._unseen_tokens)
+
+    def submit(self, message: Prefill | Decode, stream: SequenceStream) -> None:
+        """Send, and from now on give the stream its outputs."""
+        self._streams[message.request_id] = stream
+        tokens = len(message.token_ids)
+        self._unseen.append(tokens)
+        self._unseen_tokens += tokens
+        self._send(message)
+
+    def abort(self, message: Abort) -> None:
+        """Send."""
+        self._send(message)
+
+    def forget(self, request_id: str) -> None:
+        """Give the stream no more outputs."""
+        self._streams.pop(request_id, None)
+        if self.listed is None and not self._streams:
+            self._task.cancel()
+
+    def unlist(self) -> None:
+        """No new requests; leave when the last stream is over."""
+        self.listed = None
+        if not self._streams:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        """Leave now; streams are lost."""
+        self.listed = None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _reset(self) -> None:
+        self._seen = 0
+        self._unseen: deque[int] = deque()
+        self._unseen_tokens = 0
+
+    def _send(self, message: Prefill | Decode | Abort) -> None:
+        # Closing: the reader is about to report it, and loses the streams.
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(CLUSTER.encode(message))
+
+    async def _run(self) -> None:
+        pause, longest = _BACKOFF_S
+        while self.listed is not None:
+            try:
+                await self._serve()
+            except Exception as error:  # whatever it was, the worker is tried again while it is listed
+                reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                if self.connected:
+                    _log.warning("worker %s ended: %s", self.ref.worker_id, reason)
+                    pause = _BACKOFF_S[0]
+                self.problem = reason
+            finally:
+                self._lose()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, longest)
+
+    async def _serve(self) -> None:
+        async with asyncio.timeout(_CONNECT_S):
+            reader, writer = await connect(self.ref.host, self.ref.port)
+            self._writer = writer
+            _detect_dead_host(writer.get_extra_info("socket"))
+            await call(reader, writer, self._secret)
+            writer.write(CLUSTER.encode(Hello(self._router_name, "router")))
+            info = await CLUSTER.read(reader)
+        if not isinstance(info, WorkerInfo):
+            raise WireError(f"{self.ref.host}:{self.ref.port} began with {type(info).__name__}, not WorkerInfo")
+        if (info.worker_id, info.role) != (self.ref.worker_id, self.role):
+            raise WireError(
+                f"at {self.ref.host}:{self.ref.port} is {info.role} worker {info.worker_id}, "
+                f"not {self.role} worker {self.ref.worker_id}"
+            )
+        self._reset()
+        self.info = info
+        self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
+        self.connected = True
+        while True:
+            message = await CLUSTER.read(reader)
+            if not isinstance(message, StepOutputs):
+                raise WireError(f"{type(message).__name__} is no message from a worker to a router")
+            self._step(message)
+
+    def _step(self, message: StepOutputs) -> None:
+        self.load = message.load
+        newly = message.seen - self._seen
+        if newly > len(self._unseen):
+            raise WireError(f"it has seen {newly} new requests of {len(self._unseen)} sent")
+        for _ in range(newly):
+            self._unseen_tokens -= self._unseen.popleft()
+        self._seen = message.seen
+        now = time.monotonic()
+        streams = self._streams
+        for output in message.outputs:
+            stream = streams.get(output.request_id)
+            if stream is None:
+                continue
+            try:
+                stream.receive(self, output, now)
+            except Exception as error:  # one request's trouble is not the connection's
+                _log.exception("request %s", output.request_id)
+                stream.broke(error)
+
+    def _lose(self) -> None:
+        self.connected = False
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        lost, self._streams = self._streams, {}
+        now = time.monotonic()
+        for stream in lost.values():
+            stream.lost(self, now)
+
+
+class WorkerTable:
+    """All workers this router knows of."""
+
+    def __init__(self, router_name: str, secret: str) -> None:
+        """TlsError if connections are to be encrypted and can't be."""
+        tls()
+        self._router_name = router_name
+        self._secret = secret
+        self._links: dict[str, WorkerLink] = {}
+        self._leaving: list[WorkerLink] = []
+
+    async def update(self, listed: Sequence[ListedWorker]) -> None:
+        """Discovery's full list. New ones are connected to; one gone from it takes no new requests."""
+        wanted = {w.ref.worker_id: w for w in listed}
+        for worker_id, link in list(self._links.items()):
+            if wanted.get(worker_id) != link.listed:
+                link.unlist()
+                self._leaving.append(self._links.pop(worker_id))
+        for worker_id, worker in wanted.items():
+            if worker_id not in self._links:
+                self._links[worker_id] = WorkerLink(worker, self._router_name, self._secret)
+        self._leaving = [link for link in self._leaving if not link.over]
+
+    async def close(self) -> None:
+        """Leave all; streams are lost."""
+        links, self._links, self._leaving = self.links(), {}, []
+        await asyncio.gather(*(link.close() for link in links))
+
+    def links(self) -> list[WorkerLink]:
+        """All, those that are leaving too."""
+        return [*self._links.values(), *(link for link in self._leaving if not link.over)]
+
+    def link(self, worker_id: str) -> WorkerLink:
+        """A listed one by id."""
+        return self._links[worker_id]
+
+    def snapshot(self) -> list[WorkerState]:
+        """The live ones, for the policy."""
+        return [link.snapshot() for link in self._links.values() if link.live]
+
+    def live(self) -> dict[Role, int]:
+        """How many of each pool are live."""
+        count: dict[Role, int] = {"prefill": 0, "decode": 0}
+        for link in self._links.values():
+            count[link.role] += link.live
+        return count
+
+    def infos(self) -> Iterable[WorkerInfo]:
+        """What the live ones are."""
+        return (link.info for link in self._links.values() if link.live)
+
+
+def _detect_dead_host(sock: socket.socket) -> None:
+    """A process's death ends the stream at once; a host's sends nothing, so ask it every second."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5000)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -1,0 +1,70 @@
+"""Grammars are checked before any worker is asked: off the event loop, and each once."""
+
+import asyncio
+import hashlib
+import re
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from llguidance import LLMatcher, LLParserLimits, LLTokenizer
+
+from router.errors import invalid
+from router.text.grammar import Form, Marks
+from router.text.schema_fault import Fault, brief, fault_of
+
+_LIMITS = LLParserLimits(verbose_errors=False)
+_PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
+_KEEP = 4096
+# Characters: about a second to compile at the worst.
+_LONGEST = 256 * 1024
+
+
+class GrammarCheck:
+    """What is wrong with forms, remembered. `folder`: the checkpoint's, with tokenizer.json."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = Path(folder)
+        self._tokenizer: LLTokenizer | None = None
+        self._known: OrderedDict[bytes, Fault | None] = OrderedDict()
+        self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+
+    def close(self) -> None:
+        """End the thread."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def __call__(self, form: Form, marks: Marks) -> None:
+        """400 if workers could not keep to it, naming the path within the schema at fault."""
+        text = form.grammar(marks).text
+        if len(text) > _LONGEST:
+            reason = f"it makes a grammar of {len(text)} characters, at most {_LONGEST} are taken"
+            raise invalid(f"'{form.param}': {reason}", form.param)
+        # The same grammar may come from elsewhere in another request, and is at fault there.
+        places = "\n".join((form.param, *(s.param for s in form.schemas)))
+        key = hashlib.blake2b(f"{places}\0{text}".encode(), digest_size=16).digest()
+        if key in self._known:
+            self._known.move_to_end(key)
+        else:
+            loop = asyncio.get_running_loop()
+            self._known[key] = await loop.run_in_executor(self._threads, self._fault, form, text)
+            if len(self._known) > _KEEP:
+                self._known.popitem(last=False)
+        fault = self._known[key]
+        if fault is not None:
+            raise invalid(f"'{fault.param}': {fault.reason}", fault.param, "invalid_grammar")
+
+    def _fault(self, form: Form, text: str) -> Fault | None:
+        # Only a client's own grammar may name tokens that there may not be.
+        message = LLMatcher.validate_grammar(text, self._index() if form.given else None, limits=_LIMITS)
+        if not message or message.startswith("WARNING"):
+            return None
+        for schema in form.schemas:
+            if (fault := fault_of(schema)) is not None:
+                return fault
+        # Places in a grammar of ours mean nothing to clients.
+        return Fault(form.param, brief(message if form.given else _PLACE.sub("", message)))
+
+    def _index(self) -> LLTokenizer:
+        if self._tokenizer is None:
+            self._tokenizer = LLTokenizer((self._folder / "tokenizer.json").read_text())
+        return self._tokenizer

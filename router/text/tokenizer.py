@@ -1,0 +1,126 @@
+"""A checkpoint's tokenizer: text to ids, ids to bytes, and what its files say about ends and templates."""
+
+import asyncio
+import json
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tokenizers
+
+from router.text.grammar import Marks
+from router.text.template import ChatTemplate
+
+# Text shorter than this takes well under a millisecond, about what handing it to a thread and back costs.
+_INLINE_CHARS = 2048
+
+
+class Piece(NamedTuple):
+    """One token as text and as bytes. `text` has U+FFFD where the bytes alone are not UTF-8."""
+
+    text: str
+    data: bytes
+
+
+class Tokenizer:
+    """tokenizer.json of a checkpoint folder, read once.
+
+    visible: for a byte-level vocabulary the bytes of each id, empty for special tokens (they are not shown);
+    None for other kinds, which only `decode` can join. eos_ids: ids that end a sequence, of generation_config.json
+    and config.json together. template: None where the checkpoint has no chat template. marks: tokens like `<this>`.
+    """
+
+    def __init__(self, folder: str) -> None:
+        path = Path(folder)
+        source = path / "tokenizer.json"
+        if not source.is_file():
+            raise FileNotFoundError(f"{folder} has no tokenizer.json: point `tokenizer` at a checkpoint folder")
+        self._inner = tokenizers.Tokenizer.from_file(str(source))
+        self.size = self._inner.get_vocab_size(with_added_tokens=True)
+        added = self._inner.get_added_tokens_decoder()
+        self.special_ids = frozenset(i for i, t in added.items() if t.special)
+        self.marks = Marks({t.content: i for i, t in added.items() if t.content[:1] == "<" and t.content[-1:] == ">"})
+        self.visible: list[bytes] | None = None
+        self._bytes: list[bytes] = []
+        if _is_byte_level(self._inner):
+            vocab = {i: token for token, i in self._inner.get_vocab(with_added_tokens=True).items()}
+            self._bytes = [_token_bytes(vocab.get(i, "")) for i in range(max(vocab) + 1)]
+            self.visible = [b"" if i in self.special_ids else b for i, b in enumerate(self._bytes)]
+        self._showing: dict[tuple[str, ...], list[bytes] | None] = {}
+        self.eos_ids = _eos_ids(path)
+        self.template = ChatTemplate.load(path)
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+
+    def close(self) -> None:
+        """End the tokenizing threads."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
+        """Token ids of a text; a long one is encoded in a thread."""
+        if len(text) < _INLINE_CHARS:
+            return self.encode_now(text, add_special_tokens)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, self.encode_now, text, add_special_tokens)
+
+    def encode_now(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
+        """Token ids of a text, at once."""
+        return tuple(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+
+    def decode(self, token_ids: list[int] | tuple[int, ...], *, skip_special: bool = True) -> str:
+        """Text of a whole sequence. Ids without a token are nothing."""
+        return self._inner.decode(list(token_ids), skip_special_tokens=skip_special)
+
+    def special_among(self, markers: tuple[str, ...]) -> frozenset[int]:
+        """Ids of those markers that are special tokens here."""
+        ids = {self._inner.token_to_id(marker) for marker in markers}
+        return self.special_ids & ids
+
+    def showing(self, markers: tuple[str, ...]) -> list[bytes] | None:
+        """`visible`, and the markers too, special or not."""
+        if self.visible is None:
+            return None
+        if markers not in self._showing:
+            hidden = self.special_ids - self.special_among(markers)
+            self._showing[markers] = [b"" if i in hidden else b for i, b in enumerate(self._bytes)]
+        return self._showing[markers]
+
+    def piece(self, token_id: int) -> Piece:
+        """One token by itself, special ones too."""
+        if self.visible is not None:
+            data = self._bytes[token_id] if token_id < len(self._bytes) else b""
+            return Piece(data.decode("utf-8", "replace"), data)
+        text = self.decode([token_id], skip_special=False)
+        return Piece(text, text.encode())
+
+
+def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:
+    decoder = json.loads(inner.to_str())["decoder"] or {}
+    inside = decoder.get("decoders", [decoder]) if decoder.get("type") == "Sequence" else [decoder]
+    return [d.get("type") for d in inside] == ["ByteLevel"]
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's alphabet: each printable Latin-1 character stands for its own byte, the rest for U+0100 onwards."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [b for b in range(256) if b not in set(printable)]
+    return {chr(b): b for b in printable} | {chr(0x100 + n): b for n, b in enumerate(rest)}
+
+
+_ALPHABET = _byte_alphabet()
+
+
+def _token_bytes(token: str) -> bytes:
+    try:
+        return bytes(_ALPHABET[c] for c in token)
+    except KeyError:
+        return token.encode()
+
+
+def _eos_ids(path: Path) -> tuple[int, ...]:
+    found: set[int] = set()
+    for name in ("generation_config.json", "config.json"):
+        file = path / name
+        content: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+        ids = content.get("eos_token_id")
+        found.update([ids] if isinstance(ids, int) else ids or [])
+    return tuple(sorted(found))

@@ -1,0 +1,100 @@
+"""Frames carry every message unchanged, and nothing else passes."""
+
+import asyncio
+from typing import get_args
+
+import pytest
+
+from wire import protocol as p
+from wire.codec import CLUSTER, MAX_FRAME, WireError
+from workers.schedule.step import RANKS, Admit, Export, Install, LinkAll, Row, StepPlan, StepResult
+
+SAMPLING = p.SamplingParams(max_tokens=3, seed=2**62, logit_bias=((5, -1.5),), stop_token_ids=(1, 2), logprobs=0)
+LOGPROB = p.TokenLogprob(5, -0.25, (5, 6), (-0.25, -1.5))
+MESSAGES: list[p.Message] = [
+    p.Hello("r", "router"),
+    p.Prefill("a", (1, 2, 3), SAMPLING, -1),
+    p.Decode("a", (1, 2), SAMPLING, 0, p.PeerRef("w", "h", 1)),
+    p.Decode("a", (1, 2), SAMPLING),
+    p.Abort("a"),
+    p.StepOutputs(
+        7,
+        2,
+        p.Load(1, 2, 3, 4, 5, 6, 0.5),
+        (p.SeqOutput("a", 0, (9,), (LOGPROB,), (None, LOGPROB), "stop", None, p.Timings(0.1, 0.2, 0.3, 0.4)),),
+    ),
+    p.WorkerInfo(
+        "w",
+        "decode",
+        "h",
+        1,
+        "n",
+        2,
+        "wid",
+        "lay",
+        256,
+        64,
+        8,
+        4,
+        512,
+        (p.RankInfo(0, 3, "n", "cpu", "h", 4),),
+    ),
+    p.Pull("a"),
+    p.CancelPull("a"),
+    p.PullRefused("a", "why", True),
+    p.Header("a", 2, "hash", (4,), "lay", "wid"),
+]
+
+
+def read(data: bytes) -> p.Message:
+    async def run() -> p.Message:
+        reader = asyncio.StreamReader()
+        reader.feed_data(data)
+        reader.feed_eof()
+        return await CLUSTER.read(reader)
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=lambda m: type(m).__name__)
+def test_every_cluster_message_survives(message: p.Message) -> None:
+    assert read(CLUSTER.encode(message)) == message
+
+
+def test_the_list_above_is_complete() -> None:
+    assert {type(m) for m in MESSAGES} == set(get_args(p.Message))
+
+
+def test_a_step_plan_survives() -> None:
+    plan = StepPlan(
+        step=3,
+        links=(LinkAll("w", (("h", 1), ("h", 2))),),
+        installs=(Install("a", 0, (1, 2)),),
+        admits=(Admit(0, SAMPLING, (1,), 1),),
+        rows=(Row(0, 5, (1,), 0, (3,), True, (4,)),),
+        exports=(Export("a", "w", 0, (1,), 0, 5, True),),
+    )
+    result = StepResult(3, (1,), (LOGPROB,), ((LOGPROB,),), 0.5)
+    for message in (plan, result):
+        frame = memoryview(RANKS.encode(message)).tobytes()
+        at = 0
+
+        def take(count: int, frame: bytes = frame) -> bytes:
+            nonlocal at
+            at += count
+            return frame[at - count : at]
+
+        assert RANKS.read_blocking(take) == message
+    assert plan.links[0].of(1).port == 2
+
+
+def test_what_is_no_message_is_refused() -> None:
+    with pytest.raises(WireError, match="unreadable message of type 200"):
+        read(b"\x00\x00\x00\x00\xc8")
+    with pytest.raises(WireError, match="exceeds"):
+        read((MAX_FRAME + 1).to_bytes(4, "little") + b"\x00")
+    good = CLUSTER.encode(MESSAGES[0])
+    with pytest.raises(WireError, match="unreadable message of type 0"):
+        read(good[:5] + b"\xc1" + good[6:])
+    with pytest.raises(asyncio.IncompleteReadError):
+        read(good[:-1])

@@ -1,0 +1,114 @@
+"""A connection's two ends find out whether the other knows the secret, before any message."""
+
+import asyncio
+import socket
+from collections.abc import Awaitable
+
+import pytest
+
+from wire.handshake import Acceptor, Caller, StrangerError, accept, call
+from workers.schedule.step import Link, LinkLost
+
+from .transfer_ends import HOST, End
+
+
+def test_two_that_know_it_meet() -> None:
+    acceptor, caller = Acceptor("s"), Caller("s")
+    caller.check(acceptor.answer(caller.answer(acceptor.nonce)))
+
+
+@pytest.mark.parametrize(("acceptor_knows", "caller_knows"), [("s", ""), ("", "s"), ("s", "t")])
+def test_neither_takes_a_stranger(acceptor_knows: str, caller_knows: str) -> None:
+    acceptor, caller = Acceptor(acceptor_knows), Caller(caller_knows)
+    said = caller.answer(acceptor.nonce)
+    with pytest.raises(StrangerError, match="same Ray auth token"):
+        acceptor.answer(said)
+    with pytest.raises(StrangerError):
+        caller.check(Acceptor(acceptor_knows).answer(Caller(acceptor_knows).answer(acceptor.nonce)))
+
+
+def test_what_was_said_once_opens_nothing_again() -> None:
+    first, again, caller = Acceptor("s"), Acceptor("s"), Caller("s")
+    said = caller.answer(first.nonce)
+    first.answer(said)
+    with pytest.raises(StrangerError):
+        again.answer(said)
+
+
+def test_a_proof_sent_back_is_none() -> None:
+    acceptor = Acceptor("s")
+    caller = Caller("s")
+    said = caller.answer(acceptor.nonce)
+    with pytest.raises(StrangerError):
+        caller.check(said[32:])
+
+
+async def _over_streams(acceptor_knows: str, caller_knows: str) -> tuple[object, object]:
+    """What either side raised, or None."""
+    accepted: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
+
+    async def outcome(work: Awaitable[None]) -> BaseException | None:
+        try:
+            await work
+        except Exception as error:
+            return error
+        return None
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        accepted.set_result(await outcome(accept(reader, writer, acceptor_knows)))
+        writer.close()
+
+    async with await asyncio.start_server(serve, HOST, 0) as server:
+        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+        called = await outcome(call(reader, writer, caller_knows))
+        writer.close()
+        return await accepted, called
+
+
+def test_streams() -> None:
+    assert asyncio.run(_over_streams("s", "s")) == (None, None)
+    accepted, called = asyncio.run(_over_streams("s", "t"))
+    assert isinstance(accepted, StrangerError)
+    assert isinstance(called, StrangerError)
+
+
+def test_one_that_sends_a_message_at_once_is_a_stranger() -> None:
+    async def run() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            with pytest.raises(StrangerError):
+                await accept(reader, writer, "s")
+            writer.close()
+
+        async with await asyncio.start_server(serve, HOST, 0) as server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"\xff" * 4096)
+            assert len(await reader.read()) == 32
+            writer.close()
+
+    asyncio.run(run())
+
+
+def test_a_transfer_link_of_a_stranger_is_refused() -> None:
+    decode, prefill = End("decode", "auto", secret="s"), End("prefill", "auto", secret="t")
+    try:
+        decode.transfers.link(Link("prefill", HOST, prefill.transfers.port))
+        lost = decode.wait(lambda event: isinstance(event, LinkLost))
+        assert isinstance(lost, LinkLost)
+        assert "does not know this cluster's secret" in lost.reason
+        assert not prefill.events
+    finally:
+        decode.transfers.close()
+        prefill.transfers.close()
+
+
+def test_a_transfer_link_never_reads_a_strangers_message() -> None:
+    prefill = End("prefill", "auto", secret="s")
+    try:
+        with socket.create_connection((HOST, prefill.transfers.port), timeout=10) as stranger:
+            # A frame that announces 200 MB.
+            stranger.sendall((200 << 20).to_bytes(4, "little") + b"\0" * 60)
+            assert len(stranger.recv(32, socket.MSG_WAITALL)) == 32
+            while stranger.recv(4096):
+                pass
+    finally:
+        prefill.transfers.close()

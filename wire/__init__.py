@@ -1,0 +1,1 @@
+"""What routers and workers say to each other, and how."""

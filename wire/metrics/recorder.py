@@ -1,0 +1,108 @@
+"""Values of metrics, kept in plain numbers: one event loop records and reads them, so nothing is locked."""
+
+import bisect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from wire.metrics.table import Metric
+
+
+class Value:
+    """A counter's or a gauge's."""
+
+    __slots__ = ("value",)
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def add(self, amount: float = 1.0) -> None:
+        """Count."""
+        self.value += amount
+
+    def put(self, value: float) -> None:
+        """Set; of a counter, to a total counted elsewhere."""
+        self.value = value
+
+    def samples(self) -> Iterator[tuple[str, tuple[tuple[str, str], ...], float]]:
+        """One."""
+        yield "", (), self.value
+
+
+class Histogram:
+    """A histogram's: counts by bucket, and their exact sum."""
+
+    __slots__ = ("_bounds", "_counts", "_sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
+        self._sum = 0.0
+
+    def observe(self, value: float, count: int = 1) -> None:
+        """`count` observations of the same value."""
+        self._counts[bisect.bisect_left(self._bounds, value)] += count
+        self._sum += value * count
+
+    def samples(self) -> Iterator[tuple[str, tuple[tuple[str, str], ...], float]]:
+        """Cumulative buckets, sum and count."""
+        total = 0
+        for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
+            total += count
+            yield "_bucket", (("le", bound),), total
+        yield "_sum", (), self._sum
+        yield "_count", (), total
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A metric and its samples as Prometheus has them: (full name, labels, value)."""
+
+    metric: Metric
+    samples: tuple[tuple[str, dict[str, str], float], ...]
+
+
+class Recorder:
+    """One process's values, by metric and labels. A series is there, at 0, from when it is first asked for."""
+
+    def __init__(self) -> None:
+        self._series: dict[Metric, dict[tuple[str, ...], Value | Histogram]] = {}
+
+    def value(self, metric: Metric, *labels: str) -> Value:
+        """A counter or gauge; keep it where it is recorded often."""
+        series = self._of(metric, labels)
+        found = series.get(labels)
+        if found is None:
+            found = series[labels] = Value()
+        assert isinstance(found, Value)
+        return found
+
+    def histogram(self, metric: Metric, *labels: str) -> Histogram:
+        """A histogram; keep it where it is recorded often."""
+        series = self._of(metric, labels)
+        found = series.get(labels)
+        if found is None:
+            found = series[labels] = Histogram(metric.buckets)
+        assert isinstance(found, Histogram)
+        return found
+
+    def clear(self, metrics: Iterable[Metric]) -> None:
+        """Forget all their series."""
+        for metric in metrics:
+            self._series.pop(metric, None)
+
+    def read(self) -> Iterator[Reading]:
+        """Everything there is."""
+        for metric, series in self._series.items():
+            yield Reading(
+                metric,
+                tuple(
+                    (metric.name + suffix, dict((*zip(metric.labels, labels, strict=True), *more)), value)
+                    for labels, kept in series.items()
+                    for suffix, more, value in kept.samples()
+                ),
+            )
+
+    def _of(self, metric: Metric, labels: tuple[str, ...]) -> dict[tuple[str, ...], Value | Histogram]:
+        if len(labels) != len(metric.labels):
+            raise ValueError(f"{metric.name} has the labels {metric.labels}, got {labels}")
+        return self._series.setdefault(metric, {})

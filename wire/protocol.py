@@ -1,0 +1,242 @@
+"""Every message between routers, workers' leaders and their peers.
+
+Directions: router -> worker: `Hello`, `Prefill`, `Decode`, `Abort`. Worker -> router: `WorkerInfo`,
+`StepOutputs`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`. Back: `WorkerInfo`,
+`Header` (all of a snapshot is on its way), `PullRefused`.
+
+Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Role = Literal["prefill", "decode"]
+# Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "abort": at a decode worker,
+# that the prefill worker ended the request, and has told the router how.
+Finish = Literal["stop", "length", "abort", "error", "handoff"]
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What a sequence's text must be, as the grammar engine (llguidance) reads it: Lark, or its JSON of several.
+
+    Equal texts are compiled once a worker.
+    """
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How one sequence's next tokens are chosen and when it ends.
+
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. `seed` alone decides the noise,
+    with the token's position, so a request gives the same tokens in whatever batch it runs.
+    `stop_token_ids` already holds the end-of-sequence ids unless the user asked to ignore them.
+    `logprobs` / `prompt_logprobs`: None for none, k for the chosen token and the k most likely.
+    `grammar`: stop tokens may follow only where the text is whole by it.
+    """
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    min_tokens: int = 0
+    logprobs: int | None = None
+    prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Hello:
+    """First message of every connection: who calls."""
+
+    name: str
+    kind: Literal["router", "worker"]
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRef:
+    """Where a worker's leader listens."""
+
+    worker_id: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class Prefill:
+    """Compute the prompt, sample the first token, keep the snapshot for the decode worker that pulls it."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    priority: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Decode:
+    """Generate. With `source`, pull the prompt's snapshot from that prefill worker; without, prefill here."""
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    priority: int = 0
+    source: PeerRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Abort:
+    """Forget the request and free what it holds within a step. Unknown ids are ignored."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """Natural-log probability of `token_id` under the model before any sampling setting, and the best ones."""
+
+    token_id: int
+    logprob: float
+    top_ids: tuple[int, ...] = ()
+    top_logprobs: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Seconds a request spent in one worker. A stage that did not happen there is 0."""
+
+    queue_s: float = 0.0
+    prefill_s: float = 0.0
+    transfer_s: float = 0.0
+    decode_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class SeqOutput:
+    """What one step gave one sequence.
+
+    `offset` is the index of `token_ids[0]` among the generated tokens: outputs of the two workers of a request
+    travel on different connections and may overtake each other. `logprobs` is as long as `token_ids`, or empty.
+    `prompt_logprobs` comes once, with the first output; its first item is None (nothing precedes it).
+    The stop token itself is in `token_ids`.
+    """
+
+    request_id: str
+    offset: int
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+    prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
+    finish: Finish | None = None
+    error: str | None = None
+    timings: Timings | None = None
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """A worker's figures, as of the step they ride on."""
+
+    queued: int
+    queued_tokens: int
+    running: int
+    free_pages: int
+    free_slots: int
+    transferring: int
+    step_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StepOutputs:
+    """One message a step to each router: all its sequences' tokens, and the worker's load.
+
+    `seen` counts the `Prefill` and `Decode` messages taken from this router so far, so that the router knows
+    which of its own submissions the figures already contain.
+    """
+
+    step: int
+    seen: int
+    load: Load
+    outputs: tuple[SeqOutput, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RankInfo:
+    """One rank's process, and where it takes transfer links."""
+
+    rank: int
+    pid: int
+    node: str
+    device: str
+    transfer_host: str
+    transfer_port: int
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInfo:
+    """What a worker is; fixed for its life. `layout` names what a snapshot's bytes mean (see Header)."""
+
+    worker_id: str
+    role: Role
+    host: str
+    port: int
+    node: str
+    pid: int
+    weights_id: str
+    layout: str
+    vocab_size: int
+    page_size: int
+    pages: int
+    slots: int
+    max_model_len: int
+    ranks: tuple[RankInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Pull:
+    """The sending decode worker has room: send it this request's snapshot, as far as there is one."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelPull:
+    """Send nothing more of it."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PullRefused:
+    """No snapshot will come, and why. `told`: the router knows already how the request ended."""
+
+    request_id: str
+    reason: str
+    told: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """A snapshot's identity. A receiver refuses one that differs from what it serves.
+
+    `position`: tokens whose latents and state are inside. `token_hash`: running hash of the first `position`
+    token ids (`workers.schedule.sequence.hash_tokens`). `generated`: tokens already sampled, the last of which is
+    not yet computed. `layout`: how the bytes read (shapes, dtypes, tp). `weights_id`: which weights made them.
+    """
+
+    request_id: str
+    position: int
+    token_hash: str
+    generated: tuple[int, ...]
+    layout: str
+    weights_id: str
+
+
+Message = Hello | Prefill | Decode | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header

@@ -1,0 +1,60 @@
+"""Snapshots a decode worker is pulling: each has come when its header and every rank's part have."""
+
+from dataclasses import dataclass, field
+
+from wire.protocol import Header, WorkerInfo
+from workers.schedule.sequence import Sequence, hash_tokens
+
+
+@dataclass(slots=True)
+class _Arrival:
+    ranks: set[int] = field(default_factory=set)
+    header: Header | None = None
+
+
+class Arrivals:
+    """What has come of each."""
+
+    def __init__(self, tp: int) -> None:
+        self._tp = tp
+        self._awaited: dict[str, _Arrival] = {}
+
+    def __contains__(self, request_id: str) -> bool:
+        return request_id in self._awaited
+
+    def expect(self, request_id: str) -> None:
+        """It is pulled from now on."""
+        self._awaited[request_id] = _Arrival()
+
+    def drop(self, request_id: str) -> None:
+        """It is awaited no more."""
+        self._awaited.pop(request_id, None)
+
+    def head(self, header: Header) -> Header | None:
+        """Its header has come; the header if that was the last of it."""
+        if arrival := self._awaited.get(header.request_id):
+            arrival.header = header
+        return self._whole(header.request_id)
+
+    def part(self, request_id: str, rank: int) -> Header | None:
+        """A rank has its part; the header if that was the last of it."""
+        if arrival := self._awaited.get(request_id):
+            arrival.ranks.add(rank)
+        return self._whole(request_id)
+
+    def _whole(self, request_id: str) -> Header | None:
+        arrival = self._awaited.get(request_id)
+        if arrival is None or arrival.header is None or len(arrival.ranks) < self._tp:
+            return None
+        del self._awaited[request_id]
+        return arrival.header
+
+
+def mismatch(seq: Sequence, header: Header, own: WorkerInfo) -> str | None:
+    """Why a snapshot can't be continued with here; None if it can."""
+    expected = (seq.prompt_tokens, hash_tokens(seq.tokens), own.layout, own.weights_id)
+    got = (header.position, header.token_hash, header.layout, header.weights_id)
+    for name, mine, theirs in zip(("position", "token_hash", "layout", "weights_id"), expected, got, strict=True):
+        if mine != theirs:
+            return f"its {name} is {theirs}, expected {mine}"
+    return None if header.generated else "it holds no sampled token"

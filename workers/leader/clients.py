@@ -1,0 +1,82 @@
+"""A leader's callers: routers, and decode workers that pull; and which router each request belongs to."""
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Literal
+
+from wire.codec import CLUSTER
+from wire.protocol import Header, Load, PullRefused, SeqOutput, StepOutputs, WorkerInfo
+
+# A caller that stops reading is cut off rather than buffered for.
+_MAX_UNREAD = 64 * 1024 * 1024
+
+
+@dataclass(slots=True, eq=False)
+class Client:
+    """One connection. seen: submissions taken from it."""
+
+    name: str
+    kind: Literal["router", "worker"]
+    writer: asyncio.StreamWriter
+    seen: int = 0
+    outbox: list[SeqOutput] = field(default_factory=list)
+
+    def tell(self, message: WorkerInfo | StepOutputs | Header | PullRefused) -> None:
+        """Queue a message; a connection that ended is noticed where it is read."""
+        self.writer.write(CLUSTER.encode(message))
+        if self.writer.transport.get_write_buffer_size() > _MAX_UNREAD:
+            self.writer.transport.abort()
+
+    def flush(self, step: int, load: Load) -> None:
+        """Send what waits for it, with the worker's figures."""
+        self.tell(StepOutputs(step, self.seen, load, tuple(self.outbox)))
+        self.outbox.clear()
+
+
+class Clients:
+    """All connections, and the owner of each request."""
+
+    def __init__(self) -> None:
+        self._all: set[Client] = set()
+        self._owners: dict[str, Client] = {}
+
+    def join(self, client: Client) -> None:
+        """A new connection."""
+        self._all.add(client)
+
+    def leave(self, client: Client) -> list[str]:
+        """A connection ended; the requests that were its."""
+        self._all.discard(client)
+        return [request_id for request_id, owner in self._owners.items() if owner is client]
+
+    def own(self, request_id: str, client: Client) -> None:
+        """The request's outputs go to this client."""
+        self._owners[request_id] = client
+
+    def disown(self, request_id: str) -> None:
+        """Nobody wants the request's outputs any more."""
+        self._owners.pop(request_id, None)
+
+    def publish(self, outputs: list[SeqOutput], step: int, load: Load) -> None:
+        """One message to each router that has any of the outputs."""
+        touched: set[Client] = set()
+        for output in outputs:
+            client = self._owners.get(output.request_id)
+            if client is not None:
+                client.outbox.append(output)
+                touched.add(client)
+                if output.finish:
+                    del self._owners[output.request_id]
+        for client in touched:
+            client.flush(step, load)
+
+    def beat(self, step: int, load: Load) -> None:
+        """Fresh figures to every router, though nothing is computed."""
+        for client in self._all:
+            if client.kind == "router":
+                client.flush(step, load)
+
+    def close(self) -> None:
+        """End every connection."""
+        for client in list(self._all):
+            client.writer.close()

@@ -1,0 +1,102 @@
+"""What a worker's leader records: its steps, its snapshots, and what its ranks tell of themselves."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from wire.metrics import table
+from wire.metrics.load import record_load
+from wire.metrics.recorder import Reading, Recorder
+from wire.protocol import Load, Role, SeqOutput, WorkerInfo
+from workers.schedule.step import RankStats, StepPlan
+
+# link: a rank's connection broke. peer: the other worker is gone or refuses to be connected. refused: the prefill
+# worker has no such snapshot. mismatch: it is not of this prompt, model or layout. timeout: nobody took it.
+TransferFailure = Literal["link", "peer", "refused", "mismatch", "timeout"]
+_FAILURES: tuple[TransferFailure, ...] = ("link", "peer", "refused", "mismatch", "timeout")
+
+
+@dataclass(frozen=True, slots=True)
+class StepTotals:
+    """Of all steps with sequences so far. seconds: waiting for the ranks. past: tokens before those computed."""
+
+    steps: int
+    seconds: float
+    sequences: int
+    tokens: int
+    past: int
+    sampled: int
+
+
+class WorkerFigures:
+    """A leader's recorder. Once a step at most, never once a token."""
+
+    def __init__(self, worker_id: str, role: Role) -> None:
+        self._who = (worker_id, role)
+        self._recorder = Recorder()
+        recorder, who = self._recorder, self._who
+        self._step = recorder.histogram(table.STEP_SECONDS, *who)
+        self._phases = [recorder.value(table.STEP_PHASES, *who, phase) for phase in ("plan", "ranks", "publish")]
+        counters = (table.STEP_SEQUENCES, table.STEP_TOKENS, table.STEP_PAST, table.STEP_SAMPLED)
+        self._counts = [recorder.value(metric, *who) for metric in counters]
+        self._transfer = recorder.histogram(table.TRANSFER_SECONDS, *who)
+        self._failures = {why: recorder.value(table.TRANSFER_FAILURES, *who, why) for why in _FAILURES}
+        self._totals = [0, 0.0, 0, 0, 0, 0]
+
+    def stepped(self, plan: StepPlan, sampled: int, began: float, sent: float, back: float, over: float) -> None:
+        """A step, by the times its planning began, its plan left, its result was back and its tokens were published."""
+        for value, seconds in zip(self._phases, (sent - began, back - sent, over - back), strict=True):
+            value.add(seconds)
+        rows = plan.rows
+        if rows:
+            self._step.observe(back - sent)
+            counted = (len(rows), sum(len(r.token_ids) for r in rows), sum(r.start for r in rows), sampled)
+            for value, count in zip(self._counts, counted, strict=True):
+                value.add(count)
+            for index, amount in enumerate((1, back - sent, *counted)):
+                self._totals[index] += amount
+
+    def ended(self, outputs: Iterable[SeqOutput]) -> None:
+        """Sequences whose last output this is."""
+        for output in outputs:
+            if output.finish is not None:
+                self._recorder.value(table.FINISHED, *self._who, output.finish).add()
+
+    def transferred(self, seconds: float) -> None:
+        """A snapshot has come, so long after its prompt was computed."""
+        self._transfer.observe(seconds)
+
+    def transfer_failed(self, why: TransferFailure) -> None:
+        """A sequence ended for want of its snapshot."""
+        self._failures[why].add()
+
+    def told(self, stats: RankStats) -> None:
+        """What a rank has done so far."""
+        put, rank = self._recorder.value, str(stats.rank)
+        for direction, moved in (("out", stats.sent), ("in", stats.received)):
+            put(table.TRANSFER_BYTES, *self._who, rank, direction).put(moved.bytes)
+            put(table.TRANSFER_BUSY, *self._who, rank, direction).put(moved.seconds)
+        if stats.rank == 0:
+            for phase, seconds in stats.phases:
+                put(table.RANK_PHASES, *self._who, phase).put(seconds)
+            for holder, tokens in enumerate(stats.expert_tokens):
+                put(table.EXPERT_TOKENS, *self._who, str(holder)).put(tokens)
+            for layer, ratio in stats.expert_peaks:
+                put(table.EXPERT_PEAK, *self._who, str(layer)).put(ratio)
+
+    def limit(self, ratio: float | None) -> None:
+        """Share of what the planner takes to be possible; None where that is not known."""
+        self._recorder.clear([table.LIMIT_RATIO])
+        if ratio is not None:
+            self._recorder.value(table.LIMIT_RATIO, *self._who).put(ratio)
+
+    @property
+    def totals(self) -> StepTotals:
+        """The steps so far."""
+        steps, seconds, *counts = self._totals
+        return StepTotals(int(steps), seconds, *map(int, counts))
+
+    def read(self, info: WorkerInfo, load: Load) -> Iterator[Reading]:
+        """Everything there is."""
+        record_load(self._recorder, info, load)
+        return self._recorder.read()

@@ -1,0 +1,123 @@
+"""Puts a rank together: config, weights, caches, runner."""
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from kernels.dispatch import uses_triton
+from workers.collectives.base import Collectives
+from workers.config import WorkerConfig
+from workers.model.batch import Caches
+from workers.model.config import LingConfig
+from workers.model.ling import LingModel, make_caches
+from workers.model.load_plan import lacks_mtp
+from workers.model.loader import Progress, Source
+from workers.model.synthetic import Synthetic
+from workers.model.verify import verify
+from workers.model.weights import load_from, open_checkpoint
+from workers.rank.grammar import Grammars
+from workers.rank.graphs import captures
+from workers.rank.runner import Runner
+from workers.sizes import dtype_name, max_model_len
+from workers.transfer.endpoint import Transfers
+
+# Share of a GPU's free memory, weights loaded, that goes to latent pages; activations take the rest.
+_PAGE_SHARE = 0.85
+# Without a GPU, pages for this many tokens a slot: laptops hold short conversations.
+_CPU_TOKENS_PER_SLOT = 2048
+_PROGRESS_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltRank:
+    """A rank ready to step, the grammars its sampler keeps to, and the latent pages it found room for.
+
+    caches: those of the runner, which may hold a slot and a page more than sequences are given.
+    """
+
+    model: LingModel
+    caches: Caches
+    runner: Runner
+    grammars: Grammars
+    pages: int
+
+
+def _pages(config: WorkerConfig, model: LingConfig, dtype: torch.dtype) -> int:
+    if config.pages is not None:
+        return config.pages
+    longest = -(-max_model_len(config, model) // config.page_size)
+    if config.device == "cpu":
+        return max(longest, config.slots * _CPU_TOKENS_PER_SLOT // config.page_size)
+    free, _ = torch.cuda.mem_get_info()
+    heads, key, value = model.state_shape(config.tp)
+    states = (config.slots + 1) * model.linear_layers * heads * key * value * 4
+    page = Caches.bytes_per_page(model.mla_layers, config.page_size, model.latent_width, dtype)
+    return int((free - states) * _PAGE_SHARE) // page
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+class _Lines:
+    """Progress as a line every few seconds and one at the end."""
+
+    def __init__(self, say: Callable[[str], None], what: str) -> None:
+        self._say = say
+        self._what = what
+        self._next = time.monotonic() + _PROGRESS_S
+
+    def __call__(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if now >= self._next or progress.done == progress.total:
+            self._next = now + _PROGRESS_S
+            self._say(f"{self._what}: {progress}")
+
+
+def _load(config: WorkerConfig, model: LingModel, say: Callable[[str], None]) -> None:
+    folder = Path(config.model)
+    synthetic = config.load == "synthetic"
+    if config.verify and not synthetic:
+        what = f"verifying {folder.name}, rank 0 of {model.tp}"
+        verify(folder, model.rank, model.tp, None if model.rank else _Lines(say, what))
+    source: Source = (
+        Synthetic(model.config.quantization) if synthetic else open_checkpoint(folder, model.rank, model.tp)
+    )
+    if model.rank:
+        load_from(model, source)
+        return
+    if lacks_mtp(source, model.config):
+        promised = model.config.mtp_layers
+        say(f"{folder}: config.json promises {promised} MTP layer(s), its files hold none: serving without speculation")
+    what = "synthetic weights" if synthetic else f"weights of {folder.name}"
+    load_from(model, source, _Lines(say, f"{what}, rank 0 of {model.tp}"))
+
+
+def build_rank(
+    config: WorkerConfig,
+    collectives: Collectives,
+    transfers: Transfers | None,
+    say: Callable[[str], None] = _say,
+) -> BuiltRank:
+    """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time."""
+    model_config = LingConfig.load(Path(config.model), config.model_overrides)
+    model_config.check_tp(config.tp)
+    device = torch.device(config.device)
+    dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_name(config, model_config)]
+    model = LingModel(model_config, collectives, device, dtype)
+    _load(config, model, say)
+    pages = _pages(config, model_config, dtype)
+    # References ask the host what a captured step may not.
+    captured = config.cuda_graphs == "auto" and device.type == "cuda" and uses_triton(torch.empty(0, device=device))
+    spare = int(captured)
+    caches = make_caches(model_config, config.tp, pages + spare, config.page_size, config.slots + spare, device, dtype)
+    # One page more than the longest sequence fills: the token after the last computed one has its place too.
+    table = -(-(max_model_len(config, model_config) + 1) // config.page_size)
+    grammars = Grammars(Path(config.model), model_config.vocab_size)
+    capture = captures(device) if captured else None
+    runner = Runner(model, caches, collectives, table, transfers, grammars, capture)
+    return BuiltRank(model, caches, runner, grammars, pages)

@@ -1,0 +1,78 @@
+"""The bare engine: scheduler and runner in one process, no sockets, no Ray. Tests and benchmarks use it."""
+
+import itertools
+import time
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+from wire.protocol import Finish, SamplingParams, SeqOutput, TokenLogprob
+from workers.collectives.base import Solo
+from workers.config import WorkerConfig
+from workers.rank.build import build_rank
+from workers.schedule.scheduler import Scheduler
+from workers.schedule.sequence import Sequence
+from workers.sizes import limits_of
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """One request's whole answer."""
+
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...]
+    prompt_logprobs: tuple[TokenLogprob | None, ...]
+    finish: Finish
+
+
+class Engine:
+    """A worker's decisions and computation, called directly. One rank: `config.tp` must be 1."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        if config.tp != 1:
+            raise ValueError(f"the bare engine runs one rank in this process, tp is {config.tp}")
+        built = build_rank(config, Solo(), transfers=None)
+        self.model_config = built.model.config
+        self.scheduler = Scheduler(limits_of(config, built.model.config, built.pages))
+        self._runner = built.runner
+        self._grammars = built.grammars
+        self._ids = itertools.count()
+
+    def generate(self, prompts: Seq[Seq[int]], sampling: Seq[SamplingParams]) -> list[Completion]:
+        """Run all prompts together, each with its own sampling; answers in the same order."""
+        ids = [self.add(p, s) for p, s in zip(prompts, sampling, strict=True)]
+        outputs: dict[str, list[SeqOutput]] = {i: [] for i in ids}
+        while self.scheduler.sequences:
+            for output in self.step():
+                outputs[output.request_id].append(output)
+        return [_join(outputs[i]) for i in ids]
+
+    def add(self, prompt: Seq[int], sampling: SamplingParams) -> str:
+        """Queue one prompt; its id. GrammarError if its grammar can't be compiled."""
+        if sampling.grammar is not None:
+            self._grammars.compile(sampling.grammar)
+        request_id = str(next(self._ids))
+        self.scheduler.add(
+            Sequence(
+                request_id=request_id, tokens=list(prompt), prompt_tokens=len(prompt), sampling=sampling,
+                priority=0, order=0, handoff=False, source=None, arrived=time.monotonic(),
+            )
+        )  # fmt: skip
+        return request_id
+
+    def step(self) -> list[SeqOutput]:
+        """One step over whatever is queued and running."""
+        plan = self.scheduler.plan(time.monotonic())
+        if plan.empty:
+            return []
+        return self.scheduler.commit(plan, self._runner.step(plan), time.monotonic())
+
+
+def _join(outputs: list[SeqOutput]) -> Completion:
+    finish = outputs[-1].finish
+    assert finish is not None
+    return Completion(
+        token_ids=tuple(t for o in outputs for t in o.token_ids),
+        logprobs=tuple(p for o in outputs for p in o.logprobs),
+        prompt_logprobs=tuple(p for o in outputs for p in o.prompt_logprobs),
+        finish=finish,
+    )

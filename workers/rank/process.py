@@ -1,0 +1,119 @@
+"""A rank's process: a resident loop that runs the leader's plans."""
+
+import os
+import socket
+import threading
+import traceback
+
+import torch
+
+from wire.codec import WireError
+from wire.protocol import Grammar
+from workers.collectives import make_collectives
+from workers.config import Rendezvous, WorkerConfig
+from workers.rank.build import BuiltRank, build_rank
+from workers.schedule.step import RANKS, Compile, Compiled, Forget, RankFailed, RankMessage, Ready, StepPlan
+from workers.transfer.endpoint import Transfers
+
+
+class LeaderSocket:
+    """The connection to the leader: plans come in, results and transfer events go out, from any thread."""
+
+    def __init__(self, path: str) -> None:
+        self._socket = socket.socket(socket.AF_UNIX)
+        self._socket.connect(path)
+        self._lock = threading.Lock()
+
+    def send(self, message: RankMessage) -> None:
+        """Send one message; a leader that is gone is noticed by `receive`."""
+        frame = RANKS.encode(message)
+        try:
+            with self._lock:
+                self._socket.sendall(frame)
+        except OSError:
+            return
+
+    def receive(self) -> RankMessage | None:
+        """The next message; None once the leader is gone."""
+        try:
+            return RANKS.read_blocking(self._exactly)
+        except (EOFError, OSError):
+            return None
+
+    def _exactly(self, count: int) -> bytes:
+        data = self._socket.recv(count, socket.MSG_WAITALL)
+        if len(data) < count:
+            raise EOFError
+        return data
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._socket.close()
+
+
+def rank_main(config: WorkerConfig, worker_id: str, rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
+    """Load, say ready, then run plans until the leader goes away.
+
+    `endpoint`: the leader's Unix socket. Raises what went wrong, after telling the leader.
+    """
+    # One thread a rank: ranks share the host's cores, and a kernel's sums keep one order.
+    torch.set_num_threads(1)
+    device = _device(config, rank)
+    leader = LeaderSocket(endpoint)
+    try:
+        collectives = make_collectives(config.collectives, rank, config.tp, rendezvous, device)
+        transfers = Transfers(rank, worker_id, config.host, device, config.channel, leader.send, config.secret)
+        try:
+            built = build_rank(config, collectives, transfers)
+            leader.send(
+                Ready(
+                    rank,
+                    os.getpid(),
+                    socket.gethostname(),
+                    str(device),
+                    transfers.host,
+                    transfers.port,
+                    built.pages,
+                )
+            )
+            _serve(leader, built, rank)
+        finally:
+            transfers.close()
+            collectives.close()
+    except BaseException as error:
+        leader.send(RankFailed(rank, "".join(traceback.format_exception_only(error)).strip()))
+        raise
+    finally:
+        leader.close()
+
+
+def _serve(leader: LeaderSocket, built: BuiltRank, rank: int) -> None:
+    def compiled(grammar: Grammar, error: str | None) -> None:
+        leader.send(Compiled(grammar, error))
+
+    try:
+        while (message := leader.receive()) is not None:
+            match message:
+                case StepPlan():
+                    result = built.runner.step(message)
+                    if rank == 0:
+                        leader.send(result)
+                    if (stats := built.runner.stats()) is not None:
+                        leader.send(stats)
+                case Compile():
+                    built.grammars.submit(message.grammar, compiled)
+                case Forget():
+                    built.grammars.forget(message.grammar)
+                case _:
+                    raise WireError(f"{type(message).__name__} does not come from a leader")
+    finally:
+        built.grammars.close()
+
+
+def _device(config: WorkerConfig, rank: int) -> torch.device:
+    """This rank's device, made the current one. Where a launcher shows each rank one GPU, that is it."""
+    if config.device == "cpu":
+        return torch.device("cpu")
+    device = torch.device("cuda", rank % torch.cuda.device_count())
+    torch.cuda.set_device(device)
+    return device

@@ -1,0 +1,201 @@
+"""Executes step plans on one rank: transfers, the forward pass, sampling on rank 0."""
+
+import time
+from collections.abc import Sequence
+from itertools import accumulate
+
+import torch
+from torch import Tensor
+
+from wire.protocol import TokenLogprob
+from workers.collectives.base import Collectives
+from workers.model.batch import Batch, Caches
+from workers.model.ling import LingModel
+from workers.rank.expert_load import ExpertLoad
+from workers.rank.grammar import Grammars
+from workers.rank.graphs import Capture, DecodeGraphs
+from workers.rank.sampler import Sampled, Sampler, token_logprobs
+from workers.rank.watch import StepWatch
+from workers.schedule.step import Export, Install, Moved, RankStats, Row, StepPlan, StepResult
+from workers.transfer import snapshot
+from workers.transfer.endpoint import Transfers
+
+# Prompt log-probabilities need logits of every prompt token; this many rows of vocabulary at a time.
+_LOGIT_ROWS = 128
+# Captured steps count no experts: every so many steps one runs uncaptured and does, on all ranks alike.
+_COUNT_EVERY = 512
+
+
+class Runner:
+    """One rank's model, caches and sampler. `transfers` is None where no snapshot comes or goes.
+
+    capture: decode steps are captured by it, and the caches' last slot and last page are left to them; None for none.
+    """
+
+    def __init__(
+        self,
+        model: LingModel,
+        caches: Caches,
+        collectives: Collectives,
+        max_pages: int,
+        transfers: Transfers | None,
+        grammars: Grammars,
+        capture: Capture | None = None,
+    ) -> None:
+        slots = caches.state.shape[1]
+        self._model = model
+        self._caches = caches
+        self._collectives = collectives
+        self._transfers = transfers
+        self._device = caches.latent.device
+        self._page_table = torch.zeros(slots, max_pages, dtype=torch.int32, device=self._device)
+        self._sampler = Sampler(model.config.vocab_size, slots, self._device, grammars)
+        self._watch = StepWatch(self._device)
+        self._experts = ExpertLoad(model.config, collectives.size, self._device)
+        self._graphs: DecodeGraphs | None = None
+        if capture is not None:
+            with torch.inference_mode():
+                self._graphs = DecodeGraphs(model, caches, self._page_table, capture)
+
+    @torch.inference_mode()
+    def step(self, plan: StepPlan) -> StepResult:
+        """Run one plan. Every rank runs the same plans in the same order; rank 0's result counts."""
+        begun = time.monotonic()
+        graphs = self._graphs if self._graphs is not None and self._graphs.serves(plan.rows) else None
+        uncaptured = graphs is not None and plan.step % _COUNT_EVERY == 0
+        if uncaptured:
+            graphs = None
+        # An uncaptured decode step's times are not those of the others.
+        watched = bool(plan.rows) and not uncaptured and self._watch.begin(begun)
+        counting = (uncaptured or (watched and graphs is None)) and self._collectives.rank == 0
+        self._before(plan)
+        self._watch.lap("transfer")
+        sampled = Sampled([], [], {})
+        prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
+        if plan.rows:
+            if self._collectives.rank == 0:
+                for admit in plan.admits:
+                    self._sampler.admit(admit)
+            if counting:
+                self._model.count_experts(self._experts.counts)
+            self._turn_pages(plan.rows)
+            if graphs is not None:
+                hidden = graphs(plan.rows)
+            else:
+                hidden = self._model.forward(self._batch(plan.rows), self._caches)
+            self._watch.lap("forward")
+            rows = [r for r in plan.rows if r.sample]
+            if rows:
+                logits = self._model.logits(self._last_of(plan.rows, hidden))
+                if self._collectives.rank == 0:
+                    sampled = self._sampler(logits, [r.slot for r in rows], [r.start + len(r.token_ids) for r in rows])
+            if any(r.next_ids for r in plan.rows):
+                prompt_logprobs = self._prompt_logprobs(plan.rows, hidden)
+            self._watch.lap("sample")
+        for export in plan.exports:
+            self._export(export)
+        self._watch.lap("transfer")
+        if counting:
+            self._model.count_experts(None)
+            self._experts.settle()
+        return StepResult(
+            step=plan.step,
+            token_ids=tuple(sampled.token_ids),
+            logprobs=tuple(sampled.logprobs),
+            prompt_logprobs=tuple(prompt_logprobs),
+            elapsed_s=time.monotonic() - begun,
+            failures=tuple(sampled.failures.items()),
+        )
+
+    def stats(self) -> RankStats | None:
+        """This rank's totals; None unless the latest step was a measured one."""
+        if not self._watch.on:
+            return None
+        self._watch.on = False
+        none = Moved(0, 0.0)
+        sent, received = (self._transfers.sent, self._transfers.received) if self._transfers else (none, none)
+        rank, phases = self._collectives.rank, self._watch.phases
+        if rank:
+            return RankStats(rank, phases, sent, received)
+        return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks)
+
+    def _before(self, plan: StepPlan) -> None:
+        if not (plan.unlinks or plan.discards or plan.links or plan.expects or plan.installs):
+            return
+        transfers = self._need_transfers()
+        for unlink in plan.unlinks:
+            transfers.unlink(unlink.peer)
+        for discard in plan.discards:
+            transfers.discard(discard.request_id)
+        for link in plan.links:
+            transfers.link(link.of(self._collectives.rank))
+        for expect in plan.expects:
+            transfers.expect(expect)
+        for install in plan.installs:
+            self._install(install)
+
+    def _need_transfers(self) -> Transfers:
+        if self._transfers is None:
+            raise RuntimeError("this engine was built without a transfer layer")
+        return self._transfers
+
+    def _install(self, install: Install) -> None:
+        """The one way a snapshot enters: latents gathered from the ranks' shares, state as it came."""
+        received = self._need_transfers().take(install.request_id)
+        latents = torch.cat(
+            [
+                snapshot.join_rows(self._collectives.all_gather(share.to(self._device), 0), n)
+                for n, share in received.parts
+            ]
+        )
+        snapshot.write_latents(self._caches, install.pages, latents)
+        snapshot.write_state(self._caches, install.slot, received.state)
+
+    def _export(self, export: Export) -> None:
+        latents = snapshot.read_latents(self._caches, export.pages, export.start, export.stop)
+        share = snapshot.shard_rows(latents, self._collectives.rank, self._collectives.size)
+        state = snapshot.read_state(self._caches, export.slot) if export.last else None
+        self._need_transfers().send(export, share, state)
+
+    def _turn_pages(self, rows: tuple[Row, ...]) -> None:
+        """Enter rows' new pages into the table."""
+        new = [(row.slot, row.page_offset + i, page) for row in rows for i, page in enumerate(row.new_pages)]
+        if new:
+            slots, places, pages = self._integers(new).unbind(1)
+            self._page_table[slots, places] = pages.int()
+
+    def _batch(self, rows: tuple[Row, ...]) -> Batch:
+        positions = [p for r in rows for p in range(r.start, r.start + len(r.token_ids))]
+        return Batch(
+            token_ids=self._integers([t for r in rows for t in r.token_ids]),
+            positions=self._integers(positions),
+            slots=self._integers([r.slot for r in rows]),
+            starts=tuple(r.start for r in rows),
+            counts=tuple(len(r.token_ids) for r in rows),
+            page_table=self._page_table,
+        )
+
+    def _last_of(self, rows: tuple[Row, ...], hidden: Tensor) -> Tensor:
+        """Hidden states after the last token of each row that samples, of those of all tokens."""
+        if len(rows) == len(hidden) and all(r.sample for r in rows):
+            return hidden
+        ends = accumulate(len(r.token_ids) for r in rows)
+        return hidden[self._integers([end - 1 for r, end in zip(rows, ends, strict=True) if r.sample])]
+
+    def _integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
+        """A copy that doesn't wait for the device's earlier work."""
+        return torch.tensor(values, dtype=torch.int64).to(self._device, non_blocking=True)
+
+    def _prompt_logprobs(self, rows: tuple[Row, ...], hidden: Tensor) -> list[tuple[TokenLogprob, ...]]:
+        out: list[tuple[TokenLogprob, ...]] = []
+        first = 0
+        for row in rows:
+            wanted: list[TokenLogprob] = []
+            for at in range(0, len(row.next_ids), _LOGIT_ROWS):
+                ids = list(row.next_ids[at : at + _LOGIT_ROWS])
+                logits = self._model.logits(hidden[first + at : first + at + len(ids)])
+                if self._collectives.rank == 0:
+                    wanted += token_logprobs(logits, ids, [self._sampler.prompt_top(row.slot)] * len(ids))
+            out.append(tuple(wanted))
+            first += len(row.token_ids)
+        return out

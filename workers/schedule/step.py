@@ -1,0 +1,254 @@
+"""What a leader tells its ranks each step, and what comes back. Plain data; `RANKS` frames it."""
+
+from dataclasses import dataclass
+from typing import get_args
+
+from wire.codec import Codec
+from wire.protocol import Grammar, SamplingParams, TokenLogprob
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One sequence's tokens in a step: `token_ids` at positions start, start+1, … in `slot`.
+
+    new_pages: pages added to the slot's page table from index `page_offset` on, before the step.
+    sample: sample a token after the last one. next_ids: where the prompt's log-probabilities were asked for,
+    the prompt ids that follow the row's first tokens; else ().
+    """
+
+    slot: int
+    start: int
+    token_ids: tuple[int, ...]
+    page_offset: int
+    new_pages: tuple[int, ...]
+    sample: bool
+    next_ids: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Admit:
+    """A sequence takes `slot`: its sampler, and its ids so far where a penalty needs them (else ()).
+
+    prompt_tokens: how many of `token_ids` are prompt (presence and frequency penalties count the rest only).
+    generated: the ids after the prompt where a grammar needs them (else ()).
+    """
+
+    slot: int
+    sampling: SamplingParams
+    token_ids: tuple[int, ...]
+    prompt_tokens: int
+    generated: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """Connect this rank to a prefill worker's same rank, to receive snapshots from it."""
+
+    peer: str
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class LinkAll:
+    """Each rank connects to the endpoint of its own number."""
+
+    peer: str
+    endpoints: tuple[tuple[str, int], ...]
+
+    def of(self, rank: int) -> Link:
+        """The link one rank makes."""
+        host, port = self.endpoints[rank]
+        return Link(self.peer, host, port)
+
+
+@dataclass(frozen=True, slots=True)
+class Unlink:
+    """The peer is gone: drop the link and whatever of its snapshots has not been installed."""
+
+    peer: str
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """Snapshot `request_id` will come over the link to `peer`, `tokens` latents long."""
+
+    request_id: str
+    peer: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Discard:
+    """Drop what has come of it and whatever still comes."""
+
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Install:
+    """Write a received snapshot into a slot and pages."""
+
+    request_id: str
+    slot: int
+    pages: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """Send latents [start, stop) of a sequence to `peer` and, if `last`, its linear state after them.
+
+    `pages` are those that hold [start, stop), the first at start // page_size.
+    """
+
+    request_id: str
+    peer: str
+    slot: int
+    pages: tuple[int, ...]
+    start: int
+    stop: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepPlan:
+    """One step. In this order: transfers and installs, admits, rows together in one forward pass, exports."""
+
+    step: int
+    links: tuple[LinkAll, ...] = ()
+    unlinks: tuple[Unlink, ...] = ()
+    discards: tuple[Discard, ...] = ()
+    expects: tuple[Expect, ...] = ()
+    installs: tuple[Install, ...] = ()
+    admits: tuple[Admit, ...] = ()
+    rows: tuple[Row, ...] = ()
+    exports: tuple[Export, ...] = ()
+
+    @property
+    def empty(self) -> bool:
+        """Nothing to do."""
+        return not (
+            self.links or self.unlinks or self.discards or self.expects
+            or self.installs or self.admits or self.rows or self.exports
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class StepResult:
+    """Rank 0's answer. One item a row with `sample`, in row order; `logprobs` holds None where not asked.
+
+    prompt_logprobs: one list a row, those of its `next_ids`. failures: indices into `token_ids` of sequences that
+    can't go on, and why; what was sampled for them means nothing.
+    """
+
+    step: int
+    token_ids: tuple[int, ...]
+    logprobs: tuple[TokenLogprob | None, ...]
+    prompt_logprobs: tuple[tuple[TokenLogprob, ...], ...]
+    elapsed_s: float
+    failures: tuple[tuple[int, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Compile:
+    """Make a grammar ready, beside the steps; rank 0 answers with `Compiled`."""
+
+    grammar: Grammar
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """The grammar is ready for an `Admit`, or `error` says why it can't be."""
+
+    grammar: Grammar
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Forget:
+    """No sequence needs the grammar any more: free it."""
+
+    grammar: Grammar
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """A rank has loaded its weights. pages: latent pages it has memory for."""
+
+    rank: int
+    pid: int
+    node: str
+    device: str
+    transfer_host: str
+    transfer_port: int
+    pages: int
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """All of a snapshot's parts lie in this rank's staging memory."""
+
+    rank: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sent:
+    """The last part of a snapshot has left this rank."""
+
+    rank: int
+    request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkLost:
+    """The transfer link to `peer` broke; `request_ids` were under way on it."""
+
+    rank: int
+    peer: str
+    request_ids: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """Snapshot bytes that have come, or gone, and the seconds each link took over them, added up."""
+
+    bytes: int
+    seconds: float
+
+    def plus(self, size: int, seconds: float) -> "Moved":
+        """One more part."""
+        return Moved(self.bytes + size, self.seconds + seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class RankStats:
+    """A rank's totals since its start, about once a second while it steps.
+
+    phases: seconds of the measured steps by phase. expert_tokens: tokens times experts chosen in them, by the rank
+    that holds the expert; expert_peaks: (layer, its busiest expert's share of the mean). Of rank 0 only, as all see
+    the same.
+    """
+
+    rank: int
+    phases: tuple[tuple[str, float], ...]
+    sent: Moved
+    received: Moved
+    expert_tokens: tuple[int, ...] = ()
+    expert_peaks: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RankFailed:
+    """The rank raised and is ending; the worker ends with it."""
+
+    rank: int
+    reason: str
+
+
+RankMessage = (
+    StepPlan | StepResult | Compile | Compiled | Forget
+    | Ready | Received | Sent | LinkLost | RankStats | RankFailed
+)  # fmt: skip
+RANKS: Codec[RankMessage] = Codec(get_args(RankMessage))
