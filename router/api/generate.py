@@ -138,14 +138,14 @@ class Generate(Answering, Generic[R]):
             caller_of(scope).asked = body.decode(errors="replace")
         request = api.read(body)
         check_model(request.model, gateway.config)
-        with gateway.admitted(api.count_prompts(request) * request.n):
+        with gateway.admitted(api.count_prompts(request) * request.n) as permit:
             choices, shape = await prepare(gateway, api, request, headers[0][1].decode())
             caller = caller_of(scope)
             caller.choices = choices
             caller.priority = request.priority
             account = caller.account
             job = Job(choices, stream=request.stream, priority=request.priority, account=account)
-            with gateway.flying(job):
+            with gateway.flying(job, permit):
                 headers += worker_headers(job)
                 watch = asyncio.create_task(watch_client(receive, job))
                 try:

@@ -61,14 +61,14 @@ class Create(Answering):
         check_model(request.model, self._gateway.config)
         try:
             with ExitStack() as holds:
-                holds.enter_context(self._gateway.admitted(1))
+                permit = holds.enter_context(self._gateway.admitted(1))
                 caller = caller_of(scope)
                 caller.priority = request.priority
                 choice, record = await self._begin(request, caller.tenant)
                 caller.choices = [choice]
                 account = caller.account
                 job = Job([choice], stream=request.stream, priority=request.priority, account=account)
-                holds.enter_context(self._gateway.flying(job))
+                holds.enter_context(self._gateway.flying(job, permit))
                 headers += worker_headers(job)
                 if not request.background:
                     return await self._attend(request, job, record, receive, send, headers)
