@@ -9,7 +9,7 @@ import pytest
 
 from cluster import http_limits
 from cluster.front import Front
-from router.access.entrance import MAX_HEAD_BYTES
+from router.http.entrance import MAX_HEAD_BYTES
 from tests.cluster.test_front import SlowApp, free_port
 
 pytestmark = pytest.mark.timeout(30)
