@@ -5,8 +5,8 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from router.access.entrance import MAX_HEAD_BYTES
 from router.errors import ApiError
+from router.http.entrance import MAX_HEAD_BYTES
 
 HEAD_TIMEOUT_S = 30.0
 # What a client has to read what is buffered for it: so many seconds, and as many more as this rate takes.

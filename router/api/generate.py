@@ -8,14 +8,14 @@ from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from router.access.caller import caller_of
-from router.api.body import ClientGone, read_body
-from router.api.dialect import Dialect
 from router.api.prompts import Wanted, make_choices
 from router.api.schema import GenerationRequest
-from router.api.send import Headers, send_error, send_json
 from router.config import RouterConfig
 from router.errors import ApiError
+from router.http.body import ClientGone, read_body
+from router.http.caller import caller_of
+from router.http.dialect import Dialect
+from router.http.send import Headers, send_error, send_json
 from router.relay.choice import Choice, Delta, Prompt
 from router.relay.gateway import Gateway, Limits
 from router.relay.job import Job

@@ -10,7 +10,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster import http_limits
 from cluster.front import Front
-from router.access.entrance import MAX_HEAD_BYTES
+from router.http.entrance import MAX_HEAD_BYTES
 from tests.cluster.test_front import SlowApp, free_port
 
 pytestmark = pytest.mark.timeout(30)
