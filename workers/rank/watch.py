@@ -69,7 +69,7 @@ class StepWatch:
     def _mark(self) -> Mark:
         if not self._cuda:
             return _Instant()
-        event = torch.cuda.Event(enable_timing=True)
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
         event.record()
         return cast(Mark, event)
 

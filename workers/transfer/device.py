@@ -26,7 +26,7 @@ def once_computed(device: torch.device) -> Callable[[], object]:
     if device.type != "cuda":
         return _nothing
     # Blocking: the thread that waits sleeps, and leaves its core to the rank's loop.
-    event = torch.cuda.Event(blocking=True)
+    event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event.synchronize
 
