@@ -54,9 +54,22 @@ def test_torch_is_installed_before_the_rest_and_what_was_taken_is_said(
 
     monkeypatch.setattr(SCRIPT, "pip", pip)
     monkeypatch.setattr(SCRIPT, "torch_index", lambda _platform, _driver: ("https://cpu", "because"))
+    monkeypatch.setattr("sys.argv", ["install"])
     assert SCRIPT.main() == 0
     assert asked == [("--index-url", "https://cpu", "torch==2.13.0"), ("--editable", f"{SCRIPT.ROOT}[dev]")]
     assert ("because" if works else "could not be installed from it") in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("index", "build"), [("https://cpu", "cpu"), (None, "cuda")])
+def test_a_node_gets_the_versions_of_the_images(index: str | None, build: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(SCRIPT, "pip", lambda *arguments: asked.append(arguments) or True)
+    monkeypatch.setattr(SCRIPT, "torch_index", lambda _platform, _driver: (index, ""))
+    monkeypatch.setattr("sys.platform", "linux")
+    monkeypatch.setattr("sys.argv", ["install", "--runtime"])
+    assert SCRIPT.main() == 0
+    constraints = [f"--constraint={SCRIPT.ROOT}/constraints{name}.txt" for name in ("", f"-{build}")]
+    assert asked[-1] == ("--editable", str(SCRIPT.ROOT), *constraints)
 
 
 def test_a_failed_installation_fails(monkeypatch: pytest.MonkeyPatch) -> None:
