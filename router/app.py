@@ -10,26 +10,26 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from router.access.caller import caller_of
-from router.access.entrance import Entrance
-from router.access.guard import Guard
 from router.access.keys import Keys
 from router.access.limits_headers import LIMIT_HEADERS
 from router.api.anthropic.messages import Messages
-from router.api.batch_routes import batch_routes
-from router.api.body import ClientGone
 from router.api.chat import Chat
 from router.api.completions import Completions
 from router.api.counting import CountTokens, Detokenize, Tokenize
-from router.api.dialect import dialect_of
 from router.api.generate import Generate
 from router.api.info import Info
 from router.api.json_endpoint import JsonEndpoint
 from router.api.page import page
 from router.api.responses.routes import responses
-from router.api.send import error_headers
+from router.batch.routes import batch_routes
 from router.config import Pools, RouterConfig
 from router.errors import ApiError
+from router.http.body import ClientGone
+from router.http.caller import caller_of
+from router.http.dialect import dialect_of
+from router.http.entrance import Entrance
+from router.http.guard import Guard
+from router.http.send import error_headers
 from router.relay.gateway import Gateway
 from router.relay.table import ListedWorker
 from router.text.tools import tool_parser

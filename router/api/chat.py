@@ -18,13 +18,14 @@ from router.api.answers.generated import (
     Rest,
     Usage,
 )
-from router.api.body import parse
 from router.api.chat_schema import ChatRequest
-from router.api.dialect import OPENAI, Dialect
 from router.api.logprobs import chat_logprobs
 from router.api.prompts import Wanted
-from router.api.serializer import MARK, Finish, Serializer, encode
+from router.api.serializer import MARK, Finish, Serializer
 from router.errors import invalid
+from router.http.body import parse
+from router.http.dialect import OPENAI, Dialect
+from router.http.json import encode
 from router.relay.choice import Choice, Delta, Prompt
 from router.relay.gateway import Limits
 from router.text.grammar import Thinking

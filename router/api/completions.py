@@ -10,12 +10,12 @@ from router.api.answers.generated import (
     Usage,
 )
 from router.api.answers.generated import CompletionLogprobs as LogprobsJson
-from router.api.body import parse
 from router.api.completion_schema import CompletionRequest
-from router.api.dialect import OPENAI, Dialect
 from router.api.logprobs import CompletionLogprobs
 from router.api.prompts import Wanted, encode_prompts, raw_prompts
 from router.api.serializer import Serializer
+from router.http.body import parse
+from router.http.dialect import OPENAI, Dialect
 from router.relay.choice import Choice, Delta, Prompt
 from router.relay.gateway import Limits
 from router.text.tokenizer import Tokenizer

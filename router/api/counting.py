@@ -11,9 +11,9 @@ from router.api.anthropic.schema import CountRequest
 from router.api.chat import conversation
 from router.api.chat_schema import ChatRequest
 from router.api.conversation import Message, Tool
-from router.api.dialect import ANTHROPIC, OPENAI, Dialect
 from router.api.generate import check_model
 from router.api.schema import Strict, TokenId
+from router.http.dialect import ANTHROPIC, OPENAI, Dialect
 from router.relay.gateway import Gateway
 
 

@@ -8,14 +8,14 @@ from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from router.access.caller import caller_of
-from router.api.body import ClientGone, read_body
-from router.api.dialect import Dialect
 from router.api.prompts import Wanted, make_choices
 from router.api.schema import GenerationRequest
-from router.api.send import Headers, send_error, send_json
 from router.config import RouterConfig
 from router.errors import ApiError
+from router.http.body import ClientGone, read_body
+from router.http.caller import caller_of
+from router.http.dialect import Dialect
+from router.http.send import Headers, send_error, send_json
 from router.relay.choice import Choice, Delta, Prompt
 from router.relay.gateway import Gateway, Limits
 from router.relay.job import Job
@@ -138,14 +138,14 @@ class Generate(Answering, Generic[R]):
             caller_of(scope).asked = body.decode(errors="replace")
         request = api.read(body)
         check_model(request.model, gateway.config)
-        with gateway.admitted(api.count_prompts(request) * request.n):
+        with gateway.admitted(api.count_prompts(request) * request.n) as permit:
             choices, shape = await prepare(gateway, api, request, headers[0][1].decode())
             caller = caller_of(scope)
             caller.choices = choices
             caller.priority = request.priority
             account = caller.account
             job = Job(choices, stream=request.stream, priority=request.priority, account=account)
-            with gateway.flying(job):
+            with gateway.flying(job, permit):
                 headers += worker_headers(job)
                 watch = asyncio.create_task(watch_client(receive, job))
                 try:

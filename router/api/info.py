@@ -22,10 +22,10 @@ from router.api.answers.server import (
     WorkerPlace,
     WorkerStatus,
 )
-from router.api.serializer import encode
 from router.config import RouterConfig
 from router.errors import ApiError
-from router.openapi import document
+from router.http.json import encode
+from router.openapi.document import document
 from router.relay.gateway import Gateway
 from router.relay.table import WorkerLink
 from wire.protocol import Role

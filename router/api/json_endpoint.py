@@ -9,12 +9,12 @@ from typing import Any, Protocol, TypeVar
 from pydantic import BaseModel
 from starlette.types import Receive, Scope, Send
 
-from router.access.caller import caller_of
-from router.api.body import ClientGone, parse, read_body
-from router.api.dialect import Dialect
-from router.api.send import Headers, send_error, send_json
-from router.api.serializer import encode
 from router.errors import ApiError
+from router.http.body import ClientGone, parse, read_body
+from router.http.caller import caller_of
+from router.http.dialect import Dialect
+from router.http.json import encode
+from router.http.send import Headers, send_error, send_json
 from router.relay.gateway import Gateway
 
 _log = logging.getLogger(__name__)

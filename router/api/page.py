@@ -8,9 +8,9 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from router.api.info import Info
-from router.api.serializer import encode
 from router.errors import invalid
 from router.history import History
+from router.http.json import encode
 from router.relay.gateway import Gateway
 
 _FOLDER = Path(__file__).parent.parent / "page"

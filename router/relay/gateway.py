@@ -13,7 +13,7 @@ from typing import Protocol
 from router.config import Pools, RouterConfig
 from router.errors import ApiError, invalid
 from router.metrics import Metrics, State
-from router.relay.admission import admit
+from router.relay.admission import Permit, admit
 from router.relay.job import Job
 from router.relay.policy import Need, NoPlan, Plan, capacity, choose
 from router.relay.quota import token_quota
@@ -126,8 +126,8 @@ class Gateway:
         return plan.message if isinstance(plan, NoPlan) else None
 
     @contextmanager
-    def admitted(self, choices: int) -> Iterator[None]:
-        """Room for a request's choices as long as it lasts; 429 or 503 if there is none."""
+    def admitted(self, choices: int) -> Iterator[Permit]:
+        """Room for a request's choices, given back at the end at the latest; 429 or 503 if there is none."""
         if choices > self.config.max_queue:
             raise invalid(
                 f"the prompts times 'n' make {choices} choices, at most {self.config.max_queue} are served", "n"
@@ -143,20 +143,27 @@ class Gateway:
                 retry_after_s=self.config.retry_after_s,
             )
         self.in_flight += choices
+        permit = Permit(lambda: self._leave(choices))
         try:
-            yield
+            yield permit
         finally:
-            self.in_flight -= choices
+            permit.release()
+
+    def _leave(self, choices: int) -> None:
+        self.in_flight -= choices
 
     @contextmanager
-    def flying(self, job: Job) -> Iterator[None]:
+    def flying(self, job: Job, permit: Permit | None = None) -> Iterator[None]:
         """The job's sequences at their workers; whatever is left of them at the end is aborted.
 
+        The permit is given back when the job is over, be its client still reading or not.
         ApiError if its key's tokens do not suffice, or no worker can take it.
         """
         config = self.config
         timers: list[asyncio.TimerHandle] = []
         limits = ((config.first_token_timeout_s, job.first_token_due), (config.request_timeout_s, job.due))
+        if permit is not None:
+            job.when_over(permit.release)
         try:
             with token_quota(job):
                 self._submit(job)

@@ -9,7 +9,7 @@ import openai
 import pytest
 
 from router.access.keys import hashed, make_key
-from router.api import batches as batches_api
+from router.batch import batches as batches_api
 from router.batch import run, runner
 from router.priority import BATCH
 from tests.router.batching import CHAT, PLAIN, desk, line, lines

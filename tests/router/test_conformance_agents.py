@@ -11,7 +11,7 @@ import anthropic
 import pytest
 from anthropic.types.beta import message_count_tokens_params, message_create_params
 
-from router.api.table import ENDPOINTS
+from router.openapi.fields import ENDPOINTS
 from tests.router.conftest import Stage
 from tests.router.scripted import agent, talking
 

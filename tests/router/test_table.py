@@ -10,9 +10,9 @@ from openai.types import completion_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
-from router.api.body import parse
-from router.api.table import ENDPOINTS, Endpoint, table
 from router.errors import ApiError
+from router.http.body import parse
+from router.openapi.fields import ENDPOINTS, Endpoint, table
 
 KNOWN = {
     "/v1/chat/completions": chat_create_params.CompletionCreateParamsBase,
@@ -26,7 +26,7 @@ REFUSED = [(e, name) for e in ENDPOINTS for name in e.refused]
 
 def test_the_document_is_current() -> None:
     document = (Path(__file__).parents[2] / "docs" / "API.md").read_text()
-    assert document == table(), "run: python -m router.api.table > docs/API.md"
+    assert document == table(), "run: python -m router.openapi.fields > docs/API.md"
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS, ids=lambda e: e.path)

@@ -14,6 +14,12 @@ class CachedTokens(TypedDict):
     cached_tokens: int
 
 
+class OutputTokens(TypedDict):
+    """Those of an answer that are reasoning, counted anew from its text."""
+
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
     """Tokens of all choices; a prompt that several share counts once."""
 

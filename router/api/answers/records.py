@@ -5,8 +5,7 @@ from typing import Generic, Literal, TypeVar
 
 from typing_extensions import TypedDict
 
-from router.api.answers.generated import CachedTokens
-from router.api.answers.responses import OutputTokens
+from router.api.answers.generated import CachedTokens, OutputTokens
 from router.store.batches import BatchFault, Status
 
 

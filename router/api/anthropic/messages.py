@@ -2,10 +2,10 @@
 
 from router.api.anthropic.schema import MessagesChat, MessagesRequest
 from router.api.anthropic.serializer import ID_PREFIX, MessageSerializer
-from router.api.body import parse
 from router.api.chat import Chat
-from router.api.dialect import ANTHROPIC, Dialect
 from router.api.prompts import Wanted
+from router.http.body import parse
+from router.http.dialect import ANTHROPIC, Dialect
 from router.relay.choice import Choice, Prompt
 from router.relay.gateway import Limits
 from router.text.tokenizer import Tokenizer

@@ -9,11 +9,7 @@ from dataclasses import replace
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from router.access.caller import caller_of
-from router.api.answers.responses import Response
-from router.api.body import parse, read_body
 from router.api.chat import Chat
-from router.api.dialect import OPENAI
 from router.api.generate import (
     Answering,
     check_model,
@@ -24,6 +20,7 @@ from router.api.generate import (
     worker_headers,
 )
 from router.api.prompts import make_choices
+from router.api.responses.answers import Response
 from router.api.responses.background import Background
 from router.api.responses.items import new_id
 from router.api.responses.resource import resource
@@ -33,9 +30,12 @@ from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.store import ResponseStore
 from router.api.responses.turns import Turn, as_chat, cut_at, cuts
 from router.api.responses.words import in_these_words
-from router.api.send import Headers, send_json
-from router.api.serializer import encode
 from router.errors import ApiError, invalid
+from router.http.body import parse, read_body
+from router.http.caller import caller_of
+from router.http.dialect import OPENAI
+from router.http.json import encode
+from router.http.send import Headers, send_json
 from router.relay.choice import Choice, Prompt
 from router.relay.gateway import Gateway, Limits
 from router.relay.job import Job
@@ -61,14 +61,14 @@ class Create(Answering):
         check_model(request.model, self._gateway.config)
         try:
             with ExitStack() as holds:
-                holds.enter_context(self._gateway.admitted(1))
+                permit = holds.enter_context(self._gateway.admitted(1))
                 caller = caller_of(scope)
                 caller.priority = request.priority
                 choice, record = await self._begin(request, caller.tenant)
                 caller.choices = [choice]
                 account = caller.account
                 job = Job([choice], stream=request.stream, priority=request.priority, account=account)
-                holds.enter_context(self._gateway.flying(job))
+                holds.enter_context(self._gateway.flying(job, permit))
                 headers += worker_headers(job)
                 if not request.background:
                     return await self._attend(request, job, record, receive, send, headers)

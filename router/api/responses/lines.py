@@ -1,8 +1,6 @@
 """A batch's requests to /v1/responses: nobody waits for them, and nothing of them is kept beside the batch."""
 
-from router.api.body import parse
 from router.api.chat import Chat
-from router.api.dialect import OPENAI, Dialect
 from router.api.prompts import Wanted
 from router.api.responses.items import new_id
 from router.api.responses.resource import resource
@@ -10,6 +8,8 @@ from router.api.responses.schema import ResponseChat, ResponseRequest
 from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.turns import as_chat
 from router.errors import invalid
+from router.http.body import parse
+from router.http.dialect import OPENAI, Dialect
 from router.relay.choice import Choice, Prompt
 from router.relay.gateway import Limits
 from router.text.tokenizer import Tokenizer

@@ -5,13 +5,13 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from router.api.body import check
 from router.api.chat_schema import ChatRequest
 from router.api.responses.items import InputItem, tag
 from router.api.responses.tools import AllowedTools, FunctionTool, NamedTool, ToolChoice
 from router.api.responses.turns import Turn
 from router.api.schema import Short, Strict, meaningless
 from router.errors import invalid
+from router.http.body import check
 from router.priority import LATEST, SOONEST
 
 LOGPROBS = "message.output_text.logprobs"

@@ -5,14 +5,14 @@ from typing import NoReturn
 from starlette.requests import Request
 from starlette.responses import Response
 
-from router.access.caller import caller_of
 from router.api.answers.records import Deleted
-from router.api.query import json_response, listed
 from router.api.responses.background import Background
 from router.api.responses.create import event_stream
 from router.api.responses.rows import Kept
 from router.api.responses.store import ResponseStore
 from router.errors import ApiError, invalid
+from router.http.caller import caller_of
+from router.http.query import json_response, listed
 
 _MOST_ITEMS = 100
 _INCLUDABLE = ("message.output_text.logprobs", "reasoning.encrypted_content")

@@ -2,8 +2,8 @@
 
 from starlette.types import Send
 
-from router.api.dialect import Dialect
 from router.errors import ApiError
+from router.http.dialect import Dialect
 
 Headers = list[tuple[bytes, bytes]]
 

@@ -12,13 +12,13 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.types import Message, Receive
 
-from router.access.caller import caller_of
 from router.api.answers.records import Deleted, FileRecord
-from router.api.body import ClientGone, explain
-from router.api.query import NoQuery, json_response, listed, read_query
 from router.api.schema import Strict
 from router.config import RouterConfig
 from router.errors import ApiError, invalid
+from router.http.body import ClientGone, explain
+from router.http.caller import caller_of
+from router.http.query import NoQuery, json_response, listed, read_query
 from router.store import files
 from router.store.files import InUse, NoRoom, Page, StoredFile, new_file_id
 from router.store.store import Store, now

@@ -8,9 +8,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from router.api.answers.records import Page, R
-from router.api.body import explain
-from router.api.serializer import encode
 from router.errors import invalid
+from router.http.body import explain
+from router.http.json import encode
 
 Q = TypeVar("Q", bound=BaseModel)
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from pydantic import GetPydanticSchema
 from typing_extensions import TypedDict
 
-from router.api.answers.generated import CachedTokens, TokenLogprobs
+from router.api.answers.generated import CachedTokens, OutputTokens, TokenLogprobs
 from router.api.answers.items import OutputItem, OutputTextPart, ReasoningTextPart
 from router.api.responses.schema import Format
 from router.api.responses.tools import FunctionTool, ToolChoice
@@ -42,12 +42,6 @@ class PromptTokens(CachedTokens):
     """Of a prompt."""
 
     cache_write_tokens: int
-
-
-class OutputTokens(TypedDict):
-    """Those of an answer that are reasoning, counted anew from its text."""
-
-    reasoning_tokens: int
 
 
 class ResponseUsage(TypedDict):

@@ -5,12 +5,12 @@ from typing import Any, NoReturn
 from starlette.requests import Request
 from starlette.routing import Route
 
-from router.api.batches import Batches
 from router.api.chat import Chat
 from router.api.completions import Completions
-from router.api.files import Files
 from router.api.generate import Api
 from router.api.responses.lines import ResponseLines
+from router.batch.batches import Batches
+from router.batch.files import Files
 from router.batch.runner import BatchRunner
 from router.errors import invalid
 from router.relay.gateway import Gateway

@@ -5,12 +5,12 @@ from collections.abc import Awaitable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.access.caller import caller_of
 from router.access.keys import Holder, Keys
 from router.access.limits import Account
-from router.api.dialect import Dialect, dialect_of
-from router.api.send import send_error
 from router.errors import ApiError, too_many
+from router.http.caller import caller_of
+from router.http.dialect import Dialect, dialect_of
+from router.http.send import send_error
 from router.metrics import Metrics
 
 _GUARDED = ("/v1/", "/tokenize", "/detokenize")

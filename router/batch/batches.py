@@ -8,15 +8,15 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
-from router.access.caller import caller_of
 from router.api.answers.records import BatchRecord
-from router.api.body import parse, read_body
-from router.api.files import DEFAULT_SECONDS, Keeping, no_file
-from router.api.query import NoQuery, json_response, listed, read_query
 from router.api.schema import Strict
+from router.batch.files import DEFAULT_SECONDS, Keeping, no_file
 from router.batch.runner import BatchRunner
 from router.config import RouterConfig
 from router.errors import ApiError, invalid
+from router.http.body import parse, read_body
+from router.http.caller import caller_of
+from router.http.query import NoQuery, json_response, listed, read_query
 from router.store import batches, files
 from router.store.batches import StoredBatch, TooMany
 from router.store.files import Page

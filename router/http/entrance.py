@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.access.caller import Caller, caller_of, introduce
-from router.api.dialect import dialect_of
-from router.api.send import send_error
 from router.errors import ApiError, invalid
+from router.http.caller import Caller, caller_of, introduce
+from router.http.dialect import dialect_of
+from router.http.send import send_error
 
 if TYPE_CHECKING:
     from router.tracing import Tracing

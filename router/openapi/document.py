@@ -13,11 +13,11 @@ from pydantic import BaseModel, TypeAdapter
 
 from router.api.answers.anthropic import AnthropicError
 from router.api.answers.server import Unready
-from router.api.dialect import ANTHROPIC, dialect_of
-from router.api.table import ENDPOINTS
 from router.errors import OpenAIError
-from router.openapi_answers import ANSWERS
-from router.openapi_paths import EVENTS, HTML, JSON, PLAIN, TEXT, Plain
+from router.http.dialect import ANTHROPIC, dialect_of
+from router.openapi.answers import ANSWERS
+from router.openapi.fields import ENDPOINTS
+from router.openapi.paths import EVENTS, HTML, JSON, PLAIN, TEXT, Plain
 
 Schema = dict[str, Any]
 _REF = "#/components/schemas/{model}"

@@ -1,4 +1,4 @@
-"""Every field of every API, and what becomes of it here, as Markdown: `python -m router.api.table > docs/API.md`."""
+"""Every field of every API as Markdown: `python -m router.openapi.fields > docs/API.md`."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,13 +8,13 @@ from typing import Any
 from pydantic import BaseModel
 
 from router.api.anthropic.schema import CountRequest, MessagesRequest
-from router.api.batches import BatchRequest
 from router.api.chat_schema import ChatRequest
 from router.api.completion_schema import CompletionRequest
 from router.api.counting import DetokenizeRequest, TokenizeRequest
-from router.api.files import FileUpload
 from router.api.responses.rows import LEASE_S
 from router.api.responses.schema import ResponseRequest
+from router.batch.batches import BatchRequest
+from router.batch.files import FileUpload
 
 _TEXT = "the model reads and writes text alone"
 _REMOTE = "the server runs no tools and keeps nothing of the kind"
@@ -94,10 +94,10 @@ _OWN_NAMES = ("/v1/messages", "/v1/responses")
 _INTRO = """\
 # The APIs, field by field
 
-Made by `python -m router.api.table`; a test holds it to the code. **honoured**: it does what its API says, within the
-values given. **only …**: other values are refused. **meaningless**: accepted, and it changes nothing here. **refused**:
-a 400 that names the field; so is every field that is not listed. A field with `null` counts as not sent, but in what
-is the client's own: schemas, arguments, metadata.
+Made by `python -m router.openapi.fields`; a test holds it to the code. **honoured**: it does what its API says, within
+the values given. **only …**: other values are refused. **meaningless**: accepted, and it changes nothing here.
+**refused**: a 400 that names the field; so is every field that is not listed. A field with `null` counts as not sent,
+but in what is the client's own: schemas, arguments, metadata.
 
 ## What tools come to
 

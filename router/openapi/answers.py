@@ -14,8 +14,8 @@ from router.api.answers.anthropic import (
 from router.api.answers.generated import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from router.api.answers.items import KeptItem
 from router.api.answers.records import BatchRecord, Deleted, FileRecord, Page
-from router.api.answers.responses import Response, ResponseEvent
 from router.api.answers.server import ClusterStatus, Detokenized, Health, Model, ModelList, Ready, Root, Tokenized
+from router.api.responses.answers import Response, ResponseEvent
 from router.errors import OpenAIError
 from router.history import Series
 
