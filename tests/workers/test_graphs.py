@@ -91,9 +91,10 @@ class Side:
             assert capture.replayed == [5, 4, 2, 1]
             capture.replayed.clear()
 
-    def step(self, rows: list[Row], admits: tuple[Admit, ...] = ()) -> tuple[tuple[int, ...], ...]:
+    def step(self, rows: list[Row], admits: tuple[Admit, ...] = ()) -> tuple[int, ...]:
         self.steps += 1
-        return self.runner.step(StepPlan(step=self.steps, rows=tuple(rows), admits=admits)).tokens
+        result = self.runner.step(StepPlan(step=self.steps, rows=tuple(rows), admits=admits))
+        return tuple(token for tokens in result.tokens for token in tokens)
 
 
 def _admit(slot: int) -> Admit:
