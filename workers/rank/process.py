@@ -70,7 +70,7 @@ def rank_main(
         collectives = make_collectives(config.collectives, rank, config.tp, rendezvous, device)
         transfers = Transfers(rank, worker_id, config.host, device, config.channel, leader.send, config.secret)
         try:
-            built = build_rank(config, collectives, transfers)
+            built = build_rank(config, collectives, transfers, leader.send)
             leader.send(
                 Ready(
                     rank,
@@ -114,6 +114,7 @@ def _serve(leader: LeaderSocket, built: BuiltRank, rank: int) -> None:
                     raise WireError(f"{type(message).__name__} does not come from a leader")
     finally:
         built.grammars.close()
+        built.host.close()
 
 
 def rank_device(config: WorkerConfig, rank: int, gpu: int | None) -> torch.device:

@@ -30,11 +30,13 @@ class ReceivedSnapshot:
     """This rank's share of a snapshot, on its device.
 
     parts: (n, rows) in order of position: of n latents this rank's shard, [ceil(n / ranks), mla_layers, width];
-    the n add up to the snapshot's tokens. state: [linear_layers, heads/tp, head_dim, head_dim].
+    the n add up to the tokens that were to come. state: [linear_layers, heads/tp, head_dim, head_dim]. skip: latents
+    at the beginning of the first part that are not wanted.
     """
 
     parts: tuple[tuple[int, Tensor], ...]
     state: Tensor
+    skip: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +88,7 @@ class Incoming:
         with self._lock:
             link = self._links.get(expect.peer)
             if link is not None:
-                serial = self._inbox.expect(expect.request_id, expect.peer, expect.tokens)
+                serial = self._inbox.expect(expect.request_id, expect.peer, expect.tokens, expect.start)
                 if link.standing:
                     _tell(link, Want(expect.request_id, serial))
                 return
