@@ -16,7 +16,7 @@ from cluster.secret import cluster_secret
 from router.app import Gateway, create_app
 from router.memory import keep_for_good
 from router.relay.table import ListedWorker
-from wire.logs import set_up
+from wire.logs import describe, set_up
 from wire.protocol import PeerRef
 
 _RETRY_S = 0.5
@@ -59,7 +59,7 @@ class Router:
             try:
                 listing: Listing = await self._directory.watch.remote(version)
             except Exception as error:
-                _LOG.warning("no listing from the directory: %s", error)
+                _LOG.warning("no listing from the directory: %s", describe(error))
                 await asyncio.sleep(_RETRY_S)
                 continue
             if listing.version != version:

@@ -22,6 +22,7 @@ from cluster.resolve import Resolved, resolve
 from cluster.signals import EndingSignals
 from cluster.status import render
 from cluster.terminal import own_console
+from wire.logs import describe
 
 _APP = "ling"
 _POLL_S = 0.2
@@ -71,12 +72,12 @@ def _start(config: ClusterConfig, local: LocalRay, signals: EndingSignals, progr
     signals.arm()  # Ray has put a handler of its own in place
     resolved = _on_device(config)
     progress.update("starting Serve…")
-    serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
-    serve.run_many(
-        [serve.RunTarget(application(resolved), name=_APP)],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
+    target = serve.RunTarget(application(resolved), name=_APP)
+    try:
+        serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except Exception as error:  # Ray raises bare ones
+        raise StartError(f"Serve did not start: {describe(error)}") from error
     pools = (resolved.config.prefill, resolved.config.decode)
     # No proxy stands between this machine and itself.
     with httpx.Client(base_url=_url(resolved), timeout=_CALL_S, trust_env=False) as router:

@@ -83,7 +83,7 @@ async def a_pull_yields_and_is_computed_where_it_is(at: Places) -> None:
     await at.until(at.decode, batch, State.PULLING)  # of a prompt its prefill worker has yet to get
     live = at.started.whole(at.decode, PROMPTS[2], SAMPLING)
     await live.tokens(1)
-    assert at.decode.leader._scheduler.sequences[batch.request_id].state is State.PARKED
+    assert at.decode.leader._scheduler.sequences[batch.request_id].state is State.DISPLACED
     at.prefill_batch(batch)
     await live.end()
     assert live.token_ids == alone()[2].token_ids
