@@ -34,6 +34,8 @@ class Router:
         self._directory = directory
         name = f"router-{serve.get_replica_context().replica_id.unique_id}"
         set_up(log_settings(self._config), router=name)
+        if resolved.origin is not None:
+            resolved = resolved.moved(resolved.origin.description().folder)
         self._gateway = Gateway(router_config(resolved, name, cluster_secret()), pools(resolved))
         self._front: Front | None = None
 

@@ -18,7 +18,7 @@ from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
 from cluster.metrics_limit import limit_of
 from cluster.rank import SEES_ALL_GPUS, Rank
-from cluster.resolve import Resolved, worker_config
+from cluster.resolve import Resolved, log_settings, worker_config
 from cluster.scaling import DEMAND, demand
 from cluster.secret import cluster_secret
 from wire.logs import describe, set_up
@@ -66,19 +66,30 @@ class Worker:
         self._target = resolved.config.autoscaling
         self._worker_id = f"{role}-{serve.get_replica_context().replica_id.unique_id}"
         self._resources = _rank_resources(resolved.config)
-        self._config = worker_config(resolved, role, ray.util.get_node_ip_address(), cluster_secret())
-        set_up(self._config.logs, worker=self._worker_id)
-        self._leader = Leader(self._config, self._worker_id, role)
-        self._limit = limit_of(resolved.model, resolved.config.card, self._config.tp)
+        set_up(log_settings(resolved.config), worker=self._worker_id)
         try:
-            await self._leader.start(self._launch)
+            await self._start(resolved)
         except Exception as error:
             await self._report(f"did not start: {describe(error)}")
-            await _within(self._leader.close(), _CLOSE_S, "closing the worker")
             raise
         self._running = asyncio.create_task(self._run())
         self._entering = asyncio.create_task(self._enter())
         self._telling = asyncio.create_task(Bridge(self._figures, {}).run())
+
+    async def _start(self, resolved: Resolved) -> None:
+        """Bring the checkpoint to this host if it lies elsewhere, then load it."""
+        if resolved.origin is not None:
+            origin, synthetic = resolved.origin, resolved.config.load == "synthetic"
+            fetched = await asyncio.to_thread(origin.description if synthetic else origin.weights)
+            resolved = resolved.moved(fetched.folder)
+        self._config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
+        self._limit = limit_of(resolved.model, resolved.config.card, self._config.tp)
+        self._leader = Leader(self._config, self._worker_id, self._role)
+        try:
+            await self._leader.start(self._launch)
+        except BaseException:
+            await _within(self._leader.close(), _CLOSE_S, "closing the worker")
+            raise
 
     def _figures(self) -> Iterator[Reading]:
         leader = self._leader
