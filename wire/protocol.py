@@ -10,6 +10,8 @@ Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames
 from dataclasses import dataclass
 from typing import Literal
 
+from wire.tokens import TokenIds
+
 Role = Literal["prefill", "decode"]
 # Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "abort": at a decode worker,
 # that the prefill worker ended the request, and has told the router how.
@@ -76,7 +78,7 @@ class Prefill:
     """Compute the prompt, sample the first token, keep the snapshot for the decode worker that pulls it."""
 
     request_id: str
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     sampling: SamplingParams
     priority: int = 0
 
@@ -86,7 +88,7 @@ class Decode:
     """Generate. With `source`, pull the prompt's snapshot from that prefill worker; without, prefill here."""
 
     request_id: str
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     sampling: SamplingParams
     priority: int = 0
     source: PeerRef | None = None
@@ -227,7 +229,7 @@ class Header:
     """A snapshot's identity. A receiver refuses one that differs from what it serves.
 
     `position`: tokens whose latents and state are inside. `token_hash`: running hash of the first `position`
-    token ids (`workers.schedule.sequence.hash_tokens`). `generated`: tokens already sampled, the last of which is
+    token ids (`TokenIds.hash`). `generated`: tokens already sampled, the last of which is
     not yet computed. `layout`: how the bytes read (shapes, dtypes, tp). `weights_id`: which weights made them.
     """
 

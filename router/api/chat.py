@@ -40,16 +40,11 @@ async def conversation(request: ChatRequest, tokenizer: Tokenizer) -> Prompt:
     """The rendered conversation."""
     if tokenizer.template is None:
         raise invalid("this checkpoint has no chat template: use /v1/completions", "messages")
-    text = request.render(tokenizer.template)
-    token_ids = await tokenizer.encode(text, add_special_tokens=False)
+    rendered = request.render(tokenizer.template)
+    token_ids, boundaries = await tokenizer.encode_chat(rendered)
     if not token_ids:
         raise invalid("the chat template makes no tokens of these messages", "messages", "empty_prompt")
-    return Prompt(token_ids, text)
-
-
-def _thinks(prompt: Prompt) -> bool:
-    """Whether the prompt ends within reasoning."""
-    return prompt.text is not None and prompt.text.rstrip().endswith("<think>")
+    return Prompt(token_ids, thinking=rendered.thinking, boundaries=boundaries)
 
 
 class Chat:
@@ -87,10 +82,10 @@ class Chat:
 
         def reader(prompt: Prompt) -> Reader:
             calls = self._parser() if request.offered else None
-            return Reader(calls, thinking=_thinks(prompt), single=request.single_call)
+            return Reader(calls, thinking=prompt.thinking, single=request.single_call)
 
         def thinking(prompt: Prompt) -> Thinking:
-            if _thinks(prompt):
+            if prompt.thinking:
                 return Thinking.BEGUN
             return Thinking.MAY if request.thinking else Thinking.NONE
 

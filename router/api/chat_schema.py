@@ -8,7 +8,7 @@ from router.api.conversation import Message, Tool, check_calls, for_template, wi
 from router.api.formats import FormattedRequest
 from router.api.schema import Short, Strict, meaningless
 from router.errors import invalid
-from router.text.template import ChatTemplate
+from router.text.template import ChatTemplate, Rendered
 from router.text.tools.form import OfferedFunction
 
 _RESERVED = frozenset(("messages", "tools", "add_generation_prompt"))
@@ -152,7 +152,7 @@ class ChatRequest(FormattedRequest):
                 return [tool.function.name for tool in allowed.tools]
         return None
 
-    def render(self, template: ChatTemplate) -> str:
+    def render(self, template: ChatTemplate) -> Rendered:
         """The prompt; 400 if the template has no place for something, or refuses."""
         if self.offered and not template.takes_tools:
             raise invalid("this checkpoint's chat template has no place for 'tools'", "tools")

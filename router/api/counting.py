@@ -60,7 +60,7 @@ class Tokenize:
             chat = ChatRequest.model_validate({name: getattr(request, name) for name in fields})
             ids = (await conversation(chat, tokenizer)).token_ids
         longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
-        answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": ids}
+        answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": list(ids)}
         if request.return_token_strs:
             answer["token_strs"] = [tokenizer.piece(i).text for i in ids]
         return answer

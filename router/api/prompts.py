@@ -13,6 +13,7 @@ from router.text.grammar import Form, Thinking
 from router.text.reader import Reader
 from router.text.tokenizer import Tokenizer
 from wire.protocol import SamplingParams
+from wire.tokens import TokenIds
 
 RawPrompt = str | list[int]
 _SEED_MASK = 2**63 - 1
@@ -69,7 +70,7 @@ async def encode_prompts(raw: list[RawPrompt], tokenizer: Tokenizer, limits: Lim
         else:
             if item and (min(item) < 0 or max(item) >= limits.vocab_size):
                 raise invalid(f"'{name}' holds a token id outside 0..{limits.vocab_size - 1}", name, "invalid_token_id")
-            out.append(Prompt(tuple(item)))
+            out.append(Prompt(TokenIds.of(item)))
         if not out[-1].token_ids:
             raise invalid(f"'{name}' is empty", name, "empty_prompt")
     return out

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from wire.protocol import Header, WorkerInfo
-from workers.schedule.sequence import Sequence, hash_tokens
+from wire.tokens import TokenIds
+from workers.schedule.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -52,7 +53,7 @@ class Arrivals:
 
 def mismatch(seq: Sequence, header: Header, own: WorkerInfo) -> str | None:
     """Why a snapshot can't be continued with here; None if it can."""
-    expected = (seq.prompt_tokens, hash_tokens(seq.tokens), own.layout, own.weights_id)
+    expected = (seq.prompt_tokens, TokenIds.of(seq.tokens).hash(), own.layout, own.weights_id)
     got = (header.position, header.token_hash, header.layout, header.weights_id)
     for name, mine, theirs in zip(("position", "token_hash", "layout", "weights_id"), expected, got, strict=True):
         if mine != theirs:

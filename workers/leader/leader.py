@@ -31,6 +31,7 @@ from wire.protocol import (
     WorkerInfo,
 )  # fmt: skip
 from wire.tls import listen, tls
+from wire.tokens import TokenIds
 from workers.config import WorkerConfig
 from workers.leader.arrivals import Arrivals, mismatch
 from workers.leader.clients import Client, Clients
@@ -42,7 +43,7 @@ from workers.leader.ranks import Event, Launch, Ranks
 from workers.model.config import LingConfig
 from workers.model.files import weights_id
 from workers.schedule.scheduler import Scheduler
-from workers.schedule.sequence import Sequence, State, hash_tokens
+from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Compiled, LinkAll, LinkLost, RankStats, Received, Sent, StepPlan, Unlink
 from workers.sizes import layout_of, limits_of
 
@@ -197,7 +198,7 @@ class Leader:
         header = Header(
             request_id=seq.request_id,
             position=seq.prompt_tokens,
-            token_hash=hash_tokens(seq.tokens[: seq.prompt_tokens]),
+            token_hash=TokenIds.of(seq.tokens[: seq.prompt_tokens]).hash(),
             generated=tuple(seq.tokens[seq.prompt_tokens :]),
             layout=self.info.layout,
             weights_id=self.info.weights_id,

@@ -1,17 +1,9 @@
 """One request as a worker's leader sees it: its tokens, how far they are computed, and what it holds."""
 
-import array
-import hashlib
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
 
 from wire.protocol import SamplingParams, TokenLogprob
-
-
-def hash_tokens(token_ids: Seq[int]) -> str:
-    """Hash of token ids in order, 32 hex digits: BLAKE2b over their little-endian int32."""
-    return hashlib.blake2b(array.array("i", token_ids).tobytes(), digest_size=16).hexdigest()
 
 
 class State(Enum):
