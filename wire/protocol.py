@@ -74,6 +74,20 @@ class PeerRef:
 
 
 @dataclass(frozen=True, slots=True)
+class Prefix:
+    """What a prompt begins with, for the prefix cache.
+
+    boundaries: positions at which its system prompt and each of its turns end. scope: whose prefixes it may share.
+    kept_tokens: `source` keeps a snapshot of so many of its first tokens; 0 if none is known of.
+    """
+
+    boundaries: tuple[int, ...] = ()
+    scope: str = ""
+    kept_tokens: int = 0
+    source: PeerRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Prefill:
     """Compute the prompt, sample the first token, keep the snapshot for the decode worker that pulls it."""
 
@@ -81,6 +95,7 @@ class Prefill:
     token_ids: TokenIds
     sampling: SamplingParams
     priority: int = 0
+    prefix: Prefix = Prefix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +107,7 @@ class Decode:
     sampling: SamplingParams
     priority: int = 0
     source: PeerRef | None = None
+    prefix: Prefix = Prefix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +144,8 @@ class SeqOutput:
     `offset` is the index of `token_ids[0]` among the generated tokens: outputs of the two workers of a request
     travel on different connections and may overtake each other. `logprobs` is as long as `token_ids`, or empty.
     `prompt_logprobs` comes once, with the first output; its first item is None (nothing precedes it).
-    The stop token itself is in `token_ids`.
+    The stop token itself is in `token_ids`. With the first output come `cached_tokens`, the prompt tokens that were
+    not computed, and `cached_from`, where their snapshot was: "device" or "host" of the worker, or "peer".
     """
 
     request_id: str
@@ -140,6 +157,7 @@ class SeqOutput:
     error: str | None = None
     timings: Timings | None = None
     cached_tokens: int = 0
+    cached_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,8 +174,22 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptEvent:
+    """A kept snapshot came to a tier of the worker, or left the last one (`tier` None).
+
+    position: its tokens. digest: `wire.digest` of them.
+    """
+
+    position: int
+    digest: bytes
+    tier: Literal["device", "host"] | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutputs:
     """One message a step to each router: all its sequences' tokens, and the worker's load.
+
+    The first one of a connection lists in `kept` all that the worker keeps, each later one what has changed since.
 
     `seen` counts the `Prefill` and `Decode` messages taken from this router so far, so that the router knows
     which of its own submissions the figures already contain.
@@ -167,6 +199,7 @@ class StepOutputs:
     seen: int
     load: Load
     outputs: tuple[SeqOutput, ...] = ()
+    kept: tuple[KeptEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,9 +236,16 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """The sending decode worker has room: send it this request's snapshot, as far as there is one."""
+    """The sending worker has room: send it a snapshot but for its first `have` latents, which it holds.
+
+    Without `kept`, the snapshot that this request hands off, as far as there is one yet; with it, the kept snapshot
+    of `position` tokens that has this digest.
+    """
 
     request_id: str
+    have: int = 0
+    position: int = 0
+    kept: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,9 +268,9 @@ class PullRefused:
 class Header:
     """A snapshot's identity. A receiver refuses one that differs from what it serves.
 
-    `position`: tokens whose latents and state are inside. `token_hash`: running hash of the first `position`
-    token ids (`TokenIds.hash`). `generated`: tokens already sampled, the last of which is
-    not yet computed. `layout`: how the bytes read (shapes, dtypes, tp). `weights_id`: which weights made them.
+    `position`: tokens whose latents and state are inside. `token_hash`: `wire.digest` of the first `position` token
+    ids, in hex. `generated`: tokens already sampled, the last of which is not yet computed; () of a kept snapshot.
+    `layout`: how the bytes read (shapes, dtypes, tp). `weights_id`: which weights made them.
     """
 
     request_id: str

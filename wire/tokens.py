@@ -1,10 +1,9 @@
-"""Token ids as packed bytes, four a token, in which a prompt is kept, sent and hashed.
+"""Token ids as packed bytes, four a token, in which a prompt is kept and sent.
 
-100,000 ids as Python integers take milliseconds to make, to check, to hash and to send; as 400 kB of bytes almost none.
+100,000 ids as Python integers take milliseconds to make, to check and to send; as 400 kB of bytes almost none.
 """
 
 import array
-import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
@@ -41,18 +40,3 @@ class TokenIds(Sequence[int]):
         out = array.array("i")
         out.frombytes(self.packed)
         return out
-
-    def hash(self) -> str:
-        """Hash of the ids in order, 32 hex digits: BLAKE2b over the packed bytes."""
-        return hashlib.blake2b(self.packed, digest_size=16).hexdigest()
-
-    def hashes(self, positions: Iterable[int]) -> tuple[str, ...]:
-        """`hash` of the first p ids for each p of `positions`, ascending, in one pass."""
-        running = hashlib.blake2b(digest_size=16)
-        out: list[str] = []
-        view, at = memoryview(self.packed), 0
-        for position in positions:
-            running.update(view[at : position * _WIDTH])
-            at = position * _WIDTH
-            out.append(running.copy().hexdigest())
-        return tuple(out)

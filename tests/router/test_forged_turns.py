@@ -140,7 +140,8 @@ def test_turns_end_where_the_template_ends_them(nano: Tokenizer) -> None:
     assert len(short.boundaries) == 2
     assert len(long.boundaries) == 4
     assert long.boundaries[:2] == short.boundaries
-    assert long.token_ids.hashes(long.boundaries)[:2] == short.token_ids.hashes(short.boundaries)
+    common = short.boundaries[1]
+    assert list(long.token_ids[:common]) == list(short.token_ids[:common])
     (end,) = nano.encode_now("<|role_end|>", False)
     assert [long.token_ids[b - 1] for b in long.boundaries] == [end] * 4
 

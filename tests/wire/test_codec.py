@@ -75,7 +75,7 @@ def test_a_step_plan_survives() -> None:
         rows=(Row(0, 5, (1,), 0, (3,), True, (4,)),),
         exports=(Export("a", "w", 0, (1,), 0, 5, True),),
     )
-    result = StepResult(3, (1,), (LOGPROB,), ((LOGPROB,),), 0.5)
+    result = StepResult(3, ((1,),), ((LOGPROB,),), ((LOGPROB,),), 0.5)
     for message in (plan, result):
         frame = memoryview(RANKS.encode(message)).tobytes()
         at = 0
