@@ -194,9 +194,9 @@ class Gateway:
             link = self.table.link
             prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
             decode = link(plan.decode.worker_id)
-            stream = SequenceStream(f"{name}-{choice.index}", choice, prefill, decode, job, metrics)
+            stream = SequenceStream(f"{name}-{choice.index}", choice, job, metrics)
             job.streams.append(stream)
-            stream.start(job.priority, now)
+            stream.start(prefill, decode, job.priority, now)
 
     def _observe(self) -> State:
         return State(
