@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any
 
-from router.errors import invalid
-
 Turns = list[dict[str, Any]]
 
 # Letters that next to nobody writes: Ogham, and behind it rare Chinese for requests that do hold Ogham. Letters, for
@@ -53,7 +51,7 @@ class Shield:
         avoid = set(avoid)
         free = list(islice((c for c in map(chr, chain(*_RARE)) if c not in avoid), len(edges) + 1))
         if len(free) <= len(edges):
-            raise invalid("'messages' hold every rare letter there is: send them as escapes", "messages")
+            raise ValueError("the messages hold every one of the rare letters that stand in for markers' characters")
         self._markers = markers
         self._avoid = avoid
         self._edges = tuple(zip(edges, free[1:], strict=True))

@@ -12,7 +12,6 @@ from jinja2 import TemplateError, meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from router.errors import invalid
 from router.text.shield import STAND_INS, Shield
 
 _FOREIGN = re.compile(f"[^\\x00-\\x7f{STAND_INS}]+")
@@ -74,7 +73,7 @@ class ChatTemplate:
         tools: list[dict[str, Any]] | None = None,
         variables: dict[str, Any] | None = None,
     ) -> Rendered:
-        """The prompt up to where the assistant speaks; 400 with the template's own words if it refuses.
+        """The prompt up to where the assistant speaks; ValueError with the template's own words if it refuses.
 
         variables: more names for the template, beneath its own.
         """
@@ -84,7 +83,7 @@ class ChatTemplate:
             return Rendered(self._template.render(given, add_generation_prompt=True), over.shield)
         except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
             reason = over.shield.plain(str(error))
-            raise invalid(f"the chat template refuses these messages: {reason}", "messages") from error
+            raise ValueError(f"the chat template refuses these messages: {reason}") from error
 
 
 def _to_json(
