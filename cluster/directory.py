@@ -4,12 +4,11 @@ import asyncio
 import secrets
 import time
 
-from cluster.entries import Entries, Failure, Listing
+from cluster.entries import ENTER_EVERY_S, Entries, Failure, Listing
 from cluster.loopback import close_side_door
 from wire.protocol import WorkerInfo
 
-ENTER_EVERY_S = 1.0
-_WATCH_S = 2.0
+_WATCH_S = 10.0
 # A restarted directory shows nothing before every worker has had the time to enter itself again.
 _SETTLE_S = 1.5 * ENTER_EVERY_S
 
@@ -35,11 +34,6 @@ class Directory:
     async def fail(self, failure: Failure) -> None:
         """A worker says why it ends."""
         await self._note(self._entries.fail(failure))
-
-    async def listing(self) -> Listing:
-        """What is known now."""
-        await self._note(self._entries.expire(time.monotonic()))
-        return self._entries.listing
 
     async def watch(self, version: str) -> Listing:
         """The listing once it differs from `version`, or after _WATCH_S as it is."""

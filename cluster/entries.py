@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from wire.protocol import Role, WorkerInfo
 
-EXPIRY_S = 3.0
+ENTER_EVERY_S = 2.0
+EXPIRY_S = 3 * ENTER_EVERY_S
 _KEPT_FAILURES = 32
 
 

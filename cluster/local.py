@@ -5,13 +5,13 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 import ray
+from ray._private.node import Node
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -23,12 +23,14 @@ _ABANDONED = 130  # what a shell reports after Ctrl-C
 class LocalRay:
     """Starts on `start`; `end` leaves no process and no file of it behind."""
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ling-"))
+    def __init__(self, folder: Path) -> None:
+        """`folder`: what takes all its files."""
+        self.folder = folder
 
     def start(self) -> None:
         """Start the cluster and connect to it."""
         _adopt_orphans()
+        _leave_out("start_monitor", "start_log_monitor", "start_api_server")
         # Whatever processes of the cluster leave in their temporary folder goes with this one.
         os.environ["TMPDIR"] = str(self.folder)
         ray.init(
@@ -54,6 +56,18 @@ class LocalRay:
         _end_descendants(patience_s=0)
         shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(_ABANDONED)
+
+
+def _leave_out(*starts: str) -> None:
+    """Let this process's Ray do without: the autoscaler (one machine does not grow), what brings workers' output to the
+    driver (nobody reads it there), and the server of the dashboard, which runs even where there is no dashboard.
+
+    `ray.init` has no setting for them. The names are Ray's own; its release is pinned.
+    """
+    for name in starts:
+        if not hasattr(Node, name):
+            raise AttributeError(f"ray.{ray.__version__} has no Node.{name}")
+        setattr(Node, name, lambda self, *args, **kwargs: None)
 
 
 def _adopt_orphans() -> None:
