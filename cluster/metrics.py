@@ -18,7 +18,10 @@ _LOG = logging.getLogger(__name__)
 
 
 class Bridge:
-    """Hands over what `read` gives, twice in each of Ray's report intervals of 10 s. tags: what tells this process's series from others'."""
+    """Hands over what `read` gives, twice in each of Ray's report intervals of 10 s.
+
+    tags: what tells this process's series from others'.
+    """
 
     def __init__(self, read: Callable[[], Iterable[Reading]], tags: dict[str, str]) -> None:
         self._read = read

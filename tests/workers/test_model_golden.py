@@ -1,13 +1,13 @@
 """The model against logits of the official code, on checkpoints in the released layout."""
 
 import math
-import multiprocessing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.forks import FORKS
 from tests.workers.model_rig import GOLDEN, Driver, known_sequences, mixed, one_by_one, rank_errors
 from workers.collectives import Solo
 from workers.collectives.shm import ShmCollectives
@@ -87,9 +87,8 @@ def _rank(folder: Path, name: str, rank: int, tp: int, out: Any) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("name", "tp"), [("base", 2), ("yarn", 2), ("tp4", 4)])
 def test_ranks_as_processes_over_shared_memory(name: str, tp: int, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    out = context.Queue()
-    ranks = [context.Process(target=_rank, args=(tmp_path, name, r, tp, out), daemon=True) for r in range(tp)]
+    out = FORKS.Queue()
+    ranks = [FORKS.Process(target=_rank, args=(tmp_path, name, r, tp, out), daemon=True) for r in range(tp)]
     try:
         for process in ranks:
             process.start()
