@@ -9,8 +9,8 @@ from cluster.loopback import close_side_door
 from wire.protocol import WorkerInfo
 
 _WATCH_S = 10.0
-# A restarted directory shows nothing before every worker has had the time to enter itself again.
-_SETTLE_S = 1.5 * ENTER_EVERY_S
+# After a restart: until every worker has had the time to enter itself again.
+_SETTLE_S = 4 * ENTER_EVERY_S
 
 
 class Directory:
@@ -36,8 +36,10 @@ class Directory:
         await self._note(self._entries.fail(failure))
 
     async def watch(self, version: str) -> Listing:
-        """The listing once it differs from `version`, or after _WATCH_S as it is."""
-        await asyncio.shield(self._settled)
+        """The listing once it differs from `version`, or after _WATCH_S as it is. `version` is "" the first time."""
+        if version and not self._entries.made(version):
+            # The caller knows the listing of a directory before this one: an emptier one would take workers from it.
+            await asyncio.shield(self._settled)
         deadline = time.monotonic() + _WATCH_S
         while (now := time.monotonic()) < deadline:
             await self._note(self._entries.expire(now))

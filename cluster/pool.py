@@ -13,13 +13,14 @@ from ray import serve
 
 from cluster.config import ClusterConfig
 from cluster.entries import ENTER_EVERY_S, Failure
+from cluster.gpus import SEES_ALL_GPUS, assigned_gpus
 from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
 from cluster.metrics_limit import limit_of
-from cluster.resolve import Resolved, worker_config
+from cluster.resolve import Resolved, log_settings, worker_config
 from cluster.scaling import DEMAND, demand
 from cluster.secret import cluster_secret
-from wire.logs import set_up
+from wire.logs import describe, set_up
 from wire.metrics.recorder import Reading
 from wire.protocol import Role
 from workers.leader.leader import Leader
@@ -35,11 +36,12 @@ _LOG = logging.getLogger(__name__)
 
 def actor_options(config: ClusterConfig, role: Role) -> dict[str, Any]:
     """What a worker asks of Ray for its leader and all its ranks, which stand on one node with it."""
-    pool = config.pool(role)
+    pool, cuda = config.pool(role), config.device == "cuda"
     return {
         "num_cpus": round(_LEADER_CPUS + pool.tp * config.rank_cpus, 4),
-        "num_gpus": pool.tp if config.device == "cuda" else 0,
+        "num_gpus": pool.tp if cuda else 0,
         "resources": pool.resources,
+        "runtime_env": SEES_ALL_GPUS if cuda else {},
     }
 
 
@@ -53,21 +55,32 @@ class Worker:
         self._drain_s = resolved.config.drain_s
         self._target = resolved.config.autoscaling
         self._worker_id = f"{role}-{serve.get_replica_context().replica_id.unique_id}"
-        self._config = worker_config(resolved, role, ray.util.get_node_ip_address(), cluster_secret())
-        set_up(self._config.logs, worker=self._worker_id)
-        # Under `ling serve` the machine's workers share one.
-        forks = os.environ.get(FORK_SERVER) or ForkServer(Path(tempfile.mkdtemp(prefix="ling-"))).address
-        self._leader = Leader(self._config, self._worker_id, role)
-        self._limit = limit_of(resolved.model, resolved.config.card, self._config.tp)
+        set_up(log_settings(resolved.config), worker=self._worker_id)
         try:
-            await self._leader.start(fork_launcher(self._config, self._worker_id, forks))
+            await self._start(resolved)
         except Exception as error:
-            await self._report(f"did not start: {error}")
-            await _within(self._leader.close(), _CLOSE_S)
+            await self._report(f"did not start: {describe(error)}")
             raise
         self._running = asyncio.create_task(self._run())
         self._entering = asyncio.create_task(self._enter())
         self._telling = asyncio.create_task(Bridge(self._figures, {}).run())
+
+    async def _start(self, resolved: Resolved) -> None:
+        """Bring the checkpoint to this host if it lies elsewhere, then load it."""
+        if resolved.origin is not None:
+            origin, synthetic = resolved.origin, resolved.config.load == "synthetic"
+            fetched = await asyncio.to_thread(origin.description if synthetic else origin.weights)
+            resolved = resolved.moved(fetched.folder)
+        self._config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
+        self._limit = limit_of(resolved.model, resolved.config.card, self._config.tp)
+        # Under `ling serve` the machine's workers share one.
+        forks = os.environ.get(FORK_SERVER) or ForkServer(Path(tempfile.mkdtemp(prefix="ling-"))).address
+        self._leader = Leader(self._config, self._worker_id, self._role)
+        try:
+            await self._leader.start(fork_launcher(self._config, self._worker_id, forks, assigned_gpus()))
+        except BaseException:
+            await _within(self._leader.close(), _CLOSE_S, "closing the worker")
+            raise
 
     def _figures(self) -> Iterator[Reading]:
         leader = self._leader
@@ -81,17 +94,19 @@ class Worker:
         except Exception as error:
             _LOG.exception("worker %s ends", self._worker_id)
             self._entering.cancel()
-            await asyncio.gather(_within(self._leader.close(), _CLOSE_S), self._report(str(error)))
+            closing = _within(self._leader.close(), _CLOSE_S, "closing the worker")
+            await asyncio.gather(closing, self._report(describe(error)))
             # Serve replaces a replica whose process is gone at once; one that only reports ill, after three checks.
             os._exit(1)
 
     async def _enter(self) -> None:
         while True:
-            await _within(self._directory.enter.remote(self._leader.info), _CALL_S)
+            await _within(self._directory.enter.remote(self._leader.info), _CALL_S, "entering the directory")
             await asyncio.sleep(ENTER_EVERY_S)
 
     async def _report(self, reason: str) -> None:
-        await _within(self._directory.fail.remote(Failure(self._worker_id, self._role, reason)), _CALL_S)
+        failure = Failure(self._worker_id, self._role, reason)
+        await _within(self._directory.fail.remote(failure), _CALL_S, "telling the directory of the failure")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve asks, and gives it to the pool's autoscaling policy."""
@@ -104,11 +119,13 @@ class Worker:
         """Take no more work, let what runs end, then end it with an error its readers see."""
         self._entering.cancel()
         # When all of the application goes, the directory may be gone already: nothing waits for its answer.
-        leaving = asyncio.create_task(_within(self._directory.leave.remote(self._worker_id), _CALL_S))
-        await _within(self._idle(), self._drain_s)
+        leaving = asyncio.create_task(
+            _within(self._directory.leave.remote(self._worker_id), _CALL_S, "leaving the directory")
+        )
+        await _within(self._idle(), self._drain_s, "waiting for running requests")
         self._running.cancel()
         self._telling.cancel()
-        await _within(self._leader.close(), _CLOSE_S)
+        await _within(self._leader.close(), _CLOSE_S, "closing the worker")
         leaving.cancel()
 
     async def _idle(self) -> None:
@@ -116,12 +133,14 @@ class Worker:
             await asyncio.sleep(_IDLE_POLL_S)
 
 
-async def _within(call: Any, seconds: float) -> None:
-    """Wait for it so long and no longer; the cluster goes on whether it succeeded or not."""
+async def _within(call: Any, seconds: float, what: str) -> None:
+    """Wait for it so long and no longer. A failure is logged, as `what`, and the worker goes on."""
     try:
         await asyncio.wait_for(_awaited(call), seconds)
+    except TimeoutError:
+        _LOG.warning("%s: not done within %g s", what, seconds)
     except Exception as error:
-        _LOG.warning("%s", error or type(error).__name__)
+        _LOG.warning("%s: %s", what, describe(error))
 
 
 async def _awaited(call: Any) -> None:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from workers.config import Rendezvous, WorkerConfig
@@ -55,10 +56,10 @@ class ForkServer:
         self._process.communicate()
 
 
-def fork_launcher(config: WorkerConfig, worker_id: str, address: str) -> Launch:
+def fork_launcher(config: WorkerConfig, worker_id: str, address: str, gpus: Sequence[int] = ()) -> Launch:
     """A `Launch` that asks the fork server at `address` for a process a rank, which gets this process's environment.
 
-    Its awaitable raises if the rank's process did not end as it should, and kills the process when cancelled.
+    `gpus`: the index of each rank's GPU; without any, ranks take the GPUs they see in turn. Its awaitable raises if the rank's process did not end as it should, and kills the process when cancelled.
     """
 
     async def launch(rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
@@ -70,7 +71,8 @@ def fork_launcher(config: WorkerConfig, worker_id: str, address: str) -> Launch:
             ) from error
         pid = None
         try:
-            job = pickle.dumps(RankJob(config, worker_id, rank, endpoint, rendezvous, dict(os.environ)))
+            gpu = gpus[rank] if gpus else None
+            job = pickle.dumps(RankJob(config, worker_id, rank, endpoint, rendezvous, gpu, dict(os.environ)))
             writer.write(LENGTH.pack(len(job)) + job)
             (pid,) = PID.unpack(await reader.readexactly(PID.size))
             if await reader.read() != ENDED:

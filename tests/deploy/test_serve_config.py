@@ -54,4 +54,4 @@ def test_a_worker_of_80_gb_cards_has_the_memory_for_it(path: Path) -> None:
 def test_a_worker_asks_for_its_pool_s_mark_once_and_for_cpus_by_the_rank() -> None:
     settings: dict[str, Any] = {"decode.tp": 4, "prefill.replicas": 0, "decode.resources.decode": "1", "device": "cpu"}
     options = actor_options(parse(settings | {"rank_cpus": 2}), "decode")
-    assert options == {"num_cpus": 8.01, "num_gpus": 0, "resources": {"decode": 1}}
+    assert options == {"num_cpus": 8.01, "num_gpus": 0, "resources": {"decode": 1}, "runtime_env": {}}

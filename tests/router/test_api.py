@@ -10,7 +10,6 @@ import pytest
 from router.text.tokenizer import Tokenizer
 from tests.router.conftest import Stage
 from tests.router.fake_worker import VOCAB
-from wire.protocol import Decode, Prefill
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -171,12 +170,11 @@ def test_settings_reach_both_workers(stage: Stage) -> None:
         logprobs=3, priority=-4, user="u", metadata={"a": "b"}, store=False, service_tier="default",
     )  # fmt: skip
     prefill, decode = stage["p0"].received[-1], stage["d0"].received[-1]
-    assert isinstance(prefill, Prefill)
-    assert isinstance(decode, Decode)
+    assert (prefill.handoff, prefill.source, decode.handoff) == (True, None, False)
     assert decode.source == stage["p0"].ref
     s = prefill.sampling
     assert s == decode.sampling
-    assert (prefill.request_id, prefill.token_ids, prefill.priority) == (decode.request_id, (5,), -4)
+    assert (prefill.request_id, list(prefill.token_ids), prefill.priority) == (decode.request_id, [5], -4)
     assert (s.max_tokens, s.seed, s.temperature, s.top_p, s.top_k, s.min_p) == (7, 2**63 - 1, 0.0, 0.5, 0, 0.1)
     assert (s.presence_penalty, s.frequency_penalty, s.repetition_penalty) == (1.0, -1.0, 1.5)
     assert (s.logit_bias, s.stop_token_ids, s.min_tokens) == (((7, -100.0),), (1, 9), 2)

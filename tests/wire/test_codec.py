@@ -7,15 +7,16 @@ import pytest
 
 from wire import protocol as p
 from wire.codec import CLUSTER, MAX_FRAME, WireError
+from wire.tokens import TokenIds
 from workers.schedule.step import RANKS, Admit, Export, Install, LinkAll, Row, StepPlan, StepResult
 
 SAMPLING = p.SamplingParams(max_tokens=3, seed=2**62, logit_bias=((5, -1.5),), stop_token_ids=(1, 2), logprobs=0)
 LOGPROB = p.TokenLogprob(5, -0.25, (5, 6), (-0.25, -1.5))
 MESSAGES: list[p.Message] = [
     p.Hello("r", "router"),
-    p.Prefill("a", (1, 2, 3), SAMPLING, -1),
-    p.Decode("a", (1, 2), SAMPLING, 0, p.PeerRef("w", "h", 1)),
-    p.Decode("a", (1, 2), SAMPLING),
+    p.Submit("a", TokenIds.of((1, 2, 3)), SAMPLING, -1, handoff=True),
+    p.Submit("a", TokenIds.of((1, 2)), SAMPLING, 0, p.PeerRef("w", "h", 1)),
+    p.Submit("a", TokenIds.of((1, 2)), SAMPLING, generated=1),
     p.Abort("a"),
     p.StepOutputs(
         7,
@@ -74,7 +75,7 @@ def test_a_step_plan_survives() -> None:
         rows=(Row(0, 5, (1,), 0, (3,), True, (4,)),),
         exports=(Export("a", "w", 0, (1,), 0, 5, True),),
     )
-    result = StepResult(3, (1,), (LOGPROB,), ((LOGPROB,),), 0.5)
+    result = StepResult(3, ((1,),), ((LOGPROB,),), ((LOGPROB,),), 0.5)
     for message in (plan, result):
         frame = memoryview(RANKS.encode(message)).tobytes()
         at = 0

@@ -82,7 +82,8 @@ def test_ranks_are_named_and_share_the_memory_of_what_is_imported(tmp_path: Path
 
 
 def test_a_rank_ends_with_the_process_that_asked_for_it_whatever_it_is_doing(tmp_path: Path) -> None:
-    job = pickle.dumps(RankJob(CONFIG, "w", 0, str(tmp_path / "leader"), Rendezvous(tmp_path, "127.0.0.1", 0), {}))
+    meeting = Rendezvous(tmp_path, "127.0.0.1", 0)
+    job = pickle.dumps(RankJob(CONFIG, "w", 0, str(tmp_path / "leader"), meeting, None, {}))
     with silent_leader(tmp_path) as listener:
         with socket.socket(socket.AF_UNIX) as asking:
             asking.connect(forks().address)

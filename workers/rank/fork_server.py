@@ -63,7 +63,7 @@ def _run(job: RankJob) -> None:
     from workers.rank.process import rank_main  # noqa: PLC0415
 
     set_up(job.config.logs, worker=job.worker_id, rank=str(job.rank))
-    rank_main(job.config, job.worker_id, job.rank, job.endpoint, job.rendezvous)
+    rank_main(job.config, job.worker_id, job.rank, job.endpoint, job.rendezvous, job.gpu)
 
 
 def _receive(connection: socket.socket) -> RankJob:

@@ -24,4 +24,5 @@ class RankJob:
     rank: int
     endpoint: str
     rendezvous: Rendezvous
+    gpu: int | None
     environment: Mapping[str, str]
