@@ -59,7 +59,8 @@ class ForkServer:
 def fork_launcher(config: WorkerConfig, worker_id: str, address: str, gpus: Sequence[int] = ()) -> Launch:
     """A `Launch` that asks the fork server at `address` for a process a rank, which gets this process's environment.
 
-    `gpus`: the index of each rank's GPU; without any, ranks take the GPUs they see in turn. Its awaitable raises if the rank's process did not end as it should, and kills the process when cancelled.
+    `gpus`: the index of each rank's GPU; without any, ranks take the GPUs they see in turn. The awaitable raises if the
+    rank's process did not end as it should, and kills the process when cancelled.
     """
 
     async def launch(rank: int, endpoint: str, rendezvous: Rendezvous) -> None:

@@ -29,7 +29,7 @@ def serve(listener: socket.socket, parent: int) -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     while True:
-        readable, _, _ = select.select([listener, parent], [], [])
+        readable, _, _ = select.select([listener.fileno(), parent], [], [])
         if parent in readable:
             return
         connection, _ = listener.accept()
