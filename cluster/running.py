@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import httpx
@@ -18,6 +19,7 @@ from cluster.config import ClusterConfig, ConfigError
 from cluster.entries import Failure, Listing
 from cluster.hints import hints
 from cluster.local import LocalRay
+from cluster.ray_thread import RayThread
 from cluster.resolve import Resolved, resolve
 from cluster.signals import EndingSignals
 from cluster.status import render
@@ -41,21 +43,33 @@ def run(config: ClusterConfig) -> NoReturn:
     """
     local = LocalRay()
     signals = EndingSignals(local.abandon)
+    in_ray = RayThread()
     failed = True
     try:
         with own_console(local.folder / "driver.log") as console:
+
+            def look_after_ray() -> None:
+                if done := local.daemons.check():
+                    console.print(f"[red]{done}[/]", highlight=False)
+
+            def look_after_ray_and_signals() -> None:
+                look_after_ray()
+                if signals.asked:
+                    raise InterruptedError
+
             try:
                 with console.status("starting Ray…") as progress:
-                    _start(config, local, signals, progress)
+                    in_ray.do(lambda: _start(config, local, progress), look_after_ray)
                 signals.defer()
-                _follow(signals, console)
+                with suppress(InterruptedError):
+                    in_ray.do(lambda: _follow(signals, console), look_after_ray_and_signals)
                 console.print("ending…")
                 signals.defer()
-                _drain(config.drain_s, signals)
+                _drain(config.drain_s, signals, in_ray)
                 failed = False
             finally:
                 signals.ignore()
-                local.end(keep_logs=failed)
+                local.end(keep_logs=failed, disconnect=in_ray.idle)
                 if failed:
                     console.print(f"Ray's logs: {local.folder}", highlight=False, soft_wrap=True)
     finally:
@@ -64,11 +78,10 @@ def run(config: ClusterConfig) -> NoReturn:
     os._exit(0)
 
 
-def _start(config: ClusterConfig, local: LocalRay, signals: EndingSignals, progress: Status) -> None:
+def _start(config: ClusterConfig, local: LocalRay, progress: Status) -> None:
     """Returns once the cluster serves and has said so."""
     began = time.monotonic()
     local.start()
-    signals.arm()  # Ray has put a handler of its own in place
     resolved = _on_device(config)
     progress.update("starting Serve…")
     serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
@@ -161,12 +174,25 @@ def _announce(resolved: Resolved, status: dict[str, Any], seconds: float, consol
     console.print(f"\n{told}\nCtrl-C ends everything.", soft_wrap=True, markup=False, highlight=False)
 
 
-def _drain(drain_s: float, signals: EndingSignals) -> None:
-    """Take the application down: routers stop accepting, running requests get `drain_s` to end."""
+def _drain(drain_s: float, signals: EndingSignals, in_ray: RayThread) -> None:
+    """Take the application down: routers stop accepting, running requests get `drain_s` to end.
+
+    It takes no longer than that and _CLOSING_S, whatever has become of Ray.
+    """
     deadline = time.monotonic() + drain_s + _CLOSING_S
-    try:
+
+    def take_down() -> None:
         serve.delete(_APP, _blocking=False)
         while _APP in serve.status().applications and time.monotonic() < deadline and not signals.asked:
             time.sleep(_POLL_S)
+
+    def look_at_the_clock() -> None:
+        if signals.asked or time.monotonic() > deadline:
+            raise TimeoutError
+
+    try:
+        in_ray.do(take_down, look_at_the_clock)
+    except TimeoutError:
+        return
     except (ray.exceptions.RayError, serve.exceptions.RayServeException) as error:
         raise RuntimeError(f"the cluster ended before it could drain: {error}") from error

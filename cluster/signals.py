@@ -21,10 +21,6 @@ class EndingSignals:
         self._abandon = abandon
         self._deferred = False
         self._before = {number: signal.getsignal(number) for number in _ENDING}
-        self.arm()
-
-    def arm(self) -> None:
-        """Take the signals; again after a library has put its own handlers in place."""
         for number in _ENDING:
             signal.signal(number, self._handle)
 
