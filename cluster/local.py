@@ -15,6 +15,7 @@ import psutil
 import ray
 
 from cluster.daemons import Daemons, RayLost, be_patient, wait_for_the_node
+from wire.logs import describe
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -47,11 +48,10 @@ class LocalRay:
                 _node_ip_address="127.0.0.1",
                 _temp_dir=str(self.folder),
             )
-        except Exception as error:
-            first = str(error).strip().partition("\n")[0]
+        except Exception as error:  # Ray raises bare ones, e.g. when its node is late on a busy machine
             raise RayLost(
-                f"Ray did not start on this machine: {first}; if it is short of memory or CPU, end what else runs, "
-                "and try again"
+                f"Ray did not start on this machine: {describe(error)}; if it is short of memory or CPU, end what else "
+                "runs, and try again"
             ) from error
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
 

@@ -1,6 +1,6 @@
 """Every message between routers, workers' leaders and their peers.
 
-Directions: router -> worker: `Hello`, `Prefill`, `Decode`, `Abort`. Worker -> router: `WorkerInfo`,
+Directions: router -> worker: `Hello`, `Submit`, `Abort`. Worker -> router: `WorkerInfo`,
 `StepOutputs`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`. Back: `WorkerInfo`,
 `Header` (all of a snapshot is on its way), `PullRefused`.
 
@@ -86,25 +86,23 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill:
-    """Compute the prompt, sample the first token, keep the snapshot for the decode worker that pulls it."""
+class Submit:
+    """A worker's share of a request: continue `token_ids` by the sampling's rules.
 
-    request_id: str
-    token_ids: tuple[int, ...]
-    sampling: SamplingParams
-    priority: int = 0
-    prefix: Prefix = Prefix()
-
-
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """Generate. With `source`, pull the prompt's snapshot from that prefill worker; without, prefill here."""
+    source: pull the snapshot of `token_ids` from that worker; without one, compute them here. handoff: sample one
+    token and keep the snapshot for the worker that pulls it; else generate to the end.
+    generated: how many of the last `token_ids` are generated ones, which the client has already got from another
+    worker. They count for `max_tokens`, `min_tokens`, penalties and grammar, and outputs are numbered on from there.
+    Only with neither source nor handoff. prefix: what the prefix cache may know of them.
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
     sampling: SamplingParams
     priority: int = 0
     source: PeerRef | None = None
+    handoff: bool = False
+    generated: int = 0
     prefix: Prefix = Prefix()
 
 
@@ -189,7 +187,7 @@ class StepOutputs:
 
     The first one of a connection lists in `kept` all that the worker keeps, each later one what has changed since.
 
-    `seen` counts the `Prefill` and `Decode` messages taken from this router so far, so that the router knows
+    `seen` counts the `Submit` messages taken from this router so far, so that the router knows
     which of its own submissions the figures already contain.
     """
 
@@ -279,4 +277,4 @@ class Header:
     weights_id: str
 
 
-Message = Hello | Prefill | Decode | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
+Message = Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header

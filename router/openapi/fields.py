@@ -1,92 +1,11 @@
 """Every field of every API as Markdown: `python -m router.openapi.fields > docs/API.md`."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
-
-from router.api.anthropic.schema import CountRequest, MessagesRequest
-from router.api.chat_schema import ChatRequest
-from router.api.completion_schema import CompletionRequest
-from router.api.counting import DetokenizeRequest, TokenizeRequest
 from router.api.responses.rows import LEASE_S
-from router.api.responses.schema import ResponseRequest
-from router.batch.batches import BatchRequest
-from router.batch.files import FileUpload
-
-_TEXT = "the model reads and writes text alone"
-_REMOTE = "the server runs no tools and keeps nothing of the kind"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One path. refused: fields its API has elsewhere, and why they are a 400 here."""
-
-    path: str
-    model: type[BaseModel]
-    refused: Mapping[str, str]
-
-
-_MESSAGES_REFUSED = {
-    "billing_policy": "nothing is billed",
-    "compaction": "conversations are not cut here",
-    "mcp_servers": _REMOTE,
-    "speed": "there is one speed",
-    "user_profile_id": _REMOTE,
-    "workspace_id": _REMOTE,
-}
-ENDPOINTS = (
-    Endpoint(
-        "/v1/chat/completions",
-        ChatRequest,
-        {
-            "audio": _TEXT,
-            "function_call": "replaced by `tool_choice`",
-            "functions": "replaced by `tools`",
-            "moderation": "nothing is moderated",
-            "prediction": "no draft is taken from the client",
-            "prompt_cache_options": "no prompt is cached",
-            "web_search_options": _REMOTE,
-        },
-    ),
-    Endpoint("/v1/completions", CompletionRequest, {}),
-    Endpoint(
-        "/v1/responses",
-        ResponseRequest,
-        {
-            "access_programs": "there are none",
-            "background_options": "what runs in the background runs at once",
-            "context_management": "conversations are cut by `truncation` alone",
-            "conversation": "`previous_response_id` goes on with a conversation",
-            "image": _TEXT,
-            "moderation": "nothing is moderated",
-            "prompt": "the server keeps no prompts",
-            "prompt_cache_options": "no prompt is cached",
-        },
-    ),
-    Endpoint(
-        "/v1/messages",
-        MessagesRequest,
-        {
-            **_MESSAGES_REFUSED,
-            "container": _REMOTE,
-            "diagnostics": "there are none in an answer",
-            "fallback_credit_token": "nothing is billed",
-            "fallbacks": "there is one model",
-            "inference_geo": "there is one place",
-            "thread": "conversations are sent whole, as the code it is refused with tells SDKs",
-        },
-    ),
-    Endpoint("/v1/messages/count_tokens", CountRequest, _MESSAGES_REFUSED),
-    Endpoint("/v1/batches", BatchRequest, {}),
-    Endpoint("/tokenize", TokenizeRequest, {}),
-    Endpoint("/detokenize", DetokenizeRequest, {}),
-)
-
-# Bodies that are forms.
-FORMS = (Endpoint("/v1/files", FileUpload, {}),)
+from router.endpoints import ENDPOINTS
 
 # Their models have names of other APIs' models.
 _OWN_NAMES = ("/v1/messages", "/v1/responses")
@@ -209,8 +128,11 @@ def table() -> str:
     """The whole document."""
     out = [_INTRO]
     shown: set[str] = set()
-    for endpoint in (*ENDPOINTS, *FORMS):
-        schema = endpoint.model.model_json_schema()
+    for endpoint in ENDPOINTS:
+        model = endpoint.body or endpoint.form
+        if model is None:
+            continue
+        schema = model.model_json_schema()
         out.append(f"## `POST {endpoint.path}`\n")
         rows = list(_rows(schema))
         rows += [f"| `{name}` | | refused: {why} |" for name, why in sorted(endpoint.refused.items())]

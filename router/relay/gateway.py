@@ -22,6 +22,7 @@ from router.relay.table import ListedWorker, WorkerTable
 from router.text.grammar import Form
 from router.text.grammar_check import GrammarCheck
 from router.text.tokenizer import Tokenizer
+from router.text.tools import tool_parser
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Gateway:
         self.pools = pools
         self.created = int(time.time())
         self.tokenizer = Tokenizer(config.tokenizer)
+        self.tool_parser = tool_parser(config.tool_parser)
         self._check_grammar = GrammarCheck(config.tokenizer)
         self.table = WorkerTable(config.name, config.secret)
         self.metrics = Metrics(self._observe)
@@ -186,15 +188,15 @@ class Gateway:
             if isinstance(plan, NoPlan):
                 self.metrics.routed(plan.reason)
                 if plan.reason == "too_long":
-                    raise invalid(plan.message, "max_tokens", "context_length_exceeded")
+                    raise invalid(plan.message, job.length_field, "context_length_exceeded")
                 raise self._unavailable(plan.message)
             self.metrics.routed("wait" if plan.waits else "room")
             link = self.table.link
             prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
             decode = link(plan.decode.worker_id)
-            stream = SequenceStream(f"{name}-{choice.index}", choice, prefill, decode, job, metrics)
+            stream = SequenceStream(f"{name}-{choice.index}", choice, job, metrics)
             job.streams.append(stream)
-            stream.start(job.priority, now)
+            stream.start(prefill, decode, job.priority, now)
 
     def _observe(self) -> State:
         return State(

@@ -315,7 +315,7 @@ def test_decode_workers_alone_serve_where_the_pools_say_so(checkpoint: Path) -> 
         assert answer.json()["usage"]["completion_tokens"] == 6
         assert answer.json()["timings"]["prefill_worker"] == "d0"
         (taken,) = stage["d0"].received
-        assert getattr(taken, "source", "prefill") is None
+        assert (taken.source, taken.handoff) == (None, False)
 
     on(checkpoint, act, [FakeWorker("d0", "decode")], Pools(prefill=0, decode=1))
 

@@ -17,18 +17,17 @@ from wire.handshake import accept
 from wire.protocol import (
     Abort,
     CancelPull,
-    Decode,
     Header,
     Hello,
     KeptEvent,
     Load,
     PeerRef,
-    Prefill,
     Pull,
     PullRefused,
     RankInfo,
     Role,
     SeqOutput,
+    Submit,
     WorkerInfo,
 )  # fmt: skip
 from wire.tls import listen, tls
@@ -261,12 +260,9 @@ class Leader:
 
     def _handle(self, client: Client, message: object) -> None:
         match message:
-            case Prefill():
+            case Submit():
                 client.seen += 1
-                self._submit(client, message, None)
-            case Decode():
-                client.seen += 1
-                self._submit(client, message, message.source)
+                self._submit(client, message)
             case Pull(kept=bytes()):
                 self._send_kept(client, message)
             case Abort():
@@ -280,19 +276,19 @@ class Leader:
                 raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
         self._wake.set()
 
-    def _submit(self, client: Client, message: Prefill | Decode, source: PeerRef | None) -> None:
-        prefix = message.prefix
+    def _submit(self, client: Client, message: Submit) -> None:
+        source, prefix = message.source, message.prefix
         position, kept = len(message.token_ids), False
         if source is None and prefix.source is not None and 0 < prefix.kept_tokens < position:
             source, position, kept = prefix.source, prefix.kept_tokens, True
         seq = Sequence(
             request_id=message.request_id,
             tokens=list(message.token_ids),
-            prompt_tokens=len(message.token_ids),
+            prompt_tokens=len(message.token_ids) - message.generated,
             sampling=message.sampling,
             priority=message.priority,
             order=0,
-            handoff=isinstance(message, Prefill),
+            handoff=message.handoff,
             source=Source(source.worker_id, position, kept) if source else None,
             arrived=time.monotonic(),
             scope=prefix.scope,
@@ -311,8 +307,12 @@ class Leader:
 
     def _refusal(self, seq: Sequence) -> str | None:
         longest = self._scheduler.limits.max_model_len
-        if not 0 < seq.prompt_tokens < longest:
-            return f"a prompt of {seq.prompt_tokens} tokens: this worker takes 1 to {longest - 1}"
+        if not (seq.prompt_tokens > 0 and len(seq.tokens) < longest):
+            return f"a prompt of {len(seq.tokens)} tokens: this worker takes 1 to {longest - 1}"
+        if seq.generated and (seq.handoff or (seq.source is not None and not seq.source.kept)):
+            return "a snapshot of tokens that were generated elsewhere can't be handed on; compute them here"
+        if not 0 <= seq.generated < seq.sampling.max_tokens:
+            return f"{seq.generated} tokens are generated of at most {seq.sampling.max_tokens}"
         if not all(0 <= t < self._vocab for t in seq.tokens):
             return f"a token id is outside the vocabulary of {self._vocab}"
         if any(seq.request_id in here for here in (self._scheduler.sequences, self._joining, self._grammars)):
