@@ -18,10 +18,11 @@ from cluster.app import application, gpus
 from cluster.config import ClusterConfig, ConfigError
 from cluster.entries import Failure, Listing
 from cluster.hints import hints
+from cluster.last_resort import LastResort
 from cluster.local import LocalRay
 from cluster.ray_thread import RayThread
 from cluster.resolve import Found, Resolved, resolve
-from cluster.signals import EndingSignals
+from cluster.signals import ENDING, EndingSignals
 from cluster.status import render
 from cluster.terminal import own_console
 from wire.logs import describe
@@ -31,6 +32,8 @@ _POLL_S = 0.2
 _CALL_S = 5.0
 # On top of draining: what ending streams, ranks and connections takes.
 _CLOSING_S = 5.0
+# After a signal; whoever takes longer is ended from outside.
+_HEEDED_S = 5.0
 
 
 class StartError(RuntimeError):
@@ -44,6 +47,7 @@ def run(config: ClusterConfig, found: Found) -> NoReturn:
     """
     local = LocalRay()
     signals = EndingSignals(local.abandon)
+    last_resort = LastResort(ENDING, _HEEDED_S, config.drain_s + _CLOSING_S + _HEEDED_S)
     in_ray = RayThread()
     failed = True
     try:
@@ -62,6 +66,7 @@ def run(config: ClusterConfig, found: Found) -> NoReturn:
                 with console.status("starting Ray…") as progress:
                     in_ray.do(lambda: _start(config, found, local, progress), look_after_ray)
                 signals.defer()
+                last_resort.serves()
                 with suppress(InterruptedError):
                     in_ray.do(lambda: _follow(signals, console), look_after_ray_and_signals)
                 console.print("ending…")

@@ -103,9 +103,14 @@ spec:
       imagePullPolicy: {{ $v.image.pullPolicy }}
       env: {{- include "ling.env" $root | nindent 8 }}
         {{- if $v.tls.enabled }}{{ include "ling.tlsEnv" $root | nindent 8 }}{{ end }}
+        {{- include "ling.fetchEnv" $root | nindent 8 }}
         {{- with $group.env }}{{ toYaml . | nindent 8 }}{{ end }}
-      {{- with $group.envFrom }}
-      envFrom: {{- toYaml . | nindent 8 }}
+      {{- if or $v.model.secretName $group.envFrom }}
+      envFrom:
+        {{- with $v.model.secretName }}
+        - secretRef: {name: {{ . | quote }}}
+        {{- end }}
+        {{- with $group.envFrom }}{{ toYaml . | nindent 8 }}{{ end }}
       {{- end }}
       ports: {{- include "ling.ports" (list $root $component) | nindent 8 }}
       {{- $resources := include "ling.resources" . | fromYaml }}

@@ -51,7 +51,7 @@ async def tokenize(request: TokenizeRequest, gateway: Gateway) -> Tokenized:
         chat = ChatRequest.model_validate({name: getattr(request, name) for name in fields})
         ids = (await conversation_prompt(chat.conversation(), Names(), tokenizer)).token_ids
     longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
-    answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": ids}
+    answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": list(ids)}
     if request.return_token_strs:
         answer["token_strs"] = [tokenizer.piece(i).text for i in ids]
     return answer

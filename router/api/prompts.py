@@ -15,6 +15,7 @@ from router.text.tokenizer import Tokenizer
 from router.text.tool_parser import ToolParser
 from router.text.tools.form import answer_form
 from wire.protocol import SamplingParams
+from wire.tokens import TokenIds
 
 _SEED_MASK = 2**63 - 1
 # A key is charged so many tokens beforehand for an answer whose length is left open.
@@ -71,7 +72,7 @@ async def _encoded(raw: Sequence[RawPrompt], tokenizer: Tokenizer, limits: Limit
         else:
             if item and (min(item) < 0 or max(item) >= limits.vocab_size):
                 raise invalid(f"'{name}' holds a token id outside 0..{limits.vocab_size - 1}", name, "invalid_token_id")
-            out.append(Prompt(tuple(item)))
+            out.append(Prompt(TokenIds.of(item)))
         if not out[-1].token_ids:
             raise invalid(f"'{name}' is empty", name, "empty_prompt")
     return out
@@ -91,20 +92,15 @@ def _reader(request: Request, prompt: Prompt, parser: type[ToolParser]) -> Reade
     if isinstance(request.source, RawPrompts):
         return None
     tools = request.source.tools
-    return Reader(parser() if tools.offered else None, thinking=_begins_thinking(prompt), single=tools.single)
+    return Reader(parser() if tools.offered else None, thinking=prompt.thinking, single=tools.single)
 
 
 def _thinking(request: Request, prompt: Prompt) -> Thinking:
     if not isinstance(request.source, Conversation):
         return Thinking.NONE
-    if _begins_thinking(prompt):
+    if prompt.thinking:
         return Thinking.BEGUN
     return Thinking.MAY if request.source.thinking else Thinking.NONE
-
-
-def _begins_thinking(prompt: Prompt) -> bool:
-    """Whether the prompt ends within reasoning."""
-    return prompt.text is not None and prompt.text.rstrip().endswith("<think>")
 
 
 def _sampling_params(sampling: Sampling, limits: Limits, tokenizer: Tokenizer) -> SamplingParams:

@@ -44,13 +44,13 @@ async def _render(conversation: Conversation, names: Names, tokenizer: Tokenizer
         messages = _with_thinking(messages)
     tools = [dict(tool.shown) for tool in offered] or None
     try:
-        text = template.render(messages, tools, dict(conversation.variables))
+        rendered = template.render(messages, tools, dict(conversation.variables))
     except ValueError as error:
         raise invalid(str(error), names.turns) from error
-    token_ids = await tokenizer.encode(text, add_special_tokens=False)
+    token_ids, boundaries = await tokenizer.encode_chat(rendered)
     if not token_ids:
         raise invalid("the chat template makes no tokens of these messages", names.turns, "empty_prompt")
-    return Prompt(token_ids, text)
+    return Prompt(token_ids, thinking=rendered.thinking, boundaries=boundaries)
 
 
 def _for_template(turns: Sequence[Turn]) -> list[dict[str, Any]]:

@@ -18,6 +18,14 @@ the values given. **only …**: other values are refused. **meaningless**: accep
 **refused**: a 400 that names the field; so is every field that is not listed. A field with `null` counts as not sent,
 but in what is the client's own: schemas, arguments, metadata.
 
+## What is text and what is structure
+
+What a client sends in a conversation is text: contents, names, descriptions, schemas, arguments, results. Only the
+checkpoint's chat template writes the markers that structure it. `<|role_end|>` in a message, or `<tool_call>` in a
+tool's description, is read as the characters it is made of, as any other text is. The prompt of `/v1/completions`, and
+`prompt` of `/tokenize`, are raw: markers in them are their tokens, so whoever fills in such a prompt from text of
+strangers must see to it.
+
 ## What tools come to
 
 Calls are told from text by the parser `router.tool_parser` names (`qwen25`, which `hermes` is another name of):

@@ -9,16 +9,23 @@ from router.text.parts import Part, Text
 from router.text.reader import Reader
 from router.text.tokenizer import Tokenizer
 from wire.protocol import SamplingParams, TokenLogprob
+from wire.tokens import TokenIds
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a choice continues. `text` where there was one: the client's, or a rendered conversation."""
+    """What a choice continues.
 
-    token_ids: tuple[int, ...]
+    text: a completion's prompt, where that was text. thinking: it ends within reasoning. boundaries: how many tokens
+    there are up to each turn's end, of a conversation.
+    """
+
+    token_ids: TokenIds
     text: str | None = None
+    thinking: bool = False
+    boundaries: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,21 @@
 
 import asyncio
 import json
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import tokenizers
 
 from router.text.grammar import Marks
-from router.text.template import ChatTemplate
+from router.text.markers import Markers
+from router.text.template import ChatTemplate, Rendered
+from wire.tokens import TokenIds
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 # Text shorter than this takes well under a millisecond, about what handing it to a thread and back costs.
 _INLINE_CHARS = 2048
@@ -20,6 +27,14 @@ class Piece(NamedTuple):
 
     text: str
     data: bytes
+
+
+class Encoded(NamedTuple):
+    """A conversation's token ids. boundaries: how many tokens there are up to each turn's end, the first of which is
+    that of the system prompt and the tools: where prompts that begin alike part."""
+
+    token_ids: TokenIds
+    boundaries: tuple[int, ...]
 
 
 class Tokenizer:
@@ -48,25 +63,51 @@ class Tokenizer:
             self.visible = [b"" if i in self.special_ids else b for i, b in enumerate(self._bytes)]
         self._showing: dict[tuple[str, ...], list[bytes] | None] = {}
         self.eos_ids = _eos_ids(path)
-        self.template = ChatTemplate.load(path)
+        self._markers = Markers(self._inner)
+        self.markers = self._markers.texts
+        self.template = ChatTemplate.load(path, self.markers)
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
 
     def close(self) -> None:
         """End the tokenizing threads."""
         self._threads.shutdown(wait=False, cancel_futures=True)
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        """Token ids of a text; a long one is encoded in a thread."""
-        if len(text) < _INLINE_CHARS:
-            return self.encode_now(text, add_special_tokens)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.encode_now, text, add_special_tokens)
+    async def encode(self, text: str, *, add_special_tokens: bool) -> TokenIds:
+        """Token ids of a raw text: markers in it are tokens. A long one is encoded in a thread."""
+        return await self._apart(len(text), self.encode_now, text, add_special_tokens)
 
-    def encode_now(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        """Token ids of a text, at once."""
-        return tuple(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+    def encode_now(self, text: str, add_special_tokens: bool) -> TokenIds:
+        """Token ids of a raw text, at once."""
+        # Not `encode`, which holds the interpreter's lock all the while.
+        (encoding,) = self._inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return TokenIds.of(encoding.ids)
 
-    def decode(self, token_ids: list[int] | tuple[int, ...], *, skip_special: bool = True) -> str:
+    async def encode_chat(self, rendered: Rendered) -> Encoded:
+        """Token ids of a conversation, whose markers are the template's. A long one is encoded in a thread."""
+        return await self._apart(len(rendered.text), self.encode_chat_now, rendered)
+
+    def encode_chat_now(self, rendered: Rendered) -> Encoded:
+        """Token ids of a conversation, at once."""
+        parts = self._markers.cut(rendered.text)
+        texts = [rendered.shield.plain(text) for text in parts[::2]]
+        out, ends = bytearray(), []
+        encodings = self._markers.plain.encode_batch_fast(texts, add_special_tokens=False)
+        for i, encoding in enumerate(encodings):
+            out += TokenIds.of(encoding.ids).packed
+            if 2 * i + 1 < len(parts):
+                marker = self._markers.id_of(parts[2 * i + 1])
+                out += TokenIds.of((marker,)).packed
+                if marker in self.eos_ids:
+                    ends.append(len(out) // 4)
+        return Encoded(TokenIds(bytes(out)), tuple(ends))
+
+    async def _apart(self, size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """In a thread where the text is long."""
+        if size < _INLINE_CHARS:
+            return work(*args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
+
+    def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of a whole sequence. Ids without a token are nothing."""
         return self._inner.decode(list(token_ids), skip_special_tokens=skip_special)
 

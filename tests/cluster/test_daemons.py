@@ -136,7 +136,7 @@ def test_without_its_raylet_it_ends_with_an_error(cluster: Serving) -> None:
 
 @pytest.mark.slow
 def test_a_signal_ends_it_though_ray_does_not_answer() -> None:
-    """While Ray starts, with its daemons stopped, a termination is heeded at once."""
+    """While Ray starts and holds Python's lock, for its GCS is stopped, a termination is heeded all the same."""
     started = Serving("--tp", "1")
     parent = psutil.Process(started.process.pid)
     deadline = time.monotonic() + 60
@@ -147,6 +147,6 @@ def test_a_signal_ends_it_though_ray_does_not_answer() -> None:
     family = parent.children(recursive=True)
     started.process.send_signal(signal.SIGTERM)
     started.process.communicate(timeout=30)
-    assert started.process.returncode == 130
+    assert started.process.returncode in (130, -signal.SIGKILL)
     _, left = psutil.wait_procs(family, timeout=10)
     assert not left

@@ -174,7 +174,7 @@ def test_settings_reach_both_workers(stage: Stage) -> None:
     assert decode.source == stage["p0"].ref
     s = prefill.sampling
     assert s == decode.sampling
-    assert (prefill.request_id, prefill.token_ids, prefill.priority) == (decode.request_id, (5,), -4)
+    assert (prefill.request_id, list(prefill.token_ids), prefill.priority) == (decode.request_id, [5], -4)
     assert (s.max_tokens, s.seed, s.temperature, s.top_p, s.top_k, s.min_p) == (7, 2**63 - 1, 0.0, 0.5, 0, 0.1)
     assert (s.presence_penalty, s.frequency_penalty, s.repetition_penalty) == (1.0, -1.0, 1.5)
     assert (s.logit_bias, s.stop_token_ids, s.min_tokens) == (((7, -100.0),), (1, 9), 2)

@@ -27,6 +27,7 @@ from router.text.reader import Reader
 from router.text.tokenizer import Tokenizer
 from router.text.tools import tool_parser
 from wire.protocol import SamplingParams
+from wire.tokens import TokenIds
 
 END = 1
 NOWHERE = ServedBy(0, 0, 0, 0, 0, "p", 1, "d", 1)
@@ -175,7 +176,9 @@ def events(stream: bytes) -> Iterator[dict[str, Any]]:
 
 def a_choice(tokenizer: Tokenizer, stop: tuple[str, ...], single: bool) -> Choice:
     reader = Reader(tool_parser("qwen25")(), single=single)
-    return Choice(0, Prompt((5,)), SamplingParams(max_tokens=9999, seed=1), tokenizer, stop=stop, reader=reader)
+    return Choice(
+        0, Prompt(TokenIds.of((5,))), SamplingParams(max_tokens=9999, seed=1), tokenizer, stop=stop, reader=reader
+    )
 
 
 def the_whole(shape: Answer) -> Any:

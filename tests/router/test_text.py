@@ -168,7 +168,7 @@ def test_the_checkpoints_own_template() -> None:
             },
             {"role": "tool", "content": "2"},
         ]
-    )
+    ).text
     assert text == (
         "<role>SYSTEM</role>Be brief.\ndetailed thinking off<|role_end|><role>HUMAN</role><b><|role_end|>"
         '<role>ASSISTANT</role><tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call><|role_end|>'
@@ -180,7 +180,7 @@ def test_tools_and_what_else_a_template_reads(tmp_path: Path) -> None:
     template = _template(tmp_path, chat_template="{{ tools | length }}{{ mood }}{{ eos_token }}", eos_token="<e>")
     assert template is not None
     assert template.takes_tools
-    assert template.render([], [{}, {}], {"mood": "x", "eos_token": "y"}) == "2x<e>"
+    assert template.render([], [{}, {}], {"mood": "x", "eos_token": "y"}).text == "2x<e>"
     plain = _template(tmp_path, chat_template="{{ messages }}")
     assert plain is not None
     assert not plain.takes_tools
@@ -191,11 +191,11 @@ def test_where_templates_live(tmp_path: Path) -> None:
     listed = [{"name": "tools", "template": "no"}, {"name": "default", "template": "{{ eos_token }}!"}]
     named = _template(tmp_path, chat_template=listed, eos_token={"content": "<e>"})
     assert named is not None
-    assert named.render([]) == "<e>!"
+    assert named.render([]).text == "<e>!"
     (tmp_path / "chat_template.jinja").write_text("{% if true %}\nfile{{ strftime_now('') }}{% endif %}")
     filed = ChatTemplate.load(tmp_path)
     assert filed is not None
-    assert filed.render([]) == "file"
+    assert filed.render([]).text == "file"
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_a_template_that_refuses_is_a_400(tmp_path: Path, source: str) -> None:
 def test_tojson_keeps_text_readable(tmp_path: Path) -> None:
     template = _template(tmp_path, chat_template="{{ messages[0].content | tojson }}")
     assert template is not None
-    assert template.render([{"role": "user", "content": "<é'>"}]) == '"<é\'>"'
+    assert template.render([{"role": "user", "content": "<é'>"}]).text == '"<é\'>"'
 
 
 def test_a_folder_without_tokenizer_is_refused_by_name(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from router.text.tokenizer import Tokenizer
 from router.text.tools import PARSERS, tool_parser
 from router.text.tools.json_scan import JsonScan
 from wire.protocol import SamplingParams
+from wire.tokens import TokenIds
 
 END = (1,)
 ONE = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
@@ -207,7 +208,7 @@ def test_any_steps_of_tokens_are_the_same_message(
 
     def said(steps: Iterator[int]) -> tuple[Message, str | None]:
         reader = Reader(tool_parser("qwen25")(), single=single)
-        choice = Choice(0, Prompt((2,)), SamplingParams(10**6, 0), small, stop=stop, reader=reader)
+        choice = Choice(0, Prompt(TokenIds.of((2,))), SamplingParams(10**6, 0), small, stop=stop, reader=reader)
         parts: list[Part] = []
         at = 0
         while choice.finish is None:
