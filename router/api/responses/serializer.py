@@ -113,7 +113,7 @@ class ResponseSerializer:
             if item["type"] == "reasoning":
                 # Counted anew from the text: tokens come without a word on what they became.
                 text = item["content"][0]["text"]
-                thought += len(await self._tokenizer.encode(text, add_special_tokens=False))
+                thought += len(await asyncio.to_thread(self._tokenizer.encode, text, False))
         return {
             "input_tokens": asked,
             "input_tokens_details": {"cached_tokens": choice.cached_tokens, "cache_write_tokens": 0},
