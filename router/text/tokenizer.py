@@ -35,8 +35,9 @@ class Tokenizer:
     """tokenizer.json of a checkpoint folder, read once.
 
     visible: for a byte-level vocabulary the bytes of each id, empty for special tokens (they are not shown);
-    None for other kinds, which only `decode` can join. eos_ids: ids that end a sequence, of generation_config.json
-    and config.json together. template: None where the checkpoint has no chat template. marks: tokens like `<this>`.
+    None for other kinds, which only `decode` can join. special: the texts of special tokens. eos_ids: ids that end a
+    sequence, of generation_config.json and config.json together. template: None where the checkpoint has no chat
+    template. marks: tokens like `<this>`.
     """
 
     def __init__(self, folder: str, segment_bytes: int = _SEGMENT_BYTES) -> None:
@@ -49,6 +50,7 @@ class Tokenizer:
         self.size = self._inner.get_vocab_size(with_added_tokens=True)
         added = self._inner.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, t in added.items() if t.special)
+        self.special = tuple(t.content for t in added.values() if t.special)
         self.marks = Marks({t.content: i for i, t in added.items() if t.content[:1] == "<" and t.content[-1:] == ">"})
         self.visible: list[bytes] | None = None
         self._bytes: list[bytes] = []
