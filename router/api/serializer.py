@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, Literal, TypeVar
 
 from router.api.answers.generated import Facts, Head, OneChoice, Rest, Usage
-from router.api.schema import GenerationRequest
+from router.api.request import Request
 from router.errors import ApiError
 from router.http.json import encode
 from router.relay.choice import Choice, Delta
@@ -31,17 +31,9 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
     choice, and inside each where there are several.
     """
 
-    def __init__(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        request: GenerationRequest,
-        choices: list[Choice],
-        tokenizer: Tokenizer,
-    ) -> None:
-        self._head: Head = {"id": answer_id, "created": created, "model": model}
-        self._ids = request.return_token_ids
+    def __init__(self, head: Head, request: Request, choices: list[Choice], tokenizer: Tokenizer) -> None:
+        self._head = head
+        self._ids = request.token_ids
         self._usage = request.include_usage
         self._choices = choices
         self._tokenizer = tokenizer
@@ -82,7 +74,7 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
         beside: Facts = {}
         facts = self._place(item, beside)
         if self._ids and not choice.started:
-            facts["prompt_token_ids"] = choice.prompt.token_ids
+            facts["prompt_token_ids"] = list(choice.prompt.token_ids)
         if over:
             assert choice.served_by is not None
             facts["timings"] = choice.served_by
@@ -114,7 +106,7 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
             facts["timings"] = choice.served_by
             if self._ids:
                 item["token_ids"] = delta.token_ids
-                facts["prompt_token_ids"] = choice.prompt.token_ids
+                facts["prompt_token_ids"] = list(choice.prompt.token_ids)
             items.append(item)
         return encode(self._whole(items, self._usage_of_all(), beside))
 

@@ -8,7 +8,7 @@ from pydantic_core import ErrorDetails, from_json
 from starlette.types import Receive, Scope
 
 from router.config import RouterConfig
-from router.errors import ApiError, invalid
+from router.errors import ApiError, invalid, spelled
 
 R = TypeVar("R", bound=BaseModel)
 
@@ -72,7 +72,7 @@ def explain(error: ErrorDetails) -> ApiError:
     if path[:1] == ["messages"] and len(path) > 2:
         del path[2]  # the role, by which pydantic tells messages apart; no part of the client's path
     path = [p for p in path if not (isinstance(p, str) and p.startswith("#"))]  # a block's type, likewise
-    name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")[:200]
+    name = spelled(tuple(path))
     message, code = f"'{name}': {error['msg']}", "invalid_value"
     match error["type"]:
         case "missing":

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.apart import Apart
 from router.config import Pools, RouterConfig
 from router.errors import ApiError, invalid
 from router.metrics import Metrics, State
@@ -22,6 +23,7 @@ from router.relay.table import ListedWorker, WorkerTable
 from router.text.grammar import Form
 from router.text.grammar_check import GrammarCheck
 from router.text.tokenizer import Tokenizer
+from router.text.tools import tool_parser
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +55,9 @@ class Gateway:
         self.config = config
         self.pools = pools
         self.created = int(time.time())
-        self.tokenizer = Tokenizer(config.tokenizer)
+        self.apart = Apart()
+        self.tokenizer = Tokenizer(config.tokenizer, config.segment_cache_bytes)
+        self.tool_parser = tool_parser(config.tool_parser)
         self._check_grammar = GrammarCheck(config.tokenizer)
         self.table = WorkerTable(config.name, config.secret)
         self.metrics = Metrics(self._observe)
@@ -90,7 +94,7 @@ class Gateway:
         await self.table.close()
         while self.closers:
             await self.closers.pop()()
-        self.tokenizer.close()
+        self.apart.close()
         self._check_grammar.close()
 
     async def check(self, form: Form | None) -> None:
@@ -186,7 +190,7 @@ class Gateway:
             if isinstance(plan, NoPlan):
                 self.metrics.routed(plan.reason)
                 if plan.reason == "too_long":
-                    raise invalid(plan.message, "max_tokens", "context_length_exceeded")
+                    raise invalid(plan.message, job.length_field, "context_length_exceeded")
                 raise self._unavailable(plan.message)
             self.metrics.routed("wait" if plan.waits else "room")
             link = self.table.link

@@ -12,7 +12,8 @@ from router.relay.stream import SequenceStream
 class Job:
     """stream: whether each gain wakes the answering coroutine, or only the end. account: whose tokens it uses.
 
-    live: whether somebody waits for it; else it has all the time in the world.
+    live: whether a client waits for it; else no timeout applies. length_field: the request's field that bounds the
+    answer, for errors.
     """
 
     def __init__(
@@ -23,11 +24,13 @@ class Job:
         priority: int,
         account: Account | None = None,
         live: bool = True,
+        length_field: str = "max_tokens",
     ) -> None:
         self.choices = choices
         self.priority = priority
         self.account = account
         self.live = live
+        self.length_field = length_field
         self.streams: list[SequenceStream] = []
         self.error: ApiError | None = None
         self.gone = False  # the client has left

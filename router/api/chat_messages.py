@@ -1,14 +1,15 @@
-"""Messages and tools of a chat: their schema, the order they must stand in, and what a template reads of them."""
+"""Messages and tools of a chat, and the turns and tools of a neutral request they stand for."""
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
 
+from router.api.request import Call, Tool, Turn
 from router.api.schema import Strict, meaningless
-from router.errors import ApiError, invalid
+from router.text.tools.form import OfferedFunction
 
-_ON, _OFF = "detailed thinking on", "detailed thinking off"
 _NAME = r"^[a-zA-Z0-9_-]{1,128}$"
 
 
@@ -51,11 +52,20 @@ Content = Annotated[list[TextPart], BeforeValidator(_part_list, json_schema_inpu
 
 
 class BaseMessage(Strict):
-    """What messages share."""
+    """Fields that all messages have."""
 
     content: Content
     name: str | None = Field(None, description="shown to the model where its template has a place for it")
     cache_control: dict[str, Any] | None = meaningless(None)
+
+    @property
+    def text(self) -> str:
+        """The content as one text."""
+        return "\n".join(part.text for part in self.content)
+
+    @abstractmethod
+    def lower(self, place: int) -> Turn:
+        """In neutral form. place: among the request's messages."""
 
 
 class SystemMessage(BaseMessage):
@@ -63,15 +73,23 @@ class SystemMessage(BaseMessage):
 
     role: Literal["system", "developer"]
 
+    def lower(self, place: int) -> Turn:
+        """In neutral form."""
+        return Turn("system", self.text, ("messages", place), self.name)
+
 
 class UserMessage(BaseMessage):
-    """What the user said."""
+    """A message of the user."""
 
     role: Literal["user"]
 
+    def lower(self, place: int) -> Turn:
+        """In neutral form."""
+        return Turn("user", self.text, ("messages", place), self.name)
+
 
 class AssistantMessage(BaseMessage):
-    """What the model said or called."""
+    """An earlier answer of the model: text, calls or both."""
 
     role: Literal["assistant"]
     content: Content = Field(default_factory=list)
@@ -97,12 +115,22 @@ class AssistantMessage(BaseMessage):
             raise ValueError("an assistant message needs content or tool_calls")
         return self
 
+    def lower(self, place: int) -> Turn:
+        """In neutral form."""
+        at = ("messages", place)
+        calls = tuple(Call(c.id, c.function.name, c.function.arguments, (*at, "tool_calls")) for c in self.tool_calls)
+        return Turn("assistant", self.text if "content" in self.model_fields_set else None, at, self.name, calls)
+
 
 class ToolMessage(BaseMessage):
-    """What a called function returned."""
+    """The result of a function call."""
 
     role: Literal["tool"]
     tool_call_id: str
+
+    def lower(self, place: int) -> Turn:
+        """In neutral form."""
+        return Turn("tool", self.text, ("messages", place, "tool_call_id"), self.name, call_id=self.tool_call_id)
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
@@ -117,7 +145,7 @@ class FunctionSpec(Strict):
     strict: bool | None = Field(None, description="true: calls are made of valid arguments alone")
 
 
-class Tool(Strict):
+class FunctionTool(Strict):
     """A tool, and its JSON as the client sent it: the model was trained on that very text."""
 
     type: Literal["function"]
@@ -127,88 +155,20 @@ class Tool(Strict):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _keep(cls, value: Any, handler: ModelWrapValidatorHandler["Tool"]) -> "Tool":
+    def _keep(cls, value: Any, handler: ModelWrapValidatorHandler["FunctionTool"]) -> "FunctionTool":
         tool = handler(value)
         if isinstance(value, dict):
             function = {k: v for k, v in value["function"].items() if v is not None and k != "strict"}
             tool._sent = {k: v for k, v in value.items() if k != "cache_control"} | {"function": function}
         return tool
 
-    @property
-    def sent(self) -> dict[str, Any]:
-        """As a chat template reads it."""
-        return self._sent
+    def lower(self, place: int) -> Tool:
+        """In neutral form. place: among the request's tools."""
+        f = self.function
+        param = f"tools[{place}].function.parameters"
+        return Tool(OfferedFunction(f.name, f.parameters, param, strict=bool(f.strict)), self._sent)
 
 
-def check_calls(messages: Sequence[BaseMessage]) -> None:
-    """Each call is answered by one tool message, before anything else is said; 400 naming the one at fault."""
-    waiting: list[str] = []
-    for i, message in enumerate(messages):
-        if isinstance(message, ToolMessage):
-            if message.tool_call_id not in waiting:
-                raise _mismatch(
-                    f"messages[{i}].tool_call_id", f"{message.tool_call_id[:80]!r} answers no open call before it"
-                )
-            waiting.remove(message.tool_call_id)
-            continue
-        if waiting:
-            raise _mismatch(f"messages[{i}]", f"calls without a tool message before it: {_few(waiting)}")
-        if isinstance(message, AssistantMessage):
-            waiting = [call.id for call in message.tool_calls]
-            if len(set(waiting)) < len(waiting):
-                raise _mismatch(f"messages[{i}].tool_calls", "two calls have the same id")
-    if waiting:
-        raise _mismatch("messages", f"they end with calls without a tool message: {_few(waiting)}")
-
-
-def _few(ids: list[str]) -> str:
-    return ", ".join(repr(i[:80]) for i in ids[:4])
-
-
-def _mismatch(param: str, reason: str) -> ApiError:
-    return invalid(f"'{param}': {reason}", param, "tool_calls_mismatch")
-
-
-def for_template(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
-    """As a chat template reads them: content is text, unset fields are absent, results stand in their calls' order.
-
-    The order matters because the family's format does not name the call a result belongs to.
-    """
-    out: list[dict[str, Any]] = []
-    order: dict[str, int] = {}
-    results: list[tuple[int, dict[str, Any]]] = []
-    for message in messages:
-        if isinstance(message, ToolMessage):
-            results.append((order[message.tool_call_id], _plain(message)))
-            continue
-        out += _in_order(results)
-        results = []
-        if isinstance(message, AssistantMessage):
-            order = {call.id: n for n, call in enumerate(message.tool_calls)}
-        out.append(_plain(message))
-    return out + _in_order(results)
-
-
-def _in_order(results: list[tuple[int, dict[str, Any]]]) -> list[dict[str, Any]]:
-    return [message for _, message in sorted(results, key=lambda r: r[0])]
-
-
-def _plain(message: BaseMessage) -> dict[str, Any]:
-    out = message.model_dump(exclude_unset=True, include={"role", "name", "tool_call_id", "tool_calls"})
-    said = "content" in message.model_fields_set
-    out["content"] = "\n".join(part.text for part in message.content) if said else None
-    if out["role"] == "developer":
-        out["role"] = "system"
-    for call in out.get("tool_calls", ()):
-        call["function"]["arguments"] = call["function"]["arguments"] or "{}"
-    return out
-
-
-def with_thinking(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the family's switch for reasoning in the system text, unless that text sets it itself."""
-    first = messages[0]
-    if first["role"] != "system":
-        return [{"role": "system", "content": _ON}, *messages]
-    if _ON in first["content"] or _OFF in first["content"]:
-        return messages
-    return [{**first, "content": f"{first['content']}\n{_ON}".lstrip("\n")}, *messages[1:]]
+def turns(messages: Sequence[BaseMessage]) -> tuple[Turn, ...]:
+    """The messages in neutral form."""
+    return tuple(message.lower(i) for i, message in enumerate(messages))
