@@ -103,7 +103,7 @@ def _gathered(count: int, shard: Tensor, size: int, gather: Callable[[Tensor], T
     step = max(1, _BLOCK_TOKENS // size)
     for begin in range(0, share, step):
         piece = shard[begin : begin + step]
-        for rank, rows in enumerate(gather(piece).split(len(piece))):
+        for rank, rows in enumerate(torch.split(gather(piece), len(piece))):
             offset = rank * share + begin
             if offset < count:
                 yield offset, rows[: count - offset]
