@@ -107,7 +107,8 @@ def render(board: Board, datasource: dict[str, str] | None = None) -> dict[str, 
 
 def _variables(scope: str) -> list[dict[str, Any]]:
     """What a board can be narrowed to; each offers what the ones before it leave."""
-    made, before = [], []
+    made: list[dict[str, Any]] = []
+    before: list[str] = []
     for label, variable in VARIABLES.items():
         name = variable.removeprefix("$")
         made.append(
