@@ -4,23 +4,25 @@ ARG PYTHON=3.11.13-slim-bookworm
 
 FROM python:${PYTHON} AS source
 WORKDIR /app
-COPY pyproject.toml constraints.txt README.md LICENSE ./
+COPY pyproject.toml constraints.txt constraints-cpu.txt constraints-cuda.txt README.md LICENSE ./
 COPY cluster cluster
 COPY router router
 COPY workers workers
+COPY wire wire
+COPY planner planner
 COPY kernels kernels
 COPY checkpoints checkpoints
 ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/ling
 
 FROM source AS build-cpu
-# torch from its own index, or pip would take the CUDA build.
+# torch comes from its own index first, because pip would take the CUDA build from PyPI.
 RUN /opt/ling/bin/pip install --index-url https://download.pytorch.org/whl/cpu "torch==2.13.0" \
-    && /opt/ling/bin/pip install --constraint constraints.txt --editable .
+    && /opt/ling/bin/pip install --constraint constraints.txt --constraint constraints-cpu.txt --editable .
 
 FROM source AS build-cuda
-# PyPI's wheel brings CUDA along; the driver comes from the host.
-RUN /opt/ling/bin/pip install --constraint constraints.txt --editable .
+# PyPI's wheel brings CUDA 13 along; the driver, 580 or newer, comes from the host.
+RUN /opt/ling/bin/pip install --constraint constraints.txt --constraint constraints-cuda.txt --editable .
 
 FROM python:${PYTHON} AS runtime
 RUN groupadd --gid 10001 ling && useradd --uid 10001 --gid ling --create-home ling

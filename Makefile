@@ -10,7 +10,7 @@ install: $(STAMP)
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(BIN)/python .ci/install
 	touch $(STAMP)
 
 # ARGS are the command's own, e.g. make serve ARGS='--model DIR --decode 2'.
@@ -53,9 +53,9 @@ nano: install
 	$(BIN)/python -m training.export --run build/nano/4
 	$(BIN)/python -m training.evaluate
 
-# What the image installs: the versions the tests last passed with.
+# What the images install: the versions the tests last passed with, and for CUDA what torch's wheel asks for.
 constraints: install
-	$(BIN)/python -m pip freeze --exclude-editable | grep '==' > constraints.txt
+	$(BIN)/python .ci/constraints
 
 # Known weaknesses of those versions, from PyPI's advisories; fails if there are any, or no advisories to be had.
 audit:

@@ -21,9 +21,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from benchmarks.ceilings import Ceilings, measure_ceilings, seconds
 from benchmarks.decode_parts import parts
 from benchmarks.decode_report import Decoded, Prefilled, Report, Split, markdown
-from benchmarks.kernels import Ceilings, measure_ceilings, seconds
 from planner.counts import weight_bytes
 from planner.errors import PlanError
 from planner.model import FORMATS, RELEASED, Model, load_model

@@ -9,49 +9,19 @@ expected by the figures of an H200: of whole decode steps, by their bytes and co
 
 import argparse
 import os
-import statistics
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import torch
+
+from benchmarks.ceilings import H200, Call, Ceilings, measure_ceilings, seconds
 
 if TYPE_CHECKING:
     from benchmarks.kernel_case import Case, Sizes
 
 _CACHE = 60 << 20
 _MOST_SETS = 24
-_REPLAYS = 20
-# What a launch takes of its own when graphs are replayed, roughly.
-LAUNCH = 1.5e-6
-_WARM = 3
-Call = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Ceilings:
-    """bandwidth: bytes a second, read and written. rates: FLOP a second by kind of product."""
-
-    bandwidth: float
-    rates: dict[str, float]
-
-    def floor(self, case: "Case") -> float:
-        """Seconds no version can run below."""
-        return max(case.moved / self.bandwidth, case.flops / self.rates[case.rate])
-
-    def expected(self, case: "Case") -> float:
-        """Seconds it should take."""
-        return self.floor(case) / case.expected + LAUNCH * case.launches
-
-    def bound(self, case: "Case") -> str:
-        """Which of the two it is."""
-        return "memory" if case.moved / self.bandwidth >= case.flops / self.rates[case.rate] else "matrix"
-
-
-# An H200 as others measured it: a copy through torch, an 8192-cubed bf16 product of random numbers; the 8-bit rate is
-# twice the latter, as the vendor's figures are, and fp32 the vendor's.
-H200 = Ceilings(4.3e12, {"bf16": 790e12, "fp8": 1580e12, "fp32": 67e12})
 
 
 def rows(sizes: "Sizes") -> Iterator["Case"]:
@@ -69,51 +39,6 @@ def rows(sizes: "Sizes") -> Iterator["Case"]:
         yield from head(sizes, tokens)
     yield from lightning(sizes)
     yield from mla(sizes)
-
-
-def seconds(calls: list[Call]) -> float:
-    """Median time of one call, over replays of a graph of all."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for call in calls:
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        for call in calls:
-            call()
-    times = []
-    for _ in range(_WARM + _REPLAYS):
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begun.record()
-        graph.replay()
-        ended.record()
-        ended.synchronize()
-        times.append(begun.elapsed_time(ended) / 1e3)
-    return statistics.median(times[_WARM:]) / len(calls)
-
-
-def _copy_rate(device: torch.device) -> float:
-    source = torch.randn(1 << 30, device=device)
-    target = torch.empty_like(source)
-    return 2 * source.nbytes / seconds([lambda: target.copy_(source)])
-
-
-def measure_ceilings() -> Ceilings:
-    """Of this GPU, on random data."""
-    device, size = torch.device("cuda"), 8192
-    bandwidth = _copy_rate(device)
-    torch.backends.cuda.matmul.allow_tf32 = False
-    a, b = (torch.randn(size, size, device=device) for _ in range(2))
-    a16, b16 = a.bfloat16(), b.bfloat16()
-    a8, b8, one = a.to(torch.float8_e4m3fn), b.to(torch.float8_e4m3fn).t(), torch.ones((), device=device)
-    products: dict[str, Call] = {
-        "bf16": lambda: a16 @ b16,
-        "fp8": lambda: torch._scaled_mm(a8, b8, one, one, out_dtype=torch.bfloat16),
-        "fp32": lambda: a @ b,
-    }
-    return Ceilings(bandwidth, {kind: 2 * size**3 / seconds([call]) for kind, call in products.items()})
 
 
 def build_sets(case: "Case") -> list[tuple[Call, Call | None]]:

@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
+from benchmarks.ceilings import H200, LAUNCH
 from benchmarks.decode import MODELS, QUANTIZATION, limit_s
 from benchmarks.kernel_case import STREAMING
-from benchmarks.kernels import H200, LAUNCH
 from benchmarks.launches import step_launches
 from planner.model import RELEASED, load_model
 from planner.work import Step, work

@@ -15,8 +15,9 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.ceilings import seconds
 from benchmarks.kernel_case import Sizes
-from benchmarks.kernels import build_sets, rows, seconds
+from benchmarks.kernels import build_sets, rows
 from kernels import tuning
 from kernels.tuning import Config, Key, read_table, table_path
 

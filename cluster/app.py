@@ -28,10 +28,13 @@ _CLOSING_S = 10.0
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application for settings as `cluster.config.ClusterConfig` names them; ConfigError if they can't be."""
+    """The application for settings as `cluster.config.ClusterConfig` names them; ConfigError if they can't be.
+
+    Of a checkpoint that lies elsewhere, FetchError if what describes it can't be had; each worker fetches the weights.
+    """
     config = parse(args)
     resolved = resolve(config, gpus())
-    check_files(config, Path(resolved.model))
+    check_files(config, Path(resolved.model), weights=resolved.origin is None)
     return application(resolved)
 
 

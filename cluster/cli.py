@@ -15,6 +15,7 @@ from cluster.config import ClusterConfig, ConfigError, parse
 from cluster.convert.command import convert_command
 from cluster.convert.verify import verify_command
 from cluster.dashboards.command import dashboards
+from cluster.fetch.command import fetch_command
 from cluster.launch import serve_here
 from cluster.plan import plan_command
 from cluster.status import render
@@ -25,6 +26,7 @@ _URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 _HELP = """Serve Ling-2.6-flash checkpoints from split prefill and decode pools, and talk to them.
 
 Start with [bold]ling serve[/]: without --model it serves ling-nano, a small trained checkpoint.
+With [bold]--model inclusionAI/Ling-2.6-flash-FP8[/] it fetches that first, as [bold]ling fetch[/] does.
 Then, in another terminal, [bold]ling chat[/] and [bold]ling status[/].
 [bold]ling plan[/] says what a checkpoint needs of which cards, before there is a cluster.
 """
@@ -54,7 +56,16 @@ def _http_option(text: str) -> Any:
 
 @app.command()
 def serve(
-    model: Annotated[str | None, _model_option("Checkpoint folder. Default: the embedded ling-nano.")] = None,
+    model: Annotated[
+        str | None,
+        _model_option(
+            "Checkpoint folder; ORGANIZATION/NAME[@REVISION] of a hub; or an s3://, gs:// or https:// prefix. "
+            "Default: the embedded ling-nano."
+        ),
+    ] = None,
+    model_cache: Annotated[
+        str | None, _model_option("Where to fetch into what is no folder. Default: the user's cache.")
+    ] = None,
     served_name: Annotated[str | None, _model_option("What clients call it. Default: the folder's name.")] = None,
     dtype: Annotated[
         str | None, _model_option("auto (on a GPU the checkpoint's, else float32), float32, bfloat16.")
@@ -82,6 +93,7 @@ def serve(
     """Serve a checkpoint on this machine, until Ctrl-C."""
     flags = {
         "model": model,
+        "model_cache": model_cache,
         "served_name": served_name,
         "dtype": dtype,
         "verify": verify,
@@ -170,6 +182,7 @@ def status(url: Url = _URL) -> None:
     console_for_tables().print(render(response.json()))
 
 
+app.command("fetch")(fetch_command)
 app.command("plan")(plan_command)
 app.command("convert")(convert_command)
 app.command("verify")(verify_command)

@@ -140,7 +140,10 @@ class AutoscalingSection(_Section):
 class ClusterConfig(_Section):
     """A whole cluster.
 
-    model: checkpoint folder; unset, the embedded ling-nano. served_name: what clients call it, else the folder's name.
+    model: checkpoint folder; or a hub's repository, `org/name`, `org/name@revision` or `hf://org/name`; or a prefix of
+    an object store or web server, `s3://`, `gs://`, `https://`; unset, the embedded ling-nano. What is no folder is
+    fetched, once a host, into model_cache; unset, that is the hub library's own cache, and the user's for stores.
+    served_name: what clients call it, else the folder's or repository's name.
     dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on a CPU. device: "auto" is cuda where the Ray
     cluster has GPUs. collectives: what joins a worker's ranks, "auto" picks by device. page_size: tokens a latent page;
     pages: of them, unset sizes them by memory. slots: sequences at once a worker. max_model_len: unset is the
@@ -154,6 +157,7 @@ class ClusterConfig(_Section):
     """
 
     model: Text | None = None
+    model_cache: Text | None = None
     served_name: Text | None = None
     dtype: Dtype = "auto"
     device: Literal["auto", "cpu", "cuda"] = "auto"

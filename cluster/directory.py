@@ -11,7 +11,7 @@ from wire.protocol import WorkerInfo
 ENTER_EVERY_S = 1.0
 _WATCH_S = 2.0
 # A restarted directory shows nothing before every worker has had the time to enter itself again.
-_SETTLE_S = 1.5 * ENTER_EVERY_S
+_SETTLE_S = 4 * ENTER_EVERY_S
 
 
 class Directory:

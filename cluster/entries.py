@@ -5,7 +5,9 @@ from dataclasses import dataclass
 
 from wire.protocol import Role, WorkerInfo
 
-EXPIRY_S = 3.0
+# A worker enters itself each second. Far more, as processes of a busy machine may stand still for seconds; routers see
+# a worker's end by their connection to it, long before.
+EXPIRY_S = 15.0
 _KEPT_FAILURES = 32
 
 

@@ -1,18 +1,24 @@
-"""HTTP as uvicorn speaks it, with bounds on what comes before an application is asked."""
+"""uvicorn's HTTP, with bounds on what a client may send before its request and on how slowly it may read."""
 
 import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from router.access.entrance import MAX_HEAD_BYTES
 from router.errors import ApiError
+from router.http.entrance import MAX_HEAD_BYTES
 
 HEAD_TIMEOUT_S = 30.0
+# What a client has to read what is buffered for it: so many seconds, and as many more as this rate takes.
+READ_TIMEOUT_S = 30.0
+LEAST_BYTES_PER_S = 4096
 
 
 class LimitedHttp(HttpToolsProtocol):
-    """A head, or trailers, of at most so many bytes (431), whole within so many seconds (408)."""
+    """Requests begin with a head, or end with trailers, of at most so many bytes (431), whole in so many seconds (408).
+
+    The connection of a client that does not read its answer is cut: what waits to send to it then sees it as gone.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -20,6 +26,7 @@ class LimitedHttp(HttpToolsProtocol):
         self._in_body = False
         self._passed = False  # the latest bytes brought more than a head
         self._unfinished = 0
+        self._reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -28,6 +35,20 @@ class LimitedHttp(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._end_wait()
+        self._end_reading()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._expect_reading()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._end_reading()
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.get_write_buffer_size():
+            self._expect_reading()
 
     def data_received(self, data: bytes) -> None:
         if not self._in_body:
@@ -62,6 +83,23 @@ class LimitedHttp(HttpToolsProtocol):
         if self._waiting is not None:
             self._waiting.cancel()
             self._waiting = None
+
+    def _expect_reading(self) -> None:
+        if self._reading is None:
+            seconds = READ_TIMEOUT_S + self.transport.get_write_buffer_size() / LEAST_BYTES_PER_S
+            self._reading = self.loop.call_later(seconds, self._cut_unread)
+
+    def _end_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def _cut_unread(self) -> None:
+        self._reading = None
+        # An answer that is still written and does not wait for its client leaves the buffer in use all the time.
+        stuck = self.flow.write_paused or self.cycle is None or self.cycle.response_complete
+        if stuck and self.transport.get_write_buffer_size():
+            self.transport.abort()
 
     def _refuse(self, error: ApiError) -> None:
         if self.transport.is_closing():

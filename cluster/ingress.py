@@ -16,7 +16,7 @@ from cluster.secret import cluster_secret
 from router.app import Gateway, create_app
 from router.memory import keep_for_good
 from router.relay.table import ListedWorker
-from wire.logs import set_up
+from wire.logs import describe, set_up
 from wire.protocol import PeerRef
 
 _RETRY_S = 0.5
@@ -34,6 +34,8 @@ class Router:
         self._directory = directory
         name = f"router-{serve.get_replica_context().replica_id.unique_id}"
         set_up(log_settings(self._config), router=name)
+        if resolved.origin is not None:
+            resolved = resolved.moved(resolved.origin.description().folder)
         self._gateway = Gateway(router_config(resolved, name, cluster_secret()), pools(resolved))
         self._front: Front | None = None
 
@@ -59,7 +61,7 @@ class Router:
             try:
                 listing: Listing = await self._directory.watch.remote(version)
             except Exception as error:
-                _LOG.warning("no listing from the directory: %s", error)
+                _LOG.warning("no listing from the directory: %s", describe(error))
                 await asyncio.sleep(_RETRY_S)
                 continue
             if listing.version != version:

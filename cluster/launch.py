@@ -3,24 +3,30 @@
 import os
 import secrets
 import socket
-from pathlib import Path
+
+from rich.console import Console
 
 from cluster.checkpoint import check_files
 from cluster.config import ClusterConfig, ConfigError
-from cluster.resolve import resolve
+from cluster.fetch.terminal import fetch_shown
+from cluster.resolve import find, resolve
 from wire.tls import TlsError, tls
 
 
 def serve_here(config: ClusterConfig) -> None:
     """Serve on this machine until the user ends it.
 
-    Raises ConfigError for settings that can't be served, StartError if the cluster did not come up.
+    Raises ConfigError for settings that can't be served, FetchError for a checkpoint that can't be had, StartError if
+    the cluster did not come up.
     """
-    resolved = resolve(config, gpus=0)
     if config.port is None:
         raise ConfigError("port: `ling serve` listens by itself and needs a port")
+    found = find(config)
+    resolve(config, gpus=0, found=found)  # what can't be served is refused before its weights are fetched
     _check_port(config.host, config.port)
-    check_files(config, Path(resolved.model))
+    if found.origin is not None and config.load != "synthetic":
+        fetch_shown(found.origin.weights, Console(stderr=True))
+    check_files(config, found.folder)
     try:
         tls()
     except TlsError as error:
@@ -28,7 +34,7 @@ def serve_here(config: ClusterConfig) -> None:
     _set_environment()
     from cluster.running import run  # noqa: PLC0415 - Ray must not be imported before
 
-    run(config)
+    run(config, found)
 
 
 def _check_port(host: str, port: int) -> None:

@@ -13,6 +13,8 @@ from typing import NoReturn
 import psutil
 import ray
 
+from wire.logs import describe
+
 _PR_SET_CHILD_SUBREAPER = 36
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 _PATIENCE_S = 1.0
@@ -27,19 +29,22 @@ class LocalRay:
         self.folder = Path(tempfile.mkdtemp(prefix="ling-"))
 
     def start(self) -> None:
-        """Start the cluster and connect to it."""
+        """Start the cluster and connect to it; RuntimeError if Ray can't."""
         _adopt_orphans()
         # Whatever processes of the cluster leave in their temporary folder goes with this one.
         os.environ["TMPDIR"] = str(self.folder)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(self.folder),
-        )
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                _temp_dir=str(self.folder),
+            )
+        except Exception as error:  # Ray raises bare ones, e.g. when its node is late on a busy machine
+            raise RuntimeError(f"Ray did not start on this machine: {describe(error)}") from error
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
     def end(self, keep_logs: bool) -> None:

@@ -2,11 +2,13 @@
 
 import tempfile
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.checkpoint import find_checkpoint
 from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
+from cluster.fetch.fetch import Origin
+from cluster.fetch.location import remote
 from cluster.metrics_limit import limit_of
 from router.config import Pools, RouterConfig
 from wire.logs import LogSettings
@@ -22,27 +24,65 @@ EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
 class Resolved:
     """A config whose checkpoint exists and fits it; `config.model`, `served_name` and `device` are filled in.
 
-    run: names this cluster among those that ever ran on its hosts.
+    model: the checkpoint's folder on the host that resolved; where `origin` is set, another host fetches it into one of
+    its own (`moved`). run: names this cluster among those that ever ran on its hosts.
     """
 
     config: ClusterConfig
     model: str
     served_name: str
+    origin: Origin | None = None
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
+    def moved(self, folder: Path) -> "Resolved":
+        """The same on a host where the checkpoint lies in another folder."""
+        return replace(self, model=str(folder))
 
-def resolve(config: ClusterConfig, gpus: float) -> Resolved:
-    """Fill in the checkpoint and the device (`gpus`: how many the Ray cluster has); ConfigError if it can't be."""
-    folder = EMBEDDED if config.model is None else find_checkpoint(config.model)
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint that is described in a folder of this host, and by what name clients know it.
+
+    origin: where every host gets the weights from; None where they lie in the folder, at the same path everywhere.
+    """
+
+    folder: Path
+    name: str
+    origin: Origin | None = None
+
+
+def find(config: ClusterConfig) -> Found:
+    """The checkpoint that `model` names; of one that lies elsewhere, only what describes it is fetched.
+
+    ConfigError, FetchError.
+    """
+    if config.model is None:
+        return Found(EMBEDDED, EMBEDDED.name)
+    place = remote(config.model)
+    if place is None:
+        folder = find_checkpoint(config.model)
+        return Found(folder, folder.name)
+    cache = None if config.model_cache is None else Path(config.model_cache).expanduser().resolve()
+    fetched = Origin(place, cache).description()
+    return Found(fetched.folder, place.name, fetched.origin)
+
+
+def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> Resolved:
+    """Fill in the checkpoint and the device; ConfigError if it can't be.
+
+    gpus: how many the Ray cluster has. found: the checkpoint, where it was looked for already.
+    """
+    found = found or find(config)
+    folder = found.folder
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    found = {"model": str(folder), "device": device, **_keys_file(config), **_data_dir(config)}
-    resolved = parse(config.model_dump(), found)
+    settled = {"model": str(folder), "device": device, **_keys_file(config), **_data_dir(config)}
+    resolved = parse(config.model_dump(), settled)
     _check_checkpoint(resolved, folder)
     try:
         limit_of(str(folder), resolved.card, resolved.decode.tp)
     except ValueError as error:
         raise ConfigError(f"card: {error}") from None
-    return Resolved(resolved, str(folder), config.served_name or folder.name)
+    return Resolved(resolved, str(folder), config.served_name or found.name, found.origin)
 
 
 def _keys_file(config: ClusterConfig) -> dict[str, str]:

@@ -18,10 +18,11 @@ from cluster.config import ClusterConfig, ConfigError
 from cluster.entries import Failure, Listing
 from cluster.hints import hints
 from cluster.local import LocalRay
-from cluster.resolve import Resolved, resolve
+from cluster.resolve import Found, Resolved, resolve
 from cluster.signals import EndingSignals
 from cluster.status import render
 from cluster.terminal import own_console
+from wire.logs import describe
 
 _APP = "ling"
 _POLL_S = 0.2
@@ -34,7 +35,7 @@ class StartError(RuntimeError):
     """The cluster did not come up; the message is the first error there was."""
 
 
-def run(config: ClusterConfig) -> NoReturn:
+def run(config: ClusterConfig, found: Found) -> NoReturn:
     """Start, serve until an ending signal, drain, end this process. A second signal ends without draining.
 
     ConfigError and StartError if it did not come up.
@@ -46,7 +47,7 @@ def run(config: ClusterConfig) -> NoReturn:
         with own_console(local.folder / "driver.log") as console:
             try:
                 with console.status("starting Ray…") as progress:
-                    _start(config, local, signals, progress)
+                    _start(config, found, local, signals, progress)
                 signals.defer()
                 _follow(signals, console)
                 console.print("ending…")
@@ -64,19 +65,19 @@ def run(config: ClusterConfig) -> NoReturn:
     os._exit(0)
 
 
-def _start(config: ClusterConfig, local: LocalRay, signals: EndingSignals, progress: Status) -> None:
+def _start(config: ClusterConfig, found: Found, local: LocalRay, signals: EndingSignals, progress: Status) -> None:
     """Returns once the cluster serves and has said so."""
     began = time.monotonic()
     local.start()
     signals.arm()  # Ray has put a handler of its own in place
-    resolved = _on_device(config)
+    resolved = _on_device(config, found)
     progress.update("starting Serve…")
-    serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
-    serve.run_many(
-        [serve.RunTarget(application(resolved), name=_APP)],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
+    target = serve.RunTarget(application(resolved), name=_APP)
+    try:
+        serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except Exception as error:  # Ray raises bare ones
+        raise StartError(f"Serve did not start: {describe(error)}") from error
     pools = (resolved.config.prefill, resolved.config.decode)
     # No proxy stands between this machine and itself.
     with httpx.Client(base_url=_url(resolved), timeout=_CALL_S, trust_env=False) as router:
@@ -101,14 +102,14 @@ def _follow(signals: EndingSignals, console: Console) -> None:
             return
 
 
-def _on_device(config: ClusterConfig) -> Resolved:
+def _on_device(config: ClusterConfig, found: Found) -> Resolved:
     """The config on the device Ray found; ConfigError if it has too few."""
-    found = gpus()
-    resolved = resolve(config, found)
+    there = gpus()
+    resolved = resolve(config, there, found)
     need = sum(pool.replicas * pool.tp for pool in (config.prefill, config.decode))
-    if resolved.config.device == "cuda" and found < need:
+    if resolved.config.device == "cuda" and there < need:
         raise ConfigError(
-            f"device: {need} ranks need a GPU each and Ray found {found:g}; "
+            f"device: {need} ranks need a GPU each and Ray found {there:g}; "
             "lower prefill.replicas, decode.replicas or tp, or set device to cpu"
         )
     return resolved

@@ -1,6 +1,6 @@
 """Every message between routers, workers' leaders and their peers.
 
-Directions: router -> worker: `Hello`, `Prefill`, `Decode`, `Abort`. Worker -> router: `WorkerInfo`,
+Directions: router -> worker: `Hello`, `Submit`, `Abort`. Worker -> router: `WorkerInfo`,
 `StepOutputs`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`. Back: `WorkerInfo`,
 `Header` (all of a snapshot is on its way), `PullRefused`.
 
@@ -72,24 +72,38 @@ class PeerRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill:
-    """Compute the prompt, sample the first token, keep the snapshot for the decode worker that pulls it."""
+class Prefix:
+    """What a prompt begins with, for the prefix cache.
 
-    request_id: str
-    token_ids: tuple[int, ...]
-    sampling: SamplingParams
-    priority: int = 0
+    boundaries: positions at which its system prompt and each of its turns end. scope: whose prefixes it may share.
+    kept_tokens: `source` keeps a snapshot of so many of its first tokens; 0 if none is known of.
+    """
+
+    boundaries: tuple[int, ...] = ()
+    scope: str = ""
+    kept_tokens: int = 0
+    source: PeerRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Decode:
-    """Generate. With `source`, pull the prompt's snapshot from that prefill worker; without, prefill here."""
+class Submit:
+    """A worker's share of a request: continue `token_ids` by the sampling's rules.
+
+    source: pull the snapshot of `token_ids` from that worker; without one, compute them here. handoff: sample one
+    token and keep the snapshot for the worker that pulls it; else generate to the end.
+    generated: how many of the last `token_ids` are generated ones, which the client has already got from another
+    worker. They count for `max_tokens`, `min_tokens`, penalties and grammar, and outputs are numbered on from there.
+    Only with neither source nor handoff. prefix: what the prefix cache may know of them.
+    """
 
     request_id: str
     token_ids: tuple[int, ...]
     sampling: SamplingParams
     priority: int = 0
     source: PeerRef | None = None
+    handoff: bool = False
+    generated: int = 0
+    prefix: Prefix = Prefix()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +140,8 @@ class SeqOutput:
     `offset` is the index of `token_ids[0]` among the generated tokens: outputs of the two workers of a request
     travel on different connections and may overtake each other. `logprobs` is as long as `token_ids`, or empty.
     `prompt_logprobs` comes once, with the first output; its first item is None (nothing precedes it).
-    The stop token itself is in `token_ids`.
+    The stop token itself is in `token_ids`. With the first output come `cached_tokens`, the prompt tokens that were
+    not computed, and `cached_from`, where their snapshot was: "device" or "host" of the worker, or "peer".
     """
 
     request_id: str
@@ -138,6 +153,7 @@ class SeqOutput:
     error: str | None = None
     timings: Timings | None = None
     cached_tokens: int = 0
+    cached_from: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +170,24 @@ class Load:
 
 
 @dataclass(frozen=True, slots=True)
+class KeptEvent:
+    """A kept snapshot came to a tier of the worker, or left the last one (`tier` None).
+
+    position: its tokens. digest: `wire.digest` of them.
+    """
+
+    position: int
+    digest: bytes
+    tier: Literal["device", "host"] | None
+
+
+@dataclass(frozen=True, slots=True)
 class StepOutputs:
     """One message a step to each router: all its sequences' tokens, and the worker's load.
 
-    `seen` counts the `Prefill` and `Decode` messages taken from this router so far, so that the router knows
+    The first one of a connection lists in `kept` all that the worker keeps, each later one what has changed since.
+
+    `seen` counts the `Submit` messages taken from this router so far, so that the router knows
     which of its own submissions the figures already contain.
     """
 
@@ -165,6 +195,7 @@ class StepOutputs:
     seen: int
     load: Load
     outputs: tuple[SeqOutput, ...] = ()
+    kept: tuple[KeptEvent, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,9 +232,16 @@ class WorkerInfo:
 
 @dataclass(frozen=True, slots=True)
 class Pull:
-    """The sending decode worker has room: send it this request's snapshot, as far as there is one."""
+    """The sending worker has room: send it a snapshot but for its first `have` latents, which it holds.
+
+    Without `kept`, the snapshot that this request hands off, as far as there is one yet; with it, the kept snapshot
+    of `position` tokens that has this digest.
+    """
 
     request_id: str
+    have: int = 0
+    position: int = 0
+    kept: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,9 +264,9 @@ class PullRefused:
 class Header:
     """A snapshot's identity. A receiver refuses one that differs from what it serves.
 
-    `position`: tokens whose latents and state are inside. `token_hash`: running hash of the first `position`
-    token ids (`workers.schedule.sequence.hash_tokens`). `generated`: tokens already sampled, the last of which is
-    not yet computed. `layout`: how the bytes read (shapes, dtypes, tp). `weights_id`: which weights made them.
+    `position`: tokens whose latents and state are inside. `token_hash`: `wire.digest` of the first `position` token
+    ids, in hex. `generated`: tokens already sampled, the last of which is not yet computed; () of a kept snapshot.
+    `layout`: how the bytes read (shapes, dtypes, tp). `weights_id`: which weights made them.
     """
 
     request_id: str
@@ -239,4 +277,4 @@ class Header:
     weights_id: str
 
 
-Message = Hello | Prefill | Decode | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
+Message = Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header

@@ -7,6 +7,7 @@ from typing import Any, Literal
 from wire.logs import LogSettings
 
 Dtype = Literal["auto", "float32", "bfloat16"]
+StateDtype = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,7 +19,9 @@ class WorkerConfig:
     "cuda". page_size: tokens a latent page. pages: latent pages, None sizes them from the device's memory.
     slots: linear-state slots, so the most sequences at once. max_model_len: None is the checkpoint's.
     max_step_tokens: token budget of a step. handoff_window: snapshots a decode worker pulls at once.
-    handoff_timeout_s: how long a finished prompt waits to be pulled. collectives, channel: "auto" picks by
+    handoff_timeout_s: how long a finished prompt waits to be pulled. cache_states: linear states kept on the device
+    beside those of running sequences; 0 turns the prefix cache off. cache_host_bytes: host memory for kept snapshots,
+    over all ranks; cache_state_dtype: how states lie there. collectives, channel: "auto" picks by
     device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling).
     host: the address the leader and its ranks listen on. load: "auto" reads the folder's weights; "synthetic" makes
     some up, of the shapes and format its config.json gives. verify: the ranks read all files before they load, a share
@@ -38,6 +41,9 @@ class WorkerConfig:
     max_step_tokens: int = 1024
     handoff_window: int = 16
     handoff_timeout_s: float = 60.0
+    cache_states: int = 0
+    cache_host_bytes: int = 0
+    cache_state_dtype: StateDtype = "float32"
     collectives: Literal["auto", "shm", "gloo", "nccl", "symm"] = "auto"
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     model_overrides: dict[str, Any] = field(default_factory=dict)

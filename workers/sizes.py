@@ -1,8 +1,12 @@
 """Sizes and names that follow from a worker's settings and its checkpoint's config. Knows no torch."""
 
-from workers.config import WorkerConfig
+from workers.cache.budget import Budget
+from workers.config import StateDtype, WorkerConfig
 from workers.model.config import LingConfig
 from workers.schedule.limits import Limits
+
+_STATE_BYTES: dict[StateDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 
 
 def dtype_name(config: WorkerConfig, model: LingConfig) -> str:
@@ -37,7 +41,16 @@ def limits_of(config: WorkerConfig, model: LingConfig, pages: int) -> Limits:
         max_step_tokens=config.max_step_tokens,
         window=config.handoff_window,
         hold_s=config.handoff_timeout_s,
+        cache=cache_budget(config, model),
     )
+
+
+def cache_budget(config: WorkerConfig, model: LingConfig) -> Budget:
+    """What the prefix cache may keep, and what it takes on the host."""
+    heads, key, value = model.state_shape(config.tp)
+    state = model.linear_layers * heads * key * value * config.tp * _STATE_BYTES[config.cache_state_dtype]
+    latent = model.mla_layers * model.latent_width * _DTYPE_BYTES[dtype_name(config, model)]
+    return Budget(config.cache_states, config.cache_host_bytes if config.cache_states else 0, state, latent)
 
 
 def layout_of(config: WorkerConfig, model: LingConfig) -> str:
@@ -45,5 +58,5 @@ def layout_of(config: WorkerConfig, model: LingConfig) -> str:
     heads, key, value = model.state_shape(config.tp)
     return (
         f"latent[{model.mla_layers}x{model.latent_width}]{dtype_name(config, model)}"
-        f"+state[{model.linear_layers}x{heads}x{key}x{value}]float32/tp{config.tp}"
+        f"+state[{model.linear_layers}x{heads}x{key}x{value}]float32/tp{config.tp}/page{config.page_size}"
     )

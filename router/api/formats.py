@@ -1,14 +1,19 @@
 """Fields that say what an answer's text must be: `response_format`, and `structured_outputs` in vLLM's words."""
 
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import fields
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from router.api.request import Conversation, RawPrompts, Request, Sampling
 from router.api.schema import GenerationRequest, Strict, meaningless
 from router.errors import invalid
 from router.text.grammar import Form, Schema, grammar_of, json_form
 from router.text.grammar_texts import Tagged, choice_form, client_form, regex_form, tagged_form
+
+# Fields that a request and its sampling call the same.
+_SAMPLING = {f.name for f in fields(Sampling)} & GenerationRequest.model_fields.keys()
 
 
 def _tag(value: Any) -> str | None:
@@ -125,9 +130,6 @@ class StructuredOutputs(Strict):
 class FormattedRequest(GenerationRequest):
     """A request whose answer may be asked to be of a form."""
 
-    # Where a format's schema stands in the client's request.
-    schema_path: ClassVar[str] = "response_format.json_schema.schema"
-
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
 
@@ -137,11 +139,34 @@ class FormattedRequest(GenerationRequest):
             raise invalid("'structured_outputs' and 'response_format': send one of them", "structured_outputs")
         return self
 
-    @property
-    def content_form(self) -> Form | None:
+    def _content_form(self) -> Form | None:
         """What the answer's content must be; None where it is free."""
         if self.structured_outputs is not None:
             return self.structured_outputs.form("structured_outputs")
         if self.response_format is not None:
-            return grammar_of(self.response_format.model_dump(by_alias=True), self.schema_path)
+            return grammar_of(self.response_format.model_dump(by_alias=True), "response_format.json_schema.schema")
         return None
+
+    def neutral(
+        self,
+        source: Conversation | RawPrompts,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+    ) -> Request:
+        """The neutral request of a source; the other arguments are what the two APIs spell differently."""
+        sampling = Sampling(
+            max_tokens,
+            **{name: getattr(self, name) for name in _SAMPLING},
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        return Request(
+            source,
+            sampling,
+            self._content_form(),
+            stream=self.stream,
+            include_usage=self.include_usage,
+            token_ids=self.return_token_ids,
+            priority=self.priority,
+        )

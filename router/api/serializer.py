@@ -4,11 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, Generic, Literal, TypeVar
 
-import msgspec
-
 from router.api.answers.generated import Facts, Head, OneChoice, Rest, Usage
-from router.api.schema import GenerationRequest
+from router.api.request import Request
 from router.errors import ApiError
+from router.http.json import encode
 from router.relay.choice import Choice, Delta
 from router.text.tokenizer import Tokenizer
 
@@ -16,7 +15,6 @@ from router.text.tokenizer import Tokenizer
 WholeChoice = TypeVar("WholeChoice", bound=OneChoice)
 ChunkChoice = TypeVar("ChunkChoice", bound=OneChoice)
 Finish = Literal["stop", "length", "tool_calls"]
-encode = msgspec.json.Encoder().encode
 DONE = b"data: [DONE]\n\n"
 MARK = "\x00text\x00"  # where a text goes, in what is made once
 
@@ -33,17 +31,9 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
     choice, and inside each where there are several.
     """
 
-    def __init__(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        request: GenerationRequest,
-        choices: list[Choice],
-        tokenizer: Tokenizer,
-    ) -> None:
-        self._head: Head = {"id": answer_id, "created": created, "model": model}
-        self._ids = request.return_token_ids
+    def __init__(self, head: Head, request: Request, choices: list[Choice], tokenizer: Tokenizer) -> None:
+        self._head = head
+        self._ids = request.token_ids
         self._usage = request.include_usage
         self._choices = choices
         self._tokenizer = tokenizer

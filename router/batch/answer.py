@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from router.api.generate import Api, check_model, prepare
+from router.api.answering import check_model
+from router.api.generate import Api, begin
+from router.api.prompts import make_choices
 from router.errors import ApiError, invalid
 from router.priority import BATCH
 from router.relay.choice import Choice
@@ -44,11 +46,13 @@ async def answer(gateway: Gateway, api: Api[Any], body: bytes, request_id: str, 
 
 
 async def _answer(gateway: Gateway, api: Api[Any], body: bytes, request_id: str, sent: Callable[[], None]) -> Answered:
-    request = api.read(body)
-    if request.stream:
+    asked = api.read(body)
+    if asked.stream:
         raise invalid("'stream' true is not supported in a batch: each answer is one line", "stream")
-    check_model(request.model, gateway.config)
-    choices, shape = await prepare(gateway, api, request, request_id)
+    check_model(asked.model, gateway.config)
+    request = api.lower(asked)
+    choices = await make_choices(gateway, request)
+    shape = begin(gateway, api, asked, request, choices, request_id)
     job = Job(choices, stream=False, priority=BATCH + request.priority, live=False)
     with gateway.flying(job):
         sent()

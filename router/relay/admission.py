@@ -1,6 +1,6 @@
 """Whether a request may enter. Pure."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from wire.protocol import Role
@@ -12,6 +12,19 @@ class Refusal:
 
     status: int
     message: str
+
+
+class Permit:
+    """A request's room among what is in flight, given back once, by whoever comes first."""
+
+    def __init__(self, give_back: Callable[[], None]) -> None:
+        self._give_back: Callable[[], None] | None = give_back
+
+    def release(self) -> None:
+        """Give it back; later calls do nothing."""
+        give_back, self._give_back = self._give_back, None
+        if give_back is not None:
+            give_back()
 
 
 def admit(in_flight: int, asked: int, max_queue: int, live: Mapping[Role, int], split: bool) -> Refusal | None:

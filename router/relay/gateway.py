@@ -13,7 +13,7 @@ from typing import Protocol
 from router.config import Pools, RouterConfig
 from router.errors import ApiError, invalid
 from router.metrics import Metrics, State
-from router.relay.admission import admit
+from router.relay.admission import Permit, admit
 from router.relay.job import Job
 from router.relay.policy import Need, NoPlan, Plan, capacity, choose
 from router.relay.quota import token_quota
@@ -22,6 +22,7 @@ from router.relay.table import ListedWorker, WorkerTable
 from router.text.grammar import Form
 from router.text.grammar_check import GrammarCheck
 from router.text.tokenizer import Tokenizer
+from router.text.tools import tool_parser
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +55,7 @@ class Gateway:
         self.pools = pools
         self.created = int(time.time())
         self.tokenizer = Tokenizer(config.tokenizer)
+        self.tool_parser = tool_parser(config.tool_parser)
         self._check_grammar = GrammarCheck(config.tokenizer)
         self.table = WorkerTable(config.name, config.secret)
         self.metrics = Metrics(self._observe)
@@ -126,8 +128,8 @@ class Gateway:
         return plan.message if isinstance(plan, NoPlan) else None
 
     @contextmanager
-    def admitted(self, choices: int) -> Iterator[None]:
-        """Room for a request's choices as long as it lasts; 429 or 503 if there is none."""
+    def admitted(self, choices: int) -> Iterator[Permit]:
+        """Room for a request's choices, given back at the end at the latest; 429 or 503 if there is none."""
         if choices > self.config.max_queue:
             raise invalid(
                 f"the prompts times 'n' make {choices} choices, at most {self.config.max_queue} are served", "n"
@@ -143,20 +145,27 @@ class Gateway:
                 retry_after_s=self.config.retry_after_s,
             )
         self.in_flight += choices
+        permit = Permit(lambda: self._leave(choices))
         try:
-            yield
+            yield permit
         finally:
-            self.in_flight -= choices
+            permit.release()
+
+    def _leave(self, choices: int) -> None:
+        self.in_flight -= choices
 
     @contextmanager
-    def flying(self, job: Job) -> Iterator[None]:
+    def flying(self, job: Job, permit: Permit | None = None) -> Iterator[None]:
         """The job's sequences at their workers; whatever is left of them at the end is aborted.
 
+        The permit is given back when the job is over, be its client still reading or not.
         ApiError if its key's tokens do not suffice, or no worker can take it.
         """
         config = self.config
         timers: list[asyncio.TimerHandle] = []
         limits = ((config.first_token_timeout_s, job.first_token_due), (config.request_timeout_s, job.due))
+        if permit is not None:
+            job.when_over(permit.release)
         try:
             with token_quota(job):
                 self._submit(job)
@@ -179,15 +188,15 @@ class Gateway:
             if isinstance(plan, NoPlan):
                 self.metrics.routed(plan.reason)
                 if plan.reason == "too_long":
-                    raise invalid(plan.message, "max_tokens", "context_length_exceeded")
+                    raise invalid(plan.message, job.length_field, "context_length_exceeded")
                 raise self._unavailable(plan.message)
             self.metrics.routed("wait" if plan.waits else "room")
             link = self.table.link
             prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
             decode = link(plan.decode.worker_id)
-            stream = SequenceStream(f"{name}-{choice.index}", choice, prefill, decode, job, metrics)
+            stream = SequenceStream(f"{name}-{choice.index}", choice, job, metrics)
             job.streams.append(stream)
-            stream.start(job.priority, now)
+            stream.start(prefill, decode, job.priority, now)
 
     def _observe(self) -> State:
         return State(

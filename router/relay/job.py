@@ -1,6 +1,7 @@
 """One HTTP request under way: its choices' streams, and the wake-up of the coroutine that answers it."""
 
 import asyncio
+from collections.abc import Callable
 
 from router.access.limits import Account
 from router.errors import ApiError
@@ -11,7 +12,8 @@ from router.relay.stream import SequenceStream
 class Job:
     """stream: whether each gain wakes the answering coroutine, or only the end. account: whose tokens it uses.
 
-    live: whether somebody waits for it; else it has all the time in the world.
+    live: whether a client waits for it; else no timeout applies. length_field: the request's field that bounds the
+    answer, for errors.
     """
 
     def __init__(
@@ -22,11 +24,13 @@ class Job:
         priority: int,
         account: Account | None = None,
         live: bool = True,
+        length_field: str = "max_tokens",
     ) -> None:
         self.choices = choices
         self.priority = priority
         self.account = account
         self.live = live
+        self.length_field = length_field
         self.streams: list[SequenceStream] = []
         self.error: ApiError | None = None
         self.gone = False  # the client has left
@@ -35,11 +39,16 @@ class Job:
         self._ready: list[Choice] = []
         self._woken = False
         self._waiter: asyncio.Future[None] | None = None
+        self._when_over: Callable[[], None] | None = None
 
     @property
     def over(self) -> bool:
         """Whether nothing more will happen to it."""
         return self._left == 0 or self.error is not None or self.gone
+
+    def when_over(self, call: Callable[[], None]) -> None:
+        """Call this once it is over, though its client may still have to read what came."""
+        self._when_over = call
 
     def gained(self, choice: Choice) -> None:
         """The choice has something to take."""
@@ -54,21 +63,21 @@ class Job:
         self._left -= 1
         self.gained(choice)
         if self._left == 0:
-            self._wake()
+            self._end()
 
     def failed(self, error: ApiError) -> None:
         """It can't be finished: free what the workers hold of it."""
         if not self.over:
             self.error = error
             self.cancel()
-            self._wake()
+            self._end()
 
     def leave(self) -> None:
         """The client hung up."""
         if not self.over:
             self.gone = True
             self.cancel()
-            self._wake()
+            self._end()
 
     def cancel(self) -> None:
         """Abort whatever is still under way; harmless when nothing is."""
@@ -100,6 +109,11 @@ class Job:
 
     def _late(self, what: str, seconds: float) -> None:
         self.failed(ApiError(504, f"{what} within {seconds:g} s", code="timeout"))
+
+    def _end(self) -> None:
+        if self._when_over is not None:
+            self._when_over()
+        self._wake()
 
     def _wake(self) -> None:
         self._woken = True

@@ -164,7 +164,7 @@ def _too_long(need: Need, workers: list[WorkerState]) -> NoPlan:
     longest = min(max(capacity(w.info) for w in workers if w.info.role == role) for role in roles)
     return NoPlan(
         "too_long",
-        f"the prompt's {need.prompt_tokens} tokens and max_tokens {need.max_tokens} exceed the {longest} tokens "
+        f"the prompt's {need.prompt_tokens} tokens and an answer of {need.max_tokens} exceed the {longest} tokens "
         "the workers have room for",
     )
 

@@ -1,4 +1,4 @@
-"""One sequence under way at its two workers: puts their outputs in order, and ends at both whatever happens."""
+"""One sequence under way: puts the outputs of its workers in order, and ends at all of them whatever happens."""
 
 from __future__ import annotations
 
@@ -7,24 +7,8 @@ from typing import Protocol
 from router.errors import ApiError
 from router.metrics import StreamTimes
 from router.relay.choice import Choice, ServedBy
-from wire.protocol import Abort, Decode, PeerRef, Prefill, SeqOutput, Timings, WorkerInfo
-
-_NONE = Timings()
-
-
-class Link(Protocol):
-    """A worker's connection, as a stream uses it."""
-
-    info: WorkerInfo
-
-    def submit(self, message: Prefill | Decode, stream: SequenceStream) -> None:
-        """Send, and from now on give the stream its outputs."""
-
-    def abort(self, message: Abort) -> None:
-        """Send."""
-
-    def forget(self, request_id: str) -> None:
-        """Give it no more outputs."""
+from router.relay.leg import Leg, Link, Stage
+from wire.protocol import PeerRef, SeqOutput, Submit
 
 
 class Owner(Protocol):
@@ -41,44 +25,29 @@ class Owner(Protocol):
 
 
 class SequenceStream:
-    """A choice's two halves. `prefill` is None where the decode worker computes the prompt."""
+    """A choice and its legs: one for each worker that had a part in it, in the order in which they began."""
 
     __slots__ = (
-        "_decode",
-        "_decode_info",
-        "_decode_timings",
         "_first_at",
         "_last_at",
         "_metrics",
         "_next",
-        "_open",
         "_owner",
         "_parked",
-        "_prefill",
-        "_prefill_info",
-        "_prefill_timings",
         "_submitted_at",
         "choice",
+        "legs",
         "request_id",
     )
 
-    def __init__(
-        self, request_id: str, choice: Choice, prefill: Link | None, decode: Link, owner: Owner, metrics: StreamTimes
-    ) -> None:
+    def __init__(self, request_id: str, choice: Choice, owner: Owner, metrics: StreamTimes) -> None:
         self.request_id = request_id
         self.choice = choice
-        self._prefill = prefill
-        self._decode = decode
-        # Of the workers as they are now: a link may meet a successor.
-        self._prefill_info = (prefill or decode).info
-        self._decode_info = decode.info
+        self.legs: list[Leg] = []
         self._owner = owner
         self._metrics = metrics
         self._next = 0  # index of the next generated token
-        self._parked: dict[int, SeqOutput] = {}
-        self._open: list[Link] = []
-        self._prefill_timings = _NONE
-        self._decode_timings = _NONE
+        self._parked: dict[int, SeqOutput] = {}  # outputs that overtook others, by index of their first token
         self._submitted_at = 0.0
         self._first_at = 0.0
         self._last_at = 0.0
@@ -86,41 +55,38 @@ class SequenceStream:
     @property
     def workers(self) -> tuple[str, str]:
         """Ids of the prefill and the decode worker; the same where there is one."""
-        return self._prefill_info.worker_id, self._decode_info.worker_id
+        return self._at("prefill").info.worker_id, self._at("decode").info.worker_id
 
-    def start(self, priority: int, now: float) -> None:
-        """Submit to both workers at once: the decode worker may pull the first chunks while later ones compute."""
+    def start(self, prefill: Link | None, decode: Link, priority: int, now: float) -> None:
+        """Submit to both workers at once: the decode worker may pull the first chunks while later ones compute.
+
+        Without `prefill` the decode worker computes the prompt.
+        """
         self._submitted_at = now
         prompt, sampling = self.choice.prompt.token_ids, self.choice.sampling
         source = None
-        if self._prefill is not None:
-            info = self._prefill_info
+        if prefill is not None:
+            info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
-            self._open.append(self._prefill)
-            self._prefill.submit(Prefill(self.request_id, prompt, sampling, priority), self)
-        self._open.append(self._decode)
-        self._decode.submit(Decode(self.request_id, prompt, sampling, priority, source), self)
+            submit = Submit(self.request_id, prompt, sampling, priority, handoff=True)
+            self.legs.append(Leg(self, prefill, submit))
+        self.legs.append(Leg(self, decode, Submit(self.request_id, prompt, sampling, priority, source)))
 
-    def receive(self, link: Link, output: SeqOutput, now: float) -> None:
-        """An output of one of the two."""
+    def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
+        """An output of one of the legs."""
         if output.timings is not None:
-            if link is self._prefill:
-                self._prefill_timings = output.timings
-            else:
-                self._decode_timings = output.timings
+            leg.timings = output.timings
         if output.cached_tokens:
             self.choice.cached_tokens = output.cached_tokens
         if output.finish is not None:
-            # The worker has forgotten it: nothing to abort there any more.
-            self._open.remove(link)
-            link.forget(self.request_id)
+            leg.close()
             if output.finish == "handoff":
-                self._handed_off(link, now)
+                self._handed_off(leg, now)
                 return
             if output.finish == "error":
-                self._fail(link, output.error or "gave no reason")
+                self._abandon(leg.failed(output.error or "it gave no reason"))
                 return
-            if output.finish == "abort":  # the other worker says how it ended
+            if output.finish == "abort":  # another leg's worker says how it ended
                 return
         if output.offset == self._next:
             self._apply(output, now)
@@ -129,17 +95,14 @@ class SequenceStream:
         elif output.offset > self._next:
             self._parked[output.offset] = output
         else:
-            self._fail(link, f"sent token {output.offset} twice")
+            self._abandon(leg.failed(f"it sent token {output.offset} twice"))
 
-    def lost(self, link: Link, now: float) -> None:
-        """A worker's connection ended."""
-        if link not in self._open:
-            return  # a sibling's loss has cancelled this one already
-        self._open.remove(link)
+    def lost(self, leg: Leg, now: float) -> None:
+        """The connection to a leg's worker ended."""
         if self.choice.finish is not None:
             self._land(now)  # only the lost worker's figures are missing
-        elif link is self._decode or self._next <= 1:  # else the snapshot had left it
-            self._abandon(ApiError(503, f"{self._name(link)} ended while serving the request", code="worker_lost"))
+        elif leg.stage == "decode" or self._next <= 1:  # else the snapshot had left it
+            self._abandon(ApiError(503, f"{leg.name} ended while serving the request", code="worker_lost"))
 
     def broke(self, error: Exception) -> None:
         """The router itself failed over an output."""
@@ -147,16 +110,14 @@ class SequenceStream:
 
     def cancel(self) -> None:
         """Free whatever the workers hold of it."""
-        for link in self._open:
-            link.forget(self.request_id)
-            link.abort(Abort(self.request_id))
-        self._open.clear()
+        for leg in self.legs:
+            leg.cancel()
 
-    def _handed_off(self, link: Link, now: float) -> None:
+    def _handed_off(self, leg: Leg, now: float) -> None:
         if self.choice.finish is not None:
             self._land(now)
         elif self._next == 0:
-            self._fail(link, "handed the request off without its first token")
+            self._abandon(leg.failed("it handed the request off without its first token"))
 
     def _apply(self, output: SeqOutput, now: float) -> None:
         choice, tokens = self.choice, output.token_ids
@@ -174,40 +135,31 @@ class SequenceStream:
         choice.feed(tokens, output.logprobs, finish if finish in ("stop", "length") else None)
         if choice.finish is None:
             self._owner.gained(choice)
-        elif finish is None:
-            self.cancel()  # a stop string: the workers do not know
-            self._land(now)
-        elif self._prefill is not None and self._open == [self._decode]:
-            self.cancel()  # it ended with the prompt's own token: the decode worker waits for nothing
-            self._land(now)
-        elif self._open:
+        elif finish is not None and any(leg.open and leg.stage == "prefill" for leg in self.legs):
             self._owner.gained(choice)  # the prefill worker has yet to report its figures
         else:
+            # Workers do not know of a stop string, and after the prompt's own token a decode worker waits for nothing.
+            self.cancel()
             self._land(now)
 
     def _land(self, now: float) -> None:
-        first, second = self._prefill_timings, self._decode_timings
-        one = self._prefill is None
-        prefill, decode = self._prefill_info, self._decode_info
+        first, last = self._at("prefill"), self._at("decode")
         self.choice.served_by = ServedBy(
-            queue_s=(second if one else first).queue_s,
-            prefill_s=(second if one else first).prefill_s,
-            transfer_s=second.transfer_s or first.transfer_s,
-            decode_s=second.decode_s or max(0.0, now - self._first_at if self._first_at else 0.0),
-            decode_queue_s=second.queue_s,
-            prefill_worker=prefill.worker_id,
-            prefill_pid=prefill.pid,
-            decode_worker=decode.worker_id,
-            decode_pid=decode.pid,
+            queue_s=first.timings.queue_s,
+            prefill_s=first.timings.prefill_s,
+            transfer_s=last.timings.transfer_s or first.timings.transfer_s,
+            decode_s=last.timings.decode_s or max(0.0, now - self._first_at if self._first_at else 0.0),
+            decode_queue_s=last.timings.queue_s,
+            prefill_worker=first.info.worker_id,
+            prefill_pid=first.info.pid,
+            decode_worker=last.info.worker_id,
+            decode_pid=last.info.pid,
         )
         self._owner.landed(self.choice)
 
-    def _fail(self, link: Link, reason: str) -> None:
-        self._abandon(ApiError(500, f"{self._name(link)} failed the request: {reason}", code="worker_error"))
-
-    def _name(self, link: Link) -> str:
-        info = self._prefill_info if link is self._prefill else self._decode_info
-        return f"{info.role} worker {info.worker_id}"
+    def _at(self, stage: Stage) -> Leg:
+        """The latest leg of a stage; where no prefill worker had a part, the decode worker computed the prompt."""
+        return next((leg for leg in reversed(self.legs) if leg.stage == stage), self.legs[-1])
 
     def _abandon(self, error: ApiError) -> None:
         self.cancel()

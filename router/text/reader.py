@@ -1,7 +1,7 @@
 """An assistant's output as parts: first its reasoning, if it begins with any, then text and calls."""
 
 from router.text.parts import CallEnd, Part, Reasoning, Text, held_back
-from router.text.tools.base import ToolParser
+from router.text.tool_parser import ToolParser
 
 _OPEN, _CLOSE = "<think>", "</think>"
 

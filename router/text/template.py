@@ -9,8 +9,6 @@ from jinja2 import TemplateError, meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from router.errors import invalid
-
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
@@ -55,7 +53,7 @@ class ChatTemplate:
         tools: list[dict[str, Any]] | None = None,
         variables: dict[str, Any] | None = None,
     ) -> str:
-        """The prompt up to where the assistant speaks; 400 with the template's own words if it refuses.
+        """The prompt up to where the assistant speaks; ValueError with the template's own words if it refuses.
 
         variables: more names for the template, beneath its own.
         """
@@ -63,7 +61,7 @@ class ChatTemplate:
         try:
             return self._template.render(given, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
-            raise invalid(f"the chat template refuses these messages: {error}", "messages") from error
+            raise ValueError(f"the chat template refuses these messages: {error}") from error
 
 
 def _to_json(

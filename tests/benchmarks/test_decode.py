@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.ceilings import H200
 from benchmarks.decode import limit_s
 from benchmarks.decode_report import markdown
-from benchmarks.kernels import H200
 from planner.model import RELEASED, load_model
 from planner.work import Step, Work, work
 

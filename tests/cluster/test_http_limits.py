@@ -1,4 +1,4 @@
-"""What comes before an application is asked: heads that are too long, and heads that never end."""
+"""Bounds on a client's side of a connection: heads too long, heads that never end, and answers it does not read."""
 
 import asyncio
 import json
@@ -6,10 +6,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from cluster import http_limits
 from cluster.front import Front
-from router.access.entrance import MAX_HEAD_BYTES
+from router.http.entrance import MAX_HEAD_BYTES
 from tests.cluster.test_front import SlowApp, free_port
 
 pytestmark = pytest.mark.timeout(30)
@@ -17,7 +18,7 @@ Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @asynccontextmanager
-async def connected(app: SlowApp) -> AsyncIterator[Ends]:
+async def connected(app: ASGIApp) -> AsyncIterator[Ends]:
     port = free_port()
     front = Front(app, "127.0.0.1", port, grace_s=1)
     front.start()
@@ -32,7 +33,8 @@ async def connected(app: SlowApp) -> AsyncIterator[Ends]:
             yield reader, writer
     finally:
         writer.close()
-        app.release.set()
+        if isinstance(app, SlowApp):
+            app.release.set()
         await front.close()
 
 
@@ -97,5 +99,52 @@ def test_trailers_without_end_close_the_connection() -> None:
             await app.asked.wait()
             with pytest.raises(ConnectionError):
                 await write_on(writer, b"t: " + b"y" * 4096 + b"\r\n")
+
+    asyncio.run(run())
+
+
+class Flood:
+    """Sends more than sockets hold: in pieces without end, or at once and whole."""
+
+    def __init__(self, endless: bool) -> None:
+        self.endless = endless
+        self.sent = asyncio.Event()  # all of it, or all that will ever be
+        self.left = asyncio.Event()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        watch = asyncio.create_task(receive())
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        while self.endless and not watch.done():
+            await send({"type": "http.response.body", "body": b"x" * (1 << 20), "more_body": True})
+            await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b"x" * (16 << 20)})
+        self.sent.set()
+        assert (await watch)["type"] == "http.disconnect"
+        self.left.set()
+
+
+@pytest.mark.parametrize("endless", [True, False])
+def test_a_client_that_stops_reading_is_cut_off(monkeypatch: pytest.MonkeyPatch, endless: bool) -> None:
+    monkeypatch.setattr(http_limits, "READ_TIMEOUT_S", 0.05)
+    monkeypatch.setattr(http_limits, "LEAST_BYTES_PER_S", 1 << 30)
+
+    async def run() -> None:
+        app = Flood(endless)
+        async with connected(app) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            await app.sent.wait()
+            await app.left.wait()
+            with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+                await reader.readexactly(1 << 30)
+
+    asyncio.run(run())
+
+
+def test_a_client_that_reads_in_time_gets_all() -> None:
+    async def run() -> None:
+        async with connected(Flood(endless=False)) as (reader, writer):
+            writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            assert (await reader.read()).count(b"x") >= 16 << 20
 
     asyncio.run(run())

@@ -4,10 +4,11 @@ import json
 import re
 from pathlib import Path
 from subprocess import CompletedProcess
-from types import ModuleType
 from typing import Any
 
 import pytest
+
+from tests.deploy.scripts import load
 
 KNOWN = {"name": "a", "version": "1", "vulns": [{"id": "PYSEC-1", "fix_versions": ["1.1", "2"]}]}
 SOUND = {"name": "b", "version": "2", "vulns": []}
@@ -31,10 +32,7 @@ def test_a_known_weakness_fails_and_no_answer_is_no_all_clear(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    script = Path(__file__).parents[2] / ".ci/audit"
-    audit: Any = ModuleType("audit")
-    audit.__file__ = str(script)
-    exec(script.read_text(), audit.__dict__)
+    audit = load("audit")
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/pip-audit").touch()
     monkeypatch.setattr(audit, "VENV", tmp_path)

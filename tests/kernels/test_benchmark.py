@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.ceilings import Ceilings
 from benchmarks.kernel_case import Case
-from benchmarks.kernels import Ceilings
 
 ROOT = Path(__file__).parents[2]
 

@@ -15,22 +15,21 @@ from wire.codec import CLUSTER
 from wire.handshake import accept
 from wire.protocol import (
     Abort,
-    Decode,
     Hello,
     Load,
     PeerRef,
-    Prefill,
     RankInfo,
     Role,
     SeqOutput,
     StepOutputs,
+    Submit,
     Timings,
     TokenLogprob,
     WorkerInfo,
 )
 from wire.tls import listen
 
-Request = Prefill | Decode
+Request = Submit
 VOCAB = 256
 
 
@@ -165,13 +164,13 @@ class FakeWorker:
             self.aborted.add(message.request_id)
             self.running.pop(message.request_id, None)
         else:
-            assert isinstance(message, Prefill | Decode)
+            assert isinstance(message, Submit)
             client.seen += 1
             self.received.append(message)
             if self.refuse is not None:
                 client.outbox.append(SeqOutput(message.request_id, 0, finish="error", error=self.refuse))
             else:
-                first = 1 if isinstance(message, Decode) and message.source is not None else 0
+                first = message.generated + (message.source is not None)
                 self.running[message.request_id] = Running(message, client, first, self.answer(message))
         self.arrived.set()
         self._wake.set()
@@ -197,7 +196,7 @@ class FakeWorker:
 
     def _advance(self, running: Running) -> SeqOutput:
         request, offset, sampling = running.request, running.at, running.request.sampling
-        split = isinstance(request, Prefill)
+        split = request.handoff
         if split and offset == 1:
             timings = Timings(queue_s=0.1, prefill_s=0.2, transfer_s=0.3)
             return SeqOutput(request.request_id, 1, finish="handoff", timings=timings)

@@ -10,7 +10,6 @@ import pytest
 from router.text.tokenizer import Tokenizer
 from tests.router.conftest import Stage
 from tests.router.fake_worker import VOCAB
-from wire.protocol import Decode, Prefill
 
 HELLO = [{"role": "user", "content": "hello"}]
 
@@ -171,8 +170,7 @@ def test_settings_reach_both_workers(stage: Stage) -> None:
         logprobs=3, priority=-4, user="u", metadata={"a": "b"}, store=False, service_tier="default",
     )  # fmt: skip
     prefill, decode = stage["p0"].received[-1], stage["d0"].received[-1]
-    assert isinstance(prefill, Prefill)
-    assert isinstance(decode, Decode)
+    assert (prefill.handoff, prefill.source, decode.handoff) == (True, None, False)
     assert decode.source == stage["p0"].ref
     s = prefill.sampling
     assert s == decode.sampling

@@ -11,7 +11,7 @@ import anthropic
 import pytest
 from anthropic.types.beta import message_count_tokens_params, message_create_params
 
-from router.api.table import ENDPOINTS
+from router.endpoints import ENDPOINTS
 from tests.router.conftest import Stage
 from tests.router.scripted import agent, talking
 
@@ -316,7 +316,7 @@ def test_who_only_looks_whether_it_is_there_is_told(agents: Stage, path: str) ->
 )
 def test_no_field_of_the_betas_goes_unnamed(path: str, params: Any) -> None:
     (endpoint,) = [e for e in ENDPOINTS if e.path == path]
-    known = set(endpoint.model.model_fields) | set(endpoint.refused)
+    known = set(endpoint.body.model_fields) | set(endpoint.refused)
     assert set(typing.get_type_hints(params)) - known == {"betas"}  # which is sent as a header
 
 

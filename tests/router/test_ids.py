@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from router.access.entrance import MAX_HEAD_BYTES
 from router.access.keys import hashed, make_key
+from router.http.entrance import MAX_HEAD_BYTES
 from tests.router.conftest import Stage, pair, served, staged
 
 KEY = make_key()
@@ -122,17 +122,17 @@ def test_what_nests_too_deep_is_refused_as_such(guarded: Stage, path: str) -> No
 def logged_to(lines: "queue.SimpleQueue[Any]") -> Iterator[None]:
     """Records of the router's log go to `lines` as well."""
     handler = QueueHandler(lines)
-    logging.getLogger("router.access.entrance").addHandler(handler)
+    logging.getLogger("router.http.entrance").addHandler(handler)
     try:
         yield
     finally:
-        logging.getLogger("router.access.entrance").removeHandler(handler)
+        logging.getLogger("router.http.entrance").removeHandler(handler)
 
 
 def test_it_is_logged_with_what_became_of_the_request(guarded: Stage, caplog: pytest.LogCaptureFixture) -> None:
     # A line is written after its answer has left, so the client may be ahead of it.
     lines: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    with caplog.at_level(logging.INFO, "router.access.entrance"), logged_to(lines):
+    with caplog.at_level(logging.INFO, "router.http.entrance"), logged_to(lines):
         headers = {"x-request-id": "look-for-me", "authorization": f"Bearer {KEY}"}
         assert guarded.http.get(guarded.url + "/v1/models", headers=headers).status_code == 200
         assert guarded.http.get(guarded.url + "/a%0Ab", headers=headers).status_code == 404

@@ -36,7 +36,7 @@ def test_a_request_is_one_line(checkpoint: Path, capfd: pytest.CaptureFixture[st
         url = f"{stage.url}/v1/chat/completions"
         stage.http.post(url, json=BODY, headers={"x-request-id": "mine"}).raise_for_status()
         stage.http.post(url, json=BODY | {"max_tokens": 0})
-    good, bad = [line for line in lines(capfd) if line["logger"] == "router.access.entrance"]
+    good, bad = [line for line in lines(capfd) if line["logger"] == "router.http.entrance"]
     assert (good["request_id"], good["status"], good["output_tokens"], good["router"]) == ("mine", 200, 5, "r0")
     assert good["finish"] == ["length"]
     assert good["prompt_tokens"] > 0

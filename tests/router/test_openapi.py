@@ -22,7 +22,7 @@ from schemathesis.specs.openapi.checks import (
 from starlette.routing import BaseRoute, Route
 
 from router.app import Gateway, Pools, RouterConfig, create_app
-from router.openapi import document
+from router.openapi.document import document
 from tests.router.conftest import Stage, pair, staged
 
 CHECKS = [

@@ -14,7 +14,7 @@ import schemathesis
 from schemathesis.core.failures import Failure, FailureGroup
 
 from router.app import ListedWorker
-from router.openapi import document
+from router.openapi.document import document
 from tests.router.batching import line, lines
 from tests.router.conftest import Stage, served, staged
 from tests.router.scripted import agent, scripted

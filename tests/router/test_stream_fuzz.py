@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from openai.lib.streaming.chat import ChatCompletionStreamState
 from openai.types.chat import ChatCompletionChunk
 
+from router.api.answers.generated import Head
 from router.api.anthropic.serializer import MessageSerializer
 from router.api.chat import ChatSerializer
 from router.api.chat_schema import ChatRequest
@@ -75,7 +76,8 @@ class Api:
 
 def chat_api(tokenizer: Tokenizer) -> Api:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}], "stream": True}
-    request = ChatRequest.model_validate(body)
+    request = ChatRequest.model_validate(body).lower()
+    head: Head = {"id": "id", "created": 1, "model": "tiny"}
 
     def join(stream: bytes) -> Any:
         state = ChatCompletionStreamState()
@@ -90,7 +92,7 @@ def chat_api(tokenizer: Tokenizer) -> Api:
         texts = message.get("content") or "", message.get("reasoning_content") or ""
         return *texts, calls, choice["finish_reason"]
 
-    return Api(lambda c: ChatSerializer("id", 1, "tiny", request, [c], tokenizer), join, seen)
+    return Api(lambda c: ChatSerializer(head, request, [c], tokenizer), join, seen)
 
 
 def messages_api(_: Tokenizer) -> Api:

@@ -13,9 +13,9 @@ SAMPLING = p.SamplingParams(max_tokens=3, seed=2**62, logit_bias=((5, -1.5),), s
 LOGPROB = p.TokenLogprob(5, -0.25, (5, 6), (-0.25, -1.5))
 MESSAGES: list[p.Message] = [
     p.Hello("r", "router"),
-    p.Prefill("a", (1, 2, 3), SAMPLING, -1),
-    p.Decode("a", (1, 2), SAMPLING, 0, p.PeerRef("w", "h", 1)),
-    p.Decode("a", (1, 2), SAMPLING),
+    p.Submit("a", (1, 2, 3), SAMPLING, -1, handoff=True),
+    p.Submit("a", (1, 2), SAMPLING, 0, p.PeerRef("w", "h", 1)),
+    p.Submit("a", (1, 2), SAMPLING, generated=1),
     p.Abort("a"),
     p.StepOutputs(
         7,
@@ -74,7 +74,7 @@ def test_a_step_plan_survives() -> None:
         rows=(Row(0, 5, (1,), 0, (3,), True, (4,)),),
         exports=(Export("a", "w", 0, (1,), 0, 5, True),),
     )
-    result = StepResult(3, (1,), (LOGPROB,), ((LOGPROB,),), 0.5)
+    result = StepResult(3, ((1,),), ((LOGPROB,),), ((LOGPROB,),), 0.5)
     for message in (plan, result):
         frame = memoryview(RANKS.encode(message)).tobytes()
         at = 0

@@ -6,10 +6,9 @@ from collections.abc import Awaitable
 
 import pytest
 
+from tests.workers.transfer_ends import HOST, End
 from wire.handshake import Acceptor, Caller, StrangerError, accept, call
 from workers.schedule.step import Link, LinkLost
-
-from .transfer_ends import HOST, End
 
 
 def test_two_that_know_it_meet() -> None:

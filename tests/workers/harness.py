@@ -12,15 +12,14 @@ from wire.codec import CLUSTER
 from wire.handshake import call
 from wire.protocol import (
     Abort,
-    Decode,
     Hello,
     Load,
     PeerRef,
-    Prefill,
     Role,
     SamplingParams,
     SeqOutput,
     StepOutputs,
+    Submit,
     WorkerInfo,
 )
 from wire.tls import connect
@@ -87,7 +86,7 @@ class Caller:
         self._task = asyncio.create_task(self._read())
         return info
 
-    def send(self, message: Prefill | Decode | Abort) -> None:
+    def send(self, message: Submit | Abort) -> None:
         self.sent += not isinstance(message, Abort)
         self.writer.write(CLUSTER.encode(message))
 
@@ -163,14 +162,14 @@ class Workers:
     def split(self, prefill: Worker, decode: Worker, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
         """A request over two workers."""
         stream = self._new(decode)
-        decode.caller.send(Decode(stream.request_id, prompt, sampling, 0, prefill.ref))
-        prefill.caller.send(Prefill(stream.request_id, prompt, sampling, 0))
+        decode.caller.send(Submit(stream.request_id, prompt, sampling, 0, prefill.ref))
+        prefill.caller.send(Submit(stream.request_id, prompt, sampling, 0, handoff=True))
         return stream
 
     def whole(self, decode: Worker, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
         """A request on one worker."""
         stream = self._new(decode)
-        decode.caller.send(Decode(stream.request_id, prompt, sampling))
+        decode.caller.send(Submit(stream.request_id, prompt, sampling))
         return stream
 
     def _new(self, decode: Worker) -> Stream:

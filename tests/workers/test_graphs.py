@@ -24,7 +24,9 @@ from workers.model.weights import load_weights
 from workers.rank.build import build_rank
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import Capture, DecodeGraphs, Work, batch_sizes, captures, size_for
+from workers.rank.host_store import HostStore
 from workers.rank.runner import Runner
+from workers.rank.state_codec import StateCodec
 from workers.schedule.step import Admit, Row, StepPlan
 
 PAGE, PAGES, SLOTS = 4, 20, 5
@@ -81,7 +83,9 @@ class Side:
         # Equal sizes on both sides, so that the last slot and page can be compared too.
         caches = make_caches(config, 1, PAGES + 1, PAGE, SLOTS + 1, device, torch.float32)
         self.caches = poisoned(caches)
-        self.runner = Runner(self.model, self.caches, Solo(), PAGES, None, Grammars(folder, config.vocab_size), capture)
+        host = HostStore(0, device, StateCodec(), print)
+        grammars = Grammars(folder, config.vocab_size)
+        self.runner = Runner(self.model, self.caches, Solo(), PAGES, None, grammars, SLOTS, host, capture)
         self.steps = 0
         if isinstance(capture, Again):
             assert capture.replayed == [5, 4, 2, 1]
@@ -89,7 +93,8 @@ class Side:
 
     def step(self, rows: list[Row], admits: tuple[Admit, ...] = ()) -> tuple[int, ...]:
         self.steps += 1
-        return self.runner.step(StepPlan(step=self.steps, rows=tuple(rows), admits=admits)).token_ids
+        result = self.runner.step(StepPlan(step=self.steps, rows=tuple(rows), admits=admits))
+        return tuple(token for tokens in result.tokens for token in tokens)
 
 
 def _admit(slot: int) -> Admit:

@@ -40,14 +40,14 @@ def test_a_live_request_is_in_the_very_next_plan_though_batch_holds_every_slot(k
     assert plan.rows[0].slot == live.slot
     assert plan.rows[0].start == 0
     assert "live" in [o.request_id for o in outputs]
-    assert sum(s.state in (State.QUEUED, State.PARKED) for s in scheduler.sequences.values()) == 1
+    assert sum(s.state in (State.QUEUED, State.DISPLACED) for s in scheduler.sequences.values()) == 1
 
 
 @pytest.mark.parametrize("kind", ["running", "pulling", "held"])
 def test_a_live_snapshot_is_pulled_in_the_very_next_plan(kind: str) -> None:
     scheduler = full(kind)
     scheduler.add(seq("live", 3, 2, source="prefill-0"))
-    assert [e.request_id for e in scheduler.plan(0.0).expects] == ["live"]
+    assert [e.request_id for e in scheduler.plan(0.0).plan.expects] == ["live"]
     assert scheduler.sequences["live"].state is State.PULLING
 
 
@@ -97,19 +97,21 @@ def test_a_live_sequence_that_grows_takes_the_pages_of_batch() -> None:
 def test_a_held_snapshot_that_yielded_is_computed_again_without_a_second_first_token() -> None:
     scheduler, ranks = full("held"), Ranks()
     scheduler.add(seq("live", 3, 3))
-    plan = scheduler.plan(0.0)
+    flight = scheduler.plan(0.0)
+    plan = flight.plan
     ranks.run(plan)
-    scheduler.commit(plan, answer(plan), 0.0)
+    scheduler.update(flight, answer(plan), 0.0)
     (back,) = (s for s in scheduler.sequences.values() if s.state is State.QUEUED)
     assert back.generated == 1
     scheduler.pull(back.request_id, "decode-0")  # its decode worker has room before it is computed again
     scheduler.remove("b0")
     exports = []
     for _ in range(4):
-        plan = scheduler.plan(1.0)
+        flight = scheduler.plan(1.0)
+        plan = flight.plan
         ranks.run(plan)
         exports += [e for e in plan.exports if e.request_id == back.request_id]
-        assert back.request_id not in [o.request_id for o in scheduler.commit(plan, answer(plan), 1.0)]
+        assert back.request_id not in [o.request_id for o in scheduler.update(flight, answer(plan), 1.0)]
     assert [(e.start, e.stop, e.last) for e in exports] == [(0, 2, True)]
     assert back.state is State.SENDING
     assert back.generated == 1
@@ -123,13 +125,15 @@ def test_parts_that_had_left_before_a_preemption_do_not_leave_again() -> None:
         if i == 1:
             for j in range(LIMITS.slots):
                 scheduler.add(seq(f"live{j}", 1, 2))
-        plan = scheduler.plan(0.0)
+        flight = scheduler.plan(0.0)
+        plan = flight.plan
         ranks.run(plan)
-        scheduler.commit(plan, answer(plan), 0.0)
+        scheduler.update(flight, answer(plan), 0.0)
     while scheduler.sequences["batch"].state is not State.SENDING:
-        plan = scheduler.plan(0.0)
+        flight = scheduler.plan(0.0)
+        plan = flight.plan
         ranks.run(plan)  # which checks that each part continues where the last one ended
-        scheduler.commit(plan, answer(plan), 0.0)
+        scheduler.update(flight, answer(plan), 0.0)
     assert ranks.sent["batch"] == 14
 
 
@@ -139,7 +143,7 @@ def test_a_snapshot_that_comes_while_its_place_is_taken_is_dropped_and_computed_
     for i in range(LIMITS.slots):
         scheduler.add(seq(f"live{i}", 1, 2))
     step(scheduler)
-    assert all(s.state is State.PARKED for s in pulled)
+    assert all(s.state is State.DISPLACED for s in pulled)
     for s in pulled:
         scheduler.install(s.request_id, (5,), 0.0)
     plan, _ = step(scheduler)
@@ -154,12 +158,12 @@ def test_a_parked_pull_that_finds_room_goes_on_without_being_asked_for_again() -
     scheduler = full("pulling")
     scheduler.add(seq("live", 1, 1))
     plan, _ = step(scheduler)
-    parked = next(s for s in scheduler.sequences.values() if s.state is State.PARKED)
+    parked = next(s for s in scheduler.sequences.values() if s.state is State.DISPLACED)
     plan, _ = step(scheduler)
     assert not plan.expects
     assert parked.state is State.PULLING
     scheduler.install(parked.request_id, (5,), 0.0)
-    assert [i.request_id for i in scheduler.plan(0.0).installs] == [parked.request_id]
+    assert [i.request_id for i in scheduler.plan(0.0).plan.installs] == [parked.request_id]
 
 
 def test_what_waits_for_budget_is_not_overtaken_by_a_pull_of_a_worse_priority() -> None:

@@ -8,10 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wire.protocol import SamplingParams, SeqOutput
-from workers.schedule.allocator import Allocator
+from workers.cache.allocator import Allocator
+from workers.schedule.builder import InFlight
 from workers.schedule.limits import Limits
 from workers.schedule.scheduler import Scheduler
-from workers.schedule.sequence import Sequence, State
+from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import StepPlan, StepResult
 
 HOLDING = (State.PULLING, State.RUNNING, State.HELD)
@@ -35,19 +36,20 @@ def seq(
         priority=priority,
         order=0,
         handoff=handoff,
-        source=source,
+        source=Source(source, prompt) if source else None,
         arrived=0.0,
     )
 
 
 def answer(plan: StepPlan, token: int = 7) -> StepResult:
     sampled = sum(r.sample for r in plan.rows)
-    return StepResult(plan.step, (token,) * sampled, (None,) * sampled, (), 0.001)
+    return StepResult(plan.step, ((token,),) * sampled, ((),) * sampled, (), 0.001)
 
 
 def step(scheduler: Scheduler, now: float = 0.0) -> tuple[StepPlan, list[SeqOutput]]:
-    plan = scheduler.plan(now)
-    return plan, scheduler.commit(plan, answer(plan), now)
+    flight = scheduler.plan(now)
+    plan = flight.plan
+    return plan, scheduler.update(flight, answer(plan), now)
 
 
 def check(scheduler: Scheduler) -> None:
@@ -84,9 +86,9 @@ def check_precedence(scheduler: Scheduler, plan: StepPlan, before: dict[str, int
     worst = max((s.priority for s in held if s.slot in rows), default=-1)
     assert all(s.slot in rows for s in held if s.state is State.RUNNING and s.pending and s.priority < worst)
     spent = sum(len(r.token_ids) for r in plan.rows) == LIMITS.max_step_tokens
-    waiting = [s for s in scheduler.sequences.values() if s.state in (State.QUEUED, State.PARKED)]
+    waiting = [s for s in scheduler.sequences.values() if s.state in (State.QUEUED, State.DISPLACED)]
     for s in sorted(waiting, key=lambda s: (s.priority, s.order))[:1]:
-        pulls = [t for t in scheduler.sequences.values() if t.state in (State.PULLING, State.PARKED)]
+        pulls = [t for t in scheduler.sequences.values() if t.state in (State.PULLING, State.DISPLACED)]
         ahead = sum(t.priority <= s.priority for t in pulls)
         if (s.source is None and spent) or (s.source and s.state is State.QUEUED and ahead >= LIMITS.window):
             continue
@@ -154,13 +156,14 @@ OPS = st.lists(
 )
 
 
-def planned(scheduler: Scheduler, now: float) -> StepPlan:
+def planned(scheduler: Scheduler, now: float) -> InFlight:
     """The next plan, checked."""
     before = {s.request_id: len(s.pages) for s in scheduler.sequences.values() if s.slot >= 0}
-    plan = scheduler.plan(now)
+    flight = scheduler.plan(now)
+    plan = flight.plan
     check_plan(plan)
     check_precedence(scheduler, plan, before)
-    return plan
+    return flight
 
 
 def settle(scheduler: Scheduler, ranks: Ranks, ended: Callable[[SeqOutput | None], None]) -> None:
@@ -171,11 +174,12 @@ def settle(scheduler: Scheduler, ranks: Ranks, ended: Callable[[SeqOutput | None
                 scheduler.pull(s.request_id, "decode-0")
             if s.state is State.SENDING:
                 ended(scheduler.sent(s.request_id, 1.0))
-            if s.state in (State.PULLING, State.PARKED):
+            if s.state in (State.PULLING, State.DISPLACED):
                 scheduler.install(s.request_id, (5,), 1.0)
-        plan = planned(scheduler, 1.0)
+        flight = planned(scheduler, 1.0)
+        plan = flight.plan
         ranks.run(plan)
-        for output in scheduler.commit(plan, answer(plan), 1.0):
+        for output in scheduler.update(flight, answer(plan), 1.0):
             ended(output if output.finish else None)
         check(scheduler)
         if not scheduler.sequences:
@@ -213,17 +217,18 @@ def test_nothing_leaks_overlaps_or_starves(ops: list[tuple[str, int, int, int]])
         elif kind == "sent":
             ended(scheduler.sent(name, 0.0))
         elif kind in ("step", "mid"):
-            plan = planned(scheduler, 0.0)
+            flight = planned(scheduler, 0.0)
+            plan = flight.plan
             ranks.run(plan)
             if kind == "mid" and scheduler.remove(name):  # gone while the step is under way
                 dropped.add(name)
-            for output in scheduler.commit(plan, answer(plan), 0.0):
+            for output in scheduler.update(flight, answer(plan), 0.0):
                 ended(output if output.finish else None)
         check(scheduler)
     settle(scheduler, ranks, ended)
     assert scheduler.pages.free == LIMITS.pages
     assert scheduler.slots.free == LIMITS.slots
-    ranks.run(scheduler.plan(2.0))
+    ranks.run(scheduler.plan(2.0).plan)
     assert not ranks.expected
     assert set(finished) | dropped == set(names)
     assert not set(finished) & dropped
@@ -310,15 +315,16 @@ def test_sent_before_its_step_is_committed() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add(seq("a", 4, handoff=True))
     scheduler.pull("a", "decode-0")
-    plan = scheduler.plan(0.0)
+    flight = scheduler.plan(0.0)
+    plan = flight.plan
     assert scheduler.sent("a", 0.0) is None
-    assert [o.finish for o in scheduler.commit(plan, answer(plan), 0.0)] == [None]
+    assert [o.finish for o in scheduler.update(flight, answer(plan), 0.0)] == [None]
     assert scheduler.sequences["a"].gone
     output = scheduler.sent("a", 0.0)
     assert output is not None
     assert output.finish == "handoff"
     assert not scheduler.sequences
-    assert scheduler.plan(0.0).empty
+    assert scheduler.plan(0.0).plan.empty
 
 
 def test_held_until_pulled_and_given_up_when_nobody_does() -> None:
@@ -327,9 +333,9 @@ def test_held_until_pulled_and_given_up_when_nobody_does() -> None:
     scheduler.add(seq("b", 5, handoff=True))
     while scheduler.sequences["b"].state is not State.HELD:
         step(scheduler, now=1.0)
-    assert scheduler.plan(2.0).empty
+    assert scheduler.plan(2.0).plan.empty
     scheduler.pull("a", "decode-0")
-    assert [(e.request_id, e.start, e.stop, e.last) for e in scheduler.plan(2.0).exports] == [("a", 0, 5, True)]
+    assert [(e.request_id, e.start, e.stop, e.last) for e in scheduler.plan(2.0).plan.exports] == [("a", 0, 5, True)]
     late = scheduler.overdue(now=1.0 + LIMITS.hold_s + 0.1)
     assert [(o.request_id, o.finish) for o in late] == [("b", "error")]
     assert scheduler.pages.free == LIMITS.pages
@@ -338,11 +344,11 @@ def test_held_until_pulled_and_given_up_when_nobody_does() -> None:
 def test_a_sequence_aborted_while_pulling_is_discarded_on_the_ranks() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add(seq("a", 5, source="prefill-0"))
-    assert [e.request_id for e in scheduler.plan(0.0).expects] == ["a"]
+    assert [e.request_id for e in scheduler.plan(0.0).plan.expects] == ["a"]
     scheduler.remove("a")
-    assert [d.request_id for d in scheduler.plan(0.0).discards] == ["a"]
+    assert [d.request_id for d in scheduler.plan(0.0).plan.discards] == ["a"]
     scheduler.install("a", (5,), 0.0)
-    assert scheduler.plan(0.0).empty
+    assert scheduler.plan(0.0).plan.empty
 
 
 def test_limits_that_cannot_work_are_refused() -> None:

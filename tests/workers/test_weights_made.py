@@ -94,7 +94,7 @@ def test_a_worker_on_synthetic_weights(tmp_path: Path) -> None:
     folder = _config(tmp_path / "m", quantization_config=AWQ)
     said: list[str] = []
     config = WorkerConfig(model=str(folder), load="synthetic", slots=2, pages=4, max_model_len=100)
-    built = build_rank(config, Solo(), None, said.append)
+    built = build_rank(config, Solo(), None, print, said.append)
     assert built.pages == 4
     assert len(said) == 1
     assert re.match(r"synthetic weights, rank 0 of 1: (\d\.\d\d) of \1 MB in ", said[0])
@@ -106,9 +106,9 @@ def test_rank_0_alone_says_how_loading_goes() -> None:
     group = ThreadGroup(2)
     config = WorkerConfig(model=str(GOLDEN / "fp8"), tp=2, slots=2, pages=4, max_model_len=100)
     said: list[str] = []
-    build_rank(config, ThreadCollectives(group, 1), None, said.append)
+    build_rank(config, ThreadCollectives(group, 1), None, print, said.append)
     assert said == []
-    build_rank(config, ThreadCollectives(group, 0), None, said.append)
+    build_rank(config, ThreadCollectives(group, 0), None, print, said.append)
     assert len(said) == 1
     assert said[0].startswith("weights of fp8, rank 0 of 2: ")
 
@@ -116,7 +116,7 @@ def test_rank_0_alone_says_how_loading_goes() -> None:
 def test_a_promised_mtp_layer_that_is_missing_is_said_once() -> None:
     said: list[str] = []
     config = WorkerConfig(model=str(GOLDEN / "int4"), slots=2, pages=4, max_model_len=100)
-    build_rank(config, Solo(), None, said.append)
+    build_rank(config, Solo(), None, print, said.append)
     assert [line for line in said if "MTP" in line] == [
         f"{GOLDEN / 'int4'}: config.json promises 1 MTP layer(s), its files hold none: serving without speculation"
     ]

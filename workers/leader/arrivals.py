@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from wire.protocol import Header, WorkerInfo
-from workers.schedule.sequence import Sequence, hash_tokens
+from workers.schedule.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -22,9 +22,9 @@ class Arrivals:
     def __contains__(self, request_id: str) -> bool:
         return request_id in self._awaited
 
-    def expect(self, request_id: str) -> None:
-        """It is pulled from now on."""
-        self._awaited[request_id] = _Arrival()
+    def expect(self, request_id: str, header: Header | None = None) -> None:
+        """It is pulled from now on; `header`, if what it is of is known already."""
+        self._awaited[request_id] = _Arrival(header=header)
 
     def drop(self, request_id: str) -> None:
         """It is awaited no more."""
@@ -52,9 +52,13 @@ class Arrivals:
 
 def mismatch(seq: Sequence, header: Header, own: WorkerInfo) -> str | None:
     """Why a snapshot can't be continued with here; None if it can."""
-    expected = (seq.prompt_tokens, hash_tokens(seq.tokens), own.layout, own.weights_id)
+    assert seq.source is not None
+    position, known = seq.source.position, seq.known
+    expected = (position, known.digests.at(known.ids, position).hex(), own.layout, own.weights_id)
     got = (header.position, header.token_hash, header.layout, header.weights_id)
     for name, mine, theirs in zip(("position", "token_hash", "layout", "weights_id"), expected, got, strict=True):
         if mine != theirs:
             return f"its {name} is {theirs}, expected {mine}"
+    if seq.source.kept:
+        return "it holds sampled tokens" if header.generated else None
     return None if header.generated else "it holds no sampled token"

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from wire.codec import CLUSTER
-from wire.protocol import Header, Load, PullRefused, SeqOutput, StepOutputs, WorkerInfo
+from wire.protocol import Header, KeptEvent, Load, PullRefused, SeqOutput, StepOutputs, WorkerInfo
 
 # A caller that stops reading is cut off rather than buffered for.
 _MAX_UNREAD = 64 * 1024 * 1024
@@ -13,13 +13,14 @@ _MAX_UNREAD = 64 * 1024 * 1024
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One connection. seen: submissions taken from it."""
+    """One connection. seen: submissions taken from it. kept: what it has yet to be told of the prefix cache."""
 
     name: str
     kind: Literal["router", "worker"]
     writer: asyncio.StreamWriter
     seen: int = 0
     outbox: list[SeqOutput] = field(default_factory=list)
+    kept: list[KeptEvent] = field(default_factory=list)
 
     def tell(self, message: WorkerInfo | StepOutputs | Header | PullRefused) -> None:
         """Queue a message; a connection that ended is noticed where it is read."""
@@ -29,8 +30,9 @@ class Client:
 
     def flush(self, step: int, load: Load) -> None:
         """Send what waits for it, with the worker's figures."""
-        self.tell(StepOutputs(step, self.seen, load, tuple(self.outbox)))
+        self.tell(StepOutputs(step, self.seen, load, tuple(self.outbox), tuple(self.kept)))
         self.outbox.clear()
+        self.kept.clear()
 
 
 class Clients:
@@ -69,6 +71,12 @@ class Clients:
                     del self._owners[output.request_id]
         for client in touched:
             client.flush(step, load)
+
+    def kept(self, event: KeptEvent) -> None:
+        """Routers hear of it with their next message."""
+        for client in self._all:
+            if client.kind == "router":
+                client.kept.append(event)
 
     def beat(self, step: int, load: Load) -> None:
         """Fresh figures to every router, though nothing is computed."""

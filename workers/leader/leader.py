@@ -17,20 +17,22 @@ from wire.handshake import accept
 from wire.protocol import (
     Abort,
     CancelPull,
-    Decode,
     Header,
     Hello,
+    KeptEvent,
     Load,
     PeerRef,
-    Prefill,
     Pull,
     PullRefused,
     RankInfo,
     Role,
     SeqOutput,
+    Submit,
     WorkerInfo,
 )  # fmt: skip
 from wire.tls import listen, tls
+from workers.cache.kept import Kept
+from workers.cache.moves import Fetch
 from workers.config import WorkerConfig
 from workers.leader.arrivals import Arrivals, mismatch
 from workers.leader.clients import Client, Clients
@@ -42,8 +44,19 @@ from workers.leader.ranks import Event, Launch, Ranks
 from workers.model.config import LingConfig
 from workers.model.files import weights_id
 from workers.schedule.scheduler import Scheduler
-from workers.schedule.sequence import Sequence, State, hash_tokens
-from workers.schedule.step import Compiled, LinkAll, LinkLost, RankStats, Received, Sent, StepPlan, Unlink
+from workers.schedule.sequence import Sequence, Source, State
+from workers.schedule.step import (
+    Compiled,
+    Expect,
+    FetchFailed,
+    LinkAll,
+    LinkLost,
+    RankStats,
+    Received,
+    Sent,
+    StepPlan,
+    Unlink,
+)
 from workers.sizes import layout_of, limits_of
 
 _HEARTBEAT_S = 0.2
@@ -83,6 +96,7 @@ class Leader:
         pages = min(r.pages for r in ready)
         limits = limits_of(config, model, pages)
         self._scheduler = Scheduler(limits)
+        self._scheduler.cache.on_change = lambda kept: self._clients.kept(self._event_of(kept))
         self._grammars = GrammarDesk(self._ranks.tell_first, self._scheduler.sequences.values)
         self._vocab = model.vocab_size
         self._server = await listen(self._serve, config.host)
@@ -149,7 +163,8 @@ class Leader:
 
     async def _step(self) -> None:
         began = time.monotonic()
-        plan = self._scheduler.plan(began)
+        step = self._scheduler.plan(began)
+        plan = step.plan
         if self._links or self._unlinks:
             plan = dataclasses.replace(plan, links=tuple(self._links), unlinks=tuple(self._unlinks))
             self._links.clear()
@@ -162,22 +177,37 @@ class Leader:
         self._send_pulls(plan)
         result = await self._ranks.result()
         back = time.monotonic()
-        outputs = self._scheduler.commit(plan, result, back)
+        outputs = self._scheduler.update(step, result, back)
         self._publish(outputs)
-        self.figures.stepped(plan, len(result.token_ids), began, sent, back, time.monotonic())
+        self.figures.stepped(plan, sum(map(len, result.tokens)), began, sent, back, time.monotonic())
         for output in outputs:
             self._after_token(output)
         for export in plan.exports:
             self._after_export(export.request_id)
 
     def _send_pulls(self, plan: StepPlan) -> None:
+        for fetch in plan.fetches:
+            self._arrivals.expect(fetch.request_id, self._header_of(fetch))
         for expect in plan.expects:
             peer = self._peers.known(expect.peer)
             if peer is not None:
                 self._arrivals.expect(expect.request_id)
-                peer.send(Pull(expect.request_id))
+                peer.send(self._pull_of(expect))
             else:  # went away since it was queued
                 self._fail(expect.request_id, f"prefill worker {expect.peer} went away", "peer")
+
+    def _header_of(self, fetch: Fetch) -> Header:
+        """What comes from host memory is what the index says: only the ranks' parts are to come."""
+        seq = self._scheduler.sequences[fetch.request_id]
+        digest = seq.known.digests.at(seq.tokens, fetch.position).hex()
+        return Header(fetch.request_id, fetch.position, digest, (), self.info.layout, self.info.weights_id)
+
+    def _pull_of(self, expect: Expect) -> Pull:
+        seq = self._scheduler.sequences[expect.request_id]
+        assert seq.source is not None
+        known, position = seq.known, seq.source.position
+        kept = known.digests.at(known.ids, position) if seq.source.kept else None
+        return Pull(seq.request_id, expect.start, position, kept)
 
     def _after_token(self, output: SeqOutput) -> None:
         """A prompt is done: tell its decode worker, if that has pulled already."""
@@ -190,14 +220,14 @@ class Leader:
     def _after_export(self, request_id: str) -> None:
         """A snapshot may be gone before the step that exported it is committed."""
         seq = self._scheduler.sequences.get(request_id)
-        if seq is not None and seq.gone:
+        if seq is not None and seq.handoff and seq.gone:
             self._finish(self._scheduler.sent(request_id, time.monotonic()))
 
     def _send_header(self, seq: Sequence, peer: str) -> None:
         header = Header(
             request_id=seq.request_id,
             position=seq.prompt_tokens,
-            token_hash=hash_tokens(seq.tokens[: seq.prompt_tokens]),
+            token_hash=seq.known.digests.at(seq.tokens, seq.prompt_tokens).hex(),
             generated=tuple(seq.tokens[seq.prompt_tokens :]),
             layout=self.info.layout,
             weights_id=self.info.weights_id,
@@ -218,6 +248,7 @@ class Leader:
             if hello.kind == "worker":
                 self._pulls.join(client)
             client.tell(self.info)
+            client.kept.extend(map(self._event_of, self._scheduler.cache.index))
             while True:
                 self._handle(client, await CLUSTER.read(reader))
         except (OSError, EOFError, WireError):
@@ -229,16 +260,15 @@ class Leader:
 
     def _handle(self, client: Client, message: object) -> None:
         match message:
-            case Prefill():
+            case Submit():
                 client.seen += 1
-                self._submit(client, message, None)
-            case Decode():
-                client.seen += 1
-                self._submit(client, message, message.source)
+                self._submit(client, message)
+            case Pull(kept=bytes()):
+                self._send_kept(client, message)
             case Abort():
                 self._drop(message.request_id)
             case Pull():
-                self._pull(client, message.request_id)
+                self._pull(client, message)
             case CancelPull():
                 self._pulls.drop(message.request_id)
                 self._drop(message.request_id)
@@ -246,17 +276,23 @@ class Leader:
                 raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
         self._wake.set()
 
-    def _submit(self, client: Client, message: Prefill | Decode, source: PeerRef | None) -> None:
+    def _submit(self, client: Client, message: Submit) -> None:
+        source, prefix = message.source, message.prefix
+        position, kept = len(message.token_ids), False
+        if source is None and prefix.source is not None and 0 < prefix.kept_tokens < position:
+            source, position, kept = prefix.source, prefix.kept_tokens, True
         seq = Sequence(
             request_id=message.request_id,
             tokens=list(message.token_ids),
-            prompt_tokens=len(message.token_ids),
+            prompt_tokens=len(message.token_ids) - message.generated,
             sampling=message.sampling,
             priority=message.priority,
             order=0,
-            handoff=isinstance(message, Prefill),
-            source=source.worker_id if source else None,
+            handoff=message.handoff,
+            source=Source(source.worker_id, position, kept) if source else None,
             arrived=time.monotonic(),
+            scope=prefix.scope,
+            boundaries=prefix.boundaries,
         )
         if reason := self._refusal(seq):
             client.outbox.append(SeqOutput(seq.request_id, 0, finish="error", error=reason))
@@ -271,8 +307,12 @@ class Leader:
 
     def _refusal(self, seq: Sequence) -> str | None:
         longest = self._scheduler.limits.max_model_len
-        if not 0 < seq.prompt_tokens < longest:
-            return f"a prompt of {seq.prompt_tokens} tokens: this worker takes 1 to {longest - 1}"
+        if not (seq.prompt_tokens > 0 and len(seq.tokens) < longest):
+            return f"a prompt of {len(seq.tokens)} tokens: this worker takes 1 to {longest - 1}"
+        if seq.generated and (seq.handoff or (seq.source is not None and not seq.source.kept)):
+            return "a snapshot of tokens that were generated elsewhere can't be handed on; compute them here"
+        if not 0 <= seq.generated < seq.sampling.max_tokens:
+            return f"{seq.generated} tokens are generated of at most {seq.sampling.max_tokens}"
         if not all(0 <= t < self._vocab for t in seq.tokens):
             return f"a token id is outside the vocabulary of {self._vocab}"
         if any(seq.request_id in here for here in (self._scheduler.sequences, self._joining, self._grammars)):
@@ -284,10 +324,14 @@ class Leader:
             await self._peers.connect(source)
         except PeerRefused as error:
             if seq.request_id in self._joining:
-                self._joining.discard(seq.request_id)
                 self.figures.transfer_failed("peer")
-                self._end(SeqOutput(seq.request_id, 0, finish="error", error=str(error)))
-            return
+            assert seq.source is not None
+            if not seq.source.kept:
+                if seq.request_id in self._joining:
+                    self._joining.discard(seq.request_id)
+                    self._end(SeqOutput(seq.request_id, 0, finish="error", error=str(error)))
+                return
+            seq.source, seq.missed = None, "peer"
         if seq.request_id in self._joining:
             self._joining.discard(seq.request_id)
             self._add(seq)
@@ -298,13 +342,25 @@ class Leader:
             return
         self._scheduler.add(seq)
         if seq.handoff and (puller := self._pulls.by(seq.request_id)):
-            self._scheduler.pull(seq.request_id, puller)
+            self._scheduler.pull(seq.request_id, *puller)
 
-    def _pull(self, client: Client, request_id: str) -> None:
-        seq = self._scheduler.sequences.get(request_id)
-        self._pulls.ask(request_id, client, time.monotonic())
-        if seq is not None and self._scheduler.pull(request_id, client.name) and seq.generated:
+    def _pull(self, client: Client, pull: Pull) -> None:
+        seq = self._scheduler.sequences.get(pull.request_id)
+        self._pulls.ask(pull, client, time.monotonic())
+        if seq is not None and self._scheduler.pull(pull.request_id, client.name, pull.have) and seq.generated:
             self._send_header(seq, client.name)
+
+    def _send_kept(self, client: Client, pull: Pull) -> None:
+        """A peer begins a sequence of its own from what is kept here."""
+        assert pull.kept is not None
+        if not self._scheduler.pull_kept(pull.request_id, client.name, pull.position, pull.kept, pull.have):
+            client.tell(PullRefused(pull.request_id, "it is no longer kept", told=False))
+            return
+        info = self.info
+        client.tell(Header(pull.request_id, pull.position, pull.kept.hex(), (), info.layout, info.weights_id))
+
+    def _event_of(self, kept: Kept) -> KeptEvent:
+        return KeptEvent(kept.position, kept.digest, self._scheduler.cache.tier(kept))
 
     def _forget(self, client: Client) -> None:
         """A connection ended: whatever was done for it has no taker."""
@@ -353,19 +409,25 @@ class Leader:
         if whole is None:
             return
         now = time.monotonic()
-        if (seq := self._scheduler.sequences.get(whole.request_id)) is not None:
+        seq = self._scheduler.sequences.get(whole.request_id)
+        if seq is not None and seq.source is not None:
             self.figures.transferred(now - seq.header_at)
         self._scheduler.install(whole.request_id, whole.generated, now)
         self._wake.set()
 
     def _on_event(self, event: Event) -> None:
         match event:
+            case FetchFailed():
+                self._arrivals.drop(event.request_id)
+                self._scheduler.not_coming(event.request_id, damaged=True)
+                self._wake.set()
             case Received():
                 self._install(self._arrivals.part(event.request_id, event.rank))
             case Compiled():
                 self._on_compiled(event)
             case Sent():
-                if event.request_id not in self._scheduler.sequences:
+                seq = self._scheduler.sequences.get(event.request_id)
+                if seq is None or not seq.handoff:
                     return
                 gone = self._departures[event.request_id]
                 gone.add(event.rank)
@@ -396,8 +458,8 @@ class Leader:
 
     def _cancel_pull(self, seq: Sequence) -> None:
         self._arrivals.drop(seq.request_id)
-        pulling = seq.state in (State.PULLING, State.PARKED)
-        if seq.source is not None and pulling and (peer := self._peers.known(seq.source)):
+        pulling = seq.state in (State.PULLING, State.DISPLACED)
+        if seq.source is not None and pulling and (peer := self._peers.known(seq.source.peer)):
             peer.send(CancelPull(seq.request_id))
         self._pulls.refuse(seq.request_id, "the request was given up at its prefill worker", told=True)
 
@@ -408,6 +470,10 @@ class Leader:
         if seq is not None:
             self.figures.transfer_failed(why)
             self._cancel_pull(seq)
+            if seq.source is not None and seq.source.kept:  # what can't be had is computed
+                self._scheduler.not_coming(request_id)
+                self._wake.set()
+                return
             self._finish(self._scheduler.fail(request_id, reason, time.monotonic()))
 
     def _finish(self, output: SeqOutput | None) -> None:

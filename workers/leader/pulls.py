@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from wire.protocol import Header, PullRefused
+from wire.protocol import Header, Pull, PullRefused
 from workers.leader.clients import Client
 
 
@@ -10,6 +10,7 @@ from workers.leader.clients import Client
 class _Puller:
     client: Client
     at: float
+    have: int
 
 
 class Pulls:
@@ -32,14 +33,14 @@ class Pulls:
         del self._workers[client.name]
         return True
 
-    def ask(self, request_id: str, client: Client, now: float) -> None:
+    def ask(self, pull: Pull, client: Client, now: float) -> None:
         """A client wants a request's snapshot."""
-        self._wanted[request_id] = _Puller(client, now)
+        self._wanted[pull.request_id] = _Puller(client, now, pull.have)
 
-    def by(self, request_id: str) -> str | None:
-        """The name of who wants it; None if nobody does."""
+    def by(self, request_id: str) -> tuple[str, int] | None:
+        """The name of who wants it, and how many latents that has; None if nobody does."""
         puller = self._wanted.get(request_id)
-        return puller.client.name if puller else None
+        return (puller.client.name, puller.have) if puller else None
 
     def drop(self, request_id: str) -> None:
         """It was had, or is wanted no more."""

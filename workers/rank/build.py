@@ -21,7 +21,10 @@ from workers.model.verify import verify
 from workers.model.weights import load_from, open_checkpoint
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import captures
+from workers.rank.host_store import HostStore
 from workers.rank.runner import Runner
+from workers.rank.state_codec import StateCodec
+from workers.schedule.step import FetchFailed, Received
 from workers.sizes import dtype_name, max_model_len
 from workers.transfer.endpoint import Transfers
 
@@ -30,19 +33,22 @@ _PAGE_SHARE = 0.85
 # Without a GPU, pages for this many tokens a slot: laptops hold short conversations.
 _CPU_TOKENS_PER_SLOT = 2048
 _PROGRESS_S = 2.0
+# Ranks read the same files, one from a disk and the others from memory, or each its own over a network.
+_LOAD_PATIENCE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
 class BuiltRank:
     """A rank ready to step, the grammars its sampler keeps to, and the latent pages it found room for.
 
-    caches: those of the runner, which may hold a slot and a page more than sequences are given.
+    caches: those of the runner, which may hold a page more than sequences are given.
     """
 
     model: LingModel
     caches: Caches
     runner: Runner
     grammars: Grammars
+    host: HostStore
     pages: int
 
 
@@ -54,7 +60,7 @@ def _pages(config: WorkerConfig, model: LingConfig, dtype: torch.dtype) -> int:
         return max(longest, config.slots * _CPU_TOKENS_PER_SLOT // config.page_size)
     free, _ = torch.cuda.mem_get_info()
     heads, key, value = model.state_shape(config.tp)
-    states = (config.slots + 1) * model.linear_layers * heads * key * value * 4
+    states = (config.slots + 1 + config.cache_states) * model.linear_layers * heads * key * value * 4
     page = Caches.bytes_per_page(model.mla_layers, config.page_size, model.latent_width, dtype)
     return int((free - states) * _PAGE_SHARE) // page
 
@@ -101,23 +107,29 @@ def build_rank(
     config: WorkerConfig,
     collectives: Collectives,
     transfers: Transfers | None,
+    notify: Callable[[Received | FetchFailed], None],
     say: Callable[[str], None] = _say,
 ) -> BuiltRank:
-    """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time."""
+    """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time.
+
+    notify: told, from a thread, of what has come from host memory.
+    """
     model_config = LingConfig.load(Path(config.model), config.model_overrides)
     model_config.check_tp(config.tp)
     device = torch.device(config.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_name(config, model_config)]
     model = LingModel(model_config, collectives, device, dtype)
     _load(config, model, say)
+    collectives.barrier(_LOAD_PATIENCE_S)
     pages = _pages(config, model_config, dtype)
     # References ask the host what a captured step may not.
     captured = config.cuda_graphs == "auto" and device.type == "cuda" and uses_triton(torch.empty(0, device=device))
-    spare = int(captured)
-    caches = make_caches(model_config, config.tp, pages + spare, config.page_size, config.slots + spare, device, dtype)
+    states = config.slots + 1 + config.cache_states
+    caches = make_caches(model_config, config.tp, pages + int(captured), config.page_size, states, device, dtype)
     # One page more than the longest sequence fills: the token after the last computed one has its place too.
     table = -(-(max_model_len(config, model_config) + 1) // config.page_size)
     grammars = Grammars(Path(config.model), model_config.vocab_size)
     capture = captures(device) if captured else None
-    runner = Runner(model, caches, collectives, table, transfers, grammars, capture)
-    return BuiltRank(model, caches, runner, grammars, pages)
+    host = HostStore(collectives.rank, device, StateCodec(config.cache_state_dtype), notify)
+    runner = Runner(model, caches, collectives, table, transfers, grammars, config.slots, host, capture)
+    return BuiltRank(model, caches, runner, grammars, host, pages)

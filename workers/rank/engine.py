@@ -1,6 +1,7 @@
 """The bare engine: scheduler and runner in one process, no sockets, no Ray. Tests and benchmarks use it."""
 
 import itertools
+import queue
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from workers.config import WorkerConfig
 from workers.rank.build import build_rank
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
+from workers.schedule.step import FetchFailed, Received
 from workers.sizes import limits_of
 
 
@@ -30,11 +32,13 @@ class Engine:
     def __init__(self, config: WorkerConfig) -> None:
         if config.tp != 1:
             raise ValueError(f"the bare engine runs one rank in this process, tp is {config.tp}")
-        built = build_rank(config, Solo(), transfers=None)
+        self._events: queue.SimpleQueue[Received | FetchFailed] = queue.SimpleQueue()
+        built = build_rank(config, Solo(), None, self._events.put)
         self.model_config = built.model.config
         self.scheduler = Scheduler(limits_of(config, built.model.config, built.pages))
         self._runner = built.runner
         self._grammars = built.grammars
+        self.host = built.host
         self._ids = itertools.count()
 
     def generate(self, prompts: Seq[Seq[int]], sampling: Seq[SamplingParams]) -> list[Completion]:
@@ -46,25 +50,40 @@ class Engine:
                 outputs[output.request_id].append(output)
         return [_join(outputs[i]) for i in ids]
 
-    def add(self, prompt: Seq[int], sampling: SamplingParams) -> str:
-        """Queue one prompt; its id. GrammarError if its grammar can't be compiled."""
+    def add(self, prompt: Seq[int], sampling: SamplingParams, boundaries: tuple[int, ...] = ()) -> str:
+        """Queue one prompt; its id. GrammarError if its grammar can't be compiled.
+
+        boundaries: positions at which its turns end, for the prefix cache.
+        """
         if sampling.grammar is not None:
             self._grammars.compile(sampling.grammar)
         request_id = str(next(self._ids))
         self.scheduler.add(
             Sequence(
                 request_id=request_id, tokens=list(prompt), prompt_tokens=len(prompt), sampling=sampling,
-                priority=0, order=0, handoff=False, source=None, arrived=time.monotonic(),
+                priority=0, order=0, handoff=False, source=None, arrived=time.monotonic(), boundaries=boundaries,
             )
         )  # fmt: skip
         return request_id
 
     def step(self) -> list[SeqOutput]:
         """One step over whatever is queued and running."""
-        plan = self.scheduler.plan(time.monotonic())
-        if plan.empty:
+        self._take_events(wait=False)
+        step = self.scheduler.plan(time.monotonic())
+        if step.plan.empty:
+            # All that is here waits for host memory.
+            self._take_events(wait=bool(self.scheduler.sequences))
             return []
-        return self.scheduler.commit(plan, self._runner.step(plan), time.monotonic())
+        return self.scheduler.update(step, self._runner.step(step.plan), time.monotonic())
+
+    def _take_events(self, wait: bool) -> None:
+        while wait or not self._events.empty():
+            event = self._events.get()
+            wait = False
+            if isinstance(event, Received):
+                self.scheduler.install(event.request_id, (), time.monotonic())
+            else:
+                self.scheduler.not_coming(event.request_id, damaged=True)
 
 
 def _join(outputs: list[SeqOutput]) -> Completion:

@@ -83,7 +83,7 @@ class DecodeGraphs:
 
     def serves(self, rows: Sequence[Row]) -> bool:
         """Whether every row is one token that leads to the next; a slot's worth of rows at most."""
-        return bool(rows) and all(len(r.token_ids) == 1 and r.sample and not r.next_ids for r in rows)
+        return bool(rows) and all(len(r.token_ids) == 1 and r.sample and not r.next_ids and not r.keeps for r in rows)
 
     def __call__(self, rows: Sequence[Row]) -> Tensor:
         """Hidden states [rows, hidden] of rows it `serves`, good until the next call. ValueError for too many rows."""

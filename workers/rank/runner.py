@@ -7,13 +7,16 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from kernels import Keep
 from wire.protocol import TokenLogprob
+from workers.cache.moves import Copy
 from workers.collectives.base import Collectives
 from workers.model.batch import Batch, Caches
 from workers.model.ling import LingModel
 from workers.rank.expert_load import ExpertLoad
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import Capture, DecodeGraphs
+from workers.rank.host_store import HostStore
 from workers.rank.sampler import Sampled, Sampler, token_logprobs
 from workers.rank.watch import StepWatch
 from workers.schedule.step import Export, Install, Moved, RankStats, Row, StepPlan, StepResult
@@ -29,7 +32,8 @@ _COUNT_EVERY = 512
 class Runner:
     """One rank's model, caches and sampler. `transfers` is None where no snapshot comes or goes.
 
-    capture: decode steps are captured by it, and the caches' last slot and last page are left to them; None for none.
+    slots: states of running sequences; the one after them is left to captured steps, as is the last page, and those
+    behind it are kept states. host: the host tier. capture: decode steps are captured by it; None for none.
     """
 
     def __init__(
@@ -40,15 +44,17 @@ class Runner:
         max_pages: int,
         transfers: Transfers | None,
         grammars: Grammars,
+        slots: int,
+        host: HostStore,
         capture: Capture | None = None,
     ) -> None:
-        slots = caches.state.shape[1]
         self._model = model
         self._caches = caches
         self._collectives = collectives
         self._transfers = transfers
+        self._host = host
         self._device = caches.latent.device
-        self._page_table = torch.zeros(slots, max_pages, dtype=torch.int32, device=self._device)
+        self._page_table = torch.zeros(slots + 1, max_pages, dtype=torch.int32, device=self._device)
         self._sampler = Sampler(model.config.vocab_size, slots, self._device, grammars)
         self._watch = StepWatch(self._device)
         self._experts = ExpertLoad(model.config, collectives.size, self._device)
@@ -100,8 +106,8 @@ class Runner:
             self._experts.settle()
         return StepResult(
             step=plan.step,
-            token_ids=tuple(sampled.token_ids),
-            logprobs=tuple(sampled.logprobs),
+            tokens=tuple((token,) for token in sampled.token_ids),
+            logprobs=tuple(() if item is None else (item,) for item in sampled.logprobs),
             prompt_logprobs=tuple(prompt_logprobs),
             elapsed_s=time.monotonic() - begun,
             failures=tuple(sampled.failures.items()),
@@ -120,17 +126,41 @@ class Runner:
         return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks)
 
     def _before(self, plan: StepPlan) -> None:
-        if not (plan.unlinks or plan.discards or plan.links or plan.expects or plan.installs):
-            return
-        transfers = self._need_transfers()
+        self._save(plan)
+        self._receive(plan)
+        for copy in plan.copies:
+            self._copy(copy)
+
+    def _save(self, plan: StepPlan) -> None:
+        """States that are kept of what ended, and copies on the host."""
+        for copy in plan.saves:
+            self._copy(copy)
+        for store in plan.stores:
+            latents = snapshot.read_latents(self._caches, store.pages, store.start, store.stop)
+            rows = snapshot.shard_rows(latents, self._collectives.rank, self._collectives.size)
+            state = snapshot.read_state(self._caches, store.slot)
+            self._host.store(store.key, store.stop - store.start, rows, state)
+        for drop in plan.drops:
+            self._host.drop(drop.key)
+
+    def _copy(self, copy: Copy) -> None:
+        snapshot.copy_state(self._caches, copy.slot, copy.to_slot)
+        if copy.page >= 0:
+            snapshot.copy_page(self._caches, copy.page, copy.to_page)
+
+    def _receive(self, plan: StepPlan) -> None:
         for unlink in plan.unlinks:
-            transfers.unlink(unlink.peer)
+            self._need_transfers().unlink(unlink.peer)
         for discard in plan.discards:
-            transfers.discard(discard.request_id)
+            self._host.discard(discard.request_id)
+            if self._transfers is not None:
+                self._transfers.discard(discard.request_id)
         for link in plan.links:
-            transfers.link(link.of(self._collectives.rank))
+            self._need_transfers().link(link.of(self._collectives.rank))
         for expect in plan.expects:
-            transfers.expect(expect)
+            self._need_transfers().expect(expect)
+        for fetch in plan.fetches:
+            self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
         for install in plan.installs:
             self._install(install)
 
@@ -141,14 +171,15 @@ class Runner:
 
     def _install(self, install: Install) -> None:
         """The one way a snapshot enters: latents gathered from the ranks' shares, state as it came."""
-        received = self._need_transfers().take(install.request_id)
+        source = self._host if install.host else self._need_transfers()
+        received = source.take(install.request_id)
         latents = torch.cat(
             [
                 snapshot.join_rows(self._collectives.all_gather(share.to(self._device), 0), n)
                 for n, share in received.parts
             ]
         )
-        snapshot.write_latents(self._caches, install.pages, latents)
+        snapshot.write_latents(self._caches, install.pages, latents[received.skip :], install.start)
         snapshot.write_state(self._caches, install.slot, received.state)
 
     def _export(self, export: Export) -> None:
@@ -173,6 +204,7 @@ class Runner:
             starts=tuple(r.start for r in rows),
             counts=tuple(len(r.token_ids) for r in rows),
             page_table=self._page_table,
+            keeps=tuple(Keep(at, count, slot) for at, r in enumerate(rows) for count, slot in r.keeps),
         )
 
     def _last_of(self, rows: tuple[Row, ...], hidden: Tensor) -> Tensor:

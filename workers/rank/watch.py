@@ -1,6 +1,7 @@
 """Where a rank's time goes: one step a second is measured by its phases, the others are left alone."""
 
 import time
+from typing import Protocol, cast
 
 import torch
 
@@ -8,37 +9,80 @@ _EVERY_S = 1.0
 PHASES = ("transfer", "forward", "sample")
 
 
+class Mark(Protocol):
+    """A moment in the work of a device, as `torch.cuda.Event` notes it."""
+
+    def query(self) -> bool:
+        """Whether the device has come to it."""
+
+    def elapsed_time(self, later: "Mark", /) -> float:
+        """Milliseconds from it to a later one; the device has come to both."""
+
+
 class StepWatch:
-    """A stopwatch over a step's phases. A measured step waits for its device after each, which others do not."""
+    """A stopwatch over a step's phases, in the device's own time.
+
+    On a GPU marks are put into the stream and read when the device has passed them, one measured step later at the
+    soonest. Nothing waits for them: a wait for the whole device would also wait for kernels that receive snapshots.
+    """
 
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._due = 0.0
-        self._mark = 0.0
+        # The measured step's start, then each phase with the mark at its end.
+        self._start: Mark | None = None
+        self._laps: list[tuple[str, Mark]] = []
         self._seconds = dict.fromkeys(PHASES, 0.0)
         self.on = False
 
     def begin(self, now: float) -> bool:
-        """A step begins; whether it is measured."""
-        self.on = now >= self._due
+        """A step begins; whether it is measured. It is not while the device is still busy with the one before."""
+        self.on = now >= self._due and self._settle()
         if self.on:
             self._due = now + _EVERY_S
-            self._mark = self._settled()
+            self._start = self._mark()
         return self.on
 
     def lap(self, phase: str) -> None:
         """What was done since the last lap was this."""
         if self.on:
-            now = self._settled()
-            self._seconds[phase] += now - self._mark
-            self._mark = now
+            self._laps.append((phase, self._mark()))
 
     @property
     def phases(self) -> tuple[tuple[str, float], ...]:
-        """Seconds of all measured steps, by phase."""
+        """Seconds of the measured steps that the device has done, by phase."""
+        self._settle()
         return tuple(self._seconds.items())
 
-    def _settled(self) -> float:
-        if self._cuda:
-            torch.cuda.synchronize()
-        return time.monotonic()
+    def _settle(self) -> bool:
+        """Take over the last measured step's times; False if the device has not done it yet."""
+        if self._laps and not self._laps[-1][1].query():
+            return False
+        last = self._start
+        for phase, mark in self._laps:
+            assert last is not None
+            self._seconds[phase] += last.elapsed_time(mark) / 1e3
+            last = mark
+        self._laps.clear()
+        return True
+
+    def _mark(self) -> Mark:
+        if not self._cuda:
+            return _Instant()
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        return cast(Mark, event)
+
+
+class _Instant:
+    """A moment of a CPU, which is done with what came before."""
+
+    def __init__(self) -> None:
+        self._at = time.monotonic()
+
+    def query(self) -> bool:
+        return True
+
+    def elapsed_time(self, later: Mark) -> float:
+        assert isinstance(later, _Instant)
+        return (later._at - self._at) * 1e3

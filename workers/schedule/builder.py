@@ -1,20 +1,39 @@
 """A step plan while it is being decided: what has been given to whom so far, and what is left of the budget."""
 
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from workers.cache.moves import Copy, Drop, Fetch, Store
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import Admit, Discard, Expect, Export, Install, Row, StepPlan
 
 
-class StepBuilder:
-    """One step's rows and what goes with them. `budget`: tokens that may still be computed in it."""
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A plan that the ranks run. rows: the sequence of each row, and its epoch when the step was planned."""
 
-    def __init__(self, budget: int, page_size: int) -> None:
+    plan: StepPlan
+    rows: tuple[tuple[Sequence, int], ...]
+
+
+class StepBuilder:
+    """One step's rows and what goes with them.
+
+    budget: tokens that may still be computed in it. reserve: a slot for the state of a sequence at a position, or
+    None where it need not be kept.
+    """
+
+    def __init__(self, budget: int, page_size: int, reserve: Callable[[Sequence, int], int | None]) -> None:
         self.budget = budget
-        self.computing: list[Sequence] = []  # one a row
+        self._reserve = reserve
+        self._computing: list[tuple[Sequence, int]] = []
         self._page_size = page_size
         self._rows: list[Row] = []
         self._admits: list[Admit] = []
         self._expects: list[Expect] = []
         self._exports: list[Export] = []
+        self._fetches: list[Fetch] = []
+        self._copies: list[Copy] = []
 
     def compute(self, seq: Sequence) -> None:
         """The sequence's next tokens, as many as are pending and fit; what of its snapshot is due leaves after them."""
@@ -38,18 +57,32 @@ class StepBuilder:
                 new_pages=tuple(seq.pages[seq.pages_on_ranks :]),
                 sample=stop == len(seq.tokens),
                 next_ids=next_ids,
+                keeps=self._keeps(seq, start, stop),
             )
         )
         seq.pages_on_ranks = len(seq.pages)
-        self.computing.append(seq)
+        self._computing.append((seq, seq.epoch))
         # What is computed a second time, after a preemption, may have left already.
         if seq.handoff and seq.peer is not None and stop > seq.exported:
             self.export(seq, stop)
 
     def expect(self, seq: Sequence) -> None:
-        """Its snapshot is to be pulled."""
+        """Its snapshot is to be pulled, but for what is here already."""
         assert seq.source is not None
-        self._expects.append(Expect(seq.request_id, seq.source, seq.prompt_tokens))
+        self._expects.append(Expect(seq.request_id, seq.source.peer, seq.source.position, seq.have))
+
+    def fetch(self, seq: Sequence, keys: tuple[int, ...]) -> None:
+        """Its snapshot is to come from host memory, but for what is on the device already."""
+        assert seq.fetching is not None
+        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position))
+
+    def copy(self, copy: Copy) -> None:
+        """A kept state, and the page its prefix ends in, go to a sequence's own places."""
+        self._copies.append(copy)
+
+    def send_kept(self, export: Export) -> None:
+        """A kept snapshot leaves for a peer."""
+        self._exports.append(export)
 
     def export(self, seq: Sequence, stop: int) -> None:
         """Latents up to `stop` leave, and with the prompt's last the linear state."""
@@ -60,14 +93,32 @@ class StepBuilder:
         self._exports.append(Export(seq.request_id, seq.peer, seq.slot, pages, seq.exported, stop, last))
         seq.exported = stop
 
-    def plan(self, step: int, discards: list[Discard], installs: list[Install]) -> StepPlan:
+    def plan(
+        self,
+        step: int,
+        saves: list[Copy],
+        host: tuple[tuple[Store, ...], tuple[Drop, ...]],
+        discards: list[Discard],
+        installs: list[Install],
+    ) -> InFlight:
         """The step as decided."""
-        return StepPlan(
+        plan = StepPlan(
             step=step,
+            saves=tuple(saves),
+            stores=host[0],
+            drops=host[1],
             discards=tuple(discards),
             expects=tuple(self._expects),
+            fetches=tuple(self._fetches),
             installs=tuple(installs),
+            copies=tuple(self._copies),
             admits=tuple(self._admits),
             rows=tuple(self._rows),
             exports=tuple(self._exports),
         )
+        return InFlight(plan, tuple(self._computing))
+
+    def _keeps(self, seq: Sequence, start: int, stop: int) -> tuple[tuple[int, int], ...]:
+        """Where the row's states go that are to be kept on the way."""
+        slots = [(p - start, self._reserve(seq, p)) for p in seq.keeps if start < p <= stop]
+        return tuple((count, slot) for count, slot in slots if slot is not None)

@@ -1,11 +1,16 @@
 """A worker's sizes, as its scheduler needs them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from workers.cache.budget import Budget
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """A worker's sizes. window: snapshots pulled at once. hold_s: how long a snapshot waits to be pulled."""
+    """A worker's sizes. window: snapshots pulled at once. hold_s: how long a snapshot waits to be pulled.
+
+    cache: what may be kept of sequences that have gone on or ended.
+    """
 
     pages: int
     page_size: int
@@ -14,6 +19,7 @@ class Limits:
     max_step_tokens: int
     window: int
     hold_s: float
+    cache: Budget = field(default_factory=Budget)
 
     def __post_init__(self) -> None:
         if self.max_step_tokens < self.slots:

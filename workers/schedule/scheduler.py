@@ -8,13 +8,20 @@ freed while a plan is under way may go to the next plan at once.
 """
 
 import bisect
+from collections.abc import Sequence as Seq
 
+from wire.digest import PageDigests
 from wire.protocol import Finish, Load, SeqOutput, Timings
-from workers.schedule.allocator import Allocator
-from workers.schedule.builder import StepBuilder
+from workers.cache.allocator import Allocator
+from workers.cache.cache import PrefixCache
+from workers.cache.kept import Kept
+from workers.cache.moves import Copy
+from workers.cache.totals import Origin
+from workers.schedule.beginning import Beginning, find
+from workers.schedule.builder import InFlight, StepBuilder
 from workers.schedule.limits import Limits
 from workers.schedule.sequence import Sequence, State
-from workers.schedule.step import Discard, Install, StepPlan, StepResult
+from workers.schedule.step import Discard, Export, Install, StepResult
 
 
 def _queue_key(seq: Sequence) -> tuple[int, int]:
@@ -24,24 +31,29 @@ def _queue_key(seq: Sequence) -> tuple[int, int]:
 class Scheduler:
     """Owns every sequence of a worker, and its pages and slots.
 
-    After any mix of calls: a page or slot belongs to one sequence or is free, and a sequence that has ended
-    holds none.
+    After any mix of calls: a slot belongs to one sequence or is free, a page has a reference for each sequence and
+    each kept snapshot that holds it, and a sequence that has ended holds none.
     """
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
         self.pages = Allocator("page", limits.pages)
         self.slots = Allocator("slot", limits.slots)
+        # One slot between is left to captured steps.
+        self.cache = PrefixCache(self.pages, limits.page_size, limits.slots + 1, limits.cache)
         self.sequences: dict[str, Sequence] = {}
         self._queue: list[Sequence] = []
         self._active: list[Sequence] = []  # RUNNING, in the queue's order
         self._held: list[Sequence] = []
-        self._pulling: dict[str, Sequence] = {}  # PULLING or PARKED
+        self._pulling: dict[str, Sequence] = {}  # PULLING or DISPLACED
+        self._kept_wanted: list[tuple[str, str, Kept, int]] = []  # request, peer, snapshot, latents the peer has
+        self._pinned: list[Kept] = []  # until the plan that reads them is made
+        self._saves: list[Copy] = []
+        self._arrived: dict[str, int] = {}  # kept snapshots that the next plan installs: request, position
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
         self.steps = 0
         self._order = 0
-        self._computing: list[Sequence] = []  # in the step under way, one a row
         self._step_s = 0.0
 
     # What comes from outside
@@ -52,6 +64,7 @@ class Scheduler:
             raise ValueError(f"request {seq.request_id} is here already")
         seq.order = self._order
         self._order += 1
+        seq.digests = PageDigests(self.limits.page_size, seq.scope)
         self.sequences[seq.request_id] = seq
         bisect.insort(self._queue, seq, key=_queue_key)
 
@@ -63,11 +76,12 @@ class Scheduler:
         match seq.state:
             case State.QUEUED:
                 self._queue.remove(seq)
-            case State.PULLING | State.PARKED:
+            case State.PULLING | State.DISPLACED:
                 del self._pulling[request_id]
                 self._discards.append(Discard(request_id))
-                if seq.state is State.PARKED:
+                if seq.state is State.DISPLACED:
                     self._queue.remove(seq)
+                self._unpin(seq)
             case State.RUNNING:
                 self._active.remove(seq)
                 self._call_off_install(seq)
@@ -80,13 +94,26 @@ class Scheduler:
         self._free(seq)
         return seq
 
-    def pull(self, request_id: str, peer: str) -> bool:
-        """`peer` has room for the snapshot of a sequence to be handed off; False if there is none of that id."""
+    def pull(self, request_id: str, peer: str, have: int = 0) -> bool:
+        """`peer` has room for the snapshot of a sequence to be handed off; False if there is none of that id.
+
+        have: the first latents, which the peer holds already.
+        """
         seq = self.sequences.get(request_id)
         if seq is None or not seq.handoff:
             return False
         seq.peer = peer
+        seq.exported = max(seq.exported, have)
         return True
+
+    def pull_kept(self, request_id: str, peer: str, position: int, digest: bytes, have: int) -> Kept | None:
+        """`peer` wants a copy of a kept snapshot for a request of its own; None if it is not on the device."""
+        kept = self.cache.index.by_digest(position, digest)
+        if kept is None or kept.slot < 0 or have > position:
+            return None
+        kept.pins += 1
+        self._kept_wanted.append((request_id, peer, kept, have))
+        return kept
 
     def sent(self, request_id: str, now: float) -> SeqOutput | None:
         """A snapshot has wholly left; the sequence ends here.
@@ -104,30 +131,58 @@ class Scheduler:
         return self._end(seq, "handoff", now)
 
     def install(self, request_id: str, generated: tuple[int, ...], now: float) -> None:
-        """A pulled snapshot has wholly come: continue after it. Unknown ids (aborted meanwhile) are ignored.
+        """A snapshot has wholly come: continue after it. Unknown ids (aborted meanwhile) are ignored.
 
-        One that has lost its places meanwhile is computed here when there is room: what lies in staging memory
-        does not wait for that.
+        generated: what was sampled after it already. One that has lost its places meanwhile is computed here when
+        there is room: what lies in staging memory does not wait for that.
         """
         seq = self._pulling.pop(request_id, None)
         if seq is None:
             return
+        source, host = seq.source, seq.fetching is not None
+        position = source.position if source else seq.fetching.position if seq.fetching else 0
         seq.tokens.extend(generated)
         seq.source = None
-        seq.transfer_s = now - seq.header_at
-        seq.first_token = now
-        if seq.state is State.PARKED:
+        self._unpin(seq)
+        seq.transfer_s = now - (seq.header_at or seq.started)
+        if generated:
+            seq.first_token = now
+        if seq.state is State.DISPLACED:
             self._discards.append(Discard(request_id))
             seq.state = State.QUEUED
             return
-        self._installs.append(Install(request_id, seq.slot, tuple(seq.pages)))
-        seq.computed = seq.prompt_tokens
+        pages = tuple(seq.pages[seq.have // self.limits.page_size : self._pages_for(position)])
+        self._installs.append(Install(request_id, seq.slot, pages, seq.have, host))
+        seq.computed = position
         seq.state = State.RUNNING
+        if not generated:
+            self._begun(seq, "host" if host else "peer", position)
+            self._arrived[request_id] = position
         self._activate(seq)
+
+    def not_coming(self, request_id: str, damaged: bool = False) -> None:
+        """A kept snapshot can't be had: the sequence is computed here instead. damaged: nor later, from host memory."""
+        seq = self._pulling.pop(request_id, None)
+        if seq is None:
+            queued = self.sequences.get(request_id)
+            if queued is not None and queued.state is State.QUEUED and queued.source is not None:
+                queued.source, queued.missed = None, "peer"
+            return
+        kept = seq.fetching
+        seq.missed = "peer" if seq.source else None
+        seq.source = None
+        self._unpin(seq)
+        if damaged and kept is not None:
+            self.cache.lost_on_host(kept)
+        self._discards.append(Discard(request_id))
+        if seq.state is State.PULLING:
+            self._free(seq)
+            bisect.insort(self._queue, seq, key=_queue_key)
+        seq.state = State.QUEUED
 
     def pulling_from(self, peer: str) -> list[str]:
         """Requests whose snapshots are on the way from `peer`, or are to come from it."""
-        return [s.request_id for s in self.sequences.values() if s.source == peer]
+        return [s.request_id for s in self.sequences.values() if s.source is not None and s.source.peer == peer]
 
     def fail(self, request_id: str, reason: str, now: float) -> SeqOutput | None:
         """End a sequence with an error; None if there is none of that id."""
@@ -147,34 +202,49 @@ class Scheduler:
 
     # Deciding a step
 
-    def plan(self, now: float) -> StepPlan:
-        """The next step; `empty` if there is nothing to do. Answer a plan that has rows with `commit`."""
-        step = StepBuilder(self.limits.max_step_tokens, self.limits.page_size)
+    def plan(self, now: float) -> InFlight:
+        """The next step; its plan is `empty` if there is nothing to do. Answer one that has rows with `update`."""
+        step = StepBuilder(
+            self.limits.max_step_tokens,
+            self.limits.page_size,
+            lambda seq, position: self.cache.reserve(seq.known, position, now),
+        )
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
-            self._continue(priority, step)
+            self._continue(priority, step, now)
             # Where there is no room for one, those behind it wait too: a long prompt is not overtaken for ever.
             admitting = admitting and self._admit(priority, step, now)
         self._export_held(step)
-        self._computing = step.computing
-        plan = step.plan(self.steps, self._discards, self._installs)
+        self._export_kept(step)
+        self._keep_arrived(step, now)
+        in_flight = step.plan(self.steps, self._saves, self.cache.take_changes(), self._discards, self._installs)
+        self._saves.clear()
         self._discards.clear()
         self._installs.clear()
+        while self._pinned:
+            self._pinned.pop().pins -= 1
         self.steps += 1
-        return plan
+        return in_flight
 
-    def commit(self, plan: StepPlan, result: StepResult, now: float) -> list[SeqOutput]:
+    def update(self, in_flight: InFlight, result: StepResult, now: float) -> list[SeqOutput]:
         """Take a step's results; what they mean for each sequence. Sequences ended meanwhile are passed over."""
         self._step_s = result.elapsed_s
         outputs: list[SeqOutput] = []
         sampled = 0
         failures = dict(result.failures)
-        for index, (row, seq) in enumerate(zip(plan.rows, self._computing, strict=True)):
+        for index, (row, (seq, epoch)) in enumerate(zip(in_flight.plan.rows, in_flight.rows, strict=True)):
             at = sampled
             sampled += row.sample
-            if self.sequences.get(seq.request_id) is not seq or seq.slot != row.slot:
+            if self.sequences.get(seq.request_id) is not seq or seq.epoch != epoch:
+                for _, slot in row.keeps:
+                    self.cache.release(slot)
                 continue
             seq.computed = row.start + len(row.token_ids)
+            if seq.computed <= seq.prompt_tokens:
+                self.cache.index.note(seq.known, seq.computed)
+            for count, slot in row.keeps:
+                self.cache.keep(seq.known, row.start + count, seq.pages, slot, now)
+            seq.keeps = [p for p in seq.keeps if p > seq.computed]
             seq.prompt_logprobs.extend(result.prompt_logprobs[index] if result.prompt_logprobs else ())
             if row.sample and at in failures:
                 outputs.append(self._end(seq, "error", now, failures[at]))
@@ -192,7 +262,7 @@ class Scheduler:
             queued_tokens=sum(s.pending for s in self._queue if s.source is None)
             + sum(s.pending for s in self._active if s.pending > 1),
             running=len(self._active),
-            free_pages=self.pages.free,
+            free_pages=self.pages.free + self.pages.reclaimable,
             free_slots=self.slots.free,
             transferring=sum(s.state in (State.PULLING, State.SENDING) for s in self.sequences.values()),
             step_s=self._step_s,
@@ -207,6 +277,7 @@ class Scheduler:
         self.pages.give(seq.pages)
         seq.pages = []
         seq.pages_on_ranks = 0
+        seq.epoch += 1
         if seq.slot >= 0:
             self.slots.give([seq.slot])
             seq.slot = -1
@@ -222,10 +293,10 @@ class Scheduler:
             self._installs = kept
             self._discards.append(Discard(seq.request_id))
 
-    def _continue(self, priority: int, step: StepBuilder) -> None:
+    def _continue(self, priority: int, step: StepBuilder, now: float) -> None:
         """Rows for what runs at a priority."""
         for seq in [s for s in self._active if s.priority == priority and s.pending == 1]:
-            if step.budget and seq.state is State.RUNNING and self._grow(seq):
+            if step.budget and seq.state is State.RUNNING and self._grow(seq, now):
                 step.compute(seq)
         for seq in [s for s in self._active if s.priority == priority and s.pending > 1]:
             if step.budget:
@@ -235,51 +306,114 @@ class Scheduler:
         """Places for what waits at a priority; False if one found none: what is worse does not take them meanwhile."""
         all_placed = True
         for seq in [s for s in self._queue if s.priority == priority]:
-            pulled = seq.source is not None
-            if pulled and seq.state is State.QUEUED:
-                # Pulls of worse priorities are no reason to wait.
-                ahead = sum(s.priority <= priority for s in self._pulling.values())
-                if ahead >= self.limits.window:
+            if seq.source is not None or seq.state is State.DISPLACED:
+                if seq.state is State.QUEUED and self._window_full(priority):
                     continue
-            elif not pulled and not step.budget:
+                if not self._place_pulled(seq, step, now):
+                    return False
+                continue
+            if not step.budget:
                 all_placed = False
                 continue
-            if not self._take(seq, now):
-                return False
-            if not pulled:
-                seq.state = State.RUNNING
-                self._activate(seq)
-                step.compute(seq)
+            beginning = find(seq, self.cache, self._active)
+            if beginning.awaited:
                 continue
-            if seq.state is State.QUEUED:
-                self._pulling[seq.request_id] = seq
-                step.expect(seq)
-            seq.state = State.PULLING
+            if not self._place(seq, beginning, step, now):
+                return False
         return all_placed
 
-    def _take(self, seq: Sequence, now: float) -> bool:
-        """Give a waiting sequence its slot and the pages for its tokens and the next one, if there is room."""
-        need = self._pages_for(len(seq.tokens) + 1)
-        if not self._make_room(need, seq.priority):
+    def _window_full(self, priority: int) -> bool:
+        """Whether as many snapshots are on the way as may be; those of worse priorities are no reason to wait."""
+        return sum(s.priority <= priority for s in self._pulling.values()) >= self.limits.window
+
+    def _place(self, seq: Sequence, beginning: Beginning, step: StepBuilder, now: float) -> bool:
+        """Begin a sequence from a kept snapshot, or at zero."""
+        kept, size = beginning.kept, self.limits.page_size
+        shared: Seq[int] = ()
+        if kept is not None:
+            self._pin(kept)
+            whole = kept.position // size
+            shared = kept.pages[:whole] if kept.slot >= 0 else self.cache.index.resident(seq.known, kept.position)
+        if not self._take(seq, shared, now):
+            return False
+        seq.keeps = beginning.keeps
+        seq.missed = seq.missed or beginning.missed
+        if kept is not None:
+            kept.used = now
+            kept.uses += 1
+        if kept is not None and kept.slot < 0:
+            seq.fetching = kept
+            kept.pins += 1
+            self._pulling[seq.request_id] = seq
+            step.fetch(seq, self.cache.host.keys(kept, seq.have))
+            seq.state = State.PULLING
+            return True
+        if kept is not None:
+            tail = (kept.pages[whole], seq.pages[whole]) if kept.tail else (-1, -1)
+            step.copy(Copy(kept.slot, seq.slot, *tail))
+            seq.computed = kept.position
+        self._begun(seq, "device" if kept else None, seq.computed)
+        seq.state = State.RUNNING
+        self._activate(seq)
+        step.compute(seq)
+        return True
+
+    def _place_pulled(self, seq: Sequence, step: StepBuilder, now: float) -> bool:
+        """Places for a snapshot that is to come, or is on its way and had lost its places."""
+        if seq.state is State.DISPLACED:
+            return self._replace(seq, now)
+        assert seq.source is not None
+        # The last page is left to come: a hand-off has at least one latent to bring.
+        shared = self.cache.index.resident(seq.known, seq.source.position - 1)
+        if not self._take(seq, shared, now):
+            return False
+        self._pulling[seq.request_id] = seq
+        step.expect(seq)
+        seq.state = State.PULLING
+        return True
+
+    def _replace(self, seq: Sequence, now: float) -> bool:
+        """Places again for a snapshot that is on its way; what was to be shared may be gone from the device."""
+        have = self.cache.index.resident(seq.known, seq.have)[: seq.have // self.limits.page_size]
+        if len(have) * self.limits.page_size < seq.have:
+            return True  # it can't be installed: it is computed here once it has come
+        if not self._take(seq, have, now):
+            return False
+        seq.state = State.PULLING
+        return True
+
+    def _take(self, seq: Sequence, shared: Seq[int], now: float) -> bool:
+        """Give a waiting sequence its slot and the pages for its tokens and the next one, if there is room.
+
+        shared: pages that hold its first latents already.
+        """
+        need = self._pages_for(len(seq.tokens) + 1) - len(shared)
+        self.pages.share(shared)
+        if not self._make_room(need, seq.priority, now):
+            self.pages.give(shared)
             return False
         self._queue.remove(seq)
         seq.slot = self.slots.take(1)[0]
-        seq.pages = self.pages.take(need)
+        seq.pages = [*shared, *self.pages.take(need)]
+        seq.have = len(shared) * self.limits.page_size
         if not seq.started:
             seq.started = now
             seq.queue_s = now - seq.arrived
         return True
 
-    def _make_room(self, pages: int, priority: int) -> bool:
-        """Free a slot and so many pages at the cost of worse priorities, if those hold enough."""
+    def _make_room(self, pages: int, priority: int, now: float) -> bool:
+        """Free a slot and so many pages at the cost of kept snapshots, then of worse priorities, if those suffice."""
         # Each running sequence may want a page within the next steps; without them, admitting means preempting.
         pages += sum(s.priority <= priority for s in self._active)
-        if self.slots.free and self.pages.free >= pages:
+        if self.slots.free and self.cache.make_pages(pages, now):
             return True
         yielding = self._yielding(priority)
-        if self.pages.free + sum(len(s.pages) for s in yielding) < pages or not (self.slots.free or yielding):
+        there = self.pages.free + self.pages.reclaimable
+        if there + sum(self.pages.owned(s.pages) for s in yielding) < pages or not (self.slots.free or yielding):
             return False
-        while not self.slots.free or self.pages.free < pages:
+        while not self.slots.free or not self.cache.make_pages(pages, now):
+            if not yielding:
+                return False
             self._preempt(yielding.pop())
         return True
 
@@ -289,10 +423,10 @@ class Scheduler:
         worse += [s for s in self._held if s.priority > priority and s.peer is None]
         return sorted(worse, key=_queue_key)
 
-    def _grow(self, seq: Sequence) -> bool:
+    def _grow(self, seq: Sequence, now: float) -> bool:
         """Make room for the token about to be computed, at the cost of the last in line; False if that is `seq`."""
         while len(seq.pages) < self._pages_for(seq.computed + 1):
-            if self.pages.free:
+            if self.cache.make_pages(1, now):
                 seq.pages += self.pages.take(1)
                 continue
             victim = max((*self._active, *self._yielding(seq.priority)), key=_queue_key)
@@ -305,7 +439,7 @@ class Scheduler:
         """Back to the queue without its places. Its tokens are computed anew, here, when there is room."""
         self._free(seq)
         if seq.state is State.PULLING:
-            seq.state = State.PARKED
+            seq.state = State.DISPLACED
         else:
             if seq.state is State.RUNNING:
                 self._active.remove(seq)
@@ -313,6 +447,7 @@ class Scheduler:
             else:
                 self._held.remove(seq)
             seq.computed = 0
+            seq.keeps = []
             seq.prompt_logprobs.clear()
             seq.state = State.QUEUED
         bisect.insort(self._queue, seq, key=_queue_key)
@@ -338,9 +473,54 @@ class Scheduler:
         seq.state = State.SENDING
         self._free(seq)
 
+    def _export_kept(self, step: StepBuilder) -> None:
+        """Copies of kept snapshots that peers asked for: the ranks read them within this plan."""
+        for request_id, peer, kept, have in self._kept_wanted:
+            pages = kept.pages[have // self.limits.page_size :]
+            step.send_kept(Export(request_id, peer, kept.slot, pages, have, kept.position, True))
+            self._pinned.append(kept)
+        self._kept_wanted.clear()
+
+    def _pin(self, kept: Kept) -> None:
+        """It must stay where it is until the plan that copies it is made."""
+        kept.pins += 1
+        self._pinned.append(kept)
+
+    def _unpin(self, seq: Sequence) -> None:
+        """The snapshot it waited for from host memory may go."""
+        if seq.fetching is not None:
+            seq.fetching.pins -= 1
+            seq.fetching = None
+
+    def _begun(self, seq: Sequence, origin: Origin | None, begin: int) -> None:
+        """A sequence begins after `begin` tokens; the first time, that is what its prompt cost less."""
+        if not seq.begun:
+            seq.begun, seq.begin, seq.origin = True, begin, origin
+            self.cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new")
+
+    def _keep_arrived(self, step: StepBuilder, now: float) -> None:
+        """Keep here what came from host memory or a peer: the next sequence begins from it without a transfer."""
+        for install in self._installs:
+            position = self._arrived.pop(install.request_id, None)
+            seq = self.sequences.get(install.request_id)
+            if position is None or seq is None:
+                continue
+            slot = self.cache.reserve(seq.known, position, now)
+            if slot is not None:
+                step.copy(Copy(seq.slot, slot))
+                self.cache.keep(seq.known, position, seq.pages, slot, now, stored=False)
+        self._arrived.clear()
+
+    def _keep_end(self, seq: Sequence, now: float) -> None:
+        """An answer is whole: the next turn begins where it ends."""
+        slot = self.cache.reserve(seq.known, seq.computed, now)
+        if slot is not None:
+            self._saves.append(Copy(seq.slot, slot))
+            self.cache.keep(seq.known, seq.computed, seq.pages, slot, now)
+
     def _sampled(self, seq: Sequence, result: StepResult, at: int, now: float) -> SeqOutput:
-        token = result.token_ids[at]
-        logprob = result.logprobs[at] if result.logprobs else None
+        token = result.tokens[at][0]
+        logprobs = result.logprobs[at] if result.logprobs else ()
         seq.tokens.append(token)
         first = seq.generated == 1
         if first:
@@ -352,12 +532,16 @@ class Scheduler:
             request_id=seq.request_id,
             offset=seq.generated - 1,
             token_ids=(token,),
-            logprobs=(logprob,) if logprob else (),
+            logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             finish=finish,
             timings=self._timings(seq, now) if finish else None,
+            cached_tokens=seq.begin if first else 0,
+            cached_from=seq.origin if first else None,
         )
         if finish:
+            if not seq.handoff:
+                self._keep_end(seq, now)
             self.remove(seq.request_id)
         elif seq.handoff:
             self._hold(seq, now)

@@ -1,28 +1,37 @@
 """One request as a worker's leader sees it: its tokens, how far they are computed, and what it holds."""
 
-import array
-import hashlib
-from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
 
+from wire.digest import PageDigests
 from wire.protocol import SamplingParams, TokenLogprob
-
-
-def hash_tokens(token_ids: Seq[int]) -> str:
-    """Hash of token ids in order, 32 hex digits: BLAKE2b over their little-endian int32."""
-    return hashlib.blake2b(array.array("i", token_ids).tobytes(), digest_size=16).hexdigest()
+from workers.cache.index import Tokens
+from workers.cache.kept import Kept
+from workers.cache.totals import Miss, Origin
 
 
 class State(Enum):
     """Where a sequence stands in its worker."""
 
     QUEUED = "queued"  # holds nothing
-    PULLING = "pulling"  # holds slot and pages; its snapshot is on the way
-    PARKED = "parked"  # holds nothing and waits for room like a queued one; its snapshot is on the way
+    PULLING = "pulling"  # holds slot and pages; its snapshot is on the way from a peer or from host memory
+    DISPLACED = "displaced"  # holds nothing and waits for room like a queued one; its snapshot is on the way
     RUNNING = "running"  # holds slot and pages; has tokens to compute
     HELD = "held"  # prompt computed, first token sampled; its snapshot waits to be sent
     SENDING = "sending"  # holds nothing; its snapshot is leaving
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a sequence's snapshot comes from.
+
+    peer: the worker that holds it. position: tokens it is of. kept: it is one that the peer's prefix cache holds, so
+    no token was sampled after it; else it is the hand-off of this very request.
+    """
+
+    peer: str
+    position: int
+    kept: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -30,11 +39,17 @@ class Sequence:
     """A request in one worker.
 
     priority: lower goes first, and takes the places of higher ones. tokens: prompt, then generated. computed: how
-    many of them have their latents and state in the caches; the rest is what the next steps compute. exported:
-    latents already handed to the transfer layer; gone: all of the snapshot has left, though the step that exported
-    it is not committed yet.
-    source: the worker its snapshot comes from; None once installed, or when the prompt is computed here.
+    many of them have their latents and state in the caches; the rest is what the next steps compute. epoch: counts
+    the times it lost its places, so that a step planned before is told from one planned after. exported: latents
+    already handed to the transfer layer, or never to be sent since the peer has them; gone: all of the snapshot has
+    left, though the step that exported it is not committed yet.
+    source: where its snapshot comes from; None once installed, or when the prompt is computed here.
     handoff: the snapshot leaves after the first token, to `peer` once that has pulled.
+    scope: whose prefixes it may share. boundaries: positions at which turns of the prompt end. keeps: positions at
+    which its state is yet to be kept. fetching: the kept snapshot it waits for from host memory.
+    have: latents that need not come with a snapshot, as they are on the device.
+    begun: its first tokens are being computed; begin: prompt tokens that came from a snapshot, from `origin`; missed:
+    why the others did not.
     """
 
     request_id: str
@@ -44,9 +59,12 @@ class Sequence:
     priority: int
     order: int
     handoff: bool
-    source: str | None
+    source: Source | None
     arrived: float
+    scope: str = ""
+    boundaries: tuple[int, ...] = ()
     state: State = State.QUEUED
+    epoch: int = 0
     computed: int = 0
     exported: int = 0
     gone: bool = False
@@ -54,6 +72,14 @@ class Sequence:
     pages: list[int] = field(default_factory=list)
     pages_on_ranks: int = 0
     admitted_on_ranks: bool = False
+    digests: PageDigests = field(default_factory=lambda: PageDigests(1))
+    keeps: list[int] = field(default_factory=list)
+    fetching: Kept | None = None
+    have: int = 0
+    begun: bool = False
+    begin: int = 0
+    origin: Origin | None = None
+    missed: Miss | None = None
     peer: str | None = None
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     started: float = 0.0
@@ -63,6 +89,17 @@ class Sequence:
     queue_s: float = 0.0
     prefill_s: float = 0.0
     transfer_s: float = 0.0
+
+    @property
+    def known(self) -> Tokens:
+        """Its tokens, as the prefix cache looks at them."""
+        self.digests.extend(self.tokens)
+        return Tokens(self.tokens, self.digests)
+
+    @property
+    def reach(self) -> int:
+        """The most of its tokens that a snapshot may cover: one is computed in any case, to sample after it."""
+        return (self.prompt_tokens if self.handoff else len(self.tokens)) - 1
 
     @property
     def pending(self) -> int:

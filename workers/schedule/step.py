@@ -5,6 +5,7 @@ from typing import get_args
 
 from wire.codec import Codec
 from wire.protocol import Grammar, SamplingParams, TokenLogprob
+from workers.cache.moves import Copy, Drop, Fetch, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,7 +14,8 @@ class Row:
 
     new_pages: pages added to the slot's page table from index `page_offset` on, before the step.
     sample: sample a token after the last one. next_ids: where the prompt's log-probabilities were asked for,
-    the prompt ids that follow the row's first tokens; else ().
+    the prompt ids that follow the row's first tokens; else (). keeps: (count, state slot) pairs: the state after the
+    row's first `count` tokens is copied into that slot on the way.
     """
 
     slot: int
@@ -23,6 +25,7 @@ class Row:
     new_pages: tuple[int, ...]
     sample: bool
     next_ids: tuple[int, ...] = ()
+    keeps: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +74,12 @@ class Unlink:
 
 @dataclass(frozen=True, slots=True)
 class Expect:
-    """Snapshot `request_id` will come over the link to `peer`, `tokens` latents long."""
+    """Snapshot `request_id` will come over the link to `peer`: latents [start, tokens), then the state."""
 
     request_id: str
     peer: str
     tokens: int
+    start: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,11 +91,16 @@ class Discard:
 
 @dataclass(frozen=True, slots=True)
 class Install:
-    """Write a received snapshot into a slot and pages."""
+    """Write a snapshot that has come into a slot and pages: its latents are those from position `start` on.
+
+    `pages` are the sequence's from start // page_size on. host: it was fetched from host memory, not from a peer.
+    """
 
     request_id: str
     slot: int
     pages: tuple[int, ...]
+    start: int = 0
+    host: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +121,24 @@ class Export:
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One step. In this order: transfers and installs, admits, rows together in one forward pass, exports."""
+    """One step, in this order.
+
+    saves: states of sequences that ended or yield, before their slots are used anew; stores and drops of the host
+    tier; transfers, fetches and installs; copies: kept states and pages that sequences begin from; admits; rows
+    together in one forward pass; exports.
+    """
 
     step: int
+    saves: tuple[Copy, ...] = ()
+    stores: tuple[Store, ...] = ()
+    drops: tuple[Drop, ...] = ()
     links: tuple[LinkAll, ...] = ()
     unlinks: tuple[Unlink, ...] = ()
     discards: tuple[Discard, ...] = ()
     expects: tuple[Expect, ...] = ()
+    fetches: tuple[Fetch, ...] = ()
     installs: tuple[Install, ...] = ()
+    copies: tuple[Copy, ...] = ()
     admits: tuple[Admit, ...] = ()
     rows: tuple[Row, ...] = ()
     exports: tuple[Export, ...] = ()
@@ -127,23 +146,25 @@ class StepPlan:
     @property
     def empty(self) -> bool:
         """Nothing to do."""
-        return not (
-            self.links or self.unlinks or self.discards or self.expects
-            or self.installs or self.admits or self.rows or self.exports
+        return not any(
+            (
+                self.saves, self.stores, self.drops, self.links, self.unlinks, self.discards, self.expects,
+                self.fetches, self.installs, self.copies, self.admits, self.rows, self.exports,
+            )
         )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class StepResult:
-    """Rank 0's answer. One item a row with `sample`, in row order; `logprobs` holds None where not asked.
+    """Rank 0's answer. One item a row with `sample`, in row order: the tokens it gained, one or more.
 
-    prompt_logprobs: one list a row, those of its `next_ids`. failures: indices into `token_ids` of sequences that
-    can't go on, and why; what was sampled for them means nothing.
+    logprobs: as many for each row, or none where not asked. prompt_logprobs: one list a row, those of its `next_ids`.
+    failures: indices into `tokens` of sequences that can't go on, and why; what was sampled for them means nothing.
     """
 
     step: int
-    token_ids: tuple[int, ...]
-    logprobs: tuple[TokenLogprob | None, ...]
+    tokens: tuple[tuple[int, ...], ...]
+    logprobs: tuple[tuple[TokenLogprob, ...], ...]
     prompt_logprobs: tuple[tuple[TokenLogprob, ...], ...]
     elapsed_s: float
     failures: tuple[tuple[int, str], ...] = ()
@@ -190,6 +211,15 @@ class Received:
 
     rank: int
     request_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class FetchFailed:
+    """Host memory could not give a snapshot back intact."""
+
+    rank: int
+    request_id: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +279,6 @@ class RankFailed:
 
 RankMessage = (
     StepPlan | StepResult | Compile | Compiled | Forget
-    | Ready | Received | Sent | LinkLost | RankStats | RankFailed
+    | Ready | Received | FetchFailed | Sent | LinkLost | RankStats | RankFailed
 )  # fmt: skip
 RANKS: Codec[RankMessage] = Codec(get_args(RankMessage))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from wire.tls import tls
 from workers.schedule.step import Expect, Export, Link, LinkLost, Moved, Received, Sent
+from workers.transfer.device import once_computed
 from workers.transfer.incoming import Incoming, ReceivedSnapshot
 from workers.transfer.messages import Choice
 from workers.transfer.negotiation import Identity
@@ -43,6 +44,7 @@ class Transfers:
         secret: str = "",
     ) -> None:
         """Listens on `host`, at a free port; OSError if that is not an address of this machine, TlsError."""
+        self._device = device
         me = Identity(worker_id, rank, host, device, channel, secret, tls())
         self._threads = Threads()
         self._incoming = Incoming(me, notify, self._threads)
@@ -88,11 +90,11 @@ class Transfers:
 
         It leaves once the peer asks for the snapshot. Sent is notified when the peer has all of it; LinkLost, with
         the request's id, if the link breaks, or nobody asks within 30 s. The tensors belong to the transfer layer
-        from here on.
+        from here on; the current stream may still be computing them.
         """
         if export.last != (state is not None):
             raise ValueError(f"snapshot {export.request_id}: the state goes with the last part and with no other")
-        part = Part(export.start, export.stop, latent_rows, state)
+        part = Part(export.start, export.stop, latent_rows, state, once_computed(self._device))
         self._outgoing.put(export.request_id, export.peer, part, time.monotonic())
 
     @property

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from workers.schedule.step import Expect, Link, LinkLost, Moved, Received
 from workers.transfer.channel import LinkBroken, ReceiveChannel
 from workers.transfer.control import Control, reason_of
+from workers.transfer.device import own_stream, used_here
 from workers.transfer.messages import PartHead, Unwant, Want, Whole
 from workers.transfer.negotiation import Identity, accept_channel
 from workers.transfer.payload import receive_tensor, size_of, skip_tensor
@@ -27,14 +27,16 @@ _STALL_S = 30
 
 @dataclass(frozen=True, slots=True)
 class ReceivedSnapshot:
-    """This rank's share of a snapshot.
+    """This rank's share of a snapshot, on its device.
 
     parts: (n, rows) in order of position: of n latents this rank's shard, [ceil(n / ranks), mla_layers, width];
-    the n add up to the snapshot's tokens. state: [linear_layers, heads/tp, head_dim, head_dim].
+    the n add up to the tokens that were to come. state: [linear_layers, heads/tp, head_dim, head_dim]. skip: latents
+    at the beginning of the first part that are not wanted.
     """
 
     parts: tuple[tuple[int, Tensor], ...]
     state: Tensor
+    skip: int = 0
 
 
 @dataclass(slots=True, eq=False)
@@ -86,7 +88,7 @@ class Incoming:
         with self._lock:
             link = self._links.get(expect.peer)
             if link is not None:
-                serial = self._inbox.expect(expect.request_id, expect.peer, expect.tokens)
+                serial = self._inbox.expect(expect.request_id, expect.peer, expect.tokens, expect.start)
                 if link.standing:
                     _tell(link, Want(expect.request_id, serial))
                 return
@@ -105,7 +107,10 @@ class Incoming:
     def take(self, request_id: str) -> ReceivedSnapshot:
         """Hand out a snapshot that was notified as Received, once; KeyError for any other."""
         with self._lock:
-            return ReceivedSnapshot(*self._inbox.take(request_id))
+            received = ReceivedSnapshot(*self._inbox.take(request_id))
+        for tensor in (*(rows for _, rows in received.parts), received.state):
+            used_here(tensor)
+        return received
 
     def close(self) -> None:
         """Close all links."""
@@ -117,31 +122,33 @@ class Incoming:
 
     def _serve(self, link: _Link, to: Link) -> None:
         try:
-            if self._me.device.type == "cuda":
-                torch.cuda.set_device(self._me.device)
-            control = link.control = Control(self._connect(link, to))
-            if link.closed.is_set():
-                raise LinkBroken("the link is closed")
-            control.patience(HANDSHAKE_S)
-            control.meet(self._me.secret, self._me.tls, calling=True)
-            channel = link.channel = accept_channel(self._me, control)
-            control.patience(0)
-            with self._lock:
-                if self._links.get(link.peer) is not link:
-                    raise LinkBroken("the link is closed")
-                for serial, request_id in self._inbox.awaited(link.peer):
-                    control.send(Want(request_id, serial))
-                link.standing = True
-            while True:
-                message = control.receive()
-                if not isinstance(message, PartHead):
-                    raise LinkBroken(f"{type(message).__name__} does not come from a sender")
-                self._receive(link, control, channel, message)
+            with own_stream(self._me.device):
+                self._take_parts(link, to)
         except Exception as error:
             self._break(link, reason_of(error))
         finally:
             if link.control is not None:
                 link.control.release()
+
+    def _take_parts(self, link: _Link, to: Link) -> None:
+        control = link.control = Control(self._connect(link, to))
+        if link.closed.is_set():
+            raise LinkBroken("the link is closed")
+        control.patience(HANDSHAKE_S)
+        control.meet(self._me.secret, self._me.tls, calling=True)
+        channel = link.channel = accept_channel(self._me, control)
+        control.patience(0)
+        with self._lock:
+            if self._links.get(link.peer) is not link:
+                raise LinkBroken("the link is closed")
+            for serial, request_id in self._inbox.awaited(link.peer):
+                control.send(Want(request_id, serial))
+            link.standing = True
+        while True:
+            message = control.receive()
+            if not isinstance(message, PartHead):
+                raise LinkBroken(f"{type(message).__name__} does not come from a sender")
+            self._receive(link, control, channel, message)
 
     def _connect(self, link: _Link, to: Link) -> socket.socket:
         deadline = time.monotonic() + _CONNECT_S
@@ -165,8 +172,9 @@ class Incoming:
         whole: str | None = None
         if wanted:
             began = time.monotonic()
-            latents = receive_tensor(channel, head.latents)
-            state = receive_tensor(channel, head.state) if head.state is not None else None
+            # Onto the rank's device by this thread: its stream is the one that waits for the copy.
+            latents = receive_tensor(channel, head.latents).to(self._me.device)
+            state = receive_tensor(channel, head.state).to(self._me.device) if head.state is not None else None
             with self._lock:
                 self.moved = self.moved.plus(size_of(head.latents, head.state), time.monotonic() - began)
                 whole = self._inbox.finish(head.serial, span, latents, state)

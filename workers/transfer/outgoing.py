@@ -7,11 +7,10 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
-
 from workers.schedule.step import LinkLost, Moved, Sent
 from workers.transfer.channel import LinkBroken, SendChannel
 from workers.transfer.control import Control, reason_of
+from workers.transfer.device import own_stream
 from workers.transfer.messages import Emptied, Hail, LinkMessage, PartHead, Unwant, Want, Whole
 from workers.transfer.negotiation import Identity, offer_channel
 from workers.transfer.outbox import Outbox
@@ -98,20 +97,8 @@ class Outgoing:
 
     def _serve(self, link: _Link) -> None:
         try:
-            link.control.patience(HANDSHAKE_S)
-            link.control.meet(self._me.secret, self._me.tls, calling=False)
-            peer = link.control.receive()
-            if not isinstance(peer, Hail):
-                raise LinkBroken(f"expected Hail, got {type(peer).__name__}")
-            if peer.rank != self._me.rank:
-                raise LinkBroken(f"rank {peer.rank} of {peer.worker_id} has come to rank {self._me.rank}")
-            link.channel = offer_channel(self._me, peer, link.control)
-            link.control.patience(0)
-            with self._lock:
-                if link.number not in self._links:
-                    raise LinkBroken("the link is closed")
-                link.peer = peer.worker_id
-                self._outbox.open(link.number, link.peer)
+            with own_stream(self._me.device):
+                self._open(link)
             self._threads.start(f"transfer-out-{link.number}", lambda: self._write(link))
             while True:
                 self._handle(link, link.control.receive())
@@ -119,6 +106,23 @@ class Outgoing:
             self._break(link, reason_of(error))
         finally:
             link.control.release()
+
+    def _open(self, link: _Link) -> None:
+        """The handshake, to the channel that stands."""
+        link.control.patience(HANDSHAKE_S)
+        link.control.meet(self._me.secret, self._me.tls, calling=False)
+        peer = link.control.receive()
+        if not isinstance(peer, Hail):
+            raise LinkBroken(f"expected Hail, got {type(peer).__name__}")
+        if peer.rank != self._me.rank:
+            raise LinkBroken(f"rank {peer.rank} of {peer.worker_id} has come to rank {self._me.rank}")
+        link.channel = offer_channel(self._me, peer, link.control)
+        link.control.patience(0)
+        with self._lock:
+            if link.number not in self._links:
+                raise LinkBroken("the link is closed")
+            link.peer = peer.worker_id
+            self._outbox.open(link.number, link.peer)
 
     def _handle(self, link: _Link, message: LinkMessage) -> None:
         match message:
@@ -144,11 +148,9 @@ class Outgoing:
 
     def _write(self, link: _Link) -> None:
         try:
-            if self._me.device.type == "cuda":
-                torch.cuda.set_device(self._me.device)
-            while (due := self._next(link)) is not None:
-                serial, part = due
-                self._send(link, serial, part)
+            with own_stream(self._me.device):
+                while (due := self._next(link)) is not None:
+                    self._send(link, *due)
         except Exception as error:
             self._break(link, reason_of(error))
 
@@ -166,6 +168,8 @@ class Outgoing:
         assert channel is not None
         state = blob(part.state) if part.state is not None else None
         latents = blob(part.latents)
+        # From the announcement on, a receiving GPU's kernel waits for this one and holds multiprocessors.
+        part.computed()
         link.control.send(PartHead(serial, part.start, part.stop, latents, state))
         began = time.monotonic()
         send_tensor(channel, part.latents)

@@ -2,7 +2,7 @@
 
 import math
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,12 +19,16 @@ _HUGE = 4 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What leaves at once: a shard of latents [start, stop), [rows, layers, width]; with the last one the state."""
+    """What leaves at once: a shard of latents [start, stop), [rows, layers, width]; with the last one the state.
+
+    computed: returns once the tensors hold their values.
+    """
 
     start: int
     stop: int
     latents: Tensor
     state: Tensor | None
+    computed: Callable[[], object]
 
 
 def blob(tensor: Tensor) -> Blob:

@@ -27,8 +27,10 @@ def read_latents(caches: Caches, pages: tuple[int, ...], start: int, stop: int) 
     return out.copy_(rows.transpose(0, 1))
 
 
-def write_latents(caches: Caches, pages: tuple[int, ...], latents: Tensor) -> None:
-    """Put latents [n, mla_layers, width] at positions 0 … n-1 of the sequence whose pages are `pages`.
+def write_latents(caches: Caches, pages: tuple[int, ...], latents: Tensor, start: int = 0) -> None:
+    """Put latents [n, mla_layers, width] at positions start … start+n-1 of a sequence.
+
+    `pages` are the sequence's from start // page_size on.
 
     ValueError if the pages are too few, or shape or dtype is not the caches'.
     """
@@ -39,10 +41,11 @@ def write_latents(caches: Caches, pages: tuple[int, ...], latents: Tensor) -> No
             f"latents of shape {tuple(latents.shape)} {latents.dtype} don't fit caches of {layers} layers, "
             f"width {width}, {caches.latent.dtype}"
         )
-    if count > len(pages) * size:
-        raise ValueError(f"{len(pages)} pages of {size} tokens don't hold {count} latents")
+    first = start % size
+    if first + count > len(pages) * size:
+        raise ValueError(f"{len(pages)} pages of {size} tokens don't hold {count} latents from {start} on")
     device = caches.latent.device
-    positions = torch.arange(count, device=device)
+    positions = torch.arange(first, first + count, device=device)
     page = torch.tensor(pages, dtype=torch.int64, device=device)[positions // size]
     caches.latent[:, page, positions % size] = latents.to(device).transpose(0, 1)
 
@@ -60,6 +63,16 @@ def write_state(caches: Caches, slot: int, state: Tensor) -> None:
             f"a state of shape {tuple(state.shape)} {state.dtype} doesn't fit a slot of {tuple(own.shape)} {own.dtype}"
         )
     own.copy_(state)
+
+
+def copy_state(caches: Caches, slot: int, to_slot: int) -> None:
+    """Copy a slot's linear state to another."""
+    caches.state[:, to_slot] = caches.state[:, slot]
+
+
+def copy_page(caches: Caches, page: int, to_page: int) -> None:
+    """Copy a page of latents to another."""
+    caches.latent[:, to_page] = caches.latent[:, page]
 
 
 def shard_rows(latents: Tensor, rank: int, size: int) -> Tensor:

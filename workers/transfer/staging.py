@@ -52,12 +52,15 @@ class Inbox(Generic[T]):
     def __len__(self) -> int:
         return len(self._arrivals)
 
-    def expect(self, request_id: str, peer: str, tokens: int) -> int:
-        """Await a snapshot; the serial to ask `peer` for it with. ValueError if it is awaited already."""
+    def expect(self, request_id: str, peer: str, tokens: int, start: int = 0) -> int:
+        """Await latents [start, tokens) and the state of a snapshot; the serial to ask `peer` for it with.
+
+        ValueError if it is awaited already.
+        """
         if request_id in self._by_id:
             raise ValueError(f"snapshot {request_id} is expected already")
         serial = next(self._serials)
-        self._arrivals[serial] = _Arrival(request_id, peer, tokens)
+        self._arrivals[serial] = _Arrival(request_id, peer, tokens, start)
         self._by_id[request_id] = serial
         return serial
 

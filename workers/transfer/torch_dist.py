@@ -1,12 +1,16 @@
 """Payload through a torch.distributed process group of two, gloo or NCCL, apart from every other group.
 
-The sender hosts the store the two meet at. A group that breaks takes nobody else with it.
+The sender hosts the store the two meet at. A group that breaks takes nobody else with it, not even its own process.
 """
 
 import ipaddress
+import os
 import socket
+import threading
 import time
-from collections.abc import Callable
+from abc import abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, Protocol, cast
 
@@ -23,6 +27,17 @@ _MEET = timedelta(seconds=5)
 _STALL = timedelta(seconds=30)
 _POLL_S = 50e-6
 _SENDER, _RECEIVER = 0, 1
+# Multiprocessors a link may take from the forward pass. Not measured yet.
+_MOST_CTAS = 4
+# torch reads these when it makes an NCCL group. As they are by default, a group's watchdog or monitor ends the process
+# when an operation fails, so a prefill worker that dies would take decode workers along.
+_SURVIVING = {
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING": "0",
+    "TORCH_NCCL_DUMP_ON_TIMEOUT": "0",
+    "TORCH_NCCL_ENABLE_MONITORING": "0",
+    "TORCH_NCCL_PROPAGATE_ERROR": "0",
+}
+_ENVIRONMENT = threading.Lock()
 
 
 class Meeting:
@@ -60,7 +75,7 @@ class _Group(Protocol):
 
 
 class _Member(Channel):
-    """One of the two."""
+    """One of the two. Making it moves one byte: NCCL connects at first use, which takes seconds."""
 
     # gloo's cost an operation is high, so nearly every tensor goes whole.
     piece = 64 * 1024 * 1024
@@ -76,6 +91,15 @@ class _Member(Channel):
             self._group: _Group | None = _nccl(store, rank) if kind == "nccl" else _gloo(store, rank, host)
         except RuntimeError as error:
             raise LinkBroken(f"no {kind} group with the peer: {_first_line(error)}") from error
+        try:
+            self._move(torch.zeros(1, dtype=torch.uint8, device=self.device))
+        except LinkBroken:
+            self.close()
+            raise
+
+    @abstractmethod
+    def _move(self, piece: Tensor) -> None:
+        """Send a piece, or fill it; LinkBroken."""
 
     def close(self) -> None:
         group, self._group = self._group, None
@@ -92,11 +116,16 @@ class _Member(Channel):
                 self._poll(work)
             else:
                 work.wait(_STALL)
+        except LinkBroken:
+            raise
         except RuntimeError as error:
             raise LinkBroken(f"{self._kind}: {_first_line(error)}") from error
+        # `close` aborts the operation, which then counts as completed.
+        if self._group is not group:
+            raise LinkBroken("the link is closed")
 
     def _poll(self, work: Work) -> None:
-        # NCCL does not notice a peer's death, the control connection does.
+        """Wait for an NCCL operation. It does not notice a peer's death; the control connection does."""
         deadline = time.monotonic() + _STALL.total_seconds()
         while not work.is_completed():
             if self._control.gone():
@@ -104,6 +133,9 @@ class _Member(Channel):
             if time.monotonic() > deadline:
                 raise LinkBroken(f"nothing moved for {_STALL.total_seconds():g} s")
             time.sleep(_POLL_S)
+        # One that failed counts as completed too.
+        if (error := work.exception()) is not None:
+            raise LinkBroken(f"nccl: {_first_line(error)}")
 
 
 class GroupSender(_Member, SendChannel):
@@ -113,6 +145,9 @@ class GroupSender(_Member, SendChannel):
         super().__init__(meeting.offer.kind, meeting.store, _SENDER, device, host, control)
 
     def send(self, piece: Tensor) -> None:
+        self._move(piece)
+
+    def _move(self, piece: Tensor) -> None:
         self._run(lambda group: group.send([piece], _RECEIVER, 0))
 
 
@@ -123,6 +158,9 @@ class GroupReceiver(_Member, ReceiveChannel):
         super().__init__(visit.kind, visit.store, _RECEIVER, device, host, control)
 
     def receive(self, piece: Tensor) -> None:
+        self._move(piece)
+
+    def _move(self, piece: Tensor) -> None:
         self._run(lambda group: group.recv([piece], _SENDER, 0))
 
 
@@ -146,8 +184,29 @@ def _gloo(store: Store, rank: int, host: str) -> _Group:
 def _nccl(store: Store, rank: int) -> _Group:
     if not dist.is_nccl_available():
         raise LinkBroken("this torch was built without NCCL: set channel to gloo")
-    return cast(_Group, dist.ProcessGroupNCCL(store, rank, 2, dist.ProcessGroupNCCL.Options()))
+    nccl: Any = dist.ProcessGroupNCCL
+    # A stream that goes before the forward pass's: both ends hold multiprocessors until the bytes have moved.
+    options = nccl.Options(is_high_priority_stream=True)
+    options.config.max_ctas = _MOST_CTAS
+    with _surviving():
+        return cast(_Group, nccl(store, rank, 2, options))
 
 
-def _first_line(error: RuntimeError) -> str:
+@contextmanager
+def _surviving() -> Iterator[None]:
+    """NCCL groups made meanwhile leave the process alive when they fail; all others keep torch's rule."""
+    with _ENVIRONMENT:
+        before = {name: os.environ.get(name) for name in _SURVIVING}
+        os.environ.update(_SURVIVING)
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    del os.environ[name]
+                else:
+                    os.environ[name] = value
+
+
+def _first_line(error: BaseException) -> str:
     return str(error).partition("\n")[0]

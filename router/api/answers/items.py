@@ -12,7 +12,7 @@ Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
 class OutputTextPart(TypedDict):
-    """What the model said. logprobs: where `include` asks for them."""
+    """Text of the model. logprobs: where `include` asks for them."""
 
     type: Literal["output_text"]
     text: str
@@ -21,14 +21,14 @@ class OutputTextPart(TypedDict):
 
 
 class InputTextPart(TypedDict):
-    """What was said to the model."""
+    """Text sent to the model."""
 
     type: Literal["input_text"]
     text: str
 
 
 class ReasoningTextPart(TypedDict):
-    """What the model thought."""
+    """Text of the model's reasoning."""
 
     type: Literal["reasoning_text"]
     text: str
@@ -41,21 +41,21 @@ class _Message(TypedDict):
 
 
 class OutputMessage(_Message):
-    """What the model said."""
+    """A message of the model."""
 
     role: Literal["assistant"]
     content: list[OutputTextPart]
 
 
 class InputMessage(_Message):
-    """What was said to the model."""
+    """A message to the model."""
 
     role: Literal["user", "system", "developer"]
     content: list[InputTextPart]
 
 
 class CallItem(TypedDict):
-    """A call. arguments: JSON, as the model wrote it."""
+    """A function call. arguments: JSON as the model wrote it."""
 
     id: str
     type: Literal["function_call"]
@@ -66,7 +66,7 @@ class CallItem(TypedDict):
 
 
 class CallOutputItem(TypedDict):
-    """What a called function returned."""
+    """The result of a function call."""
 
     id: str
     type: Literal["function_call_output"]
@@ -82,7 +82,7 @@ class _Reasoning(TypedDict):
 
 
 class OutputReasoning(_Reasoning):
-    """What the model thought before it answered."""
+    """The model's reasoning before its answer."""
 
     summary: Nothing
     content: list[ReasoningTextPart]

@@ -22,9 +22,9 @@ from router.api.answers.anthropic import (
     ThinkingContent,
     ToolUseContent,
 )
-from router.api.dialect import ANTHROPIC
-from router.api.serializer import encode
 from router.errors import ApiError
+from router.http.dialect import ANTHROPIC
+from router.http.json import encode
 from router.relay.choice import Choice, Delta, FinishReason
 from router.text.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
 

@@ -2,8 +2,8 @@
 
 from typing import Literal
 
-from router.api.answers.responses import Response, ResponseClosed, ResponseEvent
-from router.api.serializer import encode
+from router.api.responses.answers import Response, ResponseClosed, ResponseEvent
+from router.http.json import encode
 
 # What a stream says in the end, by the response's status; there is no event of its own for a cancelled one.
 _CLOSING: dict[str, Literal["response.completed", "response.incomplete", "response.failed"]] = {

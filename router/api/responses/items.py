@@ -40,7 +40,7 @@ def tag(value: Any) -> str | None:
 
 
 class InputText(Strict):
-    """What was said to the model."""
+    """Text sent to the model."""
 
     type: Literal["input_text"]
     text: str
@@ -52,7 +52,7 @@ class InputText(Strict):
 
 
 class OutputText(Strict):
-    """What the model said."""
+    """Text of the model."""
 
     type: Literal["output_text"]
     text: str
@@ -66,7 +66,7 @@ class OutputText(Strict):
 
 
 class Refusal(Strict):
-    """What the model would not do, in its words."""
+    """A refusal in the model's words."""
 
     type: Literal["refusal"]
     refusal: str
@@ -86,7 +86,7 @@ Parts = Annotated[list[Part], BeforeValidator(_part_list, json_schema_input_type
 
 
 class Message(Strict):
-    """What somebody said."""
+    """A message of any role."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -132,7 +132,7 @@ class FunctionCall(Strict):
 
 
 class FunctionCallOutput(Strict):
-    """What a called function returned."""
+    """The result of a function call."""
 
     type: Literal["function_call_output"]
     call_id: Short
@@ -153,7 +153,7 @@ class FunctionCallOutput(Strict):
 
 
 class ReasoningItem(Strict):
-    """Earlier reasoning; the family's templates leave it out."""
+    """Earlier reasoning, which the family's templates leave out."""
 
     type: Literal["reasoning"]
     id: Short | None = None

@@ -12,7 +12,7 @@ from router.api.answers.items import (
     ReasoningTextPart,
     Status,
 )
-from router.api.answers.responses import (
+from router.api.responses.answers import (
     ArgumentsDelta,
     ArgumentsDone,
     ItemAdded,

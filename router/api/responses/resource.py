@@ -1,6 +1,6 @@
 """The response object, as it is while its answer comes."""
 
-from router.api.answers.responses import Failure, Response
+from router.api.responses.answers import Failure, Response
 from router.api.responses.schema import ResponseRequest
 from router.errors import ApiError
 

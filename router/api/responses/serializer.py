@@ -6,14 +6,14 @@ import sqlite3
 import time
 from collections.abc import Awaitable, Callable
 
-from router.api.answers.responses import Response, ResponseUsage
 from router.api.generate import HEAVY
 from router.api.logprobs import chat_logprobs
+from router.api.responses.answers import Response, ResponseUsage
 from router.api.responses.events import closing
 from router.api.responses.output import Logprobs, Output
 from router.api.responses.resource import failure
-from router.api.serializer import encode
 from router.errors import ApiError
+from router.http.json import encode
 from router.relay.choice import Choice, Delta
 from router.text.parts import Part, Text
 from router.text.tokenizer import Tokenizer

@@ -9,8 +9,8 @@ import sqlite3
 from pathlib import Path
 
 from router.api.answers.items import KeptItem
-from router.api.answers.responses import Response
 from router.api.responses import rows
+from router.api.responses.answers import Response
 from router.api.responses.rows import Bounds, Conversation, Kept, Record
 from router.store.database import Database
 

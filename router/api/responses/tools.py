@@ -4,8 +4,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag
 
+from router.api.request import Tool, shown_tool
 from router.api.responses.items import tag
 from router.api.schema import Strict
+from router.text.tools.form import OfferedFunction
 
 
 def _no_own_tool(value: Any) -> Any:
@@ -26,12 +28,10 @@ class FunctionTool(Strict):
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
 
-    def as_chat(self) -> dict[str, Any]:
-        """As the chat API has it, which is what the model was trained on."""
-        function = self.model_dump(include={"name", "description", "parameters"}, exclude_none=True)
-        if self.strict:
-            function["strict"] = True
-        return {"type": "function", "function": function}
+    def lower(self, place: int) -> Tool:
+        """In neutral form. place: among the request's tools."""
+        at = f"tools[{place}].parameters"
+        return shown_tool(OfferedFunction(self.name, self.parameters, at, strict=bool(self.strict)), self.description)
 
     def shown(self) -> dict[str, Any]:
         """As an answer repeats it."""
@@ -43,10 +43,6 @@ class NamedTool(Strict):
 
     type: Annotated[Literal["function"], BeforeValidator(_no_own_tool)]
     name: str
-
-    def as_chat(self) -> dict[str, Any]:
-        """As the chat API has it."""
-        return {"type": "function", "function": {"name": self.name}}
 
 
 class AllowedTools(Strict):

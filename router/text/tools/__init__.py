@@ -1,6 +1,6 @@
 """Parsers of tool calls by name. A new one is a file beside these and a line here."""
 
-from router.text.tools.base import ToolParser
+from router.text.tool_parser import ToolParser
 from router.text.tools.hermes import Hermes
 
 __all__ = ["PARSERS", "ToolParser", "tool_parser"]

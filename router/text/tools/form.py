@@ -6,7 +6,7 @@ from typing import Any
 
 from router.errors import invalid
 from router.text.grammar import Form, Marks, Schema, without
-from router.text.tools.base import ToolParser
+from router.text.tool_parser import ToolParser
 
 _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additionalProperties": False}
 

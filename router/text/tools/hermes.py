@@ -6,7 +6,7 @@ import re
 
 from router.text.grammar import Marks
 from router.text.parts import CallEnd, CallPart, CallStart, Part, Text, held_back
-from router.text.tools.base import ToolParser
+from router.text.tool_parser import ToolParser
 from router.text.tools.json_scan import JsonScan
 
 _log = logging.getLogger(__name__)

@@ -1,0 +1,14 @@
+"""/v1/messages/count_tokens."""
+
+from router.api.answering import check_model
+from router.api.answers.anthropic import TokenCount
+from router.api.anthropic.schema import NAMES, CountRequest
+from router.api.render import conversation_prompt
+from router.relay.gateway import Gateway
+
+
+async def count_tokens(request: CountRequest, gateway: Gateway) -> TokenCount:
+    """How many tokens the prompt is that /v1/messages would compute."""
+    check_model(request.model, gateway.config)
+    prompt = await conversation_prompt(request.conversation(), NAMES, gateway.tokenizer)
+    return {"input_tokens": len(prompt.token_ids)}

@@ -1,0 +1,112 @@
+"""A conversation as a prompt, by the checkpoint's own chat template."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from router.api.request import Conversation, Names, Turn
+from router.errors import invalid
+from router.relay.choice import Prompt
+from router.text.tokenizer import Tokenizer
+
+_ON, _OFF = "detailed thinking on", "detailed thinking off"
+
+
+async def conversation_prompt(
+    conversation: Conversation, names: Names, tokenizer: Tokenizer, room: int | None = None
+) -> Prompt:
+    """The prompt. A conversation that may be shortened loses its oldest turns until it has `room` tokens, if it can."""
+    best = await _render(conversation, names, tokenizer)
+    if not conversation.shorten or room is None or len(best.token_ids) <= room:
+        return best
+    places = _cuts(conversation.turns)
+    low, high = 0, len(places)
+    while low < high:
+        middle = (low + high) // 2
+        shorter = replace(conversation, turns=_cut_at(conversation.turns, places[middle]))
+        tried = await _render(shorter, names, tokenizer)
+        if len(tried.token_ids) <= room:
+            best, high = tried, middle
+        else:
+            low = middle + 1
+    return best
+
+
+async def _render(conversation: Conversation, names: Names, tokenizer: Tokenizer) -> Prompt:
+    """400 if the template has no place for something, or refuses."""
+    template, offered = tokenizer.template, conversation.tools.offered
+    if template is None:
+        raise invalid("this checkpoint has no chat template: use /v1/completions", names.turns)
+    if offered and not template.takes_tools:
+        raise invalid("this checkpoint's chat template has no place for 'tools'", "tools")
+    messages = _for_template(conversation.turns)
+    if conversation.thinking and template.switches_thinking:
+        messages = _with_thinking(messages)
+    tools = [dict(tool.shown) for tool in offered] or None
+    try:
+        text = template.render(messages, tools, dict(conversation.variables))
+    except ValueError as error:
+        raise invalid(str(error), names.turns) from error
+    token_ids = await tokenizer.encode(text, add_special_tokens=False)
+    if not token_ids:
+        raise invalid("the chat template makes no tokens of these messages", names.turns, "empty_prompt")
+    return Prompt(token_ids, text)
+
+
+def _for_template(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+    """The turns as a chat template reads them, results in the order of their calls.
+
+    The order matters because the family's format does not name the call a result belongs to.
+    """
+    out: list[dict[str, Any]] = []
+    order: dict[str, int] = {}
+    results: list[Turn] = []
+    for turn in turns:
+        if turn.role == "tool":
+            results.append(turn)
+            continue
+        out += _in_order(results, order)
+        results = []
+        order = {call.id: n for n, call in enumerate(turn.calls)}
+        out.append(_plain(turn))
+    return out + _in_order(results, order)
+
+
+def _in_order(results: Sequence[Turn], order: dict[str, int]) -> list[dict[str, Any]]:
+    return [_plain(turn) for turn in sorted(results, key=lambda turn: order[turn.call_id])]
+
+
+def _plain(turn: Turn) -> dict[str, Any]:
+    """A turn without what is not set."""
+    out: dict[str, Any] = {"role": turn.role, "content": turn.text}
+    if turn.name is not None:
+        out["name"] = turn.name
+    if turn.role == "tool":
+        out["tool_call_id"] = turn.call_id
+    if turn.calls:
+        out["tool_calls"] = [
+            {"id": c.id, "type": "function", "function": {"name": c.name, "arguments": c.arguments or "{}"}}
+            for c in turn.calls
+        ]
+    return out
+
+
+def _with_thinking(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages with the family's switch for reasoning in the system text, unless that text sets it itself."""
+    first = messages[0]
+    if first["role"] != "system":
+        return [{"role": "system", "content": _ON}, *messages]
+    if _ON in first["content"] or _OFF in first["content"]:
+        return messages
+    return [{**first, "content": f"{first['content']}\n{_ON}".lstrip("\n")}, *messages[1:]]
+
+
+def _cuts(turns: Sequence[Turn]) -> list[int]:
+    """Where a conversation that is too long may begin anew, first to last: at each user's turn after the first."""
+    return [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
+
+
+def _cut_at(turns: Sequence[Turn], begin: int) -> tuple[Turn, ...]:
+    """The conversation without the turns between its instructions, which always stay, and `begin`."""
+    head = next(i for i, turn in enumerate(turns) if turn.role != "system")
+    return (*turns[:head], *turns[begin:])

@@ -1,0 +1,1 @@
+"""What holds for every HTTP path: ids, keys, bodies, queries, and how errors are written."""

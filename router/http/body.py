@@ -1,0 +1,99 @@
+"""From bytes on the wire to a validated request, or an `ApiError` that names what is wrong."""
+
+import asyncio
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails, from_json
+from starlette.types import Receive, Scope
+
+from router.config import RouterConfig
+from router.errors import ApiError, invalid, spelled
+
+R = TypeVar("R", bound=BaseModel)
+
+
+class ClientGone(Exception):
+    """The client left before its request was whole."""
+
+
+async def read_body(scope: Scope, receive: Receive, config: RouterConfig) -> bytes:
+    """The whole body. 413 as soon as it is known to be too big, 408 if it does not come in time."""
+    limit = config.max_body_bytes
+    too_big = ApiError(413, f"the body exceeds {limit} bytes", code="body_too_large")
+    for name, value in scope["headers"]:
+        if name == b"content-length" and value.isdigit() and int(value) > limit:
+            raise too_big
+    parts: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(config.body_timeout_s):
+            while True:
+                message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise ClientGone
+                part = message.get("body", b"")
+                size += len(part)
+                if size > limit:
+                    raise too_big
+                parts.append(part)
+                if not message.get("more_body", False):
+                    return b"".join(parts)
+    except TimeoutError:
+        raise ApiError(
+            408, f"the body did not arrive within {config.body_timeout_s:g} s", code="body_timeout"
+        ) from None
+
+
+def parse(body: bytes, model: type[R]) -> R:
+    """A validated request."""
+    try:
+        content = from_json(body)
+    except ValueError as error:
+        if "recursion limit" in str(error):
+            raise invalid("the body nests objects and lists deeper than 200 levels", code="json_too_deep") from None
+        raise invalid(f"the body is not JSON: {error}", code="invalid_json") from None
+    if not isinstance(content, dict):
+        raise invalid("the body must be a JSON object", code="invalid_json")
+    return check(content, model)
+
+
+def check(content: dict[str, Any], model: type[R]) -> R:
+    """A validated request, of content that is JSON."""
+    try:
+        return model.model_validate(content)
+    except ValidationError as error:
+        raise explain(error.errors(include_url=False)[0]) from None
+
+
+def explain(error: ErrorDetails) -> ApiError:
+    """What is wrong with a field, by its name: 400."""
+    path = list(error["loc"])
+    if path[:1] == ["messages"] and len(path) > 2:
+        del path[2]  # the role, by which pydantic tells messages apart; no part of the client's path
+    path = [p for p in path if not (isinstance(p, str) and p.startswith("#"))]  # a block's type, likewise
+    name = spelled(tuple(path))
+    message, code = f"'{name}': {error['msg']}", "invalid_value"
+    match error["type"]:
+        case "missing":
+            message, code = f"'{name}' is required", "missing_required_parameter"
+        case "extra_forbidden":
+            message, code = f"'{name}' is not supported", "unsupported_parameter"
+        case "value_error":
+            reason = str(error["ctx"]["error"])
+            message = f"'{name}': {reason}" if name else reason
+        case "literal_error":
+            given = str(error["input"])[:80]
+            message, code = f"'{name}' {given!r} is not supported: {error['msg']}", "unsupported_value"
+        case "union_tag_invalid":
+            name += _tag(error)
+            expected = error["ctx"]["expected_tags"].replace("#", "")
+            message, code = f"'{name}' must be one of {expected}", "unsupported_value"
+        case "union_tag_not_found":
+            name += _tag(error)
+            message, code = f"'{name}' is required", "missing_required_parameter"
+    return invalid(message, name or None, code)
+
+
+def _tag(error: ErrorDetails) -> str:
+    return ".role" if error["ctx"]["discriminator"] == "'role'" else ".type"

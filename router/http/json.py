@@ -1,0 +1,5 @@
+"""JSON as it is sent."""
+
+import msgspec
+
+encode = msgspec.json.Encoder().encode

@@ -1,0 +1,34 @@
+"""Whole answers as ASGI messages."""
+
+from starlette.types import Send
+
+from router.errors import ApiError
+from router.http.dialect import Dialect
+
+Headers = list[tuple[bytes, bytes]]
+
+
+async def send_json(send: Send, status: int, body: bytes, headers: Headers) -> None:
+    """An answer of JSON, already encoded."""
+    head = [
+        (b"content-type", b"application/json"),
+        (b"content-length", str(len(body)).encode()),
+        *headers,
+    ]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def send_error(send: Send, error: ApiError, headers: Headers, dialect: Dialect) -> None:
+    """An error in the dialect of the API called; `headers` begin with the request's id, where it has one."""
+    request_id = headers[0][1].decode() if headers else None
+    given = {name for name, _ in headers}
+    if request_id is not None and dialect.id_header not in given:
+        headers = [*headers, (dialect.id_header, request_id.encode())]
+    body = dialect.body(error, request_id)
+    await send_json(send, error.status, body, [*headers, *error_headers(error)])
+
+
+def error_headers(error: ApiError) -> Headers:
+    """Headers an error calls for."""
+    return [] if error.retry_after_s is None else [(b"retry-after", str(error.retry_after_s).encode())]

@@ -1,0 +1,164 @@
+"""What the server publishes of itself at /openapi.json: OpenAPI 3.1, made from the models that check requests and
+the types of the dicts that answers are.
+
+The schema of `text/event-stream` is that of one event, as OpenAPI 3.2 sees it: an object of its fields, whose `data` is
+a string with a `contentSchema`.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from functools import cache
+from typing import Any
+
+from pydantic import TypeAdapter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from router.api.answers.anthropic import AnthropicError
+from router.api.answers.server import Unready
+from router.config import RouterConfig
+from router.endpoints import BYTES, ENDPOINTS, EVENTS, JSON, Endpoint
+from router.errors import OpenAIError
+from router.http.dialect import ANTHROPIC, dialect_of
+from router.http.json import encode
+
+Schema = dict[str, Any]
+_REF = "#/components/schemas/{model}"
+# What any path may answer; what those may that change or compute something; what those may that ask for a key.
+_ANY = {
+    "400": "Something asked for can't be; the message names it",
+    "404": "There is no such path, model or thing",
+    "408": "The request did not arrive in time",
+    "431": "The head of the request is too long",
+    "500": "The server failed",
+}
+_WORK = {
+    "409": "Something else still needs it",
+    "413": "The body is too big",
+    "429": "A limit is reached; Retry-After says for how long",
+    "503": "No worker can take it now",
+    "504": "It took too long",
+}
+_KEYED = {"401": "The API key is missing or unknown", "429": _WORK["429"]}
+_EVENTS_TOLD = "As text/event-stream: server-sent events. The schema is that of one event, whose `data` is JSON."
+
+
+@cache  # made in a quarter of a second
+def document(served: str, *, keyed: bool) -> Schema:
+    """The whole document, to be left as it is. served: the model's name. keyed: the APIs ask for a key."""
+    schemas = _Schemas(served)
+    paths: dict[str, Schema] = {}
+    for endpoint in ENDPOINTS:
+        path = re.sub(r":\w+}", "}", endpoint.path)
+        paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, schemas, keyed and endpoint.keyed)
+    schemes = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
+    }
+    components: Schema = {"schemas": schemas.named} | ({"securitySchemes": schemes} if keyed else {})
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "ling-cluster router", "version": "1"},
+        "paths": paths,
+        "components": components,
+    }
+
+
+def publish(config: RouterConfig) -> Callable[[Request], Awaitable[Response]]:
+    """The handler of /openapi.json."""
+
+    async def answer(request: Request) -> Response:
+        # Made when first asked for, in a thread: no router waits for it at its start, and no stream later.
+        made = await asyncio.to_thread(document, config.served_model_name, keyed=config.api_keys is not None)
+        return Response(await asyncio.to_thread(encode, made), media_type="application/json")
+
+    return answer
+
+
+class _Schemas:
+    """Of all types. named: those that others refer to; each object is of the properties it names and no other."""
+
+    def __init__(self, served: str) -> None:
+        bodies = [endpoint.body for endpoint in ENDPOINTS if endpoint.body is not None]
+        types: list[Any] = [*bodies, OpenAIError, AnthropicError, Unready]
+        types += [kind for e in ENDPOINTS for kind in (e.answer, e.event) if kind is not None]
+        self._types = types
+        found, defined = TypeAdapter.json_schemas(
+            [(i, "validation", TypeAdapter(kind)) for i, kind in enumerate(types)], ref_template=_REF
+        )
+        self._found = [found[i, "validation"] for i in range(len(types))]
+        self.named: dict[str, Schema] = defined["$defs"]
+        for schema in self.named.values():
+            if "properties" in schema:
+                schema.setdefault("additionalProperties", False)
+        for model in bodies:
+            if "model" in model.model_fields:
+                self.named[model.__name__]["properties"]["model"]["enum"] = [served, "auto"]
+
+    def of(self, kind: Any) -> Schema:
+        """A type's."""
+        return self._found[self._types.index(kind)]
+
+    def event(self, kind: Any) -> Schema:
+        """Of a server-sent event with such data. What names its type in the data names it in `event` too."""
+        schema, options = self.of(kind), []
+        for one in schema.get("anyOf", [schema]):
+            data = {"type": "string", "contentMediaType": JSON, "contentSchema": one}
+            told = self.named[one["$ref"].rsplit("/", 1)[1]]["properties"].get("type")
+            if told is None:
+                options.append(_fields({"data": data}))
+            else:
+                names = told.get("enum", [told.get("const")])
+                options.append(_fields({"event": {"enum": names}, "data": data}))
+        if all("event" not in option["properties"] for option in options):
+            options.append(_fields({"data": {"const": "[DONE]", "description": "The end of the stream"}}))
+        return {"anyOf": options}
+
+
+def _fields(properties: Schema) -> Schema:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool) -> Schema:
+    content: Schema = {}
+    if endpoint.answer is not None:
+        content[JSON] = {"schema": schemas.of(endpoint.answer)}
+    if endpoint.event is not None:
+        content[EVENTS] = {"schema": schemas.event(endpoint.event)}
+    for kind in endpoint.media:
+        content[kind] = {} if kind == BYTES else {"schema": {"type": "string"}}
+    out: Schema = {"summary": endpoint.summary, "responses": _responses(endpoint, content, schemas, keyed)}
+    names = re.findall(r"\{(\w+)", endpoint.path)
+    parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
+    query = endpoint.query.model_json_schema().get("properties", {})
+    parameters += [{"name": n, "in": "query", "required": False, "schema": _plain(s)} for n, s in query.items()]
+    if parameters:
+        out["parameters"] = parameters
+    if endpoint.body is not None:
+        out["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas.of(endpoint.body)}}}
+    if endpoint.form is not None:
+        form = {"multipart/form-data": {"schema": endpoint.form.model_json_schema()}}
+        out["requestBody"] = {"required": True, "content": form}
+    if keyed:
+        out["security"] = [{"bearer": []}, {"key": []}]
+    return out
+
+
+def _plain(schema: Schema) -> Schema:
+    """A query parameter's schema: what is not sent is no null."""
+    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    return {name: value for name, value in options[0].items() if name not in ("default", "title")}
+
+
+def _responses(endpoint: Endpoint, content: Schema, schemas: _Schemas, keyed: bool) -> dict[str, Schema]:
+    dialect = dialect_of(endpoint.path)
+    error = {JSON: {"schema": schemas.of(AnthropicError if dialect is ANTHROPIC else OpenAIError)}}
+    told = _ANY | (_KEYED if keyed else {}) | (_WORK if endpoint.method != "GET" else {})
+    description = f"The answer. {_EVENTS_TOLD}" if EVENTS in content else "The answer"
+    answers: dict[str, Schema] = {"200": {"description": description, "content": content}}
+    answers |= {status: {"description": text, "content": error} for status, text in told.items()}
+    if endpoint.path == "/ready":
+        unready = {JSON: {"schema": schemas.of(Unready)}}
+        answers["503"] = {"description": "Not ready, and why", "content": unready}
+    return answers

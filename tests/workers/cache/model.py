@@ -1,0 +1,89 @@
+"""What ranks would hold, token by token, so that a plan which reads the wrong place is seen. No tensors."""
+
+from dataclasses import dataclass, field
+
+from workers.schedule.step import StepPlan
+
+Ids = tuple[int, ...]
+
+
+@dataclass
+class Host:
+    start: int
+    latents: Ids
+    state: Ids
+
+
+@dataclass
+class Memory:
+    """A rank's memory: each page's ids, and the ids each state slot has absorbed. `page_size` ids a page."""
+
+    page_size: int
+    pages: dict[int, list[int]] = field(default_factory=dict)
+    states: dict[int, Ids] = field(default_factory=dict)
+    tables: dict[int, list[int]] = field(default_factory=dict)
+    host: dict[int, Host] = field(default_factory=dict)
+    fetched: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)  # start, latents, state
+    pulled: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)
+    sent: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)
+
+    def read(self, pages: Ids | list[int], start: int, stop: int) -> Ids:
+        """Ids of positions [start, stop); `pages` from start // page_size on."""
+        first = start // self.page_size
+        return tuple(self.pages[pages[p // self.page_size - first]][p % self.page_size] for p in range(start, stop))
+
+    def write(self, pages: Ids | list[int], start: int, ids: Ids) -> None:
+        """Put ids at positions from `start` on; `pages` from start // page_size on."""
+        first = start // self.page_size
+        for p, token in enumerate(ids, start):
+            page = self.pages.setdefault(pages[p // self.page_size - first], [-1] * self.page_size)
+            page[p % self.page_size] = token
+
+    def run(self, plan: StepPlan) -> None:
+        """One plan, in the order that ranks keep."""
+        for copy in plan.saves:
+            self.states[copy.to_slot] = self.states[copy.slot]
+        for store in plan.stores:
+            latents = self.read(store.pages, store.start, store.stop)
+            assert len(self.states[store.slot]) == store.stop
+            self.host[store.key] = Host(store.start, latents, self.states[store.slot])
+        for drop in plan.drops:
+            del self.host[drop.key]
+        for discard in plan.discards:
+            self.fetched.pop(discard.request_id, None)
+            self.pulled.pop(discard.request_id, None)
+        for fetch in plan.fetches:
+            entries = [self.host[key] for key in fetch.keys]
+            assert entries[0].start <= fetch.start
+            latents = tuple(i for entry in entries for i in entry.latents)[fetch.start - entries[0].start :]
+            assert fetch.start + len(latents) == fetch.position == len(entries[-1].state)
+            self.fetched[fetch.request_id] = (fetch.start, latents, entries[-1].state)
+        for install in plan.installs:
+            source = self.fetched if install.host else self.pulled
+            start, latents, state = source.pop(install.request_id)
+            assert start == install.start
+            self.write(install.pages, start, latents)
+            self.states[install.slot] = state
+        for copy in plan.copies:
+            self.states[copy.to_slot] = self.states[copy.slot]
+            if copy.page >= 0:
+                self.pages[copy.to_page] = list(self.pages[copy.page])
+        for row in plan.rows:
+            if row.page_offset == 0 and row.new_pages:
+                self.tables[row.slot] = []
+            table = self.tables[row.slot]
+            assert len(table) == row.page_offset
+            table += row.new_pages
+            state = self.states[row.slot] if row.start else ()
+            # A state is the ids it has absorbed: it must be of exactly what the latents before it are of.
+            assert state == self.read(table, 0, row.start)
+            for count, slot in row.keeps:
+                self.states[slot] = (*state, *row.token_ids[:count])
+            self.states[row.slot] = (*state, *row.token_ids)
+            self.write(table[row.start // self.page_size :], row.start, row.token_ids)
+        for export in plan.exports:
+            start, latents, _ = self.sent.get(export.request_id, (export.start, (), ()))
+            latents += self.read(export.pages, export.start, export.stop)
+            state = self.states[export.slot] if export.last else ()
+            assert not export.last or len(state) == export.stop == start + len(latents)
+            self.sent[export.request_id] = (start, latents, state)

@@ -1,0 +1,360 @@
+"""The scheduler with its prefix cache, over random lives of a worker, against a memory that knows what lies where."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.workers.cache.model import Memory
+from wire.protocol import SamplingParams, SeqOutput
+from workers.cache.budget import Budget
+from workers.schedule.limits import Limits
+from workers.schedule.scheduler import Scheduler
+from workers.schedule.sequence import Sequence, Source, State
+from workers.schedule.step import StepPlan, StepResult
+
+SIZE = 4
+
+
+def limits(states: int = 3, host_bytes: int = 0, pages: int = 24) -> Limits:
+    budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1)
+    return Limits(
+        pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget
+    )
+
+
+class Worker:
+    """A scheduler, and what its ranks would hold."""
+
+    def __init__(self, of: Limits) -> None:
+        self.scheduler = Scheduler(of)
+        self.memory = Memory(SIZE)
+        self.made = 0
+        self.begun: dict[str, tuple[int, str | None]] = {}
+        self.answers: dict[str, list[int]] = {}
+        self.ended: dict[str, str] = {}
+
+    def add(
+        self,
+        ids: list[int],
+        new: int = 3,
+        priority: int = 0,
+        handoff: bool = False,
+        source: Source | None = None,
+        boundaries: tuple[int, ...] = (),
+        scope: str = "",
+    ) -> str:
+        name = f"r{self.made}"
+        self.made += 1
+        self.scheduler.add(
+            Sequence(
+                request_id=name, tokens=list(ids), prompt_tokens=len(ids),
+                sampling=SamplingParams(max_tokens=new, seed=0), priority=priority, order=0, handoff=handoff,
+                source=source, arrived=0.0, boundaries=boundaries, scope=scope,
+            )
+        )  # fmt: skip
+        return name
+
+    def step(self, now: float = 0.0, between: "list[str] | None" = None) -> StepPlan:
+        flight = self.scheduler.plan(now)
+        self.memory.run(flight.plan)
+        for name in between or []:
+            self.scheduler.remove(name)
+        tokens = tuple((100 + r.start + len(r.token_ids),) for r in flight.plan.rows if r.sample)
+        result = StepResult(flight.plan.step, tokens, ((),) * len(tokens), (), 0.001)
+        for output in self.scheduler.update(flight, result, now):
+            self.take(output)
+        self.check()
+        return flight.plan
+
+    def take(self, output: SeqOutput) -> None:
+        if output.token_ids and output.offset == 0:
+            self.begun[output.request_id] = (output.cached_tokens, output.cached_from)
+        self.answers.setdefault(output.request_id, []).extend(output.token_ids)
+        if output.finish:
+            assert output.request_id not in self.ended
+            self.ended[output.request_id] = output.finish
+
+    def finish(self, now: float = 0.0) -> None:
+        """All that is here comes to its end."""
+        for _ in range(500):
+            self.arrive(now)
+            if self.step(now).empty and not self.scheduler.sequences:
+                return
+        raise AssertionError("sequences never end")
+
+    def arrive(self, now: float = 0.0) -> None:
+        for seq in list(self.scheduler.sequences.values()):
+            if seq.request_id in self.memory.fetched and seq.state in (State.PULLING, State.DISPLACED):
+                self.scheduler.install(seq.request_id, (), now)
+
+    def check(self) -> None:
+        """References add up: a page has one for each sequence and each kept snapshot that lies in it."""
+        scheduler, cache = self.scheduler, self.scheduler.cache
+        refs: dict[int, int] = {}
+        for pages in (*(s.pages for s in scheduler.sequences.values()), *(k.pages for k in cache.index)):
+            for page in pages:
+                refs[page] = refs.get(page, 0) + 1
+        assert all(scheduler.pages.refs(p) == refs.get(p, 0) for p in range(scheduler.limits.pages))
+        assert scheduler.pages.free == scheduler.limits.pages - len(refs)
+        kept = {p for k in cache.index for p in k.pages}
+        running = {p for s in scheduler.sequences.values() for p in s.pages}
+        assert scheduler.pages.reclaimable == len(kept - running)
+        slots = [k.slot for k in cache.index if k.slot >= 0]
+        assert len(set(slots)) == len(slots)
+        assert cache.slots.free == cache.slots.size - len(slots)
+        assert all(k.slot >= 0 or k in cache.host for k in cache.index)
+        assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
+        assert cache.host.bytes <= cache.budget.host_bytes
+        for k in cache.index:  # what the index promises is what the memory holds
+            if k.slot >= 0 and k.slot in self.memory.states and not any(c.to_slot == k.slot for c in scheduler._saves):
+                state = self.memory.states[k.slot]
+                assert len(state) == k.position
+                assert state == self.memory.read(k.pages, 0, k.position)
+
+
+def turn(worker: Worker, ids: list[int], new: int = 3, **more: object) -> tuple[list[int], tuple[int, str | None]]:
+    name = worker.add(ids, new, **more)  # type: ignore[arg-type]
+    worker.finish()
+    return worker.answers[name], worker.begun[name]
+
+
+def test_the_next_turn_computes_its_new_tokens_only() -> None:
+    worker = Worker(limits())
+    first = list(range(10))
+    answer, begun = turn(worker, first)
+    assert begun == (0, None)
+    # The answer's last token was sampled and never computed.
+    second = [*first, *answer, 50, 51, 52]
+    _, begun = turn(worker, second)
+    assert begun == (12, "device")
+
+
+def test_a_repeated_prompt_computes_one_token() -> None:
+    worker = Worker(limits())
+    prompt = list(range(11))
+    assert turn(worker, prompt)[1] == (0, None)
+    assert turn(worker, prompt)[1] == (10, "device")
+
+
+def test_sequences_that_begin_alike_at_once_compute_the_common_part_once() -> None:
+    worker = Worker(limits())
+    names = [worker.add(list(range(11))) for _ in range(4)]
+    computed = 0
+    while worker.scheduler.sequences:
+        computed += sum(len(r.token_ids) for r in worker.step().rows if r.start < 11)
+    assert computed == 11 + 3
+    assert [worker.begun[n] for n in names] == [(0, None), *[(10, "device")] * 3]
+
+
+def test_a_branch_is_kept_once_a_second_continuation_was_seen() -> None:
+    worker = Worker(limits(states=6))
+    common = list(range(9))
+    begun = [turn(worker, [*common, *tail], new=1)[1][0] for tail in ([70, 71, 72], [80, 81, 82], [90, 91, 92])]
+    assert begun == [0, 0, 8]
+    totals = worker.scheduler.cache.totals
+    assert (totals.misses["new"], totals.misses["no_state"]) == (2, 1)
+
+
+def test_the_end_of_the_system_prompt_is_kept() -> None:
+    worker = Worker(limits(states=6))
+    system = list(range(6))
+    turn(worker, [*system, 60, 61, 62], new=1, boundaries=(6, 8))
+    assert turn(worker, [*system, 70, 71, 72], new=1, boundaries=(6, 8))[1] == (6, "device")
+
+
+def test_scopes_share_nothing() -> None:
+    worker = Worker(limits())
+    assert turn(worker, list(range(10)), scope="a")[1] == (0, None)
+    assert turn(worker, list(range(10)), scope="b")[1] == (0, None)
+    assert turn(worker, list(range(10)), scope="a")[1] == (9, "device")
+
+
+def test_prompt_logprobs_need_the_whole_prompt() -> None:
+    worker = Worker(limits())
+    turn(worker, list(range(10)))
+    name = worker.add(list(range(10)))
+    worker.scheduler.sequences[name].sampling = SamplingParams(max_tokens=1, seed=0, prompt_logprobs=1)
+    plan = worker.step()
+    assert [r.start for r in plan.rows] == [0]
+
+
+def test_a_snapshot_evicted_from_the_device_comes_back_from_the_host() -> None:
+    worker = Worker(limits(states=1, host_bytes=10_000))
+    first = list(range(10))
+    turn(worker, first, new=1)
+    turn(worker, list(range(20, 32)), new=1)
+    assert turn(worker, first, new=1)[1] == (9, "host")
+
+
+def test_what_the_host_lost_is_computed_again() -> None:
+    worker = Worker(limits(states=1, host_bytes=10_000))
+    first = list(range(10))
+    turn(worker, first, new=1)
+    turn(worker, list(range(20, 32)), new=1)
+    name = worker.add(first, 1)
+    worker.step()
+    worker.scheduler.not_coming(name, damaged=True)
+    worker.finish()
+    assert worker.begun[name] == (0, None)
+
+
+def test_a_budget_of_nothing_keeps_nothing() -> None:
+    worker = Worker(limits(states=0))
+    turn(worker, list(range(10)))
+    assert turn(worker, list(range(10)))[1] == (0, None)
+    assert len(worker.scheduler.cache.index) == 0
+    assert worker.scheduler.pages.free == worker.scheduler.limits.pages
+
+
+def test_latents_on_the_device_need_not_come_with_a_hand_off() -> None:
+    worker = Worker(limits())
+    turn(worker, list(range(11)))
+    prompt = [*range(11), 60, 61]
+    name = worker.add(prompt, 3, source=Source("prefill-0", len(prompt)))
+    plan = worker.step()
+    assert [(e.start, e.tokens) for e in plan.expects] == [(8, 13)]
+    worker.memory.pulled[name] = (8, tuple(prompt[8:]), tuple(prompt))
+    worker.scheduler.install(name, (200,), 0.0)
+    worker.finish()
+    assert worker.answers[name] == [114, 115]
+
+
+def test_a_prefill_worker_sends_only_what_its_peer_lacks() -> None:
+    worker = Worker(limits())
+    name = worker.add(list(range(11)), handoff=True)
+    worker.scheduler.pull(name, "decode-0", have=8)
+    exports = [e for _ in range(3) for e in worker.step().exports]
+    assert [(e.start, e.stop, e.last) for e in exports] == [(8, 11, True)]
+
+
+def test_a_kept_snapshot_is_sent_to_a_peer_that_asks_and_continued_there() -> None:
+    holder, taker = Worker(limits()), Worker(limits())
+    first = list(range(10))
+    answer, _ = turn(holder, first)
+    second = [*first, *answer, 50, 51]
+    name = taker.add(second, 2, source=Source("decode-0", 12, kept=True))
+    plan = taker.step()
+    assert [(e.start, e.tokens) for e in plan.expects] == [(0, 12)]
+    known = taker.scheduler.sequences[name].known
+    kept = holder.scheduler.pull_kept(name, "prefill-0", 12, known.digests.at(known.ids, 12), 0)
+    assert kept is not None
+    holder.step()
+    taker.memory.pulled[name] = holder.memory.sent[name]
+    taker.scheduler.install(name, (), 0.0)
+    taker.finish()
+    assert taker.begun[name] == (12, "peer")
+    # It is kept here too from now on.
+    assert turn(taker, second, new=1)[1][1] == "device"
+
+
+def test_a_kept_snapshot_that_is_not_there_is_refused_and_computed() -> None:
+    holder, taker = Worker(limits()), Worker(limits())
+    name = taker.add(list(range(10)), 2, source=Source("decode-0", 8, kept=True))
+    taker.step()
+    assert holder.scheduler.pull_kept(name, "prefill-0", 8, b"x" * 16, 0) is None
+    taker.scheduler.not_coming(name)
+    taker.finish()
+    assert taker.begun[name] == (0, None)
+    assert taker.scheduler.cache.totals.misses["peer"] == 1
+
+
+class Life:
+    """Random events in a worker's life. turns: the ids that each sequence began with."""
+
+    def __init__(self, worker: Worker, rng: random.Random) -> None:
+        self.worker = worker
+        self.rng = rng
+        self.now = 0.0
+        self.turns: dict[str, list[int]] = {}
+        self.dropped: set[str] = set()
+        self.stems = [[s * 10 + i for i in range(12)] for s in range(2)]
+
+    def one(self) -> str:
+        names = list(self.worker.scheduler.sequences)
+        return self.rng.choice(names) if names else ""
+
+    def add(self, ids: list[int], handoff: bool = False, boundaries: tuple[int, ...] = ()) -> None:
+        rng = self.rng
+        self.turns[self.worker.add(ids, rng.randint(1, 5), rng.choice((0, 0, 5)), handoff, None, boundaries)] = ids
+
+    def new(self, handoff: bool = False) -> None:
+        rng = self.rng
+        ids = [*rng.choice(self.stems)[: rng.randint(1, 12)], *(rng.randint(0, 3) for _ in range(rng.randint(0, 9)))]
+        self.add(ids, handoff, tuple(sorted(rng.sample(range(1, len(ids) + 1), min(2, len(ids))))))
+
+    def handoff(self) -> None:
+        self.new(handoff=True)
+
+    def fork(self) -> None:
+        done = [t for t in self.turns if self.worker.ended.get(t) in ("stop", "length")]
+        if done:
+            old = self.rng.choice(done)
+            for _ in range(self.rng.randint(1, 2)):
+                self.add([*self.turns[old], *self.worker.answers[old], 1, 2][:34])
+
+    def step(self) -> None:
+        self.worker.step(self.now)
+
+    def mid(self) -> None:
+        name = self.one()
+        self.worker.step(self.now, [name])
+        self.dropped.add(name)
+
+    def abort(self) -> None:
+        name = self.one()
+        if self.worker.scheduler.remove(name):
+            self.dropped.add(name)
+
+    def pull(self) -> None:
+        self.worker.scheduler.pull(self.one(), "decode-0", self.rng.choice((0, SIZE)))
+
+    def sent(self) -> None:
+        for s in [s for s in self.worker.scheduler.sequences.values() if s.state is State.SENDING]:
+            output = self.worker.scheduler.sent(s.request_id, self.now)
+            if output:
+                self.worker.take(output)
+
+    def arrive(self) -> None:
+        self.worker.arrive(self.now)
+
+    def damaged(self) -> None:
+        name = self.one()
+        if name in self.worker.memory.fetched:
+            self.worker.scheduler.not_coming(name, damaged=True)
+
+    def clear(self) -> None:
+        self.worker.scheduler.cache.clear()
+
+    def settle(self) -> None:
+        for s in list(self.worker.scheduler.sequences.values()):
+            if s.handoff:
+                self.worker.scheduler.remove(s.request_id)
+                self.dropped.add(s.request_id)
+        self.worker.finish(self.now)
+
+
+EVENTS = ("new", "new", "fork", "fork", "handoff", "step", "step", "step", "step", "mid", "abort", "pull", "sent",
+          "arrive", "damaged", "clear")  # fmt: skip
+
+
+@pytest.mark.parametrize("host_bytes", [0, 60])
+@settings(max_examples=150, deadline=None)
+@given(events=st.lists(st.sampled_from(EVENTS), max_size=60), seed=st.integers(0, 1_000_000))
+def test_references_always_add_up_and_states_are_what_they_claim(host_bytes: int, events: list[str], seed: int) -> None:
+    worker = Worker(limits(host_bytes=host_bytes, pages=14))
+    life = Life(worker, random.Random(seed))
+    for event in events:
+        life.now += life.rng.choice((0.0, 0.5, 30.0))
+        getattr(life, event)()
+        worker.check()
+    life.settle()
+    assert set(worker.ended) | life.dropped >= set(life.turns)
+    scheduler = worker.scheduler
+    scheduler.cache.clear()
+    assert scheduler.pages.free == scheduler.limits.pages
+    assert scheduler.slots.free == scheduler.limits.slots
+    assert scheduler.cache.slots.free == scheduler.cache.slots.size
+    worker.memory.run(scheduler.plan(life.now).plan)
+    assert not worker.memory.host

@@ -1,0 +1,56 @@
+"""Digests of token prefixes: routers and workers name a prefix by them alike.
+
+A page digest is the running BLAKE2b of all ids up to the end of a whole page, as little-endian int32. A prefix that
+ends inside a page is named by the digest of its whole pages and the ids after them. `scope` keeps the prefixes of
+different owners apart: it keys the hash.
+"""
+
+import array
+import hashlib
+from collections.abc import Sequence
+
+SIZE = 16
+
+
+def packed(token_ids: Sequence[int]) -> bytes:
+    """Token ids as little-endian int32."""
+    return array.array("i", token_ids).tobytes()
+
+
+def prefix_digest(floor: bytes, tail: Sequence[int]) -> bytes:
+    """The digest of a prefix: `floor` of its whole pages, `tail` the ids after them."""
+    return hashlib.blake2b(floor + packed(tail), digest_size=SIZE).digest()
+
+
+class PageDigests:
+    """The page digests of a growing sequence. `pages[k]` is of the first (k + 1) * page_size ids, `root` of none."""
+
+    __slots__ = ("_hasher", "page_size", "pages", "root")
+
+    def __init__(self, page_size: int, scope: str = "") -> None:
+        key = hashlib.blake2b(scope.encode(), digest_size=32).digest() if scope else b""
+        self._hasher = hashlib.blake2b(key=key, digest_size=SIZE)
+        self.page_size = page_size
+        self.root = self._hasher.digest()
+        self.pages: list[bytes] = []
+
+    def extend(self, token_ids: Sequence[int]) -> None:
+        """Go on to the last whole page of `token_ids`, whose beginning was given before."""
+        size = self.page_size
+        done = len(self.pages) * size
+        whole = len(token_ids) // size * size
+        if whole <= done:
+            return
+        raw = memoryview(packed(token_ids[done:whole]))
+        for at in range(0, len(raw), 4 * size):
+            self._hasher.update(raw[at : at + 4 * size])
+            self.pages.append(self._hasher.digest())
+
+    def floor(self, position: int) -> bytes:
+        """Digest of the whole pages before `position`; IndexError beyond what `extend` was given."""
+        whole = position // self.page_size
+        return self.pages[whole - 1] if whole else self.root
+
+    def at(self, token_ids: Sequence[int], position: int) -> bytes:
+        """Digest of the prefix of `position` ids."""
+        return prefix_digest(self.floor(position), token_ids[position // self.page_size * self.page_size : position])

@@ -1,0 +1,1 @@
+"""Kept snapshots: where a sequence may begin other than at zero."""

@@ -1,0 +1,145 @@
+"""The prefix cache of a worker: which snapshots are kept, on which tier, and what is evicted for what. Pure.
+
+It owns references to latent pages and to the state slots beside those of running sequences. Its decisions leave with
+the next step plan: the ranks hold the bytes.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+from workers.cache.allocator import Allocator
+from workers.cache.budget import Budget
+from workers.cache.host import HostTier
+from workers.cache.index import Index, Tokens
+from workers.cache.kept import Kept
+from workers.cache.moves import Drop, Store
+from workers.cache.totals import CacheTotals, Tier
+
+
+class PrefixCache:
+    """All that is kept; with a budget of no states nothing is.
+
+    After any mix of calls: a page or slot has one cached reference for each snapshot that lies in it, and a snapshot
+    in the index lies on the device, on the host, or on both. on_change: told of each whose `tier` changed.
+    """
+
+    def __init__(self, pages: Allocator, page_size: int, first_slot: int, budget: Budget) -> None:
+        self.budget = budget
+        self.totals = CacheTotals()
+        self.index = Index(page_size)
+        self.slots = Allocator("kept state", budget.device_states, first_slot)
+        self.host = HostTier(budget)
+        self.on_change: Callable[[Kept], None] = lambda kept: None
+        self._pages = pages
+        self.page_size = page_size
+
+    # Keeping
+
+    def reserve(self, tokens: Tokens, position: int, now: float) -> int | None:
+        """A state slot for the snapshot of the first `position` tokens; `keep` or `release` it.
+
+        None if that is kept already, or if all slots are being copied from.
+        """
+        if not self.slots.size:
+            return None
+        there = self.index.at(tokens, position)
+        if there is not None and there.slot >= 0:
+            there.used = now
+            return None
+        if not self.slots.free:
+            victim = self._least(now, (k for k in self.index if k.slot >= 0 and not k.pins))
+            if victim is None:
+                return None
+            self._leave_device(victim)
+        return self.slots.take(1, cached=True)[0]
+
+    def release(self, slot: int) -> None:
+        """Nothing was kept in a reserved slot."""
+        self.slots.give([slot], cached=True)
+
+    def keep(
+        self, tokens: Tokens, position: int, pages: Sequence[int], slot: int, now: float, stored: bool = True
+    ) -> Kept:
+        """Enter the snapshot of the first `position` tokens.
+
+        pages: the sequence's, which go on being its too. slot: a reserved one. stored: it holds the state when the next
+        plan begins, so that it can be copied to the host then.
+        """
+        kept = self.index.at(tokens, position)
+        if kept is not None and kept.slot >= 0:  # another sequence kept the same within the step
+            self.release(slot)
+            kept.used = now
+            return kept
+        new = kept is None
+        if kept is None:
+            kept = Kept(position, tokens.digests.floor(position), tokens.tail(position), None, now)
+        kept.pages, kept.slot, kept.used = tuple(pages[: -(-position // self.page_size)]), slot, now
+        self._pages.share(kept.pages, cached=True)
+        if new:
+            self.index.insert(kept, tokens)
+        else:
+            self.index.place(kept)
+        self.on_change(kept)
+        if stored and self.budget.host_bytes:
+            for gone in self.host.store(kept, self.page_size, now):
+                self._left_host(gone)
+        return kept
+
+    def tier(self, kept: Kept) -> Tier | None:
+        """The nearest tier that holds it; None once it is evicted from all."""
+        return "device" if kept.slot >= 0 else "host" if kept in self.host else None
+
+    # Evicting
+
+    def make_pages(self, count: int, now: float) -> bool:
+        """Evict until `count` pages are free; False, and nothing is, if what is kept does not hold as many."""
+        if self._pages.free + self._pages.reclaimable < count:
+            return False
+        while self._pages.free < count:
+            # Of a snapshot that others continue no page would become free.
+            leaves = (k for k in self.index if k.pages and not k.pins and not any(c.pages for c in k.children))
+            victim = self._least(now, leaves)
+            if victim is None:
+                return False
+            self._leave_device(victim)
+        return True
+
+    def lost_on_host(self, kept: Kept) -> None:
+        """The host tier could not give it back intact: forget it there, and what continues it."""
+        for one in self.host.continued_by(kept) if kept in self.host else ():
+            self.host.remove(one)
+            self._left_host(one)
+
+    def clear(self) -> None:
+        """Evict everything that nothing reads now."""
+        for kept in sorted(self.index, key=lambda k: -k.position):
+            if kept.pins:
+                continue
+            if kept in self.host and self.host.continued_by(kept) == [kept]:
+                self.host.remove(kept)
+                self._left_host(kept)
+            if kept.slot >= 0:
+                self._leave_device(kept)
+
+    def take_changes(self) -> tuple[tuple[Store, ...], tuple[Drop, ...]]:
+        """What the ranks' host memory is to do with the next plan."""
+        return self.host.take_changes()
+
+    def _least(self, now: float, among: Iterable[Kept]) -> Kept | None:
+        return min(among, key=lambda k: k.value(now) / self.budget.bytes_of(k.saved_tokens), default=None)
+
+    def _leave_device(self, kept: Kept) -> None:
+        self.totals.evicted["device"] += 1
+        self.index.displace(kept)
+        self._pages.give(kept.pages, cached=True)
+        self.slots.give([kept.slot], cached=True)
+        kept.pages, kept.slot = (), -1
+        self._forget_if_gone(kept)
+
+    def _left_host(self, kept: Kept) -> None:
+        self.totals.evicted["host"] += 1
+        self._forget_if_gone(kept)
+
+    def _forget_if_gone(self, kept: Kept) -> None:
+        if kept.slot < 0 and kept not in self.host:
+            self.index.remove(kept)
+        self.on_change(kept)

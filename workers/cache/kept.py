@@ -1,0 +1,50 @@
+"""One kept snapshot, as the index of a worker sees it."""
+
+import math
+from dataclasses import dataclass, field
+
+from wire.digest import prefix_digest
+
+# Tokens of context at which attention costs a token as much as everything else: 7.4e9 active parameters take 1.5e10
+# FLOP a token, four layers of absorbed latent attention 2.8e5 a token of context.
+_ATTENTION_TOKENS = 53_000
+# A session's next turn comes within seconds to a minute; half as likely each time this long has passed.
+_HALF_LIFE_S = 60.0
+
+
+@dataclass(slots=True, eq=False)
+class Kept:
+    """The state after `position` tokens and their latents.
+
+    floor: digest of the whole pages before `position`. tail: the ids after them.
+    parent: the longest kept prefix of it; children: how many have it as theirs. pages, slot: where it lies on the
+    device; () and -1 if it does not. pins: copies under way that read it.
+    used: when it was kept or last continued from, in seconds; uses: how often it was continued from.
+    """
+
+    position: int
+    floor: bytes
+    tail: tuple[int, ...]
+    parent: "Kept | None"
+    used: float
+    pages: tuple[int, ...] = ()
+    slot: int = -1
+    pins: int = 0
+    uses: int = 0
+    children: set["Kept"] = field(default_factory=set)
+
+    @property
+    def digest(self) -> bytes:
+        """Digest of the prefix, 16 bytes."""
+        return prefix_digest(self.floor, self.tail)
+
+    @property
+    def saved_tokens(self) -> int:
+        """Tokens that would be computed again without it."""
+        return self.position - (self.parent.position if self.parent else 0)
+
+    def value(self, now: float) -> float:
+        """What it is worth: the cost of its tokens, times how likely and how soon they are wanted."""
+        begin = self.position - self.saved_tokens
+        cost = self.saved_tokens * (1 + (begin + self.position) / 2 / _ATTENTION_TOKENS)
+        return cost * (1 + self.uses) * math.exp2(-max(0.0, now - self.used) / _HALF_LIFE_S)

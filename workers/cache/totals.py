@@ -1,0 +1,37 @@
+"""What the prefix cache did so far."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+# Where a prompt's snapshot was: kept on this worker's device, on its host, or at another worker.
+Origin = Literal["device", "host", "peer"]
+# Why prompt tokens had to be computed. new: no sequence began so. no_state: their latents were computed before, but no
+# state stands there. evicted: one stood there. peer: another worker that was said to hold it could not give it.
+Miss = Literal["new", "no_state", "evicted", "peer"]
+Tier = Literal["device", "host"]
+TIERS: tuple[Tier, ...] = ("device", "host")
+ORIGINS: tuple[Origin, ...] = ("device", "host", "peer")
+MISSES: tuple[Miss, ...] = ("new", "no_state", "evicted", "peer")
+
+
+@dataclass(slots=True)
+class CacheTotals:
+    """Since the worker's start. A request with a hit and tokens left to compute counts in both.
+
+    hits, hit_tokens: requests that began from a snapshot, and the prompt tokens they did not compute, by origin.
+    misses, missed_tokens: requests and prompt tokens that were computed, by reason. evicted: snapshots, by tier.
+    """
+
+    hits: dict[Origin, int] = field(default_factory=lambda: dict.fromkeys(ORIGINS, 0))
+    hit_tokens: dict[Origin, int] = field(default_factory=lambda: dict.fromkeys(ORIGINS, 0))
+    misses: dict[Miss, int] = field(default_factory=lambda: dict.fromkeys(MISSES, 0))
+    missed_tokens: dict[Miss, int] = field(default_factory=lambda: dict.fromkeys(MISSES, 0))
+    evicted: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(TIERS, 0))
+
+    def began(self, origin: Origin | None, begin: int, prompt: int, miss: Miss) -> None:
+        """A prompt begins to be computed after `begin` tokens, which came from `origin`."""
+        if origin is not None:
+            self.hits[origin] += 1
+            self.hit_tokens[origin] += begin
+        self.misses[miss] += 1
+        self.missed_tokens[miss] += prompt - begin

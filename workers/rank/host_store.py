@@ -1,0 +1,127 @@
+"""Kept snapshots in a rank's host memory. Copies, checksums and checks run in a thread, beside the steps."""
+
+import zlib
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from workers.rank.state_codec import Packed, StateCodec
+from workers.schedule.step import FetchFailed, Received
+from workers.transfer.incoming import ReceivedSnapshot
+
+
+class DamagedError(RuntimeError):
+    """What host memory holds is not what was stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """tokens: latents it is a share of, rows: this rank's shard of them. crc: CRC-32 of rows, then state."""
+
+    tokens: int
+    rows: Tensor
+    state: Packed
+    crc: int
+
+    def check(self) -> None:
+        """DamagedError if the bytes have changed."""
+        if _crc(self.rows, self.state) != self.crc:
+            raise DamagedError("its checksum in host memory does not match")
+
+
+class HostStore:
+    """`notify` gets `Received` and `FetchFailed`, from the thread."""
+
+    def __init__(
+        self, rank: int, device: torch.device, codec: StateCodec, notify: Callable[[Received | FetchFailed], None]
+    ) -> None:
+        self._rank = rank
+        self._device = device
+        self._codec = codec
+        self._notify = notify
+        self._entries: dict[int, Future[_Entry]] = {}
+        self._fetched: dict[str, Future[ReceivedSnapshot]] = {}
+        # One thread: what is stored, fetched and dropped keeps its order.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="host-tier")
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+
+    def store(self, key: int, tokens: int, rows: Tensor, state: Tensor) -> None:
+        """Take copies of a snapshot's share that belong to the store from here on."""
+        ready = torch.cuda.current_stream(self._device).record_event() if self._stream is not None else None
+
+        def work() -> _Entry:
+            if ready is not None:
+                ready.synchronize()
+            host_rows, packed = self._to_host(rows), self._codec.pack(state).map(self._to_host)
+            self._wait()
+            return _Entry(tokens, host_rows, packed, _crc(host_rows, packed))
+
+        self._entries[key] = self._thread.submit(work)
+
+    def drop(self, key: int) -> None:
+        """Free an entry; fetches under way keep what they need."""
+        self._entries.pop(key, None)
+
+    def fetch(self, request_id: str, keys: tuple[int, ...], start: int, position: int) -> None:
+        """Bring latents [start, position) and the last entry's state to the device; Received or FetchFailed tells."""
+        entries = [self._entries[key] for key in keys]
+
+        def work() -> ReceivedSnapshot:
+            found = [entry.result() for entry in entries]
+            for entry in found:
+                entry.check()
+            first = position - sum(entry.tokens for entry in found)
+            parts = tuple((entry.tokens, self._to_device(entry.rows)) for entry in found)
+            state = self._codec.unpack(found[-1].state.map(self._to_device))
+            self._wait()
+            return ReceivedSnapshot(parts, state, start - first)
+
+        self._fetched[request_id] = future = self._thread.submit(work)
+        future.add_done_callback(lambda done: self._done(request_id, done))
+
+    def take(self, request_id: str) -> ReceivedSnapshot:
+        """Hand out what was notified as Received, once; KeyError for any other."""
+        return self._fetched.pop(request_id).result()
+
+    def discard(self, request_id: str) -> None:
+        """Give a fetch up."""
+        self._fetched.pop(request_id, None)
+
+    def close(self) -> None:
+        """End the thread; entries are gone."""
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def _done(self, request_id: str, done: Future[ReceivedSnapshot]) -> None:
+        if done.cancelled():
+            return
+        error = done.exception()
+        self._notify(
+            Received(self._rank, request_id) if error is None else FetchFailed(self._rank, request_id, str(error))
+        )
+
+    def _to_host(self, tensor: Tensor) -> Tensor:
+        if self._stream is None:
+            return tensor
+        with torch.cuda.stream(self._stream):
+            host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            return host.copy_(tensor, non_blocking=True)
+
+    def _to_device(self, tensor: Tensor) -> Tensor:
+        if self._stream is None:
+            return tensor
+        with torch.cuda.stream(self._stream):
+            return tensor.to(self._device, non_blocking=True)
+
+    def _wait(self) -> None:
+        if self._stream is not None:
+            self._stream.synchronize()
+
+
+def _crc(rows: Tensor, state: Packed) -> int:
+    crc = 0
+    for tensor in (rows, *state.tensors):
+        crc = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
+    return crc

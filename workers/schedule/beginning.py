@@ -1,0 +1,54 @@
+"""Where a sequence may begin other than at zero. Pure."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from workers.cache.cache import PrefixCache
+from workers.cache.kept import Kept
+from workers.cache.points import keep_points
+from workers.cache.totals import Miss
+from workers.schedule.sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Beginning:
+    """kept: the longest snapshot it may continue; None to begin at zero.
+
+    awaited: another sequence is about to keep a longer one: waiting for it costs less than computing the same.
+    missed: why the tokens after `kept` have to be computed. keeps: where its state is to be kept on the way.
+    """
+
+    kept: Kept | None
+    awaited: bool
+    missed: Miss
+    keeps: list[int]
+
+    @property
+    def position(self) -> int:
+        """Tokens that need no computing."""
+        return self.kept.position if self.kept else 0
+
+
+def find(seq: Sequence, cache: PrefixCache, active: Iterable[Sequence]) -> Beginning:
+    """The best there is now for a sequence that would be computed here; `active` are those that run."""
+    whole_prompt = seq.sampling.prompt_logprobs is not None and not seq.generated
+    known, reach = seq.known, seq.reach
+    kept = None if whole_prompt else cache.index.longest(known, reach)
+    position = kept.position if kept else 0
+    seen = cache.index.seen(known, reach)
+    missed: Miss = "new"
+    if seen > position:
+        missed = "evicted" if cache.index.was_evicted(known, position, reach) else "no_state"
+    keeps: list[int] = []
+    if cache.slots.size and not whole_prompt:
+        branch = seen if seen > position else None
+        keeps = keep_points(seq.boundaries, seq.prompt_tokens, position, cache.page_size, branch)
+    awaited = not whole_prompt and any(_promises(other, seq, position + cache.page_size) for other in active)
+    return Beginning(kept, awaited, missed, keeps)
+
+
+def _promises(other: Sequence, seq: Sequence, above: int) -> bool:
+    """Whether a running sequence will keep a state that `seq` could begin from, beyond `above` tokens."""
+    if other.priority > seq.priority:
+        return False
+    return any(above <= p <= seq.reach and other.known.common(seq.known, p) for p in other.keeps)
