@@ -39,7 +39,7 @@ class LongRow:
 
 @dataclass(frozen=True, slots=True)
 class ShortRows:
-    """The rows in absorbed form. tokens: [S] int64, their tokens among the step's, or None for all of them."""
+    """Rows in absorbed form that are computed together. tokens: [S] int64, which of the step's, or None for all."""
 
     tokens: Tensor | None
     rows: Rows
@@ -48,10 +48,14 @@ class ShortRows:
 
 @dataclass(frozen=True, slots=True)
 class Forms:
-    """A step's rows by form; short is None if every row is long."""
+    """A step's rows by form.
+
+    Rows of one token are apart from short rows of several: each kind is split over the GPU by its own number, so that
+    a decoding row at 128k tokens is spread as widely beside prompts as it is in a decode step.
+    """
 
     long: tuple[LongRow, ...]
-    short: ShortRows | None
+    short: tuple[ShortRows, ...]
 
 
 def repays(start: int, count: int, widths: Widths) -> bool:
@@ -68,12 +72,15 @@ def repays(start: int, count: int, widths: Widths) -> bool:
 def forms(rows: Rows, pages: Pages, widths: Widths) -> Forms:
     """Divide a step's rows."""
     chosen = [i for i in rows.longer if repays(rows.starts[i], rows.counts[i], widths)]
-    if not chosen:
-        return Forms((), ShortRows(None, rows, pages))
+    taken = set(chosen)
+    several = [i for i in rows.longer if i not in taken]
+    single = [i for i, n in enumerate(rows.counts) if n == 1]
+    short = [which for which in (single, several) if which]
+    if not chosen and len(short) == 1:
+        return Forms((), (ShortRows(None, rows, pages),))
     ids = dict(pages.alone)
     long = tuple(LongRow(rows.offsets[i], rows.counts[i], rows.starts[i], ids[i]) for i in chosen)
-    rest = [i for i in range(len(rows.counts)) if i not in set(chosen)]
-    return Forms(long, _subset(rows, pages, rest) if rest else None)
+    return Forms(long, tuple(_subset(rows, pages, which) for which in short))
 
 
 def _subset(rows: Rows, pages: Pages, which: list[int]) -> ShortRows:

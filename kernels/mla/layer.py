@@ -18,16 +18,17 @@ def latent_attention(
     already holding this step's tokens. kv_b: [H, nope + v, rank]. Long rows are computed in expanded form, short ones
     absorbed (`kernels.mla.forms`); both are the same sums in another order.
     """
-    short = forms.short
-    if not forms.long and short is not None:
-        return _absorbed(queries, cos, sin, pool, kv_b, scale, short)
+    if len(forms.short) == 1 and forms.short[0].tokens is None:
+        return _absorbed(queries, cos, sin, pool, kv_b, scale, forms.short[0])
     rope = 2 * cos.shape[1]
     nope = queries.shape[2] - rope
     out = torch.empty(*queries.shape[:2], kv_b.shape[1] - nope, dtype=queries.dtype, device=queries.device)
-    if short is not None and short.tokens is not None:
+    for short in forms.short:
         at = short.tokens
+        assert at is not None, "only rows that are all of a step lack a list of their tokens"
         out[at] = _absorbed(queries[at], cos[at], sin[at], pool, kv_b, scale, short)
-    rope_interleaved(queries[..., nope:], cos, sin, queries[..., nope:])
+    if forms.long:
+        rope_interleaved(queries[..., nope:], cos, sin, queries[..., nope:])
     for row in forms.long:
         mla_prefill(queries, pool, kv_b, out, scale, row)
     return out

@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.device import Device, device_of
 from kernels.dispatch import dispatch
 from kernels.mla.forms import LongRow
 from kernels.tuning import Config, config
@@ -198,6 +199,18 @@ def _prefill_kernel(
     tl.store(sums + at, tl.where(seen, best + tl.log2(total), float("-inf")), mask=keep)
 
 
+# Queries of a program, tiles of keys and how many stages of them, the best first.
+_TILES = ((128, 64, 3), (128, 64, 2), (64, 64, 3), (64, 64, 2), (64, 32, 3), (64, 32, 2), (32, 16, 1))
+
+
+def _default(device: Device, query: int, key: int, itemsize: int) -> Config:
+    """query: channels of a query; key: of a key and its value together."""
+    for queries, keys, stages in _TILES if itemsize == 2 else _TILES[-1:]:
+        if device.fits(queries, stages, keys * key * itemsize, queries * (query + keys) * itemsize):
+            break
+    return {"QUERIES": queries, "KEYS": keys, "num_warps": queries // 16 if itemsize == 2 else 4, "num_stages": stages}
+
+
 def mla_prefill_triton(
     q: Tensor, pool: Tensor, kv_b: Tensor, out: Tensor, scale: float, row: LongRow, tuned: Config | None = None
 ) -> None:
@@ -207,7 +220,7 @@ def mla_prefill_triton(
     nope, rope = both - v, q.shape[2] - both + v
     end = row.start + row.count
     run = min(max(_EXPANDED // (heads * both) // size, 1), row.pages.shape[0])
-    default = _DEFAULT if q.element_size() == 2 else _FP32
+    default = _default(device_of(q), q.shape[2], q.shape[2] + v, q.element_size())
     chosen = dict(tuned or config("mla_prefill", (row.count, end, heads), default))
     several = run < row.pages.shape[0]
     # What one run hands to the next.
@@ -248,8 +261,5 @@ def mla_prefill_triton(
             **chosen,
         )
 
-
-_DEFAULT: Config = {"QUERIES": 128, "KEYS": 64, "num_warps": 8, "num_stages": 2}
-_FP32: Config = {"QUERIES": 32, "KEYS": 16, "num_warps": 4, "num_stages": 1}
 
 mla_prefill = dispatch(mla_prefill_reference, mla_prefill_triton)
