@@ -28,6 +28,16 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
 {{- end -}}
 
+{{/* Not empty where the checkpoint lies in a volume. */}}
+{{- define "ling.mounts" -}}
+{{- if eq .Values.model.source "folder" }}{{ .Values.model.path }}{{ end -}}
+{{- end -}}
+
+{{/* What is fetched; empty where nothing is. */}}
+{{- define "ling.fetches" -}}
+{{- if eq .Values.model.source "hub" }}hf://{{ .Values.model.repository }}{{ else if eq .Values.model.source "store" }}{{ .Values.model.prefix }}{{ end -}}
+{{- end -}}
+
 {{- define "ling.modelPath" -}}
 /models/{{ .Values.model.path }}{{ if .Values.model.shard.enabled }}-tp{{ .Values.decode.tp }}{{ end }}
 {{- end -}}
@@ -75,8 +85,11 @@ seccompProfile: {type: RuntimeDefault}
 {{- if $v.tls.enabled }}
 - {name: tls, mountPath: /etc/ling/tls, readOnly: true}
 {{- end }}
-{{- if $v.model.path }}
+{{- if include "ling.mounts" (index . 0) }}
 - {name: models, mountPath: /models, readOnly: true}
+{{- end }}
+{{- if include "ling.fetches" (index . 0) }}
+- {name: cache, mountPath: /cache}
 {{- end }}
 {{- if and $v.apiKeys.secretName (has (index . 1) (list "head" "router")) }}
 - {name: api-keys, mountPath: /etc/ling/api-keys, readOnly: true}
@@ -93,9 +106,13 @@ seccompProfile: {type: RuntimeDefault}
 - name: ca
   secret: {secretName: {{ $v.tls.caSecretName | quote }}, items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
 {{- end }}
-{{- if $v.model.path }}
+{{- if include "ling.mounts" (index . 0) }}
 - name: models
   {{- include "ling.modelVolume" (index . 0) | nindent 2 }}
+{{- end }}
+{{- if include "ling.fetches" (index . 0) }}
+- name: cache
+  {{- include "ling.cacheVolume" . | nindent 2 }}
 {{- end }}
 {{- if and $v.apiKeys.secretName (has (index . 1) (list "head" "router")) }}
 - name: api-keys
@@ -110,4 +127,25 @@ hostPath: {path: {{ .Values.model.volume.hostPath | quote }}, type: Directory}
 persistentVolumeClaim:
   claimName: {{ .Values.model.volume.existingClaim | default (printf "%s-models" (include "ling.name" .)) | quote }}
 {{- end -}}
+{{- end -}}
+
+{{/* Takes (root, component). Head and routers, on nodes without GPUs, fetch some megabytes: no weights. */}}
+{{- define "ling.cacheVolume" -}}
+{{- $cache := (index . 0).Values.model.cache -}}
+{{- if and $cache.hostPath (has (index . 1) (list "head" "router")) -}}
+emptyDir: {}
+{{- else if $cache.hostPath -}}
+hostPath: {path: {{ $cache.hostPath | quote }}, type: Directory}
+{{- else if $cache.existingClaim -}}
+persistentVolumeClaim: {claimName: {{ $cache.existingClaim | quote }}}
+{{- else -}}
+emptyDir: {sizeLimit: {{ $cache.emptyDir.size }}}
+{{- end -}}
+{{- end -}}
+
+{{/* Variables of containers that fetch. */}}
+{{- define "ling.fetchEnv" -}}
+{{- range $name, $value := .Values.model.env }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
 {{- end -}}

@@ -32,6 +32,9 @@ spec:
   {{- end }}
   # Only Ray's autoscaler, beside the head, speaks with Kubernetes.
   automountServiceAccountToken: {{ and (eq $component "head") $v.autoscaling.enabled }}
+  {{- with $v.model.serviceAccountName }}
+  serviceAccountName: {{ . | quote }}
+  {{- end }}
   enableServiceLinks: false
   terminationGracePeriodSeconds: {{ if eq $component "head" }}30{{ else }}{{ include "ling.graceSeconds" $root }}{{ end }}
   securityContext: {{- include "ling.podSecurity" $root | nindent 4 }}
@@ -84,6 +87,10 @@ spec:
       imagePullPolicy: {{ $v.image.pullPolicy }}
       env: {{- include "ling.env" $root | nindent 8 }}
         {{- if $v.tls.enabled }}{{ include "ling.tlsEnv" $root | nindent 8 }}{{ end }}
+        {{- include "ling.fetchEnv" $root | nindent 8 }}
+      {{- with $v.model.secretName }}
+      envFrom: [{secretRef: {name: {{ . | quote }}}}]
+      {{- end }}
       ports: {{- include "ling.ports" (list $root $component) | nindent 8 }}
       {{- $limits := deepCopy ($group.resources.limits | default dict) }}
       {{- if $ranks }}{{- $_ := set $limits $v.gpu.resource $group.tp }}{{- end }}

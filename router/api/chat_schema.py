@@ -7,7 +7,7 @@ from pydantic import Discriminator, Field, Tag, model_validator
 from router.api.chat_messages import FunctionTool, Message, turns
 from router.api.formats import FormattedRequest
 from router.api.request import Conversation, Names, Request, Tools, check_calls, choose_tools
-from router.api.schema import Short, Strict, meaningless
+from router.api.schema import MAX_TURNS, Short, Strict, meaningless
 from router.errors import invalid
 
 _RESERVED = frozenset(("messages", "tools", "add_generation_prompt"))
@@ -59,7 +59,7 @@ ToolChoice = Annotated[
 class ChatRequest(FormattedRequest):
     """Body of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_TURNS)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False

@@ -100,9 +100,9 @@ class Generate(Answering, Generic[R]):
         body = await read_body(scope, receive, gateway.config)
         if gateway.config.log_prompts:
             caller_of(scope).asked = body.decode(errors="replace")
-        asked = api.read(body)
+        asked = await gateway.apart(len(body), api.read, body)
         check_model(asked.model, gateway.config)
-        request = api.lower(asked)
+        request = await gateway.apart(len(body), api.lower, asked)
         with gateway.admitted(request.choices) as permit:
             choices = await make_choices(gateway, request)
             shape = begin(gateway, api, asked, request, choices, headers[0][1].decode())

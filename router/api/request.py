@@ -76,6 +76,12 @@ class Conversation:
     variables: Mapping[str, Any] = field(default_factory=dict)
     shorten: bool = False
 
+    @property
+    def characters(self) -> int:
+        """About how many there are to render. A tool's JSON is not measured, and counts as long."""
+        said = sum(64 + len(t.text or "") + sum(len(c.arguments) for c in t.calls) for t in self.turns)
+        return said + 2048 * len(self.tools.offered)
+
 
 @dataclass(frozen=True, slots=True)
 class RawPrompts:

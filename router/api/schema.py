@@ -14,6 +14,8 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Short = Annotated[str, Field(max_length=512)]
+# More than any context holds, at some tokens a turn: what reading and rendering them takes is bounded.
+MAX_TURNS = 16_384
 
 
 def meaningless(default: Any, **constraints: Any) -> Any:

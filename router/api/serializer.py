@@ -74,7 +74,7 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
         beside: Facts = {}
         facts = self._place(item, beside)
         if self._ids and not choice.started:
-            facts["prompt_token_ids"] = choice.prompt.token_ids
+            facts["prompt_token_ids"] = list(choice.prompt.token_ids)
         if over:
             assert choice.served_by is not None
             facts["timings"] = choice.served_by
@@ -106,7 +106,7 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
             facts["timings"] = choice.served_by
             if self._ids:
                 item["token_ids"] = delta.token_ids
-                facts["prompt_token_ids"] = choice.prompt.token_ids
+                facts["prompt_token_ids"] = list(choice.prompt.token_ids)
             items.append(item)
         return encode(self._whole(items, self._usage_of_all(), beside))
 

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.apart import Apart
 from router.config import Pools, RouterConfig
 from router.errors import ApiError, invalid
 from router.metrics import Metrics, State
@@ -54,7 +55,8 @@ class Gateway:
         self.config = config
         self.pools = pools
         self.created = int(time.time())
-        self.tokenizer = Tokenizer(config.tokenizer)
+        self.apart = Apart()
+        self.tokenizer = Tokenizer(config.tokenizer, config.segment_cache_bytes)
         self.tool_parser = tool_parser(config.tool_parser)
         self._check_grammar = GrammarCheck(config.tokenizer)
         self.table = WorkerTable(config.name, config.secret)
@@ -92,7 +94,7 @@ class Gateway:
         await self.table.close()
         while self.closers:
             await self.closers.pop()()
-        self.tokenizer.close()
+        self.apart.close()
         self._check_grammar.close()
 
     async def check(self, form: Form | None) -> None:

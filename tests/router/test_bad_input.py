@@ -101,6 +101,7 @@ BAD = [
     (chat(response_format={"type": "json_schema", "json_schema": {"name": "x"}}), "response_format.json_schema.schema"),
     (chat(response_format={"type": "json_schema", "json_schema": {"name": "", "schema": {}}}),
      "response_format.json_schema.name"),
+    (chat(messages=[{"role": "user", "content": "x"}] * 16_385), "messages"),
     (chat(tools=[F, F]), "tools"),
     (chat(tools=[{"type": "function", "function": {"name": "a b"}}]), "tools[0].function.name"),
     (chat(tools=[{"type": "function", "function": {"name": "f", "strict": 1}}]), "tools[0].function.strict"),

@@ -17,7 +17,7 @@ from router.api.request import (
     choose_tools,
     shown_tool,
 )
-from router.api.schema import Short, Strict, meaningless
+from router.api.schema import MAX_TURNS, Short, Strict, meaningless
 from router.errors import invalid
 from router.text.grammar import Form, Schema, json_form
 from router.text.tools.form import OfferedFunction
@@ -112,7 +112,7 @@ class CountRequest(Strict):
     """Body of /v1/messages/count_tokens."""
 
     model: str
-    messages: list[AnyMessage] = Field(min_length=1)
+    messages: list[AnyMessage] = Field(min_length=1, max_length=MAX_TURNS)
     system: SystemText = Field(
         default_factory=list,
         description="a block that begins with `x-anthropic-billing-header:` is left out: it differs each time, and "

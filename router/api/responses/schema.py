@@ -9,7 +9,7 @@ from router.api.request import Conversation, Request, Sampling, Tools, choose_to
 from router.api.responses.items import InputItem, tag
 from router.api.responses.tools import AllowedTools, FunctionTool, NamedTool, ToolChoice
 from router.api.responses.turns import NAMES, Item, turns
-from router.api.schema import Short, Strict, meaningless
+from router.api.schema import MAX_TURNS, Short, Strict, meaningless
 from router.errors import invalid
 from router.priority import LATEST, SOONEST
 from router.text.grammar import Form, Schema, json_form
@@ -86,7 +86,7 @@ class ResponseRequest(Strict):
     model: str
     input: Annotated[
         list[InputItem],
-        Field(min_length=1),
+        Field(min_length=1, max_length=MAX_TURNS),
         BeforeValidator(_item_list, json_schema_input_type=str | list[InputItem]),
     ]
     instructions: str | None = Field(None, description="of this answer alone: the next does not inherit them")

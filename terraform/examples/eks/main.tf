@@ -58,6 +58,7 @@ module "eks" {
 
   zones               = var.zones
   api_cidrs           = var.api_cidrs
+  model_bucket        = var.model_bucket
   deletion_protection = var.deletion_protection
   gpu_pools = {
     h100 = {
@@ -75,7 +76,7 @@ module "ling" {
 
   deploy        = var.deploy
   image         = var.image
-  model         = { path = "Ling-2.6-flash-FP8", format = "fp8" }
+  model         = var.model
   model_storage = merge(module.eks.model_storage, { size = "300Gi" })
   disk_storage  = module.eks.disk_storage
   node_charts   = module.eks.node_charts

@@ -14,11 +14,18 @@ locals {
       tag        = var.image.tag
     }
     model = {
-      path       = var.model.path
-      servedName = var.model.served_name
-      format     = var.model.format
-      volume     = { existingClaim = local.model_claim }
-      shard      = { enabled = var.model.shard }
+      source             = var.model.repository != "" ? "hub" : var.model.prefix != "" ? "store" : "folder"
+      path               = var.model.path
+      repository         = var.model.repository
+      prefix             = var.model.prefix
+      secretName         = var.model.secret
+      env                = var.model.env
+      serviceAccountName = var.model.service_account == null ? "" : var.model.service_account.name
+      servedName         = var.model.served_name
+      format             = var.model.format
+      volume             = { existingClaim = var.model.path != "" ? local.model_claim : "" }
+      cache              = { existingClaim = var.model.path != "" ? "" : local.model_claim }
+      shard              = { enabled = var.model.shard }
     }
     gpu = {
       type         = var.gpu.type
