@@ -208,7 +208,7 @@ def _default(device: Device, query: int, key: int, itemsize: int) -> Config:
     for queries, keys, stages in _TILES if itemsize == 2 else _TILES[-1:]:
         if device.fits(queries, stages, keys * key * itemsize, queries * (query + keys) * itemsize):
             break
-    return {"QUERIES": queries, "KEYS": keys, "num_warps": queries // 16 if itemsize == 2 else 4, "num_stages": stages}
+    return {"QUERIES": queries, "KEYS": keys, "num_warps": 8 if itemsize == 2 else 4, "num_stages": stages}
 
 
 def mla_prefill_triton(

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 import kernels.mla.prefill
+from kernels.device import Device
 from kernels.mla.forms import LongRow
 from kernels.mla.prefill import mla_prefill_reference, mla_prefill_triton
 from tests.kernels.conftest import close
@@ -11,7 +12,7 @@ from tests.kernels.conftest import close
 SMALL = {"QUERIES": 16, "KEYS": 16, "num_warps": 4, "num_stages": 1}
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     meta = torch.device("meta")
     for heads, dtype in ((32, torch.bfloat16), (8, torch.bfloat16), (8, torch.float32)):
         q = torch.empty(9000, heads, 192, dtype=dtype, device=meta)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.sampling.noise import gumbel_noise, uniform
 from kernels.sampling.sampling import penalize_reference, penalize_triton, sample_reference, sample_triton
 from tests.kernels.conftest import close
@@ -11,7 +12,7 @@ from tests.kernels.conftest import close
 SMALL = {"SIZE": 16, "CHUNKS": 2, "WIDTH": 4, "num_warps": 1}
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     for rows in (1, 128):
         logits, values = torch.empty(rows, 157184, device="meta"), torch.empty(rows, device="meta")
         integers = torch.empty(rows, dtype=torch.int64, device="meta")
