@@ -128,17 +128,12 @@ def _compile(name: str, card: int) -> list[Compiled]:
     finally:
         device.assumed = None
         JITFunction.run = run
-    return [
-        Compiled(
-            c.metadata.name,
-            c.metadata.num_warps,
-            c.metadata.shared,
-            *_usage(c),
-            c.asm["ptx"].count("bar.sync"),
-            _early(c),
-        )
-        for c in seen.values()
-    ]
+    return [_compiled(c) for c in seen.values()]
+
+
+def _compiled(c: Any) -> Compiled:
+    known, ptx = c.metadata, c.asm["ptx"]
+    return Compiled(known.name, known.num_warps, known.shared, *_usage(c), ptx.count("bar.sync"), _early(c))
 
 
 def matrix() -> str:
