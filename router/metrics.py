@@ -74,6 +74,7 @@ class State:
     configured: Mapping[Role, int]
     in_flight: int
     limit: int
+    loop_hold_s: float
 
 
 class Metrics(Collector):
@@ -138,6 +139,7 @@ class Metrics(Collector):
             value(table.WORKERS_LIVE, role).put(sum(w.info.role == role for w in state.workers))
         value(table.IN_FLIGHT).put(state.in_flight)
         value(table.IN_FLIGHT_LIMIT).put(state.limit)
+        value(table.LOOP_HOLD).put(state.loop_hold_s)
         return self._recorder.read()
 
     def collect(self) -> Iterable[Family]:

@@ -39,6 +39,10 @@ REQUEST_PATH = Board(
                     "Waiting at workers", "short", "Sequences that wait for room, by pool.",
                     (Query(total(t.QUEUED, "role"), "{{role}}"),), stacked=True,
                 ),
+                Panel(
+                    "Router held up", "s", "The longest a router's loop stood still in a minute. Normal: some ms.",
+                    (Query(total(t.LOOP_HOLD, how="max"), "longest"),),
+                ),
             ),
         ),
         Row(

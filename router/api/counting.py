@@ -23,6 +23,8 @@ class TokenizeRequest(Strict):
     messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_TURNS)
     tools: list[FunctionTool] = Field(default_factory=list, max_length=1024)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=64)
+    add_generation_prompt: bool = Field(True, description="false: the prompt ends after the last message")
+    continue_final_message: bool = Field(False, description="the answer continues the last, an assistant's, message")
     add_special_tokens: bool = Field(True, description="of a text; a template writes its own")
     return_token_strs: bool = False
 
@@ -48,7 +50,7 @@ async def tokenize(request: TokenizeRequest, gateway: Gateway) -> Tokenized:
         text, add = request.prompt, request.add_special_tokens
         ids = await gateway.apart(len(text), tokenizer.encode, text, add_special_tokens=add)
     else:
-        fields = {"model", "messages", "tools", "chat_template_kwargs"}
+        fields = request.model_fields_set & ChatRequest.model_fields.keys() | {"model"}
         chat = ChatRequest.model_validate({name: getattr(request, name) for name in fields})
         asked = chat.conversation()
         ids = (await gateway.apart(asked.characters, conversation_prompt, asked, Names(), tokenizer)).token_ids

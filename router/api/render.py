@@ -1,10 +1,11 @@
 """A conversation as a prompt, by the checkpoint's own chat template."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from router.api.request import Conversation, Names, Turn
+from router.api.request import Conversation, Ending, Names, Turn
 from router.errors import invalid
 from router.relay.choice import Prompt
 from router.text.tokenizer import Tokenizer
@@ -65,8 +66,12 @@ def _render(conversation: Conversation, names: Names, tokenizer: Tokenizer, cont
     if conversation.thinking and template.switches_thinking:
         messages = _with_thinking(messages)
     tools = [dict(tool.shown) for tool in offered] or None
+    answer, end = conversation.ending is Ending.ANSWER, ""
+    if conversation.ending is Ending.CONTINUE:
+        end = uuid.uuid4().hex
+        messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}{end}"}
     try:
-        rendered = template.render(messages, tools, dict(conversation.variables))
+        rendered = template.render(messages, tools, dict(conversation.variables), answer=answer, end=end)
     except ValueError as error:
         raise invalid(str(error), names.turns) from error
     check_length(len(rendered.text), tokenizer, context)

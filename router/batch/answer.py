@@ -52,7 +52,7 @@ async def _answer(gateway: Gateway, api: Api[Any], body: bytes, request_id: str,
     check_model(asked.model, gateway.config)
     request = await gateway.apart(len(body), api.lower, asked)
     choices = await make_choices(gateway, request)
-    shape = begin(gateway, api, asked, request, choices, request_id)
+    shape = begin(gateway, api, asked, request, choices)
     job = Job(choices, stream=False, priority=BATCH + request.priority, live=False)
     with gateway.flying(job):
         sent()

@@ -156,11 +156,13 @@ def test_proof_of_the_split(stage: Stage, stream: bool) -> None:
 def test_request_ids_go_through(stage: Stage) -> None:
     body = {"model": "tiny", "prompt": "x", "max_tokens": 1}
     given = stage.http.post(f"{stage.url}/v1/completions", json=body, headers={"x-request-id": "abc-1"})
-    assert (given.headers["x-request-id"], given.json()["id"]) == ("abc-1", "cmpl-abc-1")
+    again = stage.http.post(f"{stage.url}/v1/completions", json=body, headers={"x-request-id": "abc-1"})
+    assert given.headers["x-request-id"] == again.headers["x-request-id"] == "abc-1"
+    # A trace has one id for many calls; their answers are told apart all the same.
+    assert given.json()["id"].startswith("cmpl-")
+    assert given.json()["id"] != again.json()["id"]
     own = stage.http.post(f"{stage.url}/v1/completions", json=body)
-    assert own.json()["id"] == f"cmpl-{own.headers['x-request-id']}"
-    bad = stage.http.post(f"{stage.url}/v1/completions", json=body, headers={"x-request-id": "a b"})
-    assert (bad.status_code, bad.json()["error"]["param"]) == (400, "x-request-id")
+    assert len(own.headers["x-request-id"]) == 32
 
 
 def test_settings_reach_both_workers(stage: Stage) -> None:
@@ -185,10 +187,10 @@ def test_defaults(stage: Stage) -> None:
     seeds = set()
     for _ in range(3):
         body = {"model": "tiny", "prompt": [5] * 1000, "ignore_eos": True}
-        assert post(stage, "/v1/completions", **body).json()["usage"]["completion_tokens"] == 24
+        assert post(stage, "/v1/completions", **body).json()["usage"]["completion_tokens"] == 16
         s = stage["p0"].received[-1].sampling
         seeds.add(s.seed)
-        assert (s.max_tokens, s.temperature, s.top_p, s.top_k, s.stop_token_ids) == (24, 1.0, 1.0, 0, ())
+        assert (s.max_tokens, s.temperature, s.top_p, s.top_k, s.stop_token_ids) == (16, 1.0, 1.0, 0, ())
     assert len(seeds) == 3
     assert all(0 <= seed < 2**63 for seed in seeds)
 

@@ -80,6 +80,10 @@ IN_FLIGHT = _router("ling_in_flight", "gauge", "sequences", "Choices in flight i
 IN_FLIGHT_LIMIT = _router(
     "ling_in_flight_limit", "gauge", "sequences", "Choices in flight from which on 429 is answered"
 )
+LOOP_HOLD = _router(
+    "ling_loop_hold_seconds", "gauge", "seconds",
+    "The longest that the router's event loop was held up within the last minute: its streams stood still so long",
+)  # fmt: skip
 ROUTING = _router(
     "ling_routing_decisions_total", "counter", "sequences",
     "Sequences given to workers that have room or will make them wait, or to none, by reason", "reason",

@@ -41,6 +41,7 @@ class ToolSpec(Strict):
     strict: bool | None = Field(None, description="true: calls are made of valid input alone")
     cache_control: dict[str, Any] | None = meaningless(None)
     eager_input_streaming: bool | None = meaningless(None)
+    input_examples: list[dict[str, Any]] | None = meaningless(None)  # templates have no place for them
     # Who calls it, and when it is shown: by the model, and from the first.
     allowed_callers: list[Literal["direct"]] | None = Field(None, min_length=1, max_length=1)
     defer_loading: Literal[False] | None = None
@@ -124,6 +125,9 @@ class CountRequest(Strict):
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = meaningless(None)
     context_management: ContextManagement | None = meaningless(None)
+    mcp_servers: list[Any] | None = meaningless(None, max_length=0)
+    speed: Literal["standard"] | None = None
+    betas: list[str] | None = meaningless(None)
 
     @property
     def shows_thinking(self) -> bool:

@@ -59,7 +59,7 @@ class TextConfig(Strict):
     """What the text is to be."""
 
     format: Format | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = meaningless(None)
 
 
 class Reasoning(Strict):
@@ -78,6 +78,13 @@ class StreamOptions(Strict):
     """What a stream carries besides its events."""
 
     include_obfuscation: Literal[False] | None = None
+
+
+class Compaction(Strict):
+    """What a client would have done to a long conversation; here `truncation` alone shortens one."""
+
+    type: Literal["compaction"]
+    compact_threshold: int | None = meaningless(None, ge=1)
 
 
 class ResponseRequest(Strict):
@@ -122,7 +129,9 @@ class ResponseRequest(Strict):
     safety_identifier: Short | None = meaningless(None)
     prompt_cache_key: Short | None = meaningless(None)
     prompt_cache_retention: Literal["in_memory", "24h"] | None = meaningless(None)
-    service_tier: Literal["auto", "default"] = meaningless("auto")
+    service_tier: Literal["auto", "default", "flex"] = meaningless("auto")
+    client_metadata: dict[str, Any] | None = meaningless(None)
+    context_management: list[Compaction] | None = meaningless(None, max_length=16)
     max_tool_calls: int | None = meaningless(None, ge=1)
 
     @model_validator(mode="after")

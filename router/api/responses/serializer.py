@@ -91,7 +91,7 @@ class ResponseSerializer:
         """The end of a stream."""
         return closing(self.body, self.sequence)
 
-    def failed(self, error: ApiError) -> bytes:
+    def failed(self, error: ApiError, request_id: str) -> bytes:
         """The end of a stream that fails."""
         return self.last()
 

@@ -14,19 +14,20 @@ locals {
       tag        = var.image.tag
     }
     model = {
-      source             = var.model.repository != "" ? "hub" : var.model.prefix != "" ? "store" : "folder"
-      path               = var.model.path
-      repository         = var.model.repository
-      prefix             = var.model.prefix
-      secretName         = var.model.secret
-      env                = var.model.env
-      serviceAccountName = var.model.service_account == null ? "" : var.model.service_account.name
-      servedName         = var.model.served_name
-      format             = var.model.format
-      volume             = { existingClaim = var.model.path != "" ? local.model_claim : "" }
-      cache              = { existingClaim = var.model.path != "" ? "" : local.model_claim }
-      shard              = { enabled = var.model.shard }
+      source     = var.model.repository != "" ? "hub" : var.model.prefix != "" ? "store" : "folder"
+      path       = var.model.path
+      repository = var.model.repository
+      prefix     = var.model.prefix
+      secretName = var.model.secret
+      env        = var.model.env
+      servedName = var.model.served_name
+      format     = var.model.format
+      volume     = { existingClaim = var.model.path != "" ? local.model_claim : "" }
+      cache      = { existingClaim = var.model.path != "" ? "" : local.model_claim }
+      shard      = { enabled = var.model.shard }
     }
+    device         = "cuda"
+    serviceAccount = { name = var.model.service_account == null ? "" : var.model.service_account.name }
     gpu = {
       type         = var.gpu.type
       nodeSelector = var.gpu.node_selector
