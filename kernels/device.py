@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
+import triton
 
 # Of the shared memory a block may use, kernels' own bookkeeping (barriers, reductions) takes a little.
 _SLACK = 4096
@@ -50,7 +51,8 @@ def device_of(tensor: torch.Tensor) -> Device:
 @lru_cache(maxsize=16)
 def _properties(index: int) -> Device:
     found = torch.cuda.get_device_properties(index)
-    shared = found.shared_memory_per_block_optin
+    # The limit that Triton itself holds a launch to, which torch's stable interface does not tell.
+    shared = int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
     return Device(found.name, (found.major, found.minor), shared, found.multi_processor_count)
 
 

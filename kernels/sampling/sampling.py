@@ -26,7 +26,8 @@ def penalize_reference(logits: Tensor, history: Tensor, slots: Tensor, settings:
     factor = torch.where(logits > 0, 1.0 / repetition, repetition)
     logits = torch.where((past & 1).bool(), logits * factor, logits)
     counts = past >> 1
-    return logits - presence * (counts > 0) - frequency * counts
+    penalized: Tensor = logits - presence * (counts > 0) - frequency * counts
+    return penalized
 
 
 def penalize_triton(
