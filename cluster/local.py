@@ -27,8 +27,9 @@ _ABANDONED = 130  # what a shell reports after Ctrl-C
 class LocalRay:
     """Starts on `start`; `end` leaves no process and no file of it behind."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder`: what takes all its files."""
+    def __init__(self, folder: Path, metrics_port: int | None) -> None:
+        """`folder`: what takes all its files. `metrics_port`: where its metrics agent listens; None for any free port."""
+        self._metrics_port = metrics_port
         self.folder = folder
         self.daemons = Daemons(folder)
 
@@ -48,6 +49,7 @@ class LocalRay:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _node_ip_address="127.0.0.1",
+                _metrics_export_port=self._metrics_port,
                 _temp_dir=str(self.folder),
             )
         except Exception as error:  # Ray raises bare ones, e.g. when its node is late on a busy machine

@@ -16,6 +16,6 @@ def test_ray_s_failure_is_one_error_in_words(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setenv("TMPDIR", "/tmp")
     monkeypatch.setattr("cluster.local._adopt_orphans", lambda: None)
     monkeypatch.setattr("cluster.local._leave_out", lambda *starts: None)
-    local = LocalRay(tmp_path)
+    local = LocalRay(tmp_path, metrics_port=None)
     with pytest.raises(RuntimeError, match="Ray did not start on this machine: The current node timed out"):
         local.start()
