@@ -27,7 +27,9 @@ _ABANDONED = 130  # what a shell reports after Ctrl-C
 class LocalRay:
     """Starts on `start`; `end` leaves no process and no file of it behind."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics_port: int | None) -> None:
+        """`metrics_port`: where its metrics agent listens; None for any free port."""
+        self._metrics_port = metrics_port
         self.folder = Path(tempfile.mkdtemp(prefix="ling-"))
         self.daemons = Daemons(self.folder)
 
@@ -46,6 +48,7 @@ class LocalRay:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _node_ip_address="127.0.0.1",
+                _metrics_export_port=self._metrics_port,
                 _temp_dir=str(self.folder),
             )
         except Exception as error:  # Ray raises bare ones, e.g. when its node is late on a busy machine

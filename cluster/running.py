@@ -40,12 +40,12 @@ class StartError(RuntimeError):
     """The cluster did not come up; the message is the first error there was."""
 
 
-def run(config: ClusterConfig, found: Found) -> NoReturn:
+def run(config: ClusterConfig, found: Found, metrics_port: int | None) -> NoReturn:
     """Start, serve until an ending signal, drain, end this process. A second signal ends without draining.
 
     ConfigError and StartError if it did not come up.
     """
-    local = LocalRay()
+    local = LocalRay(metrics_port)
     signals = EndingSignals(local.abandon)
     last_resort = LastResort(ENDING, _HEEDED_S, config.drain_s + _CLOSING_S + _HEEDED_S)
     in_ray = RayThread()

@@ -13,6 +13,7 @@ from typing import Protocol
 from router.apart import Apart
 from router.config import Pools, RouterConfig
 from router.errors import ApiError, invalid
+from router.holds import Holds
 from router.metrics import Metrics, State
 from router.relay.admission import Permit, admit
 from router.relay.job import Job
@@ -64,7 +65,8 @@ class Gateway:
         self.in_flight = 0
         # What else is to end with it, once no worker is left.
         self.closers: list[Callable[[], Awaitable[None]]] = []
-        self._services: list[Service] = []
+        self._holds = Holds()
+        self._services: list[Service] = [self._holds]
         self._loop: asyncio.AbstractEventLoop | None = None
         # What workers call its requests: no two routers' alike, nor two of one.
         self._name = uuid.uuid4().hex[:12]
@@ -206,6 +208,7 @@ class Gateway:
             {"prefill": self.pools.prefill, "decode": self.pools.decode},
             self.in_flight,
             self.config.max_queue,
+            self._holds.longest(time.monotonic()),
         )
 
     def _unavailable(self, message: str) -> ApiError:
