@@ -28,7 +28,7 @@ class LocalRay:
     """Starts on `start`; `end` leaves no process and no file of it behind."""
 
     def __init__(self, folder: Path, metrics_port: int | None) -> None:
-        """`folder`: what takes all its files. `metrics_port`: its metrics agent listens there, None for any free port."""
+        """`folder` takes all its files. `metrics_port`: its metrics agent listens there; None for any free port."""
         self._metrics_port = metrics_port
         self.folder = folder
         self.daemons = Daemons(folder)
