@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import overload
 
-_WIDTH = 4
+WIDTH = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class TokenIds(Sequence[int]):
         return cls(array.array("i", token_ids).tobytes())
 
     def __len__(self) -> int:
-        return len(self.packed) // _WIDTH
+        return len(self.packed) // WIDTH
 
     def __iter__(self) -> Iterator[int]:
         return iter(self.array())

@@ -125,7 +125,7 @@ and a router's rounding, but a client that stays on one connection has one share
 
 ## What holds for every path
 
-Each answer carries `x-request-id`, the client's own (1 to 128 printable ASCII characters) or a new one, below
+Each answer carries `x-request-id`, the client's own (1 to 128 printable ASCII characters, no comma) or a new one, below
 `/v1/messages` also as `request-id` and in the body of an error; the router's log has it. A head beyond 64 KiB is a
 431, a body beyond `router.max_body_bytes` a 413, JSON that nests deeper than 200 levels a 400; what does not arrive
 in `router.body_timeout_s` is a 408, what is not answered in `router.request_timeout_s` a 504. `HEAD` goes wherever

@@ -7,6 +7,8 @@ from typing import Any
 
 from tokenizers import AddedToken, Tokenizer
 
+from wire.tokens import TokenIds
+
 # Added to a marker's name in the vocabulary that knows no markers. No text holds it.
 _UNSAID = "\0\U0010ffff"
 
@@ -21,7 +23,7 @@ class Markers:
         """ValueError for a vocabulary that is no table of tokens (Unigram)."""
         added = inner.get_added_tokens_decoder()
         tokens = {i: t for i, t in added.items() if t.special or (t.content[0] == "<" and t.content[-1] == ">")}
-        self._ids = {t.content: i for i, t in tokens.items()}
+        self._ids = {t.content: (i, TokenIds.of((i,)).packed) for i, t in tokens.items()}
         self.texts = tuple(self._ids)
         longest_first = sorted(tokens.values(), key=lambda t: len(t.content), reverse=True)
         self._search = re.compile(f"({'|'.join(map(_pattern, longest_first))})") if tokens else None
@@ -31,8 +33,8 @@ class Markers:
         """Text and markers alternately, beginning and ending with text. Where several begin, it is the longest."""
         return self._search.split(text) if self._search is not None else [text]
 
-    def id_of(self, marker: str) -> int:
-        """The token of a marker that `cut` found, with the white space it takes."""
+    def id_of(self, marker: str) -> tuple[int, bytes]:
+        """The token of a marker that `cut` found, with the white space it takes: as a number and packed."""
         return self._ids[marker] if marker in self._ids else self._ids[marker.strip()]
 
 
@@ -55,6 +57,8 @@ def _without(inner: Tokenizer, markers: Iterable[str]) -> Tokenizer:
     others = [t for t in content["added_tokens"] if t["content"] not in hidden]
     vocab = model["vocab"] | {t["content"]: t["id"] for t in content["added_tokens"]}
     model["vocab"] = {t + _UNSAID if t in hidden else t: i for t, i in vocab.items()}
+    if model.get("unk_token") in hidden:
+        model["unk_token"] += _UNSAID
     if "merges" in model:
         model["merges"] = [m for m in model["merges"] if not hidden.intersection((*m, "".join(m)))]
     return Tokenizer.from_str(json.dumps(content | {"added_tokens": others, "post_processor": None}))

@@ -72,18 +72,25 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         variables: dict[str, Any] | None = None,
+        *,
+        answer: bool = True,
+        end: str = "",
     ) -> Rendered:
-        """The prompt up to where the assistant speaks; ValueError with the template's own words if it refuses.
+        """A prompt; ValueError with the template's own words if it refuses.
 
-        variables: more names for the template, beneath its own.
+        variables: more names for the template, beneath its own. answer: the prompt ends where the assistant's answer
+        begins, else after the last message. end: a text in the messages; the prompt ends before its last occurrence.
         """
         over = self._shield.over(messages, tools, variables or {})
         given = {**over.variables, **self._special, "messages": over.messages, "tools": over.tools}
         try:
-            return Rendered(self._template.render(given, add_generation_prompt=True), over.shield)
+            text = self._template.render(given, add_generation_prompt=answer)
         except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
             reason = over.shield.plain(str(error))
             raise ValueError(f"the chat template refuses these messages: {reason}") from error
+        if end not in text:
+            raise ValueError("the chat template leaves the last message out, so it can't be continued")
+        return Rendered(text.rpartition(end)[0] if end else text, over.shield)
 
 
 def _to_json(

@@ -1,25 +1,19 @@
 """A checkpoint's tokenizer: text to ids, ids to bytes, and what its files say about ends and templates."""
 
-import asyncio
 import json
-from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, ParamSpec, TypeVar
+from typing import Any, NamedTuple
 
 import tokenizers
 
 from router.text.grammar import Marks
 from router.text.markers import Markers
+from router.text.segments import SegmentCache
 from router.text.template import ChatTemplate, Rendered
-from wire.tokens import TokenIds
+from wire.tokens import WIDTH, TokenIds
 
-P = ParamSpec("P")
-T = TypeVar("T")
-
-# Text shorter than this takes well under a millisecond, about what handing it to a thread and back costs.
-_INLINE_CHARS = 2048
+_SEGMENT_BYTES = 64 * 1024 * 1024
 
 
 class Piece(NamedTuple):
@@ -46,7 +40,8 @@ class Tokenizer:
     template. marks: tokens like `<this>`.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, segment_bytes: int = _SEGMENT_BYTES) -> None:
+        """segment_bytes: to keep of conversations' texts and their tokens, for their next turns."""
         path = Path(folder)
         source = path / "tokenizer.json"
         if not source.is_file():
@@ -68,46 +63,35 @@ class Tokenizer:
         self._markers = Markers(self._inner)
         self.markers = self._markers.texts
         self.template = ChatTemplate.load(path, self.markers)
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self._segments = SegmentCache(self._encode_segments, segment_bytes)
+        self._longest = _longest(self._inner, self._bytes)
 
-    def close(self) -> None:
-        """End the tokenizing threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-    async def encode(self, text: str, *, add_special_tokens: bool) -> TokenIds:
-        """Token ids of a raw text: markers in it are tokens. A long one is encoded in a thread."""
-        return await self._apart(len(text), self.encode_now, text, add_special_tokens)
-
-    def encode_now(self, text: str, add_special_tokens: bool) -> TokenIds:
-        """Token ids of a raw text, at once."""
-        # Not `encode`, which holds the interpreter's lock all the while.
+    def encode(self, text: str, add_special_tokens: bool) -> TokenIds:
+        """Token ids of a raw text: markers in it are tokens."""
+        # Not the library's `encode`, which holds the interpreter's lock all the while.
         (encoding,) = self._inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return TokenIds.of(encoding.ids)
 
-    async def encode_chat(self, rendered: Rendered) -> Encoded:
-        """Token ids of a conversation, whose markers are the template's. A long one is encoded in a thread."""
-        return await self._apart(len(rendered.text), self.encode_chat_now, rendered)
-
-    def encode_chat_now(self, rendered: Rendered) -> Encoded:
-        """Token ids of a conversation, at once."""
+    def encode_chat(self, rendered: Rendered) -> Encoded:
+        """Token ids of a conversation, whose markers are the template's."""
         parts = self._markers.cut(rendered.text)
-        texts = [rendered.shield.plain(text) for text in parts[::2]]
-        out, ends = bytearray(), []
-        encodings = self._markers.plain.encode_batch_fast(texts, add_special_tokens=False)
-        for i, encoding in enumerate(encodings):
-            out += TokenIds.of(encoding.ids).packed
-            if 2 * i + 1 < len(parts):
-                marker = self._markers.id_of(parts[2 * i + 1])
-                out += TokenIds.of((marker,)).packed
-                if marker in self.eos_ids:
-                    ends.append(len(out) // 4)
-        return Encoded(TokenIds(bytes(out)), tuple(ends))
+        segments = self._segments([rendered.shield.plain(text) for text in parts[::2]])
+        out, ends, length = [segments[0]], [], len(segments[0])
+        for marker, segment in zip(parts[1::2], segments[1:], strict=True):
+            token_id, packed = self._markers.id_of(marker)
+            out += (packed, segment)
+            if token_id in self.eos_ids:
+                ends.append((length + len(packed)) // WIDTH)
+            length += len(packed) + len(segment)
+        return Encoded(TokenIds(b"".join(out)), tuple(ends))
 
-    async def _apart(self, size: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """In a thread where the text is long."""
-        if size < _INLINE_CHARS:
-            return work(*args, **kwargs)
-        return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *args, **kwargs))
+    def least_tokens(self, characters: int) -> int:
+        """How many tokens a text of so many characters comes to at least; 0 where that is not known."""
+        return -(-characters // self._longest) if self._longest else 0
+
+    def _encode_segments(self, texts: list[str]) -> list[bytes]:
+        encodings = self._markers.plain.encode_batch_fast(texts, add_special_tokens=False)
+        return [TokenIds.of(encoding.ids).packed for encoding in encodings]
 
     def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of a whole sequence. Ids without a token are nothing."""
@@ -140,6 +124,13 @@ def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:
     decoder = json.loads(inner.to_str())["decoder"] or {}
     inside = decoder.get("decoders", [decoder]) if decoder.get("type") == "Sequence" else [decoder]
     return [d.get("type") for d in inside] == ["ByteLevel"]
+
+
+def _longest(inner: tokenizers.Tokenizer, tokens: Sequence[bytes]) -> int:
+    """Bytes of the longest token; 0 where a text may come to fewer tokens than its bytes over that."""
+    takes_space = any(t.lstrip or t.rstrip for t in inner.get_added_tokens_decoder().values())
+    shrinks = inner.normalizer is not None or takes_space
+    return 0 if shrinks else max(map(len, tokens), default=0)
 
 
 def _byte_alphabet() -> dict[str, int]:

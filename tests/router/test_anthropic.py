@@ -200,7 +200,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"thinking": {"type": "between"}}, "'thinking.type'"),
     ({"output_config": {"format": {}}}, "'output_config.format.type' is required"),
     ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "'context_management.edits[0].type'"),
-    ({"mcp_servers": []}, "'mcp_servers' is not supported"),
+    ({"mcp_servers": [{"type": "url"}]}, "'mcp_servers'"),
 ]
 
 

@@ -222,7 +222,7 @@ def test_any_split_says_what_the_whole_says(
 ) -> None:
     one = api(small)
     # Cut by the token limit, be it within a character, or ended by the model.
-    ids = small.encode_now(text, False)
+    ids = small.encode(text, False)
     ids, finish = ((*ids, END), "stop") if cut is None or cut >= len(ids) else (ids[: cut + 1], "length")
     whole = a_choice(small, stop, single)
     for _ in fed(whole, ids, [len(ids)], finish):
@@ -243,7 +243,7 @@ def test_any_split_says_what_the_whole_says(
 def test_what_is_cut_within_a_broken_call_is_no_more_than_cut(small: Tokenizer) -> None:
     one, text = messages_api(small), CLOSED[:-4]
     choice = a_choice(small, (), False)
-    for _ in fed(choice, small.encode_now(text, False), [3], "length"):
+    for _ in fed(choice, small.encode(text, False), [3], "length"):
         pass
     written = '{"name": "add", "arguments": {"a": tru}}'
     assert the_whole(one.make(choice))["content"] == [{"type": "text", "text": written}]

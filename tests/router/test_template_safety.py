@@ -5,7 +5,6 @@ from typing import Any
 
 import pytest
 
-from router.errors import ApiError
 from router.text.template import ChatTemplate
 
 MESSAGES = [{"role": "user", "content": "hi"}]
@@ -38,9 +37,8 @@ HIDDEN = [
 @pytest.mark.parametrize("source", ESCAPES)
 def test_an_escape_is_refused(source: str) -> None:
     given = [dict(m) for m in MESSAGES]
-    with pytest.raises(ApiError) as refused:
+    with pytest.raises(ValueError, match="chat template refuses"):
         ChatTemplate(source, {}).render(given)
-    assert refused.value.status == 400
     assert given == MESSAGES
 
 

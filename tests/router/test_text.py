@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from router.errors import ApiError
 from router.text.detokenizer import Detokenizer, StopStrings
 from router.text.template import ChatTemplate
 from router.text.tokenizer import Tokenizer
@@ -72,7 +71,7 @@ def test_any_bytes_in_any_steps(byte_level: Tokenizer, ids: list[int], cuts: lis
 
 @given(text=st.text(max_size=30), cuts=CUTS)
 def test_any_text_in_any_steps_comes_back(byte_level: Tokenizer, text: str, cuts: list[int]) -> None:
-    ids = byte_level.encode_now(text, False)
+    ids = byte_level.encode(text, False)
     check_split(byte_level, list(ids), cuts)
     if "<|end|>" not in text:
         assert byte_level.decode(ids) == text
@@ -92,14 +91,14 @@ def test_metaspace_in_any_steps(metaspace: Tokenizer, ids: list[int], cuts: list
 
 def test_half_a_character_waits(byte_level: Tokenizer) -> None:
     detokenizer = Detokenizer(byte_level)
-    first, second = byte_level.encode_now("é", False)
+    first, second = byte_level.encode("é", False)
     assert [detokenizer.push((first,)), detokenizer.push((second,))] == ["", "é"]
     assert (detokenizer.push((first,)), detokenizer.flush()) == ("", "\ufffd")
 
 
 def test_ids_beyond_the_tokenizer_are_nothing(byte_level: Tokenizer) -> None:
     detokenizer = Detokenizer(byte_level)
-    assert detokenizer.push((9999,)) + detokenizer.push((9999, byte_level.encode_now("x", False)[0])) == "x"
+    assert detokenizer.push((9999,)) + detokenizer.push((9999, byte_level.encode("x", False)[0])) == "x"
     assert byte_level.piece(9999) == ("", b"")
 
 
@@ -111,7 +110,7 @@ def test_special_tokens_are_hidden_in_text_and_named_in_pieces(byte_level: Token
 
 def test_markers_show_even_where_they_are_special(byte_level: Tokenizer, metaspace: Tokenizer) -> None:
     (end,) = byte_level.special_ids
-    ids = byte_level.encode_now("a", False)
+    ids = byte_level.encode("a", False)
     assert Detokenizer(byte_level, ("<|end|>", "<no token>")).push((*ids, end, *ids)) == "a<|end|>a"
     assert Detokenizer(byte_level, ("<other>",)).push((*ids, end, *ids)) == "aa"
     shown, hidden = Detokenizer(metaspace, ("<s>",)), Detokenizer(metaspace)
@@ -211,9 +210,8 @@ def test_where_templates_live(tmp_path: Path) -> None:
 def test_a_template_that_refuses_is_a_400(tmp_path: Path, source: str) -> None:
     template = _template(tmp_path, chat_template=source)
     assert template is not None
-    with pytest.raises(ApiError, match="chat template refuses") as caught:
+    with pytest.raises(ValueError, match="chat template refuses"):
         template.render([{"role": "user", "content": "x"}])
-    assert caught.value.status == 400
 
 
 def test_tojson_keeps_text_readable(tmp_path: Path) -> None:

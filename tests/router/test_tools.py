@@ -243,7 +243,7 @@ def test_an_unknown_parser_is_refused_by_name() -> None:
 def test_any_steps_of_tokens_are_the_same_message(
     small: Tokenizer, text: str, sizes: list[int], stop: tuple[str, ...], single: bool
 ) -> None:
-    ids = small.encode_now(text, False)
+    ids = small.encode(text, False)
 
     def said(steps: Iterator[int]) -> tuple[Message, str | None]:
         reader = Reader(tool_parser("qwen25")(), single=single)

@@ -110,9 +110,8 @@ class MessageSerializer:
         delta: MessageDelta = {"type": "message_delta", "delta": self._reason(), "usage": usage}
         return _event(delta) + _event({"type": "message_stop"})
 
-    def failed(self, error: ApiError) -> bytes:
+    def failed(self, error: ApiError, request_id: str) -> bytes:
         """The end of a stream that fails."""
-        request_id = self._head["id"].removeprefix(ID_PREFIX)
         return b"event: error\ndata: " + ANTHROPIC.body(error, request_id) + b"\n\n"
 
     def whole(self) -> bytes:

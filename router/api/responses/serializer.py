@@ -12,6 +12,7 @@ from router.api.responses.answers import Response, ResponseUsage
 from router.api.responses.events import closing
 from router.api.responses.output import Output
 from router.api.responses.resource import failure
+from router.api.responses.tools import origins
 from router.errors import ApiError
 from router.http.json import encode
 from router.relay.choice import Choice, Delta
@@ -32,7 +33,7 @@ class ResponseSerializer:
         self._choice = choice
         self._tokenizer = tokenizer
         self._keep = keep
-        self._output = Output()
+        self._output = Output(origins(body["tools"]))
 
     @property
     def sequence(self) -> int:
@@ -91,7 +92,7 @@ class ResponseSerializer:
         """The end of a stream."""
         return closing(self.body, self.sequence)
 
-    def failed(self, error: ApiError) -> bytes:
+    def failed(self, error: ApiError, request_id: str) -> bytes:
         """The end of a stream that fails."""
         return self.last()
 
@@ -107,7 +108,7 @@ class ResponseSerializer:
             if item["type"] == "reasoning":
                 # Counted anew from the text: tokens come without a word on what they became.
                 text = item["content"][0]["text"]
-                thought += len(await self._tokenizer.encode(text, add_special_tokens=False))
+                thought += len(await asyncio.to_thread(self._tokenizer.encode, text, False))
         return {
             "input_tokens": asked,
             "input_tokens_details": {"cached_tokens": choice.cached_tokens, "cache_write_tokens": 0},
