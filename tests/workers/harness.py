@@ -5,7 +5,7 @@ import functools
 import itertools
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +39,9 @@ _ids = itertools.count()
 def forks() -> ForkServer:
     """One for all workers of this process's tests; it ends with the process."""
     return ForkServer(Path(tempfile.mkdtemp(prefix="ling-")))
+
+
+Launcher = Callable[[WorkerConfig, str], Launch]
 
 
 def process_launcher(config: WorkerConfig, worker_id: str) -> Launch:
@@ -160,11 +163,11 @@ class Workers:
         self.all: list[Worker] = []
         self._streams: dict[str, Stream] = {}
 
-    async def start(self, config: WorkerConfig, role: Role) -> Worker:
+    async def start(self, config: WorkerConfig, role: Role, launcher: Launcher | None = None) -> Worker:
         worker_id = f"{role}-{next(_ids)}"
         leader = Leader(config, worker_id, role)
         try:
-            await asyncio.wait_for(leader.start(process_launcher(config, worker_id)), 120)
+            await asyncio.wait_for(leader.start((launcher or process_launcher)(config, worker_id)), 300)
         except BaseException:
             await leader.close()
             raise
