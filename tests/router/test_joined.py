@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,11 +27,9 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "a stop b\\n"}}\n</tool_ca
 
 
 @pytest.fixture(scope="module")
-def nano() -> Iterator[Tokenizer]:
+def nano() -> Tokenizer:
     """Tokens of several characters, and of parts of one."""
-    tokenizer = Tokenizer(str(NANO))
-    yield tokenizer
-    tokenizer.close()
+    return Tokenizer(str(NANO))
 
 
 def fed(

@@ -274,7 +274,6 @@ def test_whatever_ends_a_job_gives_its_room_back_once(checkpoint: Path, end: Cal
     job.leave()
     permit.release()
     assert given == [1]
-    tokenizer.close()
 
 
 @pytest.mark.parametrize(
