@@ -12,7 +12,7 @@ from cluster.checkpoint import check_files
 from cluster.config import ClusterConfig, parse
 from cluster.directory import Directory
 from cluster.ingress import Router
-from cluster.pool import Worker, bundles
+from cluster.pool import Worker, actor_options
 from cluster.resolve import Resolved, resolve
 from cluster.scaling import autoscaling
 from wire.protocol import Role
@@ -87,9 +87,7 @@ def _pool(resolved: Resolved, role: Role, directory: Application) -> Application
         Worker,
         name=role.capitalize(),
         **_size(config, role),
-        ray_actor_options={"num_cpus": bundles(config, role)[0]["CPU"]},
-        placement_group_bundles=bundles(config, role),
-        placement_group_strategy="STRICT_PACK",
+        ray_actor_options=actor_options(config, role),
         max_ongoing_requests=_NO_LIMIT,
         logging_config=_LOGGING,
         health_check_period_s=2.0,

@@ -54,7 +54,7 @@ async def make_choices(gateway: Gateway, request: Request, tenant: str) -> list[
                     reserve=min(max_tokens, request.sampling.max_tokens or _OPEN_RESERVE),
                 )
             )
-    gateway.metrics.prompt_tokens.add(sum(len(prompt.token_ids) for prompt in prompts))
+    gateway.metrics.accepted(len(prompt.token_ids) for prompt in prompts)
     return choices
 
 
