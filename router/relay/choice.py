@@ -188,8 +188,8 @@ class Choice:
         if self._recording is not None:
             self._recording.took(delta.text, delta.events)
             if self.finish is not None:
-                ended = self._reader is not None and self._reader.ended
-                self._recording.end(stopped=self.finish == "stop" and not ended, cut=self.stop_string is not None)
+                cut = self.stop_string is not None or (self._reader is not None and self._reader.ended)
+                self._recording.end(stopped=self.finish == "stop", cut=cut)
         return delta
 
     def _read(self) -> None:

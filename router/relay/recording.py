@@ -14,8 +14,8 @@ class Recording:
     keep: is called once with what was said and the packed ids. values: calls' arguments come back as JSON values, which
     are written anew, not as the model's text.
 
-    Nothing is kept of an answer that has reasoning, which templates leave out of earlier turns; of one that a stop
-    string cut within a token's text; and of one with a call that is no call.
+    Nothing is kept of an answer that has reasoning, which templates leave out of earlier turns; of one that the router
+    cut, at a stop string or behind its only call, where the model was not done; and of one with a call that is no call.
     """
 
     __slots__ = ("_calls", "_keep", "_text", "_values", "ids")
@@ -43,7 +43,7 @@ class Recording:
                     self._keep = None
 
     def end(self, *, stopped: bool, cut: bool) -> None:
-        """All is taken. stopped: the last id is of a token that ended it. cut: by a stop string."""
+        """All is taken. stopped: the last id is of a token that ended it. cut: by the router."""
         keep, self._keep = self._keep, None
         if keep is None or cut:
             return
