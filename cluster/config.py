@@ -156,6 +156,10 @@ class ClusterConfig(_Section):
     plan` calls the GPUs, for the metric that says how much of their limit is reached. host, port: where each router
     listens by itself; without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU
     counts for in Ray's placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    surge: workers beyond its size that a pool may have while `serve deploy` replaces them, in percent: their successors
+    serve before they go. Unset, it is 100 without GPUs, and 0 with them: a pool that may have more and finds no GPUs
+    for them waits for ever, so set it only where GPUs are spare; with 0 workers are replaced in their places, a fifth
+    of the pool at a time.
     """
 
     model: Text | None = None
@@ -184,6 +188,7 @@ class ClusterConfig(_Section):
     port: Port = None
     rank_cpus: Annotated[float, Field(ge=0.001), _READ] = 0.01
     drain_s: Annotated[float, Field(ge=0), _READ] = 5.0
+    surge: Annotated[int | None, Field(ge=0, le=100), _READ] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
