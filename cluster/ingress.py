@@ -49,7 +49,7 @@ class Router:
         metrics, tags = self._gateway.metrics, {"router": self._gateway.config.name}
         own = Bridge(lambda: (r for r in metrics.read() if r.metric.source == "router"), tags)
         self._telling = asyncio.create_task(own.run())
-        app = create_app(self._gateway, self._exchange if config.router.replicas > 1 else None)
+        app = create_app(self._gateway, self._exchange if config.router.replicas != 1 else None)
         keep_for_good()
         if config.port is not None:
             self._front = Front(app, config.host, config.port, config.drain_s + _FLUSH_S)
