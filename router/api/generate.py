@@ -106,7 +106,7 @@ class Generate(Answering, Generic[R]):
         check_model(asked.model, gateway.config)
         request = await gateway.apart(len(body), api.lower, asked)
         with gateway.admitted(request.choices) as permit:
-            choices = await make_choices(gateway, request)
+            choices = await make_choices(gateway, request, caller_of(scope).tenant)
             shape = begin(gateway, api, asked, request, choices)
             caller = caller_of(scope)
             caller.choices = choices

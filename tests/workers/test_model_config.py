@@ -77,7 +77,7 @@ def test_yarn_by_override_widens_the_context() -> None:
         ({"topk_group": 5}, "topk_group 5 exceeds n_group 4"),
         ({"num_experts_per_tok": 5}, "num_experts_per_tok 5 exceeds"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2}}, "'linear' is not served"),
-        ({"rope_scaling": YARN_256K | {"mscale_all_dim": 1}}, "not served: mscale_all_dim"),
+        ({"rope_scaling": YARN_256K | {"low_freq_factor": 1}}, "not served: low_freq_factor"),
         ({"rope_scaling": YARN_256K | {"factor": -1}}, "rope_scaling.factor must be a number above 0"),
         ({"rope_scaling": "yarn"}, "rope_scaling must be an object"),
         ({"torch_dtype": "float16"}, "torch_dtype 'float16' is not served"),

@@ -89,7 +89,7 @@ class Create(Answering):
         earlier = await self._earlier(request, tenant)
         asked = [await self._plain(item, i, tenant) for i, item in enumerate(request.input)]
         lowered = request.lower(earlier.items, asked)
-        (choice,) = await make_choices(self._gateway, lowered)
+        (choice,) = await make_choices(self._gateway, lowered, tenant)
         body = resource(request, new_id("resp"), int(time.time()), self._gateway.config.served_model_name)
         return lowered, choice, Record(tenant, earlier, asked, body)
 
