@@ -75,7 +75,9 @@ class RouterSection(_Section):
     router. max_responses, max_responses_bytes: kept responses of a tenant, in the cluster's temporary folder where
     there is no data_dir. otlp_endpoint: where traces go, e.g. http://collector:4318/v1/traces; trace_share: of the
     requests that bring no trace of their own. segment_cache_bytes: what a router keeps of conversations' texts and
-    their token ids, so that a next turn costs its new texts alone.
+    their token ids, so that a next turn costs its new texts alone. attachments:
+    whether images and files in tools' results become a note to the model, or a 400. name_workers: whether answers say
+    which workers and processes computed them.
     """
 
     replicas: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], _READ] = "auto"
@@ -98,6 +100,8 @@ class RouterSection(_Section):
     trace_share: Annotated[float, Field(ge=0, le=1), _READ] = 1.0
     segment_cache_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
     max_responses: Count = 4096
+    attachments: Literal["note", "refuse"] = "note"
+    name_workers: bool = False
     max_responses_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
 
 
