@@ -56,7 +56,8 @@ locals {
       operatorNamespace   = local.operator_namespace
       monitoringNamespace = local.monitoring_namespace
     }
-    podMonitor = { enabled = var.monitoring.enabled }
-    dashboards = { enabled = var.monitoring.enabled }
+    podMonitor     = { enabled = var.monitoring.enabled }
+    prometheusRule = { enabled = var.monitoring.enabled }
+    dashboards     = { enabled = var.monitoring.enabled }
   }
 }
