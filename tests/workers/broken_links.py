@@ -41,6 +41,9 @@ SAMPLING = SamplingParams(max_tokens=6, seed=1, temperature=0.0, logprobs=0)
 # How a link breaks: its payload connections, or its control connection, before a tensor, or while it moves.
 KINDS = ("payload before", "payload within", "payload after", "control before", "control within")
 _ARMED, _KIND, _BROKEN, _FIELDS = 0, 1, 2, 3
+# Ranks are forked from one process that has imported what they need.
+_PROCESSES = multiprocessing.get_context("forkserver")
+_PROCESSES.set_forkserver_preload(["workers.rank.process"])
 
 
 class Breaker:
@@ -118,11 +121,10 @@ def _rank_main(shared: Any, place: int, *job: Any) -> None:
 
 def breaking_launcher(shared: Any, first: int, config: WorkerConfig, worker_id: str) -> Launch:
     """Starts ranks whose links break when the test's process says so; theirs are places from `first` on."""
-    context = multiprocessing.get_context("spawn")
 
     async def launch(rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
         job = (config, worker_id, rank, endpoint, rendezvous)
-        process = context.Process(target=_rank_main, args=(shared, first + rank, *job), daemon=True)
+        process = _PROCESSES.Process(target=_rank_main, args=(shared, first + rank, *job), daemon=True)
         process.start()
         loop, ended = asyncio.get_running_loop(), asyncio.Event()
         loop.add_reader(process.sentinel, ended.set)
@@ -221,7 +223,7 @@ class Fleet:
 
 async def run(times: int, seed: int, tell: Callable[[str], None] = lambda _: None) -> Report:
     """Break so many links; AssertionError for anything that must not be."""
-    shared = multiprocessing.get_context("spawn").Array("q", 4 * TP * _FIELDS)
+    shared = _PROCESSES.Array("q", 4 * TP * _FIELDS)
     async with workers() as started:
         fleet = Fleet(started, shared, seed)
         await fleet.start()
