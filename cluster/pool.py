@@ -1,6 +1,7 @@
 """A worker as a Serve replica: the replica is the leader, its ranks are actors in the same placement group."""
 
 import asyncio
+import functools
 import logging
 import os
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
 from cluster.directory import ENTER_EVERY_S
-from cluster.entries import Failure
+from cluster.entries import Failure, Listing
 from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
 from cluster.metrics_limit import limit_of
@@ -23,9 +24,11 @@ from cluster.scaling import DEMAND, demand
 from cluster.secret import cluster_secret
 from wire.logs import describe, set_up
 from wire.metrics.recorder import Reading
-from wire.protocol import Role
-from workers.config import Rendezvous
+from wire.protocol import Role, WorkerInfo
+from workers.config import Rendezvous, WorkerConfig
 from workers.leader.leader import Leader
+from workers.leader.ranks import Launch
+from workers.leader.start import start_leader
 
 _LEADER_CPUS = 0.01
 _CALL_S = 2.0
@@ -77,19 +80,28 @@ class Worker:
         self._telling = asyncio.create_task(Bridge(self._figures, {}).run())
 
     async def _start(self, resolved: Resolved) -> None:
-        """Bring the checkpoint to this host if it lies elsewhere, then load it."""
-        if resolved.origin is not None:
-            origin, synthetic = resolved.origin, resolved.config.load == "synthetic"
-            fetched = await asyncio.to_thread(origin.description if synthetic else origin.weights)
-            resolved = resolved.moved(fetched.folder)
-        self._config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
-        self._limit = limit_of(resolved.model, resolved.config.card, self._config.tp)
-        self._leader = Leader(self._config, self._worker_id, self._role)
+        """Load the weights from a live worker, else from storage; what lies elsewhere is fetched only then."""
+        origin = resolved.origin
+        if origin is not None:
+            resolved = resolved.moved((await asyncio.to_thread(origin.description)).folder)
+        config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
+        self._limit = limit_of(resolved.model, resolved.config.card, config.tp)
+        fetched = origin is not None and config.load != "synthetic"
+        storage = functools.partial(asyncio.to_thread, origin.weights) if origin is not None and fetched else None
+        self._leader = await start_leader(config, self._made, await self._live(), storage)
+
+    def _made(self, config: WorkerConfig) -> tuple[Leader, Launch]:
+        self._config = config
+        return Leader(config, self._worker_id, self._role), self._launch
+
+    async def _live(self) -> tuple[WorkerInfo, ...]:
+        """Workers that serve now; none while the directory can't be asked."""
         try:
-            await self._leader.start(self._launch)
-        except BaseException:
-            await _within(self._leader.close(), _CLOSE_S, "closing the worker")
-            raise
+            listing: Listing = await asyncio.wait_for(_awaited(self._directory.listing.remote()), _CALL_S)
+        except Exception as error:
+            _LOG.warning("which workers could lend weights is not known: %s", describe(error))
+            return ()
+        return listing.workers
 
     def _figures(self) -> Iterator[Reading]:
         leader = self._leader

@@ -91,7 +91,7 @@ class Leader:
         folder = Path(config.model)
         model = LingConfig.load(folder, config.model_overrides)
         model.check_tp(config.tp)
-        identity = await asyncio.to_thread(weights_id, folder, config.load == "synthetic")
+        identity = await asyncio.to_thread(weights_id, folder, config.load == "synthetic", config.version)
         ready = await self._ranks.start(launch)
         pages = min(r.pages for r in ready)
         limits = limits_of(config, model, pages)
