@@ -35,8 +35,10 @@ async def _stream(client: httpx.AsyncClient, body: dict[str, object]) -> int:
     chunks = 0
     async with client.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
-        async for line in response.aiter_lines():
-            chunks += line.startswith("data: {")
+        held = ""
+        async for text in response.aiter_text():
+            *lines, held = (held + text).split("\n")
+            chunks += sum(line.startswith("data: {") for line in lines)
     return chunks
 
 

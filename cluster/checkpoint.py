@@ -42,7 +42,7 @@ def check_files(config: ClusterConfig, folder: Path, weights: bool = True) -> No
     from router.text.tokenizer import Tokenizer  # noqa: PLC0415
 
     try:
-        Tokenizer(str(folder)).close()
+        Tokenizer(str(folder))
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise ConfigError(
             f"model: the tokenizer or chat template in {folder} can't be read: {error}; copy tokenizer.json, "

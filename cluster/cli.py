@@ -84,6 +84,9 @@ def serve(
     max_step_tokens: Annotated[int | None, _capacity_option("Token budget of a step. Default 1024.")] = None,
     host: Annotated[str | None, _http_option("Address to listen on. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, _http_option(f"Port to listen on. Default {DEFAULT_PORT}.")] = None,
+    metrics_port: Annotated[
+        int | None, _http_option("Loopback port of the metrics for Prometheus. Default: any free one.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any settings; flags override it.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -112,7 +115,7 @@ def serve(
     }
     try:
         settled = settle(config, {k: v for k, v in flags.items() if v is not None}, settings or [])
-        serve_here(settled)
+        serve_here(settled, metrics_port)
     except (ConfigError, RuntimeError) as error:
         Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None

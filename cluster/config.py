@@ -75,6 +75,8 @@ class RouterSection(_Section):
     batch_concurrency: of them at once a router. max_responses, max_responses_bytes: kept responses of a tenant, in the
     cluster's temporary folder where there is no data_dir. otlp_endpoint: where traces go, e.g.
     http://collector:4318/v1/traces; trace_share: of the requests that bring no trace of their own.
+    segment_cache_bytes: what a router keeps of conversations' texts and their token ids, so that a next turn costs its
+    new texts alone.
     """
 
     replicas: Count = 1
@@ -95,6 +97,7 @@ class RouterSection(_Section):
     batch_concurrency: Count = 256
     otlp_endpoint: Text | None = None
     trace_share: Annotated[float, Field(ge=0, le=1), _READ] = 1.0
+    segment_cache_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
     max_responses: Count = 4096
     max_responses_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
 

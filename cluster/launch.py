@@ -13,8 +13,8 @@ from cluster.resolve import find, resolve
 from wire.tls import TlsError, tls
 
 
-def serve_here(config: ClusterConfig) -> None:
-    """Serve on this machine until the user ends it.
+def serve_here(config: ClusterConfig, metrics_port: int | None = None) -> None:
+    """Serve on this machine until the user ends it. metrics_port: of loopback, for Prometheus; None for any free one.
 
     Raises ConfigError for settings that can't be served, FetchError for a checkpoint that can't be had, StartError if
     the cluster did not come up.
@@ -23,7 +23,9 @@ def serve_here(config: ClusterConfig) -> None:
         raise ConfigError("port: `ling serve` listens by itself and needs a port")
     found = find(config)
     resolve(config, gpus=0, found=found)  # what can't be served is refused before its weights are fetched
-    _check_port(config.host, config.port)
+    _check_port(config.host, config.port, "port")
+    if metrics_port is not None:
+        _check_port("127.0.0.1", metrics_port, "--metrics-port")
     if found.origin is not None and config.load != "synthetic":
         fetch_shown(found.origin.weights, Console(stderr=True))
     check_files(config, found.folder)
@@ -34,17 +36,17 @@ def serve_here(config: ClusterConfig) -> None:
     _set_environment()
     from cluster.running import run  # noqa: PLC0415 - Ray must not be imported before
 
-    run(config, found)
+    run(config, found, metrics_port)
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(host: str, port: int, setting: str) -> None:
     """Routers share their port: one of another cluster would be no obstacle, it would get half of the requests."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(f"port: can't listen on {host}:{port} ({error.strerror}); choose another") from error
+            raise ConfigError(f"{setting}: can't listen on {host}:{port} ({error.strerror}); choose another") from error
 
 
 def _set_environment() -> None:

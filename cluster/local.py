@@ -1,5 +1,6 @@
 """A Ray cluster of our own on this machine, and its certain end."""
 
+import atexit
 import ctypes
 import logging
 import os
@@ -13,6 +14,7 @@ from typing import NoReturn
 import psutil
 import ray
 
+from cluster.daemons import Daemons, RayLost, be_patient, wait_for_the_node
 from wire.logs import describe
 
 _PR_SET_CHILD_SUBREAPER = 36
@@ -25,12 +27,17 @@ _ABANDONED = 130  # what a shell reports after Ctrl-C
 class LocalRay:
     """Starts on `start`; `end` leaves no process and no file of it behind."""
 
-    def __init__(self) -> None:
+    def __init__(self, metrics_port: int | None) -> None:
+        """`metrics_port`: where its metrics agent listens; None for any free port."""
+        self._metrics_port = metrics_port
         self.folder = Path(tempfile.mkdtemp(prefix="ling-"))
+        self.daemons = Daemons(self.folder)
 
     def start(self) -> None:
-        """Start the cluster and connect to it; RuntimeError if Ray can't."""
+        """Start the cluster and connect to it; RayLost if it does not come up."""
         _adopt_orphans()
+        be_patient(self.folder)
+        wait_for_the_node()
         # Whatever processes of the cluster leave in their temporary folder goes with this one.
         os.environ["TMPDIR"] = str(self.folder)
         try:
@@ -41,15 +48,24 @@ class LocalRay:
                 log_to_driver=False,
                 logging_level=logging.ERROR,
                 _node_ip_address="127.0.0.1",
+                _metrics_export_port=self._metrics_port,
                 _temp_dir=str(self.folder),
             )
         except Exception as error:  # Ray raises bare ones, e.g. when its node is late on a busy machine
-            raise RuntimeError(f"Ray did not start on this machine: {describe(error)}") from error
+            raise RayLost(
+                f"Ray did not start on this machine: {describe(error)}; if it is short of memory or CPU, end what else "
+                "runs, and try again"
+            ) from error
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
-    def end(self, keep_logs: bool) -> None:
-        """Disconnect, then end every process that descends from this one, by its id."""
-        ray.shutdown()
+    def end(self, keep_logs: bool, disconnect: bool) -> None:
+        """End every process that descends from this one, by its id. `disconnect`: whether nothing calls Ray any more;
+        a call that goes on after a disconnection would start Ray anew."""
+        if disconnect:
+            ray.shutdown()
+        else:
+            # At the interpreter's end Ray would wait for processes that are gone.
+            atexit.register(os._exit, 1)
         _end_descendants(patience_s=_PATIENCE_S)
         if not keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)

@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import os
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -70,11 +71,13 @@ class Worker:
         self._worker_id = f"{role}-{serve.get_replica_context().replica_id.unique_id}"
         self._resources = _rank_resources(resolved.config)
         set_up(log_settings(resolved.config), worker=self._worker_id)
+        began = time.monotonic()
         try:
             await self._start(resolved)
         except Exception as error:
             await self._report(f"did not start: {describe(error)}")
             raise
+        self._start_s = time.monotonic() - began
         self._running = asyncio.create_task(self._run())
         self._entering = asyncio.create_task(self._enter())
         self._telling = asyncio.create_task(Bridge(self._figures, {}).run())
@@ -107,6 +110,7 @@ class Worker:
         leader = self._leader
         if self._limit is not None:
             leader.figures.limit(self._limit.reached(leader.figures.totals))
+        leader.figures.sized(self._start_s, self._demand())
         return leader.figures.read(leader.info, leader.load)
 
     async def _launch(self, rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
@@ -142,7 +146,10 @@ class Worker:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve asks, and gives it to the pool's autoscaling policy."""
-        return {DEMAND: demand(self._leader.info, self._leader.load, self._config.max_step_tokens, self._target)}
+        return {DEMAND: self._demand()}
+
+    def _demand(self) -> float:
+        return demand(self._leader.info, self._leader.load, self._config.max_step_tokens, self._target)
 
     async def check_health(self) -> None:
         """Serve asks; a leader whose loop hangs does not answer."""

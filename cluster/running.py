@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import httpx
@@ -17,9 +18,11 @@ from cluster.app import application, gpus
 from cluster.config import ClusterConfig, ConfigError
 from cluster.entries import Failure, Listing
 from cluster.hints import hints
+from cluster.last_resort import LastResort
 from cluster.local import LocalRay
+from cluster.ray_thread import RayThread
 from cluster.resolve import Found, Resolved, resolve
-from cluster.signals import EndingSignals
+from cluster.signals import ENDING, EndingSignals
 from cluster.status import render
 from cluster.terminal import own_console
 from wire.logs import describe
@@ -29,34 +32,50 @@ _POLL_S = 0.2
 _CALL_S = 5.0
 # On top of draining: what ending streams, ranks and connections takes.
 _CLOSING_S = 5.0
+# After a signal; whoever takes longer is ended from outside.
+_HEEDED_S = 5.0
 
 
 class StartError(RuntimeError):
     """The cluster did not come up; the message is the first error there was."""
 
 
-def run(config: ClusterConfig, found: Found) -> NoReturn:
+def run(config: ClusterConfig, found: Found, metrics_port: int | None) -> NoReturn:
     """Start, serve until an ending signal, drain, end this process. A second signal ends without draining.
 
     ConfigError and StartError if it did not come up.
     """
-    local = LocalRay()
+    local = LocalRay(metrics_port)
     signals = EndingSignals(local.abandon)
+    last_resort = LastResort(ENDING, _HEEDED_S, config.drain_s + _CLOSING_S + _HEEDED_S)
+    in_ray = RayThread()
     failed = True
     try:
         with own_console(local.folder / "driver.log") as console:
+
+            def look_after_ray() -> None:
+                if done := local.daemons.check():
+                    console.print(f"[red]{done}[/]", highlight=False)
+
+            def look_after_ray_and_signals() -> None:
+                look_after_ray()
+                if signals.asked:
+                    raise InterruptedError
+
             try:
                 with console.status("starting Ray…") as progress:
-                    _start(config, found, local, signals, progress)
+                    in_ray.do(lambda: _start(config, found, local, progress), look_after_ray)
                 signals.defer()
-                _follow(signals, console)
+                last_resort.serves()
+                with suppress(InterruptedError):
+                    in_ray.do(lambda: _follow(signals, console), look_after_ray_and_signals)
                 console.print("ending…")
                 signals.defer()
-                _drain(config.drain_s, signals)
+                _drain(config.drain_s, signals, in_ray)
                 failed = False
             finally:
                 signals.ignore()
-                local.end(keep_logs=failed)
+                local.end(keep_logs=failed, disconnect=in_ray.idle)
                 if failed:
                     console.print(f"Ray's logs: {local.folder}", highlight=False, soft_wrap=True)
     finally:
@@ -65,11 +84,10 @@ def run(config: ClusterConfig, found: Found) -> NoReturn:
     os._exit(0)
 
 
-def _start(config: ClusterConfig, found: Found, local: LocalRay, signals: EndingSignals, progress: Status) -> None:
+def _start(config: ClusterConfig, found: Found, local: LocalRay, progress: Status) -> None:
     """Returns once the cluster serves and has said so."""
     began = time.monotonic()
     local.start()
-    signals.arm()  # Ray has put a handler of its own in place
     resolved = _on_device(config, found)
     progress.update("starting Serve…")
     target = serve.RunTarget(application(resolved), name=_APP)
@@ -162,12 +180,25 @@ def _announce(resolved: Resolved, status: dict[str, Any], seconds: float, consol
     console.print(f"\n{told}\nCtrl-C ends everything.", soft_wrap=True, markup=False, highlight=False)
 
 
-def _drain(drain_s: float, signals: EndingSignals) -> None:
-    """Take the application down: routers stop accepting, running requests get `drain_s` to end."""
+def _drain(drain_s: float, signals: EndingSignals, in_ray: RayThread) -> None:
+    """Take the application down: routers stop accepting, running requests get `drain_s` to end.
+
+    It takes no longer than that and _CLOSING_S, whatever has become of Ray.
+    """
     deadline = time.monotonic() + drain_s + _CLOSING_S
-    try:
+
+    def take_down() -> None:
         serve.delete(_APP, _blocking=False)
         while _APP in serve.status().applications and time.monotonic() < deadline and not signals.asked:
             time.sleep(_POLL_S)
+
+    def look_at_the_clock() -> None:
+        if signals.asked or time.monotonic() > deadline:
+            raise TimeoutError
+
+    try:
+        in_ray.do(take_down, look_at_the_clock)
+    except TimeoutError:
+        return
     except (ray.exceptions.RayError, serve.exceptions.RayServeException) as error:
         raise RuntimeError(f"the cluster ended before it could drain: {error}") from error

@@ -111,8 +111,6 @@ async def _off(request: Request) -> NoReturn:
 _MESSAGES_REFUSED = {
     "billing_policy": "nothing is billed",
     "compaction": "conversations are not cut here",
-    "mcp_servers": _REMOTE,
-    "speed": "there is one speed",
     "user_profile_id": _REMOTE,
     "workspace_id": _REMOTE,
 }
@@ -159,7 +157,6 @@ ENDPOINTS = (
         refused={
             "access_programs": "there are none",
             "background_options": "what runs in the background runs at once",
-            "context_management": "conversations are cut by `truncation` alone",
             "conversation": "`previous_response_id` goes on with a conversation",
             "image": _TEXT_ALONE,
             "moderation": _UNMODERATED,

@@ -2,10 +2,10 @@
 
 import math
 
-import msgspec
 from typing_extensions import TypedDict
 
 from router.access.limits import Denied
+from router.http.json import encode
 
 
 class Fault(TypedDict):
@@ -55,7 +55,7 @@ class ApiError(Exception):
 
     def body(self) -> bytes:
         """The JSON body."""
-        return msgspec.json.encode(self.payload())
+        return encode(self.payload())
 
 
 def invalid(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:

@@ -10,6 +10,8 @@ Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames
 from dataclasses import dataclass
 from typing import Literal
 
+from wire.tokens import TokenIds
+
 Role = Literal["prefill", "decode"]
 # Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "abort": at a decode worker,
 # that the prefill worker ended the request, and has told the router how.
@@ -97,7 +99,7 @@ class Submit:
     """
 
     request_id: str
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     sampling: SamplingParams
     priority: int = 0
     source: PeerRef | None = None

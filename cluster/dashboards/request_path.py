@@ -1,7 +1,7 @@
 """Where a request's time goes, from the router to its last token."""
 
 from cluster.dashboards.board import Board, Panel, Query, Row
-from cluster.dashboards.promql import mean, quantile, rate, total
+from cluster.dashboards.promql import buckets, mean, quantile, rate, total
 from wire.metrics import table as t
 from wire.metrics.table import Metric
 
@@ -21,6 +21,18 @@ REQUEST_PATH = Board(
             (
                 _spread("Time to first token", t.TTFT, "From submission to the workers to the first token's arrival."),
                 _spread("Between tokens", t.ITL, "As they arrive at the router."),
+                Panel(
+                    "Prompt lengths", "none", "Prompts a second by tokens.",
+                    (Query(buckets(t.PROMPT_LENGTH), "{{le}}"),), kind="heatmap",
+                ),
+                Panel(
+                    "First tokens", "s", "First tokens a second by the time they took.",
+                    (Query(buckets(t.TTFT), "{{le}}"),), kind="heatmap",
+                ),
+                Panel(
+                    "Answer length", "short", "Tokens generated for each sequence that began, the mean.",
+                    (Query(f"{rate(t.GENERATED_TOKENS)} / {rate(t.TTFT, suffix='_count')}", "tokens"),),
+                ),
                 _spread("Whole answers", t.E2E, "From arrival to the answer's end, of requests answered with 200."),
             ),
         ),
@@ -38,6 +50,10 @@ REQUEST_PATH = Board(
                 Panel(
                     "Waiting at workers", "short", "Sequences that wait for room, by pool.",
                     (Query(total(t.QUEUED, "role"), "{{role}}"),), stacked=True,
+                ),
+                Panel(
+                    "Router held up", "s", "The longest a router's loop stood still in a minute. Normal: some ms.",
+                    (Query(total(t.LOOP_HOLD, how="max"), "longest"),),
                 ),
             ),
         ),

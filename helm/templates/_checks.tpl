@@ -50,6 +50,12 @@
 {{- if and $v.model.shard.enabled (not (include "ling.mounts" .)) -}}
 {{- fail "model.shard.enabled: needs model.source folder and model.path; what is fetched, and the embedded checkpoint, is not sharded" -}}
 {{- end -}}
+{{- if and $v.model.shard.enabled $v.model.volume.hostPath -}}
+{{- fail "model.shard.enabled: needs a claim (model.volume.existingClaim or create), for a hostPath is another folder on every node and the Job writes to one of them" -}}
+{{- end -}}
+{{- if and $v.prometheusRule.enabled (not $v.podMonitor.enabled) -}}
+{{- fail "prometheusRule.enabled: needs podMonitor.enabled, which labels the series that the rules read" -}}
+{{- end -}}
 {{- if ne $v.tls.enabled (ne $v.tls.caSecretName "") -}}
 {{- fail "tls: enabled and caSecretName go together" -}}
 {{- end -}}

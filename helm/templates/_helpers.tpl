@@ -25,7 +25,13 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 
 {{- define "ling.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- $image := .Values.image -}}
+{{- $tag := $image.tag | default (printf "%s-%s" .Chart.AppVersion .Values.device) -}}
+{{ $image.repository }}{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $tag }}{{ end }}
+{{- end -}}
+
+{{- define "ling.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (ternary (include "ling.name" .) "" .Values.serviceAccount.create) }}
 {{- end -}}
 
 {{/* Not empty where the checkpoint lies in a volume. */}}
@@ -49,9 +55,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- define "ling.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ int64 .Values.securityContext.runAsUser }}
-runAsGroup: {{ int64 .Values.securityContext.runAsGroup }}
-fsGroup: {{ int64 .Values.securityContext.fsGroup }}
+{{- range $name := list "runAsUser" "runAsGroup" "fsGroup" }}
+{{- with get $.Values.securityContext $name }}
+{{ $name }}: {{ int64 . }}
+{{- end }}
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
@@ -76,6 +84,27 @@ seccompProfile: {type: RuntimeDefault}
 - {name: RAY_health_check_timeout_ms, value: "1000"}
 - {name: RAY_health_check_failure_threshold, value: "3"}
 - {name: RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S, value: "1"}
+{{- end -}}
+
+{{/* Of the main container, of a component's own values. */}}
+{{- define "ling.mainSecurity" -}}
+{{- $security := include "ling.containerSecurity" . | fromYaml -}}
+{{- with (.capabilities | default dict).add }}{{ $_ := set $security.capabilities "add" . }}{{ end -}}
+{{- toYaml $security -}}
+{{- end -}}
+
+{{/* What a pod asks for where its values say nothing. Takes (root, component, values). */}}
+{{- define "ling.resources" -}}
+{{- $cpu := dict
+      "head" (dict "requests" (dict "cpu" "500m" "memory" "2Gi") "limits" (dict "cpu" "2" "memory" "4Gi"))
+      "router" (dict "requests" (dict "cpu" "250m" "memory" "1Gi") "limits" (dict "cpu" "1" "memory" "2Gi"))
+      "prefill" (dict "requests" (dict "cpu" "500m" "memory" "2Gi") "limits" (dict "cpu" "2" "memory" "4Gi")) -}}
+{{- $cuda := dict
+      "head" (dict "requests" (dict "cpu" "2" "memory" "8Gi") "limits" (dict "cpu" "4" "memory" "8Gi"))
+      "router" (dict "requests" (dict "cpu" "2" "memory" "4Gi") "limits" (dict "cpu" "4" "memory" "8Gi"))
+      "prefill" (dict "requests" (dict "cpu" "8" "memory" "64Gi") "limits" (dict "cpu" "16" "memory" "128Gi")) -}}
+{{- $by := ternary $cuda $cpu (eq (index . 0).Values.device "cuda") -}}
+{{- (index . 2).resources | default (get $by (ternary "prefill" (index . 1) (eq (index . 1) "decode"))) | toYaml -}}
 {{- end -}}
 
 {{/* Takes (root, component). The head builds the application, so it looks for the keys' file too. */}}

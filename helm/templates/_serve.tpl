@@ -8,6 +8,7 @@
       "prefill" (include "ling.pool" (list $v.prefill "prefill") | fromYaml)
       "decode" (include "ling.pool" (list $v.decode "decode") | fromYaml)
       "router" $router -}}
+{{- if and (eq $v.device "cuda") (ne $v.gpu.type "other") (ne $v.model.format "other") }}{{- $_ := set $own "card" $v.gpu.type }}{{- end -}}
 {{- if include "ling.mounts" . }}{{- $_ := set $own "model" (include "ling.modelPath" .) }}{{- end -}}
 {{- with include "ling.fetches" . }}{{- $_ := set $own "model" . }}{{- $_ := set $own "model_cache" "/cache" }}{{- end -}}
 {{- with $v.model.servedName | default (include "ling.mounts" .) }}{{- $_ := set $own "served_name" . }}{{- end -}}

@@ -67,7 +67,7 @@ class ChatSerializer(Serializer[ChatChoice, ChatChunkChoice]):
             delta.events = [part for part in delta.events if type(part) is not CallEnd]
             arguments = [part.arguments for part in delta.events if type(part) is CallPart]
             alone = len(arguments) == len(delta.events) and not (delta.text or delta.token_ids or delta.logprobs)
-            if arguments and alone and choice.started and not over:
+            if arguments and alone and choice.started and not (over or self._continuous):
                 before, after = self._around_arguments(choice.index, self._calls[choice.index] - 1)
                 return before + encode("".join(arguments)) + after
         return super().chunk(choice, delta, over)

@@ -31,6 +31,18 @@ class TextPart(Strict):
     prompt_cache_breakpoint: dict[str, Any] | None = meaningless(None)
 
 
+class RefusalPart(Strict):
+    """A refusal of the model, in its words."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+    @property
+    def text(self) -> str:
+        """Its words."""
+        return self.refusal
+
+
 class Function(Strict):
     """A function's name and its arguments as JSON text, as the model wrote them."""
 
@@ -49,6 +61,10 @@ class ToolCall(Strict):
 
 
 Content = Annotated[list[TextPart], BeforeValidator(_part_list, json_schema_input_type=str | list[TextPart])]
+
+
+AnswerPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
+AnswerContent = Annotated[list[AnswerPart], BeforeValidator(_part_list, json_schema_input_type=str | list[AnswerPart])]
 
 
 class BaseMessage(Strict):
@@ -92,7 +108,8 @@ class AssistantMessage(BaseMessage):
     """An earlier answer of the model: text, calls or both."""
 
     role: Literal["assistant"]
-    content: Content = Field(default_factory=list)
+    content: AnswerContent = Field(default_factory=list)  # type: ignore[assignment]
+    refusal: str | None = Field(None, description="read as content where there is none")
     tool_calls: list[ToolCall] = Field(default_factory=list)
     # The family's templates leave earlier reasoning out, by whichever name a server gave it.
     reasoning_content: str | None = meaningless(None)
@@ -105,13 +122,14 @@ class AssistantMessage(BaseMessage):
     @classmethod
     def _null_is_empty(cls, value: Any) -> Any:
         """An answer that ended before it said anything comes back so."""
-        if isinstance(value, dict) and not value.get("tool_calls") and value.get("content", "") is None:
+        said = isinstance(value, dict) and (value.get("tool_calls") or value.get("refusal"))
+        if isinstance(value, dict) and not said and value.get("content", "") is None:
             return {**value, "content": ""}
         return value
 
     @model_validator(mode="after")
     def _says_something(self) -> "AssistantMessage":
-        if "content" not in self.model_fields_set and not self.tool_calls:
+        if not {"content", "refusal"} & self.model_fields_set and not self.tool_calls:
             raise ValueError("an assistant message needs content or tool_calls")
         return self
 
@@ -119,7 +137,8 @@ class AssistantMessage(BaseMessage):
         """In neutral form."""
         at = ("messages", place)
         calls = tuple(Call(c.id, c.function.name, c.function.arguments, (*at, "tool_calls")) for c in self.tool_calls)
-        return Turn("assistant", self.text if "content" in self.model_fields_set else None, at, self.name, calls)
+        text = self.text if "content" in self.model_fields_set else self.refusal
+        return Turn("assistant", text, at, self.name, calls)
 
 
 class ToolMessage(BaseMessage):

@@ -6,8 +6,8 @@ from pydantic import Discriminator, Field, Tag, model_validator
 
 from router.api.chat_messages import FunctionTool, Message, turns
 from router.api.formats import FormattedRequest
-from router.api.request import Conversation, Names, Request, Tools, check_calls, choose_tools
-from router.api.schema import Short, Strict, meaningless
+from router.api.request import Conversation, Ending, Names, Request, Tools, check_calls, choose_tools
+from router.api.schema import MAX_TURNS, Short, Strict, meaningless
 from router.errors import invalid
 
 _RESERVED = frozenset(("messages", "tools", "add_generation_prompt"))
@@ -56,10 +56,30 @@ ToolChoice = Annotated[
 ]
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class ThinkingSwitch(Strict):
+    """Whether to reason first; how much is the model's own choice."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: int | None = meaningless(None, ge=1)
+
+
+class Reasoning(Strict):
+    """Whether to reason first; how much is the model's own choice."""
+
+    effort: Effort | None = None
+    enabled: bool | None = None
+    max_tokens: int | None = meaningless(None, ge=1)
+    exclude: Literal[False] = False
+    summary: Literal["auto", "concise", "detailed"] | None = meaningless(None)
+
+
 class ChatRequest(FormattedRequest):
     """Body of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_TURNS)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
@@ -67,14 +87,19 @@ class ChatRequest(FormattedRequest):
     tools: list[FunctionTool] = Field(default_factory=list, max_length=1024)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = Field(True, description="false: the answer ends with its first call")
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+    reasoning_effort: Effort | None = Field(
         None, description="from `low` on the model reasons; how much is its own choice"
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, max_length=64, description="names for the template; `enable_thinking` switches reasoning"
     )
+    enable_thinking: bool | None = Field(None, description="as in `chat_template_kwargs`")
+    thinking: bool | ThinkingSwitch | None = Field(None, description="switches reasoning")
+    reasoning: Reasoning | None = Field(None, description="as `reasoning_effort`")
+    add_generation_prompt: bool = Field(True, description="false: the prompt ends after the last message")
+    continue_final_message: bool = Field(False, description="the answer continues the last, an assistant's, message")
     modalities: list[Literal["text"]] | None = Field(None, min_length=1, max_length=1)
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = meaningless(None)
     safety_identifier: Short | None = meaningless(None)
     prompt_cache_key: Short | None = meaningless(None)
     prompt_cache_retention: Short | None = meaningless(None)
@@ -88,13 +113,21 @@ class ChatRequest(FormattedRequest):
         taken = _RESERVED.intersection(self.chat_template_kwargs)
         if taken:
             raise invalid(f"'chat_template_kwargs' may not set {min(taken)!r}", "chat_template_kwargs")
+        if self.continue_final_message:
+            last = self.messages[-1]
+            if last.role != "assistant" or last.tool_calls or not last.text:
+                message = "'continue_final_message' needs a last message of the assistant, with content and no calls"
+                raise invalid(message, "continue_final_message")
+            if self.add_generation_prompt and "add_generation_prompt" in self.model_fields_set:
+                message = "'continue_final_message' and 'add_generation_prompt': send one of them"
+                raise invalid(message, "continue_final_message")
         return self
 
     def conversation(self) -> Conversation:
         """The turns to answer; 400 where calls and results do not match, or the choice of tools can't be kept."""
         lowered = turns(self.messages)
         check_calls(lowered, Names())
-        return Conversation(lowered, self._tools(), self._thinking, self.chat_template_kwargs)
+        return Conversation(lowered, self._tools(), self._thinking, self.chat_template_kwargs, self._ending)
 
     def lower(self) -> Request:
         """In neutral form."""
@@ -107,7 +140,20 @@ class ChatRequest(FormattedRequest):
         for name in _THINKING:
             if isinstance(value := self.chat_template_kwargs.get(name), bool):
                 return value
-        return None if self.reasoning_effort is None else self.reasoning_effort not in ("none", "minimal")
+        if self.enable_thinking is not None:
+            return self.enable_thinking
+        if self.thinking is not None:
+            return self.thinking if isinstance(self.thinking, bool) else self.thinking.type != "disabled"
+        if self.reasoning is not None and self.reasoning.enabled is not None:
+            return self.reasoning.enabled
+        effort = self.reasoning_effort or (self.reasoning.effort if self.reasoning is not None else None)
+        return None if effort is None else effort not in ("none", "minimal")
+
+    @property
+    def _ending(self) -> Ending:
+        if self.continue_final_message:
+            return Ending.CONTINUE
+        return Ending.ANSWER if self.add_generation_prompt else Ending.NOTHING
 
     def _tools(self) -> Tools:
         tools = [tool.lower(i) for i, tool in enumerate(self.tools)]

@@ -22,10 +22,9 @@ class CompletionRequest(FormattedRequest):
     """Body of /v1/completions. `prompt` is checked when it is lowered, in one pass over possibly many ids."""
 
     prompt: Any = Field(json_schema_extra=_PROMPT)
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: int = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
-    best_of: Literal[1] = 1
     suffix: Literal[""] = ""
 
     @model_validator(mode="after")

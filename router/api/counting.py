@@ -11,7 +11,7 @@ from router.api.chat_messages import FunctionTool, Message
 from router.api.chat_schema import ChatRequest
 from router.api.render import conversation_prompt
 from router.api.request import Names
-from router.api.schema import Strict, TokenId
+from router.api.schema import MAX_TURNS, Strict, TokenId
 from router.relay.gateway import Gateway
 
 
@@ -20,9 +20,11 @@ class TokenizeRequest(Strict):
 
     model: str = "auto"
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_TURNS)
     tools: list[FunctionTool] = Field(default_factory=list, max_length=1024)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=64)
+    add_generation_prompt: bool = Field(True, description="false: the prompt ends after the last message")
+    continue_final_message: bool = Field(False, description="the answer continues the last, an assistant's, message")
     add_special_tokens: bool = Field(True, description="of a text; a template writes its own")
     return_token_strs: bool = False
 
@@ -45,13 +47,15 @@ async def tokenize(request: TokenizeRequest, gateway: Gateway) -> Tokenized:
     check_model(request.model, gateway.config)
     tokenizer = gateway.tokenizer
     if request.prompt is not None:
-        ids = await tokenizer.encode(request.prompt, add_special_tokens=request.add_special_tokens)
+        text, add = request.prompt, request.add_special_tokens
+        ids = await gateway.apart(len(text), tokenizer.encode, text, add_special_tokens=add)
     else:
-        fields = {"model", "messages", "tools", "chat_template_kwargs"}
+        fields = request.model_fields_set & ChatRequest.model_fields.keys() | {"model"}
         chat = ChatRequest.model_validate({name: getattr(request, name) for name in fields})
-        ids = (await conversation_prompt(chat.conversation(), Names(), tokenizer)).token_ids
+        asked = chat.conversation()
+        ids = (await gateway.apart(asked.characters, conversation_prompt, asked, Names(), tokenizer)).token_ids
     longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
-    answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": ids}
+    answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": list(ids)}
     if request.return_token_strs:
         answer["token_strs"] = [tokenizer.piece(i).text for i in ids]
     return answer

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import time
+import uuid
 from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -54,7 +55,7 @@ class Answer(Protocol):
     def last(self) -> bytes:
         """The end of a stream."""
 
-    def failed(self, error: ApiError) -> bytes:
+    def failed(self, error: ApiError, request_id: str) -> bytes:
         """The end of a stream that fails."""
 
     def whole(self) -> bytes:
@@ -78,10 +79,10 @@ class Api(Protocol[R]):
         """Its answer as JSON."""
 
 
-def begin(gateway: Gateway, api: Api[R], asked: R, request: Request, choices: list[Choice], request_id: str) -> Answer:
-    """The answer to choices that are about to be computed."""
+def begin(gateway: Gateway, api: Api[R], asked: R, request: Request, choices: list[Choice]) -> Answer:
+    """The answer to choices that are about to be computed, under an id of its own: clients use theirs twice."""
     head: Head = {
-        "id": api.id_prefix + request_id,
+        "id": api.id_prefix + uuid.uuid4().hex,
         "created": int(time.time()),
         "model": gateway.config.served_model_name,
     }
@@ -100,12 +101,12 @@ class Generate(Answering, Generic[R]):
         body = await read_body(scope, receive, gateway.config)
         if gateway.config.log_prompts:
             caller_of(scope).asked = body.decode(errors="replace")
-        asked = api.read(body)
+        asked = await gateway.apart(len(body), api.read, body)
         check_model(asked.model, gateway.config)
-        request = api.lower(asked)
+        request = await gateway.apart(len(body), api.lower, asked)
         with gateway.admitted(request.choices) as permit:
             choices = await make_choices(gateway, request)
-            shape = begin(gateway, api, asked, request, choices, headers[0][1].decode())
+            shape = begin(gateway, api, asked, request, choices)
             caller = caller_of(scope)
             caller.choices = choices
             caller.priority = request.priority
@@ -189,7 +190,7 @@ async def stream_answer(send: Send, job: Job, shape: Answer, headers: Headers) -
         body = b"" if error is not None else await chunks(job, shape)
         if end:
             await shape.settle(error)
-            body += shape.last() if error is None else shape.failed(error)
+            body += shape.last() if error is None else shape.failed(error, headers[0][1].decode())
         elif not body:
             continue
         if not begun:

@@ -1,6 +1,5 @@
 """Endpoints that answer JSON from the router alone, as plain ASGI."""
 
-import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Generic, TypeVar
 
@@ -33,7 +32,8 @@ class JsonEndpoint(Answering, Generic[Q]):
         self._make = answer
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> str:
-        request = parse(await read_body(scope, receive, self._gateway.config), self._model)
-        body = await asyncio.to_thread(encode, await self._make(request, self._gateway))
-        await send_json(send, 200, body, headers)
+        body = await read_body(scope, receive, self._gateway.config)
+        request = await self._gateway.apart(len(body), parse, body, self._model)
+        answer = await self._make(request, self._gateway)
+        await send_json(send, 200, await self._gateway.apart(len(body), encode, answer), headers)
         return "200"

@@ -4,9 +4,9 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from router.api.render import conversation_prompt
+from router.api.render import TooLong, check_length, conversation_prompt
 from router.api.request import Conversation, Names, RawPrompt, RawPrompts, Request, Sampling
-from router.errors import fault, invalid
+from router.errors import ApiError, fault, invalid
 from router.relay.choice import Choice, Prompt
 from router.relay.gateway import Gateway, Limits
 from router.text.grammar import Form, Thinking
@@ -15,6 +15,7 @@ from router.text.tokenizer import Tokenizer
 from router.text.tool_parser import ToolParser
 from router.text.tools.form import answer_form
 from wire.protocol import SamplingParams
+from wire.tokens import TokenIds
 
 _SEED_MASK = 2**63 - 1
 # A key is charged so many tokens beforehand for an answer whose length is left open.
@@ -26,7 +27,7 @@ async def make_choices(gateway: Gateway, request: Request) -> list[Choice]:
     form = _form(request, gateway.tool_parser)
     await gateway.check(form)
     limits, tokenizer = gateway.limits(), gateway.tokenizer
-    prompts = await _prompts(request, tokenizer, limits)
+    prompts = await _prompts(gateway, request, limits)
     params = _sampling_params(request.sampling, limits, tokenizer)
     if form is not None:
         _check_end(request.sampling, params.stop_token_ids)
@@ -50,28 +51,35 @@ async def make_choices(gateway: Gateway, request: Request) -> list[Choice]:
                     reserve=min(max_tokens, request.sampling.max_tokens or _OPEN_RESERVE),
                 )
             )
-    gateway.metrics.prompt_tokens.add(sum(len(prompt.token_ids) for prompt in prompts))
+    gateway.metrics.accepted(len(prompt.token_ids) for prompt in prompts)
     return choices
 
 
-async def _prompts(request: Request, tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
-    source = request.source
-    if isinstance(source, RawPrompts):
-        return await _encoded(source.prompts, tokenizer, limits)
-    room = limits.max_model_len - (request.sampling.max_tokens or 1)
-    return [await conversation_prompt(source, request.names, tokenizer, room)]
+async def _prompts(gateway: Gateway, request: Request, limits: Limits) -> list[Prompt]:
+    source, names = request.source, request.names
+    try:
+        if isinstance(source, RawPrompts):
+            size = sum(map(len, source.prompts))
+            return await gateway.apart(size, _encoded, source.prompts, gateway.tokenizer, limits)
+        context, room = limits.max_model_len, limits.max_model_len - (request.sampling.max_tokens or 1)
+        return [
+            await gateway.apart(source.characters, conversation_prompt, source, names, gateway.tokenizer, context, room)
+        ]
+    except TooLong as error:
+        raise _too_long(error.tokens, limits, names) from None
 
 
-async def _encoded(raw: Sequence[RawPrompt], tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
+def _encoded(raw: Sequence[RawPrompt], tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
     out = []
     for i, item in enumerate(raw):
         name = "prompt" if len(raw) == 1 else f"prompt[{i}]"
         if isinstance(item, str):
-            out.append(Prompt(await tokenizer.encode(item, add_special_tokens=True), item))
+            check_length(len(item), tokenizer, limits.max_model_len)
+            out.append(Prompt(tokenizer.encode(item, add_special_tokens=True), item))
         else:
             if item and (min(item) < 0 or max(item) >= limits.vocab_size):
                 raise invalid(f"'{name}' holds a token id outside 0..{limits.vocab_size - 1}", name, "invalid_token_id")
-            out.append(Prompt(tuple(item)))
+            out.append(Prompt(TokenIds.of(item)))
         if not out[-1].token_ids:
             raise invalid(f"'{name}' is empty", name, "empty_prompt")
     return out
@@ -91,20 +99,15 @@ def _reader(request: Request, prompt: Prompt, parser: type[ToolParser]) -> Reade
     if isinstance(request.source, RawPrompts):
         return None
     tools = request.source.tools
-    return Reader(parser() if tools.offered else None, thinking=_begins_thinking(prompt), single=tools.single)
+    return Reader(parser() if tools.offered else None, thinking=prompt.thinking, single=tools.single)
 
 
 def _thinking(request: Request, prompt: Prompt) -> Thinking:
     if not isinstance(request.source, Conversation):
         return Thinking.NONE
-    if _begins_thinking(prompt):
+    if prompt.thinking:
         return Thinking.BEGUN
     return Thinking.MAY if request.source.thinking else Thinking.NONE
-
-
-def _begins_thinking(prompt: Prompt) -> bool:
-    """Whether the prompt ends within reasoning."""
-    return prompt.text is not None and prompt.text.rstrip().endswith("<think>")
 
 
 def _sampling_params(sampling: Sampling, limits: Limits, tokenizer: Tokenizer) -> SamplingParams:
@@ -128,16 +131,10 @@ def _sampling_params(sampling: Sampling, limits: Limits, tokenizer: Tokenizer) -
 
 
 def _max_tokens(prompt_tokens: int, sampling: Sampling, limits: Limits, names: Names) -> int:
-    # Agents look for "prompt is too long" to shorten the conversation by themselves, and for the sum to ask again for
-    # less.
+    # Agents look for the sum to ask again for less.
     context, asked = limits.max_model_len, sampling.max_tokens
     if prompt_tokens >= context:
-        raise invalid(
-            f"the prompt is too long: {prompt_tokens} tokens > {context - 1} maximum; "
-            f"with one to be generated they exceed context limit {context}",
-            names.prompt,
-            "context_length_exceeded",
-        )
+        raise _too_long(prompt_tokens, limits, names)
     most = context - prompt_tokens if asked is None else asked
     if prompt_tokens + most > context:
         raise invalid(
@@ -150,6 +147,17 @@ def _max_tokens(prompt_tokens: int, sampling: Sampling, limits: Limits, names: N
         message = f"'min_tokens' {sampling.min_tokens} exceeds the {most} tokens that may be generated"
         raise invalid(message, "min_tokens")
     return most
+
+
+def _too_long(tokens: int, limits: Limits, names: Names) -> ApiError:
+    # Agents look for "prompt is too long" to shorten the conversation by themselves.
+    context = limits.max_model_len
+    return invalid(
+        f"the prompt is too long: {tokens} tokens > {context - 1} maximum; "
+        f"with one to be generated they exceed context limit {context}",
+        names.prompt,
+        "context_length_exceeded",
+    )
 
 
 def _stop_ids(sampling: Sampling, limits: Limits, tokenizer: Tokenizer) -> tuple[int, ...]:

@@ -1,10 +1,11 @@
 """A conversation as a prompt, by the checkpoint's own chat template."""
 
+import uuid
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from router.api.request import Conversation, Names, Turn
+from router.api.request import Conversation, Ending, Names, Turn
 from router.errors import invalid
 from router.relay.choice import Prompt
 from router.text.tokenizer import Tokenizer
@@ -12,27 +13,49 @@ from router.text.tokenizer import Tokenizer
 _ON, _OFF = "detailed thinking on", "detailed thinking off"
 
 
-async def conversation_prompt(
-    conversation: Conversation, names: Names, tokenizer: Tokenizer, room: int | None = None
+class TooLong(Exception):
+    """A prompt of `tokens` tokens, or more: they are counted no further where it can't fit."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(tokens)
+        self.tokens = tokens
+
+
+def conversation_prompt(
+    conversation: Conversation, names: Names, tokenizer: Tokenizer, context: int | None = None, room: int = 0
 ) -> Prompt:
-    """The prompt. A conversation that may be shortened loses its oldest turns until it has `room` tokens, if it can."""
-    best = await _render(conversation, names, tokenizer)
-    if not conversation.shorten or room is None or len(best.token_ids) <= room:
-        return best
+    """The prompt; TooLong where it is certainly beyond `context` tokens, before they are counted.
+
+    A conversation that may be shortened loses its oldest turns until it has `room` tokens, if it can. Takes as long as
+    reading, rendering and encoding do: to be called through `Gateway.apart`.
+    """
+    if not conversation.shorten or context is None:
+        return _render(conversation, names, tokenizer, context)
     places = _cuts(conversation.turns)
-    low, high = 0, len(places)
-    while low < high:
-        middle = (low + high) // 2
-        shorter = replace(conversation, turns=_cut_at(conversation.turns, places[middle]))
-        tried = await _render(shorter, names, tokenizer)
-        if len(tried.token_ids) <= room:
-            best, high = tried, middle
-        else:
-            low = middle + 1
-    return best
+    best = _within(conversation, names, tokenizer, room)
+    if best is None:
+        low, high = 0, len(places)
+        while low < high:
+            middle = (low + high) // 2
+            shorter = replace(conversation, turns=_cut_at(conversation.turns, places[middle]))
+            tried = _within(shorter, names, tokenizer, room)
+            if tried is not None:
+                best, high = tried, middle
+            else:
+                low = middle + 1
+    return best or _render(conversation, names, tokenizer, context)
 
 
-async def _render(conversation: Conversation, names: Names, tokenizer: Tokenizer) -> Prompt:
+def _within(conversation: Conversation, names: Names, tokenizer: Tokenizer, room: int) -> Prompt | None:
+    """The prompt if it has at most `room` tokens."""
+    try:
+        prompt = _render(conversation, names, tokenizer, room + 1)
+    except TooLong:
+        return None
+    return prompt if len(prompt.token_ids) <= room else None
+
+
+def _render(conversation: Conversation, names: Names, tokenizer: Tokenizer, context: int | None) -> Prompt:
     """400 if the template has no place for something, or refuses."""
     template, offered = tokenizer.template, conversation.tools.offered
     if template is None:
@@ -43,14 +66,25 @@ async def _render(conversation: Conversation, names: Names, tokenizer: Tokenizer
     if conversation.thinking and template.switches_thinking:
         messages = _with_thinking(messages)
     tools = [dict(tool.shown) for tool in offered] or None
+    answer, end = conversation.ending is Ending.ANSWER, ""
+    if conversation.ending is Ending.CONTINUE:
+        end = uuid.uuid4().hex
+        messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}{end}"}
     try:
-        text = template.render(messages, tools, dict(conversation.variables))
+        rendered = template.render(messages, tools, dict(conversation.variables), answer=answer, end=end)
     except ValueError as error:
         raise invalid(str(error), names.turns) from error
-    token_ids = await tokenizer.encode(text, add_special_tokens=False)
+    check_length(len(rendered.text), tokenizer, context)
+    token_ids, boundaries = tokenizer.encode_chat(rendered)
     if not token_ids:
         raise invalid("the chat template makes no tokens of these messages", names.turns, "empty_prompt")
-    return Prompt(token_ids, text)
+    return Prompt(token_ids, thinking=rendered.thinking, boundaries=boundaries)
+
+
+def check_length(characters: int, tokenizer: Tokenizer, context: int | None) -> None:
+    """TooLong where a text of so many characters can't come to fewer than `context` tokens."""
+    if context is not None and (least := tokenizer.least_tokens(characters)) >= context:
+        raise TooLong(least)
 
 
 def _for_template(turns: Sequence[Turn]) -> list[dict[str, Any]]:

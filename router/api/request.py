@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any, Literal
 
 from router.errors import Path, fault, invalid
@@ -63,6 +64,14 @@ class Tools:
     single: bool = False
 
 
+class Ending(Enum):
+    """How a prompt ends: where the assistant's answer begins, with its last turn to be continued, or with neither."""
+
+    ANSWER = "answer"
+    CONTINUE = "continue"
+    NOTHING = "nothing"
+
+
 @dataclass(frozen=True, slots=True)
 class Conversation:
     """Turns to answer. thinking: whether to reason first; None where the request leaves it open.
@@ -74,7 +83,14 @@ class Conversation:
     tools: Tools = Tools()
     thinking: bool | None = None
     variables: Mapping[str, Any] = field(default_factory=dict)
+    ending: Ending = Ending.ANSWER
     shorten: bool = False
+
+    @property
+    def characters(self) -> int:
+        """About how many there are to render. A tool's JSON is not measured, and counts as long."""
+        said = sum(64 + len(t.text or "") + sum(len(c.arguments) for c in t.calls) for t in self.turns)
+        return said + 2048 * len(self.tools.offered)
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +132,7 @@ class Request:
     form: Form | None = None
     stream: bool = False
     include_usage: bool = False
+    continuous_usage: bool = False
     token_ids: bool = False
     priority: int = 0
     names: Names = Names()

@@ -46,13 +46,13 @@ async def answer(gateway: Gateway, api: Api[Any], body: bytes, request_id: str, 
 
 
 async def _answer(gateway: Gateway, api: Api[Any], body: bytes, request_id: str, sent: Callable[[], None]) -> Answered:
-    asked = api.read(body)
+    asked = await gateway.apart(len(body), api.read, body)
     if asked.stream:
         raise invalid("'stream' true is not supported in a batch: each answer is one line", "stream")
     check_model(asked.model, gateway.config)
-    request = api.lower(asked)
+    request = await gateway.apart(len(body), api.lower, asked)
     choices = await make_choices(gateway, request)
-    shape = begin(gateway, api, asked, request, choices, request_id)
+    shape = begin(gateway, api, asked, request, choices)
     job = Job(choices, stream=False, priority=BATCH + request.priority, live=False)
     with gateway.flying(job):
         sent()

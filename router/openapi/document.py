@@ -36,6 +36,7 @@ _ANY = {
 _WORK = {
     "409": "Something else still needs it",
     "413": "The body is too big",
+    "415": "The body's content-encoding can't be read",
     "429": "A limit is reached; Retry-After says for how long",
     "503": "No worker can take it now",
     "504": "It took too long",

@@ -18,14 +18,29 @@ the values given. **only …**: other values are refused. **meaningless**: accep
 **refused**: a 400 that names the field; so is every field that is not listed. A field with `null` counts as not sent,
 but in what is the client's own: schemas, arguments, metadata.
 
+## What is text and what is structure
+
+What a client sends in a conversation is text: contents, names, descriptions, schemas, arguments, results. Only the
+checkpoint's chat template writes the markers that structure it. `<|role_end|>` in a message, or `<tool_call>` in a
+tool's description, is read as the characters it is made of, as any other text is. The prompt of `/v1/completions`, and
+`prompt` of `/tokenize`, are raw: markers in them are their tokens, so whoever fills in such a prompt from text of
+strangers must see to it.
+
 ## What tools come to
 
 Calls are told from text by the parser `router.tool_parser` names (`qwen25`, which `hermes` is another name of):
 `<tool_call>` and `</tool_call>` never show, white space around calls is dropped, all other text stays. In
-`/v1/chat/completions` a call's name leaves when its arguments begin, and these as they form, exactly as the model
-writes them. A call whose JSON breaks before its arguments begin is text; one that breaks within them keeps what was
-written, up to the end marker, as its arguments. In `/v1/messages` a call leaves when it is whole: its clients take an
-`input` for sound. One whose arguments are no JSON object is text there, one cut by the token limit too.
+`/v1/chat/completions` a call's name leaves when its arguments begin, and these as they form. What a model gets wrong
+in a call's JSON and can mean one thing only is read: `parameters` for `arguments`, none or null, arguments as a string
+of JSON, keys in any order, line breaks as they are in strings, a brace too few or too many. Any other call that breaks
+before its arguments begin is text; one that breaks within them keeps what was written as its arguments. In
+`/v1/messages` a call leaves when it is whole: its clients take an `input` for sound. One whose arguments are no JSON
+object is text there; one that the token limit cuts off is a `tool_use` with what there is of its input, and the
+`stop_reason` is `max_tokens`.
+
+Stop strings count in the content: not in reasoning, and not in a call that has begun. Log-probabilities of
+`/v1/chat/completions` and `/v1/responses` are those of the content's tokens; a token that a stop string cuts comes
+with the bytes that are shown. `/v1/completions` lists every token.
 
 `<think>…</think>` at the beginning of an answer is `reasoning_content` of a chat message, and a `thinking` block of
 `/v1/messages` where `thinking` asks for it; else it is left out.
@@ -110,7 +125,7 @@ and a router's rounding, but a client that stays on one connection has one share
 
 ## What holds for every path
 
-Each answer carries `x-request-id`, the client's own (1 to 128 printable ASCII characters) or a new one, below
+Each answer carries `x-request-id`, the client's own (1 to 128 printable ASCII characters, no comma) or a new one, below
 `/v1/messages` also as `request-id` and in the body of an error; the router's log has it. A head beyond 64 KiB is a
 431, a body beyond `router.max_body_bytes` a 413, JSON that nests deeper than 200 levels a 400; what does not arrive
 in `router.body_timeout_s` is a 408, what is not answered in `router.request_timeout_s` a 504. `HEAD` goes wherever

@@ -4,21 +4,29 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from router.relay.joined import ContentLogprobs, ShownLogprob
 from router.text.detokenizer import Detokenizer, StopStrings
 from router.text.parts import Part, Text
 from router.text.reader import Reader
 from router.text.tokenizer import Tokenizer
 from wire.protocol import SamplingParams, TokenLogprob
+from wire.tokens import TokenIds
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a choice continues. `text` where there was one: the client's, or a rendered conversation."""
+    """What a choice continues.
 
-    token_ids: tuple[int, ...]
+    text: a completion's prompt, where that was text. thinking: it ends within reasoning. boundaries: how many tokens
+    there are up to each turn's end, of a conversation.
+    """
+
+    token_ids: TokenIds
     text: str | None = None
+    thinking: bool = False
+    boundaries: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +51,13 @@ class ServedBy:
 class Delta:
     """What a choice gained since it was last asked. `offsets`: where each token's text begins.
 
+    logprobs: where reasoning and calls are told from content, those of the content, token by token.
     events: in place of `text` where some of it is no plain text.
     """
 
     text: str
     token_ids: list[int]
-    logprobs: list[TokenLogprob]
+    logprobs: list[ShownLogprob]
     offsets: list[int]
     events: list[Part]
 
@@ -57,9 +66,10 @@ class Choice:
     """One sequence of a request.
 
     Tokens become text as they arrive, so what waits for a slow client is bounded by its text, and a stop string
-    ends the sequence however slowly the client reads. `keep_ids` and `keep_logprobs`: whether the client asked.
-    `sampling.max_tokens` is at least 1; with `discard` its tokens are not part of the answer. With a `reader` its
-    text is told apart into parts. reserve: tokens of an answer its key is charged for beforehand.
+    ends the sequence however slowly the client reads. With a `reader` the text is told apart into parts, and stop
+    strings count in the content alone: not in reasoning, nor in a call that has begun.
+    `keep_ids` and `keep_logprobs`: whether the client asked. `sampling.max_tokens` is at least 1; with `discard` its
+    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand.
     """
 
     __slots__ = (
@@ -67,9 +77,11 @@ class Choice:
         "_detokenizer",
         "_events",
         "_ids",
+        "_joined",
         "_logprobs",
         "_offsets",
         "_reader",
+        "_shown",
         "_singly",
         "_stops",
         "_text",
@@ -120,13 +132,16 @@ class Choice:
         self._reader = reader
         self._detokenizer = Detokenizer(tokenizer, reader.markers if reader is not None else ())
         self._stops = StopStrings(stop) if stop else None
-        # Where the sequence may end within a step, or each token's place in the text is asked for.
+        # Where the sequence may end within a step, or each token's place in the text is asked for. Else parts are told
+        # apart when they are asked for: much text at once costs less than each token's.
         self._singly = bool(stop) or self.keep_logprobs or (reader is not None and reader.single)
+        self._joined = ContentLogprobs(tokenizer) if reader is not None and self.keep_logprobs else None
         self._chars = 0
+        self._shown = 0  # characters of the content, where it is told apart
         self._text: list[str] = []
         self._events: list[Part] = []
         self._ids: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
+        self._logprobs: list[ShownLogprob] = []
         self._offsets: list[int] = []
 
     @property
@@ -146,7 +161,7 @@ class Choice:
             # The token that ended the sequence is counted, and not shown.
             text = self._detokenizer.push(token_ids[:-1] if finish == "stop" else token_ids)
             if text:
-                self._out(text)
+                self._text.append(text)
         else:
             self._feed_singly(token_ids, logprobs, finish)
             if self.finish is not None:
@@ -165,6 +180,12 @@ class Choice:
         self._text, self._ids, self._logprobs, self._offsets = [], [], [], []
         return delta
 
+    def _read(self) -> None:
+        """Tell apart the text that has come since, where that was put off."""
+        if self._reader is not None and self._text:
+            self._events += self._reader.push("".join(self._text))
+            self._text = []
+
     def _feed_singly(
         self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...], finish: FinishReason | None
     ) -> None:
@@ -173,52 +194,89 @@ class Choice:
             self.generated += 1
             if self.keep_ids:
                 self._ids.append(token_id)
+            ends = finish == "stop" and i == last
+            text = "" if ends else self._detokenizer.push((token_id,))
             if logprobs:
-                self._logprobs.append(logprobs[i])
-                self._offsets.append(self._chars)
-            if finish == "stop" and i == last:
+                self._keep_logprob(logprobs[i], text, ends)
+            if ends:
                 return
-            text = self._detokenizer.push((token_id,))
             self._chars += len(text)
             if self._show(text):
-                self.finish = "stop"
+                self._end("stop")
                 return
 
+    def _keep_logprob(self, item: TokenLogprob, text: str, ends: bool) -> None:
+        if self._joined is None:
+            self._logprobs.append(ShownLogprob(item))
+            self._offsets.append(self._chars)
+        elif not ends and self._detokenizer.shows(item.token_id):
+            self._joined.token(item, text)
+
     def _show(self, text: str) -> bool:
-        """Lets text out; True if that ends the sequence. Tokens before the last of min_tokens hold no stop string."""
+        """Lets text out; True if that ends the sequence."""
+        if self._reader is not None and self._singly:
+            return self._tell(self._reader.push(text)) or self._reader.ended
         stopped = False
-        if self._stops is not None and self.generated >= self.sampling.min_tokens:
-            text, stopped = self._stops.push(text)
-        ended = bool(text) and self._out(text)
-        if stopped and not ended:
-            self._flush_reader()
-        return stopped or ended
+        if self._reader is None:
+            text, stopped = self._before_stop(text)
+        if text:
+            self._text.append(text)
+        return stopped
 
-    def _out(self, text: str) -> bool:
-        """True if nothing after it counts."""
-        self._text.append(text)
-        if self._reader is None or not self._reader.single:
-            return False
-        self._read()
-        return self._reader.ended
+    def _tell(self, parts: Sequence[Part]) -> bool:
+        """Lets parts out; True if a stop string ends them."""
+        for part in parts:
+            if type(part) is not Text:
+                self._say(self._stops.flush() if self._stops is not None else "")
+                self._events.append(part)
+                continue
+            if self._joined is not None:
+                self._joined.content(part.at, len(part.text))
+            text, stopped = self._before_stop(part.text)
+            self._say(text)
+            if stopped:
+                return True
+        if self._joined is not None:
+            self._logprobs += self._joined.take(self._shown)
+        return False
 
-    def _read(self) -> None:
-        """Tells apart the text that has come since; only now, as much text at once costs less than each token's."""
-        if self._reader is not None and self._text:
-            self._events += self._reader.push("".join(self._text))
-            self._text = []
+    def _before_stop(self, text: str) -> tuple[str, bool]:
+        """What may be shown of it, and whether a stop string follows. Those count from the last of min_tokens on."""
+        if self._stops is None or self.generated < self.sampling.min_tokens:
+            return text, False
+        return self._stops.push(text)
 
-    def _flush_reader(self) -> None:
-        self._read()
-        if self._reader is not None:
-            self._events += self._reader.flush()
+    def _say(self, text: str) -> None:
+        if text:
+            self._events.append(Text(text))
+            self._shown += len(text)
 
     def _close(self, finish: FinishReason) -> None:
+        """The workers are done: what still waits comes out, in which a stop string may be found yet."""
+        rest = self._detokenizer.flush()
+        if self._joined is not None:
+            self._joined.text(rest)
+        self.finish = finish  # which the parts of the end depend on
+        self._end("stop" if self._show_rest(rest) else finish)
+
+    def _show_rest(self, rest: str) -> bool:
+        if self._show(rest):
+            return True
+        held = self._stops.flush() if self._stops is not None and self._reader is None else ""
+        if held:
+            self._text.append(held)
+        if self._reader is None:
+            return False
+        if not self._singly:
+            self._read()
+            self._events += self._reader.flush()
+            return False
+        if self._tell(self._reader.flush()):
+            return True
+        self._say(self._stops.flush() if self._stops is not None else "")
+        return False
+
+    def _end(self, finish: FinishReason) -> None:
         self.finish = finish
-        if self._show(self._detokenizer.flush()):
-            self.finish = "stop"
-            return
-        if self._stops is not None and self._out(self._stops.flush()):
-            self.finish = "stop"
-            return
-        self._flush_reader()
+        if self._joined is not None:
+            self._logprobs += self._joined.close(self._shown)

@@ -10,8 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.apart import Apart
 from router.config import Pools, RouterConfig
 from router.errors import ApiError, invalid
+from router.holds import Holds
 from router.metrics import Metrics, State
 from router.relay.admission import Permit, admit
 from router.relay.job import Job
@@ -54,7 +56,8 @@ class Gateway:
         self.config = config
         self.pools = pools
         self.created = int(time.time())
-        self.tokenizer = Tokenizer(config.tokenizer)
+        self.apart = Apart()
+        self.tokenizer = Tokenizer(config.tokenizer, config.segment_cache_bytes)
         self.tool_parser = tool_parser(config.tool_parser)
         self._check_grammar = GrammarCheck(config.tokenizer)
         self.table = WorkerTable(config.name, config.secret)
@@ -62,7 +65,8 @@ class Gateway:
         self.in_flight = 0
         # What else is to end with it, once no worker is left.
         self.closers: list[Callable[[], Awaitable[None]]] = []
-        self._services: list[Service] = []
+        self._holds = Holds()
+        self._services: list[Service] = [self._holds]
         self._loop: asyncio.AbstractEventLoop | None = None
         # What workers call its requests: no two routers' alike, nor two of one.
         self._name = uuid.uuid4().hex[:12]
@@ -92,7 +96,7 @@ class Gateway:
         await self.table.close()
         while self.closers:
             await self.closers.pop()()
-        self.tokenizer.close()
+        self.apart.close()
         self._check_grammar.close()
 
     async def check(self, form: Form | None) -> None:
@@ -204,6 +208,7 @@ class Gateway:
             {"prefill": self.pools.prefill, "decode": self.pools.decode},
             self.in_flight,
             self.config.max_queue,
+            self._holds.longest(time.monotonic()),
         )
 
     def _unavailable(self, message: str) -> ApiError:

@@ -2,6 +2,9 @@
 
 import datetime
 import json
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -9,16 +12,32 @@ from jinja2 import TemplateError, meta
 from jinja2.ext import loopcontrols
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from router.text.shield import STAND_INS, Shield
+
+_FOREIGN = re.compile(f"[^\\x00-\\x7f{STAND_INS}]+")
 _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 
+@dataclass(frozen=True, slots=True)
+class Rendered:
+    """A conversation as a template wrote it, with `shield` over what is its clients'."""
+
+    text: str
+    shield: Shield
+
+    @property
+    def thinking(self) -> bool:
+        """Whether it ends within reasoning that the template has begun."""
+        return self.text.rstrip().endswith("<think>")
+
+
 class ChatTemplate:
-    """One compiled template and the special tokens it may name.
+    """One compiled template and the special tokens it may name. markers: those that only it may write.
 
     takes_tools: whether it has a place for tools. switches_thinking: whether it knows the family's words for that.
     """
 
-    def __init__(self, source: str, special: dict[str, str]) -> None:
+    def __init__(self, source: str, special: dict[str, str], markers: Sequence[str] = ()) -> None:
         env = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         env.filters["tojson"] = _to_json
         env.globals["raise_exception"] = _raise
@@ -27,9 +46,10 @@ class ChatTemplate:
         self.takes_tools = "tools" in meta.find_undeclared_variables(env.parse(source))
         self.switches_thinking = "detailed thinking" in source
         self._special = special
+        self._shield = Shield(markers, avoid=source)
 
     @classmethod
-    def load(cls, folder: Path) -> "ChatTemplate | None":
+    def load(cls, folder: Path, markers: Sequence[str] = ()) -> "ChatTemplate | None":
         """The template of chat_template.jinja, else of tokenizer_config.json; None if there is none."""
         config_file = folder / "tokenizer_config.json"
         config: dict[str, Any] = json.loads(config_file.read_text()) if config_file.is_file() else {}
@@ -45,23 +65,32 @@ class ChatTemplate:
             token = config.get(name)
             if token:
                 special[name] = token["content"] if isinstance(token, dict) else token
-        return cls(source, special)
+        return cls(source, special, markers)
 
     def render(
         self,
         messages: list[dict[str, Any]],
         tools: list[dict[str, Any]] | None = None,
         variables: dict[str, Any] | None = None,
-    ) -> str:
-        """The prompt up to where the assistant speaks; ValueError with the template's own words if it refuses.
+        *,
+        answer: bool = True,
+        end: str = "",
+    ) -> Rendered:
+        """A prompt; ValueError with the template's own words if it refuses.
 
-        variables: more names for the template, beneath its own.
+        variables: more names for the template, beneath its own. answer: the prompt ends where the assistant's answer
+        begins, else after the last message. end: a text in the messages; the prompt ends before its last occurrence.
         """
-        given = {**(variables or {}), **self._special, "messages": messages, "tools": tools}
+        over = self._shield.over(messages, tools, variables or {})
+        given = {**over.variables, **self._special, "messages": over.messages, "tools": over.tools}
         try:
-            return self._template.render(given, add_generation_prompt=True)
+            text = self._template.render(given, add_generation_prompt=answer)
         except (TemplateError, TypeError, ValueError, KeyError, OverflowError) as error:
-            raise ValueError(f"the chat template refuses these messages: {error}") from error
+            reason = over.shield.plain(str(error))
+            raise ValueError(f"the chat template refuses these messages: {reason}") from error
+        if end not in text:
+            raise ValueError("the chat template leaves the last message out, so it can't be continued")
+        return Rendered(text.rpartition(end)[0] if end else text, over.shield)
 
 
 def _to_json(
@@ -71,8 +100,12 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as templates expect it: without the HTML escapes of Jinja's own filter."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+    """JSON as templates expect it: without the HTML escapes of Jinja's own filter.
+
+    The shield's stand-ins are no text of their own yet, and so never escaped.
+    """
+    text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
+    return _FOREIGN.sub(lambda found: json.dumps(found[0])[1:-1], text) if ensure_ascii else text
 
 
 def _raise(message: str) -> NoReturn:

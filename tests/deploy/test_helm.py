@@ -1,22 +1,27 @@
 """What the chart renders, read as Kubernetes, KubeRay, Ray and Serve read it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
+from jsonschema import Draft202012Validator
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.config import parse
+from cluster.dashboards.alerts import ALERTS
 from cluster.pool import bundles
 from tests.deploy.chart import CHART, NAMES, Rendered, example, helm, render, selects
+from tests.deploy.crd import schema_of, strict
 from wire.protocol import Role
 
 KUBERNETES = ("1.27", "1.33")
-CUSTOM = {"RayService", "PodMonitor"}
+CUSTOM = {"RayService", "PodMonitor", "PrometheusRule"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -26,7 +31,7 @@ def test_helm_lints_it(name: str) -> None:
 
 
 def test_there_is_an_example_for_each_documented_size() -> None:
-    assert set(NAMES) == {"1p1d-8gpu", "2p4d", "single-node", "cpu-mini", "hub-1p1d"}
+    assert set(NAMES) == {"1p1d-8gpu", "2p4d", "single-node", "cpu-mini", "hub-1p1d", "infiniband"}
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
@@ -147,7 +152,7 @@ def test_a_monitor_reads_the_ports_that_pods_have() -> None:
     for name, template in example("2p4d").templates.items():
         assert selects(monitor["spec"]["selector"], template["metadata"]["labels"])
         offered = {p["name"] for p in template["spec"]["containers"][0]["ports"]}
-        assert ports & offered == ({"metrics", "http"} if name == "router" else {"metrics"})
+        assert ports & offered == {"metrics"}, name
     assert example("cpu-mini").of("PodMonitor") == []
 
 
@@ -171,3 +176,35 @@ def test_dashboards_travel_with_a_packaged_chart(tmp_path: Path) -> None:
 
 def test_the_chart_s_dashboards_are_the_project_s() -> None:
     assert (CHART / "dashboards").resolve() == CHART.parent / "dashboards"
+
+
+@pytest.mark.parametrize("version", ["1.6.2", "1.7.0"])
+def test_kuberay_s_schema_takes_the_cluster(rendered: Rendered, version: str) -> None:
+    """The CRD's own schema, strictly: KubeRay drops fields it does not know, without a word."""
+    (service,) = rendered.of("RayService")
+    validator = Draft202012Validator(strict(schema_of(version)))
+    assert [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in validator.iter_errors(service)] == []
+
+
+def test_alerts_are_a_release_s_own() -> None:
+    (rule,) = example("1p1d-8gpu").of("PrometheusRule")
+    found = [r["expr"] for group in rule["spec"]["groups"] for r in group["rules"]]
+    assert len(found) == len(ALERTS)
+    for expr in found:
+        selectors = re.findall(r"ray_\w+(\{[^}]*\})?", expr)
+        assert all(s.startswith('{cluster="ling",namespace="serving"') for s in selectors), expr
+    (monitor,) = example("1p1d-8gpu").of("PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["relabelings"] == [{"targetLabel": "cluster", "replacement": "ling"}]
+
+
+def test_the_card_is_known_to_the_workers_where_the_planner_knows_it() -> None:
+    base = ("--values", str(CHART / "examples/1p1d-8gpu.yaml"))
+
+    def args(*more: str) -> dict[str, Any]:
+        found: dict[str, Any] = render(*base, *more).serve["applications"][0]["args"]
+        return found
+
+    assert args()["card"] == "h200-141gb"
+    assert "card" not in args("--set", "gpu.type=other")
+    assert "card" not in render().serve["applications"][0]["args"]

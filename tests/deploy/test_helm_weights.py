@@ -12,7 +12,7 @@ from tests.deploy.chart import CHART, Rendered, example, helm, render
 HUB = ("--values", str(CHART / "examples/hub-1p1d.yaml"))
 STORE = (
     "--values", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", "model.source=store,model.prefix=s3://bucket/ling",
-    "--set", "model.volume.existingClaim=,model.serviceAccountName=reader,model.env.AWS_REGION=us-west-2",
+    "--set", "model.volume.existingClaim=,serviceAccount.name=reader,model.env.AWS_REGION=us-west-2",
 )  # fmt: skip
 
 
@@ -91,7 +91,7 @@ def test_folders_are_mounted_and_never_written() -> None:
         (STORE, "model.prefix=ftp://a/b", r"model\.prefix: Does not match pattern"),
         (STORE, "model.cache.existingClaim=x,model.prepull.enabled=true", r"model\.prepull\.enabled: needs model\.cac"),
         (HUB, "gpu.type=rtx-4090-24gb", r"decode\.tp: a worker of 4 rtx-4090-24gb has no memory"),
-        (HUB, "model.source=folder", r"model\.volume: model\.path needs exactly one"),
+        (HUB, "model.source=folder,model.path=a", r"model\.volume: model\.path needs exactly one"),
     ],
 )
 def test_what_contradicts_itself_is_refused_by_its_path(base: tuple[str, ...], settings: str, why: str) -> None:

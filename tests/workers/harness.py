@@ -23,6 +23,7 @@ from wire.protocol import (
     WorkerInfo,
 )
 from wire.tls import connect
+from wire.tokens import TokenIds
 from workers.config import WorkerConfig
 from workers.leader.leader import Leader
 from workers.leader.ranks import Launch
@@ -171,14 +172,14 @@ class Workers:
     def split(self, prefill: Worker, decode: Worker, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
         """A request over two workers."""
         stream = self._new(decode)
-        decode.caller.send(Submit(stream.request_id, prompt, sampling, 0, prefill.ref))
-        prefill.caller.send(Submit(stream.request_id, prompt, sampling, 0, handoff=True))
+        decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, prefill.ref))
+        prefill.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, handoff=True))
         return stream
 
     def whole(self, decode: Worker, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
         """A request on one worker."""
         stream = self._new(decode)
-        decode.caller.send(Submit(stream.request_id, prompt, sampling))
+        decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling))
         return stream
 
     def _new(self, decode: Worker) -> Stream:

@@ -2,12 +2,15 @@
 
 import math
 import multiprocessing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import kernels.mla.forms
+import kernels.mla.layer
 from tests.workers.model_rig import GOLDEN, Driver, known_sequences, mixed, one_by_one, rank_errors
 from workers.collectives import Solo
 from workers.collectives.shm import ShmCollectives
@@ -35,6 +38,19 @@ def test_whole_prompts_then_decode(name: str, tp: int) -> None:
 def test_uneven_chunks_of_several_sequences_in_one_batch(name: str, tp: int) -> None:
     errors = rank_errors(name, tp, mixed(known_sequences(GOLDEN / name), seed=tp))
     assert _close(errors), errors
+
+
+@pytest.mark.parametrize(("name", "tp"), [("base", 1), ("yarn", 2), ("tp4", 4)])
+def test_prompts_and_chunks_in_expanded_form(name: str, tp: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.mla.forms, "LEAST", 3)
+    expanded = []
+    known = kernels.mla.layer.mla_prefill
+    monkeypatch.setattr(kernels.mla.layer, "mla_prefill", lambda *a: (expanded.append(a), known(*a)))
+    for schedule in (one_by_one, partial(mixed, seed=tp)):
+        errors = rank_errors(name, tp, schedule(known_sequences(GOLDEN / name)))
+        assert _close(errors), errors
+        assert expanded
+        expanded.clear()
 
 
 def test_a_slot_and_pages_are_reused_by_another_sequence() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from tests.workers.harness import GOLDEN, Stream, Worker, Workers, workers
 from wire.protocol import SamplingParams, Submit
+from wire.tokens import TokenIds
 from workers.config import WorkerConfig
 from workers.rank.engine import Completion, Engine
 from workers.schedule.sequence import State
@@ -41,13 +42,13 @@ class Places:
     def decode_batch(self) -> Stream:
         """A batch's request comes to the decode worker alone."""
         stream = self.started._new(self.decode)
-        message = Submit(stream.request_id, PROMPTS[1], SAMPLING, BATCH, self.prefill.ref)
+        message = Submit(stream.request_id, TokenIds.of(PROMPTS[1]), SAMPLING, BATCH, self.prefill.ref)
         self.decode.caller.send(message)
         return stream
 
     def prefill_batch(self, stream: Stream) -> None:
         """And to the prefill worker too."""
-        self.prefill.caller.send(Submit(stream.request_id, PROMPTS[1], SAMPLING, BATCH, handoff=True))
+        self.prefill.caller.send(Submit(stream.request_id, TokenIds.of(PROMPTS[1]), SAMPLING, BATCH, handoff=True))
 
     async def until(self, worker: Worker, stream: Stream, state: State) -> None:
         """Poll for what no message brings about."""

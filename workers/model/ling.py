@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels import Rows, add_rms_norm, make_pages, make_rows
+from kernels import Rows, Widths, add_rms_norm, forms, make_pages, make_rows
 from workers.collectives.base import Collectives
 from workers.model.batch import Batch, Caches
 from workers.model.config import LingConfig
@@ -31,6 +31,7 @@ class LingModel:
         widths = {config.rotary_dim, config.qk_rope_head_dim}
         ropes = {width: Rope(width, config.rope_theta, config.yarn, device) for width in widths}
         self._linear_rope, self._mla_rope = ropes[config.rotary_dim], ropes[config.qk_rope_head_dim]
+        self._widths = Widths(config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim, config.kv_lora_rank)
         self._norm: Tensor
 
     def load(self, loader: Loader) -> None:
@@ -54,9 +55,11 @@ class LingModel:
     def step_inputs(self, rows: Rows, page_table: Tensor, page_size: int) -> StepInputs:
         """What all layers read of a step with those rows."""
         linear = self._linear_rope(rows.positions)
+        pages = make_pages(rows, page_table, page_size)
         return StepInputs(
             rows=rows,
-            pages=make_pages(rows, page_table, page_size),
+            pages=pages,
+            forms=forms(rows, pages, self._widths),
             linear_rope=linear,
             mla_rope=linear if self._mla_rope is self._linear_rope else self._mla_rope(rows.positions),
         )

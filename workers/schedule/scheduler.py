@@ -208,6 +208,7 @@ class Scheduler:
             self.limits.max_step_tokens,
             self.limits.page_size,
             lambda seq, position: self.cache.reserve(seq.known, position, now),
+            self._may_leave,
         )
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
@@ -307,7 +308,7 @@ class Scheduler:
         all_placed = True
         for seq in [s for s in self._queue if s.priority == priority]:
             if seq.source is not None or seq.state is State.DISPLACED:
-                if seq.state is State.QUEUED and self._window_full(priority):
+                if seq.state is State.QUEUED and (self._window_full(priority) or self._staging_full(seq.coming)):
                     continue
                 if not self._place_pulled(seq, step, now):
                     return False
@@ -316,7 +317,9 @@ class Scheduler:
                 all_placed = False
                 continue
             beginning = find(seq, self.cache, self._active)
-            if beginning.awaited:
+            kept = beginning.kept
+            from_host = kept.position if kept is not None and kept.slot < 0 else None
+            if beginning.awaited or (from_host is not None and self._staging_full(from_host)):
                 continue
             if not self._place(seq, beginning, step, now):
                 return False
@@ -325,6 +328,10 @@ class Scheduler:
     def _window_full(self, priority: int) -> bool:
         """Whether as many snapshots are on the way as may be; those of worse priorities are no reason to wait."""
         return sum(s.priority <= priority for s in self._pulling.values()) >= self.limits.window
+
+    def _staging_full(self, tokens: int) -> bool:
+        """Whether the ranks have no memory for one more snapshot, whatever the priority of those under way."""
+        return self.limits.staging.full((s.coming for s in self._pulling.values()), tokens)
 
     def _place(self, seq: Sequence, beginning: Beginning, step: StepBuilder, now: float) -> bool:
         """Begin a sequence from a kept snapshot, or at zero."""
@@ -463,10 +470,21 @@ class Scheduler:
             self._held.append(seq)
 
     def _export_held(self, step: StepBuilder) -> None:
-        for seq in [s for s in self._held if s.peer is not None]:
+        for seq in [s for s in self._held if self._may_leave(s)]:
             step.export(seq, seq.prompt_tokens)
             self._held.remove(seq)
             self._send_off(seq)
+
+    def _may_leave(self, seq: Sequence) -> bool:
+        """Take room on the ranks for a snapshot that a peer pulls, once for all of it: what has begun never waits."""
+        if seq.leaves or seq.peer is None:
+            return seq.leaves
+        # What only waits for this goes first: it holds slot and pages.
+        if seq.state is not State.HELD and any(s.peer is not None for s in self._held):
+            return False
+        leaving = (s.prompt_tokens for s in self.sequences.values() if s.leaves)
+        seq.leaves = not self.limits.staging.full(leaving, seq.prompt_tokens)
+        return seq.leaves
 
     def _send_off(self, seq: Sequence) -> None:
         """The ranks copy the snapshot out within the plan that exports it, so its places are free from there on."""

@@ -129,7 +129,7 @@ class Tokenized(TypedDict):
 
     count: int
     max_model_len: int | None
-    tokens: tuple[int, ...]
+    tokens: list[int]
     token_strs: NotRequired[list[str]]
 
 

@@ -10,5 +10,6 @@ from router.relay.gateway import Gateway
 async def count_tokens(request: CountRequest, gateway: Gateway) -> TokenCount:
     """How many tokens the prompt is that /v1/messages would compute."""
     check_model(request.model, gateway.config)
-    prompt = await conversation_prompt(request.conversation(), NAMES, gateway.tokenizer)
+    asked = request.conversation()
+    prompt = await gateway.apart(asked.characters, conversation_prompt, asked, NAMES, gateway.tokenizer)
     return {"input_tokens": len(prompt.token_ids)}

@@ -17,7 +17,7 @@ from router.api.request import (
     choose_tools,
     shown_tool,
 )
-from router.api.schema import Short, Strict, meaningless
+from router.api.schema import MAX_TURNS, Short, Strict, meaningless
 from router.errors import invalid
 from router.text.grammar import Form, Schema, json_form
 from router.text.tools.form import OfferedFunction
@@ -41,6 +41,7 @@ class ToolSpec(Strict):
     strict: bool | None = Field(None, description="true: calls are made of valid input alone")
     cache_control: dict[str, Any] | None = meaningless(None)
     eager_input_streaming: bool | None = meaningless(None)
+    input_examples: list[dict[str, Any]] | None = meaningless(None)  # templates have no place for them
     # Who calls it, and when it is shown: by the model, and from the first.
     allowed_callers: list[Literal["direct"]] | None = Field(None, min_length=1, max_length=1)
     defer_loading: Literal[False] | None = None
@@ -112,7 +113,7 @@ class CountRequest(Strict):
     """Body of /v1/messages/count_tokens."""
 
     model: str
-    messages: list[AnyMessage] = Field(min_length=1)
+    messages: list[AnyMessage] = Field(min_length=1, max_length=MAX_TURNS)
     system: SystemText = Field(
         default_factory=list,
         description="a block that begins with `x-anthropic-billing-header:` is left out: it differs each time, and "
@@ -124,6 +125,9 @@ class CountRequest(Strict):
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = meaningless(None)
     context_management: ContextManagement | None = meaningless(None)
+    mcp_servers: list[Any] | None = meaningless(None, max_length=0)
+    speed: Literal["standard"] | None = None
+    betas: list[str] | None = meaningless(None)
 
     @property
     def shows_thinking(self) -> bool:

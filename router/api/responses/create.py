@@ -51,7 +51,7 @@ class Create(Answering):
         body = await read_body(scope, receive, self._gateway.config)
         if self._gateway.config.log_prompts:
             caller_of(scope).asked = body.decode(errors="replace")
-        request = parse(body, ResponseRequest)
+        request = await self._gateway.apart(len(body), parse, body, ResponseRequest)
         check_model(request.model, self._gateway.config)
         with ExitStack() as holds:
             permit = holds.enter_context(self._gateway.admitted(1))

@@ -1,5 +1,6 @@
 """A response's output items as they form, and the events that tell of it."""
 
+from collections import deque
 from collections.abc import Iterator
 from typing import Literal
 
@@ -42,7 +43,8 @@ class Output:
         self.sequence = 0
         self._item: OutputItem | None = None  # the one under way
         self._said: list[str] = []
-        self._waiting: Logprobs = []  # of tokens whose text has not come yet
+        self._waiting: deque[TokenLogprobs] = deque()  # of tokens whose text has not come yet
+        self._uncovered = 0  # bytes of text whose tokens have not come yet
         self._logprobs: Logprobs = []
 
     def begin(self, body: Response) -> Iterator[bytes]:
@@ -63,7 +65,9 @@ class Output:
         match part:
             case Text(text):
                 if self._item is None and self.items:
-                    text = text.lstrip()  # what stood between a call and this
+                    said = text.lstrip()  # what stood between a call and this
+                    self._cover(text[: len(text) - len(said)])
+                    text = said
                 if text:
                     yield from self._begin("message")
                     yield self._say_text(text)
@@ -161,7 +165,7 @@ class Output:
 
     def _say_text(self, text: str) -> bytes:
         self._said.append(text)
-        logprobs, self._waiting = self._waiting, []
+        logprobs = self._cover(text)
         self._logprobs += logprobs
         delta: OutputTextDelta = {
             "type": "response.output_text.delta",
@@ -192,6 +196,15 @@ class Output:
         }
         return event(delta)
 
+    def _cover(self, text: str) -> Logprobs:
+        """The log-probabilities of more text, and of what came before without its own; as many as there are by now."""
+        self._uncovered += len(text.encode())
+        covered: Logprobs = []
+        while self._waiting and self._uncovered > 0:
+            covered.append(self._waiting.popleft())
+            self._uncovered -= len(covered[-1]["bytes"])
+        return covered
+
     def _next(self) -> int:
         self.sequence += 1
         return self.sequence - 1
@@ -210,7 +223,7 @@ class Output:
             return {**item, "status": status, "arguments": text}
         if item["type"] == "reasoning":
             return {**item, "status": status, "content": [_thought(text)]}
-        part: OutputTextPart = {**output_text(text), "logprobs": self._logprobs + self._waiting}
+        part: OutputTextPart = {**output_text(text), "logprobs": self._logprobs + self._cover("")}
         return {**item, "status": status, "content": [part]}
 
 

@@ -9,7 +9,7 @@ from router.api.request import Conversation, Request, Sampling, Tools, choose_to
 from router.api.responses.items import InputItem, tag
 from router.api.responses.tools import AllowedTools, FunctionTool, NamedTool, ToolChoice
 from router.api.responses.turns import NAMES, Item, turns
-from router.api.schema import Short, Strict, meaningless
+from router.api.schema import MAX_TURNS, Short, Strict, meaningless
 from router.errors import invalid
 from router.priority import LATEST, SOONEST
 from router.text.grammar import Form, Schema, json_form
@@ -59,7 +59,7 @@ class TextConfig(Strict):
     """What the text is to be."""
 
     format: Format | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = meaningless(None)
 
 
 class Reasoning(Strict):
@@ -80,13 +80,20 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
+class Compaction(Strict):
+    """What a client would have done to a long conversation; here `truncation` alone shortens one."""
+
+    type: Literal["compaction"]
+    compact_threshold: int | None = meaningless(None, ge=1)
+
+
 class ResponseRequest(Strict):
     """Body of /v1/responses."""
 
     model: str
     input: Annotated[
         list[InputItem],
-        Field(min_length=1),
+        Field(min_length=1, max_length=MAX_TURNS),
         BeforeValidator(_item_list, json_schema_input_type=str | list[InputItem]),
     ]
     instructions: str | None = Field(None, description="of this answer alone: the next does not inherit them")
@@ -122,7 +129,9 @@ class ResponseRequest(Strict):
     safety_identifier: Short | None = meaningless(None)
     prompt_cache_key: Short | None = meaningless(None)
     prompt_cache_retention: Literal["in_memory", "24h"] | None = meaningless(None)
-    service_tier: Literal["auto", "default"] = meaningless("auto")
+    service_tier: Literal["auto", "default", "flex"] = meaningless("auto")
+    client_metadata: dict[str, Any] | None = meaningless(None)
+    context_management: list[Compaction] | None = meaningless(None, max_length=16)
     max_tool_calls: int | None = meaningless(None, ge=1)
 
     @model_validator(mode="after")

@@ -66,7 +66,6 @@ module "eks" {
       min_nodes               = 1
       max_nodes               = 1
       capacity_reservation_id = var.capacity_reservation_id
-      efa_interfaces          = 32
     }
   }
 }

@@ -27,7 +27,7 @@ variable "image" {
 }
 
 variable "model" {
-  description = "One of path: the checkpoint's folder in the volume; repository: of a hub, ORGANIZATION/NAME or with @REVISION; prefix: s3://, gs:// or https://. The last two are fetched into the volume, once for all nodes. secret: name of a Secret in the namespace whose keys become variables of the pods that fetch, HF_TOKEN say. env: those that are no secret, AWS_REGION say. service_account: account of these pods, made here with annotations, for a role that reads the bucket. served_name: what clients call it, the last part of the name if not given. format: of the weights: bf16, fp8, int4 or other. shard: whether each rank's weights are laid together once before the first start, of a path."
+  description = "One of path: the checkpoint's folder in the volume; repository: of a hub, ORGANIZATION/NAME or with @REVISION; prefix: s3://, gs:// or https://. The last two are fetched into the volume, once for all nodes. secret: name of a Secret in the namespace whose keys become variables of the pods that fetch, HF_TOKEN say. env: those that are no secret, AWS_REGION say. service_account: account of these pods, made here with annotations, for a role that reads the bucket. served_name: what clients call it, the last part of the name if not given. format: of the weights: bf16, fp8, fp8-channel, int4, awq or other. shard: whether each rank's weights are laid together once before the first start, of a path."
   type = object({
     path       = optional(string, "")
     repository = optional(string, "")
@@ -51,8 +51,8 @@ variable "model" {
     error_message = "model.path: give a folder of the volume, relative to its root."
   }
   validation {
-    condition     = contains(["bf16", "fp8", "int4", "other"], var.model.format)
-    error_message = "model.format: give bf16, fp8, int4 or other."
+    condition     = contains(["bf16", "fp8", "fp8-channel", "int4", "awq", "other"], var.model.format)
+    error_message = "model.format: give bf16, fp8, fp8-channel, int4, awq or other."
   }
 }
 
