@@ -3,6 +3,8 @@
 import os
 import secrets
 import socket
+import tempfile
+from pathlib import Path
 
 from rich.console import Console
 
@@ -11,6 +13,7 @@ from cluster.config import ClusterConfig, ConfigError
 from cluster.fetch.terminal import fetch_shown
 from cluster.resolve import find, resolve
 from wire.tls import TlsError, tls
+from workers.local import FORK_SERVER, ForkServer
 
 
 def serve_here(config: ClusterConfig, metrics_port: int | None = None) -> None:
@@ -33,10 +36,13 @@ def serve_here(config: ClusterConfig, metrics_port: int | None = None) -> None:
         tls()
     except TlsError as error:
         raise ConfigError(str(error)) from error
-    _set_environment()
+    folder = Path(tempfile.mkdtemp(prefix="ling-"))
+    # Torch is imported there while Ray starts.
+    forks = ForkServer(folder, folder / "ranks.log")
+    _set_environment(forks.address)
     from cluster.running import run  # noqa: PLC0415 - Ray must not be imported before
 
-    run(config, found, metrics_port)
+    run(config, found, folder, metrics_port)
 
 
 def _check_port(host: str, port: int, setting: str) -> None:
@@ -49,9 +55,10 @@ def _check_port(host: str, port: int, setting: str) -> None:
             raise ConfigError(f"{setting}: can't listen on {host}:{port} ({error.strerror}); choose another") from error
 
 
-def _set_environment() -> None:
+def _set_environment(fork_server: str) -> None:
     """Loopback only, a secret of this run's own, and nothing that chatters."""
     os.environ.update(
+        {FORK_SERVER: fork_server},
         # Ray's switch, whatever its name, for binding to loopback instead of the machine's address.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         RAY_AUTH_MODE="token",
@@ -60,6 +67,10 @@ def _set_environment() -> None:
         # Ray runs its workers at nice 15; what serves is no background job.
         RAY_worker_niceness="0",
         RAY_SERVE_LOG_TO_STDERR="0",
+        # Serve's controller looks after its replicas ten times a second by default, which takes 3 % of a core.
+        RAY_SERVE_CONTROL_LOOP_INTERVAL_S="0.4",
+        # Serve's replicas hand their own figures on ten times a second by default; nobody looks that often.
+        RAY_SERVE_METRICS_EXPORT_INTERVAL_MS="5000",
         # Ray warns that it will one day leave CUDA_VISIBLE_DEVICES alone; the setting is the coming behaviour.
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     )

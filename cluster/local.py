@@ -6,13 +6,13 @@ import logging
 import os
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 import ray
+from ray._private.node import Node
 
 from cluster.daemons import Daemons, RayLost, be_patient, wait_for_the_node
 from wire.logs import describe
@@ -27,15 +27,16 @@ _ABANDONED = 130  # what a shell reports after Ctrl-C
 class LocalRay:
     """Starts on `start`; `end` leaves no process and no file of it behind."""
 
-    def __init__(self, metrics_port: int | None) -> None:
-        """`metrics_port`: where its metrics agent listens; None for any free port."""
+    def __init__(self, folder: Path, metrics_port: int | None) -> None:
+        """`folder` takes all its files. `metrics_port`: its metrics agent listens there; None for any free port."""
         self._metrics_port = metrics_port
-        self.folder = Path(tempfile.mkdtemp(prefix="ling-"))
-        self.daemons = Daemons(self.folder)
+        self.folder = folder
+        self.daemons = Daemons(folder)
 
     def start(self) -> None:
         """Start the cluster and connect to it; RayLost if it does not come up."""
         _adopt_orphans()
+        _leave_out("start_monitor", "start_log_monitor", "start_api_server")
         be_patient(self.folder)
         wait_for_the_node()
         # Whatever processes of the cluster leave in their temporary folder goes with this one.
@@ -75,6 +76,18 @@ class LocalRay:
         _end_descendants(patience_s=0)
         shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(_ABANDONED)
+
+
+def _leave_out(*starts: str) -> None:
+    """Let this process's Ray do without: the autoscaler (one machine does not grow), what brings workers' output to the
+    driver (nobody reads it there), and the server of the dashboard, which runs even where there is no dashboard.
+
+    `ray.init` has no setting for them. The names are Ray's own; its release is pinned.
+    """
+    for name in starts:
+        if not hasattr(Node, name):
+            raise AttributeError(f"ray.{ray.__version__} has no Node.{name}")
+        setattr(Node, name, lambda self, *args, **kwargs: None)
 
 
 def _adopt_orphans() -> None:

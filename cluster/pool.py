@@ -1,35 +1,35 @@
-"""A worker as a Serve replica: the replica is the leader, its ranks are actors in the same placement group."""
+"""A worker as a Serve replica: the replica is the leader, its ranks are processes beside it on the same node."""
 
 import asyncio
 import functools
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import ray
 from ray import serve
-from ray.util.placement_group import get_current_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from cluster.config import ClusterConfig
-from cluster.directory import ENTER_EVERY_S
-from cluster.entries import Failure, Listing
+from cluster.entries import ENTER_EVERY_S, Failure, Listing
+from cluster.gpus import SEES_ALL_GPUS, assigned_gpus
 from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
 from cluster.metrics_limit import limit_of
-from cluster.rank import SEES_ALL_GPUS, Rank
 from cluster.resolve import Resolved, log_settings, worker_config
 from cluster.scaling import DEMAND, demand
 from cluster.secret import cluster_secret
 from wire.logs import describe, set_up
 from wire.metrics.recorder import Reading
 from wire.protocol import Role, WorkerInfo
-from workers.config import Rendezvous, WorkerConfig
+from workers.config import WorkerConfig
 from workers.leader.leader import Leader
 from workers.leader.ranks import Launch
 from workers.leader.start import start_leader
+from workers.local import FORK_SERVER, ForkServer, fork_launcher
 
 _LEADER_CPUS = 0.01
 _CALL_S = 2.0
@@ -39,23 +39,14 @@ _IDLE_POLL_S = 0.05
 _LOG = logging.getLogger(__name__)
 
 
-def bundles(config: ClusterConfig, role: Role) -> list[dict[str, float]]:
-    """A worker's placement group: its leader, with what marks the pool's nodes, then its ranks."""
-    return [{"CPU": _LEADER_CPUS} | config.pool(role).resources] + [_rank_resources(config)] * config.pool(role).tp
-
-
-def _rank_resources(config: ClusterConfig) -> dict[str, float]:
-    return {"CPU": config.rank_cpus} | ({"GPU": 1.0} if config.device == "cuda" else {})
-
-
-def rank_options(resources: dict[str, float]) -> dict[str, Any]:
-    """How Ray starts the actor of a rank that takes `resources`."""
-    environment = {"env_vars": SEES_ALL_GPUS} if "GPU" in resources else None
+def actor_options(config: ClusterConfig, role: Role) -> dict[str, Any]:
+    """What a worker asks of Ray for its leader and all its ranks, which stand on one node with it."""
+    pool, cuda = config.pool(role), config.device == "cuda"
     return {
-        "num_cpus": resources["CPU"],
-        "num_gpus": resources.get("GPU", 0),
-        "max_restarts": 0,
-        "runtime_env": environment,
+        "num_cpus": round(_LEADER_CPUS + pool.tp * config.rank_cpus, 4),
+        "num_gpus": pool.tp if cuda else 0,
+        "resources": pool.resources,
+        "runtime_env": SEES_ALL_GPUS if cuda else {},
     }
 
 
@@ -69,7 +60,6 @@ class Worker:
         self._drain_s = resolved.config.drain_s
         self._target = resolved.config.autoscaling
         self._worker_id = f"{role}-{serve.get_replica_context().replica_id.unique_id}"
-        self._resources = _rank_resources(resolved.config)
         set_up(log_settings(resolved.config), worker=self._worker_id)
         began = time.monotonic()
         try:
@@ -89,13 +79,16 @@ class Worker:
             resolved = resolved.moved((await asyncio.to_thread(origin.description)).folder)
         config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
         self._limit = limit_of(resolved.model, resolved.config.card, config.tp)
+        # Under `ling serve` the machine's workers share one.
+        self._forks = os.environ.get(FORK_SERVER) or ForkServer(Path(tempfile.mkdtemp(prefix="ling-"))).address
         fetched = origin is not None and config.load != "synthetic"
         storage = functools.partial(asyncio.to_thread, origin.weights) if origin is not None and fetched else None
         self._leader = await start_leader(config, self._made, await self._live(), storage)
 
     def _made(self, config: WorkerConfig) -> tuple[Leader, Launch]:
         self._config = config
-        return Leader(config, self._worker_id, self._role), self._launch
+        launch = fork_launcher(config, self._worker_id, self._forks, assigned_gpus())
+        return Leader(config, self._worker_id, self._role), launch
 
     async def _live(self) -> tuple[WorkerInfo, ...]:
         """Workers that serve now; none while the directory can't be asked."""
@@ -112,17 +105,6 @@ class Worker:
             leader.figures.limit(self._limit.reached(leader.figures.totals))
         leader.figures.sized(self._start_s, self._demand())
         return leader.figures.read(leader.info, leader.load)
-
-    async def _launch(self, rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
-        """Start a rank in its own bundle; returns when its work has ended, raises if it died, kills if cancelled."""
-        placement = PlacementGroupSchedulingStrategy(
-            placement_group=get_current_placement_group(), placement_group_bundle_index=rank + 1
-        )
-        actor = ray.remote(scheduling_strategy=placement, **rank_options(self._resources))(Rank).remote()
-        try:
-            await actor.run.remote(self._config, self._worker_id, rank, endpoint, rendezvous)
-        finally:
-            ray.kill(actor)
 
     async def _run(self) -> None:
         try:
@@ -182,5 +164,5 @@ async def _within(call: Any, seconds: float, what: str) -> None:
         _LOG.warning("%s: %s", what, describe(error))
 
 
-async def _awaited(call: Any) -> None:
-    await call
+async def _awaited(call: Any) -> Any:
+    return await call

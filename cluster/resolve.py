@@ -1,5 +1,6 @@
 """A config against the machine and the checkpoint: what is left open is filled in, what can't be is refused."""
 
+import os
 import tempfile
 import uuid
 from dataclasses import dataclass, field, replace
@@ -75,7 +76,7 @@ def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> R
     found = found or find(config)
     folder = found.folder
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    settled = {"model": str(folder), "device": device, **_keys_file(config), **_data_dir(config)}
+    settled = {"model": str(folder), "device": device, **_routers(config), **_keys_file(config), **_data_dir(config)}
     resolved = parse(config.model_dump(), settled)
     _check_checkpoint(resolved, folder)
     try:
@@ -83,6 +84,17 @@ def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> R
     except ValueError as error:
         raise ConfigError(f"card: {error}") from None
     return Resolved(resolved, str(folder), config.served_name or found.name, found.origin)
+
+
+def routers_for(cores: int) -> int:
+    """Routers of a host of so many cores, where their number is left open. Each keeps one core busy at the most."""
+    return max(1, min(4, cores // 8))
+
+
+def _routers(config: ClusterConfig) -> dict[str, int]:
+    if config.router.replicas != "auto":
+        return {}
+    return {"router.replicas": routers_for(len(os.sched_getaffinity(0)))}
 
 
 def _keys_file(config: ClusterConfig) -> dict[str, str]:

@@ -4,6 +4,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -29,6 +30,7 @@ from wire.logs import describe
 
 _APP = "ling"
 _POLL_S = 0.2
+_SIGNAL_POLL_S = 0.5
 _CALL_S = 5.0
 # On top of draining: what ending streams, ranks and connections takes.
 _CLOSING_S = 5.0
@@ -36,16 +38,42 @@ _CLOSING_S = 5.0
 _HEEDED_S = 5.0
 
 
+class _Watch:
+    """What the directory says, as it changes."""
+
+    def __init__(self, every_s: float) -> None:
+        """`every_s`: how often the caller wants to look at other things."""
+        self._every_s = every_s
+        self._listing = Listing("", (), ())
+        self._call: Any = None
+
+    def __iter__(self) -> Iterator[Listing]:
+        """The listing: once it has changed, and every so many seconds."""
+        while True:
+            try:
+                if self._call is None:
+                    directory = serve.get_deployment_handle("Directory", app_name=_APP)
+                    self._call = directory.watch.remote(self._listing.version)
+                self._listing = self._call.result(timeout_s=self._every_s)
+                self._call = None
+            except TimeoutError:
+                pass  # nothing has changed: the call goes on
+            except (KeyError, ray.exceptions.RayError, serve.exceptions.RayServeException):
+                self._call = None  # it is still starting, or being replaced
+                time.sleep(self._every_s)
+            yield self._listing
+
+
 class StartError(RuntimeError):
     """The cluster did not come up; the message is the first error there was."""
 
 
-def run(config: ClusterConfig, found: Found, metrics_port: int | None) -> NoReturn:
+def run(config: ClusterConfig, found: Found, folder: Path, metrics_port: int | None) -> NoReturn:
     """Start, serve until an ending signal, drain, end this process. A second signal ends without draining.
 
-    ConfigError and StartError if it did not come up.
+    `folder`: for the cluster's files; it goes with it. ConfigError and StartError if it did not come up.
     """
-    local = LocalRay(metrics_port)
+    local = LocalRay(folder, metrics_port)
     signals = EndingSignals(local.abandon)
     last_resort = LastResort(ENDING, _HEEDED_S, config.drain_s + _CLOSING_S + _HEEDED_S)
     in_ray = RayThread()
@@ -99,12 +127,13 @@ def _start(config: ClusterConfig, found: Found, local: LocalRay, progress: Statu
     pools = (resolved.config.prefill, resolved.config.decode)
     # No proxy stands between this machine and itself.
     with httpx.Client(base_url=_url(resolved), timeout=_CALL_S, trust_env=False) as router:
-        for listing in _listings():
+        for listing in _Watch(_POLL_S):
             if listing.failures:
                 raise StartError(_told(listing.failures[0]))
             _check_deployed()
-            progress.update(f"{len(listing.workers)} of {sum(p.replicas for p in pools)} workers are up…")
-            if _ready(router):
+            up, wanted = len(listing.workers), sum(pool.replicas for pool in pools)
+            progress.update(f"{up} of {wanted} workers are up…")
+            if up >= wanted and _ready(router):
                 break
         _announce(resolved, router.get("/status").json(), time.monotonic() - began, progress.console)
 
@@ -112,7 +141,7 @@ def _start(config: ClusterConfig, found: Found, local: LocalRay, progress: Statu
 def _follow(signals: EndingSignals, console: Console) -> None:
     """Tell of workers that end, until a signal."""
     told = 0
-    for listing in _listings():
+    for listing in _Watch(_SIGNAL_POLL_S):
         for failure in listing.failures[told:]:
             console.print(f"[red]{escape(_told(failure))}[/]; Ray starts it anew", highlight=False)
         told = len(listing.failures)
@@ -131,19 +160,6 @@ def _on_device(config: ClusterConfig, found: Found) -> Resolved:
             "lower prefill.replicas, decode.replicas or tp, or set device to cpu"
         )
     return resolved
-
-
-def _listings() -> Iterator[Listing]:
-    """What the directory holds, a few times a second."""
-    listing = Listing("", (), ())
-    while True:
-        try:
-            directory = serve.get_deployment_handle("Directory", app_name=_APP)
-            listing = directory.listing.remote().result(timeout_s=_CALL_S)
-        except (KeyError, TimeoutError, ray.exceptions.RayError, serve.exceptions.RayServeException):
-            pass  # it is still starting, or being replaced
-        yield listing
-        time.sleep(_POLL_S)
 
 
 def _check_deployed() -> None:

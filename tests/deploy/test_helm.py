@@ -15,7 +15,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from cluster.config import parse
 from cluster.dashboards.alerts import ALERTS
-from cluster.pool import bundles
+from cluster.pool import actor_options
 from tests.deploy.chart import CHART, NAMES, Rendered, example, helm, render, selects
 from tests.deploy.crd import schema_of, strict
 from wire.protocol import Role
@@ -54,10 +54,8 @@ def test_ray_s_autoscaler_reads_the_cluster_and_finds_room_for_every_worker(rend
     roles: list[Role] = ["prefill", "decode"] if config.prefill.replicas else ["decode"]
     for role in roles:
         pool, node = config.pool(role), types[role]
-        need: dict[str, float] = {}
-        for bundle in bundles(config, role):
-            for name, amount in bundle.items():
-                need[name] = need.get(name, 0) + amount
+        options = actor_options(config, role)
+        need = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options["resources"]}
         assert all(node["resources"].get(name, 0) >= amount for name, amount in need.items())
         assert node["resources"].get("GPU", 0) == (pool.tp if config.device == "cuda" else 0)
         assert (node["min_workers"], node["max_workers"]) == (pool.replicas, pool.max_replicas or pool.replicas)

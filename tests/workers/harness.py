@@ -1,7 +1,9 @@
 """Workers as a router sees them, without Ray: leaders on this event loop, ranks as child processes."""
 
 import asyncio
+import functools
 import itertools
+import tempfile
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -28,10 +30,21 @@ from workers.config import WorkerConfig
 from workers.leader.leader import Leader
 from workers.leader.ranks import Launch
 from workers.leader.start import start_leader
-from workers.local import process_launcher
+from workers.local import ForkServer, fork_launcher
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 _ids = itertools.count()
+
+
+@functools.cache
+def forks() -> ForkServer:
+    """One for all workers of this process's tests; it ends with the process."""
+    return ForkServer(Path(tempfile.mkdtemp(prefix="ling-")))
+
+
+def process_launcher(config: WorkerConfig, worker_id: str) -> Launch:
+    """Ranks as processes."""
+    return fork_launcher(config, worker_id, forks().address)
 
 
 @dataclass(slots=True, eq=False)
@@ -180,6 +193,15 @@ class Workers:
         """A request on one worker."""
         stream = self._new(decode)
         decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling))
+        return stream
+
+    def resumed(
+        self, decode: Worker, prompt: tuple[int, ...], had: tuple[int, ...], sampling: SamplingParams
+    ) -> Stream:
+        """A request that has got some tokens elsewhere."""
+        stream = self._new(decode)
+        ids = TokenIds.of((*prompt, *had))
+        decode.caller.send(Submit(stream.request_id, ids, sampling, generated=len(had)))
         return stream
 
     def _new(self, decode: Worker) -> Stream:

@@ -1,7 +1,6 @@
 """The model against logits of the official code, on checkpoints in the released layout."""
 
 import math
-import multiprocessing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 
 import kernels.mla.forms
 import kernels.mla.layer
+from tests.forks import FORKS
 from tests.workers.model_rig import GOLDEN, Driver, known_sequences, mixed, one_by_one, rank_errors
 from workers.collectives import Solo
 from workers.collectives.shm import ShmCollectives
@@ -103,9 +103,8 @@ def _rank(folder: Path, name: str, rank: int, tp: int, out: Any) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("name", "tp"), [("base", 2), ("yarn", 2), ("tp4", 4)])
 def test_ranks_as_processes_over_shared_memory(name: str, tp: int, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    out = context.Queue()
-    ranks = [context.Process(target=_rank, args=(tmp_path, name, r, tp, out), daemon=True) for r in range(tp)]
+    out = FORKS.Queue()
+    ranks = [FORKS.Process(target=_rank, args=(tmp_path, name, r, tp, out), daemon=True) for r in range(tp)]
     try:
         for process in ranks:
             process.start()

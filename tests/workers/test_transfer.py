@@ -265,7 +265,8 @@ def test_strangers_at_the_port_disturb_nobody() -> None:
     latents, state = snapshot(0, 64)
     with ends("shm") as (prefill, decode):
         with socket.create_connection((HOST, prefill.transfers.port)) as stranger:
-            stranger.sendall(b"GET / HTTP/1.1\r\nHost: somebody\r\n\r\n")
+            # Longer than the proof that is awaited: what is shorter is waited for until HANDSHAKE_S is over.
+            stranger.sendall(b"GET / HTTP/1.1\r\nHost: somebody\r\nUser-Agent: a browser of theirs\r\n\r\n")
             stranger.settimeout(30)
             while stranger.recv(4096):
                 pass

@@ -11,6 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tests.forks import FORKS
 from workers.schedule.step import Expect, Export, Link, LinkLost, Received, Sent
 from workers.transfer.endpoint import Transfers
 
@@ -124,9 +125,8 @@ def process(
     target: Callable[..., None], *args: object
 ) -> Iterator[tuple[multiprocessing.process.BaseProcess, Connection]]:
     """A child process and the pipe to it; killed at the end if it still runs."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    child = context.Process(target=target, args=(there, *args), daemon=True)
+    here, there = FORKS.Pipe()
+    child = FORKS.Process(target=target, args=(there, *args), daemon=True)
     child.start()
     there.close()
     try:

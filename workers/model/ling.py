@@ -1,5 +1,8 @@
 """Ling-2.6: token ids to hidden states to logits, on one rank of a tensor-parallel group."""
 
+import math
+
+import numpy
 import torch
 from torch import Tensor
 
@@ -87,6 +90,14 @@ def make_caches(
     latent = (config.mla_layers, num_pages, page_size, config.latent_width)
     state = (config.linear_layers, num_slots, *config.state_shape(tp))
     return Caches(
-        latent=torch.zeros(latent, dtype=dtype, device=device),
-        state=torch.zeros(state, dtype=torch.float32, device=device),
+        latent=_zeros(latent, dtype, device),
+        state=_zeros(state, torch.float32, device),
     )
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that, on a CPU, take memory only as they are written: `torch.zeros` writes them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    untouched = numpy.zeros(math.prod(shape) * dtype.itemsize, numpy.uint8)
+    return torch.from_numpy(untouched).view(dtype).view(shape)

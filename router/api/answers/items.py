@@ -1,6 +1,6 @@
 """Items of the responses API, as they are kept and shown."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -63,13 +63,47 @@ class CallItem(TypedDict):
     call_id: str
     name: str
     arguments: str
+    namespace: NotRequired[str]
+
+
+class CustomCallItem(TypedDict):
+    """A call of a custom tool. input: free text."""
+
+    id: str
+    type: Literal["custom_tool_call"]
+    status: Status
+    call_id: str
+    name: str
+    input: str
+    namespace: NotRequired[str]
+
+
+class ShellAction(TypedDict):
+    """A command for the client's shell."""
+
+    type: Literal["exec"]
+    command: list[str]
+    env: dict[str, str]
+    timeout_ms: int | None
+    user: str | None
+    working_directory: str | None
+
+
+class ShellCallItem(TypedDict):
+    """A call of the client's shell."""
+
+    id: str
+    type: Literal["local_shell_call"]
+    status: Status
+    call_id: str
+    action: ShellAction
 
 
 class CallOutputItem(TypedDict):
     """The result of a function call."""
 
     id: str
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output", "local_shell_call_output"]
     status: Status
     call_id: str
     output: str
@@ -95,5 +129,7 @@ class InputReasoning(_Reasoning):
     content: list[dict[str, Any]]
 
 
-OutputItem = OutputMessage | CallItem | OutputReasoning
+ClientCall = CustomCallItem | ShellCallItem
+StreamedItem = OutputMessage | CallItem | OutputReasoning  # whose content leaves as it forms
+OutputItem = StreamedItem | ClientCall
 KeptItem = OutputItem | InputMessage | CallOutputItem | InputReasoning

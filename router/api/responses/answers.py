@@ -8,11 +8,11 @@ from typing_extensions import TypedDict
 from router.api.answers.generated import CachedTokens, OutputTokens, TokenLogprobs
 from router.api.answers.items import OutputItem, OutputTextPart, ReasoningTextPart
 from router.api.responses.schema import Format
-from router.api.responses.tools import FunctionTool, ToolChoice
+from router.api.responses.tools import ShownTool, ToolChoice
 
 # What a request named, as its model dumps it.
 DumpedFormat = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(Format))]
-DumpedTool = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(FunctionTool))]
+DumpedTool = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(ShownTool))]
 DumpedChoice = Annotated[
     str | dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(ToolChoice))
 ]
@@ -210,6 +210,20 @@ class ArgumentsDone(_Event, Place):
     arguments: str
 
 
+class InputDelta(_Event, Place):
+    """The next piece of a custom tool's input."""
+
+    type: Literal["response.custom_tool_call_input.delta"]
+    delta: str
+
+
+class InputDone(_Event, Place):
+    """The complete input of a custom tool."""
+
+    type: Literal["response.custom_tool_call_input.done"]
+    input: str
+
+
 class ResponseClosed(_Event):
     """The last event of a stream, with the final response."""
 
@@ -229,6 +243,8 @@ ResponseEvent = (
     | PartDone
     | ArgumentsDelta
     | ArgumentsDone
+    | InputDelta
+    | InputDone
     | ItemDone
     | ResponseClosed
 )

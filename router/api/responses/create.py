@@ -22,12 +22,13 @@ from router.api.prompts import make_choices
 from router.api.request import Request
 from router.api.responses.answers import Response
 from router.api.responses.background import Background
-from router.api.responses.items import new_id
+from router.api.responses.ids import new_id
 from router.api.responses.resource import resource
 from router.api.responses.rows import Conversation, Record
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.store import ResponseStore
+from router.api.responses.tools import warning
 from router.errors import invalid
 from router.http.body import parse, read_body
 from router.http.caller import caller_of
@@ -63,6 +64,8 @@ class Create(Answering):
             job = job_of(lowered, [choice], account)
             holds.enter_context(self._gateway.flying(job, permit))
             headers += worker_headers(job)
+            if (told := warning(request.tools)) is not None:
+                headers.append((b"warning", told.encode()))
             if not request.background:
                 return await self._attend(request, job, record, receive, send, headers)
             await self._store.begin(record, streamed=request.stream)
@@ -84,7 +87,7 @@ class Create(Answering):
         earlier = await self._earlier(request, tenant)
         asked = [item.plain() for item in request.input]
         lowered = request.lower(earlier.items, asked)
-        (choice,) = await make_choices(self._gateway, lowered)
+        (choice,) = await make_choices(self._gateway, lowered, tenant)
         body = resource(request, new_id("resp"), int(time.time()), self._gateway.config.served_model_name)
         return lowered, choice, Record(tenant, earlier, asked, body)
 

@@ -2,7 +2,7 @@
 
 from router.api.answers.generated import Head
 from router.api.request import Request
-from router.api.responses.items import new_id
+from router.api.responses.ids import new_id
 from router.api.responses.resource import resource
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.serializer import ResponseSerializer

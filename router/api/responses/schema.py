@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from router.api.request import Conversation, Request, Sampling, Tools, choose_tools
 from router.api.responses.items import InputItem, tag
-from router.api.responses.tools import AllowedTools, FunctionTool, NamedTool, ToolChoice
+from router.api.responses.tools import AllowedTools, AnyTool, NamedTool, ToolChoice, lowered
 from router.api.responses.turns import NAMES, Item, turns
 from router.api.schema import MAX_TURNS, Short, Strict, meaningless
 from router.errors import invalid
@@ -102,7 +102,7 @@ class ResponseRequest(Strict):
     background: bool = Field(False, description="needs `store`; goes on when the client has left")
     stream: bool = False
     stream_options: StreamOptions | None = None
-    tools: list[FunctionTool] = Field(default_factory=list, max_length=1024)
+    tools: list[AnyTool] = Field(default_factory=list, max_length=1024)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = Field(True, description="false: the answer ends with its first call")
     text: TextConfig | None = None
@@ -142,7 +142,7 @@ class ResponseRequest(Strict):
             raise invalid("'stream_options' needs 'stream'", "stream_options")
         if self.top_logprobs and not self.wants_logprobs:
             raise invalid(f"'top_logprobs' needs '{LOGPROBS}' in 'include'", "top_logprobs")
-        calls = self.tools and self.tool_choice != "none"
+        calls = lowered(self.tools) and self.tool_choice != "none"
         if self.wants_logprobs and (calls or self._effort not in (None, "none", "minimal")):
             message = f"'include': '{LOGPROBS}' needs an answer of text alone: no tools and no reasoning"
             raise invalid(message, "include")
@@ -159,9 +159,9 @@ class ResponseRequest(Strict):
 
     def lower(self, earlier: Sequence[Item], asked: Sequence[Item]) -> Request:
         """In neutral form. earlier: the items of the conversation it continues; asked: its own, as they are kept."""
-        lowered = turns([*earlier, *asked], len(earlier), self.instructions)
+        said = turns([*earlier, *asked], len(earlier), self.instructions)
         thinking = self._effort not in ("none", "minimal") if self._effort is not None else None
-        conversation = Conversation(lowered, self._tools(), thinking, shorten=self.truncation == "auto")
+        conversation = Conversation(said, self._tools(), thinking, shorten=self.truncation == "auto")
         sampling = Sampling(
             self.max_output_tokens,
             temperature=self.temperature,
@@ -179,13 +179,13 @@ class ResponseRequest(Strict):
         return None
 
     def _tools(self) -> Tools:
-        tools = [tool.lower(i) for i, tool in enumerate(self.tools)]
+        tools = lowered(self.tools)
         single = not self.parallel_tool_calls
         match self.tool_choice:
-            case NamedTool(name=name):
-                return choose_tools(tools, "required", [name], single=True)
+            case NamedTool() as chosen:
+                return choose_tools(tools, "required", [chosen.function_name], single=True)
             case AllowedTools(mode=mode, tools=allowed):
-                return choose_tools(tools, mode, [tool.name for tool in allowed], single=single)
+                return choose_tools(tools, mode, [tool.function_name for tool in allowed], single=single)
             case "auto":
                 return choose_tools(tools, None, None, single=single)
             case choice:

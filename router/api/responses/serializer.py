@@ -12,6 +12,7 @@ from router.api.responses.answers import Response, ResponseUsage
 from router.api.responses.events import closing
 from router.api.responses.output import Output
 from router.api.responses.resource import failure
+from router.api.responses.tools import origins
 from router.errors import ApiError
 from router.http.json import encode
 from router.relay.choice import Choice, Delta
@@ -32,7 +33,7 @@ class ResponseSerializer:
         self._choice = choice
         self._tokenizer = tokenizer
         self._keep = keep
-        self._output = Output()
+        self._output = Output(origins(body["tools"]))
 
     @property
     def sequence(self) -> int:

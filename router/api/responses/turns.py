@@ -4,7 +4,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
-from router.api.request import Call, Names, Turn, check_calls
+from router.api.request import Names, Turn, check_calls
+from router.api.responses.calls import lowered_call
 from router.errors import Path
 
 NAMES = Names(turns="input", prompt="input", max_tokens="max_output_tokens", result="an output")
@@ -36,20 +37,19 @@ def turns(items: Sequence[Item], earlier: int, instructions: str | None) -> tupl
 
 def _made(items: Sequence[Item], earlier: int) -> Iterator[tuple[Path, Item]]:
     """The items that count, with their places: no reasoning, and no calls that were cut off."""
-    answered = {item["call_id"] for item in items if item["type"] == "function_call_output"}
+    answered = {item["call_id"] for item in items if item["type"].endswith("_call_output")}
     for i, item in enumerate(items):
-        cut = item["type"] == "function_call" and item["status"] == "incomplete" and item["call_id"] not in answered
+        unanswered = item["type"].endswith("_call") and item["call_id"] not in answered
+        cut = unanswered and item["status"] == "incomplete"
         if item["type"] != "reasoning" and not cut:
             # Calls and outputs that were kept had matched but for their end, so a fault shows at what follows.
             yield ("input", max(i - earlier, 0)), item
 
 
 def _turn(item: Item, at: Path) -> Turn:
-    match item["type"]:
-        case "function_call":
-            call = Call(item["call_id"], item["name"], item["arguments"], at)
-            return Turn("assistant", None, at, calls=(call,))
-        case "function_call_output":
-            return Turn("tool", item["output"], at, call_id=item["call_id"])
+    if item["type"].endswith("_call"):
+        return Turn("assistant", None, at, calls=(lowered_call(item, at),))
+    if item["type"].endswith("_call_output"):
+        return Turn("tool", item["output"], at, call_id=item["call_id"])
     text = "\n".join(part["text"] for part in item["content"])
     return Turn(_ROLES[item["role"]], text, at)
