@@ -447,7 +447,7 @@ class Leader:
             if event.error is None:
                 self._add(seq)
             else:
-                self._end(SeqOutput(seq.request_id, 0, finish="error", error=event.error))
+                self._end(SeqOutput(seq.request_id, 0, finish="error", error=event.error, unservable=True))
         self._wake.set()
 
     def _on_peer_lost(self, worker_id: str, reason: str) -> None:
