@@ -166,7 +166,10 @@ class Fleet:
         roles: tuple[Role, ...] = ("prefill", "prefill", "decode", "decode")
         launchers = [partial(breaking_launcher, self._shared, TP * place) for place in range(len(roles))]
         four = await asyncio.gather(
-            *(self._started.start(CONFIG, role, launcher) for role, launcher in zip(roles, launchers, strict=True))
+            *(
+                self._started.start(CONFIG, role, live=(), launcher=launcher)
+                for role, launcher in zip(roles, launchers, strict=True)
+            )
         )
         self.prefill, self.decode = four[:2], four[2:]
 
