@@ -1,18 +1,65 @@
-"""A SQLite file, off the event loop. Replicas of one host may share it."""
+"""Where records are: a SQLite file that the routers of a host share, or a PostgreSQL for those of several hosts."""
 
 import asyncio
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, Protocol, TypeVar
 
 T = TypeVar("T")
 _BUSY_S = 10.0
 
 
+class DatabaseError(OSError):
+    """The database can't be reached, or can't do what it was asked."""
+
+
+class Cursor(Protocol):
+    """What came of a statement. Rows are read by their columns' names or places."""
+
+    @property
+    def rowcount(self) -> int: ...
+    def fetchone(self) -> Any: ...
+    def fetchall(self) -> list[Any]: ...
+    def __iter__(self) -> Iterator[Any]: ...
+
+
+class Connection(Protocol):
+    """What records are read and written by, within a transaction. Statements are SQL that both databases take."""
+
+    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor: ...
+    def executemany(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> Any: ...
+
+
+class Records(Protocol):
+    """Either database."""
+
+    @property
+    def begun(self) -> bool:
+        """Whether anything was ever kept there."""
+
+    async def run(self, work: "Callable[[Connection], T]") -> T:
+        """`work`'s result, in a transaction of its own that is kept when this returns, and undone if it raises."""
+
+    def call(self, work: "Callable[[Connection], T]") -> T:
+        """The same, for a thread that may block."""
+
+    def close(self) -> None:
+        """Finish what was given, then close. A second call does nothing."""
+
+
+def records(url: str | None, path: Path, schema: str) -> Records:
+    """The database at a URL, or else in a file; DatabaseError at the first work, if it can't be reached."""
+    if url is None:
+        return Database(path, schema)
+    from router.store.postgres import Postgres  # noqa: PLC0415 - routers of one host load nothing of it
+
+    return Postgres(url, schema, path.stem)
+
+
 class Database:
-    """One connection in one thread: work runs in the order it was given.
+    """SQLite: one connection in one thread: work runs in the order it was given.
 
     schema: statements that make what is missing (`CREATE … IF NOT EXISTS`). The file and its folder, readable by
     their owner alone, are made with the first work.
@@ -24,11 +71,16 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=path.stem)
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    @property
+    def begun(self) -> bool:
+        """Whether anything was ever kept there."""
+        return self.path.exists()
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
         """`work`'s result, in a transaction of its own that is on disk when this returns, and undone if it raises."""
         return await asyncio.wrap_future(self._thread.submit(self._run, work))
 
-    def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def call(self, work: Callable[[Connection], T]) -> T:
         """The same, for a thread that may block."""
         return self._thread.submit(self._run, work).result()
 
@@ -39,7 +91,7 @@ class Database:
             self._connection.close()
             self._connection = None
 
-    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _run(self, work: Callable[[Connection], T]) -> T:
         if self._connection is None:
             self._connection = self._open()
         connection = self._connection
