@@ -12,7 +12,7 @@ from typing import Any, Literal
 from typing_extensions import TypedDict
 
 from router.store import files
-from router.store.database import Connection
+from router.store.connection import Connection
 from router.store.files import Page, StoredFile
 
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]

@@ -1,61 +1,16 @@
-"""Where records are: a SQLite file that the routers of a host share, or a PostgreSQL for those of several hosts."""
+"""Records in a SQLite file, off the event loop. Replicas of one host may share it."""
 
 import asyncio
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
+
+from router.store.connection import Connection
 
 T = TypeVar("T")
 _BUSY_S = 10.0
-
-
-class DatabaseError(OSError):
-    """The database can't be reached, or can't do what it was asked."""
-
-
-class Cursor(Protocol):
-    """What came of a statement. Rows are read by their columns' names or places."""
-
-    @property
-    def rowcount(self) -> int: ...
-    def fetchone(self) -> Any: ...
-    def fetchall(self) -> list[Any]: ...
-    def __iter__(self) -> Iterator[Any]: ...
-
-
-class Connection(Protocol):
-    """What records are read and written by, within a transaction. Statements are SQL that both databases take."""
-
-    def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor: ...
-    def executemany(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> Any: ...
-
-
-class Records(Protocol):
-    """Either database."""
-
-    @property
-    def begun(self) -> bool:
-        """Whether anything was ever kept there."""
-
-    async def run(self, work: "Callable[[Connection], T]") -> T:
-        """`work`'s result, in a transaction of its own that is kept when this returns, and undone if it raises."""
-
-    def call(self, work: "Callable[[Connection], T]") -> T:
-        """The same, for a thread that may block."""
-
-    def close(self) -> None:
-        """Finish what was given, then close. A second call does nothing."""
-
-
-def records(url: str | None, path: Path, schema: str) -> Records:
-    """The database at a URL, or else in a file; DatabaseError at the first work, if it can't be reached."""
-    if url is None:
-        return Database(path, schema)
-    from router.store.postgres import Postgres  # noqa: PLC0415 - routers of one host load nothing of it
-
-    return Postgres(url, schema, path.stem)
 
 
 class Database:

@@ -4,7 +4,7 @@ import uuid
 from dataclasses import dataclass
 from typing import Literal
 
-from router.store.database import Connection
+from router.store.connection import Connection
 
 FILES = """
 CREATE TABLE IF NOT EXISTS files (

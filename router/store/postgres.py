@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from router.store.database import Connection, Cursor, DatabaseError
+from router.store.connection import Connection, Cursor, DatabaseError
 
 T = TypeVar("T")
 _CONNECT_S = 10

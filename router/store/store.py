@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from router.store.batches import BATCHES
+from router.store.connection import Connection
 from router.store.contents import Contents
-from router.store.database import Connection, records
 from router.store.files import FILES
+from router.store.records import records
 
 T = TypeVar("T")
 

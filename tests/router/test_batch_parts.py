@@ -16,8 +16,8 @@ from router.batch.policy import room
 from router.relay.policy import WorkerState
 from router.store import batches, files
 from router.store.batches import Lease, LeaseLost, Result, StoredBatch, TooMany
+from router.store.connection import DatabaseError
 from router.store.contents import Contents
-from router.store.database import DatabaseError
 from router.store.files import InUse, NoRoom, Page, StoredFile, new_file_id
 from router.store.store import Store
 from tests.router.batching import CHAT, PLAIN, line

@@ -10,7 +10,7 @@ import pytest
 
 import router.api.responses.store as response_store
 import router.store.store as file_store
-from router.store.database import Connection, DatabaseError
+from router.store.connection import Connection, DatabaseError
 from router.store.postgres import Postgres
 from tests.router import test_batch_parts, test_responses_store
 from tests.router.conftest import pair, served

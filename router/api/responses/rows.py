@@ -10,7 +10,7 @@ from pydantic_core import from_json, to_json
 from router.api.answers.items import KeptItem
 from router.api.responses.answers import Response, ResponseError
 from router.api.responses.events import closing
-from router.store.database import Connection
+from router.store.connection import Connection
 
 # A router that has not renewed its lease for so long has ended, and with it what it ran.
 LEASE_S = 10.0

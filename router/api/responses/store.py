@@ -11,7 +11,8 @@ from router.api.answers.items import KeptItem
 from router.api.responses import rows
 from router.api.responses.answers import Response
 from router.api.responses.rows import Bounds, Conversation, Kept, Record
-from router.store.database import Connection, records
+from router.store.connection import Connection
+from router.store.records import records
 
 
 class ResponseStore:
