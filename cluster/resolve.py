@@ -5,6 +5,7 @@ import tempfile
 import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from cluster.checkpoint import find_checkpoint
 from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
@@ -16,6 +17,7 @@ from wire.logs import LogSettings
 from wire.protocol import Role
 from workers.config import WorkerConfig
 from workers.model.config import LingConfig
+from workers.sizes import default_step_tokens
 
 # The embedded default: a small trained checkpoint that the checkout carries.
 EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
@@ -33,6 +35,7 @@ class Resolved:
     model: str
     served_name: str
     origin: Origin | None = None
+    max_model_len: int | None = None
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def moved(self, folder: Path) -> "Resolved":
@@ -78,12 +81,12 @@ def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> R
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
     settled = {"model": str(folder), "device": device, **_routers(config), **_keys_file(config), **_data_dir(config)}
     resolved = parse(config.model_dump(), settled)
-    _check_checkpoint(resolved, folder)
+    longest = _check_checkpoint(resolved, folder)
     try:
         limit_of(str(folder), resolved.card, resolved.decode.tp)
     except ValueError as error:
         raise ConfigError(f"card: {error}") from None
-    return Resolved(resolved, str(folder), config.served_name or found.name, found.origin)
+    return Resolved(resolved, str(folder), config.served_name or found.name, found.origin, longest)
 
 
 def routers_for(cores: int) -> int:
@@ -119,7 +122,8 @@ def _data_dir(config: ClusterConfig) -> dict[str, str]:
     return {"router.data_dir": str(folder)}
 
 
-def _check_checkpoint(config: ClusterConfig, folder: Path) -> None:
+def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
+    """The longest context that is served, in tokens."""
     try:
         model = LingConfig.load(folder, config.model_overrides)
     except (OSError, ValueError) as error:
@@ -136,21 +140,23 @@ def _check_checkpoint(config: ClusterConfig, folder: Path) -> None:
         )
     if config.pages is not None and (found := pages_too_few(config.pages, config.page_size, longest)):
         raise ConfigError(found[0])
+    return longest
 
 
 def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> WorkerConfig:
     """What one worker of a pool needs; it listens on `host`, to those that know the secret."""
     config = resolved.config
+    device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" else "cpu"
     return WorkerConfig(
         model=resolved.model,
         tp=config.pool(role).tp,
         dtype=config.dtype,
-        device="cuda" if config.device == "cuda" else "cpu",
+        device=device,
         page_size=config.page_size,
         pages=config.pages,
         slots=config.slots,
         max_model_len=config.max_model_len,
-        max_step_tokens=config.max_step_tokens,
+        max_step_tokens=config.max_step_tokens or default_step_tokens(role, device, config.slots),
         handoff_window=config.handoff.window,
         handoff_timeout_s=config.handoff.timeout_s,
         collectives=config.collectives,
@@ -179,6 +185,7 @@ def router_config(resolved: Resolved, name: str, secret: str) -> RouterConfig:
         secret=secret,
         run_dir=str(Path(tempfile.gettempdir()) / f"ling-router-{resolved.run}"),
         log_prompts=resolved.config.logs.prompts,
+        max_model_len=resolved.max_model_len,
         **resolved.config.router.model_dump(exclude={"resources"}),
     )
 

@@ -33,6 +33,10 @@ REQUEST_PATH = Board(
                     "Answer length", "short", "Tokens generated for each sequence that began, the mean.",
                     (Query(f"{rate(t.GENERATED_TOKENS)} / {rate(t.TTFT, suffix='_count')}", "tokens"),),
                 ),
+                Panel(
+                    "Resumed", "reqps", "Sequences that went on at other workers after theirs failed them, by cause.",
+                    (Query(rate(t.RESUMED, "cause"), "{{cause}}"),), stacked=True,
+                ),
                 _spread("Whole answers", t.E2E, "From arrival to the answer's end, of requests answered with 200."),
             ),
         ),
@@ -66,7 +70,12 @@ REQUEST_PATH = Board(
                 ),
                 _spread("Transfer", t.TRANSFER_SECONDS, "From a prompt's end until its snapshot is whole."),
                 Panel(
-                    "Transfer failures", "reqps", "Sequences that ended because a snapshot did not come. Normal: none.",
+                    "Taken up elsewhere", "reqps",
+                    "Sequences that went on at other workers, because one ended (death) or a snapshot did not come.",
+                    (Query(rate(t.RESUMED, "cause"), "{{cause}}"),), stacked=True,
+                ),
+                Panel(
+                    "Transfer failures", "reqps", "Snapshots that did not come. Normal: none.",
                     (Query(rate(t.TRANSFER_FAILURES, "reason"), "{{reason}}"),), stacked=True,
                 ),
             ),

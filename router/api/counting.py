@@ -44,7 +44,7 @@ class DetokenizeRequest(Strict):
 
 
 async def tokenize(request: TokenizeRequest, gateway: Gateway, tenant: str) -> Tokenized:
-    """A text's token ids. `max_model_len` is None while no worker is live."""
+    """A text's token ids."""
     check_model(request.model, gateway.config)
     tokenizer = gateway.tokenizer
     if request.prompt is not None:
@@ -55,7 +55,7 @@ async def tokenize(request: TokenizeRequest, gateway: Gateway, tenant: str) -> T
         chat = ChatRequest.model_validate({name: getattr(request, name) for name in fields})
         asked, recall = chat.conversation(), partial(gateway.exact.recall, tenant)
         ids = (await gateway.apart(asked.characters, conversation_prompt, asked, Names(), tokenizer, recall)).token_ids
-    longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
+    longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else gateway.config.max_model_len
     answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": list(ids)}
     if request.return_token_strs:
         answer["token_strs"] = [tokenizer.piece(i).text for i in ids]

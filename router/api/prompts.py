@@ -26,6 +26,8 @@ _OPEN_RESERVE = 1024
 
 async def make_choices(gateway: Gateway, request: Request, tenant: str) -> list[Choice]:
     """`n` choices for each prompt, in order; 400 where the workers could not serve them. tenant: whose they are."""
+    if gateway.config.attachments == "refuse":
+        _refuse_attachments(request)
     form = _form(request, gateway.tool_parser)
     await gateway.check(form)
     limits, tokenizer = gateway.limits(), gateway.tokenizer
@@ -49,6 +51,7 @@ async def make_choices(gateway: Gateway, request: Request, tenant: str) -> list[
                     stop=request.sampling.stop,
                     reader=_reader(request, prompt, gateway.tool_parser),
                     keep_ids=request.token_ids,
+                    names_workers=gateway.config.name_workers,
                     discard=max_tokens == 0,
                     recording=_recording(gateway, request, tenant),
                     reserve=min(max_tokens, request.sampling.max_tokens or _OPEN_RESERVE),
@@ -85,6 +88,13 @@ def _encoded(raw: Sequence[RawPrompt], tokenizer: Tokenizer, limits: Limits) -> 
         if not out[-1].token_ids:
             raise invalid(f"'{name}' is empty", name, "empty_prompt")
     return out
+
+
+def _refuse_attachments(request: Request) -> None:
+    turns = request.source.turns if isinstance(request.source, Conversation) else ()
+    for turn in turns:
+        if turn.left_out is not None:
+            raise fault(turn.left_out, "the model reads text alone", "unsupported_value")
 
 
 def _form(request: Request, parser: type[ToolParser]) -> Form | None:

@@ -40,7 +40,8 @@ class Call:
 class Turn:
     """One message. at: its place in the client's request.
 
-    text: None where an assistant only called. call_id: of the call that a tool's turn answers.
+    text: None where an assistant only called. call_id: of the call that a tool's turn answers. left_out: the place of
+    what is no text, in whose stead the text holds a note.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -49,6 +50,7 @@ class Turn:
     name: str | None = None
     calls: tuple[Call, ...] = ()
     call_id: str = ""
+    left_out: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,6 +148,11 @@ class Request:
         """How many sequences it comes to."""
         prompts = len(self.source.prompts) if isinstance(self.source, RawPrompts) else 1
         return prompts * self.sampling.n
+
+
+def note(kind: str) -> str:
+    """What the model reads in place of an image or a file in a tool's result."""
+    return f"[{kind} left out: this model reads text alone]"
 
 
 def shown_tool(function: OfferedFunction, description: str | None) -> Tool:

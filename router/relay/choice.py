@@ -31,8 +31,8 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedBy:
-    """Where a choice was computed, and how many seconds each stage took there.
+class Timings:
+    """How many seconds each stage of a choice took.
 
     decode_queue_s overlaps the other worker's stages: both workers take a request at once.
     """
@@ -42,10 +42,20 @@ class ServedBy:
     transfer_s: float
     decode_s: float
     decode_queue_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBy(Timings):
+    """The same, and where the choice was computed."""
+
     prefill_worker: str
     prefill_pid: int
     decode_worker: str
     decode_pid: int
+
+    def unnamed(self) -> Timings:
+        """Without the workers."""
+        return Timings(self.queue_s, self.prefill_s, self.transfer_s, self.decode_s, self.decode_queue_s)
 
 
 @dataclass(slots=True)
@@ -81,6 +91,7 @@ class Choice:
         "_ids",
         "_joined",
         "_logprobs",
+        "_names_workers",
         "_offsets",
         "_reader",
         "_recording",
@@ -117,6 +128,7 @@ class Choice:
         keep_ids: bool = False,
         discard: bool = False,
         reserve: int = 0,
+        names_workers: bool = False,
         recording: Recording | None = None,
     ) -> None:
         self.index = index
@@ -126,6 +138,7 @@ class Choice:
         self.keep_logprobs = sampling.logprobs is not None
         self.discard = discard
         self.reserve = reserve
+        self._names_workers = names_workers
         self.generated = 0
         self.cached_tokens = 0
         self.finish: FinishReason | None = None
@@ -148,6 +161,12 @@ class Choice:
         self._ids: list[int] = []
         self._logprobs: list[ShownLogprob] = []
         self._offsets: list[int] = []
+
+    @property
+    def timings(self) -> Timings:
+        """What its answer tells of how it was computed, once all of it is over."""
+        assert self.served_by is not None
+        return self.served_by if self._names_workers else self.served_by.unnamed()
 
     @property
     def stop_string(self) -> str | None:
