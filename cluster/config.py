@@ -105,7 +105,7 @@ class RouterSection(_Section):
     segment_cache_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
     max_responses: Count = 4096
     attachments: Literal["note", "refuse"] = "note"
-    name_workers: bool = False
+    name_workers: Annotated[bool, _READ] = False
     max_responses_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
 
 
