@@ -76,7 +76,7 @@ def _parts(gateway: Gateway, exchange: Exchange | None) -> Parts:
     create, stored = keeping(gateway)
     files = batches = message_batches = None
     if config.data_dir is not None:
-        store = Store(config.data_dir)
+        store = Store(config.data_dir, config.database_url)
         runner = BatchRunner(gateway, store, LINES)
         gateway.alongside(runner)
         files, batches = Files(store, config), Batches(store, runner, config)

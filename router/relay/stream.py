@@ -109,9 +109,9 @@ class SequenceStream:
         return self.choice.sampling.max_tokens - len(self._ids)
 
     @property
-    def resumed(self) -> bool:
-        """Whether workers have to go on behind tokens that were generated elsewhere."""
-        return bool(self._ids)
+    def begun_with(self) -> str | None:
+        """The id of the weights that generated its tokens; None if it has none yet."""
+        return self.legs[0].info.weights_id if self._ids else None
 
     def begun(self, now: float) -> None:
         """Its client waits from now on."""
