@@ -18,6 +18,7 @@ from router.openapi.document import document
 from tests.router.batching import line, lines
 from tests.router.conftest import Stage, served, staged
 from tests.router.scripted import agent, scripted
+from wire.progress import Progress, Starting
 from wire.protocol import PeerRef
 
 ASK: list[Any] = [{"role": "user", "content": "add"}]
@@ -281,11 +282,17 @@ def test_a_cluster_whose_workers_are_not_there(checkpoint: Path, published: Any)
     async def act() -> None:
         async with served(checkpoint, []) as stage, stage.client() as client:
             await stage.gateway.update_workers([ListedWorker(PeerRef("gone", "127.0.0.1", 1), "decode")])
+            way = Progress("loading weights", 1_000_000, 4_000_000, rate=1e6)
+            stage.gateway.starting = (Starting("decode-1", "decode", "n", way, 0.5),)
             for path, status in (("/ready", 503), ("/status", 200), ("/v1/models", 200)):
                 answer = await client.get(path)
                 assert answer.status_code == status
                 check(published, "get", path, answer)
             pools = (await client.get("/status")).json()["pools"]
             assert pools["decode"]["workers"][0]["problem"]
+            (starting,) = pools["decode"]["starting"]
+            assert (starting["done_bytes"], starting["left_s"], starting["still_s"]) == (1_000_000, 3.0, 0.5)
+            reason = (await client.get("/ready")).json()["reason"]
+            assert reason.endswith("; a decode worker: loading weights: 1.00 of 4.00 MB, 1 MB/s, 3 s left")
 
     asyncio.run(act())
