@@ -76,6 +76,11 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("get", "/v1/batches/{batch_id}", {}),
     ("get", "/v1/batches/{broken_batch_id}", {}),
     ("post", "/v1/batches/{batch_id}/cancel", {}),
+    ("get", "/v1/messages/batches", {}),
+    ("get", "/v1/messages/batches/{message_batch_id}", {}),
+    ("get", "/v1/messages/batches/{message_batch_id}/results", {}),
+    ("post", "/v1/messages/batches/{message_batch_id}/cancel", {}),
+    ("delete", "/v1/messages/batches/{message_batch_id}", {}),
     ("get", "/v1/responses/{response_id}", {}),
     ("get", "/v1/responses/{response_id}", {"params": {"stream": "true"}}),
     ("get", "/v1/responses/{response_id}/input_items", {}),
@@ -140,6 +145,12 @@ def kept(stage: Stage, published: Any) -> dict[str, str]:
     asked = {"model": "tiny", "input": ITEMS, "background": True, "stream": True, "tools": FLAT_TOOLS}
     created = stage.http.post(f"{stage.url}{RESPONSES}", json=asked).text
     response_id = json.loads(created.split("data: ")[1].split("\n")[0])["response"]["id"]
+    entries = [{"custom_id": "a", "params": {"model": "tiny", "max_tokens": 3, "messages": ASK}}]
+    message_batch_id = str(post("/v1/messages/batches", json={"requests": entries}))
+    deadline = time.monotonic() + 10
+    message_batch = f"/v1/messages/batches/{message_batch_id}"
+    while stage.http.get(stage.url + message_batch).json()["processing_status"] != "ended":
+        assert time.monotonic() < deadline
     for path in (f"/v1/batches/{batch_id}", f"/v1/batches/{broken_batch_id}"):
         deadline = time.monotonic() + 10
         while (answer := stage.http.get(stage.url + path)).json()["status"] not in ("completed", "failed"):
@@ -151,6 +162,7 @@ def kept(stage: Stage, published: Any) -> dict[str, str]:
         "spare_file_id": upload("{}"),
         "batch_id": batch_id,
         "broken_batch_id": broken_batch_id,
+        "message_batch_id": message_batch_id,
         "response_id": response_id,
     }
 
@@ -173,13 +185,17 @@ def test_all_else(
 ) -> None:
     answer = stage.http.request(method, stage.url + path.format(**kept), **sent)
     assert answer.status_code == 200, answer.text
-    described = path.replace("{spare_", "{").replace("{broken_", "{")
+    described = path.replace("{spare_", "{").replace("{broken_", "{").replace("{message_batch", "{batch")
     check(published, method, described, answer)
 
 
 def test_nothing_that_is_described_is_left_out() -> None:
-    asked = {("post", path) for path, _ in GENERATED} | {("post", "/v1/batches")}
-    asked |= {(method, path.replace("{spare_", "{")) for method, path, _ in OTHERS if "broken" not in path}
+    asked = {("post", path) for path, _ in GENERATED} | {("post", "/v1/batches"), ("post", "/v1/messages/batches")}
+    asked |= {
+        (method, path.replace("{spare_", "{").replace("{message_batch", "{batch"))
+        for method, path, _ in OTHERS
+        if "broken" not in path
+    }
     paths = document("tiny", keyed=False)["paths"]
     assert asked == {(method, path) for path, methods in paths.items() for method in methods}
     for path, methods in paths.items():
