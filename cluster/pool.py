@@ -17,7 +17,7 @@ from cluster.entries import Failure
 from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
 from cluster.metrics_limit import limit_of
-from cluster.rank import Rank
+from cluster.rank import SEES_ALL_GPUS, Rank
 from cluster.resolve import Resolved, worker_config
 from cluster.scaling import DEMAND, demand
 from cluster.secret import cluster_secret
@@ -42,6 +42,17 @@ def bundles(config: ClusterConfig, role: Role) -> list[dict[str, float]]:
 
 def _rank_resources(config: ClusterConfig) -> dict[str, float]:
     return {"CPU": config.rank_cpus} | ({"GPU": 1.0} if config.device == "cuda" else {})
+
+
+def rank_options(resources: dict[str, float]) -> dict[str, Any]:
+    """How Ray starts the actor of a rank that takes `resources`."""
+    environment = {"env_vars": SEES_ALL_GPUS} if "GPU" in resources else None
+    return {
+        "num_cpus": resources["CPU"],
+        "num_gpus": resources.get("GPU", 0),
+        "max_restarts": 0,
+        "runtime_env": environment,
+    }
 
 
 class Worker:
@@ -80,12 +91,7 @@ class Worker:
         placement = PlacementGroupSchedulingStrategy(
             placement_group=get_current_placement_group(), placement_group_bundle_index=rank + 1
         )
-        actor = ray.remote(
-            num_cpus=self._resources["CPU"],
-            num_gpus=self._resources.get("GPU", 0),
-            max_restarts=0,
-            scheduling_strategy=placement,
-        )(Rank).remote()
+        actor = ray.remote(scheduling_strategy=placement, **rank_options(self._resources))(Rank).remote()
         try:
             await actor.run.remote(self._config, self._worker_id, rank, endpoint, rendezvous)
         finally:

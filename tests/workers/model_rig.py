@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from workers.collectives import Collectives, Solo
+from workers.collectives.base import SILENT_S
 from workers.model.batch import Batch, Caches
 from workers.model.config import LingConfig
 from workers.model.ling import LingModel, make_caches
@@ -46,8 +47,8 @@ class ThreadCollectives(Collectives):
     def all_gather(self, tensor: Tensor, dim: int) -> Tensor:
         return torch.cat(self._exchange(tensor), dim)
 
-    def barrier(self) -> None:
-        self._group.barrier.wait()
+    def barrier(self, patience_s: float = SILENT_S) -> None:
+        self._group.barrier.wait(patience_s)
 
     def close(self) -> None:
         return None

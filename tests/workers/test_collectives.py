@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -208,6 +209,59 @@ def test_a_file_left_by_a_dead_group_is_not_joined(tmp_path: Path) -> None:
     (tmp_path / "rank-1").write_bytes(bytes(3 << 20))
     with pytest.raises(RankLost, match="rank 1 did not come"):
         ShmCollectives(0, 2, tmp_path, timeout_s=0.2)
+
+
+def _pair(kind: str, folder: Path, timeout_s: float) -> list[Collectives]:
+    """Two ranks of this process."""
+    port = _free_port()
+
+    def make(rank: int) -> Collectives:
+        if kind == "shm":
+            return ShmCollectives(rank, 2, folder, timeout_s)
+        return TorchCollectives("gloo", rank, 2, "127.0.0.1", port, CPU, timeout_s)
+
+    with ThreadPoolExecutor(2) as pool:
+        return list(pool.map(make, range(2)))
+
+
+@pytest.mark.parametrize("kind", ["shm", "gloo"])
+def test_a_rank_that_loads_longer_than_operations_may_take_is_not_lost(kind: str, tmp_path: Path) -> None:
+    timeout_s = 0.5
+    first, late = _pair(kind, tmp_path, timeout_s)
+    with ThreadPoolExecutor(1) as pool:
+        loaded = pool.submit(first.barrier, 60.0)
+        # Past what an operation waits: this is the lateness the test is about.
+        time.sleep(2 * timeout_s)
+        assert not loaded.done()
+        late.barrier(60.0)
+        loaded.result(60)
+        summed = pool.submit(first.all_reduce, torch.ones(3))
+        late.all_reduce(torch.ones(3))
+        assert summed.result(60).tolist() == [2.0] * 3
+    with pytest.raises(RankLost, match=r"within 0\.3 s"):
+        first.barrier(0.3)
+    late.close()
+    first.close()
+
+
+def test_gpus_are_connected_before_anything_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Nccl:
+        class Options:
+            pass
+
+        def __init__(self, *_: object) -> None:
+            done.append("made")
+
+        def allreduce(self, tensors: list[Tensor]) -> Any:
+            done.append("summed")
+            return SimpleNamespace(wait=lambda: None)
+
+    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", Nccl, raising=False)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda _: None)
+    TorchCollectives("nccl", 0, 1, "127.0.0.1", _free_port(), CPU).close()
+    assert done == ["made", "summed"]
 
 
 def test_a_missing_gloo_peer_is_lost() -> None:

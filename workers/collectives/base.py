@@ -4,6 +4,9 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor
 
+# Ranks of one worker step together: one that is silent this long has died or hangs.
+SILENT_S = 60.0
+
 
 class RankLost(RuntimeError):
     """A peer rank died or stopped answering; the group can't go on."""
@@ -25,8 +28,9 @@ class Collectives(ABC):
         """Concatenate the ranks' equal-shaped tensors along `dim`, in rank order."""
 
     @abstractmethod
-    def barrier(self) -> None:
-        """Return once all ranks have called."""
+    def barrier(self, patience_s: float = SILENT_S) -> None:
+        """Return once all ranks have called; RankLost if one has not within `patience_s`, longer or shorter than what
+        the other operations wait."""
 
     @abstractmethod
     def close(self) -> None:
@@ -45,7 +49,7 @@ class Solo(Collectives):
     def all_gather(self, tensor: Tensor, dim: int) -> Tensor:
         return tensor
 
-    def barrier(self) -> None:
+    def barrier(self, patience_s: float = SILENT_S) -> None:
         return None
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from typing import BinaryIO
 import torch
 from torch import Tensor
 
-from workers.collectives.base import Collectives, RankLost
+from workers.collectives.base import SILENT_S, Collectives, RankLost
 
 _LINE = 64
 _FLAGS = 4096
@@ -74,7 +74,7 @@ class ShmCollectives(Collectives):
     """
 
     def __init__(
-        self, rank: int, size: int, folder: Path, timeout_s: float = 60.0, slot_bytes: int = _SLOT_BYTES
+        self, rank: int, size: int, folder: Path, timeout_s: float = SILENT_S, slot_bytes: int = _SLOT_BYTES
     ) -> None:
         self.rank = rank
         self.size = size
@@ -86,7 +86,7 @@ class ShmCollectives(Collectives):
         self._mine = self._create(folder / f"rank-{rank}")
         try:
             self._areas = [self._mine if r == rank else self._join(folder / f"rank-{r}", r) for r in range(size)]
-            self.barrier()
+            self.barrier(timeout_s)
         finally:
             (folder / f"rank-{rank}").unlink(missing_ok=True)
 
@@ -113,8 +113,8 @@ class ShmCollectives(Collectives):
         pieces = [[slot.clone() for slot in self._exchange(piece)] for piece in self._pieces(flat)]
         return torch.cat([torch.cat(parts).view(tensor.shape) for parts in zip(*pieces, strict=True)], dim)
 
-    def barrier(self) -> None:
-        self._arrive()
+    def barrier(self, patience_s: float = SILENT_S) -> None:
+        self._arrive(patience_s)
 
     def close(self) -> None:
         if not self._areas:
@@ -142,10 +142,10 @@ class ShmCollectives(Collectives):
             views = [area.slots[key[0]][:size].view(piece.dtype) for area in self._areas]
             self._views[key] = views
         views[self.rank].copy_(piece)
-        self._arrive()
+        self._arrive(self._timeout)
         return views
 
-    def _arrive(self) -> None:
+    def _arrive(self, patience_s: float) -> None:
         if not self._areas:
             raise RuntimeError("these collectives are closed")
         self._done += 1
@@ -153,10 +153,10 @@ class ShmCollectives(Collectives):
         self._mine.number = self._done
         for rank, area in enumerate(self._areas):
             if area.number < self._done:
-                self._wait(rank, area)
+                self._wait(rank, area, patience_s)
         _fence()
 
-    def _wait(self, rank: int, area: _Area) -> None:
+    def _wait(self, rank: int, area: _Area, patience_s: float) -> None:
         for _ in range(_SPINS):
             if area.number >= self._done:
                 return
@@ -170,8 +170,8 @@ class ShmCollectives(Collectives):
                 looked = now
                 if area.dead() and area.number < self._done:
                     raise RankLost(f"rank {rank} died; rank {self.rank} waited for it in operation {self._done}")
-                if now - begun > self._timeout:
-                    raise RankLost(f"rank {rank} did not answer rank {self.rank} within {self._timeout:g} s")
+                if now - begun > patience_s:
+                    raise RankLost(f"rank {rank} did not answer rank {self.rank} within {patience_s:g} s")
 
     def _create(self, path: Path) -> _Area:
         # Locked and sized before it has its name, so a peer never sees it half made.

@@ -1,6 +1,7 @@
 """Collectives through torch.distributed: NCCL between GPUs, gloo between CPUs."""
 
 import socket
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, Literal
@@ -9,11 +10,15 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from workers.collectives.base import Collectives, RankLost
+from workers.collectives.base import SILENT_S, Collectives, RankLost
+
+_POLL_S = 0.05
 
 
 class TorchCollectives(Collectives):
     """A process group of its own, so it never meets the default one. Raises RankLost when a peer is gone.
+
+    GPUs are connected once it is made: NCCL would do so at the first operation, and lose a rank that loads longer.
 
     host, port: where rank 0 keeps the store at which the ranks meet; gloo's links use the same host.
     """
@@ -26,12 +31,14 @@ class TorchCollectives(Collectives):
         host: str,
         port: int,
         device: torch.device,
-        timeout_s: float = 60.0,
+        timeout_s: float = SILENT_S,
     ) -> None:
         self.rank = rank
         self.size = size
         self._store: Any
         self._group: Any
+        self._device = device
+        self._barriers = 0
         timeout = timedelta(seconds=timeout_s)
         self._guarded("meet", lambda: self._connect(backend, host, port, device, timeout))
 
@@ -46,8 +53,8 @@ class TorchCollectives(Collectives):
         self._guarded("all_gather", lambda: self._group.allgather([parts], [flat]).wait())
         return torch.cat(parts, dim)
 
-    def barrier(self) -> None:
-        self._guarded("barrier", lambda: self._group.barrier().wait())
+    def barrier(self, patience_s: float = SILENT_S) -> None:
+        self._guarded("barrier", lambda: self._await_all(patience_s))
 
     def close(self) -> None:
         self._group = None
@@ -73,11 +80,32 @@ class TorchCollectives(Collectives):
             options = groups.ProcessGroupNCCL.Options()
             options._timeout = timeout
             self._group = groups.ProcessGroupNCCL(self._store, self.rank, self.size, options)
+            self._touch()
         else:
             options = groups.ProcessGroupGloo._Options()
             options._timeout = timeout
             options._devices = [groups.ProcessGroupGloo.create_device(hostname=host)]
             self._group = groups.ProcessGroupGloo(self._store, self.rank, self.size, options)
+
+    def _touch(self) -> None:
+        """One operation of all ranks, and its end."""
+        self._group.allreduce([torch.zeros(1, device=self._device)]).wait()
+        if self._device.type == "cuda":
+            torch.cuda.current_stream(self._device).synchronize()
+
+    def _await_all(self, patience_s: float) -> None:
+        """First at the store: an operation of the group ends it where a rank comes later than the group's timeout."""
+        self._barriers += 1
+        key = f"barrier-{self._barriers}"
+        deadline = time.monotonic() + patience_s
+        come = self._store.add(key, 1)
+        while come < self.size:
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"{come} of {self.size} ranks came within {patience_s:g} s")
+            time.sleep(_POLL_S)
+            come = self._store.add(key, 0)
+        # Whoever goes on from here may close the store: not before all have seen what it says.
+        self._touch()
 
     def _guarded(self, what: str, call: Callable[[], Any]) -> None:
         try:

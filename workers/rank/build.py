@@ -33,6 +33,8 @@ _PAGE_SHARE = 0.85
 # Without a GPU, pages for this many tokens a slot: laptops hold short conversations.
 _CPU_TOKENS_PER_SLOT = 2048
 _PROGRESS_S = 2.0
+# Ranks read the same files, one from a disk and the others from memory, or each its own over a network.
+_LOAD_PATIENCE_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,7 @@ def build_rank(
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_name(config, model_config)]
     model = LingModel(model_config, collectives, device, dtype)
     _load(config, model, say)
+    collectives.barrier(_LOAD_PATIENCE_S)
     pages = _pages(config, model_config, dtype)
     # References ask the host what a captured step may not.
     captured = config.cuda_graphs == "auto" and device.type == "cuda" and uses_triton(torch.empty(0, device=device))

@@ -15,6 +15,9 @@ from workers.rank.build import BuiltRank, build_rank
 from workers.schedule.step import RANKS, Compile, Compiled, Forget, RankFailed, RankMessage, Ready, StepPlan
 from workers.transfer.endpoint import Transfers
 
+# The most CUDA makes of them.
+_MOST_QUEUES = 32
+
 
 class LeaderSocket:
     """The connection to the leader: plans come in, results and transfer events go out, from any thread."""
@@ -51,14 +54,17 @@ class LeaderSocket:
         self._socket.close()
 
 
-def rank_main(config: WorkerConfig, worker_id: str, rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
+def rank_main(
+    config: WorkerConfig, worker_id: str, rank: int, endpoint: str, rendezvous: Rendezvous, gpu: int | None = None
+) -> None:
     """Load, say ready, then run plans until the leader goes away.
 
-    `endpoint`: the leader's Unix socket. Raises what went wrong, after telling the leader.
+    endpoint: the leader's Unix socket. gpu: which of the GPUs this process sees is the rank's; None where nobody
+    assigns them: the one of its number. Raises what went wrong, after telling the leader.
     """
     # One thread a rank: ranks share the host's cores, and a kernel's sums keep one order.
     torch.set_num_threads(1)
-    device = _device(config, rank)
+    device = rank_device(config, rank, gpu)
     leader = LeaderSocket(endpoint)
     try:
         collectives = make_collectives(config.collectives, rank, config.tp, rendezvous, device)
@@ -111,10 +117,13 @@ def _serve(leader: LeaderSocket, built: BuiltRank, rank: int) -> None:
         built.host.close()
 
 
-def _device(config: WorkerConfig, rank: int) -> torch.device:
-    """This rank's device, made the current one. Where a launcher shows each rank one GPU, that is it."""
+def rank_device(config: WorkerConfig, rank: int, gpu: int | None) -> torch.device:
+    """This rank's device, made the current one."""
     if config.device == "cpu":
         return torch.device("cpu")
-    device = torch.device("cuda", rank % torch.cuda.device_count())
+    # Read when the GPU is first used. Streams that share a queue wait for each other: the forward pass, sums over
+    # ranks and each link have their own, and 8 queues, the default, are fewer than that.
+    os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", str(_MOST_QUEUES))
+    device = torch.device("cuda", rank % torch.cuda.device_count() if gpu is None else gpu)
     torch.cuda.set_device(device)
     return device
