@@ -84,7 +84,7 @@ class Worker:
         leader = self._leader
         if self._limit is not None:
             leader.figures.limit(self._limit.reached(leader.figures.totals))
-        return leader.figures.read(leader.info, leader.load)
+        return leader.readings()
 
     async def _launch(self, rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
         """Start a rank in its own bundle; returns when its work has ended, raises if it died, kills if cancelled."""

@@ -101,6 +101,9 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         max_step_tokens=config.max_step_tokens,
         handoff_window=config.handoff.window,
         handoff_timeout_s=config.handoff.timeout_s,
+        cache_states=config.cache.states(config.slots),
+        cache_host_bytes=config.cache.host_bytes,
+        cache_state_dtype=config.cache.state_dtype,
         collectives=config.collectives,
         channel=config.handoff.channel,
         model_overrides=config.model_overrides,
@@ -127,6 +130,7 @@ def router_config(resolved: Resolved, name: str, secret: str) -> RouterConfig:
         secret=secret,
         run_dir=str(Path(tempfile.gettempdir()) / f"ling-router-{resolved.run}"),
         log_prompts=resolved.config.logs.prompts,
+        cache_share_all=resolved.config.cache.share == "all",
         **resolved.config.router.model_dump(exclude={"resources"}),
     )
 

@@ -31,7 +31,8 @@ class RouterConfig:
     without one there are no files and batches. max_file_bytes: of one upload. max_stored_bytes: of a tenant's files.
     max_batch_lines: requests in a batch. batch_concurrency: of them at once in this replica. run_dir: folder of
     responses where there is no data_dir; replicas of a host that are given the same one share it, and the last to end
-    removes it. max_responses, max_responses_bytes: kept responses of a tenant.
+    removes it. max_responses, max_responses_bytes: kept responses of a tenant. cache_share_all: prefixes that workers
+    keep are shared between tenants.
     """
 
     served_model_name: str
@@ -59,3 +60,4 @@ class RouterConfig:
     run_dir: str | None = None
     max_responses: int = 4096
     max_responses_bytes: int = 256 * 1024 * 1024
+    cache_share_all: bool = False

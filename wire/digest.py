@@ -22,14 +22,30 @@ def prefix_digest(floor: bytes, tail: Sequence[int]) -> bytes:
     return hashlib.blake2b(floor + packed(tail), digest_size=SIZE).digest()
 
 
+def digests_at(token_ids: Sequence[int], positions: Sequence[int], scope: str = "") -> list[bytes]:
+    """Digests of the first p ids for each p of `positions`, which ascend and are multiples of a page."""
+    raw = memoryview(packed(token_ids))
+    hasher = _hasher(scope)
+    out, done = [], 0
+    for position in positions:
+        hasher.update(raw[4 * done : 4 * position])
+        done = position
+        out.append(hasher.digest())
+    return out
+
+
+def _hasher(scope: str) -> "hashlib.blake2b":
+    key = hashlib.blake2b(scope.encode(), digest_size=32).digest() if scope else b""
+    return hashlib.blake2b(key=key, digest_size=SIZE)
+
+
 class PageDigests:
     """The page digests of a growing sequence. `pages[k]` is of the first (k + 1) * page_size ids, `root` of none."""
 
     __slots__ = ("_hasher", "page_size", "pages", "root")
 
     def __init__(self, page_size: int, scope: str = "") -> None:
-        key = hashlib.blake2b(scope.encode(), digest_size=32).digest() if scope else b""
-        self._hasher = hashlib.blake2b(key=key, digest_size=SIZE)
+        self._hasher = _hasher(scope)
         self.page_size = page_size
         self.root = self._hasher.digest()
         self.pages: list[bytes] = []

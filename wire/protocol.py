@@ -160,7 +160,11 @@ class SeqOutput:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A worker's figures, as of the step they ride on."""
+    """A worker's figures, as of the step they ride on.
+
+    token_s: seconds a prompt token takes to compute, smoothed. kept: snapshots the prefix cache holds; hit_tokens,
+    missed_tokens: prompt tokens that were not computed, and that were, since the worker's start.
+    """
 
     queued: int
     queued_tokens: int
@@ -169,6 +173,10 @@ class Load:
     free_slots: int
     transferring: int
     step_s: float
+    token_s: float = 0.0
+    kept: int = 0
+    hit_tokens: int = 0
+    missed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

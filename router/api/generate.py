@@ -19,6 +19,7 @@ from router.http.send import Headers, send_error, send_json
 from router.relay.choice import Choice, Delta, Prompt
 from router.relay.gateway import Gateway, Limits
 from router.relay.job import Job
+from router.relay.prefixes import scope_of
 from router.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -144,7 +145,14 @@ class Generate(Answering, Generic[R]):
             caller.choices = choices
             caller.priority = request.priority
             account = caller.account
-            job = Job(choices, stream=request.stream, priority=request.priority, account=account)
+            prefix_scope = scope_of(caller.tenant, request.cache_salt, gateway.config.cache_share_all)
+            job = Job(
+                choices,
+                stream=request.stream,
+                priority=request.priority,
+                account=account,
+                prefix_scope=prefix_scope,
+            )
             with gateway.flying(job, permit):
                 headers += worker_headers(job)
                 watch = asyncio.create_task(watch_client(receive, job))

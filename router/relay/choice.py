@@ -15,17 +15,22 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a choice continues. `text` where there was one: the client's, or a rendered conversation."""
+    """What a choice continues. `text` where there was one: the client's, or a rendered conversation.
+
+    boundaries: how many tokens there are up to the end of the system prompt with its tools, and of each turn.
+    """
 
     token_ids: tuple[int, ...]
     text: str | None = None
+    boundaries: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class ServedBy:
     """Where a choice was computed, and how many seconds each stage took there.
 
-    decode_queue_s overlaps the other worker's stages: both workers take a request at once.
+    decode_queue_s overlaps the other worker's stages: both workers take a request at once. cached_from: where the
+    snapshot was that the prompt began from: "device" or "host" of the worker that computed the rest, or "peer".
     """
 
     queue_s: float
@@ -37,6 +42,7 @@ class ServedBy:
     prefill_pid: int
     decode_worker: str
     decode_pid: int
+    cached_from: str | None = None
 
 
 @dataclass(slots=True)
@@ -73,6 +79,7 @@ class Choice:
         "_singly",
         "_stops",
         "_text",
+        "cached_from",
         "cached_tokens",
         "discard",
         "error",
@@ -112,6 +119,7 @@ class Choice:
         self.reserve = reserve
         self.generated = 0
         self.cached_tokens = 0
+        self.cached_from: str | None = None
         self.finish: FinishReason | None = None
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
         self.served_by: ServedBy | None = None  # set when all of it is over

@@ -14,14 +14,17 @@ from router.config import Pools, RouterConfig
 from router.errors import ApiError, invalid
 from router.metrics import Metrics, State
 from router.relay.admission import Permit, admit
+from router.relay.choice import Choice
 from router.relay.job import Job
 from router.relay.policy import Need, NoPlan, Plan, capacity, choose
+from router.relay.prefixes import candidates
 from router.relay.quota import token_quota
 from router.relay.stream import SequenceStream
 from router.relay.table import ListedWorker, WorkerTable
 from router.text.grammar import Form
 from router.text.grammar_check import GrammarCheck
 from router.text.tokenizer import Tokenizer
+from wire.protocol import PeerRef, Prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +184,7 @@ class Gateway:
         now = time.monotonic()
         metrics = self.metrics.times(job.priority)
         for choice in job.choices:
-            need = Need(len(choice.prompt.token_ids), choice.sampling.max_tokens, random.getrandbits(32))
+            need = self._need(choice, job.prefix_scope)
             plan = self.plan(need)
             if isinstance(plan, NoPlan):
                 self.metrics.routed(plan.reason)
@@ -194,7 +197,13 @@ class Gateway:
             decode = link(plan.decode.worker_id)
             stream = SequenceStream(f"{name}-{choice.index}", choice, prefill, decode, job, metrics)
             job.streams.append(stream)
-            stream.start(job.priority, now)
+            stream.start(job.priority, _prefix(plan, choice, job.prefix_scope), now)
+
+    def _need(self, choice: Choice, scope: str) -> Need:
+        prompt = choice.prompt
+        page_size = min((info.page_size for info in self.table.infos()), default=1)
+        held = self.table.held(candidates(prompt.token_ids, prompt.boundaries, page_size, scope))
+        return Need(len(prompt.token_ids), choice.sampling.max_tokens, random.getrandbits(32), held)
 
     def _observe(self) -> State:
         return State(
@@ -206,3 +215,8 @@ class Gateway:
 
     def _unavailable(self, message: str) -> ApiError:
         return ApiError(503, message, code="no_worker", retry_after_s=self.config.retry_after_s)
+
+
+def _prefix(plan: Plan, choice: Choice, scope: str) -> Prefix:
+    source = PeerRef(plan.source.worker_id, plan.source.host, plan.source.port) if plan.source is not None else None
+    return Prefix(choice.prompt.boundaries, scope, plan.kept_tokens, source)

@@ -12,6 +12,8 @@ from router.relay.stream import SequenceStream
 class Job:
     """stream: whether each gain wakes the answering coroutine, or only the end. account: whose tokens it uses.
 
+    prefix_scope: whose kept prefixes it may use.
+
     live: whether somebody waits for it; else it has all the time in the world.
     """
 
@@ -23,11 +25,13 @@ class Job:
         priority: int,
         account: Account | None = None,
         live: bool = True,
+        prefix_scope: str = "",
     ) -> None:
         self.choices = choices
         self.priority = priority
         self.account = account
         self.live = live
+        self.prefix_scope = prefix_scope
         self.streams: list[SequenceStream] = []
         self.error: ApiError | None = None
         self.gone = False  # the client has left

@@ -7,7 +7,7 @@ from typing import Protocol
 from router.errors import ApiError
 from router.metrics import StreamTimes
 from router.relay.choice import Choice, ServedBy
-from wire.protocol import Abort, Decode, PeerRef, Prefill, SeqOutput, Timings, WorkerInfo
+from wire.protocol import Abort, Decode, PeerRef, Prefill, Prefix, SeqOutput, Timings, WorkerInfo
 
 _NONE = Timings()
 
@@ -88,7 +88,7 @@ class SequenceStream:
         """Ids of the prefill and the decode worker; the same where there is one."""
         return self._prefill_info.worker_id, self._decode_info.worker_id
 
-    def start(self, priority: int, now: float) -> None:
+    def start(self, priority: int, prefix: Prefix, now: float) -> None:
         """Submit to both workers at once: the decode worker may pull the first chunks while later ones compute."""
         self._submitted_at = now
         prompt, sampling = self.choice.prompt.token_ids, self.choice.sampling
@@ -97,9 +97,9 @@ class SequenceStream:
             info = self._prefill_info
             source = PeerRef(info.worker_id, info.host, info.port)
             self._open.append(self._prefill)
-            self._prefill.submit(Prefill(self.request_id, prompt, sampling, priority), self)
+            self._prefill.submit(Prefill(self.request_id, prompt, sampling, priority, prefix), self)
         self._open.append(self._decode)
-        self._decode.submit(Decode(self.request_id, prompt, sampling, priority, source), self)
+        self._decode.submit(Decode(self.request_id, prompt, sampling, priority, source, prefix), self)
 
     def receive(self, link: Link, output: SeqOutput, now: float) -> None:
         """An output of one of the two."""
@@ -109,7 +109,7 @@ class SequenceStream:
             else:
                 self._decode_timings = output.timings
         if output.cached_tokens:
-            self.choice.cached_tokens = output.cached_tokens
+            self.choice.cached_tokens, self.choice.cached_from = output.cached_tokens, output.cached_from
         if output.finish is not None:
             # The worker has forgotten it: nothing to abort there any more.
             self._open.remove(link)
@@ -199,6 +199,7 @@ class SequenceStream:
             prefill_pid=prefill.pid,
             decode_worker=decode.worker_id,
             decode_pid=decode.pid,
+            cached_from=self.choice.cached_from,
         )
         self._owner.landed(self.choice)
 

@@ -9,11 +9,12 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
 from pathlib import Path
 
 from wire.codec import CLUSTER, WireError
 from wire.handshake import accept
+from wire.metrics.recorder import Reading
 from wire.protocol import (
     Abort,
     CancelPull,
@@ -148,6 +149,11 @@ class Leader:
     def load(self) -> Load:
         """The figures that routers get with the next step."""
         return self._scheduler.load
+
+    def readings(self) -> Iterator[Reading]:
+        """Everything the worker tells of itself."""
+        self.figures.cached(self._scheduler.cache)
+        return self.figures.read(self.info, self.load)
 
     # Stepping
 

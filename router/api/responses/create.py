@@ -39,6 +39,7 @@ from router.http.send import Headers, send_json
 from router.relay.choice import Choice, Prompt
 from router.relay.gateway import Gateway, Limits
 from router.relay.job import Job
+from router.relay.prefixes import scope_of
 from router.text.tools import ToolParser
 
 
@@ -67,7 +68,13 @@ class Create(Answering):
                 choice, record = await self._begin(request, caller.tenant)
                 caller.choices = [choice]
                 account = caller.account
-                job = Job([choice], stream=request.stream, priority=request.priority, account=account)
+                job = Job(
+                    [choice],
+                    stream=request.stream,
+                    priority=request.priority,
+                    account=account,
+                    prefix_scope=scope_of(caller.tenant, request.cache_salt, self._gateway.config.cache_share_all),
+                )
                 holds.enter_context(self._gateway.flying(job, permit))
                 headers += worker_headers(job)
                 if not request.background:

@@ -117,6 +117,7 @@ class ResponseRequest(Strict):
         default_factory=dict, max_length=16, description="repeated in the answer"
     )
     priority: int = Field(0, ge=SOONEST, le=LATEST, description="lower goes first, and takes the places of higher")
+    cache_salt: Short | None = Field(None, min_length=1, description="only requests with the same salt share prefixes")
     # What follows is repeated in the answer and changes nothing else here.
     user: Short | None = meaningless(None)
     safety_identifier: Short | None = meaningless(None)
