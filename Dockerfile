@@ -43,10 +43,11 @@ COPY --from=build-cpu /app /app
 USER 10001:10001
 
 FROM runtime AS cuda
-# Triton compiles a launcher for each kernel with the system's C compiler.
+# Triton compiles a launcher for each kernel with the system's C compiler; NCCL loads libibverbs for InfiniBand and RoCE.
 # The base's tag decides the release, and its archive keeps one version of a package at a time.
 # hadolint ignore=DL3008
-RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev && rm -rf /var/lib/apt/lists/*
+RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
+        libibverbs1 ibverbs-providers librdmacm1 && rm -rf /var/lib/apt/lists/*
 COPY --from=build-cuda /opt/ling /opt/ling
 COPY --from=build-cuda /app /app
 ENV NVIDIA_VISIBLE_DEVICES=all NVIDIA_DRIVER_CAPABILITIES=compute,utility

@@ -57,7 +57,7 @@ def serve_worker(role: str, pace: float) -> None:
 
     with tempfile.TemporaryDirectory() as folder:
         tokenizer = Tokenizer(str(write_checkpoint(Path(folder))))
-    texts = [tokenizer.encode_now(text, False) for _, text in _KINDS.values()]
+    texts = [tokenizer.encode(text, False) for _, text in _KINDS.values()]
 
     def answer(request: Request) -> Answer:
         ids = texts[request.sampling.seed]

@@ -12,7 +12,7 @@ from cluster.checkpoint import check_files
 from cluster.config import ClusterConfig, parse
 from cluster.directory import Directory
 from cluster.ingress import Router
-from cluster.pool import Worker, bundles
+from cluster.pool import Worker, actor_options
 from cluster.resolve import Resolved, resolve
 from cluster.scaling import autoscaling
 from wire.protocol import Role
@@ -28,10 +28,13 @@ _CLOSING_S = 10.0
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application for settings as `cluster.config.ClusterConfig` names them; ConfigError if they can't be."""
+    """The application for settings as `cluster.config.ClusterConfig` names them; ConfigError if they can't be.
+
+    Of a checkpoint that lies elsewhere, FetchError if what describes it can't be had; each worker fetches the weights.
+    """
     config = parse(args)
     resolved = resolve(config, gpus())
-    check_files(config, Path(resolved.model))
+    check_files(config, Path(resolved.model), weights=resolved.origin is None)
     return application(resolved)
 
 
@@ -60,11 +63,18 @@ def application(resolved: Resolved) -> Application:
         ray_actor_options=_LIGHT | {"resources": config.router.resources},
         max_ongoing_requests=_NO_LIMIT,
         logging_config=_LOGGING,
+        # A router needs no GPU: there is room for its successor beside it, on the port they share.
+        max_surge_percent=_surge(config, 100),
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.drain_s + _CLOSING_S,
     )
     # The pools are arguments so that Serve deploys them with the application; routers reach them by socket.
     return router.bind(resolved, directory, workers)
+
+
+def _surge(config: ClusterConfig, unset: int) -> int:
+    """Replicas beyond their number that Serve may start before it ends those they replace, in percent."""
+    return unset if config.surge is None else config.surge
 
 
 def _roles(config: ClusterConfig) -> list[Role]:
@@ -84,11 +94,10 @@ def _pool(resolved: Resolved, role: Role, directory: Application) -> Application
         Worker,
         name=role.capitalize(),
         **_size(config, role),
-        ray_actor_options={"num_cpus": bundles(config, role)[0]["CPU"]},
-        placement_group_bundles=bundles(config, role),
-        placement_group_strategy="STRICT_PACK",
+        ray_actor_options=actor_options(config, role),
         max_ongoing_requests=_NO_LIMIT,
         logging_config=_LOGGING,
+        max_surge_percent=_surge(config, 0 if config.device == "cuda" else 100),
         health_check_period_s=2.0,
         health_check_timeout_s=30.0,
         graceful_shutdown_wait_loop_s=0.1,

@@ -77,7 +77,7 @@ class Chat:
                 response.read()
                 hint = "" if response.status_code != httpx.codes.UNAUTHORIZED else _KEY_HINT
                 raise AnswerError(_error_text(response) + hint)
-            for line in response.iter_lines():
+            for line in _lines(response):
                 if not line.startswith("data: "):
                     continue
                 data = line.removeprefix("data: ")
@@ -89,6 +89,14 @@ class Chat:
                 for choice in event["choices"]:
                     yield choice["delta"].get("content") or ""
         raise AnswerError("the answer was cut off")
+
+
+def _lines(response: httpx.Response) -> Iterator[str]:
+    """Lines that end with LF alone: httpx's own end at any line end of Unicode, which JSON may hold."""
+    held = ""
+    for text in response.iter_text():
+        *whole, held = (held + text).split("\n")
+        yield from whole
 
 
 def _error_text(response: httpx.Response) -> str:

@@ -17,7 +17,8 @@ def find_checkpoint(model: str) -> Path:
         raise ConfigError(f"model: {folder} is a file; {told}")
     if not folder.is_dir():
         raise ConfigError(
-            f"model: no checkpoint folder at {folder}; give the folder that holds config.json (nothing is downloaded)"
+            f"model: no checkpoint folder at {folder}; give the folder that holds config.json, or what can be fetched: "
+            "ORGANIZATION/NAME of a hub, or an s3://, gs:// or https:// prefix"
         )
     if (folder / "config.json").exists():
         return folder
@@ -27,10 +28,11 @@ def find_checkpoint(model: str) -> Path:
     raise ConfigError(f"model: {folder} {what}; give the folder of a release, with config.json and safetensors files")
 
 
-def check_files(config: ClusterConfig, folder: Path) -> None:
+def check_files(config: ClusterConfig, folder: Path, weights: bool = True) -> None:
     """ConfigError that lists what keeps a checkpoint from being served; of its weights only headers are read.
 
     config: as given; one that names no model is served the embedded checkpoint, which nobody waits to have looked at.
+    weights: whether they lie in the folder too.
     """
     if config.model is None:
         return
@@ -40,13 +42,13 @@ def check_files(config: ClusterConfig, folder: Path) -> None:
     from router.text.tokenizer import Tokenizer  # noqa: PLC0415
 
     try:
-        Tokenizer(str(folder)).close()
+        Tokenizer(str(folder))
     except Exception as error:  # `tokenizers` raises nothing narrower
         raise ConfigError(
             f"model: the tokenizer or chat template in {folder} can't be read: {error}; copy tokenizer.json, "
             "tokenizer_config.json and chat_template.jinja from the release again"
         ) from error
-    if config.load == "synthetic":
+    if config.load == "synthetic" or not weights:
         return
     from workers.model.load_plan import check  # noqa: PLC0415
 

@@ -15,6 +15,7 @@ from cluster.config import ClusterConfig, ConfigError, parse
 from cluster.convert.command import convert_command
 from cluster.convert.verify import verify_command
 from cluster.dashboards.command import dashboards
+from cluster.fetch.command import fetch_command
 from cluster.launch import serve_here
 from cluster.plan import plan_command
 from cluster.status import render
@@ -25,6 +26,7 @@ _URL = f"http://127.0.0.1:{DEFAULT_PORT}"
 _HELP = """Serve Ling-2.6-flash checkpoints from split prefill and decode pools, and talk to them.
 
 Start with [bold]ling serve[/]: without --model it serves ling-nano, a small trained checkpoint.
+With [bold]--model inclusionAI/Ling-2.6-flash-FP8[/] it fetches that first, as [bold]ling fetch[/] does.
 Then, in another terminal, [bold]ling chat[/] and [bold]ling status[/].
 [bold]ling plan[/] says what a checkpoint needs of which cards, before there is a cluster.
 """
@@ -54,7 +56,16 @@ def _http_option(text: str) -> Any:
 
 @app.command()
 def serve(
-    model: Annotated[str | None, _model_option("Checkpoint folder. Default: the embedded ling-nano.")] = None,
+    model: Annotated[
+        str | None,
+        _model_option(
+            "Checkpoint folder; ORGANIZATION/NAME[@REVISION] of a hub; or an s3://, gs:// or https:// prefix. "
+            "Default: the embedded ling-nano."
+        ),
+    ] = None,
+    model_cache: Annotated[
+        str | None, _model_option("Where to fetch into what is no folder. Default: the user's cache.")
+    ] = None,
     served_name: Annotated[str | None, _model_option("What clients call it. Default: the folder's name.")] = None,
     dtype: Annotated[
         str | None, _model_option("auto (on a GPU the checkpoint's, else float32), float32, bfloat16.")
@@ -73,6 +84,9 @@ def serve(
     max_step_tokens: Annotated[int | None, _capacity_option("Token budget of a step. Default 1024.")] = None,
     host: Annotated[str | None, _http_option("Address to listen on. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, _http_option(f"Port to listen on. Default {DEFAULT_PORT}.")] = None,
+    metrics_port: Annotated[
+        int | None, _http_option("Loopback port of the metrics for Prometheus. Default: any free one.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any settings; flags override it.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -82,6 +96,7 @@ def serve(
     """Serve a checkpoint on this machine, until Ctrl-C."""
     flags = {
         "model": model,
+        "model_cache": model_cache,
         "served_name": served_name,
         "dtype": dtype,
         "verify": verify,
@@ -100,7 +115,7 @@ def serve(
     }
     try:
         settled = settle(config, {k: v for k, v in flags.items() if v is not None}, settings or [])
-        serve_here(settled)
+        serve_here(settled, metrics_port)
     except (ConfigError, RuntimeError) as error:
         Console(stderr=True).print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
         raise typer.Exit(2 if isinstance(error, ConfigError) else 1) from None
@@ -170,6 +185,7 @@ def status(url: Url = _URL) -> None:
     console_for_tables().print(render(response.json()))
 
 
+app.command("fetch")(fetch_command)
 app.command("plan")(plan_command)
 app.command("convert")(convert_command)
 app.command("verify")(verify_command)

@@ -4,14 +4,14 @@ import asyncio
 import secrets
 import time
 
-from cluster.entries import Entries, Failure, Listing
+from cluster.entries import ENTER_EVERY_S, Entries, Failure, Listing
+from cluster.figures import Figures, RouterFigures
 from cluster.loopback import close_side_door
 from wire.protocol import WorkerInfo
 
-ENTER_EVERY_S = 1.0
-_WATCH_S = 2.0
-# A restarted directory shows nothing before every worker has had the time to enter itself again.
-_SETTLE_S = 1.5 * ENTER_EVERY_S
+_WATCH_S = 10.0
+# After a restart: until every worker has had the time to enter itself again.
+_SETTLE_S = 4 * ENTER_EVERY_S
 
 
 class Directory:
@@ -21,6 +21,7 @@ class Directory:
         """Serve calls it on the replica's event loop."""
         close_side_door()
         self._entries = Entries(secrets.token_hex(4))
+        self._figures = RouterFigures()
         self._changed = asyncio.Condition()
         self._settled = asyncio.create_task(asyncio.sleep(_SETTLE_S))
 
@@ -36,14 +37,15 @@ class Directory:
         """A worker says why it ends."""
         await self._note(self._entries.fail(failure))
 
-    async def listing(self) -> Listing:
-        """What is known now."""
-        await self._note(self._entries.expire(time.monotonic()))
-        return self._entries.listing
+    async def exchange(self, router: str, figures: Figures) -> dict[str, Figures]:
+        """A router tells its figures, and is told those of the others."""
+        return self._figures.tell(router, figures, time.monotonic())
 
     async def watch(self, version: str) -> Listing:
-        """The listing once it differs from `version`, or after _WATCH_S as it is."""
-        await asyncio.shield(self._settled)
+        """The listing once it differs from `version`, or after _WATCH_S as it is. `version` is "" the first time."""
+        if version and not self._entries.made(version):
+            # The caller knows the listing of a directory before this one: an emptier one would take workers from it.
+            await asyncio.shield(self._settled)
         deadline = time.monotonic() + _WATCH_S
         while (now := time.monotonic()) < deadline:
             await self._note(self._entries.expire(now))

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 from wire.protocol import Role, WorkerInfo
 
-EXPIRY_S = 3.0
+ENTER_EVERY_S = 2.0
+# Far more, as processes of a busy machine may stand still for seconds; routers see a worker's end by their connection
+# to it, long before.
+EXPIRY_S = 15.0
 _KEPT_FAILURES = 32
 
 
@@ -68,6 +71,10 @@ class Entries:
             tuple(info for _, (info, _) in sorted(self._workers.items())),
             tuple(self._failures),
         )
+
+    def made(self, version: str) -> bool:
+        """Whether a version is of these entries, not of another directory's."""
+        return version.startswith(f"{self._epoch}.")
 
     def _bump(self, changed: bool) -> bool:
         self._count += changed

@@ -3,7 +3,8 @@
 import asyncio
 from typing import Any
 
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn._types import ASGISendEvent
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from router.errors import ApiError
 from router.http.entrance import MAX_HEAD_BYTES
@@ -12,6 +13,19 @@ HEAD_TIMEOUT_S = 30.0
 # What a client has to read what is buffered for it: so many seconds, and as many more as this rate takes.
 READ_TIMEOUT_S = 30.0
 LEAST_BYTES_PER_S = 4096
+
+
+def _unframed(cycle: RequestResponseCycle) -> None:
+    """Answer without chunks, which HTTP/1.0 does not know: the connection's end is the answer's."""
+    send = cycle.send
+
+    async def unframed(message: ASGISendEvent) -> None:
+        if message["type"] == "http.response.body":
+            cycle.expected_content_length = len(message.get("body", b""))
+        await send(message)
+
+    cycle.chunked_encoding = cycle.keep_alive = False
+    cycle.send = unframed  # type: ignore[method-assign]
 
 
 class LimitedHttp(HttpToolsProtocol):
@@ -64,6 +78,8 @@ class LimitedHttp(HttpToolsProtocol):
         self._end_wait()
         self._in_body = self._passed = True
         super().on_headers_complete()
+        if self.scope["http_version"] == "1.0" and self.cycle is not None:
+            _unframed(self.cycle)
 
     def on_body(self, body: bytes) -> None:
         self._passed = True

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from cluster.entries import Listing
+from cluster.figures import Figures
 from cluster.front import Front
 from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
@@ -16,10 +17,11 @@ from cluster.secret import cluster_secret
 from router.app import Gateway, create_app
 from router.memory import keep_for_good
 from router.relay.table import ListedWorker
-from wire.logs import set_up
+from wire.logs import describe, set_up
 from wire.protocol import PeerRef
 
 _RETRY_S = 0.5
+_EXCHANGE_S = 2.0
 # What in-stream errors need to reach the clients, once draining is over.
 _FLUSH_S = 2.0
 _LOG = logging.getLogger(__name__)
@@ -34,6 +36,8 @@ class Router:
         self._directory = directory
         name = f"router-{serve.get_replica_context().replica_id.unique_id}"
         set_up(log_settings(self._config), router=name)
+        if resolved.origin is not None:
+            resolved = resolved.moved(resolved.origin.description().folder)
         self._gateway = Gateway(router_config(resolved, name, cluster_secret()), pools(resolved))
         self._front: Front | None = None
 
@@ -45,12 +49,16 @@ class Router:
         metrics, tags = self._gateway.metrics, {"router": self._gateway.config.name}
         own = Bridge(lambda: (r for r in metrics.read() if r.metric.source == "router"), tags)
         self._telling = asyncio.create_task(own.run())
-        app = create_app(self._gateway)
+        app = create_app(self._gateway, self._exchange if config.router.replicas != 1 else None)
         keep_for_good()
         if config.port is not None:
             self._front = Front(app, config.host, config.port, config.drain_s + _FLUSH_S)
             self._front.start()
         return app
+
+    async def _exchange(self, own: dict[str, float]) -> dict[str, Figures]:
+        name = self._gateway.config.name
+        return await asyncio.wait_for(self._directory.exchange.remote(name, own), _EXCHANGE_S)
 
     async def _watch(self) -> None:
         """Keep the gateway's table as the directory lists it; without a directory the last listing stands."""
@@ -59,7 +67,7 @@ class Router:
             try:
                 listing: Listing = await self._directory.watch.remote(version)
             except Exception as error:
-                _LOG.warning("no listing from the directory: %s", error)
+                _LOG.warning("no listing from the directory: %s", describe(error))
                 await asyncio.sleep(_RETRY_S)
                 continue
             if listing.version != version:

@@ -3,47 +3,62 @@
 import os
 import secrets
 import socket
+import tempfile
 from pathlib import Path
+
+from rich.console import Console
 
 from cluster.checkpoint import check_files
 from cluster.config import ClusterConfig, ConfigError
-from cluster.resolve import resolve
+from cluster.fetch.terminal import fetch_shown
+from cluster.resolve import find, resolve
 from wire.tls import TlsError, tls
+from workers.local import FORK_SERVER, ForkServer
 
 
-def serve_here(config: ClusterConfig) -> None:
-    """Serve on this machine until the user ends it.
+def serve_here(config: ClusterConfig, metrics_port: int | None = None) -> None:
+    """Serve on this machine until the user ends it. metrics_port: of loopback, for Prometheus; None for any free one.
 
-    Raises ConfigError for settings that can't be served, StartError if the cluster did not come up.
+    Raises ConfigError for settings that can't be served, FetchError for a checkpoint that can't be had, StartError if
+    the cluster did not come up.
     """
-    resolved = resolve(config, gpus=0)
     if config.port is None:
         raise ConfigError("port: `ling serve` listens by itself and needs a port")
-    _check_port(config.host, config.port)
-    check_files(config, Path(resolved.model))
+    found = find(config)
+    resolve(config, gpus=0, found=found)  # what can't be served is refused before its weights are fetched
+    _check_port(config.host, config.port, "port")
+    if metrics_port is not None:
+        _check_port("127.0.0.1", metrics_port, "--metrics-port")
+    if found.origin is not None and config.load != "synthetic":
+        fetch_shown(found.origin.weights, Console(stderr=True))
+    check_files(config, found.folder)
     try:
         tls()
     except TlsError as error:
         raise ConfigError(str(error)) from error
-    _set_environment()
+    folder = Path(tempfile.mkdtemp(prefix="ling-"))
+    # Torch is imported there while Ray starts.
+    forks = ForkServer(folder, folder / "ranks.log")
+    _set_environment(forks.address)
     from cluster.running import run  # noqa: PLC0415 - Ray must not be imported before
 
-    run(config)
+    run(config, found, folder, metrics_port)
 
 
-def _check_port(host: str, port: int) -> None:
+def _check_port(host: str, port: int, setting: str) -> None:
     """Routers share their port: one of another cluster would be no obstacle, it would get half of the requests."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise ConfigError(f"port: can't listen on {host}:{port} ({error.strerror}); choose another") from error
+            raise ConfigError(f"{setting}: can't listen on {host}:{port} ({error.strerror}); choose another") from error
 
 
-def _set_environment() -> None:
+def _set_environment(fork_server: str) -> None:
     """Loopback only, a secret of this run's own, and nothing that chatters."""
     os.environ.update(
+        {FORK_SERVER: fork_server},
         # Ray's switch, whatever its name, for binding to loopback instead of the machine's address.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         RAY_AUTH_MODE="token",
@@ -52,6 +67,10 @@ def _set_environment() -> None:
         # Ray runs its workers at nice 15; what serves is no background job.
         RAY_worker_niceness="0",
         RAY_SERVE_LOG_TO_STDERR="0",
+        # Serve's controller looks after its replicas ten times a second by default, which takes 3 % of a core.
+        RAY_SERVE_CONTROL_LOOP_INTERVAL_S="0.4",
+        # Serve's replicas hand their own figures on ten times a second by default; nobody looks that often.
+        RAY_SERVE_METRICS_EXPORT_INTERVAL_MS="5000",
         # Ray warns that it will one day leave CUDA_VISIBLE_DEVICES alone; the setting is the coming behaviour.
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",
     )

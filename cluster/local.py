@@ -1,17 +1,21 @@
 """A Ray cluster of our own on this machine, and its certain end."""
 
+import atexit
 import ctypes
 import logging
 import os
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 import ray
+from ray._private.node import Node
+
+from cluster.daemons import Daemons, RayLost, be_patient, wait_for_the_node
+from wire.logs import describe
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
@@ -23,28 +27,46 @@ _ABANDONED = 130  # what a shell reports after Ctrl-C
 class LocalRay:
     """Starts on `start`; `end` leaves no process and no file of it behind."""
 
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="ling-"))
+    def __init__(self, folder: Path, metrics_port: int | None) -> None:
+        """`folder` takes all its files. `metrics_port`: its metrics agent listens there; None for any free port."""
+        self._metrics_port = metrics_port
+        self.folder = folder
+        self.daemons = Daemons(folder)
 
     def start(self) -> None:
-        """Start the cluster and connect to it."""
+        """Start the cluster and connect to it; RayLost if it does not come up."""
         _adopt_orphans()
+        _leave_out("start_monitor", "start_log_monitor", "start_api_server")
+        be_patient(self.folder)
+        wait_for_the_node()
         # Whatever processes of the cluster leave in their temporary folder goes with this one.
         os.environ["TMPDIR"] = str(self.folder)
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _node_ip_address="127.0.0.1",
-            _temp_dir=str(self.folder),
-        )
+        try:
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _node_ip_address="127.0.0.1",
+                _metrics_export_port=self._metrics_port,
+                _temp_dir=str(self.folder),
+            )
+        except Exception as error:  # Ray raises bare ones, e.g. when its node is late on a busy machine
+            raise RayLost(
+                f"Ray did not start on this machine: {describe(error)}; if it is short of memory or CPU, end what else "
+                "runs, and try again"
+            ) from error
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
-    def end(self, keep_logs: bool) -> None:
-        """Disconnect, then end every process that descends from this one, by its id."""
-        ray.shutdown()
+    def end(self, keep_logs: bool, disconnect: bool) -> None:
+        """End every process that descends from this one, by its id. `disconnect`: whether nothing calls Ray any more;
+        a call that goes on after a disconnection would start Ray anew."""
+        if disconnect:
+            ray.shutdown()
+        else:
+            # At the interpreter's end Ray would wait for processes that are gone.
+            atexit.register(os._exit, 1)
         _end_descendants(patience_s=_PATIENCE_S)
         if not keep_logs:
             shutil.rmtree(self.folder, ignore_errors=True)
@@ -54,6 +76,18 @@ class LocalRay:
         _end_descendants(patience_s=0)
         shutil.rmtree(self.folder, ignore_errors=True)
         os._exit(_ABANDONED)
+
+
+def _leave_out(*starts: str) -> None:
+    """Let this process's Ray do without: the autoscaler (one machine does not grow), what brings workers' output to the
+    driver (nobody reads it there), and the server of the dashboard, which runs even where there is no dashboard.
+
+    `ray.init` has no setting for them. The names are Ray's own; its release is pinned.
+    """
+    for name in starts:
+        if not hasattr(Node, name):
+            raise AttributeError(f"ray.{ray.__version__} has no Node.{name}")
+        setattr(Node, name, lambda self, *args, **kwargs: None)
 
 
 def _adopt_orphans() -> None:

@@ -13,12 +13,15 @@ from ray.util.metrics import Gauge
 
 from wire.metrics.recorder import Reading
 
-EVERY_S = 1.0
+EVERY_S = 5.0
 _LOG = logging.getLogger(__name__)
 
 
 class Bridge:
-    """Hands over what `read` gives, once a second. tags: what tells this process's series from others'."""
+    """Hands over what `read` gives, twice in each of Ray's report intervals of 10 s.
+
+    tags: what tells this process's series from others'.
+    """
 
     def __init__(self, read: Callable[[], Iterable[Reading]], tags: dict[str, str]) -> None:
         self._read = read

@@ -1,12 +1,15 @@
 """A config against the machine and the checkpoint: what is left open is filled in, what can't be is refused."""
 
+import os
 import tempfile
 import uuid
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cluster.checkpoint import find_checkpoint
 from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
+from cluster.fetch.fetch import Origin
+from cluster.fetch.location import remote
 from cluster.metrics_limit import limit_of
 from router.config import Pools, RouterConfig
 from wire.logs import LogSettings
@@ -22,27 +25,77 @@ EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
 class Resolved:
     """A config whose checkpoint exists and fits it; `config.model`, `served_name` and `device` are filled in.
 
-    run: names this cluster among those that ever ran on its hosts.
+    model: the checkpoint's folder on the host that resolved; where `origin` is set, another host fetches it into one of
+    its own (`moved`). run: names this cluster among those that ever ran on its hosts.
     """
 
     config: ClusterConfig
     model: str
     served_name: str
+    origin: Origin | None = None
+    max_model_len: int | None = None
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
+    def moved(self, folder: Path) -> "Resolved":
+        """The same on a host where the checkpoint lies in another folder."""
+        return replace(self, model=str(folder))
 
-def resolve(config: ClusterConfig, gpus: float) -> Resolved:
-    """Fill in the checkpoint and the device (`gpus`: how many the Ray cluster has); ConfigError if it can't be."""
-    folder = EMBEDDED if config.model is None else find_checkpoint(config.model)
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A checkpoint that is described in a folder of this host, and by what name clients know it.
+
+    origin: where every host gets the weights from; None where they lie in the folder, at the same path everywhere.
+    """
+
+    folder: Path
+    name: str
+    origin: Origin | None = None
+
+
+def find(config: ClusterConfig) -> Found:
+    """The checkpoint that `model` names; of one that lies elsewhere, only what describes it is fetched.
+
+    ConfigError, FetchError.
+    """
+    if config.model is None:
+        return Found(EMBEDDED, EMBEDDED.name)
+    place = remote(config.model)
+    if place is None:
+        folder = find_checkpoint(config.model)
+        return Found(folder, folder.name)
+    cache = None if config.model_cache is None else Path(config.model_cache).expanduser().resolve()
+    fetched = Origin(place, cache).description()
+    return Found(fetched.folder, place.name, fetched.origin)
+
+
+def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> Resolved:
+    """Fill in the checkpoint and the device; ConfigError if it can't be.
+
+    gpus: how many the Ray cluster has. found: the checkpoint, where it was looked for already.
+    """
+    found = found or find(config)
+    folder = found.folder
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    found = {"model": str(folder), "device": device, **_keys_file(config), **_data_dir(config)}
-    resolved = parse(config.model_dump(), found)
-    _check_checkpoint(resolved, folder)
+    settled = {"model": str(folder), "device": device, **_routers(config), **_keys_file(config), **_data_dir(config)}
+    resolved = parse(config.model_dump(), settled)
+    longest = _check_checkpoint(resolved, folder)
     try:
         limit_of(str(folder), resolved.card, resolved.decode.tp)
     except ValueError as error:
         raise ConfigError(f"card: {error}") from None
-    return Resolved(resolved, str(folder), config.served_name or folder.name)
+    return Resolved(resolved, str(folder), config.served_name or found.name, found.origin, longest)
+
+
+def routers_for(cores: int) -> int:
+    """Routers of a host of so many cores, where their number is left open. Each keeps one core busy at the most."""
+    return max(1, min(4, cores // 8))
+
+
+def _routers(config: ClusterConfig) -> dict[str, int]:
+    if config.router.replicas != "auto":
+        return {}
+    return {"router.replicas": routers_for(len(os.sched_getaffinity(0)))}
 
 
 def _keys_file(config: ClusterConfig) -> dict[str, str]:
@@ -67,7 +120,8 @@ def _data_dir(config: ClusterConfig) -> dict[str, str]:
     return {"router.data_dir": str(folder)}
 
 
-def _check_checkpoint(config: ClusterConfig, folder: Path) -> None:
+def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
+    """The longest context that is served, in tokens."""
     try:
         model = LingConfig.load(folder, config.model_overrides)
     except (OSError, ValueError) as error:
@@ -84,6 +138,7 @@ def _check_checkpoint(config: ClusterConfig, folder: Path) -> None:
         )
     if config.pages is not None and (found := pages_too_few(config.pages, config.page_size, longest)):
         raise ConfigError(found[0])
+    return longest
 
 
 def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> WorkerConfig:
@@ -101,9 +156,6 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         max_step_tokens=config.max_step_tokens,
         handoff_window=config.handoff.window,
         handoff_timeout_s=config.handoff.timeout_s,
-        cache_states=config.cache.states(config.slots),
-        cache_host_bytes=config.cache.host_bytes,
-        cache_state_dtype=config.cache.state_dtype,
         collectives=config.collectives,
         channel=config.handoff.channel,
         model_overrides=config.model_overrides,
@@ -130,6 +182,7 @@ def router_config(resolved: Resolved, name: str, secret: str) -> RouterConfig:
         secret=secret,
         run_dir=str(Path(tempfile.gettempdir()) / f"ling-router-{resolved.run}"),
         log_prompts=resolved.config.logs.prompts,
+        max_model_len=resolved.max_model_len,
         cache_share_all=resolved.config.cache.share == "all",
         **resolved.config.router.model_dump(exclude={"resources"}),
     )

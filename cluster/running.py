@@ -3,6 +3,8 @@
 import os
 import time
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any, NoReturn
 
 import httpx
@@ -17,45 +19,91 @@ from cluster.app import application, gpus
 from cluster.config import ClusterConfig, ConfigError
 from cluster.entries import Failure, Listing
 from cluster.hints import hints
+from cluster.last_resort import LastResort
 from cluster.local import LocalRay
-from cluster.resolve import Resolved, resolve
-from cluster.signals import EndingSignals
+from cluster.ray_thread import RayThread
+from cluster.resolve import Found, Resolved, resolve
+from cluster.signals import ENDING, EndingSignals
 from cluster.status import render
 from cluster.terminal import own_console
+from wire.logs import describe
 
 _APP = "ling"
 _POLL_S = 0.2
+_SIGNAL_POLL_S = 0.5
 _CALL_S = 5.0
 # On top of draining: what ending streams, ranks and connections takes.
 _CLOSING_S = 5.0
+# After a signal; whoever takes longer is ended from outside.
+_HEEDED_S = 5.0
+
+
+class _Watch:
+    """What the directory says, as it changes."""
+
+    def __init__(self, every_s: float) -> None:
+        """`every_s`: how often the caller wants to look at other things."""
+        self._every_s = every_s
+        self._listing = Listing("", (), ())
+        self._call: Any = None
+
+    def __iter__(self) -> Iterator[Listing]:
+        """The listing: once it has changed, and every so many seconds."""
+        while True:
+            try:
+                if self._call is None:
+                    directory = serve.get_deployment_handle("Directory", app_name=_APP)
+                    self._call = directory.watch.remote(self._listing.version)
+                self._listing = self._call.result(timeout_s=self._every_s)
+                self._call = None
+            except TimeoutError:
+                pass  # nothing has changed: the call goes on
+            except (KeyError, ray.exceptions.RayError, serve.exceptions.RayServeException):
+                self._call = None  # it is still starting, or being replaced
+                time.sleep(self._every_s)
+            yield self._listing
 
 
 class StartError(RuntimeError):
     """The cluster did not come up; the message is the first error there was."""
 
 
-def run(config: ClusterConfig) -> NoReturn:
+def run(config: ClusterConfig, found: Found, folder: Path, metrics_port: int | None) -> NoReturn:
     """Start, serve until an ending signal, drain, end this process. A second signal ends without draining.
 
-    ConfigError and StartError if it did not come up.
+    `folder`: for the cluster's files; it goes with it. ConfigError and StartError if it did not come up.
     """
-    local = LocalRay()
+    local = LocalRay(folder, metrics_port)
     signals = EndingSignals(local.abandon)
+    last_resort = LastResort(ENDING, _HEEDED_S, config.drain_s + _CLOSING_S + _HEEDED_S)
+    in_ray = RayThread()
     failed = True
     try:
         with own_console(local.folder / "driver.log") as console:
+
+            def look_after_ray() -> None:
+                if done := local.daemons.check():
+                    console.print(f"[red]{done}[/]", highlight=False)
+
+            def look_after_ray_and_signals() -> None:
+                look_after_ray()
+                if signals.asked:
+                    raise InterruptedError
+
             try:
                 with console.status("starting Ray…") as progress:
-                    _start(config, local, signals, progress)
+                    in_ray.do(lambda: _start(config, found, local, progress), look_after_ray)
                 signals.defer()
-                _follow(signals, console)
+                last_resort.serves()
+                with suppress(InterruptedError):
+                    in_ray.do(lambda: _follow(signals, console), look_after_ray_and_signals)
                 console.print("ending…")
                 signals.defer()
-                _drain(config.drain_s, signals)
+                _drain(config.drain_s, signals, in_ray)
                 failed = False
             finally:
                 signals.ignore()
-                local.end(keep_logs=failed)
+                local.end(keep_logs=failed, disconnect=in_ray.idle)
                 if failed:
                     console.print(f"Ray's logs: {local.folder}", highlight=False, soft_wrap=True)
     finally:
@@ -64,28 +112,28 @@ def run(config: ClusterConfig) -> NoReturn:
     os._exit(0)
 
 
-def _start(config: ClusterConfig, local: LocalRay, signals: EndingSignals, progress: Status) -> None:
+def _start(config: ClusterConfig, found: Found, local: LocalRay, progress: Status) -> None:
     """Returns once the cluster serves and has said so."""
     began = time.monotonic()
     local.start()
-    signals.arm()  # Ray has put a handler of its own in place
-    resolved = _on_device(config)
+    resolved = _on_device(config, found)
     progress.update("starting Serve…")
-    serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
-    serve.run_many(
-        [serve.RunTarget(application(resolved), name=_APP)],
-        wait_for_ingress_deployment_creation=False,
-        wait_for_applications_running=False,
-    )
+    target = serve.RunTarget(application(resolved), name=_APP)
+    try:
+        serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
+        serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
+    except Exception as error:  # Ray raises bare ones
+        raise StartError(f"Serve did not start: {describe(error)}") from error
     pools = (resolved.config.prefill, resolved.config.decode)
     # No proxy stands between this machine and itself.
     with httpx.Client(base_url=_url(resolved), timeout=_CALL_S, trust_env=False) as router:
-        for listing in _listings():
+        for listing in _Watch(_POLL_S):
             if listing.failures:
                 raise StartError(_told(listing.failures[0]))
             _check_deployed()
-            progress.update(f"{len(listing.workers)} of {sum(p.replicas for p in pools)} workers are up…")
-            if _ready(router):
+            up, wanted = len(listing.workers), sum(pool.replicas for pool in pools)
+            progress.update(f"{up} of {wanted} workers are up…")
+            if up >= wanted and _ready(router):
                 break
         _announce(resolved, router.get("/status").json(), time.monotonic() - began, progress.console)
 
@@ -93,7 +141,7 @@ def _start(config: ClusterConfig, local: LocalRay, signals: EndingSignals, progr
 def _follow(signals: EndingSignals, console: Console) -> None:
     """Tell of workers that end, until a signal."""
     told = 0
-    for listing in _listings():
+    for listing in _Watch(_SIGNAL_POLL_S):
         for failure in listing.failures[told:]:
             console.print(f"[red]{escape(_told(failure))}[/]; Ray starts it anew", highlight=False)
         told = len(listing.failures)
@@ -101,30 +149,17 @@ def _follow(signals: EndingSignals, console: Console) -> None:
             return
 
 
-def _on_device(config: ClusterConfig) -> Resolved:
+def _on_device(config: ClusterConfig, found: Found) -> Resolved:
     """The config on the device Ray found; ConfigError if it has too few."""
-    found = gpus()
-    resolved = resolve(config, found)
+    there = gpus()
+    resolved = resolve(config, there, found)
     need = sum(pool.replicas * pool.tp for pool in (config.prefill, config.decode))
-    if resolved.config.device == "cuda" and found < need:
+    if resolved.config.device == "cuda" and there < need:
         raise ConfigError(
-            f"device: {need} ranks need a GPU each and Ray found {found:g}; "
+            f"device: {need} ranks need a GPU each and Ray found {there:g}; "
             "lower prefill.replicas, decode.replicas or tp, or set device to cpu"
         )
     return resolved
-
-
-def _listings() -> Iterator[Listing]:
-    """What the directory holds, a few times a second."""
-    listing = Listing("", (), ())
-    while True:
-        try:
-            directory = serve.get_deployment_handle("Directory", app_name=_APP)
-            listing = directory.listing.remote().result(timeout_s=_CALL_S)
-        except (KeyError, TimeoutError, ray.exceptions.RayError, serve.exceptions.RayServeException):
-            pass  # it is still starting, or being replaced
-        yield listing
-        time.sleep(_POLL_S)
 
 
 def _check_deployed() -> None:
@@ -161,12 +196,25 @@ def _announce(resolved: Resolved, status: dict[str, Any], seconds: float, consol
     console.print(f"\n{told}\nCtrl-C ends everything.", soft_wrap=True, markup=False, highlight=False)
 
 
-def _drain(drain_s: float, signals: EndingSignals) -> None:
-    """Take the application down: routers stop accepting, running requests get `drain_s` to end."""
+def _drain(drain_s: float, signals: EndingSignals, in_ray: RayThread) -> None:
+    """Take the application down: routers stop accepting, running requests get `drain_s` to end.
+
+    It takes no longer than that and _CLOSING_S, whatever has become of Ray.
+    """
     deadline = time.monotonic() + drain_s + _CLOSING_S
-    try:
+
+    def take_down() -> None:
         serve.delete(_APP, _blocking=False)
         while _APP in serve.status().applications and time.monotonic() < deadline and not signals.asked:
             time.sleep(_POLL_S)
+
+    def look_at_the_clock() -> None:
+        if signals.asked or time.monotonic() > deadline:
+            raise TimeoutError
+
+    try:
+        in_ray.do(take_down, look_at_the_clock)
+    except TimeoutError:
+        return
     except (ray.exceptions.RayError, serve.exceptions.RayServeException) as error:
         raise RuntimeError(f"the cluster ended before it could drain: {error}") from error

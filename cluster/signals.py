@@ -4,9 +4,9 @@ import signal
 from collections.abc import Callable
 from types import FrameType
 
-_ENDING = [signal.SIGINT, signal.SIGTERM]
+ENDING = [signal.SIGINT, signal.SIGTERM]
 if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else `nohup` wants it ignored
-    _ENDING.append(signal.SIGHUP)
+    ENDING.append(signal.SIGHUP)
 
 
 class EndingSignals:
@@ -20,12 +20,8 @@ class EndingSignals:
         self.asked = False
         self._abandon = abandon
         self._deferred = False
-        self._before = {number: signal.getsignal(number) for number in _ENDING}
-        self.arm()
-
-    def arm(self) -> None:
-        """Take the signals; again after a library has put its own handlers in place."""
-        for number in _ENDING:
+        self._before = {number: signal.getsignal(number) for number in ENDING}
+        for number in ENDING:
             signal.signal(number, self._handle)
 
     def defer(self) -> None:
@@ -35,7 +31,7 @@ class EndingSignals:
 
     def ignore(self) -> None:
         """From now on do nothing."""
-        for number in _ENDING:
+        for number in ENDING:
             signal.signal(number, signal.SIG_IGN)
 
     def restore(self) -> None:

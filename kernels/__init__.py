@@ -8,7 +8,10 @@ from kernels.linear.fp32 import linear_fp32
 from kernels.linear.linear import linear
 from kernels.linear.quantize import add_rms_norm_quantized, swiglu_quantized
 from kernels.mla.attention import mla_attention
+from kernels.mla.forms import Forms, Widths, forms
 from kernels.mla.latent import norm_rope_write_latent
+from kernels.mla.layer import latent_attention
+from kernels.mla.prefill import mla_prefill
 from kernels.moe.experts import moe_experts
 from kernels.moe.gate import moe_gate
 from kernels.moe.route import route
@@ -18,12 +21,16 @@ from kernels.swiglu import swiglu
 from kernels.varlen import Keep, Pages, Rows, make_pages, make_rows
 
 __all__ = [
+    "Forms",
     "Keep",
     "Pages",
     "Rows",
+    "Widths",
     "add_rms_norm",
     "add_rms_norm_quantized",
+    "forms",
     "group_rms_norm_gate",
+    "latent_attention",
     "lightning_attention",
     "lightning_commit",
     "lightning_layer",
@@ -33,6 +40,7 @@ __all__ = [
     "make_pages",
     "make_rows",
     "mla_attention",
+    "mla_prefill",
     "moe_experts",
     "moe_gate",
     "norm_rope_write_latent",

@@ -93,10 +93,10 @@ class Rows:
         starts = [self.starts[i] for i in singles]
         tokens, slots = None, self.slots
         if self.longer:
-            tokens = _to_device([self.offsets[i] for i in singles], torch.int64, device)
-            slots = self.slots[_to_device(singles, torch.int64, device)]
+            tokens = to_device([self.offsets[i] for i in singles], torch.int64, device)
+            slots = self.slots[to_device(singles, torch.int64, device)]
         fresh = torch.tensor([s == 0 for s in starts], device=device) if 0 in starts else None
-        return Singles(tokens, slots, _to_device(starts, torch.int64, device), fresh)
+        return Singles(tokens, slots, to_device(starts, torch.int64, device), fresh)
 
     @cached_property
     def token_offsets(self) -> Tensor:
@@ -104,7 +104,7 @@ class Rows:
         rows, device = len(self.counts), self.slots.device
         if self._equal:
             return torch.arange(0, self.longest * rows + 1, self.longest, dtype=torch.int32, device=device)
-        return _to_device([*self.offsets, sum(self.counts)], torch.int32, device)
+        return to_device([*self.offsets, sum(self.counts)], torch.int32, device)
 
     @cached_property
     def row_starts(self) -> Tensor:
@@ -117,7 +117,7 @@ class Rows:
     def kept(self) -> Tensor:
         """[3, K] int32: row, count and slot of each of `keeps`."""
         return (
-            _to_device([[k.row, k.count, k.slot] for k in self.keeps], torch.int32, self.slots.device).t().contiguous()
+            to_device([[k.row, k.count, k.slot] for k in self.keeps], torch.int32, self.slots.device).t().contiguous()
         )
 
     def blocks(self, size: int) -> Blocks:
@@ -142,7 +142,7 @@ class Rows:
         before = list(accumulate(runs, initial=0))[:-1]
         several = [n if n > 1 else 0 for n in runs]
         bases = [b if n else -1 for b, n in zip(accumulate(several, initial=0), several, strict=False)]
-        table = _to_device([runs, before, bases], torch.int32, device)
+        table = to_device([runs, before, bases], torch.int32, device)
         rows = torch.arange(len(runs), device=device).repeat_interleave(table[0].long(), output_size=total)
         return Blocks(size, rows.int(), (index - table[1, rows]) * size, table[2], sum(several))
 
@@ -228,6 +228,6 @@ def make_pages(rows: Rows, page_table: Tensor, page_size: int) -> Pages:
     return Pages(rows, page_table, page_size, write_at)
 
 
-def _to_device(values: list[int] | list[list[int]], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """A copy that doesn't wait for the device's earlier work."""
+def to_device(values: list[int] | list[list[int]], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A copy on the device, which doesn't wait for the device's earlier work."""
     return torch.tensor(values, dtype=dtype).to(device, non_blocking=True)

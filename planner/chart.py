@@ -11,13 +11,12 @@ from planner.cards import cards
 from planner.counts import weight_bytes
 from planner.memory import (
     CONTEXT_BYTES,
-    GRAPH_BYTES,
-    MARGIN_SHARE,
     Layout,
     activation_bytes,
     logit_bytes,
 )
 from planner.model import FORMATS, RELEASED, Model, load_model
+from workers.memory import GRAPH_BYTES, MARGIN_SHARE
 
 KIB, MIB = 1 << 10, 1 << 20
 STEP_TOKENS = (1024, 2048, 4096, 8192)

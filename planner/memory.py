@@ -11,14 +11,12 @@ from typing import Literal
 from planner.cards import Card
 from planner.counts import weight_bytes
 from planner.model import Model
+from workers import memory
+from workers.memory import GIB, GRAPH_BYTES, MARGIN_SHARE
+from workers.sizes import staging
 
-GIB = 1 << 30
 # Assumed: CUDA context, library workspaces and loaded kernels, and the collectives' channels.
 CONTEXT_BYTES = 3 * GIB // 2
-# Assumed: graphs of the decode step at the captured batch sizes, and their private pool.
-GRAPH_BYTES = GIB
-# Assumed: what the allocator can't use between its blocks.
-MARGIN_SHARE = 0.03
 
 Binds = Literal["weights", "slots", "pages"]
 
@@ -88,30 +86,14 @@ def pages_of(tokens: int, page_size: int) -> int:
 
 
 def logit_bytes(model: Model) -> int:
-    """Bytes of one sequence's fp32 logits over the whole vocabulary, twice: gathered, and as the sampler edits them."""
-    return 2 * 4 * model.config.vocab_size
+    """Bytes of one sequence's logits, as a worker counts them."""
+    return memory.logit_bytes(model.config)
 
 
 def activation_bytes(model: Model, layout: Layout) -> int:
-    """The most a step of T tokens holds at once on one rank, in bf16 but for fp32 where the maths asks for it.
-
-    Always there: the residual stream, its normed copy and the block's output, 3 T H. On top the widest of
-    - linear attention: q, k, v and gate of this rank's heads in bf16, q, k, v and output once more in fp32;
-    - MLA: queries and output of this rank's heads, and keys and values of the longest context expanded for them;
-    - experts: if every token chose this rank, T min(k, E/tp) rows of input, gate, up and output, then the shared
-      expert's; the output rows are summed in fp32.
-    """
-    c, tokens = model.config, layout.step_tokens
-    heads = c.num_attention_heads / layout.tp
-    residual = 3 * tokens * c.hidden_size * 2
-    linear = tokens * heads * c.head_dim * (4 * 2 + 4 * 4)
-    query = c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim
-    mla = heads * 2 * (tokens * query + layout.context * (c.qk_nope_head_dim + c.v_head_dim))
-    rows = tokens * min(c.num_experts_per_tok, c.num_experts // layout.tp)
-    routed = rows * (c.hidden_size * (2 + 4) + 3 * c.moe_intermediate_size * 2)
-    shared = tokens * 3 * c.moe_intermediate_size * c.num_shared_experts // layout.tp * 2
-    dense = tokens * 3 * c.intermediate_size // layout.tp * 2
-    return int(residual + max(linear, mla, routed + shared, dense))
+    """Bytes of a step's activations and of snapshots on their way, as a worker keeps them free."""
+    staged = 2 * staging(model.config, layout.tp, layout.context).budget
+    return memory.activation_bytes(model.config, layout.tp, layout.step_tokens, layout.context) + staged
 
 
 def session_bytes(model: Model, layout: Layout) -> int:

@@ -4,10 +4,10 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from planner.memory import GIB
 from planner.plan import Plan
 from planner.tensors import Kind
 from planner.words import gib
+from workers.memory import GIB
 
 
 def render(plan: Plan) -> Group:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from planner.cards import Card, cards
 from planner.counts import weight_bytes
 from planner.memory import (
-    GIB,
     Capacity,
     Layout,
     capacity,
@@ -20,6 +19,7 @@ from planner.model import FORMATS, Format, Model
 from planner.question import Question
 from planner.speed import Prefill, prefill
 from planner.traffic import TARGET_LOAD, Fleet
+from workers.memory import GIB
 
 # Formats there are releases in, and `ling convert` writes: those a plan proposes.
 _RELEASED: tuple[Format, ...] = ("fp8", "int4")

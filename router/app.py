@@ -12,27 +12,26 @@ from starlette.routing import Route
 
 from router.access.keys import Keys
 from router.access.limits_headers import LIMIT_HEADERS
-from router.api.anthropic.messages import Messages
-from router.api.chat import Chat
-from router.api.completions import Completions
-from router.api.counting import CountTokens, Detokenize, Tokenize
-from router.api.generate import Generate
 from router.api.info import Info
-from router.api.json_endpoint import JsonEndpoint
-from router.api.page import page
-from router.api.responses.routes import responses
-from router.batch.routes import batch_routes
+from router.api.page import LivePage
+from router.api.responses.routes import keeping
+from router.batch.batches import Batches
+from router.batch.files import Files
+from router.batch.runner import BatchRunner
 from router.config import Pools, RouterConfig
+from router.endpoints import ENDPOINTS, LINES, LISTED, Parts, asks_for_key
 from router.errors import ApiError
+from router.history import Exchange
 from router.http.body import ClientGone
 from router.http.caller import caller_of
 from router.http.dialect import dialect_of
 from router.http.entrance import Entrance
 from router.http.guard import Guard
 from router.http.send import error_headers
+from router.openapi.document import publish
 from router.relay.gateway import Gateway
 from router.relay.table import ListedWorker
-from router.text.tools import tool_parser
+from router.store.store import Store
 
 if TYPE_CHECKING:
     from router.tracing import Tracing
@@ -40,37 +39,19 @@ if TYPE_CHECKING:
 __all__ = ["Gateway", "ListedWorker", "Pools", "RouterConfig", "create_app"]
 
 
-def create_app(gateway: Gateway) -> FastAPI:
-    """The HTTP APIs over a gateway. Whoever serves it starts and closes the gateway, on the loop that serves."""
+def create_app(gateway: Gateway, exchange: Exchange | None = None) -> FastAPI:
+    """The HTTP APIs over a gateway. Whoever serves it starts and closes the gateway, on the loop that serves.
+
+    `exchange`: how routers tell each other their figures, for the live page; None where there is only one.
+    """
     app = FastAPI(title="ling-cluster router", openapi_url=None, redirect_slashes=False)
-    parser = tool_parser(gateway.config.tool_parser)
-    # Plain ASGI, and first to be matched: FastAPI's parsing, dependencies and the search through all other routes
-    # would cost more than the rest of the way to the workers.
-    app.router.routes[:0] = [
-        Route("/v1/chat/completions", Generate(gateway, Chat(parser)), methods=["POST"]),
-        Route("/v1/completions", Generate(gateway, Completions()), methods=["POST"]),
-        Route("/v1/messages", Generate(gateway, Messages(parser)), methods=["POST"]),
-        Route("/v1/messages/count_tokens", JsonEndpoint(gateway, CountTokens()), methods=["POST"]),
-        *responses(gateway, parser),
-        *batch_routes(gateway, parser),
-        Route("/tokenize", JsonEndpoint(gateway, Tokenize()), methods=["POST"]),
-        Route("/detokenize", JsonEndpoint(gateway, Detokenize()), methods=["POST"]),
-    ]
-    info = Info(gateway)
-    for path, handler in (
-        ("/v1/models", info.models),
-        ("/v1/models/{name:path}", info.model),
-        ("/health", info.health),
-        ("/ready", info.ready),
-        ("/status", info.status),
-        ("/metrics", info.metrics),
-        ("/openapi.json", info.openapi),
-    ):
-        app.add_api_route(path, handler, methods=["GET", "HEAD"], response_model=None)
-    app.router.routes.extend(page(gateway, info))
+    parts = _parts(gateway, exchange)
+    # Plain routes: FastAPI's parsing and dependencies would cost more than the rest of the way to the workers.
+    app.router.routes.extend(Route(e.path, e.handler(parts), methods=[e.method]) for e in ENDPOINTS)
+    app.router.routes.extend(parts.page.assets)
     if gateway.config.api_keys is not None:
         keys = Keys(gateway.config.api_keys, gateway.config.replicas)
-        app.add_middleware(Guard, keys=keys, metrics=gateway.metrics)
+        app.add_middleware(Guard, keys=keys, metrics=gateway.metrics, asks_for_key=asks_for_key)
     if gateway.config.cors_origins:
         # Around the guard: a browser asks first, without a key, whether it may.
         app.add_middleware(
@@ -86,6 +67,20 @@ def create_app(gateway: Gateway) -> FastAPI:
     app.add_exception_handler(ClientGone, _gone)
     app.add_exception_handler(Exception, _unexpected)
     return app
+
+
+def _parts(gateway: Gateway, exchange: Exchange | None) -> Parts:
+    """What answers; services among them start and end with the gateway."""
+    config, info = gateway.config, Info(gateway, LISTED)
+    create, stored = keeping(gateway)
+    files = batches = None
+    if config.data_dir is not None:
+        store = Store(config.data_dir)
+        runner = BatchRunner(gateway, store, LINES)
+        gateway.alongside(runner)
+        files, batches = Files(store, config), Batches(store, runner, config)
+    page = LivePage(gateway, info, exchange)
+    return Parts(gateway, info, page, publish(config), create, stored, files, batches)
 
 
 def _tracing(gateway: Gateway) -> "Tracing | None":

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +32,11 @@ class RouterConfig:
     without one there are no files and batches. max_file_bytes: of one upload. max_stored_bytes: of a tenant's files.
     max_batch_lines: requests in a batch. batch_concurrency: of them at once in this replica. run_dir: folder of
     responses where there is no data_dir; replicas of a host that are given the same one share it, and the last to end
-    removes it. max_responses, max_responses_bytes: kept responses of a tenant. cache_share_all: prefixes that workers
-    keep are shared between tenants.
+    removes it. segment_cache_bytes: kept of conversations' texts and their token ids, so that a next turn costs its new
+    texts alone. max_responses, max_responses_bytes: kept responses of a tenant.
+    attachments: whether images and files in tools' results become a note to the model or a 400. name_workers: whether
+    answers tell which workers and processes computed them. max_model_len: what is told of the context before a worker
+    is live; None where that is unknown. cache_share_all: prefixes that workers keep are shared between tenants.
     """
 
     served_model_name: str
@@ -58,6 +62,10 @@ class RouterConfig:
     max_batch_lines: int = 50_000
     batch_concurrency: int = 256
     run_dir: str | None = None
+    segment_cache_bytes: int = 256 * 1024 * 1024
+    attachments: Literal["note", "refuse"] = "note"
+    name_workers: bool = False
+    max_model_len: int | None = None
     max_responses: int = 4096
     max_responses_bytes: int = 256 * 1024 * 1024
     cache_share_all: bool = False

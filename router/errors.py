@@ -2,10 +2,10 @@
 
 import math
 
-import msgspec
 from typing_extensions import TypedDict
 
 from router.access.limits import Denied
+from router.http.json import encode
 
 
 class Fault(TypedDict):
@@ -55,7 +55,7 @@ class ApiError(Exception):
 
     def body(self) -> bytes:
         """The JSON body."""
-        return msgspec.json.encode(self.payload())
+        return encode(self.payload())
 
 
 def invalid(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
@@ -63,10 +63,27 @@ def invalid(message: str, param: str | None = None, code: str | None = "invalid_
     return ApiError(400, message, param=param, code=code)
 
 
-def too_many(denied: Denied) -> ApiError:
-    """429 with the wait; 400 where no wait would help, as clients try a 429 again by themselves."""
+Path = tuple[str | int, ...]  # of a field in a request: names, and places in lists
+
+
+def spelled(path: Path) -> str:
+    """`("messages", 0, "content")` as `messages[0].content`, cut to 200 characters."""
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")[:200]
+
+
+def fault(path: Path, reason: str, code: str = "invalid_value") -> ApiError:
+    """What is wrong with one field: 400."""
+    name = spelled(path)
+    return invalid(f"'{name}': {reason}", name, code)
+
+
+def too_many(denied: Denied, length_field: str = "max_tokens") -> ApiError:
+    """429 with the wait; 400 where no wait would help, as clients try a 429 again by themselves.
+
+    length_field: the field of the request that bounds its answer.
+    """
     if denied.wait_s is None:
-        return ApiError(400, denied.message, param="max_tokens", code="rate_limit_too_small")
+        return ApiError(400, denied.message, param=length_field, code="rate_limit_too_small")
     wait = max(1, math.ceil(denied.wait_s))
     message = f"{denied.message}; try again in {wait} s"
     return ApiError(429, message, code="rate_limit_exceeded", retry_after_s=wait)

@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from router.priority import LATEST
 from router.relay.policy import NoPlanReason, WorkerState
+from router.relay.recovery import Cause
 from wire.metrics import table
 from wire.metrics.load import LOAD, record_load
 from wire.metrics.recorder import Histogram, Reading, Recorder, Value
@@ -74,6 +75,7 @@ class State:
     configured: Mapping[Role, int]
     in_flight: int
     limit: int
+    loop_hold_s: float
 
 
 class Metrics(Collector):
@@ -83,7 +85,8 @@ class Metrics(Collector):
         self._observe = observe
         self._recorder = Recorder()
         value = self._recorder.value
-        self.prompt_tokens = value(table.PROMPT_TOKENS)
+        self._prompt_tokens = value(table.PROMPT_TOKENS)
+        self._prompt_length = self._recorder.histogram(table.PROMPT_LENGTH)
         self.refused = value(table.REFUSED)
         self._generated = value(table.GENERATED_TOKENS)
         self._times: dict[Class, _Times] = {}
@@ -94,6 +97,7 @@ class Metrics(Collector):
         for reason in ("room", "wait"):
             self.routed(reason, 0)
         value(table.BATCH_LINES, "200")
+        value(table.RESUMED, "death")
 
     def times(self, priority: int) -> StreamTimes:
         """Where a sequence of this priority tells its times."""
@@ -106,6 +110,16 @@ class Metrics(Collector):
     def routed(self, reason: Routed, count: int = 1) -> None:
         """A sequence was given to workers, or could not be."""
         self._recorder.value(table.ROUTING, reason).add(count)
+
+    def resumed(self, cause: Cause) -> None:
+        """Workers failed a sequence, and it is tried at others."""
+        self._recorder.value(table.RESUMED, cause).add()
+
+    def accepted(self, lengths: Iterable[int]) -> None:
+        """Prompts of so many tokens were accepted."""
+        for length in lengths:
+            self._prompt_tokens.add(length)
+            self._prompt_length.observe(length)
 
     def asked(self, tenant: str) -> None:
         """A request with the tenant's key."""
@@ -138,6 +152,7 @@ class Metrics(Collector):
             value(table.WORKERS_LIVE, role).put(sum(w.info.role == role for w in state.workers))
         value(table.IN_FLIGHT).put(state.in_flight)
         value(table.IN_FLIGHT_LIMIT).put(state.limit)
+        value(table.LOOP_HOLD).put(state.loop_hold_s)
         return self._recorder.read()
 
     def collect(self) -> Iterable[Family]:

@@ -19,6 +19,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from router.relay.choice import Choice
 
 _NS = 1_000_000_000
+# For a batch of spans and its retries; `close` waits for the last one.
+_SEND_S = 1.0
 _CONTEXT = TraceContextTextMapPropagator()
 
 
@@ -35,7 +37,8 @@ class Tracing:
             sampler=ParentBased(TraceIdRatioBased(share)),
             shutdown_on_exit=False,
         )
-        self._provider.add_span_processor(BatchSpanProcessor(exporter or OTLPSpanExporter(endpoint)))
+        exporter = exporter or OTLPSpanExporter(endpoint, timeout=_SEND_S)
+        self._provider.add_span_processor(BatchSpanProcessor(exporter))
         self._tracer = self._provider.get_tracer("ling")
 
     def begin(self, method: str, path: str, traceparent: str | None) -> "RequestSpan":

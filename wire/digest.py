@@ -9,17 +9,21 @@ import array
 import hashlib
 from collections.abc import Sequence
 
+from wire.tokens import TokenIds
+
 SIZE = 16
 
 
 def packed(token_ids: Sequence[int]) -> bytes:
     """Token ids as little-endian int32."""
+    if isinstance(token_ids, TokenIds):
+        return token_ids.packed
     return array.array("i", token_ids).tobytes()
 
 
-def prefix_digest(floor: bytes, tail: Sequence[int]) -> bytes:
-    """The digest of a prefix: `floor` of its whole pages, `tail` the ids after them."""
-    return hashlib.blake2b(floor + packed(tail), digest_size=SIZE).digest()
+def prefix_digest(floor: bytes, tail: bytes | memoryview) -> bytes:
+    """The digest of a prefix: `floor` of its whole pages, `tail` the packed ids after them."""
+    return hashlib.blake2b(floor + tail, digest_size=SIZE).digest()
 
 
 def digests_at(token_ids: Sequence[int], positions: Sequence[int], scope: str = "") -> list[bytes]:
@@ -69,4 +73,6 @@ class PageDigests:
 
     def at(self, token_ids: Sequence[int], position: int) -> bytes:
         """Digest of the prefix of `position` ids."""
-        return prefix_digest(self.floor(position), token_ids[position // self.page_size * self.page_size : position])
+        return prefix_digest(
+            self.floor(position), packed(token_ids[position // self.page_size * self.page_size : position])
+        )

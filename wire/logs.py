@@ -16,6 +16,11 @@ Format = Literal["text", "json"]
 Level = Literal["debug", "info", "warning", "error"]
 
 
+def describe(error: BaseException) -> str:
+    """An error in words: its message, or its type where it has none, as timeouts and ends of streams do."""
+    return str(error) or type(error).__name__
+
+
 @dataclass(frozen=True, slots=True)
 class LogSettings:
     """format: how lines look. level: the least that is written."""

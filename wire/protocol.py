@@ -1,6 +1,6 @@
 """Every message between routers, workers' leaders and their peers.
 
-Directions: router -> worker: `Hello`, `Prefill`, `Decode`, `Abort`. Worker -> router: `WorkerInfo`,
+Directions: router -> worker: `Hello`, `Submit`, `Abort`. Worker -> router: `WorkerInfo`,
 `StepOutputs`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`. Back: `WorkerInfo`,
 `Header` (all of a snapshot is on its way), `PullRefused`.
 
@@ -9,6 +9,8 @@ Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames
 
 from dataclasses import dataclass
 from typing import Literal
+
+from wire.tokens import TokenIds
 
 Role = Literal["prefill", "decode"]
 # Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "abort": at a decode worker,
@@ -86,25 +88,23 @@ class Prefix:
 
 
 @dataclass(frozen=True, slots=True)
-class Prefill:
-    """Compute the prompt, sample the first token, keep the snapshot for the decode worker that pulls it."""
+class Submit:
+    """A worker's share of a request: continue `token_ids` by the sampling's rules.
+
+    source: pull the snapshot of `token_ids` from that worker; without one, compute them here. handoff: sample one
+    token and keep the snapshot for the worker that pulls it; else generate to the end.
+    generated: how many of the last `token_ids` are generated ones, which the client has already got from another
+    worker. They count for `max_tokens`, `min_tokens`, penalties and grammar, and outputs are numbered on from there.
+    Only with neither source nor handoff. prefix: what the prefix cache may know of them.
+    """
 
     request_id: str
-    token_ids: tuple[int, ...]
-    sampling: SamplingParams
-    priority: int = 0
-    prefix: Prefix = Prefix()
-
-
-@dataclass(frozen=True, slots=True)
-class Decode:
-    """Generate. With `source`, pull the prompt's snapshot from that prefill worker; without, prefill here."""
-
-    request_id: str
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     sampling: SamplingParams
     priority: int = 0
     source: PeerRef | None = None
+    handoff: bool = False
+    generated: int = 0
     prefix: Prefix = Prefix()
 
 
@@ -142,7 +142,8 @@ class SeqOutput:
     `offset` is the index of `token_ids[0]` among the generated tokens: outputs of the two workers of a request
     travel on different connections and may overtake each other. `logprobs` is as long as `token_ids`, or empty.
     `prompt_logprobs` comes once, with the first output; its first item is None (nothing precedes it).
-    The stop token itself is in `token_ids`. With the first output come `cached_tokens`, the prompt tokens that were
+    The stop token itself is in `token_ids`. retry: the error is of a snapshot that did not come, so that another try
+    may succeed. With the first output come `cached_tokens`, the prompt tokens that were
     not computed, and `cached_from`, where their snapshot was: "device" or "host" of the worker, or "peer".
     """
 
@@ -153,6 +154,7 @@ class SeqOutput:
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     finish: Finish | None = None
     error: str | None = None
+    retry: bool = False
     timings: Timings | None = None
     cached_tokens: int = 0
     cached_from: str | None = None
@@ -197,7 +199,7 @@ class StepOutputs:
 
     The first one of a connection lists in `kept` all that the worker keeps, each later one what has changed since.
 
-    `seen` counts the `Prefill` and `Decode` messages taken from this router so far, so that the router knows
+    `seen` counts the `Submit` messages taken from this router so far, so that the router knows
     which of its own submissions the figures already contain.
     """
 
@@ -256,9 +258,10 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class CancelPull:
-    """Send nothing more of it."""
+    """Send nothing more of a snapshot. kept: it was asked for as a kept one, not as the request's hand-off."""
 
     request_id: str
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,4 +290,4 @@ class Header:
     weights_id: str
 
 
-Message = Hello | Prefill | Decode | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
+Message = Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header

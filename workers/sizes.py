@@ -1,12 +1,17 @@
 """Sizes and names that follow from a worker's settings and its checkpoint's config. Knows no torch."""
 
+from dataclasses import replace
+
 from workers.cache.budget import Budget
 from workers.config import StateDtype, WorkerConfig
 from workers.model.config import LingConfig
-from workers.schedule.limits import Limits
+from workers.schedule.limits import Limits, Staging
 
 _STATE_BYTES: dict[StateDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+# As many tokens as a snapshot is expected to have: a window of such is pulled without a wait for memory.
+_STAGED_TOKENS = 8192
+USUAL_WINDOW = WorkerConfig("").handoff_window
 
 
 def dtype_name(config: WorkerConfig, model: LingConfig) -> str:
@@ -42,7 +47,25 @@ def limits_of(config: WorkerConfig, model: LingConfig, pages: int) -> Limits:
         window=config.handoff_window,
         hold_s=config.handoff_timeout_s,
         cache=cache_budget(config, model),
+        staging=staging_of(config, model),
     )
+
+
+def staging_of(config: WorkerConfig, model: LingConfig) -> Staging:
+    """A rank's memory for snapshots on their way, as `staging` gives it."""
+    value_bytes = _DTYPE_BYTES[dtype_name(config, model)]
+    return staging(model, config.tp, max_model_len(config, model), config.handoff_window, value_bytes)
+
+
+def staging(model: LingConfig, tp: int, longest: int, window: int = USUAL_WINDOW, value_bytes: int = 2) -> Staging:
+    """A rank's memory for snapshots on their way: a window of usual ones, or one of the longest.
+
+    longest: tokens of it. value_bytes: of a latent's value.
+    """
+    heads, key, value = model.state_shape(tp)
+    state = model.linear_layers * heads * key * value * _STATE_BYTES["float32"]
+    sizes = Staging(0, state, model.mla_layers * model.latent_width * value_bytes, tp)
+    return replace(sizes, budget=max(window * sizes.bytes_of(min(_STAGED_TOKENS, longest)), sizes.bytes_of(longest)))
 
 
 def cache_budget(config: WorkerConfig, model: LingConfig) -> Budget:

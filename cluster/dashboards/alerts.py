@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from cluster.dashboards.capacity import backlog
-from cluster.dashboards.promql import quantile, rate, series, total, used
+from cluster.dashboards.fleet import OURS
+from cluster.dashboards.promql import quantile, rate, series, total, unchosen, used
 from wire.metrics import table as t
 
 _LIVE, _CONFIGURED = (total(metric, "role", how="max") for metric in (t.WORKERS_LIVE, t.WORKERS_CONFIGURED))
-_OURS = {"class": "internal|unavailable|timeout|stream"}
 _WAITED_FOR = {"class": "high|normal"}
 
 
@@ -35,7 +35,7 @@ ALERTS = (
     ),
     Alert(
         "LingErrors",
-        f"{rate(t.ERRORS, window='5m', **_OURS)} / ({rate(t.REQUESTS, window='5m')} > 0) > 0.02", "5m",
+        f"{rate(t.ERRORS, window='5m', **OURS)} / ({rate(t.REQUESTS, window='5m')} > 0) > 0.02", "5m",
         "critical", "{{ $value | humanizePercentage }} of requests fail by the cluster's fault.",
     ),
     Alert(
@@ -63,7 +63,9 @@ ALERTS = (
         "{{ $value | humanizeDuration }} of prompt wait in the {{ $labels.role }} pool.",
     ),
     Alert(
-        "LingTransferFailures", f"sum by (reason) (increase({series(t.TRANSFER_FAILURES)}[10m])) > 3", "0m", "warning",
+        "LingTransferFailures",
+        f"sum by (cluster, namespace, reason) (increase({series(t.TRANSFER_FAILURES)}[10m])) > 3",
+        "0m", "warning",
         "Snapshots do not come: {{ $labels.reason }}.",
     ),
     Alert(
@@ -72,8 +74,9 @@ ALERTS = (
     ),
     Alert(
         "LingUnevenExperts",
-        f"max by (role) ({rate(t.EXPERT_TOKENS, 'role', 'rank', window='30m')}) "
-        f"/ avg by (role) ({rate(t.EXPERT_TOKENS, 'role', 'rank', window='30m')}) > 1.5", "30m", "info",
+        f"max by (cluster, namespace, role) ({rate(t.EXPERT_TOKENS, 'role', 'rank', window='30m')}) "
+        f"/ avg by (cluster, namespace, role) ({rate(t.EXPERT_TOKENS, 'role', 'rank', window='30m')}) > 1.5",
+        "30m", "info",
         "The busiest rank of the {{ $labels.role }} pool has {{ $value | humanize }} times the mean of expert work.",
     ),
     Alert(
@@ -92,7 +95,7 @@ def rules() -> dict[str, Any]:
                 "rules": [
                     {
                         "alert": alert.name,
-                        "expr": alert.expr,
+                        "expr": unchosen(alert.expr),
                         "for": alert.lasts,
                         "labels": {"severity": alert.severity},
                         "annotations": {"summary": alert.summary, "runbook": f"docs/RUNBOOK.md#{alert.name.lower()}"},

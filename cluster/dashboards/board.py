@@ -3,8 +3,11 @@
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from cluster.dashboards.promql import PREFIX, VARIABLES
+from wire.metrics import table as t
+
 # Grafana's names. percentunit: a ratio, 1 for all.
-Unit = Literal["s", "percentunit", "Bps", "reqps", "short", "none"]
+Unit = Literal["s", "percentunit", "Bps", "reqps", "short", "none", "bytes", "celsius", "watt"]
 _WIDTH = 24
 _HEIGHT = 8
 _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -20,16 +23,22 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A plot. text: what it says and what is normal. most: where its axis ends, if that is known."""
+    """A plot. text: what it says and what is normal. most: where its axis ends, if that is known.
+
+    warn, bad: from which value on a tile turns yellow and red; a `bad` below `warn` is bad from there down.
+    """
 
     title: str
     unit: Unit
     text: str
     queries: tuple[Query, ...]
-    kind: Literal["timeseries", "stat"] = "timeseries"
+    kind: Literal["timeseries", "stat", "heatmap"] = "timeseries"
     stacked: bool = False
     width: int = 8
     most: float | None = None
+    warn: float | None = None
+    bad: float | None = None
+    height: int = _HEIGHT
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +51,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A dashboard. uid: what it is found by again, for good."""
+    """A dashboard. uid: what it is found by again, for good.
+
+    scope: a metric that has all labels of its variables; "" for a board without them.
+    """
 
     uid: str
     title: str
     text: str
     rows: tuple[Row, ...] = field(default=())
+    scope: str = f"{PREFIX}{t.RUNNING.name}"
 
     @property
     def panels(self) -> list[Panel]:
@@ -65,10 +78,10 @@ def render(board: Board, datasource: dict[str, str] | None = None) -> dict[str, 
         x = 0
         for panel in row.panels:
             if x + panel.width > _WIDTH:
-                x, y = 0, y + _HEIGHT
+                x, y = 0, y + row.panels[0].height
             panels.append(_panel(len(panels) + 1, panel, x, y))
             x += panel.width
-        y += _HEIGHT
+        y += row.panels[-1].height
     source: dict[str, Any] = {
         "name": "datasource", "label": "Data source", "type": "datasource", "query": "prometheus", "hide": 0,
     }  # fmt: skip
@@ -85,11 +98,34 @@ def render(board: Board, datasource: dict[str, str] | None = None) -> dict[str, 
         "timezone": "browser",
         "refresh": "10s",
         "time": {"from": "now-1h", "to": "now"},
-        "templating": {"list": [source]},
+        "templating": {"list": [source, *(_variables(board.scope) if board.scope else [])]},
         "annotations": {"list": []},
         "links": [{"type": "dashboards", "title": "Ling", "tags": ["ling"], "asDropdown": True, "keepTime": True}],
         "panels": panels,
     }
+
+
+def _variables(scope: str) -> list[dict[str, Any]]:
+    """What a board can be narrowed to; each offers what the ones before it leave."""
+    made: list[dict[str, Any]] = []
+    before: list[str] = []
+    for label, variable in VARIABLES.items():
+        name = variable.removeprefix("$")
+        made.append(
+            {
+                "name": name,
+                "type": "query",
+                "datasource": _SOURCE,
+                "query": f"label_values({scope}{{{','.join(before)}}}, {label})",
+                "refresh": 2,
+                "multi": True,
+                "includeAll": True,
+                "allValue": ".*",
+                "current": {"text": "All", "value": "$__all"},
+            }
+        )
+        before.append(f'{label}=~"{variable}"')
+    return made
 
 
 def _row(number: int, title: str, y: int) -> dict[str, Any]:
@@ -112,19 +148,33 @@ def _panel(number: int, panel: Panel, x: int, y: int) -> dict[str, Any]:
             "legend": {"displayMode": "list", "placement": "bottom"},
             "tooltip": {"mode": "multi", "sort": "desc"},
         }
+    elif panel.kind == "stat":
+        defaults["thresholds"] = _thresholds(panel)
+        options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value", "graphMode": "area"}
     else:
-        options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "none", "graphMode": "area"}
+        options = {"calculate": False, "yAxis": {"unit": panel.unit}, "color": {"scheme": "Blues", "steps": 64}}
     return {
         "id": number,
         "type": panel.kind,
         "title": panel.title,
         "description": panel.text,
         "datasource": _SOURCE,
-        "gridPos": {"x": x, "y": y, "w": panel.width, "h": _HEIGHT},
+        "gridPos": {"x": x, "y": y, "w": panel.width, "h": panel.height},
         "fieldConfig": {"defaults": defaults, "overrides": []},
         "options": options,
         "targets": [
             {"refId": chr(ord("A") + i), "datasource": _SOURCE, "expr": query.expr, "legendFormat": query.legend}
+            | ({"format": "heatmap"} if panel.kind == "heatmap" else {})
             for i, query in enumerate(panel.queries)
         ],
     }
+
+
+def _thresholds(panel: Panel) -> dict[str, Any]:
+    """Colours of a tile by its value: green, then yellow and red, or the other way round."""
+    if panel.warn is None or panel.bad is None:
+        return {"mode": "absolute", "steps": [{"color": "text", "value": None}]}
+    steps = [("green", None), ("yellow", panel.warn), ("red", panel.bad)]
+    if panel.bad < panel.warn:
+        steps = [("red", None), ("yellow", panel.bad), ("green", panel.warn)]
+    return {"mode": "absolute", "steps": [{"color": color, "value": value} for color, value in steps]}

@@ -80,6 +80,22 @@ CAPACITY = Board(
             ),
         ),
         Row(
+            "Scaling",
+            (
+                Panel(
+                    "Workers asked for", "short", "What the load asks for, by pool, and how many are live.",
+                    (
+                        Query(total(t.DEMAND, "role"), "{{role}} asked for"),
+                        Query(total(t.WORKERS_LIVE, "role", how="max"), "{{role}} live"),
+                    ),
+                ),
+                Panel(
+                    "Start of a worker", "s", "From its creation until it took requests, the slowest of each pool.",
+                    (Query(total(t.LOAD_SECONDS, "role", how="max"), "{{role}}"),),
+                ),
+            ),
+        ),
+        Row(
             "Nodes",
             (
                 Panel(

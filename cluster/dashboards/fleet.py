@@ -1,14 +1,48 @@
 """The board to look at first: is it up, how much does it do, do users wait."""
 
-from cluster.dashboards.board import Board, Panel, Query, Row
+from cluster.dashboards.board import Board, Panel, Query, Row, Unit
 from cluster.dashboards.promql import quantile, rate, total
 from wire.metrics import table as t
+
+OURS = {"class": "internal|unavailable|timeout|stream"}
+
+
+def _tile(title: str, unit: Unit, text: str, expr: str, warn: float | None = None, bad: float | None = None) -> Panel:
+    return Panel(title, unit, text, (Query(expr, ""),), kind="stat", width=4, height=4, warn=warn, bad=bad)
+
 
 FLEET = Board(
     "ling-fleet",
     "Ling / Fleet",
     "Whether the cluster is up, how much it does, and whether its users wait.",
     (
+        Row(
+            "Now",
+            (
+                _tile(
+                    "Workers live", "percentunit", "Of those configured, in the pool that lacks most.",
+                    f"min(clamp_max({total(t.WORKERS_LIVE, 'role', how='max')} "
+                    f"/ {total(t.WORKERS_CONFIGURED, 'role', how='max')}, 1))",
+                    warn=1, bad=0.5,
+                ),
+                _tile(
+                    "Failed by the cluster", "percentunit", "Share of requests without a whole answer.",
+                    f"sum({rate(t.ERRORS, **OURS)}) / sum({rate(t.REQUESTS)})", warn=0.001, bad=0.02,
+                ),
+                _tile(
+                    "First token, p95", "s", "From submission, all classes.",
+                    f"max({quantile(0.95, t.TTFT)})", warn=2, bad=5,
+                ),
+                _tile(
+                    "Between tokens, p95", "s", "All classes.", f"max({quantile(0.95, t.ITL)})", warn=0.1, bad=0.2,
+                ),
+                _tile(
+                    "Queue in use", "percentunit", "Choices in flight, of those that may be before 429.",
+                    f"sum({total(t.IN_FLIGHT)}) / sum({total(t.IN_FLIGHT_LIMIT)})", warn=0.7, bad=0.95,
+                ),
+                _tile("Tokens a second", "short", "Generated.", f"sum({rate(t.GENERATED_TOKENS)})"),
+            ),
+        ),
         Row(
             "Up",
             (

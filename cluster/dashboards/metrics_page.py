@@ -12,8 +12,8 @@ Where they are:
   last told it.
 - **Each Ray node's metrics agent** (`/metrics` at Ray's metrics export port) has those of the routers and workers on
   the node, with `ray_` before each name and Ray's own metrics beside them. The boards and alerts read these. `ling
-  serve` binds the agent to loopback, at a port of Ray's choice that `--metrics-export-port` of `ray start` fixes
-  elsewhere; `helm install` scrapes it by a PodMonitor.
+  serve` binds the agent to loopback, at `--metrics-port` or any free port; elsewhere `--metrics-export-port` of `ray
+  start` fixes it. The chart scrapes it by a PodMonitor (`podMonitor.enabled`), and keeps what the boards read.
 
 Both come from the same recorded values. Ray's page is some seconds behind: routers and workers hand their values over
 once a second, Ray passes them on every 10 s (`RAY_metrics_report_interval_ms`), and the series of a process that has
@@ -40,8 +40,15 @@ those of `ling_transfer_…` may be a second old, and stay so while a worker has
 Boards: `ling dashboards push --url https://grafana.example --folder Ling --datasource Prometheus`, with a service
 account's token in `GRAFANA_TOKEN` (`--token-env` names another variable), makes or updates those of
 `dashboards/*.json`, and changes nothing where nothing has changed; the Helm chart brings the same as ConfigMaps
-(`dashboards.enabled`). The command needs `pip install -e '.[dashboards]'`; Helm does not.
-Alert rules for Prometheus: `dashboards/alerts.yaml`; what to do about each: [RUNBOOK.md](RUNBOOK.md).
+(`dashboards.enabled`). The command needs `pip install -e '.[dashboards]'`; Helm does not. On one box `docker compose
+up` brings Prometheus and Grafana with the boards already there, at http://127.0.0.1:3000.
+
+Boards and alerts keep clusters apart by the labels `cluster` and `namespace`, which whoever scrapes adds: the chart's
+PodMonitor does (`cluster` is the release), and `cluster/dashboards/compose/prometheus.yaml` shows how. The board "GPUs"
+reads NVIDIA's DCGM exporter.
+
+Alert rules for Prometheus: `dashboards/alerts.yaml`; the chart makes a PrometheusRule of them, for the release's own
+figures (`prometheusRule.enabled`). What to do about each: [RUNBOOK.md](RUNBOOK.md).
 """
 
 _SOURCES: dict[Source, str] = {

@@ -8,13 +8,27 @@ from wire.metrics.table import Metric
 PREFIX = "ray_"
 # Grafana's: long enough for a rate, whatever the scrape interval.
 WINDOW = "$__rate_interval"
+# Whose series they are: a release and its namespace, which whoever scrapes adds as labels. Every expression keeps the
+# series of two clusters apart.
+SCOPE = ("cluster", "namespace")
+# A board's variables, by the label they choose.
+VARIABLES = {"cluster": "$cluster", "namespace": "$namespace", "role": "$pool", "worker": "$worker"}
 
 
 def series(metric: Metric, suffix: str = "", **match: str) -> str:
-    """A metric's series. match: regular expressions of its labels."""
+    """A metric's series that a board's variables choose. match: regular expressions of its labels."""
     _check(metric, *match)
-    matchers = ",".join(f'{label}=~"{pattern}"' for label, pattern in match.items())
-    return f"{PREFIX}{metric.name}{suffix}" + (f"{{{matchers}}}" if matchers else "")
+    chosen = {label: name for label, name in VARIABLES.items() if label in (*SCOPE, *metric.labels)}
+    matchers = ",".join(f'{label}=~"{pattern}"' for label, pattern in (chosen | match).items())
+    return f"{PREFIX}{metric.name}{suffix}{{{matchers}}}"
+
+
+def unchosen(expr: str) -> str:
+    """An expression for where there are no variables: of all clusters, with a matcher that a release can narrow."""
+    for label, name in VARIABLES.items():
+        matcher = f'{label}=~"{name}"'
+        expr = expr.replace(matcher, f'{label}=~".*"') if label in SCOPE else expr.replace(f",{matcher}", "")
+    return expr
 
 
 def total(metric: Metric, *by: str, how: Literal["sum", "max", "avg"] = "sum", **match: str) -> str:
@@ -31,7 +45,12 @@ def quantile(share: float, metric: Metric, *by: str, window: str = WINDOW, **mat
     """A histogram's quantile, by labels."""
     _check(metric, *by)
     counts = f"rate({series(metric, '_bucket', **match)}[{window}])"
-    return f"histogram_quantile({share:g}, sum by ({', '.join((*by, 'le'))}) ({counts}))"
+    return f"histogram_quantile({share:g}, sum by ({', '.join((*SCOPE, *by, 'le'))}) ({counts}))"
+
+
+def buckets(metric: Metric, window: str = WINDOW) -> str:
+    """A histogram's counts a second by bucket, for a heatmap."""
+    return f"sum by (le) (rate({series(metric, '_bucket')}[{window}]))"
 
 
 def mean(metric: Metric, *by: str) -> str:
@@ -51,7 +70,7 @@ def shares(metric: Metric, of: str, *by: str) -> str:
 
 def _grouped(how: str, metric: Metric, by: tuple[str, ...], inner: str) -> str:
     _check(metric, *by)
-    return f"{how} by ({', '.join(by)}) ({inner})" if by else f"{how}({inner})"
+    return f"{how} by ({', '.join((*SCOPE, *by))}) ({inner})"
 
 
 def _check(metric: Metric, *labels: str) -> None:

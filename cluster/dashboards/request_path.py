@@ -1,7 +1,7 @@
 """Where a request's time goes, from the router to its last token."""
 
 from cluster.dashboards.board import Board, Panel, Query, Row
-from cluster.dashboards.promql import mean, quantile, rate, total
+from cluster.dashboards.promql import buckets, mean, quantile, rate, total
 from wire.metrics import table as t
 from wire.metrics.table import Metric
 
@@ -21,6 +21,22 @@ REQUEST_PATH = Board(
             (
                 _spread("Time to first token", t.TTFT, "From submission to the workers to the first token's arrival."),
                 _spread("Between tokens", t.ITL, "As they arrive at the router."),
+                Panel(
+                    "Prompt lengths", "none", "Prompts a second by tokens.",
+                    (Query(buckets(t.PROMPT_LENGTH), "{{le}}"),), kind="heatmap",
+                ),
+                Panel(
+                    "First tokens", "s", "First tokens a second by the time they took.",
+                    (Query(buckets(t.TTFT), "{{le}}"),), kind="heatmap",
+                ),
+                Panel(
+                    "Answer length", "short", "Tokens generated for each sequence that began, the mean.",
+                    (Query(f"{rate(t.GENERATED_TOKENS)} / {rate(t.TTFT, suffix='_count')}", "tokens"),),
+                ),
+                Panel(
+                    "Resumed", "reqps", "Sequences that went on at other workers after theirs failed them, by cause.",
+                    (Query(rate(t.RESUMED, "cause"), "{{cause}}"),), stacked=True,
+                ),
                 _spread("Whole answers", t.E2E, "From arrival to the answer's end, of requests answered with 200."),
             ),
         ),
@@ -39,6 +55,10 @@ REQUEST_PATH = Board(
                     "Waiting at workers", "short", "Sequences that wait for room, by pool.",
                     (Query(total(t.QUEUED, "role"), "{{role}}"),), stacked=True,
                 ),
+                Panel(
+                    "Router held up", "s", "The longest a router's loop stood still in a minute. Normal: some ms.",
+                    (Query(total(t.LOOP_HOLD, how="max"), "longest"),),
+                ),
             ),
         ),
         Row(
@@ -50,7 +70,12 @@ REQUEST_PATH = Board(
                 ),
                 _spread("Transfer", t.TRANSFER_SECONDS, "From a prompt's end until its snapshot is whole."),
                 Panel(
-                    "Transfer failures", "reqps", "Sequences that ended because a snapshot did not come. Normal: none.",
+                    "Taken up elsewhere", "reqps",
+                    "Sequences that went on at other workers, because one ended (death) or a snapshot did not come.",
+                    (Query(rate(t.RESUMED, "cause"), "{{cause}}"),), stacked=True,
+                ),
+                Panel(
+                    "Transfer failures", "reqps", "Snapshots that did not come. Normal: none.",
                     (Query(rate(t.TRANSFER_FAILURES, "reason"), "{{reason}}"),), stacked=True,
                 ),
             ),

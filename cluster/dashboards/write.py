@@ -11,11 +11,12 @@ from cluster.dashboards.board import Board, render
 from cluster.dashboards.capacity import CAPACITY
 from cluster.dashboards.experts import EXPERTS
 from cluster.dashboards.fleet import FLEET
+from cluster.dashboards.gpus import GPUS
 from cluster.dashboards.metrics_page import metrics_page
 from cluster.dashboards.request_path import REQUEST_PATH
 from cluster.dashboards.workers_cache import WORKERS
 
-BOARDS: tuple[Board, ...] = (FLEET, REQUEST_PATH, WORKERS, EXPERTS, CAPACITY)
+BOARDS: tuple[Board, ...] = (FLEET, REQUEST_PATH, WORKERS, EXPERTS, CAPACITY, GPUS)
 _ROOT = Path(__file__).parent.parent.parent
 
 

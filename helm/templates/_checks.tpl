@@ -15,11 +15,57 @@
 {{- end -}}
 {{- end -}}
 {{- $given := without (list $v.model.volume.existingClaim $v.model.volume.hostPath (ternary "create" "" $v.model.volume.create.enabled)) "" -}}
+{{- $cache := without (list $v.model.cache.existingClaim $v.model.cache.hostPath (ternary "emptyDir" "" $v.model.cache.emptyDir.enabled)) "" -}}
+{{- if eq $v.model.source "folder" -}}
 {{- if and $v.model.path (ne (len $given) 1) -}}
 {{- fail (printf "model.volume: model.path needs exactly one of existingClaim, hostPath and create.enabled, found %d" (len $given)) -}}
 {{- end -}}
-{{- if and $v.model.shard.enabled (not $v.model.path) -}}
-{{- fail "model.shard.enabled: needs model.path; the embedded checkpoint is not sharded" -}}
+{{- range $name := list "repository" "prefix" "secretName" "serviceAccountName" "env" -}}
+{{- if get $v.model $name -}}
+{{- fail (printf "model.%s: a folder is not fetched; set model.source to hub or store" $name) -}}
+{{- end -}}
+{{- end -}}
+{{- if or $cache $v.model.prepull.enabled -}}
+{{- fail (printf "model.%s: a folder is not fetched; set model.source to hub or store" (ternary "cache" "prepull.enabled" (gt (len $cache) 0))) -}}
+{{- end -}}
+{{- else -}}
+{{- $needed := ternary "repository" "prefix" (eq $v.model.source "hub") -}}
+{{- $other := ternary "prefix" "repository" (eq $v.model.source "hub") -}}
+{{- if not (get $v.model $needed) -}}
+{{- fail (printf "model.%s: source %s needs it" $needed $v.model.source) -}}
+{{- end -}}
+{{- if get $v.model $other -}}
+{{- fail (printf "model.%s: source %s does not read it" $other $v.model.source) -}}
+{{- end -}}
+{{- if $given -}}
+{{- fail (printf "model.volume: source %s fetches into model.cache; leave %s out" $v.model.source (first $given)) -}}
+{{- end -}}
+{{- if ne (len $cache) 1 -}}
+{{- fail (printf "model.cache: source %s needs exactly one of existingClaim, hostPath and emptyDir.enabled, found %d" $v.model.source (len $cache)) -}}
+{{- end -}}
+{{- if and $v.model.prepull.enabled (not $v.model.cache.hostPath) -}}
+{{- fail "model.prepull.enabled: needs model.cache.hostPath; other caches are not a node's" -}}
+{{- end -}}
+{{- end -}}
+{{- if and $v.model.shard.enabled (not (include "ling.mounts" .)) -}}
+{{- fail "model.shard.enabled: needs model.source folder and model.path; what is fetched, and the embedded checkpoint, is not sharded" -}}
+{{- end -}}
+{{- if and $v.model.shard.enabled $v.model.volume.hostPath -}}
+{{- fail "model.shard.enabled: needs a claim (model.volume.existingClaim or create), for a hostPath is another folder on every node and the Job writes to one of them" -}}
+{{- end -}}
+{{- if eq $v.upgrade.strategy "NewClusterWithIncrementalUpgrade" -}}
+{{- if not (and $v.autoscaling.enabled $v.upgrade.incremental.gatewayClassName) -}}
+{{- fail "upgrade.strategy: NewClusterWithIncrementalUpgrade needs autoscaling.enabled and upgrade.incremental.gatewayClassName" -}}
+{{- end -}}
+{{- end -}}
+{{- if ne (eq $v.headState.storage "redis") (ne $v.headState.redis.address "") -}}
+{{- fail "headState.redis.address: goes with headState.storage redis" -}}
+{{- end -}}
+{{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.parentRefs: a route needs a Gateway that it belongs to" -}}
+{{- end -}}
+{{- if and $v.prometheusRule.enabled (not $v.podMonitor.enabled) -}}
+{{- fail "prometheusRule.enabled: needs podMonitor.enabled, which labels the series that the rules read" -}}
 {{- end -}}
 {{- if ne $v.tls.enabled (ne $v.tls.caSecretName "") -}}
 {{- fail "tls: enabled and caSecretName go together" -}}
@@ -30,7 +76,7 @@
 {{- if and $v.ingress.enabled (not $v.ingress.host) -}}
 {{- fail "ingress.host: an ingress needs one" -}}
 {{- end -}}
-{{- if and (eq $v.device "cuda") $v.model.path (ne $v.model.format "other") (ne $v.gpu.type "other") -}}
+{{- if and (eq $v.device "cuda") (or (include "ling.mounts" .) (include "ling.fetches" .)) (ne $v.model.format "other") (ne $v.gpu.type "other") -}}
 {{- include "ling.memoryCheck" . -}}
 {{- end -}}
 {{- end -}}

@@ -9,6 +9,11 @@
 {{ include "ling.name" . }}-serve-svc
 {{- end -}}
 
+{{/* What is shown outside. Not /, /status and /metrics: what the cluster says of itself is for inside. */}}
+{{- define "ling.paths" -}}
+[/v1/, /tokenize, /detokenize, /health, /ready]
+{{- end -}}
+
 {{/* Labels that select pods. Takes (root, component). */}}
 {{- define "ling.selector" -}}
 app.kubernetes.io/name: ling
@@ -25,7 +30,23 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- end -}}
 
 {{- define "ling.image" -}}
-{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- $image := .Values.image -}}
+{{- $tag := $image.tag | default (printf "%s-%s" .Chart.AppVersion .Values.device) -}}
+{{ $image.repository }}{{ if $image.digest }}@{{ $image.digest }}{{ else }}:{{ $tag }}{{ end }}
+{{- end -}}
+
+{{- define "ling.serviceAccount" -}}
+{{ .Values.serviceAccount.name | default (ternary (include "ling.name" .) "" .Values.serviceAccount.create) }}
+{{- end -}}
+
+{{/* Not empty where the checkpoint lies in a volume. */}}
+{{- define "ling.mounts" -}}
+{{- if eq .Values.model.source "folder" }}{{ .Values.model.path }}{{ end -}}
+{{- end -}}
+
+{{/* What is fetched; empty where nothing is. */}}
+{{- define "ling.fetches" -}}
+{{- if eq .Values.model.source "hub" }}hf://{{ .Values.model.repository }}{{ else if eq .Values.model.source "store" }}{{ .Values.model.prefix }}{{ end -}}
 {{- end -}}
 
 {{- define "ling.modelPath" -}}
@@ -39,9 +60,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- define "ling.podSecurity" -}}
 runAsNonRoot: true
-runAsUser: {{ int64 .Values.securityContext.runAsUser }}
-runAsGroup: {{ int64 .Values.securityContext.runAsGroup }}
-fsGroup: {{ int64 .Values.securityContext.fsGroup }}
+{{- range $name := list "runAsUser" "runAsGroup" "fsGroup" }}
+{{- with get $.Values.securityContext $name }}
+{{ $name }}: {{ int64 . }}
+{{- end }}
+{{- end }}
 fsGroupChangePolicy: OnRootMismatch
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
@@ -68,6 +91,27 @@ seccompProfile: {type: RuntimeDefault}
 - {name: RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S, value: "1"}
 {{- end -}}
 
+{{/* Of the main container, of a component's own values. */}}
+{{- define "ling.mainSecurity" -}}
+{{- $security := include "ling.containerSecurity" . | fromYaml -}}
+{{- with (.capabilities | default dict).add }}{{ $_ := set $security.capabilities "add" . }}{{ end -}}
+{{- toYaml $security -}}
+{{- end -}}
+
+{{/* What a pod asks for where its values say nothing. Takes (root, component, values). */}}
+{{- define "ling.resources" -}}
+{{- $cpu := dict
+      "head" (dict "requests" (dict "cpu" "500m" "memory" "2Gi") "limits" (dict "cpu" "2" "memory" "4Gi"))
+      "router" (dict "requests" (dict "cpu" "250m" "memory" "1Gi") "limits" (dict "cpu" "1" "memory" "2Gi"))
+      "prefill" (dict "requests" (dict "cpu" "500m" "memory" "2Gi") "limits" (dict "cpu" "2" "memory" "4Gi")) -}}
+{{- $cuda := dict
+      "head" (dict "requests" (dict "cpu" "2" "memory" "8Gi") "limits" (dict "cpu" "4" "memory" "8Gi"))
+      "router" (dict "requests" (dict "cpu" "2" "memory" "4Gi") "limits" (dict "cpu" "4" "memory" "8Gi"))
+      "prefill" (dict "requests" (dict "cpu" "8" "memory" "64Gi") "limits" (dict "cpu" "16" "memory" "128Gi")) -}}
+{{- $by := ternary $cuda $cpu (eq (index . 0).Values.device "cuda") -}}
+{{- (index . 2).resources | default (get $by (ternary "prefill" (index . 1) (eq (index . 1) "decode"))) | toYaml -}}
+{{- end -}}
+
 {{/* Takes (root, component). The head builds the application, so it looks for the keys' file too. */}}
 {{- define "ling.volumeMounts" -}}
 {{- $v := (index . 0).Values -}}
@@ -75,8 +119,11 @@ seccompProfile: {type: RuntimeDefault}
 {{- if $v.tls.enabled }}
 - {name: tls, mountPath: /etc/ling/tls, readOnly: true}
 {{- end }}
-{{- if $v.model.path }}
+{{- if include "ling.mounts" (index . 0) }}
 - {name: models, mountPath: /models, readOnly: true}
+{{- end }}
+{{- if include "ling.fetches" (index . 0) }}
+- {name: cache, mountPath: /cache}
 {{- end }}
 {{- if and $v.apiKeys.secretName (has (index . 1) (list "head" "router")) }}
 - {name: api-keys, mountPath: /etc/ling/api-keys, readOnly: true}
@@ -93,9 +140,13 @@ seccompProfile: {type: RuntimeDefault}
 - name: ca
   secret: {secretName: {{ $v.tls.caSecretName | quote }}, items: [{key: tls.crt, path: tls.crt}, {key: tls.key, path: tls.key}]}
 {{- end }}
-{{- if $v.model.path }}
+{{- if include "ling.mounts" (index . 0) }}
 - name: models
   {{- include "ling.modelVolume" (index . 0) | nindent 2 }}
+{{- end }}
+{{- if include "ling.fetches" (index . 0) }}
+- name: cache
+  {{- include "ling.cacheVolume" . | nindent 2 }}
 {{- end }}
 {{- if and $v.apiKeys.secretName (has (index . 1) (list "head" "router")) }}
 - name: api-keys
@@ -110,4 +161,25 @@ hostPath: {path: {{ .Values.model.volume.hostPath | quote }}, type: Directory}
 persistentVolumeClaim:
   claimName: {{ .Values.model.volume.existingClaim | default (printf "%s-models" (include "ling.name" .)) | quote }}
 {{- end -}}
+{{- end -}}
+
+{{/* Takes (root, component). Head and routers, on nodes without GPUs, fetch some megabytes: no weights. */}}
+{{- define "ling.cacheVolume" -}}
+{{- $cache := (index . 0).Values.model.cache -}}
+{{- if and $cache.hostPath (has (index . 1) (list "head" "router")) -}}
+emptyDir: {}
+{{- else if $cache.hostPath -}}
+hostPath: {path: {{ $cache.hostPath | quote }}, type: Directory}
+{{- else if $cache.existingClaim -}}
+persistentVolumeClaim: {claimName: {{ $cache.existingClaim | quote }}}
+{{- else -}}
+emptyDir: {sizeLimit: {{ $cache.emptyDir.size }}}
+{{- end -}}
+{{- end -}}
+
+{{/* Variables of containers that fetch. */}}
+{{- define "ling.fetchEnv" -}}
+{{- range $name, $value := .Values.model.env }}
+- {name: {{ $name }}, value: {{ $value | quote }}}
+{{- end }}
 {{- end -}}

@@ -20,13 +20,29 @@
 {{- $group := index . 2 -}}
 {{- $v := $root.Values -}}
 {{- $ranks := and (has $component (list "prefill" "decode")) (eq $v.device "cuda") -}}
+{{- $annotations := deepCopy ($group.podAnnotations | default dict) -}}
+{{- if and (eq $component "head") (ne $v.upgrade.strategy "None") }}
+{{- /* Other settings are another cluster too: Serve alone would restart a pool's workers in the places they have. */ -}}
+{{- $_ := set $annotations "ling/settings" (include "ling.settings" $root | sha256sum | trunc 16) -}}
+{{- end -}}
 metadata:
-  labels: {{- include "ling.selector" (list $root $component) | nindent 4 }}
-  {{- if and (eq $component "head") (eq $v.upgrade.strategy "NewCluster") }}
-  # Other settings are another cluster too: Serve alone would restart a pool's workers in the places they have.
-  annotations: {ling/settings: {{ include "ling.settings" $root | sha256sum | trunc 16 }}}
+  labels: {{- merge (include "ling.selector" (list $root $component) | fromYaml) ($group.podLabels | default dict) | toYaml | nindent 4 }}
+  {{- with $annotations }}
+  annotations: {{- toYaml . | nindent 4 }}
   {{- end }}
 spec:
+  {{- with include "ling.serviceAccount" $root }}
+  serviceAccountName: {{ . }}
+  {{- end }}
+  {{- range $name := list "priorityClassName" "runtimeClassName" "schedulerName" }}
+  {{- with get $group $name }}
+  {{ $name }}: {{ . }}
+  {{- end }}
+  {{- end }}
+  {{- if $group.hostNetwork }}
+  hostNetwork: true
+  dnsPolicy: ClusterFirstWithHostNet
+  {{- end }}
   {{- if $v.autoscaling.enabled }}
   restartPolicy: Never
   {{- end }}
@@ -61,7 +77,7 @@ spec:
         matchLabels: {{- include "ling.selector" (list $root $component) | nindent 10 }}
   {{- end }}
   {{- $waits := and (eq $component "head") $v.model.shard.enabled }}
-  {{- if or $v.tls.enabled $waits }}
+  {{- if or $v.tls.enabled $waits $group.initContainers }}
   initContainers:
   {{- end }}
     {{- if $v.tls.enabled }}
@@ -78,17 +94,30 @@ spec:
       securityContext: {{- include "ling.containerSecurity" $root | nindent 8 }}
       volumeMounts: [{name: models, mountPath: /models, readOnly: true}]
     {{- end }}
+    {{- with $group.initContainers }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   containers:
     - name: {{ ternary "ray-head" "ray-worker" (eq $component "head") }}
       image: {{ include "ling.image" $root }}
       imagePullPolicy: {{ $v.image.pullPolicy }}
       env: {{- include "ling.env" $root | nindent 8 }}
         {{- if $v.tls.enabled }}{{ include "ling.tlsEnv" $root | nindent 8 }}{{ end }}
+        {{- include "ling.fetchEnv" $root | nindent 8 }}
+        {{- with $group.env }}{{ toYaml . | nindent 8 }}{{ end }}
+      {{- if or $v.model.secretName $group.envFrom }}
+      envFrom:
+        {{- with $v.model.secretName }}
+        - secretRef: {name: {{ . | quote }}}
+        {{- end }}
+        {{- with $group.envFrom }}{{ toYaml . | nindent 8 }}{{ end }}
+      {{- end }}
       ports: {{- include "ling.ports" (list $root $component) | nindent 8 }}
-      {{- $limits := deepCopy ($group.resources.limits | default dict) }}
+      {{- $resources := include "ling.resources" . | fromYaml }}
+      {{- $limits := deepCopy ($resources.limits | default dict) }}
       {{- if $ranks }}{{- $_ := set $limits $v.gpu.resource $group.tp }}{{- end }}
-      resources: {{- merge (dict "limits" $limits) $group.resources | toYaml | nindent 8 }}
-      securityContext: {{- include "ling.containerSecurity" $root | nindent 8 }}
+      resources: {{- merge (dict "limits" $limits) $resources | toYaml | nindent 8 }}
+      securityContext: {{- include "ling.mainSecurity" $group | nindent 8 }}
       {{- if eq $component "router" }}
       readinessProbe: {httpGet: {path: /health, port: http}, periodSeconds: 2, failureThreshold: 3}
       {{- else if ne $component "head" }}
@@ -99,7 +128,19 @@ spec:
       lifecycle: {preStop: {exec: {command: [python, -m, cluster.leave, "{{ add $v.drainSeconds 45 }}"]}}}
       {{- end }}
       volumeMounts: {{- include "ling.volumeMounts" (list $root $component) | nindent 8 }}
+        {{- if $group.shmSize }}
+        - {name: shm, mountPath: /dev/shm}
+        {{- end }}
+        {{- with $group.extraVolumeMounts }}{{ toYaml . | nindent 8 }}{{ end }}
+    {{- with $group.sidecars }}
+    {{- toYaml . | nindent 4 }}
+    {{- end }}
   volumes: {{- include "ling.volumes" (list $root $component) | nindent 4 }}
+    {{- with $group.shmSize }}
+    - name: shm
+      emptyDir: {medium: Memory, sizeLimit: {{ . }}}
+    {{- end }}
+    {{- with $group.extraVolumes }}{{ toYaml . | nindent 4 }}{{ end }}
 {{- end -}}
 
 {{/* Takes (root, component). */}}

@@ -8,8 +8,10 @@
       "prefill" (include "ling.pool" (list $v.prefill "prefill") | fromYaml)
       "decode" (include "ling.pool" (list $v.decode "decode") | fromYaml)
       "router" $router -}}
-{{- if $v.model.path }}{{- $_ := set $own "model" (include "ling.modelPath" .) }}{{- end -}}
-{{- with $v.model.servedName | default $v.model.path }}{{- $_ := set $own "served_name" . }}{{- end -}}
+{{- if and (eq $v.device "cuda") (ne $v.gpu.type "other") (ne $v.model.format "other") }}{{- $_ := set $own "card" $v.gpu.type }}{{- end -}}
+{{- if include "ling.mounts" . }}{{- $_ := set $own "model" (include "ling.modelPath" .) }}{{- end -}}
+{{- with include "ling.fetches" . }}{{- $_ := set $own "model" . }}{{- $_ := set $own "model_cache" "/cache" }}{{- end -}}
+{{- with $v.model.servedName | default (include "ling.mounts" .) }}{{- $_ := set $own "served_name" . }}{{- end -}}
 {{- mergeOverwrite (deepCopy $v.config) $own | toYaml -}}
 {{- end -}}
 

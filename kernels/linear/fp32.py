@@ -6,13 +6,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.device import Device, device_of
 from kernels.dispatch import dispatch
 from kernels.tuning import Config, config
 
 # Elements of the weight that are fp32 at a time: the copy stays in a cache.
 _CHUNK = 1 << 20
-# Programs that fill a GPU of 132 multiprocessors.
-_MANY = 120
+# Share of the multiprocessors that have work when a GPU counts as filled.
+_FILLED = 0.9
 
 
 def linear_fp32_reference(x: Tensor, weight: Tensor) -> Tensor:
@@ -80,14 +81,16 @@ def _linear_fp32_kernel(
     tl.store(to, total, (token < tokens)[:, None] & (output < outputs)[None, :])
 
 
-def _default(tokens: int, outputs: int, itemsize: int) -> Config:
-    """Tiles as large as still fill the GPU."""
+def _default(device: Device, tokens: int, outputs: int, itemsize: int) -> Config:
+    """Tiles as large as still fill the GPU, and as many of them under way as its shared memory holds."""
+    many = int(_FILLED * device.multiprocessors)
     rows = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     blocks = -(-tokens // rows)
-    columns = next((n for n in (128, 64, 32) if blocks * -(-outputs // n) >= _MANY), 16)
+    columns = next((n for n in (128, 64, 32) if blocks * -(-outputs // n) >= many), 16)
     # One row of blocks is bound by the weight's way from memory: more of it must be under way.
-    deep = 256 if columns <= 32 else 128
-    return {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": deep // itemsize * 2, "num_warps": 4, "num_stages": 4}
+    deep = (256 if columns <= 32 else 128) // itemsize * 2
+    stages = device.stages(rows, 4, (rows + columns) * deep * itemsize)
+    return {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": deep, "num_warps": 4, "num_stages": stages}
 
 
 def linear_fp32_triton(x: Tensor, weight: Tensor, tuned: Config | None = None) -> Tensor:
@@ -95,9 +98,8 @@ def linear_fp32_triton(x: Tensor, weight: Tensor, tuned: Config | None = None) -
     tokens, (outputs, size) = x.shape[0], weight.shape
     out = torch.empty(tokens, outputs, dtype=torch.float32, device=x.device)
     if out.numel():
-        launch = tuned or config(
-            "linear_fp32", (tokens, outputs, size), _default(tokens, outputs, weight.element_size())
-        )
+        default = _default(device_of(x), tokens, outputs, weight.element_size())
+        launch = tuned or config("linear_fp32", (tokens, outputs, size), default)
         grid = (triton.cdiv(tokens, launch["BLOCK_M"]), triton.cdiv(outputs, launch["BLOCK_N"]))
         _linear_fp32_kernel[grid](x, weight, out, tokens, outputs, x.stride(0), K=size, **launch)
     return out

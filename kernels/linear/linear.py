@@ -6,15 +6,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.device import Device, device_of
 from kernels.dispatch import dispatch
 from kernels.linear.quantize import quantize_fp8
 from kernels.linear.quantized import Matrix, dense, operands, rounds_inputs
-from kernels.linear.tiles import FP8_BOTH, check_blocks, layout, product
+from kernels.linear.tiles import FP8_BOTH, check_blocks, layout, product, tile_bytes
 from kernels.pdl import LAUNCH, after_previous
 from kernels.split_k import arrivals, is_last
 from kernels.tuning import Config, config
 
-_PROGRAMS = 264  # two for each multiprocessor of an H100 or H200
 _SPLIT_STEPS = 4  # a split of fewer steps over the inputs costs more than it fills
 
 
@@ -118,18 +118,25 @@ def _linear_kernel(
             tl.store(out_at, total.to(out.dtype.element_ty), mask=inside)
 
 
-def _default(form: int, itemsize: int, tokens: int, outputs: int, inputs: int) -> Config:
-    """What fits Hopper: small batches stream weights through many programs, large ones fill the matrix units."""
+def _default(device: Device, form: int, itemsize: int, tokens: int, outputs: int, inputs: int) -> Config:
+    """Small batches stream weights through many programs, two on a multiprocessor; large ones fill the matrix units.
+
+    A tile of 128 rows takes a multiprocessor by itself; while it is the only one of its columns, its inputs are split
+    too.
+    """
     block_m = min(128, max(16, triton.next_power_of_2(tokens)))
     block_n = 128 if block_m > 16 else 64
-    while block_m <= 64 and block_n > 32 and triton.cdiv(tokens, block_m) * triton.cdiv(outputs, block_n) < _PROGRAMS:
+    few = tokens <= block_m
+    programs = device.multiprocessors * (2 if block_m <= 64 else 1)
+    narrowest = 32 if block_m <= 64 else 64
+    while few and block_n > narrowest and triton.cdiv(outputs, block_n) < programs:
         block_n //= 2
     block_k = 128 if form == FP8_BOTH.value or block_m <= 32 else 64
     if itemsize == 4:
         block_k = 64 if block_m <= 32 else 32
     tiles = triton.cdiv(tokens, block_m) * triton.cdiv(outputs, block_n)
     split = 1
-    while block_m <= 64 and tiles * split * 2 <= _PROGRAMS and inputs >= split * 2 * block_k * _SPLIT_STEPS:
+    while few and tiles * split * 2 <= programs and inputs >= split * 2 * block_k * _SPLIT_STEPS:
         split *= 2
     return {
         "BLOCK_M": block_m,
@@ -138,7 +145,9 @@ def _default(form: int, itemsize: int, tokens: int, outputs: int, inputs: int) -
         "SPLIT": split,
         "GROUP_M": 8,
         "num_warps": 8 if block_m == 128 else 4,
-        "num_stages": 4 if itemsize < 4 else 2,
+        "num_stages": device.stages(
+            block_m, 4 if itemsize < 4 else 2, *tile_bytes(form, itemsize, block_m, block_n, block_k)
+        ),
     }
 
 
@@ -154,7 +163,8 @@ def linear_triton(x: Tensor, matrix: Matrix, tuned: Config | None = None, scale:
         return out
     form = layout(matrix)
     key = (tokens, outputs, inputs, form.format)
-    chosen = tuned or config("linear", key, _default(form.format, out.element_size(), tokens, outputs, inputs))
+    default = _default(device_of(x), form.format, out.element_size(), tokens, outputs, inputs)
+    chosen = tuned or config("linear", key, default)
     check_blocks(form, chosen)
     block_m, block_n, split = chosen["BLOCK_M"], chosen["BLOCK_N"], chosen["SPLIT"]
     tiles = triton.cdiv(tokens, block_m) * triton.cdiv(outputs, block_n)

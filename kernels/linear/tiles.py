@@ -87,6 +87,19 @@ def check_blocks(form: Layout, chosen: Config) -> None:
         raise ValueError(f"products of 8-bit floats take BLOCK_K {ROUNDED}, not {chosen['BLOCK_K']}")
 
 
+def tile_bytes(form: int, itemsize: int, rows: int, columns: int, deep: int) -> tuple[int, int]:
+    """Shared memory of a product's loop: of each stage, and beside them.
+
+    A stage holds `rows` of x and `columns` of the matrix as they are stored, over `deep` inputs; weights that become
+    floats in registers take room once more before they are multiplied.
+    """
+    both = form == FP8_BOTH.value
+    x = rows * deep * (1 if both else itemsize)
+    bits = {PLAIN.value: 8 * itemsize, FP8.value: 8, FP8_BOTH.value: 8}.get(form, 4)
+    made = 0 if both or form == PLAIN.value else columns * deep * itemsize
+    return x + columns * deep * bits // 8, made
+
+
 @triton.jit
 def repeat8(
     packed: tl.tensor,

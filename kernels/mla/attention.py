@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.device import Device, device_of
 from kernels.dispatch import dispatch
 from kernels.pdl import LAUNCH, after_previous
 from kernels.tuning import Config, config
@@ -227,10 +228,22 @@ def _merge_kernel(
     tl.store(out + at * RANK + channel, (acc / total).to(out.dtype.element_ty), mask=channel < RANK)
 
 
-# Lanes of a program where a row has several tokens; the accumulators of 64 fill its registers.
-_LANES = 64
-_DECODE: Config = {"KEYS": 64, "programs": 132, "num_warps": 8, "num_stages": 3}
-_PREFILL: Config = {"KEYS": 64, "programs": 132, "num_warps": 8, "num_stages": 2}
+# Most lanes of a program: the accumulators of 64 would not fit into its registers.
+_LANES = 32
+# Tiles of keys and how many stages of them, the best first: as many bytes under way as shared memory holds.
+_TILES = ((64, 3), (32, 4), (64, 2), (32, 3), (32, 2), (16, 3), (16, 2))
+_FP32_TILES = ((16, 2), (16, 1))
+
+
+def _default(device: Device, lanes: int, width: int, itemsize: int) -> Config:
+    """lanes: queries of a program, each `width` channels. programs: how many fill the GPU."""
+    queries = lanes * width * itemsize
+    for keys, stages in _TILES if itemsize == 2 else _FP32_TILES:
+        tile = keys * width * itemsize
+        # Products of fp32 take a tile in pieces, which lie beside it.
+        if device.fits(lanes, stages, tile, queries + lanes * keys * itemsize + (tile if itemsize == 4 else 0)):
+            break
+    return {"KEYS": keys, "programs": device.multiprocessors, "num_warps": 8, "num_stages": stages}
 
 
 def mla_attention_triton(
@@ -238,8 +251,9 @@ def mla_attention_triton(
 ) -> Tensor:
     """All heads of a block of a row's tokens in one program, as they read the same latents.
 
-    Where that makes fewer programs than the configuration's `programs`, each row's latents are split among several,
-    as many as the shapes say; a second kernel merges their results. ValueError if pool is not contiguous.
+    Where that makes fewer programs than half of the configuration's `programs`, each row's latents are split among
+    several, but never into more programs than that: one beyond a full wave would have the whole GPU wait for it. A
+    second kernel merges their results. ValueError if pool is not contiguous.
     """
     tokens, heads, width = q.shape
     if not pool.is_contiguous() or q.stride(2) != 1:
@@ -252,16 +266,14 @@ def mla_attention_triton(
     each = min(most_lanes // lanes, triton.next_power_of_2(rows.longest))
     # The matrix units take no fewer than 16 lanes.
     lanes = max(lanes, 16 // each)
-    default = _DECODE if each * lanes < _LANES else _PREFILL
+    default = _default(device_of(q), each * lanes, width, q.element_size())
     chosen = dict(tuned or config("mla_attention", (len(rows.counts), rows.longest, heads), default))
     keys = chosen.pop("KEYS")
-    if not narrow:
-        keys = 16
 
     blocks, head_blocks = rows.blocks(each), triton.cdiv(heads, lanes)
     most_tiles = triton.cdiv(pages.table.shape[1] * pages.page_size, keys)
     programs = chosen.pop("programs")
-    splits = min(most_tiles, triton.cdiv(programs, blocks.count * head_blocks))
+    splits = max(1, min(most_tiles, programs // (blocks.count * head_blocks)))
     parts, sums = out, out
     if splits > 1:
         parts = torch.empty((splits, tokens, heads, rank), dtype=torch.float32, device=q.device)

@@ -8,10 +8,11 @@ import torch.nn.functional as F
 import triton
 from torch import Tensor
 
+from kernels.device import Device, device_of
 from kernels.dispatch import dispatch
 from kernels.linear.quantize import Rounded, quantize_fp8
 from kernels.linear.quantized import Matrix, operands
-from kernels.linear.tiles import FP8_BOTH, Layout, check_blocks, layout
+from kernels.linear.tiles import FP8_BOTH, Layout, check_blocks, layout, tile_bytes
 from kernels.moe.experts_kernels import combine_kernel, expert_kernel, place_kernel, rank_kernel, starts_kernel
 from kernels.pdl import LAUNCH
 from kernels.split_k import arrivals
@@ -98,17 +99,21 @@ def _by_expert(
     return out.index_add_(0, tokens, torch.cat(results).float() * weights.flatten()[pairs, None])
 
 
-def _default(itemsize: int, form: int, tokens: int, mean: float) -> Config:
-    """What fits Hopper, by the mean of tokens an expert has."""
+def _default(device: Device, itemsize: int, form: int, tokens: int, mean: float) -> Config:
+    """By the mean of tokens an expert has, and as many stages as the GPU's shared memory holds."""
     block_m = 16 if tokens <= _FEW or mean <= 16 else 32 if mean <= 32 else 64 if mean <= 96 else 128
     narrow = block_m <= 32
     block_k = 128 if form == FP8_BOTH.value or narrow else 64
+    block_k = block_k // 2 if itemsize == 4 else block_k
+    block_n = 64 if block_m == 16 and itemsize < 4 else 128
     return {
         "BLOCK_M": block_m,
-        "BLOCK_N": 64 if block_m == 16 and itemsize < 4 else 128,
-        "BLOCK_K": block_k // 2 if itemsize == 4 else block_k,
+        "BLOCK_N": block_n,
+        "BLOCK_K": block_k,
         "num_warps": 8 if block_m == 128 else 4,
-        "num_stages": 4 if itemsize < 4 else 2,
+        "num_stages": device.stages(
+            block_m, 4 if itemsize < 4 else 2, *tile_bytes(form, itemsize, block_m, block_n, block_k)
+        ),
     }
 
 
@@ -135,7 +140,7 @@ def moe_experts_triton(
     up_form, down_form = layout(gate_up), layout(down)
     first, second = tuned or (
         config(name, (tokens, experts, rows, cols, form.format),
-               _default(x.element_size(), form.format, tokens, pairs / experts))
+               _default(device_of(x), x.element_size(), form.format, tokens, pairs / experts))
         for name, form, rows, cols in (
             ("moe_gate_up", up_form, 2 * inner_width, width),
             ("moe_down", down_form, width, inner_width),

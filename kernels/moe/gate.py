@@ -5,6 +5,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kernels.device import Device, device_of
 from kernels.dispatch import dispatch
 from kernels.linear.fp32 import fp32_product, linear_fp32_reference, linear_fp32_triton
 from kernels.moe.route import choice, choose, chosen, route_reference, route_triton
@@ -14,7 +15,8 @@ from kernels.tuning import Config, config
 
 # Up to so many tokens, one program can choose for all of them.
 _FEW = 16
-_PROGRAMS = 132
+# Scores a warp has registers for.
+_ONE_WARP = 512
 
 
 def moe_gate_reference(
@@ -84,13 +86,17 @@ def _moe_gate_kernel(
         choose(logits, bias, ids, weights, token, tokens, scale, GROUPS, SIZE, TOP_GROUPS, TOP_K, SHARED, TOP_BLOCK)
 
 
-def _default(experts: int, size: int, itemsize: int) -> Config:
-    """Runs so short that all of them fill the GPU, but of two steps at least."""
+def _default(device: Device, tokens: int, experts: int, size: int, itemsize: int) -> Config:
+    """Runs so short that all of them fill the GPU, but of two steps at least.
+
+    One warp for a few tokens: the choice is a chain of reductions, and warps would wait for each other in every one.
+    """
     columns, deep = 16, 256 // itemsize
     split = 1
-    while triton.cdiv(experts, columns) * split * 2 <= _PROGRAMS and size >= split * 4 * deep:
+    while triton.cdiv(experts, columns) * split * 2 <= device.multiprocessors and size >= split * 4 * deep:
         split *= 2
-    return {"BLOCK_N": columns, "BLOCK_K": deep, "SPLIT": split, "num_warps": 4, "num_stages": 4}
+    warps = 1 if tokens * experts <= _ONE_WARP else 4
+    return {"BLOCK_N": columns, "BLOCK_K": deep, "SPLIT": split, "num_warps": warps, "num_stages": 4}
 
 
 def moe_gate_triton(
@@ -109,7 +115,8 @@ def moe_gate_triton(
     if not 0 < tokens <= _FEW:
         return route_triton(linear_fp32_triton(x, weight), bias, groups, top_groups, top_k, scale, shared)
     ids, weights = chosen(tokens, top_k, shared, x.device)
-    launch = tuned or config("moe_gate", (tokens, experts, size), _default(experts, size, weight.element_size()))
+    default = _default(device_of(x), tokens, experts, size, weight.element_size())
+    launch = tuned or config("moe_gate", (tokens, experts, size), default)
     padded = triton.next_power_of_2(tokens)
     partial = torch.empty(launch["SPLIT"], padded, experts, dtype=torch.float32, device=x.device)
     grid = (triton.cdiv(experts, launch["BLOCK_N"]), launch["SPLIT"])

@@ -35,6 +35,23 @@ def route_reference(
 
 
 @triton.jit
+def _ranked(score: tl.tensor, place: tl.tensor) -> tl.tensor:
+    """int64 that order as scores do and, of equal scores, the lower place (below 2^31) first.
+
+    So one reduction finds both the best score and where it stands; `_place` reads the place back.
+    """
+    bits = score.to(tl.int32, bitcast=True)
+    # As integers, floats below zero order the wrong way round.
+    ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
+    return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64)
+
+
+@triton.jit
+def _place(ranked: tl.tensor) -> tl.tensor:
+    return 0x7FFFFFFF - (ranked & 0x7FFFFFFF).to(tl.int32)
+
+
+@triton.jit
 def choose(
     logits: tl.tensor,
     bias: tl.tensor,
@@ -63,32 +80,29 @@ def choose(
     group_score = tl.max(biased, 2)
     if SIZE > 1:
         # One of the best alone is taken out, so an equal one counts as the second.
-        at = tl.min(tl.where(biased == group_score[:, :, None], member[None, None, :], SIZE_BLOCK), 2)
+        at = _place(tl.max(_ranked(biased, member[None, None, :]), 2))
         group_score += tl.max(tl.where(member[None, None, :] == at[:, :, None], float("-inf"), biased), 2)
-    real = (group < GROUPS)[None, :]
-    group_score = tl.where(real, group_score, float("-inf"))
+    # Below every score's rank.
+    NEVER: tl.constexpr = -(2**63)
+    ranks = tl.where((group < GROUPS)[None, :], _ranked(group_score, group[None, :]), NEVER)
     kept = (group < 0)[None, :] & (token >= 0)[:, None]
     for _ in tl.static_range(TOP_GROUPS):
-        left = tl.where(kept, float("-inf"), group_score)
-        found = (left == tl.max(left, 1)[:, None]) & real & ~kept
-        best = tl.min(tl.where(found, group[None, :], GROUP_BLOCK), 1)
+        best = _place(tl.max(tl.where(kept, NEVER, ranks), 1))
         kept |= group[None, :] == best[:, None]
-    biased = tl.where(kept[:, :, None] & inside[None], biased, float("-inf"))
 
     EVERY: tl.constexpr = GROUP_BLOCK * SIZE_BLOCK
-    biased, score = tl.reshape(biased, [TOKENS, EVERY]), tl.reshape(score, [TOKENS, EVERY])
+    ranks = tl.where(kept[:, :, None] & inside[None], _ranked(biased, expert[None]), NEVER)
+    ranks, score = tl.reshape(ranks, [TOKENS, EVERY]), tl.reshape(score, [TOKENS, EVERY])
     # What stands for no expert is none that could be taken.
     expert = tl.reshape(tl.where(inside, expert, GROUPS * SIZE), [1, EVERY])
     place = tl.arange(0, TOP_BLOCK)[None, :]
     chosen = tl.zeros([TOKENS, TOP_BLOCK], tl.int64)
     weight = tl.zeros([TOKENS, TOP_BLOCK], tl.float32)
     for k in tl.static_range(TOP_K):
-        # NaN equals nothing: the bound keeps the id one of an expert.
-        best = tl.min(tl.where(biased == tl.max(biased, 1)[:, None], expert, GROUPS * SIZE - 1), 1)
-        best = tl.minimum(best, GROUPS * SIZE - 1)
+        best = _place(tl.max(ranks, 1))
         taken = expert == best[:, None]
         value = tl.sum(tl.where(taken, score, 0.0), 1)
-        biased = tl.where(taken, float("-inf"), biased)
+        ranks = tl.where(taken, NEVER, ranks)
         chosen = tl.where(place == k, best.to(tl.int64)[:, None], chosen)
         weight = tl.where(place == k, value[:, None], weight)
     weight *= (scale / (tl.sum(weight, 1) + 1e-20))[:, None]

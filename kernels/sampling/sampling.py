@@ -13,32 +13,25 @@ from kernels.sampling.sampling_kernels import choose_kernel, narrow_kernel, pena
 from kernels.tuning import Config, config
 
 
-def penalize_reference(
-    logits: Tensor,
-    seen: Tensor,
-    counts: Tensor,
-    repetition: Tensor,
-    presence: Tensor,
-    frequency: Tensor,
-) -> Tensor:
-    """Logits [R, V] after penalties.
+def penalize_reference(logits: Tensor, history: Tensor, slots: Tensor, settings: Tensor) -> Tensor:
+    """Logits [R, V] fp32 after penalties.
 
-    seen: [R, V] bool, ids in prompt or output: positive logits divided, negative multiplied by repetition [R].
-    counts: [R, V] fp32, ids in the output: minus presence where > 0, minus frequency x count.
+    history: [slots, V] int32, of each sequence and id: twice how often it stands in the output, plus 1 if it stands in
+    prompt or output. slots: [R] int64, each row's. settings: [3, slots] fp32: repetition, by which logits of ids that
+    occurred are divided where positive and multiplied where negative; presence, taken from those in the output; and
+    frequency, taken from them times how often. 1, 0 and 0 leave a row as it is, whatever its history holds.
     """
-    factor = torch.where(logits > 0, 1.0 / repetition[:, None], repetition[:, None])
-    logits = torch.where(seen, logits * factor, logits)
-    return logits - presence[:, None] * (counts > 0) - frequency[:, None] * counts
+    past = history.index_select(0, slots)
+    repetition, presence, frequency = settings.index_select(1, slots)[..., None]
+    factor = torch.where(logits > 0, 1.0 / repetition, repetition)
+    logits = torch.where((past & 1).bool(), logits * factor, logits)
+    counts = past >> 1
+    penalized: Tensor = logits - presence * (counts > 0) - frequency * counts
+    return penalized
 
 
 def penalize_triton(
-    logits: Tensor,
-    seen: Tensor,
-    counts: Tensor,
-    repetition: Tensor,
-    presence: Tensor,
-    frequency: Tensor,
-    tuned: Config | None = None,
+    logits: Tensor, history: Tensor, slots: Tensor, settings: Tensor, tuned: Config | None = None
 ) -> Tensor:
     """One program a row and block of ids."""
     rows, vocab = logits.shape
@@ -46,16 +39,7 @@ def penalize_triton(
     if rows:
         launch = tuned or config("penalize", (rows, vocab), {"BLOCK": 1024, "num_warps": 4})
         penalize_kernel[(rows, triton.cdiv(vocab, launch["BLOCK"]))](
-            logits,
-            seen.contiguous(),
-            counts.contiguous(),
-            repetition,
-            presence,
-            frequency,
-            out,
-            vocab,
-            logits.stride(0),
-            **launch,
+            logits, history, slots, settings, out, vocab, logits.stride(0), settings.shape[1], **launch
         )
     return out
 

@@ -12,14 +12,13 @@ _NO_ID = tl.constexpr(2**31 - 1)
 @triton.jit
 def penalize_kernel(
     logits: tl.tensor,
-    seen: tl.tensor,
-    counts: tl.tensor,
-    repetition: tl.tensor,
-    presence: tl.tensor,
-    frequency: tl.tensor,
+    history: tl.tensor,
+    slots: tl.tensor,
+    settings: tl.tensor,
     out: tl.tensor,
     vocab: tl.tensor,
     stride: tl.tensor,
+    all_slots: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
     """Logits after penalties, of one row and block of ids."""
@@ -27,13 +26,15 @@ def penalize_kernel(
     ids = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = ids < vocab
     at = row * vocab + ids
+    slot = tl.load(slots + row)
     x = tl.load(logits + row * stride + ids, inside, 0.0)
-    factor = tl.load(repetition + row)
+    past = tl.load(history + slot * vocab + ids, inside, 0)
+    factor = tl.load(settings + slot)
     factor = tl.where(x > 0, 1.0 / factor, factor)
-    x = tl.where(tl.load(seen + at, inside, 0) != 0, x * factor, x)
-    count = tl.load(counts + at, inside, 0.0)
-    x -= tl.where(count > 0, tl.load(presence + row), 0.0)
-    tl.store(out + at, x - tl.load(frequency + row) * count, inside)
+    x = tl.where((past & 1) != 0, x * factor, x)
+    count = past >> 1
+    x -= tl.where(count > 0, tl.load(settings + all_slots + slot), 0.0)
+    tl.store(out + at, x - tl.load(settings + 2 * all_slots + slot) * count.to(tl.float32), inside)
 
 
 @triton.jit

@@ -103,13 +103,13 @@ class Account:
             return None
         if tokens > bucket.limit:
             return Denied(
-                f"prompt and max_tokens come to {tokens} tokens and this key has {bucket.limit} a minute: "
-                "send less or lower max_tokens",
+                f"prompt and longest answer come to {tokens} tokens and this key has {bucket.limit} a minute: "
+                "send less or ask for a shorter answer",
                 None,
             )
         if wait := bucket.wait_s(tokens, now):
             left = max(0, int(bucket.level(now)))
-            return Denied(f"prompt and max_tokens come to {tokens} tokens and this key has {left} left now", wait)
+            return Denied(f"prompt and longest answer come to {tokens} tokens and this key has {left} left now", wait)
         bucket.take(tokens, now)
         return None
 

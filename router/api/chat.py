@@ -15,41 +15,20 @@ from router.api.answers.generated import (
     ChatMessage,
     Facts,
     FunctionDelta,
+    Head,
     Rest,
     Usage,
 )
 from router.api.chat_schema import ChatRequest
 from router.api.logprobs import chat_logprobs
-from router.api.prompts import Wanted
+from router.api.request import Request
 from router.api.serializer import MARK, Finish, Serializer
-from router.errors import invalid
 from router.http.body import parse
 from router.http.dialect import OPENAI, Dialect
 from router.http.json import encode
-from router.relay.choice import Choice, Delta, Prompt
-from router.relay.gateway import Limits
-from router.text.grammar import Thinking
+from router.relay.choice import Choice, Delta
 from router.text.parts import CallEnd, CallPart, CallStart, Reasoning, Text
-from router.text.reader import Reader
 from router.text.tokenizer import Tokenizer
-from router.text.tools import ToolParser
-from router.text.tools.form import answer_form
-
-
-async def conversation(request: ChatRequest, tokenizer: Tokenizer) -> Prompt:
-    """The rendered conversation."""
-    if tokenizer.template is None:
-        raise invalid("this checkpoint has no chat template: use /v1/completions", "messages")
-    text = request.render(tokenizer.template)
-    token_ids = await tokenizer.encode(text, add_special_tokens=False)
-    if not token_ids:
-        raise invalid("the chat template makes no tokens of these messages", "messages", "empty_prompt")
-    return Prompt(token_ids, text)
-
-
-def _thinks(prompt: Prompt) -> bool:
-    """Whether the prompt ends within reasoning."""
-    return prompt.text is not None and prompt.text.rstrip().endswith("<think>")
 
 
 class Chat:
@@ -59,70 +38,26 @@ class Chat:
     id_prefix = "chatcmpl-"
     dialect: Dialect = OPENAI
 
-    def __init__(self, parser: type[ToolParser]) -> None:
-        self._parser = parser
-
     def read(self, body: bytes) -> ChatRequest:
         """A validated request."""
         return parse(body, ChatRequest)
 
-    def count_prompts(self, request: ChatRequest) -> int:
-        """Always one."""
-        return 1
+    def lower(self, asked: ChatRequest) -> Request:
+        """In neutral form."""
+        return asked.lower()
 
-    async def prompts(self, request: ChatRequest, tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
-        """The rendered conversation."""
-        return [await conversation(request, tokenizer)]
-
-    def wanted(self, request: ChatRequest) -> Wanted:
-        """Length, log-probabilities, what the text must be, and who tells reasoning and calls from it."""
-        logprobs = (request.top_logprobs or 0) if request.logprobs else None
-        form = answer_form(
-            self._parser,
-            request.functions,
-            request.content_form,
-            must_call=request.must_call,
-            single=request.single_call,
-        )
-
-        def reader(prompt: Prompt) -> Reader:
-            calls = self._parser() if request.offered else None
-            return Reader(calls, thinking=_thinks(prompt), single=request.single_call)
-
-        def thinking(prompt: Prompt) -> Thinking:
-            if _thinks(prompt):
-                return Thinking.BEGUN
-            return Thinking.MAY if request.thinking else Thinking.NONE
-
-        most = request.max_completion_tokens or request.max_tokens
-        return Wanted(most, logprobs, reader=reader, form=form, thinking=thinking)
-
-    def shape(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        request: ChatRequest,
-        choices: list[Choice],
-        tokenizer: Tokenizer,
+    def serializer(
+        self, head: Head, asked: ChatRequest, request: Request, choices: list[Choice], tokenizer: Tokenizer
     ) -> "ChatSerializer":
-        """Its JSON."""
-        return ChatSerializer(answer_id, created, model, request, choices, tokenizer)
+        """Its answer as JSON."""
+        return ChatSerializer(head, request, choices, tokenizer)
 
 
 class ChatSerializer(Serializer[ChatChoice, ChatChunkChoice]):
     """`message` whole, `delta` streamed; the first delta names the role."""
 
-    def __init__(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        request: ChatRequest,
-        choices: list[Choice],
-        tokenizer: Tokenizer,
-    ) -> None:
-        super().__init__(answer_id, created, model, request, choices, tokenizer)
+    def __init__(self, head: Head, request: Request, choices: list[Choice], tokenizer: Tokenizer) -> None:
+        super().__init__(head, request, choices, tokenizer)
         self._calls = [0] * len(choices)  # begun so far
         self._around: dict[tuple[int, int], tuple[bytes, bytes]] = {}  # arguments of a choice's call
 
@@ -132,7 +67,7 @@ class ChatSerializer(Serializer[ChatChoice, ChatChunkChoice]):
             delta.events = [part for part in delta.events if type(part) is not CallEnd]
             arguments = [part.arguments for part in delta.events if type(part) is CallPart]
             alone = len(arguments) == len(delta.events) and not (delta.text or delta.token_ids or delta.logprobs)
-            if arguments and alone and choice.started and not over:
+            if arguments and alone and choice.started and not (over or self._continuous):
                 before, after = self._around_arguments(choice.index, self._calls[choice.index] - 1)
                 return before + encode("".join(arguments)) + after
         return super().chunk(choice, delta, over)

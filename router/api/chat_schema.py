@@ -1,15 +1,14 @@
 """Body of /v1/chat/completions."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from router.api.conversation import Message, Tool, check_calls, for_template, with_thinking
+from router.api.chat_messages import FunctionTool, Message, turns
 from router.api.formats import FormattedRequest
-from router.api.schema import Short, Strict, meaningless
+from router.api.request import Conversation, Ending, Names, Request, Tools, check_calls, choose_tools
+from router.api.schema import MAX_TURNS, Short, Strict, meaningless
 from router.errors import invalid
-from router.text.template import ChatTemplate
-from router.text.tools.form import OfferedFunction
 
 _RESERVED = frozenset(("messages", "tools", "add_generation_prompt"))
 _THINKING = ("enable_thinking", "thinking")
@@ -57,28 +56,50 @@ ToolChoice = Annotated[
 ]
 
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+
+
+class ThinkingSwitch(Strict):
+    """Whether to reason first; how much is the model's own choice."""
+
+    type: Literal["enabled", "adaptive", "disabled"]
+    budget_tokens: int | None = meaningless(None, ge=1)
+
+
+class Reasoning(Strict):
+    """Whether to reason first; how much is the model's own choice."""
+
+    effort: Effort | None = None
+    enabled: bool | None = None
+    max_tokens: int | None = meaningless(None, ge=1)
+    exclude: Literal[False] = False
+    summary: Literal["auto", "concise", "detailed"] | None = meaningless(None)
+
+
 class ChatRequest(FormattedRequest):
     """Body of /v1/chat/completions."""
 
-    # Where a function's parameters stand in the client's request, by its place among the tools.
-    parameters_path: ClassVar[str] = "tools[{}].function.parameters"
-
-    messages: list[Message] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1, max_length=MAX_TURNS)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool = False
     top_logprobs: int | None = Field(None, ge=0, le=20)
-    tools: list[Tool] = Field(default_factory=list, max_length=1024)
+    tools: list[FunctionTool] = Field(default_factory=list, max_length=1024)
     tool_choice: ToolChoice | None = None
     parallel_tool_calls: bool = Field(True, description="false: the answer ends with its first call")
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
+    reasoning_effort: Effort | None = Field(
         None, description="from `low` on the model reasons; how much is its own choice"
     )
     chat_template_kwargs: dict[str, Any] = Field(
         default_factory=dict, max_length=64, description="names for the template; `enable_thinking` switches reasoning"
     )
+    enable_thinking: bool | None = Field(None, description="as in `chat_template_kwargs`")
+    thinking: bool | ThinkingSwitch | None = Field(None, description="switches reasoning")
+    reasoning: Reasoning | None = Field(None, description="as `reasoning_effort`")
+    add_generation_prompt: bool = Field(True, description="false: the prompt ends after the last message")
+    continue_final_message: bool = Field(False, description="the answer continues the last, an assistant's, message")
     modalities: list[Literal["text"]] | None = Field(None, min_length=1, max_length=1)
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = meaningless(None)
     safety_identifier: Short | None = meaningless(None)
     prompt_cache_key: Short | None = meaningless(None)
     prompt_cache_retention: Short | None = meaningless(None)
@@ -89,74 +110,59 @@ class ChatRequest(FormattedRequest):
             raise ValueError("top_logprobs needs logprobs=true")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
             raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
-        if self.tool_choice not in (None, "none") and not self.tools:
-            raise invalid("'tool_choice' needs tools", "tool_choice")
-        names = [tool.function.name for tool in self.tools]
-        if len(set(names)) < len(names):
-            raise invalid("'tools': two functions have the same name", "tools")
-        for name in self._chosen or ():
-            if name not in names:
-                raise invalid(f"'tool_choice': no function in 'tools' is called {name[:128]!r}", "tool_choice")
         taken = _RESERVED.intersection(self.chat_template_kwargs)
         if taken:
             raise invalid(f"'chat_template_kwargs' may not set {min(taken)!r}", "chat_template_kwargs")
-        check_calls(self.messages)
+        if self.continue_final_message:
+            last = self.messages[-1]
+            if last.role != "assistant" or last.tool_calls or not last.text:
+                message = "'continue_final_message' needs a last message of the assistant, with content and no calls"
+                raise invalid(message, "continue_final_message")
+            if self.add_generation_prompt and "add_generation_prompt" in self.model_fields_set:
+                message = "'continue_final_message' and 'add_generation_prompt': send one of them"
+                raise invalid(message, "continue_final_message")
         return self
 
+    def conversation(self) -> Conversation:
+        """The turns to answer; 400 where calls and results do not match, or the choice of tools can't be kept."""
+        lowered = turns(self.messages)
+        check_calls(lowered, Names())
+        return Conversation(lowered, self._tools(), self._thinking, self.chat_template_kwargs, self._ending)
+
+    def lower(self) -> Request:
+        """In neutral form."""
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self.neutral(self.conversation(), self.max_completion_tokens or self.max_tokens, logprobs)
+
     @property
-    def thinking(self) -> bool | None:
+    def _thinking(self) -> bool | None:
         """Whether to reason first; None where the request does not say. The template's own switch goes first."""
         for name in _THINKING:
             if isinstance(value := self.chat_template_kwargs.get(name), bool):
                 return value
-        return None if self.reasoning_effort is None else self.reasoning_effort not in ("none", "minimal")
+        if self.enable_thinking is not None:
+            return self.enable_thinking
+        if self.thinking is not None:
+            return self.thinking if isinstance(self.thinking, bool) else self.thinking.type != "disabled"
+        if self.reasoning is not None and self.reasoning.enabled is not None:
+            return self.reasoning.enabled
+        effort = self.reasoning_effort or (self.reasoning.effort if self.reasoning is not None else None)
+        return None if effort is None else effort not in ("none", "minimal")
 
     @property
-    def offered(self) -> list[Tool]:
-        """The tools the model may call."""
-        if self.tool_choice == "none":
-            return []
-        return [tool for tool in self.tools if self._chosen is None or tool.function.name in self._chosen]
+    def _ending(self) -> Ending:
+        if self.continue_final_message:
+            return Ending.CONTINUE
+        return Ending.ANSWER if self.add_generation_prompt else Ending.NOTHING
 
-    @property
-    def must_call(self) -> bool:
-        """Whether the answer is a call of what is offered."""
-        match self.tool_choice:
-            case NamedTool() | "required":
-                return True
-            case AllowedTools(allowed_tools=allowed):
-                return allowed.mode == "required"
-        return False
-
-    @property
-    def single_call(self) -> bool:
-        """Whether the answer holds one call at most."""
-        return not self.parallel_tool_calls or isinstance(self.tool_choice, NamedTool)
-
-    @property
-    def functions(self) -> list[OfferedFunction]:
-        """What is offered, as a form of calls reads it."""
-        place = {tool.function.name: i for i, tool in enumerate(self.tools)}
-        return [
-            OfferedFunction(f.name, f.parameters, self.parameters_path.format(place[f.name]), strict=bool(f.strict))
-            for f in (tool.function for tool in self.offered)
-        ]
-
-    @property
-    def _chosen(self) -> list[str] | None:
-        """Names the choice is limited to; None for all."""
+    def _tools(self) -> Tools:
+        tools = [tool.lower(i) for i, tool in enumerate(self.tools)]
+        single = not self.parallel_tool_calls
         match self.tool_choice:
             case NamedTool(function=function):
-                return [function.name]
+                return choose_tools(tools, "required", [function.name], single=True)
             case AllowedTools(allowed_tools=allowed):
-                return [tool.function.name for tool in allowed.tools]
-        return None
-
-    def render(self, template: ChatTemplate) -> str:
-        """The prompt; 400 if the template has no place for something, or refuses."""
-        if self.offered and not template.takes_tools:
-            raise invalid("this checkpoint's chat template has no place for 'tools'", "tools")
-        messages = for_template(self.messages)
-        if self.thinking and template.switches_thinking:
-            messages = with_thinking(messages)
-        return template.render(messages, [tool.sent for tool in self.offered] or None, self.chat_template_kwargs)
+                names = [tool.function.name for tool in allowed.tools]
+                return choose_tools(tools, allowed.mode, names, single=single)
+            case mode:
+                return choose_tools(tools, mode, None, single=single)

@@ -5,6 +5,8 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from router.api.formats import FormattedRequest
+from router.api.request import RawPrompt, RawPrompts, Request
+from router.errors import fault, invalid
 
 _PROMPT: dict[str, Any] = {
     "anyOf": [
@@ -17,13 +19,12 @@ _PROMPT: dict[str, Any] = {
 
 
 class CompletionRequest(FormattedRequest):
-    """Body of /v1/completions. `prompt` is checked by `router.api.prompts`, in one pass over possibly many ids."""
+    """Body of /v1/completions. `prompt` is checked when it is lowered, in one pass over possibly many ids."""
 
     prompt: Any = Field(json_schema_extra=_PROMPT)
-    max_tokens: int | None = Field(None, ge=0)
+    max_tokens: int = Field(16, ge=0)
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool = False
-    best_of: Literal[1] = 1
     suffix: Literal[""] = ""
 
     @model_validator(mode="after")
@@ -31,3 +32,29 @@ class CompletionRequest(FormattedRequest):
         if self.max_tokens == 0 and not self.echo:
             raise ValueError("max_tokens 0 needs echo=true: without it there is nothing to answer")
         return self
+
+    def lower(self) -> Request:
+        """In neutral form; an echoed prompt comes with its own log-probabilities."""
+        source = RawPrompts(_raw_prompts(self.prompt))
+        return self.neutral(source, self.max_tokens, self.logprobs, self.logprobs if self.echo else None)
+
+
+def _raw_prompts(value: Any) -> tuple[RawPrompt, ...]:
+    """The four shapes of a completion's `prompt` as texts and lists of ids."""
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list):
+        raise invalid("'prompt' must be a string, a list of strings, or token ids", "prompt")
+    if not value:
+        raise invalid("'prompt' is empty", "prompt", "empty_prompt")
+    if _is_ids(value):
+        return (value,)
+    for i, item in enumerate(value):
+        if not isinstance(item, str) and not (isinstance(item, list) and _is_ids(item)):
+            raise fault(("prompt", i), "must be a string or a list of token ids, like the other prompts")
+    return tuple(value)
+
+
+def _is_ids(value: list[Any]) -> bool:
+    # bool is a subclass of int; the set of types is one pass in C over what may be a million ids.
+    return set(map(type, value)) <= {int}

@@ -4,6 +4,7 @@ from router.api.answers.generated import (
     Completion,
     CompletionChunk,
     Facts,
+    Head,
     Rest,
     TextChoice,
     TextChunkChoice,
@@ -12,12 +13,11 @@ from router.api.answers.generated import (
 from router.api.answers.generated import CompletionLogprobs as LogprobsJson
 from router.api.completion_schema import CompletionRequest
 from router.api.logprobs import CompletionLogprobs
-from router.api.prompts import Wanted, encode_prompts, raw_prompts
+from router.api.request import Request
 from router.api.serializer import Serializer
 from router.http.body import parse
 from router.http.dialect import OPENAI, Dialect
-from router.relay.choice import Choice, Delta, Prompt
-from router.relay.gateway import Limits
+from router.relay.choice import Choice, Delta
 from router.text.tokenizer import Tokenizer
 
 
@@ -32,52 +32,29 @@ class Completions:
         """A validated request."""
         return parse(body, CompletionRequest)
 
-    def count_prompts(self, request: CompletionRequest) -> int:
-        """How many prompts the request carries."""
-        return len(raw_prompts(request.prompt))
+    def lower(self, asked: CompletionRequest) -> Request:
+        """In neutral form."""
+        return asked.lower()
 
-    async def prompts(self, request: CompletionRequest, tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
-        """The prompts as token ids."""
-        return await encode_prompts(raw_prompts(request.prompt), tokenizer, limits)
-
-    def wanted(self, request: CompletionRequest) -> Wanted:
-        """Length and log-probabilities; an echoed prompt comes with its own."""
-        echoed = request.logprobs if request.echo else None
-        return Wanted(request.max_tokens, request.logprobs, echoed, form=request.content_form)
-
-    def shape(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        request: CompletionRequest,
-        choices: list[Choice],
-        tokenizer: Tokenizer,
+    def serializer(
+        self, head: Head, asked: CompletionRequest, request: Request, choices: list[Choice], tokenizer: Tokenizer
     ) -> "CompletionSerializer":
-        """Its JSON."""
-        return CompletionSerializer(answer_id, created, model, request, choices, tokenizer)
+        """Its answer as JSON."""
+        return CompletionSerializer(head, request, choices, tokenizer, echo=asked.echo)
 
 
 class CompletionSerializer(Serializer[TextChoice, TextChunkChoice]):
     """`text`, whole or in pieces; with `echo` the prompt stands before the first of it."""
 
     def __init__(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        request: CompletionRequest,
-        choices: list[Choice],
-        tokenizer: Tokenizer,
+        self, head: Head, request: Request, choices: list[Choice], tokenizer: Tokenizer, *, echo: bool
     ) -> None:
-        super().__init__(answer_id, created, model, request, choices, tokenizer)
+        super().__init__(head, request, choices, tokenizer)
         self._echoes: dict[int, str] = {}
-        if request.echo:
+        if echo:
             for choice in choices:
-                prompt = choice.prompt
-                self._echoes[choice.index] = (
-                    prompt.text if prompt.text is not None else tokenizer.decode(prompt.token_ids)
-                )
+                text, ids = choice.prompt.text, choice.prompt.token_ids
+                self._echoes[choice.index] = text if text is not None else tokenizer.decode(ids)
 
     def _whole(self, items: list[TextChoice], usage: Usage, beside: Facts) -> Completion:
         return {**self._head, "object": "text_completion", "choices": items, "usage": usage, **beside}

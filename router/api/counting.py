@@ -1,19 +1,18 @@
-"""/tokenize, /detokenize and /v1/messages/count_tokens: what the tokenizer and the template make of a request."""
+"""/tokenize and /detokenize: what the tokenizer and the template make of a request."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from pydantic import Field, model_validator
 
-from router.api.answers.anthropic import TokenCount
+from router.api.answering import check_model
 from router.api.answers.server import Detokenized, Tokenized
-from router.api.anthropic.schema import CountRequest
-from router.api.chat import conversation
+from router.api.chat_messages import FunctionTool, Message
 from router.api.chat_schema import ChatRequest
-from router.api.conversation import Message, Tool
-from router.api.generate import check_model
-from router.api.schema import Strict, TokenId
-from router.http.dialect import ANTHROPIC, OPENAI, Dialect
+from router.api.render import conversation_prompt
+from router.api.request import Names
+from router.api.schema import MAX_TURNS, Strict, TokenId
 from router.relay.gateway import Gateway
 
 
@@ -22,9 +21,11 @@ class TokenizeRequest(Strict):
 
     model: str = "auto"
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1)
-    tools: list[Tool] = Field(default_factory=list, max_length=1024)
+    messages: list[Message] | None = Field(None, min_length=1, max_length=MAX_TURNS)
+    tools: list[FunctionTool] = Field(default_factory=list, max_length=1024)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=64)
+    add_generation_prompt: bool = Field(True, description="false: the prompt ends after the last message")
+    continue_final_message: bool = Field(False, description="the answer continues the last, an assistant's, message")
     add_special_tokens: bool = Field(True, description="of a text; a template writes its own")
     return_token_strs: bool = False
 
@@ -42,53 +43,27 @@ class DetokenizeRequest(Strict):
     tokens: list[TokenId]
 
 
-class Tokenize:
+async def tokenize(request: TokenizeRequest, gateway: Gateway, tenant: str) -> Tokenized:
     """A text's token ids."""
-
-    name = "tokenize"
-    dialect: Dialect = OPENAI
-    model = TokenizeRequest
-
-    async def answer(self, request: TokenizeRequest, gateway: Gateway) -> Tokenized:
-        """`max_model_len` is None while no worker is live."""
-        check_model(request.model, gateway.config)
-        tokenizer = gateway.tokenizer
-        if request.prompt is not None:
-            ids = await tokenizer.encode(request.prompt, add_special_tokens=request.add_special_tokens)
-        else:
-            fields = {"model", "messages", "tools", "chat_template_kwargs"}
-            chat = ChatRequest.model_validate({name: getattr(request, name) for name in fields})
-            ids = (await conversation(chat, tokenizer)).token_ids
-        longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
-        answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": ids}
-        if request.return_token_strs:
-            answer["token_strs"] = [tokenizer.piece(i).text for i in ids]
-        return answer
+    check_model(request.model, gateway.config)
+    tokenizer = gateway.tokenizer
+    if request.prompt is not None:
+        text, add = request.prompt, request.add_special_tokens
+        ids = await gateway.apart(len(text), tokenizer.encode, text, add_special_tokens=add)
+    else:
+        fields = request.model_fields_set & ChatRequest.model_fields.keys() | {"model"}
+        chat = ChatRequest.model_validate({name: getattr(request, name) for name in fields})
+        asked, recall = chat.conversation(), partial(gateway.exact.recall, tenant)
+        ids = (await gateway.apart(asked.characters, conversation_prompt, asked, Names(), tokenizer, recall)).token_ids
+    longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else gateway.config.max_model_len
+    answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": list(ids)}
+    if request.return_token_strs:
+        answer["token_strs"] = [tokenizer.piece(i).text for i in ids]
+    return answer
 
 
-class Detokenize:
-    """Token ids' text, special tokens too."""
-
-    name = "detokenize"
-    dialect: Dialect = OPENAI
-    model = DetokenizeRequest
-
-    async def answer(self, request: DetokenizeRequest, gateway: Gateway) -> Detokenized:
-        """Ids without a token are nothing."""
-        check_model(request.model, gateway.config)
-        text = await asyncio.to_thread(gateway.tokenizer.decode, request.tokens, skip_special=False)
-        return {"prompt": text}
-
-
-class CountTokens:
-    """How many tokens a message's prompt would be."""
-
-    name = "count_tokens"
-    dialect: Dialect = ANTHROPIC
-    model = CountRequest
-
-    async def answer(self, request: CountRequest, gateway: Gateway) -> TokenCount:
-        """Of the very prompt /v1/messages would compute."""
-        check_model(request.model, gateway.config)
-        prompt = await conversation(request.as_chat(), gateway.tokenizer)
-        return {"input_tokens": len(prompt.token_ids)}
+async def detokenize(request: DetokenizeRequest, gateway: Gateway, tenant: str) -> Detokenized:
+    """Token ids' text, special tokens too. Ids without a token add nothing."""
+    check_model(request.model, gateway.config)
+    text = await asyncio.to_thread(gateway.tokenizer.decode, request.tokens, skip_special=False)
+    return {"prompt": text}

@@ -1,14 +1,26 @@
 """Fields that say what an answer's text must be: `response_format`, and `structured_outputs` in vLLM's words."""
 
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
+from router.api.request import Conversation, RawPrompts, Request, Sampling
 from router.api.schema import GenerationRequest, Strict, meaningless
 from router.errors import invalid
 from router.text.grammar import Form, Schema, grammar_of, json_form
 from router.text.grammar_texts import Tagged, choice_form, client_form, regex_form, tagged_form
+
+_GUIDED: Mapping[str, Callable[[Any, str], Form]] = {
+    "guided_json": lambda schema, param: json_form(Schema(schema, param)),
+    "guided_regex": regex_form,
+    "guided_choice": choice_form,
+    "guided_grammar": client_form,
+}
+# Fields that a request and its sampling call the same.
+_SAMPLING = {f.name for f in fields(Sampling)} & GenerationRequest.model_fields.keys()
 
 
 def _tag(value: Any) -> str | None:
@@ -125,23 +137,55 @@ class StructuredOutputs(Strict):
 class FormattedRequest(GenerationRequest):
     """A request whose answer may be asked to be of a form."""
 
-    # Where a format's schema stands in the client's request.
-    schema_path: ClassVar[str] = "response_format.json_schema.schema"
-
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
+    # vLLM's earlier names of what is in `structured_outputs`.
+    guided_json: Annotated[dict[str, Any] | None, BeforeValidator(_read_json, json_schema_input_type=Any)] = None
+    guided_regex: str | None = Field(None, min_length=1)
+    guided_choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=4096)
+    guided_grammar: str | None = Field(None, min_length=1, max_length=16384)
 
     @model_validator(mode="after")
     def _one_format(self) -> "FormattedRequest":
-        if self.structured_outputs is not None and self.response_format is not None:
-            raise invalid("'structured_outputs' and 'response_format': send one of them", "structured_outputs")
+        names = ("structured_outputs", "response_format", *_GUIDED)
+        given = [name for name in names if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise invalid(f"'{given[0]}' and '{given[1]}': send one of them", given[0])
         return self
 
-    @property
-    def content_form(self) -> Form | None:
+    def _content_form(self) -> Form | None:
         """What the answer's content must be; None where it is free."""
         if self.structured_outputs is not None:
             return self.structured_outputs.form("structured_outputs")
+        for name, form in _GUIDED.items():
+            if (value := getattr(self, name)) is not None:
+                return form(value, name)
         if self.response_format is not None:
-            return grammar_of(self.response_format.model_dump(by_alias=True), self.schema_path)
+            return grammar_of(self.response_format.model_dump(by_alias=True), "response_format.json_schema.schema")
         return None
+
+    def neutral(
+        self,
+        source: Conversation | RawPrompts,
+        max_tokens: int | None,
+        logprobs: int | None,
+        prompt_logprobs: int | None = None,
+    ) -> Request:
+        """The neutral request of a source; the other arguments are what the two APIs spell differently."""
+        sampling = Sampling(
+            max_tokens,
+            **{name: getattr(self, name) for name in _SAMPLING},
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
+        )
+        return Request(
+            source,
+            sampling,
+            self._content_form(),
+            stream=self.stream,
+            include_usage=self.include_usage,
+            continuous_usage=self.continuous_usage,
+            token_ids=self.return_token_ids,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+        )

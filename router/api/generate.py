@@ -3,21 +3,23 @@
 import asyncio
 import logging
 import time
-from abc import ABC, abstractmethod
+import uuid
 from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from router.api.prompts import Wanted, make_choices
-from router.api.schema import GenerationRequest
+from router.api.answering import Answering, check_model
+from router.api.answers.generated import Head
+from router.api.prompts import make_choices
+from router.api.request import Request
 from router.config import RouterConfig
 from router.errors import ApiError
 from router.http.body import ClientGone, read_body
-from router.http.caller import caller_of
+from router.http.caller import Caller, caller_of
 from router.http.dialect import Dialect
-from router.http.send import Headers, send_error, send_json
-from router.relay.choice import Choice, Delta, Prompt
-from router.relay.gateway import Gateway, Limits
+from router.http.send import Headers, send_json
+from router.relay.choice import Choice, Delta
+from router.relay.gateway import Gateway
 from router.relay.job import Job
 from router.relay.prefixes import scope_of
 from router.text.tokenizer import Tokenizer
@@ -25,7 +27,21 @@ from router.text.tokenizer import Tokenizer
 _log = logging.getLogger(__name__)
 # Writing out so many log-probabilities takes milliseconds: in a thread, lest other streams wait for it.
 HEAVY = 256
-R = TypeVar("R", bound=GenerationRequest)
+
+
+class Asked(Protocol):
+    """A request in its API's own form."""
+
+    @property
+    def model(self) -> str:
+        """The model it names."""
+
+    @property
+    def stream(self) -> bool:
+        """Whether its answer is to come as a stream."""
+
+
+R = TypeVar("R", bound=Asked)
 
 
 class Answer(Protocol):
@@ -40,7 +56,7 @@ class Answer(Protocol):
     def last(self) -> bytes:
         """The end of a stream."""
 
-    def failed(self, error: ApiError) -> bytes:
+    def failed(self, error: ApiError, request_id: str) -> bytes:
         """The end of a stream that fails."""
 
     def whole(self) -> bytes:
@@ -57,72 +73,21 @@ class Api(Protocol[R]):
     def read(self, body: bytes) -> R:
         """A validated request."""
 
-    def count_prompts(self, request: R) -> int:
-        """How many prompts it carries."""
+    def lower(self, asked: R) -> Request:
+        """In neutral form; 400 where its parts contradict each other."""
 
-    async def prompts(self, request: R, tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
-        """Their token ids."""
-
-    def wanted(self, request: R) -> Wanted:
-        """Length and log-probabilities."""
-
-    def shape(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        request: R,
-        choices: list[Choice],
-        tokenizer: Tokenizer,
-    ) -> Answer:
-        """Its JSON."""
+    def serializer(self, head: Head, asked: R, request: Request, choices: list[Choice], tokenizer: Tokenizer) -> Answer:
+        """Its answer as JSON."""
 
 
-async def prepare(gateway: Gateway, api: Api[R], request: R, request_id: str) -> tuple[list[Choice], Answer]:
-    """What is to be computed for a request, and its answer to be."""
-    wanted = api.wanted(request)
-    await gateway.check(wanted.form)
-    limits = gateway.limits()
-    prompts = await api.prompts(request, gateway.tokenizer, limits)
-    choices = make_choices(request, prompts, wanted, limits, gateway.tokenizer)
-    gateway.metrics.prompt_tokens.add(sum(len(p.token_ids) for p in prompts))
-    name, created = gateway.config.served_model_name, int(time.time())
-    return choices, api.shape(api.id_prefix + request_id, created, name, request, choices, gateway.tokenizer)
-
-
-class Answering(ABC):
-    """An ASGI application for one path: whatever goes wrong is said in its dialect. name: in the metrics."""
-
-    def __init__(self, gateway: Gateway, name: str, dialect: Dialect) -> None:
-        self._gateway = gateway
-        self._name = name
-        self._dialect = dialect
-
-    @abstractmethod
-    async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> str:
-        """Answer with `headers` among others; what became of it, for the metrics."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        arrived = time.monotonic()
-        headers: Headers = []
-        status = "disconnected"
-        dialect = self._dialect
-        try:
-            headers.append((b"x-request-id", caller_of(scope).request_id.encode()))
-            status = await self._answer(scope, receive, send, headers)
-        except ClientGone:
-            pass
-        except ApiError as error:
-            status = str(error.status)
-            await send_error(send, error, headers, dialect)
-        except Exception:
-            status = "500"
-            _log.exception("request %s failed", caller_of(scope).request_id)
-            await send_error(send, ApiError(500, "internal error", code="internal_error"), headers, dialect)
-        finally:
-            seconds = time.monotonic() - arrived
-            self._gateway.metrics.answered(self._name, status, seconds, caller_of(scope).priority)
+def begin(gateway: Gateway, api: Api[R], asked: R, request: Request, choices: list[Choice]) -> Answer:
+    """The answer to choices that are about to be computed, under an id of its own: clients use theirs twice."""
+    head: Head = {
+        "id": api.id_prefix + uuid.uuid4().hex,
+        "created": int(time.time()),
+        "model": gateway.config.served_model_name,
+    }
+    return api.serializer(head, asked, request, choices, gateway.tokenizer)
 
 
 class Generate(Answering, Generic[R]):
@@ -137,40 +102,44 @@ class Generate(Answering, Generic[R]):
         body = await read_body(scope, receive, gateway.config)
         if gateway.config.log_prompts:
             caller_of(scope).asked = body.decode(errors="replace")
-        request = api.read(body)
-        check_model(request.model, gateway.config)
-        with gateway.admitted(api.count_prompts(request) * request.n) as permit:
-            choices, shape = await prepare(gateway, api, request, headers[0][1].decode())
+        asked = await gateway.apart(len(body), api.read, body)
+        check_model(asked.model, gateway.config)
+        request = await gateway.apart(len(body), api.lower, asked)
+        with gateway.admitted(request.choices) as permit:
+            choices = await make_choices(gateway, request, caller_of(scope).tenant)
+            shape = begin(gateway, api, asked, request, choices)
             caller = caller_of(scope)
             caller.choices = choices
             caller.priority = request.priority
-            account = caller.account
-            prefix_scope = scope_of(caller.tenant, request.cache_salt, gateway.config.cache_share_all)
-            job = Job(
-                choices,
-                stream=request.stream,
-                priority=request.priority,
-                account=account,
-                prefix_scope=prefix_scope,
-            )
+            job = job_of(request, choices, caller, gateway.config)
             with gateway.flying(job, permit):
-                headers += worker_headers(job)
+                headers += worker_headers(job, gateway.config)
                 watch = asyncio.create_task(watch_client(receive, job))
                 try:
-                    if api.dialect.id_header != headers[0][0]:
-                        headers.append((api.dialect.id_header, headers[0][1]))
                     return await (stream_answer if request.stream else whole_answer)(send, job, shape, headers)
                 finally:
                     watch.cancel()
 
 
-def worker_headers(job: Job) -> Headers:
-    """Which workers compute it."""
-    out = []
-    for header, at in ((b"x-ling-prefill-worker", 0), (b"x-ling-decode-worker", 1)):
-        used = dict.fromkeys(stream.workers[at] for stream in job.streams)
-        out.append((header, ",".join(used).encode()))
-    return out
+def job_of(request: Request, choices: list[Choice], caller: Caller, config: RouterConfig) -> Job:
+    """A live request's job."""
+    return Job(
+        choices,
+        stream=request.stream,
+        priority=request.priority,
+        account=caller.account,
+        length_field=request.names.max_tokens,
+        prefix_scope=scope_of(caller.tenant, request.cache_salt, config.cache_share_all),
+    )
+
+
+def worker_headers(job: Job, config: RouterConfig) -> Headers:
+    """Which workers compute it, as far as it has found any, where the operator lets clients know."""
+    if not config.name_workers:
+        return []
+    found = [stream.workers for stream in job.streams if stream.workers is not None]
+    names = (b"x-ling-prefill-worker", b"x-ling-decode-worker")
+    return [(name, ",".join(dict.fromkeys(pair[at] for pair in found)).encode()) for at, name in enumerate(names)]
 
 
 async def watch_client(receive: Receive, job: Job) -> None:
@@ -223,7 +192,7 @@ async def stream_answer(send: Send, job: Job, shape: Answer, headers: Headers) -
         body = b"" if error is not None else await chunks(job, shape)
         if end:
             await shape.settle(error)
-            body += shape.last() if error is None else shape.failed(error)
+            body += shape.last() if error is None else shape.failed(error, headers[0][1].decode())
         elif not body:
             continue
         if not begun:
@@ -242,11 +211,3 @@ def stream_headers(headers: Headers) -> Headers:
         (b"x-accel-buffering", b"no"),
         *headers,
     ]
-
-
-def check_model(model: str, config: RouterConfig) -> None:
-    """404 if another model is asked for than the one served."""
-    name = config.served_model_name
-    if model not in (name, "auto"):
-        message = f"no model {model[:200]!r} is served here, but {name!r}"
-        raise ApiError(404, message, param="model", code="model_not_found")

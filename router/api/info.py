@@ -3,6 +3,7 @@
 import asyncio
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -22,32 +23,25 @@ from router.api.answers.server import (
     WorkerPlace,
     WorkerStatus,
 )
-from router.config import RouterConfig
 from router.errors import ApiError
 from router.http.json import encode
-from router.openapi.document import document
 from router.relay.gateway import Gateway
 from router.relay.table import WorkerLink
+from router.text.tokenizer_info import tokenizer_info
 from wire.protocol import Role
-
-PATHS = (
-    *("/v1/chat/completions", "/v1/completions", "/v1/messages", "/v1/messages/count_tokens", "/v1/responses"),
-    *("/v1/files", "/v1/batches", "/v1/models"),
-    *("/tokenize", "/detokenize", "/health", "/ready", "/status", "/metrics", "/live", "/openapi.json"),
-)
 
 
 class Info:
     """Handlers over one gateway."""
 
-    def __init__(self, gateway: Gateway) -> None:
+    def __init__(self, gateway: Gateway, paths: tuple[str, ...]) -> None:
         self._gateway = gateway
-        self._published: bytes | None = None
+        self._paths = paths
 
-    async def root(self) -> Response:
-        """Where to go from here."""
+    async def root(self, request: Request) -> Response:
+        """The paths there are."""
         model = self._gateway.config.served_model_name
-        root: Root = {"name": "ling-cluster router", "model": model, "paths": PATHS}
+        root: Root = {"name": "ling-cluster router", "model": model, "paths": self._paths}
         return _json(root)
 
     async def models(self, request: Request) -> Response:
@@ -64,18 +58,23 @@ class Info:
         models: ModelList = {"object": "list", "data": [self._model()]}
         return _json(models)
 
-    async def model(self, request: Request, name: str) -> Response:
+    async def model(self, request: Request) -> Response:
         """The served model by its name."""
+        name = request.path_params["name"]
         if name != self._gateway.config.served_model_name:
             raise ApiError(404, f"no model {name[:200]!r} is served here", param="model", code="model_not_found")
         return _json(self._anthropic_model() if _of_anthropic(request) else self._model())
 
-    async def health(self) -> Response:
+    async def tokenizer_info(self, request: Request) -> Response:
+        """What the checkpoint's files say of its tokenizer."""
+        return _json(await asyncio.to_thread(tokenizer_info, Path(self._gateway.config.tokenizer)))
+
+    async def health(self, request: Request) -> Response:
         """The process lives."""
         health: Health = {"status": "ok"}
         return _json(health)
 
-    async def ready(self) -> Response:
+    async def ready(self, request: Request) -> Response:
         """200 if a request could be served now, else 503 and why not."""
         reason = self._gateway.unready()
         if reason is None:
@@ -85,7 +84,7 @@ class Info:
         unready: Unready = {"ready": False, "reason": reason}
         return _json(unready, 503, retry)
 
-    async def status(self) -> Response:
+    async def status(self, request: Request) -> Response:
         """Pools, workers, ranks and their figures."""
         gateway = self._gateway
         reason = gateway.unready()
@@ -113,20 +112,13 @@ class Info:
         }
         return _json(status)
 
-    async def metrics(self) -> Response:
+    async def metrics(self, request: Request) -> Response:
         """Prometheus text."""
         return Response(self._gateway.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    async def openapi(self) -> Response:
-        """The APIs, as OpenAPI describes them."""
-        if self._published is None:
-            # No router waits for it at its start, and no stream where it is asked for.
-            self._published = await asyncio.to_thread(_published, self._gateway.config)
-        return Response(self._published, media_type="application/json")
-
     def _model(self) -> Model:
         gateway = self._gateway
-        longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
+        longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else gateway.config.max_model_len
         return {
             "id": gateway.config.served_model_name,
             "object": "model",
@@ -151,10 +143,6 @@ class Info:
 def _of_anthropic(request: Request) -> bool:
     """Whether that vendor's client asks, for whom the same path has another shape."""
     return "anthropic-version" in request.headers
-
-
-def _published(config: RouterConfig) -> bytes:
-    return encode(document(config.served_model_name, keyed=config.api_keys is not None))
 
 
 def _worker(link: WorkerLink) -> WorkerStatus | UnreachedWorker:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from router.api.answers.generated import ChatLogprobs, TokenLogprobs, TopLogprob
 from router.api.answers.generated import CompletionLogprobs as LogprobsJson
 from router.relay.choice import Choice, Delta
+from router.relay.joined import ShownLogprob
 from router.text.detokenizer import Detokenizer
 from router.text.tokenizer import Piece, Tokenizer
 from wire.protocol import TokenLogprob
@@ -13,18 +14,22 @@ from wire.protocol import TokenLogprob
 _LOWEST = -9999.0
 
 
-def chat_logprobs(items: Iterable[TokenLogprob], tokenizer: Tokenizer) -> ChatLogprobs:
+def chat_logprobs(items: Iterable[ShownLogprob], tokenizer: Tokenizer) -> ChatLogprobs:
     """`logprobs` of a chat choice or chunk."""
     return {"content": [_chat_item(item, tokenizer) for item in items], "refusal": None}
 
 
-def _chat_item(item: TokenLogprob, tokenizer: Tokenizer) -> TokenLogprobs:
-    def entry(token_id: int, logprob: float) -> TopLogprob:
-        piece = tokenizer.piece(token_id)
+def _chat_item(shown: ShownLogprob, tokenizer: Tokenizer) -> TokenLogprobs:
+    def entry(piece: Piece, logprob: float) -> TopLogprob:
         return {"token": piece.text, "logprob": max(logprob, _LOWEST), "bytes": list(piece.data)}
 
-    top = [entry(i, p) for i, p in zip(item.top_ids, item.top_logprobs, strict=True)]
-    return {**entry(item.token_id, item.logprob), "top_logprobs": top}
+    item = shown.item
+    piece = tokenizer.piece(item.token_id)
+    if shown.start or shown.stop is not None:
+        data = piece.data[shown.start : shown.stop]
+        piece = Piece(data.decode("utf-8", "replace"), data)
+    top = [entry(tokenizer.piece(i), p) for i, p in zip(item.top_ids, item.top_logprobs, strict=True)]
+    return {**entry(piece, item.logprob), "top_logprobs": top}
 
 
 class CompletionLogprobs:
@@ -38,15 +43,17 @@ class CompletionLogprobs:
 
     def add_prompt(self, choice: Choice, tokenizer: Tokenizer) -> None:
         """The prompt's own; nothing precedes its first token, so that has none."""
-        detokenizer, chars = Detokenizer(tokenizer), 0
+        # As the echo shows it: a client's text with its markers, ids without.
+        markers = tokenizer.special if choice.prompt.text is not None else ()
+        detokenizer, chars = Detokenizer(tokenizer, markers), 0
         for token_id, item in zip(choice.prompt.token_ids, choice.prompt_logprobs, strict=True):
             self._add(token_id, item, chars, tokenizer)
             chars += len(detokenizer.push((token_id,)))
 
     def add(self, delta: Delta, tokenizer: Tokenizer, before: int) -> None:
         """Generated ones; `before` characters of echoed prompt stand before them."""
-        for item, offset in zip(delta.logprobs, delta.offsets, strict=True):
-            self._add(item.token_id, item, before + offset, tokenizer)
+        for shown, offset in zip(delta.logprobs, delta.offsets, strict=True):
+            self._add(shown.item.token_id, shown.item, before + offset, tokenizer)
 
     def json(self) -> LogprobsJson:
         """For encoding."""

@@ -1,16 +1,15 @@
 """The page at `/`: what the cluster does now, without Grafana."""
 
-import math
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.requests import Request
 from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from router.api.info import Info
-from router.errors import invalid
-from router.history import History
-from router.http.json import encode
+from router.history import Exchange, History
+from router.http.query import json_response, read_query
 from router.relay.gateway import Gateway
 
 _FOLDER = Path(__file__).parent.parent / "page"
@@ -23,32 +22,34 @@ _HEADERS = {
 }
 
 
-def page(gateway: Gateway, info: Info) -> list[Route]:
-    """`/` for browsers, and what it is made of. The figures are those of /status and /metrics, open as these are."""
-    history = History(gateway.metrics.collect)
-    gateway.alongside(history)
+class Since(BaseModel):
+    """Query of /live."""
 
-    async def root(request: Request) -> Response:
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    since: float = Field(0, allow_inf_nan=False, description="a time in seconds since 1970")
+
+
+class LivePage:
+    """`/` for browsers, and what it is made of. Its figures are those of /status and all routers' /metrics."""
+
+    def __init__(self, gateway: Gateway, info: Info, exchange: Exchange | None = None) -> None:
+        """`exchange`: how this router and others tell each other their figures."""
+        self._info = info
+        self._history = History(gateway.metrics.collect, exchange)
+        gateway.alongside(self._history)
+        self.assets = [Route(path, _file, methods=["GET"]) for path in ("/page.js", "/page.css")]
+
+    async def root(self, request: Request) -> Response:
+        """The page, or for programs the list of paths."""
         if "text/html" in request.headers.get("accept", ""):
             return FileResponse(_FOLDER / "index.html", headers={**_HEADERS, "vary": "accept"})
-        return await info.root()
+        return await self._info.root(request)
 
-    async def file(request: Request) -> Response:
-        return FileResponse(_FOLDER / request.url.path.rsplit("/", 1)[1], headers=_HEADERS)
+    async def live(self, request: Request) -> Response:
+        """The figures of the last minutes."""
+        return json_response(self._history.since(read_query(request, Since).since))
 
-    async def live(request: Request) -> Response:
-        text = request.query_params.get("since", "0")
-        try:
-            since = float(text)
-        except ValueError:
-            since = math.nan
-        if not math.isfinite(since):
-            raise invalid(f"'since' is a time in seconds since 1970, not {text[:50]!r}", "since")
-        return Response(encode(history.since(since)), media_type="application/json")
 
-    return [
-        Route("/", root, methods=["GET"]),
-        Route("/page.js", file, methods=["GET"]),
-        Route("/page.css", file, methods=["GET"]),
-        Route("/live", live, methods=["GET"]),
-    ]
+async def _file(request: Request) -> Response:
+    return FileResponse(_FOLDER / request.url.path.rsplit("/", 1)[1], headers=_HEADERS)

@@ -1,185 +1,208 @@
 """What a request generates from, checked against the workers' limits, as choices."""
 
 import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 
-from router.api.schema import GenerationRequest
-from router.errors import invalid
+from router.api.render import TooLong, check_length, conversation_prompt
+from router.api.request import Conversation, Names, RawPrompt, RawPrompts, Request, Sampling
+from router.errors import ApiError, fault, invalid
 from router.relay.choice import Choice, Prompt
-from router.relay.gateway import Limits
+from router.relay.gateway import Gateway, Limits
+from router.relay.recording import Recording
 from router.text.grammar import Form, Thinking
 from router.text.reader import Reader
 from router.text.tokenizer import Tokenizer
+from router.text.tool_parser import ToolParser
+from router.text.tools.form import answer_form
 from wire.protocol import SamplingParams
+from wire.tokens import TokenIds
 
-RawPrompt = str | list[int]
 _SEED_MASK = 2**63 - 1
 # A key is charged so many tokens beforehand for an answer whose length is left open.
 _OPEN_RESERVE = 1024
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """What the APIs spell differently.
-
-    max_tokens: None for what the context has left. reader: makes what tells a choice's text apart. form: what the
-    text must be; to be checked (`Gateway.check`) before choices are made. thinking: whether some comes before.
-    """
-
-    max_tokens: int | None
-    logprobs: int | None
-    prompt_logprobs: int | None = None
-    reader: Callable[[Prompt], Reader] | None = None
-    form: Form | None = None
-    thinking: Callable[[Prompt], Thinking] = lambda prompt: Thinking.NONE
-
-
-def raw_prompts(value: Any) -> list[RawPrompt]:
-    """The four shapes of a completion's `prompt` as a list of texts and lists of ids."""
-    if isinstance(value, str):
-        return [value]
-    if not isinstance(value, list):
-        raise invalid("'prompt' must be a string, a list of strings, or token ids", "prompt")
-    if not value:
-        raise invalid("'prompt' is empty", "prompt", "empty_prompt")
-    if _is_ids(value):
-        return [value]
-    for i, item in enumerate(value):
-        if not isinstance(item, str) and not (isinstance(item, list) and _is_ids(item)):
-            raise invalid(
-                f"'prompt[{i}]' must be a string or a list of token ids, like the other prompts", f"prompt[{i}]"
+async def make_choices(gateway: Gateway, request: Request, tenant: str) -> list[Choice]:
+    """`n` choices for each prompt, in order; 400 where the workers could not serve them. tenant: whose they are."""
+    if gateway.config.attachments == "refuse":
+        _refuse_attachments(request)
+    form = _form(request, gateway.tool_parser)
+    await gateway.check(form)
+    limits, tokenizer = gateway.limits(), gateway.tokenizer
+    prompts = await _prompts(gateway, request, limits, tenant)
+    params = _sampling_params(request.sampling, limits, tokenizer)
+    if form is not None:
+        _check_end(request.sampling, params.stop_token_ids)
+    choices: list[Choice] = []
+    for prompt in prompts:
+        max_tokens = _max_tokens(len(prompt.token_ids), request.sampling, limits, request.names)
+        grammar = form.grammar(tokenizer.marks, _thinking(request, prompt)) if form is not None else None
+        for _ in range(request.sampling.n):
+            index = len(choices)
+            seed = (params.seed + index) & _SEED_MASK
+            choices.append(
+                Choice(
+                    index,
+                    prompt,
+                    replace(params, max_tokens=max(max_tokens, 1), seed=seed, grammar=grammar),
+                    tokenizer,
+                    stop=request.sampling.stop,
+                    reader=_reader(request, prompt, gateway.tool_parser),
+                    keep_ids=request.token_ids,
+                    names_workers=gateway.config.name_workers,
+                    discard=max_tokens == 0,
+                    recording=_recording(gateway, request, tenant),
+                    reserve=min(max_tokens, request.sampling.max_tokens or _OPEN_RESERVE),
+                )
             )
-    return value
+    gateway.metrics.accepted(len(prompt.token_ids) for prompt in prompts)
+    return choices
 
 
-def _is_ids(value: list[Any]) -> bool:
-    # bool is a subclass of int; the set of types is one pass in C over what may be a million ids.
-    return set(map(type, value)) <= {int}
+async def _prompts(gateway: Gateway, request: Request, limits: Limits, tenant: str) -> list[Prompt]:
+    source, names = request.source, request.names
+    try:
+        if isinstance(source, RawPrompts):
+            size = sum(map(len, source.prompts))
+            return await gateway.apart(size, _encoded, source.prompts, gateway.tokenizer, limits)
+        context, room = limits.max_model_len, limits.max_model_len - (request.sampling.max_tokens or 1)
+        work = partial(conversation_prompt, source, names, gateway.tokenizer, partial(gateway.exact.recall, tenant))
+        return [await gateway.apart(source.characters, work, context, room)]
+    except TooLong as error:
+        raise _too_long(error.tokens, limits, names) from None
 
 
-async def encode_prompts(raw: list[RawPrompt], tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
-    """Token ids of each prompt."""
+def _encoded(raw: Sequence[RawPrompt], tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
     out = []
     for i, item in enumerate(raw):
         name = "prompt" if len(raw) == 1 else f"prompt[{i}]"
         if isinstance(item, str):
-            out.append(Prompt(await tokenizer.encode(item, add_special_tokens=True), item))
+            check_length(len(item), tokenizer, limits.max_model_len)
+            out.append(Prompt(tokenizer.encode(item, add_special_tokens=True), item))
         else:
             if item and (min(item) < 0 or max(item) >= limits.vocab_size):
                 raise invalid(f"'{name}' holds a token id outside 0..{limits.vocab_size - 1}", name, "invalid_token_id")
-            out.append(Prompt(tuple(item)))
+            out.append(Prompt(TokenIds.of(item)))
         if not out[-1].token_ids:
             raise invalid(f"'{name}' is empty", name, "empty_prompt")
     return out
 
 
-def make_choices(
-    request: GenerationRequest, prompts: Sequence[Prompt], wanted: Wanted, limits: Limits, tokenizer: Tokenizer
-) -> list[Choice]:
-    """`n` choices for each prompt, in order."""
-    base_seed = random.getrandbits(63) if request.seed is None else request.seed
-    stop_ids = _stop_ids(request, limits, tokenizer)
-    bias = _logit_bias(request, limits)
-    if wanted.form is not None:
-        _check_end(request, stop_ids)
-    choices: list[Choice] = []
-    for prompt in prompts:
-        max_tokens = _max_tokens(len(prompt.token_ids), wanted.max_tokens, limits)
-        if request.min_tokens > max_tokens:
-            raise invalid(
-                f"'min_tokens' {request.min_tokens} exceeds the {max_tokens} tokens that may be generated",
-                "min_tokens",
-            )
-        grammar = wanted.form.grammar(tokenizer.marks, wanted.thinking(prompt)) if wanted.form is not None else None
-        for _ in range(request.n):
-            index = len(choices)
-            sampling = SamplingParams(
-                max_tokens=max(max_tokens, 1),
-                seed=(base_seed + index) & _SEED_MASK,
-                temperature=float(request.temperature),
-                top_p=float(request.top_p),
-                top_k=max(request.top_k, 0),
-                min_p=float(request.min_p),
-                repetition_penalty=float(request.repetition_penalty),
-                presence_penalty=float(request.presence_penalty),
-                frequency_penalty=float(request.frequency_penalty),
-                logit_bias=bias,
-                stop_token_ids=stop_ids,
-                min_tokens=request.min_tokens,
-                logprobs=wanted.logprobs,
-                prompt_logprobs=wanted.prompt_logprobs,
-                grammar=grammar,
-            )
-            choices.append(
-                Choice(
-                    index,
-                    prompt,
-                    sampling,
-                    tokenizer,
-                    stop=request.stop,
-                    reader=wanted.reader(prompt) if wanted.reader is not None else None,
-                    keep_ids=request.return_token_ids,
-                    discard=max_tokens == 0,
-                    reserve=max_tokens if wanted.max_tokens is not None else min(max_tokens, _OPEN_RESERVE),
-                )
-            )
-    return choices
+def _refuse_attachments(request: Request) -> None:
+    turns = request.source.turns if isinstance(request.source, Conversation) else ()
+    for turn in turns:
+        if turn.left_out is not None:
+            raise fault(turn.left_out, "the model reads text alone", "unsupported_value")
 
 
-def _max_tokens(prompt_tokens: int, asked: int | None, limits: Limits) -> int:
-    # Agents look for "prompt is too long" to shorten the conversation by themselves, and for the sum to ask again for
-    # less.
-    context = limits.max_model_len
+def _form(request: Request, parser: type[ToolParser]) -> Form | None:
+    """What the answer must be: of the content's form, or calls."""
+    if isinstance(request.source, RawPrompts):
+        return request.form
+    tools = request.source.tools
+    functions = [tool.function for tool in tools.offered]
+    return answer_form(parser, functions, request.form, must_call=tools.must_call, single=tools.single)
+
+
+def _reader(request: Request, prompt: Prompt, parser: type[ToolParser]) -> Reader | None:
+    """What tells reasoning and calls from a choice's text."""
+    if isinstance(request.source, RawPrompts):
+        return None
+    tools = request.source.tools
+    return Reader(parser() if tools.offered else None, thinking=prompt.thinking, single=tools.single)
+
+
+def _recording(gateway: Gateway, request: Request, tenant: str) -> Recording | None:
+    if isinstance(request.source, RawPrompts):
+        return None
+    return Recording(partial(gateway.exact.keep, tenant), values=request.names.values)
+
+
+def _thinking(request: Request, prompt: Prompt) -> Thinking:
+    if not isinstance(request.source, Conversation):
+        return Thinking.NONE
+    if prompt.thinking:
+        return Thinking.BEGUN
+    return Thinking.MAY if request.source.thinking else Thinking.NONE
+
+
+def _sampling_params(sampling: Sampling, limits: Limits, tokenizer: Tokenizer) -> SamplingParams:
+    """For the workers, but for what differs from choice to choice."""
+    return SamplingParams(
+        max_tokens=1,
+        seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
+        temperature=float(sampling.temperature),
+        top_p=float(sampling.top_p),
+        top_k=max(sampling.top_k, 0),
+        min_p=float(sampling.min_p),
+        repetition_penalty=float(sampling.repetition_penalty),
+        presence_penalty=float(sampling.presence_penalty),
+        frequency_penalty=float(sampling.frequency_penalty),
+        logit_bias=_logit_bias(sampling, limits),
+        stop_token_ids=_stop_ids(sampling, limits, tokenizer),
+        min_tokens=sampling.min_tokens,
+        logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
+    )
+
+
+def _max_tokens(prompt_tokens: int, sampling: Sampling, limits: Limits, names: Names) -> int:
+    # Agents look for the sum to ask again for less.
+    context, asked = limits.max_model_len, sampling.max_tokens
     if prompt_tokens >= context:
+        raise _too_long(prompt_tokens, limits, names)
+    most = context - prompt_tokens if asked is None else asked
+    if prompt_tokens + most > context:
         raise invalid(
-            f"the prompt is too long: {prompt_tokens} tokens > {context - 1} maximum; "
-            f"with one to be generated they exceed context limit {context}",
-            "prompt",
+            f"the prompt's input length and `{names.max_tokens}` exceed context limit: "
+            f"{prompt_tokens} + {asked} > {context}",
+            names.max_tokens,
             "context_length_exceeded",
         )
-    if asked is None:
-        return context - prompt_tokens
-    if prompt_tokens + asked > context:
-        raise invalid(
-            f"the prompt's input length and `max_tokens` exceed context limit: {prompt_tokens} + {asked} > {context}",
-            "max_tokens",
-            "context_length_exceeded",
-        )
-    return asked
+    if sampling.min_tokens > most:
+        message = f"'min_tokens' {sampling.min_tokens} exceeds the {most} tokens that may be generated"
+        raise invalid(message, "min_tokens")
+    return most
 
 
-def _stop_ids(request: GenerationRequest, limits: Limits, tokenizer: Tokenizer) -> tuple[int, ...]:
-    for i, token_id in enumerate(request.stop_token_ids):
+def _too_long(tokens: int, limits: Limits, names: Names) -> ApiError:
+    # Agents look for "prompt is too long" to shorten the conversation by themselves.
+    context = limits.max_model_len
+    return invalid(
+        f"the prompt is too long: {tokens} tokens > {context - 1} maximum; "
+        f"with one to be generated they exceed context limit {context}",
+        names.prompt,
+        "context_length_exceeded",
+    )
+
+
+def _stop_ids(sampling: Sampling, limits: Limits, tokenizer: Tokenizer) -> tuple[int, ...]:
+    for i, token_id in enumerate(sampling.stop_token_ids):
         if token_id >= limits.vocab_size:
-            raise invalid(
-                f"'stop_token_ids[{i}]' {token_id} is outside 0..{limits.vocab_size - 1}",
-                f"stop_token_ids[{i}]",
-                "invalid_token_id",
-            )
-    eos = () if request.ignore_eos else tokenizer.eos_ids
-    return tuple(dict.fromkeys((*eos, *request.stop_token_ids)))
+            name = f"stop_token_ids[{i}]"
+            message = f"'{name}' {token_id} is outside 0..{limits.vocab_size - 1}"
+            raise invalid(message, name, "invalid_token_id")
+    eos = () if sampling.ignore_eos else tokenizer.eos_ids
+    return tuple(dict.fromkeys((*eos, *sampling.stop_token_ids)))
 
 
-def _check_end(request: GenerationRequest, stop_ids: tuple[int, ...]) -> None:
-    """What has a form ends where it is whole."""
-    if request.ignore_eos:
+def _check_end(sampling: Sampling, stop_ids: tuple[int, ...]) -> None:
+    """Constrained output ends when its grammar completes, by a token that may end an answer."""
+    if sampling.ignore_eos:
         reason = "the answer has a form (a format, or calls of given functions), and ends where that is whole"
-        raise invalid(f"'ignore_eos': {reason}", "ignore_eos")
+        raise fault(("ignore_eos",), reason)
     if not stop_ids:
         reason = "this checkpoint names no token that ends an answer, as one of a given form must: send one"
-        raise invalid(f"'stop_token_ids': {reason}", "stop_token_ids")
+        raise fault(("stop_token_ids",), reason)
 
 
-def _logit_bias(request: GenerationRequest, limits: Limits) -> tuple[tuple[int, float], ...]:
+def _logit_bias(sampling: Sampling, limits: Limits) -> tuple[tuple[int, float], ...]:
     out = []
-    for key, value in request.logit_bias.items():
+    for key, value in sampling.logit_bias.items():
         if not (key.isascii() and key.isdigit() and len(key) <= 10 and int(key) < limits.vocab_size):
-            raise invalid(
-                f"'logit_bias' key {key[:40]!r} is not a token id in 0..{limits.vocab_size - 1}",
-                "logit_bias",
-                "invalid_token_id",
-            )
+            message = f"'logit_bias' key {key[:40]!r} is not a token id in 0..{limits.vocab_size - 1}"
+            raise invalid(message, "logit_bias", "invalid_token_id")
         out.append((int(key), float(value)))
     return tuple(out)

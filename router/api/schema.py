@@ -8,12 +8,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from router.errors import invalid
 from router.priority import LATEST, SOONEST
 
 Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Short = Annotated[str, Field(max_length=512)]
+# More than any context holds, at some tokens a turn: what reading and rendering them takes is bounded.
+MAX_TURNS = 16_384
 
 
 def meaningless(default: Any, **constraints: Any) -> Any:
@@ -46,6 +49,7 @@ class StreamOptions(Strict):
     """What a stream carries besides tokens."""
 
     include_usage: bool = False
+    continuous_usage_stats: bool = Field(False, description="with `include_usage`: each chunk has the usage so far")
     include_obfuscation: Literal[False] = False
 
 
@@ -81,16 +85,25 @@ class GenerationRequest(Strict):
     # What follows changes nothing here, or has one value that asks for nothing.
     user: Short | None = meaningless(None)
     metadata: dict[Short, Short] | None = meaningless(None, max_length=16)
-    store: Literal[False] = False
-    service_tier: Literal["auto", "default"] = meaningless("auto")
+    store: bool = meaningless(False)
+    service_tier: Literal["auto", "default", "flex"] = meaningless("auto")
+    best_of: Literal[1] = 1
+    skip_special_tokens: Literal[True] = True
+    spaces_between_special_tokens: Literal[True] = True
+    include_stop_str_in_output: Literal[False] = False
 
     @model_validator(mode="after")
     def _stream_options_need_stream(self) -> "GenerationRequest":
         if self.stream_options is not None and not self.stream:
-            raise ValueError("stream_options needs stream=true")
+            raise invalid("'stream_options' needs stream=true", "stream_options")
         return self
 
     @property
     def include_usage(self) -> bool:
         """Whether a stream ends with a usage chunk."""
         return self.stream_options is not None and self.stream_options.include_usage
+
+    @property
+    def continuous_usage(self) -> bool:
+        """Whether each chunk of a stream carries the usage so far."""
+        return self.include_usage and self.stream_options is not None and self.stream_options.continuous_usage_stats

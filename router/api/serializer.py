@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any, Generic, Literal, TypeVar
 
 from router.api.answers.generated import Facts, Head, OneChoice, Rest, Usage
-from router.api.schema import GenerationRequest
+from router.api.request import Request
 from router.errors import ApiError
 from router.http.json import encode
 from router.relay.choice import Choice, Delta
@@ -31,18 +31,11 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
     choice, and inside each where there are several.
     """
 
-    def __init__(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        request: GenerationRequest,
-        choices: list[Choice],
-        tokenizer: Tokenizer,
-    ) -> None:
-        self._head: Head = {"id": answer_id, "created": created, "model": model}
-        self._ids = request.return_token_ids
+    def __init__(self, head: Head, request: Request, choices: list[Choice], tokenizer: Tokenizer) -> None:
+        self._head = head
+        self._ids = request.token_ids
         self._usage = request.include_usage
+        self._continuous = request.continuous_usage
         self._choices = choices
         self._tokenizer = tokenizer
         self._fast = [self._around_text(i) for i in range(len(choices))] if request.stream else []
@@ -69,7 +62,8 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
         """The event for what a choice gained, its last if `over`; b"" if there is nothing to show yet."""
-        if choice.started and not over and not delta.token_ids and not delta.logprobs and not delta.events:
+        plain = choice.started and not (over or delta.token_ids or delta.logprobs or delta.events)
+        if plain and not (self._continuous and delta.text):
             if not delta.text:
                 return b""
             before, after = self._fast[choice.index]
@@ -82,17 +76,16 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
         beside: Facts = {}
         facts = self._place(item, beside)
         if self._ids and not choice.started:
-            facts["prompt_token_ids"] = choice.prompt.token_ids
+            facts["prompt_token_ids"] = list(choice.prompt.token_ids)
         if over:
-            assert choice.served_by is not None
-            facts["timings"] = choice.served_by
+            facts["timings"] = choice.timings
         choice.started = True
         return event(self._payload(item, beside))
 
     async def settle(self, error: ApiError | None) -> None:
         """Nothing is to be done."""
 
-    def failed(self, error: ApiError) -> bytes:
+    def failed(self, error: ApiError, request_id: str) -> bytes:
         """The end of a stream that fails."""
         return event(error.payload()) + DONE
 
@@ -109,12 +102,11 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
         for choice in self._choices:
             delta = choice.take()
             item = self._whole_choice(choice, delta)
-            assert choice.served_by is not None
             facts = self._place(item, beside)
-            facts["timings"] = choice.served_by
+            facts["timings"] = choice.timings
             if self._ids:
                 item["token_ids"] = delta.token_ids
-                facts["prompt_token_ids"] = choice.prompt.token_ids
+                facts["prompt_token_ids"] = list(choice.prompt.token_ids)
             items.append(item)
         return encode(self._whole(items, self._usage_of_all(), beside))
 
@@ -123,7 +115,9 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
         return item if len(self._choices) > 1 else beside
 
     def _payload(self, item: ChunkChoice, beside: Facts) -> Mapping[str, Any]:
-        rest: Rest = {"usage": None} if self._usage else {}
+        rest: Rest = {}
+        if self._usage:
+            rest["usage"] = self._usage_of_all() if self._continuous else None
         return self._chunk([item], {**rest, **beside})
 
     def _around_text(self, index: int) -> tuple[bytes, bytes]:

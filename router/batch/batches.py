@@ -40,7 +40,9 @@ class BatchRequest(Strict):
     output_expires_after: Keeping | None = Field(None, description="30 days where it is not sent")
 
 
-class _Listing(BaseModel):
+class BatchesQuery(BaseModel):
+    """Query of a list of batches."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     after: str | None = None
@@ -92,7 +94,7 @@ class Batches:
 
     async def page(self, request: Request) -> Response:
         """The tenant's batches, newest first."""
-        query = read_query(request, _Listing)
+        query = read_query(request, BatchesQuery)
         span = Page(query.after, query.limit)
         found = await self._store.run(partial(batches.page, tenant=caller_of(request.scope).tenant, span=span))
         if found is None:

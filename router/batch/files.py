@@ -44,7 +44,9 @@ class FileUpload(Strict):
     expires_after: Keeping | None = Field(None, description="30 days where it is not sent")
 
 
-class _Listing(BaseModel):
+class FilesQuery(BaseModel):
+    """Query of a list of files."""
+
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     after: str | None = None
@@ -80,7 +82,7 @@ class Files:
 
     async def page(self, request: Request) -> Response:
         """The tenant's files."""
-        query = read_query(request, _Listing)
+        query = read_query(request, FilesQuery)
         span = Page(query.after, query.limit, query.order == "desc")
         tenant = caller_of(request.scope).tenant
         found = await self._store.run(partial(files.page, tenant=tenant, purpose=query.purpose, span=span, now=now()))

@@ -6,9 +6,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Literal
 
-import msgspec
-
 from router.batch.lines import read
+from router.http.json import encode
 from router.store import batches
 from router.store.batches import StoredBatch
 from router.store.files import StoredFile, new_file_id
@@ -51,7 +50,7 @@ def _unanswered(store: Store, batch: StoredBatch, code: str, message: str) -> It
             error = {"code": code, "message": message}
             name = f"batch_req_{uuid.uuid4().hex}"
             content = {"id": name, "custom_id": line.custom_id, "response": None, "error": error}
-            yield msgspec.json.encode(content) + b"\n"
+            yield encode(content) + b"\n"
 
 
 def _keep(store: Store, batch: StoredBatch, what: str, lines: Iterator[bytes]) -> StoredFile | None:

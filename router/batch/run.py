@@ -16,6 +16,7 @@ from router.batch.answer import Answered, answer
 from router.batch.gate import Gate, Permit
 from router.batch.lines import Line, check, read
 from router.batch.outcome import compose
+from router.http.json import encode
 from router.relay.gateway import Gateway
 from router.store import batches
 from router.store.batches import BatchFault, Lease, Result, StoredBatch
@@ -115,7 +116,7 @@ class Run:
     async def _answer(self, line: Line, permit: Permit) -> None:
         request_id = uuid.uuid4().hex
         for attempt in itertools.count(1):
-            answered = await answer(self._gateway, self._api, line.body, request_id, permit.sent)
+            answered = await answer(self._gateway, self._api, line.body, self._batch.tenant, request_id, permit.sent)
             if not self._again(answered, attempt):
                 break
             shortest, longest = _PAUSE_S
@@ -147,4 +148,4 @@ def _written(line: Line, answered: Answered, request_id: str) -> bytes:
     """The line of the output or the error file."""
     response = {"status_code": answered.status, "request_id": request_id, "body": msgspec.Raw(answered.body)}
     content = {"id": f"batch_req_{request_id}", "custom_id": line.custom_id, "response": response, "error": None}
-    return msgspec.json.encode(content) + b"\n"
+    return encode(content) + b"\n"

@@ -8,8 +8,10 @@ from pydantic_core import ErrorDetails, from_json
 from starlette.types import Receive, Scope
 
 from router.config import RouterConfig
-from router.errors import ApiError, invalid
+from router.errors import ApiError, invalid, spelled
+from router.http.encodings import DECODERS, DecodeError
 
+_ENCODING = b"content-encoding"
 R = TypeVar("R", bound=BaseModel)
 
 
@@ -38,11 +40,28 @@ async def read_body(scope: Scope, receive: Receive, config: RouterConfig) -> byt
                     raise too_big
                 parts.append(part)
                 if not message.get("more_body", False):
-                    return b"".join(parts)
+                    return await _decoded(b"".join(parts), scope, limit)
     except TimeoutError:
         raise ApiError(
             408, f"the body did not arrive within {config.body_timeout_s:g} s", code="body_timeout"
         ) from None
+
+
+async def _decoded(body: bytes, scope: Scope, limit: int) -> bytes:
+    """The body without its content-encoding: 415 for an unknown one, 413 if it becomes longer than `limit`."""
+    encodings = [value.decode("latin-1").strip().lower() for name, value in scope["headers"] if name == _ENCODING]
+    if encodings in ([], ["identity"], [""]):
+        return body
+    if len(encodings) > 1 or encodings[0] not in DECODERS:
+        message = f"content-encoding {', '.join(encodings)[:80]!r} can't be read: send one of {', '.join(DECODERS)}"
+        raise ApiError(415, message, param="content-encoding", code="unsupported_encoding")
+    try:
+        decoded = await asyncio.to_thread(DECODERS[encodings[0]], body, limit)
+    except DecodeError as error:
+        raise invalid(f"the body is not {encodings[0]}: {error}", code="invalid_encoding") from None
+    if len(decoded) > limit:
+        raise ApiError(413, f"the body exceeds {limit} bytes when it is decoded", code="body_too_large")
+    return decoded
 
 
 def parse(body: bytes, model: type[R]) -> R:
@@ -72,7 +91,7 @@ def explain(error: ErrorDetails) -> ApiError:
     if path[:1] == ["messages"] and len(path) > 2:
         del path[2]  # the role, by which pydantic tells messages apart; no part of the client's path
     path = [p for p in path if not (isinstance(p, str) and p.startswith("#"))]  # a block's type, likewise
-    name = "".join(f"[{p}]" if isinstance(p, int) else f".{p}" for p in path).lstrip(".")[:200]
+    name = spelled(tuple(path))
     message, code = f"'{name}': {error['msg']}", "invalid_value"
     match error["type"]:
         case "missing":

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-import msgspec
-
 from router.access.limits import Standing
 from router.access.limits_headers import Headers, anthropic_headers, openai_headers
 from router.api.answers.anthropic import AnthropicError, AnthropicFault
 from router.errors import ApiError
+from router.http.json import encode
 
 _KINDS = {
     401: "authentication_error",
@@ -59,7 +58,7 @@ class Anthropic:
         if error.code is not None:
             fault["details"] = {"error_code": error.code}
         content: AnthropicError = {"type": "error", "error": fault, "request_id": request_id}
-        return msgspec.json.encode(content)
+        return encode(content)
 
     def limit_headers(self, standing: Sequence[Standing], clock: float) -> Headers:
         """`anthropic-ratelimit-*`."""

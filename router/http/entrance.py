@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from router.errors import ApiError, invalid
+from router.errors import ApiError
 from router.http.caller import Caller, caller_of, introduce
 from router.http.dialect import dialect_of
 from router.http.send import send_error
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from router.tracing import Tracing
 
 _log = logging.getLogger(__name__)
-_ID = re.compile(r"[!-~]{1,128}")
+_ID = re.compile(r"[!-+\--~]{1,128}")  # printable ASCII; a comma joins two
 MAX_HEAD_BYTES = 64 * 1024
 
 
@@ -32,7 +32,7 @@ class Entrance:
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or answer 400 to an id that is none and 431 to a head that is too long."""
+        """Pass on, or answer 431 to a head that is too long."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -109,10 +109,9 @@ def _look_at_head(scope: Scope) -> None:
     for name, value in scope["headers"]:
         size += len(name) + len(value)
         if name == b"x-request-id":
-            given = value.decode("latin-1")
+            given = value.decode("latin-1") if given is None else ""
     if size > MAX_HEAD_BYTES:
         raise ApiError(431, f"the head of the request exceeds {MAX_HEAD_BYTES} bytes", code="head_too_large")
-    if given is not None:
-        if not _ID.fullmatch(given):
-            raise invalid("the header x-request-id must be 1 to 128 printable ASCII characters", "x-request-id")
+    # The client's id is advice: one that is odd, or that a proxy joined of two, is replaced.
+    if given is not None and _ID.fullmatch(given):
         caller_of(scope).request_id = given

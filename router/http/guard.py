@@ -1,7 +1,7 @@
 """Only those with a key reach the APIs, within its limits; as ASGI around the application."""
 
 import time
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -13,20 +13,20 @@ from router.http.dialect import Dialect, dialect_of
 from router.http.send import send_error
 from router.metrics import Metrics
 
-_GUARDED = ("/v1/", "/tokenize", "/detokenize")
-
 
 class Guard:
     """Asks for a key as `Authorization: Bearer KEY` or `x-api-key: KEY`. Probes, status and metrics stay open."""
 
-    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, asks_for_key: Callable[[str], bool]) -> None:
+        """asks_for_key: whether a path needs one."""
         self._app = app
+        self._asks = asks_for_key
         self._keys = keys
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass on, or answer 401 or 429."""
-        if scope["type"] != "http" or not scope["path"].startswith(_GUARDED):
+        if scope["type"] != "http" or not self._asks(scope["path"]):
             await self._app(scope, receive, send)
             return
         dialect = dialect_of(scope["path"])

@@ -1,7 +1,7 @@
 """A request's query, validated like a body."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 from starlette.requests import Request
@@ -22,15 +22,25 @@ class NoQuery(BaseModel):
 
 
 def read_query(request: Request, model: type[Q]) -> Q:
-    """400 naming a parameter that is unknown, twice there, or out of its values."""
-    names = [name for name, _ in request.query_params.multi_items()]
-    for name in names:
-        if names.count(name) > 1:
-            raise invalid(f"'{name[:80]}' stands twice in the query", name[:80])
+    """400 naming a parameter that is unknown, given twice, or out of its values. A list is `a=1&a=2` or `a[]=1`."""
+    content: dict[str, Any] = {}
+    for given, value in request.query_params.multi_items():
+        name = given.removesuffix("[]")
+        if _is_list(model, name):
+            content.setdefault(name, []).append(value)
+        elif given in content:
+            raise invalid(f"'{given[:80]}' stands twice in the query", given[:80])
+        else:
+            content[given] = value
     try:
-        return model.model_validate_strings(dict(request.query_params))
+        return model.model_validate(content)
     except ValidationError as error:
-        raise explain(error.errors(include_url=False)[0]) from None
+        details = error.errors(include_url=False)[0]
+        raise explain({**details, "loc": details["loc"][:1]}) from None
+
+
+def _is_list(model: type[BaseModel], name: str) -> bool:
+    return name in model.model_fields and get_origin(model.model_fields[name].annotation) is list
 
 
 def listed(items: Sequence[R], limit: int) -> Response:

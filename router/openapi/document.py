@@ -5,19 +5,23 @@ The schema of `text/event-stream` is that of one event, as OpenAPI 3.2 sees it: 
 a string with a `contentSchema`.
 """
 
+import asyncio
 import re
+from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
-from pydantic import BaseModel, TypeAdapter
+from pydantic import TypeAdapter
+from starlette.requests import Request
+from starlette.responses import Response
 
 from router.api.answers.anthropic import AnthropicError
 from router.api.answers.server import Unready
+from router.config import RouterConfig
+from router.endpoints import BYTES, ENDPOINTS, EVENTS, JSON, Endpoint
 from router.errors import OpenAIError
 from router.http.dialect import ANTHROPIC, dialect_of
-from router.openapi.answers import ANSWERS
-from router.openapi.fields import ENDPOINTS
-from router.openapi.paths import EVENTS, HTML, JSON, PLAIN, TEXT, Plain
+from router.http.json import encode
 
 Schema = dict[str, Any]
 _REF = "#/components/schemas/{model}"
@@ -32,14 +36,12 @@ _ANY = {
 _WORK = {
     "409": "Something else still needs it",
     "413": "The body is too big",
+    "415": "The body's content-encoding can't be read",
     "429": "A limit is reached; Retry-After says for how long",
     "503": "No worker can take it now",
     "504": "It took too long",
 }
 _KEYED = {"401": "The API key is missing or unknown", "429": _WORK["429"]}
-_OPEN = ("/health", "/ready", "/status", "/metrics", "/live", "/openapi.json")
-
-
 _EVENTS_TOLD = "As text/event-stream: server-sent events. The schema is that of one event, whose `data` is JSON."
 
 
@@ -48,10 +50,9 @@ def document(served: str, *, keyed: bool) -> Schema:
     """The whole document, to be left as it is. served: the model's name. keyed: the APIs ask for a key."""
     schemas = _Schemas(served)
     paths: dict[str, Schema] = {}
-    for plain in PLAIN:
-        paths.setdefault(plain.path, {})[plain.method] = _plain(plain, schemas, keyed=keyed)
     for endpoint in ENDPOINTS:
-        paths.setdefault(endpoint.path, {})["post"] = _ask(endpoint.path, endpoint.model, schemas, keyed=keyed)
+        path = re.sub(r":\w+}", "}", endpoint.path)
+        paths.setdefault(path, {})[endpoint.method.lower()] = _operation(endpoint, schemas, keyed and endpoint.keyed)
     schemes = {
         "bearer": {"type": "http", "scheme": "bearer"},
         "key": {"type": "apiKey", "in": "header", "name": "x-api-key"},
@@ -65,13 +66,24 @@ def document(served: str, *, keyed: bool) -> Schema:
     }
 
 
+def publish(config: RouterConfig) -> Callable[[Request], Awaitable[Response]]:
+    """The handler of /openapi.json."""
+
+    async def answer(request: Request) -> Response:
+        # Made when first asked for, in a thread: no router waits for it at its start, and no stream later.
+        made = await asyncio.to_thread(document, config.served_model_name, keyed=config.api_keys is not None)
+        return Response(await asyncio.to_thread(encode, made), media_type="application/json")
+
+    return answer
+
+
 class _Schemas:
     """Of all types. named: those that others refer to; each object is of the properties it names and no other."""
 
     def __init__(self, served: str) -> None:
-        types: list[Any] = [endpoint.model for endpoint in ENDPOINTS]
-        types += [kind for answer in ANSWERS.values() for kind in (answer.whole, answer.event) if kind is not None]
-        types += [OpenAIError, AnthropicError, Unready]
+        bodies = [endpoint.body for endpoint in ENDPOINTS if endpoint.body is not None]
+        types: list[Any] = [*bodies, OpenAIError, AnthropicError, Unready]
+        types += [kind for e in ENDPOINTS for kind in (e.answer, e.event) if kind is not None]
         self._types = types
         found, defined = TypeAdapter.json_schemas(
             [(i, "validation", TypeAdapter(kind)) for i, kind in enumerate(types)], ref_template=_REF
@@ -81,7 +93,7 @@ class _Schemas:
         for schema in self.named.values():
             if "properties" in schema:
                 schema.setdefault("additionalProperties", False)
-        for model in (endpoint.model for endpoint in ENDPOINTS):
+        for model in bodies:
             if "model" in model.model_fields:
                 self.named[model.__name__]["properties"]["model"]["enum"] = [served, "auto"]
 
@@ -109,55 +121,45 @@ def _fields(properties: Schema) -> Schema:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
-def _plain(plain: Plain, schemas: _Schemas, *, keyed: bool) -> Schema:
-    names = re.findall(r"\{(\w+)\}", plain.path)
+def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool) -> Schema:
+    content: Schema = {}
+    if endpoint.answer is not None:
+        content[JSON] = {"schema": schemas.of(endpoint.answer)}
+    if endpoint.event is not None:
+        content[EVENTS] = {"schema": schemas.event(endpoint.event)}
+    for kind in endpoint.media:
+        content[kind] = {} if kind == BYTES else {"schema": {"type": "string"}}
+    out: Schema = {"summary": endpoint.summary, "responses": _responses(endpoint, content, schemas, keyed)}
+    names = re.findall(r"\{(\w+)", endpoint.path)
     parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in names]
-    parameters += [{"name": n, "in": "query", "required": False, "schema": s} for n, s in plain.query.items()]
-    work = plain.method != "get"
-    out: Schema = {
-        "summary": plain.summary,
-        "parameters": parameters,
-        "responses": _responses(plain.method, plain.path, plain.kinds, schemas, keyed=keyed, work=work),
-    }
-    if plain.path == "/ready":
+    query = endpoint.query.model_json_schema().get("properties", {})
+    parameters += [{"name": n, "in": "query", "required": False, "schema": _plain(s)} for n, s in query.items()]
+    if parameters:
+        out["parameters"] = parameters
+    if endpoint.body is not None:
+        out["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas.of(endpoint.body)}}}
+    if endpoint.form is not None:
+        form = {"multipart/form-data": {"schema": endpoint.form.model_json_schema()}}
+        out["requestBody"] = {"required": True, "content": form}
+    if keyed:
+        out["security"] = [{"bearer": []}, {"key": []}]
+    return out
+
+
+def _plain(schema: Schema) -> Schema:
+    """A query parameter's schema: what is not sent is no null."""
+    options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
+    return {name: value for name, value in options[0].items() if name not in ("default", "title")}
+
+
+def _responses(endpoint: Endpoint, content: Schema, schemas: _Schemas, keyed: bool) -> dict[str, Schema]:
+    dialect = dialect_of(endpoint.path)
+    error = {JSON: {"schema": schemas.of(AnthropicError if dialect is ANTHROPIC else OpenAIError)}}
+    told = _ANY | (_KEYED if keyed else {}) | (_WORK if endpoint.method != "GET" else {})
+    description = f"The answer. {_EVENTS_TOLD}" if EVENTS in content else "The answer"
+    answers: dict[str, Schema] = {"200": {"description": description, "content": content}}
+    answers |= {status: {"description": text, "content": error} for status, text in told.items()}
+    if endpoint.path == "/ready":
         unready = {JSON: {"schema": schemas.of(Unready)}}
-        out["responses"]["503"] = {"description": "Not ready, and why", "content": unready}
-    if plain.form is not None:
-        out["requestBody"] = {"required": True, "content": {"multipart/form-data": {"schema": plain.form}}}
-    return out | _security(plain.path, keyed=keyed)
-
-
-def _ask(path: str, model: type[BaseModel], schemas: _Schemas, *, keyed: bool) -> Schema:
-    kinds = (JSON, EVENTS) if "stream" in model.model_fields else (JSON,)
-    out = {
-        "summary": (model.__doc__ or "").strip().split("\n")[0],
-        "requestBody": {"required": True, "content": {JSON: {"schema": schemas.of(model)}}},
-        "responses": _responses("post", path, kinds, schemas, keyed=keyed, work=True),
-    }
-    return out | _security(path, keyed=keyed)
-
-
-def _responses(
-    method: str, path: str, kinds: tuple[str, ...], schemas: _Schemas, *, keyed: bool, work: bool
-) -> dict[str, Schema]:
-    error = {JSON: {"schema": schemas.of(AnthropicError if dialect_of(path) is ANTHROPIC else OpenAIError)}}
-    told = _ANY | (_KEYED if keyed else {}) | (_WORK if work else {})
-    return {
-        "200": {
-            "description": f"The answer. {_EVENTS_TOLD}" if EVENTS in kinds else "The answer",
-            "content": {kind: _content(method, path, kind, schemas) for kind in kinds},
-        },
-        **{status: {"description": text, "content": error} for status, text in told.items()},
-    }
-
-
-def _content(method: str, path: str, kind: str, schemas: _Schemas) -> Schema:
-    if kind == JSON:
-        return {"schema": schemas.of(ANSWERS[method, path].whole)}
-    if kind == EVENTS:
-        return {"schema": schemas.event(ANSWERS[method, path].event)}
-    return {"schema": {"type": "string"}} if kind in (TEXT, HTML) else {}  # bytes are of any kind
-
-
-def _security(path: str, *, keyed: bool) -> Schema:
-    return {"security": [{"bearer": []}, {"key": []}]} if keyed and path not in (*_OPEN, "/") else {}
+        answers["503"] = {"description": "Not ready, and why", "content": unready}
+    return answers

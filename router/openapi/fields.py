@@ -1,92 +1,11 @@
 """Every field of every API as Markdown: `python -m router.openapi.fields > docs/API.md`."""
 
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
-from pydantic import BaseModel
-
-from router.api.anthropic.schema import CountRequest, MessagesRequest
-from router.api.chat_schema import ChatRequest
-from router.api.completion_schema import CompletionRequest
-from router.api.counting import DetokenizeRequest, TokenizeRequest
 from router.api.responses.rows import LEASE_S
-from router.api.responses.schema import ResponseRequest
-from router.batch.batches import BatchRequest
-from router.batch.files import FileUpload
-
-_TEXT = "the model reads and writes text alone"
-_REMOTE = "the server runs no tools and keeps nothing of the kind"
-
-
-@dataclass(frozen=True, slots=True)
-class Endpoint:
-    """One path. refused: fields its API has elsewhere, and why they are a 400 here."""
-
-    path: str
-    model: type[BaseModel]
-    refused: Mapping[str, str]
-
-
-_MESSAGES_REFUSED = {
-    "billing_policy": "nothing is billed",
-    "compaction": "conversations are not cut here",
-    "mcp_servers": _REMOTE,
-    "speed": "there is one speed",
-    "user_profile_id": _REMOTE,
-    "workspace_id": _REMOTE,
-}
-ENDPOINTS = (
-    Endpoint(
-        "/v1/chat/completions",
-        ChatRequest,
-        {
-            "audio": _TEXT,
-            "function_call": "replaced by `tool_choice`",
-            "functions": "replaced by `tools`",
-            "moderation": "nothing is moderated",
-            "prediction": "no draft is taken from the client",
-            "prompt_cache_options": "no prompt is cached",
-            "web_search_options": _REMOTE,
-        },
-    ),
-    Endpoint("/v1/completions", CompletionRequest, {}),
-    Endpoint(
-        "/v1/responses",
-        ResponseRequest,
-        {
-            "access_programs": "there are none",
-            "background_options": "what runs in the background runs at once",
-            "context_management": "conversations are cut by `truncation` alone",
-            "conversation": "`previous_response_id` goes on with a conversation",
-            "image": _TEXT,
-            "moderation": "nothing is moderated",
-            "prompt": "the server keeps no prompts",
-            "prompt_cache_options": "no prompt is cached",
-        },
-    ),
-    Endpoint(
-        "/v1/messages",
-        MessagesRequest,
-        {
-            **_MESSAGES_REFUSED,
-            "container": _REMOTE,
-            "diagnostics": "there are none in an answer",
-            "fallback_credit_token": "nothing is billed",
-            "fallbacks": "there is one model",
-            "inference_geo": "there is one place",
-            "thread": "conversations are sent whole, as the code it is refused with tells SDKs",
-        },
-    ),
-    Endpoint("/v1/messages/count_tokens", CountRequest, _MESSAGES_REFUSED),
-    Endpoint("/v1/batches", BatchRequest, {}),
-    Endpoint("/tokenize", TokenizeRequest, {}),
-    Endpoint("/detokenize", DetokenizeRequest, {}),
-)
-
-# Bodies that are forms.
-FORMS = (Endpoint("/v1/files", FileUpload, {}),)
+from router.endpoints import ENDPOINTS
 
 # Their models have names of other APIs' models.
 _OWN_NAMES = ("/v1/messages", "/v1/responses")
@@ -99,14 +18,37 @@ the values given. **only …**: other values are refused. **meaningless**: accep
 **refused**: a 400 that names the field; so is every field that is not listed. A field with `null` counts as not sent,
 but in what is the client's own: schemas, arguments, metadata.
 
+## What is text and what is structure
+
+What a client sends in a conversation is text: contents, names, descriptions, schemas, arguments, results. Only the
+checkpoint's chat template writes the markers that structure it. `<|role_end|>` in a message, or `<tool_call>` in a
+tool's description, is read as the characters it is made of, as any other text is. The prompt of `/v1/completions`, and
+`prompt` of `/tokenize`, are raw: markers in them are their tokens, so whoever fills in such a prompt from text of
+strangers must see to it.
+
+## What the model reads of its own answers
+
+An assistant's turn that comes back as it was answered (text, and calls' names and arguments, byte by byte; in
+`/v1/messages` equal values) is read as the very tokens the model generated, not as the template would write them anew.
+A turn that was changed gets the template's tokens. So does one of another tenant, one that had reasoning (templates
+leave that out of earlier turns), one that a stop string ended or the limit to a single call, and one that another
+router answered or that was answered long ago: each router remembers the last 64 MiB of token ids.
+
 ## What tools come to
 
 Calls are told from text by the parser `router.tool_parser` names (`qwen25`, which `hermes` is another name of):
 `<tool_call>` and `</tool_call>` never show, white space around calls is dropped, all other text stays. In
-`/v1/chat/completions` a call's name leaves when its arguments begin, and these as they form, exactly as the model
-writes them. A call whose JSON breaks before its arguments begin is text; one that breaks within them keeps what was
-written, up to the end marker, as its arguments. In `/v1/messages` a call leaves when it is whole: its clients take an
-`input` for sound. One whose arguments are no JSON object is text there, one cut by the token limit too.
+`/v1/chat/completions` a call's name leaves when its arguments begin, and these as they form. What a model gets wrong
+in a call's JSON and can mean one thing only is read: `parameters` for `arguments`, none or null, arguments as a string
+of JSON, keys in any order, line breaks as they are in strings, a brace too few or too many. Any other call that breaks
+before its arguments begin is text; one that breaks within them keeps what was written as its arguments. In
+`/v1/messages` a call leaves when it is whole: its clients take an `input` for sound. One whose arguments are no JSON
+object is text there; one that the token limit cuts off is a `tool_use` with what there is of its input, and the
+`stop_reason` is `max_tokens`.
+
+Stop strings count in the content: not in reasoning, and not in a call that has begun. Log-probabilities of
+`/v1/chat/completions` and `/v1/responses` are those of the content's tokens; a token that a stop string cuts comes
+with the bytes that are shown. `/v1/completions` lists every token.
 
 `<think>…</think>` at the beginning of an answer is `reasoning_content` of a chat message, and a `thinking` block of
 `/v1/messages` where `thinking` asks for it; else it is left out.
@@ -191,7 +133,7 @@ and a router's rounding, but a client that stays on one connection has one share
 
 ## What holds for every path
 
-Each answer carries `x-request-id`, the client's own (1 to 128 printable ASCII characters) or a new one, below
+Each answer carries `x-request-id`, the client's own (1 to 128 printable ASCII characters, no comma) or a new one, below
 `/v1/messages` also as `request-id` and in the body of an error; the router's log has it. A head beyond 64 KiB is a
 431, a body beyond `router.max_body_bytes` a 413, JSON that nests deeper than 200 levels a 400; what does not arrive
 in `router.body_timeout_s` is a 408, what is not answered in `router.request_timeout_s` a 504. `HEAD` goes wherever
@@ -209,8 +151,11 @@ def table() -> str:
     """The whole document."""
     out = [_INTRO]
     shown: set[str] = set()
-    for endpoint in (*ENDPOINTS, *FORMS):
-        schema = endpoint.model.model_json_schema()
+    for endpoint in ENDPOINTS:
+        model = endpoint.body or endpoint.form
+        if model is None:
+            continue
+        schema = model.model_json_schema()
         out.append(f"## `POST {endpoint.path}`\n")
         rows = list(_rows(schema))
         rows += [f"| `{name}` | | refused: {why} |" for name, why in sorted(endpoint.refused.items())]

@@ -1,33 +1,38 @@
 """One sequence as its client will see it: tokens in, text and what comes with it out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
+from router.relay.joined import ContentLogprobs, ShownLogprob
+from router.relay.recording import Recording
 from router.text.detokenizer import Detokenizer, StopStrings
 from router.text.parts import Part, Text
 from router.text.reader import Reader
 from router.text.tokenizer import Tokenizer
 from wire.protocol import SamplingParams, TokenLogprob
+from wire.tokens import TokenIds
 
 FinishReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a choice continues. `text` where there was one: the client's, or a rendered conversation.
+    """What a choice continues.
 
-    boundaries: how many tokens there are up to the end of the system prompt with its tools, and of each turn.
+    text: a completion's prompt, where that was text. thinking: it ends within reasoning. boundaries: how many tokens
+    there are up to each turn's end, of a conversation.
     """
 
-    token_ids: tuple[int, ...]
+    token_ids: TokenIds
     text: str | None = None
+    thinking: bool = False
     boundaries: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class ServedBy:
-    """Where a choice was computed, and how many seconds each stage took there.
+class Timings:
+    """How many seconds each stage of a choice took.
 
     decode_queue_s overlaps the other worker's stages: both workers take a request at once. cached_from: where the
     snapshot was that the prompt began from: "device" or "host" of the worker that computed the rest, or "peer".
@@ -38,23 +43,35 @@ class ServedBy:
     transfer_s: float
     decode_s: float
     decode_queue_s: float
+    cached_from: str | None = field(default=None, kw_only=True)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBy(Timings):
+    """The same, and where the choice was computed."""
+
     prefill_worker: str
     prefill_pid: int
     decode_worker: str
     decode_pid: int
-    cached_from: str | None = None
+
+    def unnamed(self) -> Timings:
+        """Without the workers."""
+        stages = (self.queue_s, self.prefill_s, self.transfer_s, self.decode_s, self.decode_queue_s)
+        return Timings(*stages, cached_from=self.cached_from)
 
 
 @dataclass(slots=True)
 class Delta:
     """What a choice gained since it was last asked. `offsets`: where each token's text begins.
 
+    logprobs: where reasoning and calls are told from content, those of the content, token by token.
     events: in place of `text` where some of it is no plain text.
     """
 
     text: str
     token_ids: list[int]
-    logprobs: list[TokenLogprob]
+    logprobs: list[ShownLogprob]
     offsets: list[int]
     events: list[Part]
 
@@ -63,9 +80,11 @@ class Choice:
     """One sequence of a request.
 
     Tokens become text as they arrive, so what waits for a slow client is bounded by its text, and a stop string
-    ends the sequence however slowly the client reads. `keep_ids` and `keep_logprobs`: whether the client asked.
-    `sampling.max_tokens` is at least 1; with `discard` its tokens are not part of the answer. With a `reader` its
-    text is told apart into parts. reserve: tokens of an answer its key is charged for beforehand.
+    ends the sequence however slowly the client reads. With a `reader` the text is told apart into parts, and stop
+    strings count in the content alone: not in reasoning, nor in a call that has begun.
+    `keep_ids` and `keep_logprobs`: whether the client asked. `sampling.max_tokens` is at least 1; with `discard` its
+    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand. recording: keeps
+    what it says for the conversation's next turn.
     """
 
     __slots__ = (
@@ -73,9 +92,13 @@ class Choice:
         "_detokenizer",
         "_events",
         "_ids",
+        "_joined",
         "_logprobs",
+        "_names_workers",
         "_offsets",
         "_reader",
+        "_recording",
+        "_shown",
         "_singly",
         "_stops",
         "_text",
@@ -109,6 +132,8 @@ class Choice:
         keep_ids: bool = False,
         discard: bool = False,
         reserve: int = 0,
+        names_workers: bool = False,
+        recording: Recording | None = None,
     ) -> None:
         self.index = index
         self.prompt = prompt
@@ -117,6 +142,7 @@ class Choice:
         self.keep_logprobs = sampling.logprobs is not None
         self.discard = discard
         self.reserve = reserve
+        self._names_workers = names_workers
         self.generated = 0
         self.cached_tokens = 0
         self.cached_from: str | None = None
@@ -126,16 +152,26 @@ class Choice:
         self.started = False  # a chunk of it has left
         self.queued = False  # the stream knows it has something
         self._reader = reader
+        self._recording = recording
         self._detokenizer = Detokenizer(tokenizer, reader.markers if reader is not None else ())
         self._stops = StopStrings(stop) if stop else None
-        # Where the sequence may end within a step, or each token's place in the text is asked for.
+        # Where the sequence may end within a step, or each token's place in the text is asked for. Else parts are told
+        # apart when they are asked for: much text at once costs less than each token's.
         self._singly = bool(stop) or self.keep_logprobs or (reader is not None and reader.single)
+        self._joined = ContentLogprobs(tokenizer) if reader is not None and self.keep_logprobs else None
         self._chars = 0
+        self._shown = 0  # characters of the content, where it is told apart
         self._text: list[str] = []
         self._events: list[Part] = []
         self._ids: list[int] = []
-        self._logprobs: list[TokenLogprob] = []
+        self._logprobs: list[ShownLogprob] = []
         self._offsets: list[int] = []
+
+    @property
+    def timings(self) -> Timings:
+        """What its answer tells of how it was computed, once all of it is over."""
+        assert self.served_by is not None
+        return self.served_by if self._names_workers else self.served_by.unnamed()
 
     @property
     def stop_string(self) -> str | None:
@@ -149,12 +185,14 @@ class Choice:
             return
         if not self._singly:
             self.generated += len(token_ids)
+            if self._recording is not None:
+                self._recording.ids.extend(token_ids)
             if self.keep_ids:
                 self._ids.extend(token_ids)
             # The token that ended the sequence is counted, and not shown.
             text = self._detokenizer.push(token_ids[:-1] if finish == "stop" else token_ids)
             if text:
-                self._out(text)
+                self._text.append(text)
         else:
             self._feed_singly(token_ids, logprobs, finish)
             if self.finish is not None:
@@ -171,7 +209,18 @@ class Choice:
             self._text, events = texts or self._text, []
         delta = Delta("".join(self._text), self._ids, self._logprobs, self._offsets, events)
         self._text, self._ids, self._logprobs, self._offsets = [], [], [], []
+        if self._recording is not None:
+            self._recording.took(delta.text, delta.events)
+            if self.finish is not None:
+                cut = self.stop_string is not None or (self._reader is not None and self._reader.ended)
+                self._recording.end(stopped=self.finish == "stop", cut=cut)
         return delta
+
+    def _read(self) -> None:
+        """Tell apart the text that has come since, where that was put off."""
+        if self._reader is not None and self._text:
+            self._events += self._reader.push("".join(self._text))
+            self._text = []
 
     def _feed_singly(
         self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...], finish: FinishReason | None
@@ -179,54 +228,93 @@ class Choice:
         last = len(token_ids) - 1
         for i, token_id in enumerate(token_ids):
             self.generated += 1
+            if self._recording is not None:
+                self._recording.ids.append(token_id)
             if self.keep_ids:
                 self._ids.append(token_id)
+            ends = finish == "stop" and i == last
+            text = "" if ends else self._detokenizer.push((token_id,))
             if logprobs:
-                self._logprobs.append(logprobs[i])
-                self._offsets.append(self._chars)
-            if finish == "stop" and i == last:
+                self._keep_logprob(logprobs[i], text, ends)
+            if ends:
                 return
-            text = self._detokenizer.push((token_id,))
             self._chars += len(text)
             if self._show(text):
-                self.finish = "stop"
+                self._end("stop")
                 return
 
+    def _keep_logprob(self, item: TokenLogprob, text: str, ends: bool) -> None:
+        if self._joined is None:
+            self._logprobs.append(ShownLogprob(item))
+            self._offsets.append(self._chars)
+        elif not ends and self._detokenizer.shows(item.token_id):
+            self._joined.token(item, text)
+
     def _show(self, text: str) -> bool:
-        """Lets text out; True if that ends the sequence. Tokens before the last of min_tokens hold no stop string."""
+        """Lets text out; True if that ends the sequence."""
+        if self._reader is not None and self._singly:
+            return self._tell(self._reader.push(text)) or self._reader.ended
         stopped = False
-        if self._stops is not None and self.generated >= self.sampling.min_tokens:
-            text, stopped = self._stops.push(text)
-        ended = bool(text) and self._out(text)
-        if stopped and not ended:
-            self._flush_reader()
-        return stopped or ended
+        if self._reader is None:
+            text, stopped = self._before_stop(text)
+        if text:
+            self._text.append(text)
+        return stopped
 
-    def _out(self, text: str) -> bool:
-        """True if nothing after it counts."""
-        self._text.append(text)
-        if self._reader is None or not self._reader.single:
-            return False
-        self._read()
-        return self._reader.ended
+    def _tell(self, parts: Sequence[Part]) -> bool:
+        """Lets parts out; True if a stop string ends them."""
+        for part in parts:
+            if type(part) is not Text:
+                self._say(self._stops.flush() if self._stops is not None else "")
+                self._events.append(part)
+                continue
+            if self._joined is not None:
+                self._joined.content(part.at, len(part.text))
+            text, stopped = self._before_stop(part.text)
+            self._say(text)
+            if stopped:
+                return True
+        if self._joined is not None:
+            self._logprobs += self._joined.take(self._shown)
+        return False
 
-    def _read(self) -> None:
-        """Tells apart the text that has come since; only now, as much text at once costs less than each token's."""
-        if self._reader is not None and self._text:
-            self._events += self._reader.push("".join(self._text))
-            self._text = []
+    def _before_stop(self, text: str) -> tuple[str, bool]:
+        """What may be shown of it, and whether a stop string follows. Those count from the last of min_tokens on."""
+        if self._stops is None or self.generated < self.sampling.min_tokens:
+            return text, False
+        return self._stops.push(text)
 
-    def _flush_reader(self) -> None:
-        self._read()
-        if self._reader is not None:
-            self._events += self._reader.flush()
+    def _say(self, text: str) -> None:
+        if text:
+            self._events.append(Text(text))
+            self._shown += len(text)
 
     def _close(self, finish: FinishReason) -> None:
+        """The workers are done: what still waits comes out, in which a stop string may be found yet."""
+        rest = self._detokenizer.flush()
+        if self._joined is not None:
+            self._joined.text(rest)
+        self.finish = finish  # which the parts of the end depend on
+        self._end("stop" if self._show_rest(rest) else finish)
+
+    def _show_rest(self, rest: str) -> bool:
+        if self._show(rest):
+            return True
+        held = self._stops.flush() if self._stops is not None and self._reader is None else ""
+        if held:
+            self._text.append(held)
+        if self._reader is None:
+            return False
+        if not self._singly:
+            self._read()
+            self._events += self._reader.flush()
+            return False
+        if self._tell(self._reader.flush()):
+            return True
+        self._say(self._stops.flush() if self._stops is not None else "")
+        return False
+
+    def _end(self, finish: FinishReason) -> None:
         self.finish = finish
-        if self._show(self._detokenizer.flush()):
-            self.finish = "stop"
-            return
-        if self._stops is not None and self._out(self._stops.flush()):
-            self.finish = "stop"
-            return
-        self._flush_reader()
+        if self._joined is not None:
+            self._logprobs += self._joined.close(self._shown)

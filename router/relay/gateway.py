@@ -1,30 +1,31 @@
 """What stands behind the HTTP APIs: tokenizer, table of workers, admission and metrics of one replica."""
 
 import asyncio
-import itertools
-import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
+from router.apart import Apart
 from router.config import Pools, RouterConfig
 from router.errors import ApiError, invalid
+from router.holds import Holds
 from router.metrics import Metrics, State
-from router.relay.admission import Permit, admit
-from router.relay.choice import Choice
+from router.relay.admission import Permit, Refusal, admit, missing
+from router.relay.dispatch import Dispatcher
 from router.relay.job import Job
-from router.relay.policy import Need, NoPlan, Plan, capacity, choose
-from router.relay.prefixes import candidates
+from router.relay.policy import Need, NoPlan, Plan, capacity
 from router.relay.quota import token_quota
-from router.relay.stream import SequenceStream
 from router.relay.table import ListedWorker, WorkerTable
+from router.text.exact import ExactTurns
 from router.text.grammar import Form
 from router.text.grammar_check import GrammarCheck
 from router.text.tokenizer import Tokenizer
-from wire.protocol import PeerRef, Prefix
+from router.text.tools import tool_parser
+
+# Of the token ids of past answers: some 100,000 answers of 100 tokens.
+_EXACT_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,18 +57,28 @@ class Gateway:
         self.config = config
         self.pools = pools
         self.created = int(time.time())
-        self.tokenizer = Tokenizer(config.tokenizer)
+        self.apart = Apart()
+        self.tokenizer = Tokenizer(config.tokenizer, config.segment_cache_bytes)
+        self.tool_parser = tool_parser(config.tool_parser)
         self._check_grammar = GrammarCheck(config.tokenizer)
         self.table = WorkerTable(config.name, config.secret)
+        self.exact = ExactTurns(_EXACT_BYTES)
         self.metrics = Metrics(self._observe)
         self.in_flight = 0
         # What else is to end with it, once no worker is left.
         self.closers: list[Callable[[], Awaitable[None]]] = []
-        self._services: list[Service] = []
+        self._holds = Holds()
+        self._services: list[Service] = [self._holds]
         self._loop: asyncio.AbstractEventLoop | None = None
-        # What workers call its requests: no two routers' alike, nor two of one.
-        self._name = uuid.uuid4().hex[:12]
-        self._jobs = itertools.count()
+        self._limits: Limits | None = None  # as of when a worker last lived
+        self._complete = False  # every pool has had a worker
+        self._dispatcher = Dispatcher(
+            self.table,
+            self.metrics,
+            split=self.split,
+            wait_s=config.first_token_timeout_s,
+            retry_after_s=config.retry_after_s,
+        )
 
     @property
     def split(self) -> bool:
@@ -90,10 +101,11 @@ class Gateway:
         """Leave the workers; what is in flight fails. A second call does nothing."""
         while self._services:
             await self._services.pop().close()
+        self._dispatcher.close()
         await self.table.close()
         while self.closers:
             await self.closers.pop()()
-        self.tokenizer.close()
+        self.apart.close()
         self._check_grammar.close()
 
     async def check(self, form: Form | None) -> None:
@@ -106,27 +118,40 @@ class Gateway:
         await self.table.update(listed)
 
     def limits(self) -> Limits:
-        """Of the workers live now; 503 if there are none."""
+        """Of the workers live now, else of those that were; 503 if there was none yet."""
         by_role: dict[str, int] = {}
         vocab: list[int] = []
         for info in self.table.infos():
             by_role[info.role] = max(by_role.get(info.role, 0), capacity(info))
             vocab.append(info.vocab_size)
-        if not vocab:
+        if vocab:
+            self._limits = Limits(min(vocab), min(by_role.values()))
+        if self._limits is None:
             raise self._unavailable("no worker is live; try again soon")
-        return Limits(min(vocab), min(by_role.values()))
+        return self._limits
 
     def plan(self, need: Need) -> Plan | NoPlan:
         """Where a sequence would go now."""
-        return choose(self.table.snapshot(), need, split=self.split)
+        return self._dispatcher.plan(need)
 
     def unready(self) -> str | None:
-        """Why a request could not be served now; None if it could."""
-        refusal = admit(0, 0, self.config.max_queue, self.table.live(), self.split)
-        if refusal is not None:
-            return refusal.message
+        """Why a request could not be served now; None if it could.
+
+        At first every pool must have a worker. From then on decode workers suffice, which compute prompts too if need
+        be; requests that come while none is live wait for one.
+        """
+        if (reason := self._starting()) is not None:
+            return reason
         plan = self.plan(Need(prompt_tokens=1, max_tokens=1))
         return plan.message if isinstance(plan, NoPlan) else None
+
+    def _starting(self) -> str | None:
+        """What the cluster still lacks to have been complete once."""
+        if self._complete:
+            return None
+        reason = missing(self.table.live(), self.split)
+        self._complete = reason is None
+        return reason
 
     @contextmanager
     def admitted(self, choices: int) -> Iterator[Permit]:
@@ -135,7 +160,8 @@ class Gateway:
             raise invalid(
                 f"the prompts times 'n' make {choices} choices, at most {self.config.max_queue} are served", "n"
             )
-        refusal = admit(self.in_flight, choices, self.config.max_queue, self.table.live(), self.split)
+        starting = self._starting()
+        refusal = Refusal(503, starting) if starting else admit(self.in_flight, choices, self.config.max_queue)
         if refusal is not None:
             if refusal.status == 429:
                 self.metrics.refused.add()
@@ -169,7 +195,7 @@ class Gateway:
             job.when_over(permit.release)
         try:
             with token_quota(job):
-                self._submit(job)
+                self._dispatcher.submit(job)
                 if job.live:
                     loop = asyncio.get_running_loop()
                     timers = [loop.call_later(seconds, due, seconds) for seconds, due in limits]
@@ -178,32 +204,7 @@ class Gateway:
             for timer in timers:
                 timer.cancel()
             job.cancel()
-
-    def _submit(self, job: Job) -> None:
-        name = f"{self._name}-{next(self._jobs)}"
-        now = time.monotonic()
-        metrics = self.metrics.times(job.priority)
-        for choice in job.choices:
-            need = self._need(choice, job.prefix_scope)
-            plan = self.plan(need)
-            if isinstance(plan, NoPlan):
-                self.metrics.routed(plan.reason)
-                if plan.reason == "too_long":
-                    raise invalid(plan.message, "max_tokens", "context_length_exceeded")
-                raise self._unavailable(plan.message)
-            self.metrics.routed("wait" if plan.waits else "room")
-            link = self.table.link
-            prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
-            decode = link(plan.decode.worker_id)
-            stream = SequenceStream(f"{name}-{choice.index}", choice, prefill, decode, job, metrics)
-            job.streams.append(stream)
-            stream.start(job.priority, _prefix(plan, choice, job.prefix_scope), now)
-
-    def _need(self, choice: Choice, scope: str) -> Need:
-        prompt = choice.prompt
-        page_size = min((info.page_size for info in self.table.infos()), default=1)
-        held = self.table.held(candidates(prompt.token_ids, prompt.boundaries, page_size, scope))
-        return Need(len(prompt.token_ids), choice.sampling.max_tokens, random.getrandbits(32), held)
+            self._dispatcher.drop(job)
 
     def _observe(self) -> State:
         return State(
@@ -211,12 +212,8 @@ class Gateway:
             {"prefill": self.pools.prefill, "decode": self.pools.decode},
             self.in_flight,
             self.config.max_queue,
+            self._holds.longest(time.monotonic()),
         )
 
     def _unavailable(self, message: str) -> ApiError:
         return ApiError(503, message, code="no_worker", retry_after_s=self.config.retry_after_s)
-
-
-def _prefix(plan: Plan, choice: Choice, scope: str) -> Prefix:
-    source = PeerRef(plan.source.worker_id, plan.source.host, plan.source.port) if plan.source is not None else None
-    return Prefix(choice.prompt.boundaries, scope, plan.kept_tokens, source)

@@ -62,7 +62,7 @@ class Plan:
     kept_tokens: int = 0
 
 
-NoPlanReason = Literal["no_prefill_worker", "no_decode_worker", "mismatch", "too_long"]
+NoPlanReason = Literal["no_decode_worker", "mismatch", "too_long"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +89,15 @@ def choose(workers: Iterable[WorkerState], need: Need, *, split: bool) -> Plan |
     """The pair that has room and the least to compute before the first token; with `split` False, one decode worker.
 
     Also with `split`, a decode worker that keeps so much of the prompt that the rest is computed there sooner than it
-    is handed over. A pair must agree on ranks, layout and weights, or its snapshots would be refused.
+    is handed over. Where no prefill worker lives, decode workers compute prompts too. A pair must agree on ranks,
+    layout and weights, or its snapshots would be refused.
     """
     live = list(workers)
     decodes = [w for w in live if w.info.role == "decode"]
     prefills = [w for w in live if w.info.role == "prefill"]
     if not decodes:
         return NoPlan("no_decode_worker", "no decode worker is live")
-    if split and not prefills:
-        return NoPlan("no_prefill_worker", "no prefill worker is live")
-    if split:
+    if split and prefills:
         return _near(decodes, need, _choose_pair(prefills, decodes, need), prefills)
     fitting = [w for w in decodes if capacity(w.info) >= need.prompt_tokens + need.max_tokens]
     if not fitting:
@@ -245,7 +244,7 @@ def _too_long(need: Need, workers: list[WorkerState]) -> NoPlan:
     longest = min(max(capacity(w.info) for w in workers if w.info.role == role) for role in roles)
     return NoPlan(
         "too_long",
-        f"the prompt's {need.prompt_tokens} tokens and max_tokens {need.max_tokens} exceed the {longest} tokens "
+        f"the prompt's {need.prompt_tokens} tokens and an answer of {need.max_tokens} exceed the {longest} tokens "
         "the workers have room for",
     )
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from router.relay.policy import Held
-from wire.digest import digests_at, prefix_digest
+from wire.digest import digests_at, packed, prefix_digest
 from wire.protocol import KeptEvent
 
 
@@ -26,10 +26,11 @@ def candidates(token_ids: Sequence[int], boundaries: Sequence[int], page_size: i
     opening = len(token_ids) - boundaries[-1] if boundaries else 0
     at = {p for b in boundaries for p in (b - 1, b, b + opening - 1)} | {len(token_ids) - 1}
     positions = sorted(p for p in at if 0 < p < len(token_ids))
+    raw = memoryview(packed(token_ids))
     floors = digests_at(token_ids, [p // page_size * page_size for p in positions], scope)
     return Candidates(
         tuple(
-            (p, prefix_digest(floor, token_ids[p // page_size * page_size : p]))
+            (p, prefix_digest(floor, raw[p // page_size * page_size * 4 : p * 4]))
             for p, floor in zip(reversed(positions), reversed(floors), strict=True)
         )
     )

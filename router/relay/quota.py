@@ -19,7 +19,7 @@ def token_quota(job: Job) -> Iterator[None]:
     prompts = sum(len(prompt.token_ids) for prompt in {id(c.prompt): c.prompt for c in job.choices}.values())
     charge = prompts + sum(choice.reserve for choice in job.choices)
     if (denied := account.charge(charge, time.monotonic())) is not None:
-        raise too_many(denied)
+        raise too_many(denied, job.length_field)
     try:
         yield
     finally:

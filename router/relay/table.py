@@ -1,4 +1,4 @@
-"""The table of workers: a connection to each, its figures, and the streams it serves."""
+"""The table of workers: a connection to each, its figures, and the sequences it holds for this router."""
 
 import asyncio
 import logging
@@ -6,16 +6,16 @@ import random
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from router.relay.leg import Leg
 from router.relay.policy import Held, WorkerState
 from router.relay.prefixes import Candidates, Prefixes
-from router.relay.stream import SequenceStream
 from wire.codec import CLUSTER, WireError
 from wire.handshake import call
-from wire.protocol import Abort, Decode, Hello, Load, PeerRef, Prefill, Role, StepOutputs, WorkerInfo
+from wire.protocol import Abort, Hello, Load, PeerRef, Role, StepOutputs, Submit, WorkerInfo
 from wire.tls import connect, tls
 
 _log = logging.getLogger(__name__)
@@ -37,7 +37,7 @@ class WorkerLink:
     listed: whether it takes new requests; one that is not any more serves its streams to their end.
     """
 
-    def __init__(self, listed: ListedWorker, router_name: str, secret: str) -> None:
+    def __init__(self, listed: ListedWorker, router_name: str, secret: str, on_live: Callable[[], None]) -> None:
         self.listed: ListedWorker | None = listed
         self.ref = listed.ref
         self.role = listed.role
@@ -48,7 +48,8 @@ class WorkerLink:
         self.problem = "connecting"
         self._router_name = router_name
         self._secret = secret
-        self._streams: dict[str, SequenceStream] = {}
+        self._on_live = on_live
+        self._legs: dict[str, Leg] = {}  # by request id
         self._writer: asyncio.StreamWriter | None = None
         self._reset()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link {self.ref.worker_id}")
@@ -66,7 +67,7 @@ class WorkerLink:
     @property
     def in_flight(self) -> int:
         """This router's sequences in the worker."""
-        return len(self._streams)
+        return len(self._legs)
 
     @property
     def state(self) -> Literal["live", "draining", "connecting"]:
@@ -79,9 +80,9 @@ class WorkerLink:
         """For the policy."""
         return WorkerState(self.info, self.load, len(self._unseen), self._unseen_tokens)
 
-    def submit(self, message: Prefill | Decode, stream: SequenceStream) -> None:
-        """Send, and from now on give the stream its outputs."""
-        self._streams[message.request_id] = stream
+    def submit(self, message: Submit, leg: Leg) -> None:
+        """Send, and from now on give the leg the request's outputs."""
+        self._legs[message.request_id] = leg
         tokens = len(message.token_ids)
         self._unseen.append(tokens)
         self._unseen_tokens += tokens
@@ -92,15 +93,15 @@ class WorkerLink:
         self._send(message)
 
     def forget(self, request_id: str) -> None:
-        """Give the stream no more outputs."""
-        self._streams.pop(request_id, None)
-        if self.listed is None and not self._streams:
+        """Give the request's leg no more outputs."""
+        self._legs.pop(request_id, None)
+        if self.listed is None and not self._legs:
             self._task.cancel()
 
     def unlist(self) -> None:
         """No new requests; leave when the last stream is over."""
         self.listed = None
-        if not self._streams:
+        if not self._legs:
             self._task.cancel()
 
     async def close(self) -> None:
@@ -114,7 +115,7 @@ class WorkerLink:
         self._unseen: deque[int] = deque()
         self._unseen_tokens = 0
 
-    def _send(self, message: Prefill | Decode | Abort) -> None:
+    def _send(self, message: Submit | Abort) -> None:
         # Closing: the reader is about to report it, and loses the streams.
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(CLUSTER.encode(message))
@@ -155,6 +156,8 @@ class WorkerLink:
         self.prefixes = Prefixes()
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
         self.connected = True
+        if self.listed is not None:
+            self._on_live()
         while True:
             message = await CLUSTER.read(reader)
             if not isinstance(message, StepOutputs):
@@ -171,30 +174,30 @@ class WorkerLink:
             self._unseen_tokens -= self._unseen.popleft()
         self._seen = message.seen
         now = time.monotonic()
-        streams = self._streams
+        legs = self._legs
         for output in message.outputs:
-            stream = streams.get(output.request_id)
-            if stream is None:
+            leg = legs.get(output.request_id)
+            if leg is None:
                 continue
             try:
-                stream.receive(self, output, now)
+                leg.stream.receive(leg, output, now)
             except Exception as error:  # one request's trouble is not the connection's
                 _log.exception("request %s", output.request_id)
-                stream.broke(error)
+                leg.stream.broke(error)
 
     def _lose(self) -> None:
         self.connected = False
         if self._writer is not None:
             self._writer.close()
             self._writer = None
-        lost, self._streams = self._streams, {}
+        lost, self._legs = self._legs, {}
         now = time.monotonic()
-        for stream in lost.values():
-            stream.lost(self, now)
+        for leg in lost.values():
+            leg.lost(now, alone=len(lost) == 1)
 
 
 class WorkerTable:
-    """All workers this router knows of."""
+    """All workers this router knows of. on_live: called when one begins to take requests."""
 
     def __init__(self, router_name: str, secret: str) -> None:
         """TlsError if connections are to be encrypted and can't be."""
@@ -203,6 +206,7 @@ class WorkerTable:
         self._secret = secret
         self._links: dict[str, WorkerLink] = {}
         self._leaving: list[WorkerLink] = []
+        self.on_live: Callable[[], None] = lambda: None
 
     async def update(self, listed: Sequence[ListedWorker]) -> None:
         """Discovery's full list. New ones are connected to; one gone from it takes no new requests."""
@@ -213,13 +217,16 @@ class WorkerTable:
                 self._leaving.append(self._links.pop(worker_id))
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
-                self._links[worker_id] = WorkerLink(worker, self._router_name, self._secret)
+                self._links[worker_id] = WorkerLink(worker, self._router_name, self._secret, self._came)
         self._leaving = [link for link in self._leaving if not link.over]
 
     async def close(self) -> None:
         """Leave all; streams are lost."""
         links, self._links, self._leaving = self.links(), {}, []
         await asyncio.gather(*(link.close() for link in links))
+
+    def _came(self) -> None:
+        self.on_live()
 
     def links(self) -> list[WorkerLink]:
         """All, those that are leaving too."""

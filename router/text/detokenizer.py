@@ -32,6 +32,12 @@ class Detokenizer:
             data = b"".join([table[i] for i in token_ids if i < len(table)])
         return self._utf8.decode(data)
 
+    def shows(self, token_id: int) -> bool:
+        """Whether the token is part of the text: not one of those special tokens that are not shown."""
+        if self._table is not None:
+            return token_id < len(self._table) and bool(self._table[token_id])
+        return token_id in self._shown_ids or token_id not in self._tokenizer.special_ids
+
     def flush(self) -> str:
         """What still waits, at the sequence's end; incomplete characters become U+FFFD."""
         if self._table is not None:

@@ -1,13 +1,14 @@
 """What an assistant's output is made of, once markers are told from text."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """More of what is said to the user."""
+    """More of what is said to the user. at: where it begins in the output, which has it in one piece."""
 
     text: str
+    at: int = field(default=0, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class CallPart:
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """The call is over. valid: its arguments are one JSON object. raw: all of it as written, markers too.
+    """The call is over. valid: its arguments are one JSON object. raw: what stands between its markers, as written.
 
     cut: the output ended within it.
     """

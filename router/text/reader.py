@@ -20,10 +20,12 @@ class Reader:
         self.single = single
         self._mode = self._thought if thinking else self._begin
         self._held = ""
+        self._end = 0  # characters pushed: what a mode passes on is the end of them
         self._space = True  # white space goes unshown until something else comes
 
     def push(self, text: str) -> list[Part]:
         """What these characters make certain."""
+        self._end += len(text)
         return self._until_end(self._mode(text))
 
     def flush(self) -> list[Part]:
@@ -71,7 +73,8 @@ class Reader:
         return self._rest(text)
 
     def _rest(self, text: str) -> list[Part]:
-        return [Text(text)] if self._calls is None else self._calls.push(text)
+        at = self._end - len(text)
+        return [Text(text, at)] if self._calls is None else self._calls.push(text, at)
 
     def _until_end(self, parts: list[Part]) -> list[Part]:
         if self.single:

@@ -1,18 +1,20 @@
 """A checkpoint's tokenizer: text to ids, ids to bytes, and what its files say about ends and templates."""
 
-import asyncio
 import json
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import tokenizers
 
 from router.text.grammar import Marks
-from router.text.template import ChatTemplate
+from router.text.markers import Markers
+from router.text.segments import SegmentCache
+from router.text.template import ChatTemplate, Rendered
+from wire.tokens import WIDTH, TokenIds
 
-# Text shorter than this takes well under a millisecond, about what handing it to a thread and back costs.
-_INLINE_CHARS = 2048
+_SEGMENT_BYTES = 64 * 1024 * 1024
 
 
 class Piece(NamedTuple):
@@ -22,15 +24,25 @@ class Piece(NamedTuple):
     data: bytes
 
 
+class Encoded(NamedTuple):
+    """A conversation's token ids. boundaries: how many tokens there are up to each turn's end, the first of which is
+    that of the system prompt and the tools: where prompts that begin alike part."""
+
+    token_ids: TokenIds
+    boundaries: tuple[int, ...]
+
+
 class Tokenizer:
     """tokenizer.json of a checkpoint folder, read once.
 
     visible: for a byte-level vocabulary the bytes of each id, empty for special tokens (they are not shown);
-    None for other kinds, which only `decode` can join. eos_ids: ids that end a sequence, of generation_config.json
-    and config.json together. template: None where the checkpoint has no chat template. marks: tokens like `<this>`.
+    None for other kinds, which only `decode` can join. special: the texts of special tokens. eos_ids: ids that end a
+    sequence, of generation_config.json and config.json together. template: None where the checkpoint has no chat
+    template. marks: tokens like `<this>`.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, segment_bytes: int = _SEGMENT_BYTES) -> None:
+        """segment_bytes: to keep of conversations' texts and their tokens, for their next turns."""
         path = Path(folder)
         source = path / "tokenizer.json"
         if not source.is_file():
@@ -39,6 +51,7 @@ class Tokenizer:
         self.size = self._inner.get_vocab_size(with_added_tokens=True)
         added = self._inner.get_added_tokens_decoder()
         self.special_ids = frozenset(i for i, t in added.items() if t.special)
+        self.special = tuple(t.content for t in added.values() if t.special)
         self.marks = Marks({t.content: i for i, t in added.items() if t.content[:1] == "<" and t.content[-1:] == ">"})
         self.visible: list[bytes] | None = None
         self._bytes: list[bytes] = []
@@ -48,25 +61,44 @@ class Tokenizer:
             self.visible = [b"" if i in self.special_ids else b for i, b in enumerate(self._bytes)]
         self._showing: dict[tuple[str, ...], list[bytes] | None] = {}
         self.eos_ids = _eos_ids(path)
-        self.template = ChatTemplate.load(path)
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="tokenize")
+        self._markers = Markers(self._inner)
+        self.markers = self._markers.texts
+        self.template = ChatTemplate.load(path, self.markers)
+        self._segments = SegmentCache(self._encode_segments, segment_bytes)
+        self._longest = _longest(self._inner, self._bytes)
 
-    def close(self) -> None:
-        """End the tokenizing threads."""
-        self._threads.shutdown(wait=False, cancel_futures=True)
+    def encode(self, text: str, add_special_tokens: bool) -> TokenIds:
+        """Token ids of a raw text: markers in it are tokens."""
+        # Not the library's `encode`, which holds the interpreter's lock all the while.
+        (encoding,) = self._inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)
+        return TokenIds.of(encoding.ids)
 
-    async def encode(self, text: str, *, add_special_tokens: bool) -> tuple[int, ...]:
-        """Token ids of a text; a long one is encoded in a thread."""
-        if len(text) < _INLINE_CHARS:
-            return self.encode_now(text, add_special_tokens)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self.encode_now, text, add_special_tokens)
+    def encode_chat(self, rendered: Rendered) -> Encoded:
+        """Token ids of a conversation, whose markers are the template's."""
+        pieces: list[str | bytes] = []
+        ends: list[int] = []  # pieces up to each turn's end
+        for i, part in enumerate(self._markers.cut(rendered.text)):
+            if i % 2:
+                token_id, packed = self._markers.id_of(part)
+                pieces.append(packed)
+                if token_id in self.eos_ids:
+                    ends.append(len(pieces))
+            else:
+                pieces += rendered.pieces(part)
+        encoded = iter(self._segments([piece for piece in pieces if isinstance(piece, str)]))
+        ids = [next(encoded) if isinstance(piece, str) else piece for piece in pieces]
+        lengths = [0, *accumulate(map(len, ids))]
+        return Encoded(TokenIds(b"".join(ids)), tuple(lengths[end] // WIDTH for end in ends))
 
-    def encode_now(self, text: str, add_special_tokens: bool) -> tuple[int, ...]:
-        """Token ids of a text, at once."""
-        return tuple(self._inner.encode(text, add_special_tokens=add_special_tokens).ids)
+    def least_tokens(self, characters: int) -> int:
+        """How many tokens a text of so many characters comes to at least; 0 where that is not known."""
+        return -(-characters // self._longest) if self._longest else 0
 
-    def decode(self, token_ids: list[int] | tuple[int, ...], *, skip_special: bool = True) -> str:
+    def _encode_segments(self, texts: list[str]) -> list[bytes]:
+        encodings = self._markers.plain.encode_batch_fast(texts, add_special_tokens=False)
+        return [TokenIds.of(encoding.ids).packed for encoding in encodings]
+
+    def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Text of a whole sequence. Ids without a token are nothing."""
         return self._inner.decode(list(token_ids), skip_special_tokens=skip_special)
 
@@ -97,6 +129,13 @@ def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:
     decoder = json.loads(inner.to_str())["decoder"] or {}
     inside = decoder.get("decoders", [decoder]) if decoder.get("type") == "Sequence" else [decoder]
     return [d.get("type") for d in inside] == ["ByteLevel"]
+
+
+def _longest(inner: tokenizers.Tokenizer, tokens: Sequence[bytes]) -> int:
+    """Bytes of the longest token; 0 where a text may come to fewer tokens than its bytes over that."""
+    takes_space = any(t.lstrip or t.rstrip for t in inner.get_added_tokens_decoder().values())
+    shrinks = inner.normalizer is not None or takes_space
+    return 0 if shrinks else max(map(len, tokens), default=0)
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -11,7 +11,7 @@ class ToolParser(ABC):
     """Tells one sequence's calls from its text, as the text comes.
 
     However a text is cut into pushes, the parts joined are the same. What is not a call is `Text`, whole: nothing
-    the model wrote is lost but the markers of calls and the white space around them.
+    the model wrote is lost but markers and the white space around calls.
     """
 
     markers: ClassVar[tuple[str, ...]]  # shown even where the tokenizer holds them to be special
@@ -24,8 +24,8 @@ class ToolParser(ABC):
         """Lark for one call after its trigger; `arguments` is Lark for the JSON object they are."""
 
     @abstractmethod
-    def push(self, text: str) -> list[Part]:
-        """What these characters make certain."""
+    def push(self, text: str, at: int = 0) -> list[Part]:
+        """What these characters make certain. at: where they begin in the output, just behind those before."""
 
     @abstractmethod
     def flush(self) -> list[Part]:

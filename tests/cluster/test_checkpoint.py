@@ -122,7 +122,7 @@ def test_each_damage_has_its_message(damage: Callable[[Path], None], told: str, 
 @pytest.mark.parametrize(
     ("name", "told"),
     [
-        ("nowhere", "no checkpoint folder at {at}; give the folder that holds config.json (nothing is downloaded)"),
+        ("nowhere", "no checkpoint folder at {at}; give the folder that holds config.json, or what can be fetched"),
         ("empty", "{at} is empty; give the folder of a release, with config.json and safetensors files"),
         ("model.gguf", "{at} is a file; GGUF files are not read: give the folder of a release, "),
         ("one.safetensors", "{at} is a file; give the folder it lies in"),

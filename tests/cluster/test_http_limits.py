@@ -148,3 +148,20 @@ def test_a_client_that_reads_in_time_gets_all() -> None:
             assert (await reader.read()).count(b"x") >= 16 << 20
 
     asyncio.run(run())
+
+
+def test_an_answer_to_http_1_0_has_no_chunks() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-type", b"text/plain")]})
+        for part in (b"data: 1\n\n", b"", b"data: 2\n\n"):
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def run() -> None:
+        async with connected(app) as (reader, writer):
+            writer.write(b"GET / HTTP/1.0\r\nconnection: keep-alive\r\n\r\n")
+            head, _, body = (await reader.read()).partition(b"\r\n\r\n")
+            assert b"transfer-encoding" not in head.lower()
+            assert body == b"data: 1\n\ndata: 2\n\n"
+
+    asyncio.run(run())

@@ -53,6 +53,7 @@ class Rendered:
     def pods(self) -> dict[str, Manifest]:
         """Every pod's spec there is, whoever starts it."""
         jobs = {j["metadata"]["name"]: j["spec"]["template"]["spec"] for j in self.of("Job")}
+        jobs |= {d["metadata"]["name"]: d["spec"]["template"]["spec"] for d in self.of("DaemonSet")}
         bare = {p["metadata"]["name"]: p["spec"] for p in self.of("Pod")}
         return {name: t["spec"] for name, t in self.templates.items()} | jobs | bare
 

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 from cluster.cli import app
 from cluster.dashboards.alerts import ALERTS
 from cluster.dashboards.board import render
-from cluster.dashboards.promql import rate, series
+from cluster.dashboards.promql import rate, series, unchosen
 from cluster.dashboards.write import BOARDS, files
 from tests.cluster.serving import free_port
 from tests.deploy.grafana import TOKEN, Grafana, grafana
@@ -59,7 +59,8 @@ def test_panels_lie_side_by_side_and_say_what_they_show() -> None:
 
 
 def test_an_expression_names_only_what_there_is() -> None:
-    assert series(table.TTFT, "_bucket", **{"class": "a|b"}) == 'ray_ling_ttft_seconds_bucket{class=~"a|b"}'
+    found = series(table.TTFT, "_bucket", **{"class": "a|b"})
+    assert found == 'ray_ling_ttft_seconds_bucket{cluster=~"$cluster",namespace=~"$namespace",class=~"a|b"}'
     with pytest.raises(ValueError, match="ling_ttft_seconds has the labels"):
         rate(table.TTFT, "worker")
     with pytest.raises(ValueError, match="not color"):
@@ -77,7 +78,7 @@ def test_a_second_push_changes_nothing(server: Grafana) -> None:
     (folder,) = [f["uid"] for f in server.folders if f["title"] == "Serving"]
     assert {at["meta"]["folderUid"] for at in server.boards.values()} == {folder}
     for kept in server.boards.values():
-        (variable,) = kept["dashboard"]["templating"]["list"]
+        variable = kept["dashboard"]["templating"]["list"][0]
         assert variable["current"] == {"text": "Thanos", "value": "P2", "selected": True}
     before, kept_before = len(server.writes), dict(server.boards)
     second = push(server.url, "--folder", "Serving", "--datasource", "P2")
@@ -89,10 +90,10 @@ def test_only_what_differs_is_pushed(server: Grafana) -> None:
     push(server.url)
     server.boards["ling-fleet"]["dashboard"]["panels"][1]["title"] = "changed by hand"
     server.boards["ling-experts"]["meta"]["folderUid"] = "other"
-    del server.boards["ling-capacity"]
+    del server.boards["ling-capacity"], server.boards["ling-gpus"]
     again = push(server.url)
     outcomes = dict(re.findall(r"^(\w+) +.*/d/(\S+)$", again.stdout, re.MULTILINE))
-    assert outcomes == {"updated": "ling-experts", "unchanged": "ling-workers", "created": "ling-capacity"}
+    assert outcomes == {"updated": "ling-experts", "unchanged": "ling-workers", "created": "ling-gpus"}
     assert again.stdout.count("updated") == 2
     assert {at["dashboard"]["version"] for at in server.boards.values()} == {1, 2}
     assert len(server.folders) == 2
@@ -119,3 +120,24 @@ def test_a_server_that_is_not_there_is_named() -> None:
     answer = push(f"http://127.0.0.1:{free_port()}")
     assert answer.exit_code == 1
     assert "can't be reached" in answer.stderr
+
+
+def test_boards_choose_clusters_pools_and_workers_and_say_at_a_glance_how_it_is() -> None:
+    for board in BOARDS:
+        variables = [v["name"] for v in render(board)["templating"]["list"]]
+        assert variables == ["datasource", *(["cluster", "namespace", "pool", "worker"] if board.scope else [])]
+    tiles = [p for p in render(BOARDS[0])["panels"] if p["type"] == "stat"]
+    assert len(tiles) >= 5
+    for tile in tiles[:-1]:
+        colors = [step["color"] for step in tile["fieldConfig"]["defaults"]["thresholds"]["steps"]]
+        assert colors in (["green", "yellow", "red"], ["red", "yellow", "green"])
+    assert {"heatmap", "stat", "timeseries"} <= {p["type"] for b in BOARDS for p in render(b)["panels"]}
+
+
+def test_alerts_of_two_clusters_are_two() -> None:
+    for alert in ALERTS:
+        expr = unchosen(alert.expr)
+        assert "$" not in expr
+        selectors = re.findall(r"ray_\w+(\{[^}]*\})?", expr)
+        assert all(s.startswith('{cluster=~".*",namespace=~".*"') for s in selectors)
+        assert all(g.startswith("cluster, namespace") for g in re.findall(r"by \(([^)]*)\)", expr))

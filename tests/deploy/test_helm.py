@@ -1,22 +1,28 @@
 """What the chart renders, read as Kubernetes, KubeRay, Ray and Serve read it."""
 
 import json
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
+from jsonschema import Draft202012Validator
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import validate_config
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.config import parse
-from cluster.pool import bundles
+from cluster.dashboards.alerts import ALERTS
+from cluster.pool import actor_options
 from tests.deploy.chart import CHART, NAMES, Rendered, example, helm, render, selects
+from tests.deploy.crd import schema_of, strict
 from wire.protocol import Role
 
 KUBERNETES = ("1.27", "1.33")
-CUSTOM = {"RayService", "PodMonitor"}
+CUSTOM = {"RayService", "PodMonitor", "PrometheusRule", "HTTPRoute"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -26,7 +32,7 @@ def test_helm_lints_it(name: str) -> None:
 
 
 def test_there_is_an_example_for_each_documented_size() -> None:
-    assert set(NAMES) == {"1p1d-8gpu", "2p4d", "single-node", "cpu-mini"}
+    assert set(NAMES) == {"1p1d-8gpu", "2p4d", "single-node", "cpu-mini", "hub-1p1d", "infiniband"}
 
 
 @pytest.mark.parametrize("version", KUBERNETES)
@@ -49,10 +55,8 @@ def test_ray_s_autoscaler_reads_the_cluster_and_finds_room_for_every_worker(rend
     roles: list[Role] = ["prefill", "decode"] if config.prefill.replicas else ["decode"]
     for role in roles:
         pool, node = config.pool(role), types[role]
-        need: dict[str, float] = {}
-        for bundle in bundles(config, role):
-            for name, amount in bundle.items():
-                need[name] = need.get(name, 0) + amount
+        options = actor_options(config, role)
+        need = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options["resources"]}
         assert all(node["resources"].get(name, 0) >= amount for name, amount in need.items())
         assert node["resources"].get("GPU", 0) == (pool.tp if config.device == "cuda" else 0)
         assert (node["min_workers"], node["max_workers"]) == (pool.replicas, pool.max_replicas or pool.replicas)
@@ -147,7 +151,7 @@ def test_a_monitor_reads_the_ports_that_pods_have() -> None:
     for name, template in example("2p4d").templates.items():
         assert selects(monitor["spec"]["selector"], template["metadata"]["labels"])
         offered = {p["name"] for p in template["spec"]["containers"][0]["ports"]}
-        assert ports & offered == ({"metrics", "http"} if name == "router" else {"metrics"})
+        assert ports & offered == {"metrics"}, name
     assert example("cpu-mini").of("PodMonitor") == []
 
 
@@ -171,3 +175,85 @@ def test_dashboards_travel_with_a_packaged_chart(tmp_path: Path) -> None:
 
 def test_the_chart_s_dashboards_are_the_project_s() -> None:
     assert (CHART / "dashboards").resolve() == CHART.parent / "dashboards"
+
+
+@pytest.mark.parametrize("version", ["1.6.2", "1.7.0"])
+def test_kuberay_s_schema_takes_the_cluster(rendered: Rendered, version: str) -> None:
+    """The CRD's own schema, strictly: KubeRay drops fields it does not know, without a word."""
+    (service,) = rendered.of("RayService")
+    validator = Draft202012Validator(strict(schema_of(version)))
+    assert [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in validator.iter_errors(service)] == []
+
+
+def test_alerts_are_a_release_s_own() -> None:
+    (rule,) = example("1p1d-8gpu").of("PrometheusRule")
+    found = [r["expr"] for group in rule["spec"]["groups"] for r in group["rules"]]
+    assert len(found) == len(ALERTS)
+    for expr in found:
+        selectors = re.findall(r"ray_\w+(\{[^}]*\})?", expr)
+        assert all(s.startswith('{cluster="ling",namespace="serving"') for s in selectors), expr
+    (monitor,) = example("1p1d-8gpu").of("PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["relabelings"] == [{"targetLabel": "cluster", "replacement": "ling"}]
+
+
+def test_the_card_is_known_to_the_workers_where_the_planner_knows_it() -> None:
+    base = ("--values", str(CHART / "examples/1p1d-8gpu.yaml"))
+
+    def args(*more: str) -> dict[str, Any]:
+        found: dict[str, Any] = render(*base, *more).serve["applications"][0]["args"]
+        return found
+
+    assert args()["card"] == "h200-141gb"
+    assert "card" not in args("--set", "gpu.type=other")
+    assert "card" not in render().serve["applications"][0]["args"]
+
+
+UPGRADE = "upgrade.strategy=NewClusterWithIncrementalUpgrade,autoscaling.enabled=true"
+
+
+@pytest.mark.parametrize(
+    ("settings", "versions", "path", "value"),
+    [
+        ("headState.storage=redis,headState.redis.address=redis:6379", ("1.6.2", "1.7.0"), "rayClusterConfig",
+         {"redisAddress": "redis://redis:6379"}),
+        ("headState.storage=rocksdb,headState.rocksdb.storageClass=fast", ("1.7.0",), "rayClusterConfig",
+         {"backend": "rocksdb", "storage": {"size": "1Gi", "accessModes": ["ReadWriteOnce"],
+          "deletionPolicy": "DeleteWithCluster", "storageClassName": "fast"}}),
+        (f"{UPGRADE},upgrade.incremental.gatewayClassName=istio", ("1.6.2", "1.7.0"), "upgradeStrategy",
+         {"gatewayClassName": "istio", "stepSizePercent": 10, "intervalSeconds": 60, "maxSurgePercent": 100}),
+    ],
+)  # fmt: skip
+def test_kuberay_takes_a_kept_head_and_a_gradual_upgrade(
+    settings: str, versions: tuple[str, ...], path: str, value: dict[str, Any]
+) -> None:
+    rendered = render("--set", settings)
+    (service,) = rendered.of("RayService")
+    assert value in rendered.service[path].values()
+    for version in versions:
+        errors = Draft202012Validator(strict(schema_of(version))).iter_errors(service)
+        assert [error.message for error in errors] == []
+
+
+def test_a_gateway_shows_what_an_ingress_shows() -> None:
+    route = "httpRoute.enabled=true,httpRoute.parentRefs[0].name=gateway,httpRoute.hostnames[0]=ling.example.com"
+    rendered = render("--values", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", route)
+    (ingress,), (shown,) = rendered.of("Ingress"), rendered.of("HTTPRoute")
+    (rule,) = shown["spec"]["rules"]
+    inside = {p["path"] for p in ingress["spec"]["rules"][0]["http"]["paths"]}
+    assert {m["path"]["value"] for m in rule["matches"]} == inside
+    assert rule["backendRefs"] == [{"name": "ling-serve-svc", "port": 8000}]
+    assert rule["timeouts"] == {"request": "0s", "backendRequest": "0s"}
+
+
+def test_two_releases_of_a_namespace_share_no_name() -> None:
+    values = ("--values", str(CHART / "examples/2p4d.yaml"))
+
+    def names(release: str) -> set[tuple[str, str]]:
+        done = helm("template", release, str(CHART), "--namespace", "serving", *values)
+        found = [m for m in yaml.safe_load_all(done.stdout) if m]
+        return {(m["kind"], m["metadata"]["name"]) for m in found}
+
+    one, two = names("red"), names("blue")
+    assert one
+    assert not one & two

@@ -1,6 +1,7 @@
 """The image's recipe, read: no engine builds it here."""
 
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from packaging.requirements import Requirement
+
+from tests.deploy.chart import example
 
 ROOT = Path(__file__).parents[2]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["services"]
@@ -89,10 +92,35 @@ def test_a_workflow_publishes_both_images_by_tag() -> None:
 
 
 def test_services_of_one_box_are_closed() -> None:
-    assert set(SERVICES) == {"ling", "ling-gpu"}
-    for service in SERVICES.values():
-        assert all(port.startswith("127.0.0.1:") for port in service["ports"])
-        assert service["read_only"] is True
+    assert set(SERVICES) == {"ling", "prometheus", "grafana", "ling-gpu", "prometheus-gpu", "grafana-gpu"}
+    for name, service in SERVICES.items():
+        assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
         assert service["cap_drop"] == ["ALL"]
-        assert service["build"]["target"] in _stages()
-    assert SERVICES["ling-gpu"]["profiles"] == ["gpu"]
+        if name.startswith("ling"):
+            assert service["read_only"] is True
+            assert service["build"]["target"] in _stages()
+            assert any("metrics-port=8001" in word for word in service["command"])
+        else:
+            assert service["network_mode"] == "service:ling" + ("-gpu" if name.endswith("-gpu") else "")
+        assert service.get("profiles") == (["gpu"] if name.endswith("-gpu") else None)
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert not source.startswith("./") or (ROOT / source).exists(), source
+
+
+@pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on PATH: apt-get install prometheus")
+def test_prometheus_of_one_box_reads_its_settings_and_keeps_what_the_boards_read(tmp_path: Path) -> None:
+    settings = (ROOT / "cluster/dashboards/compose/prometheus.yaml").read_text()
+    local = settings.replace("/etc/ling/alerts.yaml", str(ROOT / "dashboards/alerts.yaml"))
+    (tmp_path / "prometheus.yaml").write_text(local)
+    command = ["promtool", "check", "config", str(tmp_path / "prometheus.yaml")]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    (scrape,) = yaml.safe_load(settings)["scrape_configs"]
+    (keep,) = scrape["metric_relabel_configs"]
+    read = set(re.findall(r"\bray_\w+", " ".join(path.read_text() for path in (ROOT / "dashboards").iterdir())))
+    assert read
+    assert [name for name in read if not re.fullmatch(keep["regex"], name)] == []
+    (monitor,) = example("1p1d-8gpu").of("PodMonitor")
+    (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+    assert endpoint["metricRelabelings"][0]["regex"] == keep["regex"]

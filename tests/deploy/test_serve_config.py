@@ -8,7 +8,7 @@ import yaml
 from ray.serve.schema import ServeDeploySchema
 
 from cluster.config import ClusterConfig, parse
-from cluster.pool import bundles
+from cluster.pool import actor_options
 from planner.cards import find_card
 from planner.memory import Layout, capacity, enough
 from planner.model import load_model
@@ -38,9 +38,8 @@ def test_serve_and_the_schema_accept_it_and_it_has_the_size_it_says(path: Path) 
     assert deployed.proxy_location == "Disabled"
     assert config.port == 8000
     assert config.host == "127.0.0.1"
-    groups: list[tuple[Role, int]] = [("prefill", prefill), ("decode", decode)]
-    asked = [b for role, count in groups for _ in range(count) for b in bundles(config, role)]
-    assert sum(b.get("GPU", 0) for b in asked) == gpus
+    pools: list[tuple[Role, int]] = [("prefill", prefill), ("decode", decode)]
+    assert sum(count * actor_options(config, role)["num_gpus"] for role, count in pools) == gpus
 
 
 @pytest.mark.parametrize("path", [p for p in CONFIGS if p.stem.startswith("flash")], ids=lambda p: p.stem)
@@ -52,9 +51,7 @@ def test_a_worker_of_80_gb_cards_has_the_memory_for_it(path: Path) -> None:
     assert enough(capacity(model, find_card("h100-80gb"), layout), layout)
 
 
-def test_a_worker_asks_for_its_pool_s_mark_once() -> None:
+def test_a_worker_asks_for_its_pool_s_mark_once_and_for_cpus_by_the_rank() -> None:
     settings: dict[str, Any] = {"decode.tp": 4, "prefill.replicas": 0, "decode.resources.decode": "1", "device": "cpu"}
-    leader, *ranks = bundles(parse(settings), "decode")
-    assert leader["decode"] == 1
-    assert len(ranks) == 4
-    assert not any("decode" in rank for rank in ranks)
+    options = actor_options(parse(settings | {"rank_cpus": 2}), "decode")
+    assert options == {"num_cpus": 8.01, "num_gpus": 0, "resources": {"decode": 1}, "runtime_env": {}}

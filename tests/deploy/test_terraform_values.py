@@ -29,7 +29,9 @@ def given(folder: Path, variables: Body) -> None:
 def test_the_chart_takes_what_terraform_makes_of_an_example(folder: Path, tmp_path: Path) -> None:
     ling = ROOT / "modules/ling"
     call = module(folder).of("module")["ling"]
-    variables = {name: call[name] for name in ("model", "gpu", "prefill", "decode", "values")}
+    variables = {name: call[name] for name in ("gpu", "prefill", "decode", "values")}
+    assert call["model"] == "${var.model}"
+    variables["model"] = module(folder).of("variable")["model"]["default"]
     storage = {"provisioner": "example.com/nfs", "parameters": {}}
     variables |= {"image": {"repository": "registry.example.com:5000/ling"}, "disk_storage": storage}
     variables["model_storage"] = storage | {"size": "1Ti"}
@@ -50,7 +52,9 @@ def test_the_chart_takes_what_terraform_makes_of_an_example(folder: Path, tmp_pa
     assert groups == {"router": 2, "prefill": 1, "decode": 1}
     assert rendered.cluster["authOptions"] == {"mode": "token", "secretName": "ling-ray-token"}
     volumes = {v["name"]: v for v in rendered.pods["decode"]["volumes"]}
-    assert volumes["models"]["persistentVolumeClaim"] == {"claimName": "models"}
+    assert volumes["cache"]["persistentVolumeClaim"] == {"claimName": "models"}
+    args = rendered.serve["applications"][0]["args"]
+    assert (args["model"], args["model_cache"]) == ("hf://inclusionAI/Ling-2.6-flash-FP8", "/cache")
     assert len(rendered.of("PodMonitor")) == 1
 
 

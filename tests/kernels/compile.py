@@ -1,9 +1,11 @@
-"""Compiles kernels for sm_90 without a GPU: `python -m tests.kernels.compile [test module …]`.
+"""Compiles kernels for cards that are not here: `python -m tests.kernels.compile [--card 90] [test module …]`.
 
-A test module that defines `on_sm90()` has its kernels compiled for the shapes that function launches. It calls
-operations' Triton forms on tensors of the meta device, so real shapes cost no memory; nothing is run.
+A test module that defines `on_card(card)` has its kernels compiled for the shapes that function launches. It calls
+operations' Triton forms on tensors of the meta device, so real shapes cost no memory; nothing is run. `--matrix`
+compiles everything for every card and prints what each kernel takes on it as a table in Markdown.
 """
 
+import argparse
 import importlib
 import json
 import os
@@ -15,9 +17,18 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from kernels import device
+from kernels.device import H200, Device
+
 HERE = Path(__file__).parent
-# What one block may use on sm_90.
-MOST_SHARED = 227 * 1024
+# By compute capability a card that has it. What a block may use of shared memory: CUDA's programming guide.
+CARDS = {
+    80: Device("A100", (8, 0), 163 * 1024, 108),
+    89: Device("L40S", (8, 9), 99 * 1024, 142),
+    90: H200,
+    100: Device("B200", (10, 0), 227 * 1024, 148),
+    120: Device("RTX PRO 6000", (12, 0), 99 * 1024, 188),
+}
 # What touches memory that other kernels may write.
 _GLOBAL = re.compile(r"\b(ld|st|atom|red)\.(\w+\.)*global|\bcp\.async\.c")
 
@@ -26,7 +37,8 @@ _GLOBAL = re.compile(r"\b(ld|st|atom|red)\.(\w+\.)*global|\bcp\.async\.c")
 class Compiled:
     """One compiled kernel. shared: bytes a block; registers: a thread; stack: bytes a thread spilled or indexed.
 
-    early: it is launched to overlap its predecessor, and touches memory before it waits for that.
+    barriers: places in its code where all warps wait for each other. early: it is launched to overlap its predecessor,
+    and touches memory before it waits for that.
     """
 
     kernel: str
@@ -34,23 +46,25 @@ class Compiled:
     shared: int
     registers: int
     stack: int
+    barriers: int
     early: bool
 
 
 def modules() -> list[str]:
     """Test modules that say what to compile."""
     files = sorted(HERE.glob("test_triton_*.py"))
-    return [f"{__package__}.{f.stem}" for f in files if "\ndef on_sm90(" in f.read_text()]
+    return [f"{__package__}.{f.stem}" for f in files if "\ndef on_card(" in f.read_text()]
 
 
-def compile_all(names: list[str]) -> dict[str, list[Compiled] | str]:
+def compile_all(names: list[str], card: int) -> dict[str, list[Compiled] | str]:
     """By module what was compiled, or the error; in a process of its own, where triton is not interpreted."""
-    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "LING_KERNELS")}
-    # What it adds to kernels only orders them.
-    environment["LING_PDL"] = "1"
-    command = [sys.executable, "-W", "ignore", "-m", __name__, "--json", *names]
+    environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "LING_KERNELS", "LING_PDL")}
+    if card >= 90:
+        # What it adds to kernels only orders them.
+        environment["LING_PDL"] = "1"
+    command = [sys.executable, "-W", "ignore", "-m", "tests.kernels.compile", "--json", "--card", str(card), *names]
     done = subprocess.run(
-        command, env=environment, cwd=HERE.parent.parent, capture_output=True, text=True, timeout=880, check=False
+        command, env=environment, cwd=HERE.parent.parent, capture_output=True, text=True, timeout=3600, check=False
     )
     assert done.returncode == 0, done.stderr
     results: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
@@ -78,7 +92,7 @@ def _early(compiled: Any) -> bool:
     return not waits or _GLOBAL.search(before) is not None
 
 
-def _compile(name: str) -> list[Compiled]:
+def _compile(name: str, card: int) -> list[Compiled]:
     import triton  # noqa: PLC0415
     from triton.backends.compiler import GPUTarget  # noqa: PLC0415
     from triton.runtime.jit import JITFunction  # noqa: PLC0415
@@ -93,7 +107,7 @@ def _compile(name: str) -> list[Compiled]:
             return 0
 
         def get_current_target(self) -> GPUTarget:
-            return GPUTarget("cuda", 90, 32)
+            return GPUTarget("cuda", card, 32)
 
         def __getattr__(self, attribute: str) -> Any:
             raise AttributeError(f"{attribute}: this needs a GPU, which kernels are compiled without")
@@ -109,24 +123,58 @@ def _compile(name: str) -> list[Compiled]:
 
     JITFunction.run = compile_only
     try:
-        importlib.import_module(name).on_sm90()
+        device.assumed = CARDS[card]
+        importlib.import_module(name).on_card(CARDS[card])
     finally:
+        device.assumed = None
         JITFunction.run = run
-    return [
-        Compiled(c.metadata.name, c.metadata.num_warps, c.metadata.shared, *_usage(c), _early(c)) for c in seen.values()
-    ]
+    return [_compiled(c) for c in seen.values()]
+
+
+def _compiled(c: Any) -> Compiled:
+    known, ptx = c.metadata, c.asm["ptx"]
+    return Compiled(known.name, known.num_warps, known.shared, *_usage(c), ptx.count("bar.sync"), _early(c))
+
+
+def matrix() -> str:
+    """What the hungriest variant of each kernel takes on each card."""
+    found: dict[str, dict[int, str]] = {}
+    for card, known in CARDS.items():
+        by_kernel: dict[str, list[Compiled]] = {}
+        for name, kernels in compile_all(modules(), card).items():
+            if isinstance(kernels, str):
+                raise RuntimeError(f"{name} on {known.name}: {kernels}")
+            for kernel in kernels:
+                by_kernel.setdefault(kernel.kernel.strip("_").removesuffix("_kernel"), []).append(kernel)
+        for kernel_name, variants in by_kernel.items():
+            shared, registers, stack = (
+                max(getattr(v, field) for v in variants) for field in ("shared", "registers", "stack")
+            )
+            found.setdefault(kernel_name, {})[card] = f"{shared / 1024:.1f} · {registers} · {stack}"
+    lines = ["| kernel | " + " | ".join(f"{c.name}, sm_{n}, {c.shared // 1024} KB" for n, c in CARDS.items()) + " |"]
+    lines.append("|---" * (len(CARDS) + 1) + "|")
+    lines += [f"| {name} | " + " | ".join(row.get(n, "–") for n in CARDS) + " |" for name, row in sorted(found.items())]
+    return "\n".join(lines)
 
 
 def main(arguments: list[str]) -> None:
     """Print what each kernel takes, as a table or, after --json, in one line."""
-    names = [a for a in arguments if a != "--json"] or modules()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*")
+    parser.add_argument("--card", type=int, choices=tuple(CARDS), default=90)
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--matrix", action="store_true")
+    asked = parser.parse_args(arguments)
+    if asked.matrix:
+        print(matrix())
+        return
     results: dict[str, list[dict[str, Any]] | str] = {}
-    for name in names:
+    for name in asked.names or modules():
         try:
-            results[name] = [asdict(c) for c in _compile(name)]
+            results[name] = [asdict(c) for c in _compile(name, asked.card)]
         except Exception as error:
             results[name] = f"{type(error).__name__}: {error}"
-    if "--json" in arguments:
+    if asked.json:
         print(json.dumps(results))
         return
     for name, found in results.items():

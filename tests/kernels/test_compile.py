@@ -1,22 +1,29 @@
-"""Every Triton kernel compiles for sm_90, fits its memory and waits for its predecessor, with a GPU or without."""
+"""Kernels compile for every kind of card and fit its memory, with a GPU or without.
+
+All of them for sm_90, where each must also wait for its predecessor; for the other cards those whose tiles fill a
+block's shared memory. `python -m tests.kernels.compile --matrix` compiles every kernel for every card.
+"""
 
 import pytest
 
-from tests.kernels.compile import MOST_SHARED, Compiled, compile_all, modules
+from tests.kernels.compile import CARDS, compile_all, modules
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+HUNGRY = [f"tests.kernels.test_triton_{name}" for name in ("mla", "mla_prefill", "linear_fp32")]
 
 
-@pytest.fixture(scope="module")
-def compiled() -> dict[str, list[Compiled] | str]:
-    return compile_all(modules())
+@pytest.mark.parametrize("card", CARDS, ids=lambda n: f"sm_{n}")
+def test_compiles_and_fits(card: int) -> None:
+    for module, kernels in compile_all(modules() if card == 90 else HUNGRY, card).items():
+        assert not isinstance(kernels, str), f"{module}: {kernels}"
+        assert kernels, module
+        for kernel in kernels:
+            assert kernel.shared <= CARDS[card].shared, f"{module}: {kernel}"
+            assert not kernel.early, f"{module}: {kernel}"
 
 
-@pytest.mark.parametrize("module", modules())
-def test_compiles(module: str, compiled: dict[str, list[Compiled] | str]) -> None:
-    kernels = compiled[module]
-    assert not isinstance(kernels, str), kernels
-    assert kernels
-    for kernel in kernels:
-        assert kernel.shared <= MOST_SHARED, kernel
-        assert not kernel.early, kernel
+def test_the_choice_of_experts_does_not_wait_for_other_warps() -> None:
+    (gates,) = compile_all(["tests.kernels.test_triton_moe_gate"], 90).values()
+    assert not isinstance(gates, str), gates
+    assert min(gate.warps for gate in gates) == 1
+    assert all(gate.barriers < 12 for gate in gates if gate.warps == 1), gates

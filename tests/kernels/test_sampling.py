@@ -77,13 +77,10 @@ def test_filters_keep_what_they_say() -> None:
 
 
 def test_penalties_follow_their_formulas() -> None:
-    logits = rows([2.0, -2.0, 1.0, 0.5])
-    out = penalize(
-        logits,
-        seen=torch.tensor([[True, True, False, True]]),
-        counts=rows([2.0, 0.0, 0.0, 1.0]),
-        repetition=torch.tensor([2.0]),
-        presence=torch.tensor([0.5]),
-        frequency=torch.tensor([0.25]),
-    )
-    assert torch.allclose(out, rows([1.0 - 0.5 - 0.5, -4.0, 1.0, 0.25 - 0.5 - 0.25]))
+    logits = rows([2.0, -2.0, 1.0, 0.5], [2.0, -2.0, 1.0, 0.5])
+    # Twice in the output; in the prompt alone; nowhere; once. The other slot asks for nothing.
+    history = torch.tensor([[9, 9, 9, 9], [5, 1, 0, 3]], dtype=torch.int32)
+    settings = torch.tensor([[1.0, 2.0], [0.0, 0.5], [0.0, 0.25]])
+    out = penalize(logits, history, torch.tensor([1, 0]), settings)
+    assert torch.allclose(out[0], rows([1.0 - 0.5 - 0.5, -4.0, 1.0, 0.25 - 0.5 - 0.25]))
+    assert torch.equal(out[1], logits[1])

@@ -3,10 +3,11 @@
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.sampling.bitmask import apply_bitmask_reference, apply_bitmask_triton
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     mask = torch.empty(8, 157184 // 32, dtype=torch.int32, device="meta")
     apply_bitmask_triton(torch.empty(8, 157184, device="meta"), mask)
 

@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.group_norm_gate import group_rms_norm_gate_reference, group_rms_norm_gate_triton
 from tests.kernels.conftest import close
 
 EPS = 1e-6
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     x = torch.empty(8, 32, 128, device="meta")
     gate = torch.empty(8, 4096, dtype=torch.bfloat16, device="meta")
     group_rms_norm_gate_triton(x, gate, gate[0], 4, EPS)

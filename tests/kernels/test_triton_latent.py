@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.mla.latent import norm_rope_write_latent_reference, norm_rope_write_latent_triton
 from tests.kernels.conftest import close
 from tests.kernels.matrices import poison
@@ -10,7 +11,7 @@ from tests.kernels.matrices import poison
 EPS = 1e-6
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     pool = torch.empty(1 << 16, 64, 576, dtype=torch.bfloat16, device="meta")
     projected = torch.empty(8, 1536 + 576, dtype=torch.bfloat16, device="meta")
     angles, at = torch.empty(8, 32, device="meta"), torch.empty(8, dtype=torch.int64, device="meta")

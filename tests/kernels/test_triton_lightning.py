@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import Keep, Rows, make_rows
+from kernels.device import Device
 from kernels.lightning.attention import lightning_attention_reference, lightning_attention_triton
 from kernels.lightning.chunks import chunks
 from kernels.lightning.step import step
@@ -25,7 +26,7 @@ LIMIT = torch.bfloat16 if torch.cuda.is_available() else torch.float32
 Tensors = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     meta = torch.device("meta")
     for heads in (32, 8):
         for starts, counts in (((9,), (1,)), ((9,) * 128, (1,) * 128), ((9,) * 8, (4,) * 8), ((0, 5), (8192, 1))):

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from kernels import make_rows
+from kernels.device import Device
 from kernels.lightning.layer import lightning_layer_reference, lightning_layer_triton
 from tests.kernels.conftest import close
 from tests.kernels.matrices import poison
@@ -11,7 +12,7 @@ from tests.kernels.matrices import poison
 EPS = 1e-6
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     meta = torch.device("meta")
     for tokens, heads in ((1, 32), (16, 32), (1, 8)):
         slots = torch.empty(tokens, dtype=torch.int64, device=meta)

@@ -5,13 +5,14 @@ from importlib import import_module
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.linear.fp32 import linear_fp32_reference, linear_fp32_triton
 from tests.kernels.conftest import close
 
 SMALL = {"BLOCK_M": 16, "BLOCK_N": 16, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     for outputs in (256, 157184, 39296):
         weight = torch.empty(outputs, 4096, dtype=torch.bfloat16, device="meta")
         for tokens in (1, 32, 128) if outputs != 256 else (1, 32, 128, 8192):

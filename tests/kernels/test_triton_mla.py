@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kernels import Pages, Rows, make_pages, make_rows
+from kernels.device import Device
 from kernels.mla.attention import mla_attention_reference, mla_attention_triton
 from tests.kernels.conftest import close
 
@@ -13,7 +14,7 @@ SMALL = {"KEYS": 16, "programs": 1, "num_warps": 4, "num_stages": 2}
 SPLIT = SMALL | {"programs": 12}
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     meta = torch.device("meta")
     decode, drafts, prompt = ((9000,) * 4, (1,) * 4), ((100,) * 8, (4,) * 8), ((0,), (8192,))
     cases = [(32, torch.bfloat16, decode), (32, torch.bfloat16, drafts), (32, torch.bfloat16, prompt)]

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.moe.gate import moe_gate_reference, moe_gate_triton
 from tests.kernels.conftest import close
 from tests.kernels.matrices import poison
@@ -10,7 +11,7 @@ from tests.kernels.matrices import poison
 SMALL = {"BLOCK_N": 16, "BLOCK_K": 16, "SPLIT": 3, "num_warps": 4, "num_stages": 2}
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     for tokens in (1, 16):
         x, weight = (torch.empty(n, 4096, dtype=torch.bfloat16, device="meta") for n in (tokens, 256))
         moe_gate_triton(x, weight, torch.empty(256, device="meta"), 8, 4, 8, 2.5, True)

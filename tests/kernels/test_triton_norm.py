@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.norm import add_rms_norm_reference, add_rms_norm_triton, rms_norm_reference, rms_norm_triton
 from tests.kernels.conftest import close
 
 EPS = 1e-6
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     for tokens in (1, 128):
         x, weight = (torch.empty(s, 4096, dtype=torch.bfloat16, device="meta") for s in (tokens, 1))
         add_rms_norm_triton(x, x, weight[0], EPS)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.rope import (
     qk_norm_rope_reference,
     qk_norm_rope_triton,
@@ -14,7 +15,7 @@ from tests.kernels.conftest import close
 EPS = 1e-6
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     angles = torch.empty(8, 32, device="meta")
     qkv = torch.empty(8, 3, 32, 128, dtype=torch.bfloat16, device="meta")
     qk_norm_rope_triton(qkv[:, :2], qkv[0, :2, :1], angles, angles, EPS)

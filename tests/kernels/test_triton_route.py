@@ -3,13 +3,14 @@
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.moe.route import route_reference, route_triton
 from tests.kernels.conftest import close
 
 SHAPES = [(8, 2, 1, 1), (12, 4, 2, 5), (16, 1, 1, 16), (6, 6, 3, 2), (256, 8, 4, 8)]
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     route_triton(torch.empty(128, 256, device="meta"), torch.empty(256, device="meta"), 8, 4, 8, 2.5)
 
 

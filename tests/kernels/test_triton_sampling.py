@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.sampling.noise import gumbel_noise, uniform
 from kernels.sampling.sampling import penalize_reference, penalize_triton, sample_reference, sample_triton
 from tests.kernels.conftest import close
@@ -11,12 +12,13 @@ from tests.kernels.conftest import close
 SMALL = {"SIZE": 16, "CHUNKS": 2, "WIDTH": 4, "num_warps": 1}
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     for rows in (1, 128):
         logits, values = torch.empty(rows, 157184, device="meta"), torch.empty(rows, device="meta")
         integers = torch.empty(rows, dtype=torch.int64, device="meta")
         sample_triton(logits, values, integers, values, values, integers, integers)
-        penalize_triton(logits, logits > 0, logits, values, values, values)
+        history = torch.empty(64, 157184, dtype=torch.int32, device="meta")
+        penalize_triton(logits, history, integers, torch.empty(3, 64, device="meta"))
 
 
 def _pair(
@@ -115,8 +117,9 @@ def test_noise_is_finite_at_both_ends() -> None:
 @pytest.mark.parametrize(("rows", "vocab"), [(0, 5), (1, 1), (3, 65)])
 def test_penalize(rows: int, vocab: int, device: torch.device) -> None:
     torch.manual_seed(0)
-    logits, counts = torch.randn(rows, vocab, device=device), torch.randint(0, 3, (rows, vocab), device=device)
-    seen = (counts > 0) | (torch.rand(rows, vocab, device=device) < 0.3)
-    penalties = (torch.rand(3, rows, device=device) + 0.5).unbind()
-    got = penalize_triton(logits, seen, counts.float(), *penalties, {"BLOCK": 32, "num_warps": 1})
-    close(got, penalize_reference(logits, seen, counts.float(), *penalties))
+    logits, slots = torch.randn(rows, vocab, device=device), torch.randperm(5, device=device)[:rows]
+    counts = torch.randint(0, 3, (5, vocab), device=device)
+    seen = (counts > 0) | (torch.rand(5, vocab, device=device) < 0.3)
+    history, settings = (2 * counts + seen).int(), torch.rand(3, 5, device=device) + 0.5
+    got = penalize_triton(logits, history, slots, settings, {"BLOCK": 32, "num_warps": 1})
+    close(got, penalize_reference(logits, history, slots, settings))

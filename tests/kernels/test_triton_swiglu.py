@@ -3,11 +3,12 @@
 import pytest
 import torch
 
+from kernels.device import Device
 from kernels.swiglu import swiglu_reference, swiglu_triton
 from tests.kernels.conftest import close
 
 
-def on_sm90() -> None:
+def on_card(card: Device) -> None:
     for tokens, size in ((1, 1024), (64, 9216)):
         swiglu_triton(torch.empty(tokens, 2 * size, dtype=torch.bfloat16, device="meta"))
 

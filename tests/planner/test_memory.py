@@ -165,7 +165,7 @@ def test_every_remedy_named_works() -> None:
 def test_a_full_context_must_find_its_pages() -> None:
     """Many slots leave pages for short sessions, but not for one long one."""
     model, card = replace(FLASH, weights="fp8"), find_card("h200-141gb")
-    layout = Layout(4, 131_072, 64, 7_290)
+    layout = Layout(4, 131_072, 64, 7_240)
     held = capacity(model, card, layout)
     assert held.pages < pages_of(131_072, 64)
     assert not held.longest_fits

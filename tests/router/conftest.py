@@ -27,7 +27,8 @@ TEMPLATE = (
     "{# detailed thinking #}{% if tools %}[{% for t in tools %}{{ t | tojson }}{% endfor %}]{% endif %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}"
     "{% for c in m.tool_calls or [] %}[{{ c.function.name }}:{{ c.function.arguments }}]{% endfor %}"
-    "{% if m.tool_call_id %}({{ m.tool_call_id }}){% endif %}{% endfor %}<assistant>"
+    "{% if m.tool_call_id %}({{ m.tool_call_id }}){% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 
 
@@ -83,7 +84,7 @@ async def served(
     checkpoint: Path, workers: list[FakeWorker], pools: Pools | None = None, **options: Any
 ) -> AsyncIterator[Stage]:
     """Start workers, router and uvicorn; end them in reverse."""
-    config = RouterConfig("tiny", str(checkpoint), **options)
+    config = RouterConfig("tiny", str(checkpoint), **{"name_workers": True, **options})
     gateway = Gateway(config, pools or Pools())
     async with AsyncExitStack() as stack:
         for worker in workers:

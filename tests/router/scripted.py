@@ -17,7 +17,7 @@ def scripted(checkpoint: Path, say: Callable[[str], str], tokens_per_step: int =
 
     def answer(request: Request) -> Answer:
         prompt = tokenizer.decode(request.token_ids)
-        ids = [*tokenizer.encode_now(say(prompt), False), END]
+        ids = [*tokenizer.encode(say(prompt), False), END]
         return lambda offset: ids[offset] if offset < len(ids) else END
 
     options = {"answer": answer, "max_model_len": 4096, "tokens_per_step": tokens_per_step}

@@ -115,8 +115,22 @@ def test_one_call_at_most(sdk: anthropic.Anthropic, stream: bool) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_broken_call_is_text(sdk: anthropic.Anthropic, stream: bool) -> None:
     answer = ask(sdk, [{"role": "user", "content": "broken"}], stream=stream, tools=TOOLS)
-    assert [b.text for b in answer.content] == [SCRIPTS["broken"]]
+    assert [b.text for b in answer.content] == ['{"name": "add", "arguments": {"a": tru}}']
     assert answer.stop_reason == "end_turn"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("written", "given"),
+    [('{"name": "add", "arguments": {"a": 2, "b": [1, "x</to', {"a": 2, "b": [1, "x</to"]}), ('{"name": "add", ', {})],
+)
+def test_a_call_the_limit_cuts_off_holds_what_there_is(
+    sdk: anthropic.Anthropic, stream: bool, written: str, given: object
+) -> None:
+    limit = agent("add").index("{") + len(written)
+    answer = ask(sdk, [{"role": "user", "content": "add"}], stream=stream, tools=TOOLS, max_tokens=limit)
+    assert [b.type for b in answer.content] == ["text", "tool_use"]
+    assert (answer.content[1].name, answer.content[1].input, answer.stop_reason) == ("add", given, "max_tokens")
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -186,7 +200,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"thinking": {"type": "between"}}, "'thinking.type'"),
     ({"output_config": {"format": {}}}, "'output_config.format.type' is required"),
     ({"context_management": {"edits": [{"type": "clear_tool_uses_20250919"}]}}, "'context_management.edits[0].type'"),
-    ({"mcp_servers": []}, "'mcp_servers' is not supported"),
+    ({"mcp_servers": [{"type": "url"}]}, "'mcp_servers'"),
 ]
 
 
@@ -222,12 +236,12 @@ def test_what_fails_at_a_worker_is_said_in_this_dialect(checkpoint: Path, stream
         assert "no luck" in answer.json()["error"]["message"]
 
 
-async def read_until_it_dies(stage: Stage, sdk: anthropic.AsyncAnthropic, got: list[str]) -> None:
+async def read_until_it_fails(stage: Stage, sdk: anthropic.AsyncAnthropic, got: list[str]) -> None:
     async with sdk.messages.stream(model="tiny", max_tokens=900, messages=[HELLO]) as stream:
         async for text in stream.text_stream:
             if not got:
                 await stage.until(lambda: stage.gateway.table.link("p0").in_flight == 0)
-                await stage["d0"].die()
+                stage["d0"].fail("no luck")
             got.append(text)
 
 
@@ -238,10 +252,10 @@ def test_a_stream_that_fails_says_so_in_band(checkpoint: Path) -> None:
                 worker.pace_s = 0.005
             async with anthropic.AsyncAnthropic(base_url=stage.url, api_key="-", max_retries=0, timeout=60) as sdk:
                 got: list[str] = []
-                with pytest.raises(anthropic.APIStatusError, match="d0 ended") as caught:
-                    await read_until_it_dies(stage, sdk, got)
+                with pytest.raises(anthropic.APIStatusError, match="d0 failed the request: no luck") as caught:
+                    await read_until_it_fails(stage, sdk, got)
                 assert set("".join(got)) == {"x"}
                 body: Any = caught.value.body
-                assert body["error"]["type"] == "overloaded_error"
+                assert body["error"]["type"] == "api_error"
 
     asyncio.run(act())

@@ -126,7 +126,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"structured_outputs": {}}, "structured_outputs", "exactly one"),
     (CHAT, {"structured_outputs": {"regex": "a", "choice": ["a"]}}, "structured_outputs", "exactly one"),
     (CHAT, {"structured_outputs": {"backend": "x"}}, "structured_outputs.backend", "not supported"),
-    (CHAT, {"guided_json": {}}, "guided_json", "not supported"),
+    (CHAT, {"guided_json": BAD}, "guided_json.properties.a.items", "strin"),
     (CHAT, {"structured_outputs": {"regex": "a"}, "response_format": {"type": "json_object"}},
      "structured_outputs", "one of them"),
     (CHAT, {"structured_outputs": {"structural_tag": {

@@ -87,12 +87,11 @@ def test_a_full_queue_and_a_lost_pool_say_it_too(checkpoint: Path) -> None:
     asyncio.run(act())
 
 
-@pytest.mark.parametrize("given", ["x" * 129, "a b", "é", ""])
+@pytest.mark.parametrize("given", ["x" * 129, "a b", "a, b", "é", ""])
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/models", "/health", "/nothing"])
-def test_one_that_is_none_is_refused_everywhere(guarded: Stage, given: str, path: str) -> None:
+def test_one_that_is_none_is_replaced_everywhere(guarded: Stage, given: str, path: str) -> None:
     answer = guarded.http.get(guarded.url + path, headers={"x-request-id": given.encode("latin-1")})  # type: ignore[dict-item]
-    assert answer.status_code == 400
-    assert "x-request-id must be 1 to 128 printable ASCII" in answer.text
+    assert answer.status_code in (200, 401, 404, 405)
     assert len(answer.headers["x-request-id"]) == 32
 
 

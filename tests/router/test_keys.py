@@ -92,7 +92,7 @@ def test_a_file_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
 
 def test_a_made_key_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["keys", "acme", "--requests", "60", "--concurrent", "3"])
-    runpy.run_path(str(Path(__file__).parents[2] / "router" / "keys.py"), run_name="__main__")
+    runpy.run_path(str(Path(__file__).parents[2] / "router" / "access" / "keys.py"), run_name="__main__")
     line, said = capsys.readouterr()
     (tmp_path / "keys").write_text(line)
     keys = Keys(str(tmp_path / "keys"))
@@ -114,5 +114,5 @@ def test_a_made_key_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
 def test_no_line_is_made_of_what_could_not_be_read(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
     monkeypatch.setattr(sys, "argv", ["keys", *arguments])
     with pytest.raises(SystemExit) as ended:
-        runpy.run_path(str(Path(__file__).parents[2] / "router" / "keys.py"), run_name="__main__")
+        runpy.run_path(str(Path(__file__).parents[2] / "router" / "access" / "keys.py"), run_name="__main__")
     assert ended.value.code == 2

@@ -53,6 +53,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("post", "/tokenize", {"json": {"prompt": "x", "return_token_strs": True}}),
     ("post", "/tokenize", {"json": {"messages": ASK}}),
     ("post", "/detokenize", {"json": {"tokens": [5, 6]}}),
+    ("get", "/tokenizer_info", {}),
     ("get", "/", {}),
     ("get", "/", {"headers": {"accept": "text/html"}}),
     ("get", "/live", {}),
@@ -249,7 +250,7 @@ def test_streams_that_fail(checkpoint: Path, published: Any, path: str) -> None:
                 async for piece in answer.aiter_raw():
                     if not pieces:
                         await stage.until(lambda: stage.gateway.table.link("p0").in_flight == 0)
-                        await stage["d0"].die()
+                        stage["d0"].fail("no luck")
                     pieces.append(piece)
                 check(published, "post", path, answer, b"".join(pieces))
                 told = json.loads(pieces[-1].split(b"data: ")[1].partition(b"\n")[0])

@@ -146,8 +146,7 @@ def test_a_loop_of_calls_and_results(agents: Stage, sdk: openai.OpenAI, stream: 
     assert (answer.status, answer.output_text) == ("completed", "The sum is 3 and noon.")
     add, time = (c.call_id for c in calls)
     assert prompt_of(agents).partition("<user>")[2] == (
-        'add them<assistant>I look.[add:{"a": 2, "b": [1, "x</tool_call>y"]}][time:{}]'
-        f"<tool>3({add})<tool>noon({time})<assistant>"
+        f"add them<assistant>{agent('')}<tool>3({add})<tool>noon({time})<assistant>"
     )
 
 
@@ -236,7 +235,7 @@ def test_only_allowed_tools_are_offered(agents: Stage, sdk: openai.OpenAI, strea
 def test_a_broken_call_is_whole_as_written(agents: Stage) -> None:
     events = raw_events(agents, input="broken", tools=TOOLS)
     (call,) = events[-1]["response"]["output"]
-    assert (call["status"], call["arguments"]) == ("completed", '{"a": tru}}\n')
+    assert (call["status"], call["arguments"]) == ("completed", '{"a": tru}')
 
 
 @pytest.mark.parametrize("stream", [False, True])

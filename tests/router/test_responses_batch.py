@@ -18,7 +18,7 @@ BAD: dict[str, dict[str, Any]] = {
     "previous_response_id": {"previous_response_id": "resp_1"},
     "truncation": {"truncation": "auto"},
     "stream": {"stream": True},
-    "tools[0].type": {"tools": [{"type": "web_search"}]},
+    "tools[0].type": {"tools": [{"type": "teleport"}]},
 }
 
 

@@ -37,7 +37,7 @@ class Writer:
         self, forms: Seq[Form | None], *, thinking: Thinking = Thinking.NONE, turn: str = "Go on.", **sampling: Any
     ) -> list[Completion]:
         """An answer of each form; every fifth is greedy, the others are drawn at temperature 1."""
-        prompt = self.tokenizer.encode_now(TURN.format(turn), False)
+        prompt = self.tokenizer.encode(TURN.format(turn), False)
         return self.engine.generate(
             [prompt] * len(forms),
             [
@@ -69,7 +69,7 @@ class Writer:
 
     def bias(self, *texts: str, by: float) -> tuple[tuple[int, float], ...]:
         """For every token of these texts."""
-        return tuple((t, by) for t in dict.fromkeys(i for x in texts for i in self.tokenizer.encode_now(x, False)))
+        return tuple((t, by) for t in dict.fromkeys(i for x in texts for i in self.tokenizer.encode(x, False)))
 
     def parts(self, text: str, **options: Any) -> list[Part]:
         """As the router tells them apart."""
@@ -283,7 +283,7 @@ def test_any_token_is_as_good_a_place_to_hand_over(writer: Writer) -> None:
     (whole,) = writer.ask([None, form], max_tokens=40)[1:]
     rng = random.Random(1)
     tokenizer = writer.tokenizer
-    prompt = tokenizer.encode_now(TURN.format("Go on."), False)
+    prompt = tokenizer.encode(TURN.format("Go on."), False)
     for kept in {1, rng.randrange(2, len(whole.token_ids) - 1)}:
         sampling = SamplingParams(
             max_tokens=40, seed=1, stop_token_ids=tokenizer.eos_ids, grammar=form.grammar(tokenizer.marks)

@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from router.errors import ApiError
 from router.text.detokenizer import Detokenizer, StopStrings
 from router.text.template import ChatTemplate
 from router.text.tokenizer import Tokenizer
@@ -72,7 +71,7 @@ def test_any_bytes_in_any_steps(byte_level: Tokenizer, ids: list[int], cuts: lis
 
 @given(text=st.text(max_size=30), cuts=CUTS)
 def test_any_text_in_any_steps_comes_back(byte_level: Tokenizer, text: str, cuts: list[int]) -> None:
-    ids = byte_level.encode_now(text, False)
+    ids = byte_level.encode(text, False)
     check_split(byte_level, list(ids), cuts)
     if "<|end|>" not in text:
         assert byte_level.decode(ids) == text
@@ -92,14 +91,14 @@ def test_metaspace_in_any_steps(metaspace: Tokenizer, ids: list[int], cuts: list
 
 def test_half_a_character_waits(byte_level: Tokenizer) -> None:
     detokenizer = Detokenizer(byte_level)
-    first, second = byte_level.encode_now("é", False)
+    first, second = byte_level.encode("é", False)
     assert [detokenizer.push((first,)), detokenizer.push((second,))] == ["", "é"]
     assert (detokenizer.push((first,)), detokenizer.flush()) == ("", "\ufffd")
 
 
 def test_ids_beyond_the_tokenizer_are_nothing(byte_level: Tokenizer) -> None:
     detokenizer = Detokenizer(byte_level)
-    assert detokenizer.push((9999,)) + detokenizer.push((9999, byte_level.encode_now("x", False)[0])) == "x"
+    assert detokenizer.push((9999,)) + detokenizer.push((9999, byte_level.encode("x", False)[0])) == "x"
     assert byte_level.piece(9999) == ("", b"")
 
 
@@ -111,7 +110,7 @@ def test_special_tokens_are_hidden_in_text_and_named_in_pieces(byte_level: Token
 
 def test_markers_show_even_where_they_are_special(byte_level: Tokenizer, metaspace: Tokenizer) -> None:
     (end,) = byte_level.special_ids
-    ids = byte_level.encode_now("a", False)
+    ids = byte_level.encode("a", False)
     assert Detokenizer(byte_level, ("<|end|>", "<no token>")).push((*ids, end, *ids)) == "a<|end|>a"
     assert Detokenizer(byte_level, ("<other>",)).push((*ids, end, *ids)) == "aa"
     shown, hidden = Detokenizer(metaspace, ("<s>",)), Detokenizer(metaspace)
@@ -168,7 +167,7 @@ def test_the_checkpoints_own_template() -> None:
             },
             {"role": "tool", "content": "2"},
         ]
-    )
+    ).text
     assert text == (
         "<role>SYSTEM</role>Be brief.\ndetailed thinking off<|role_end|><role>HUMAN</role><b><|role_end|>"
         '<role>ASSISTANT</role><tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call><|role_end|>'
@@ -180,7 +179,7 @@ def test_tools_and_what_else_a_template_reads(tmp_path: Path) -> None:
     template = _template(tmp_path, chat_template="{{ tools | length }}{{ mood }}{{ eos_token }}", eos_token="<e>")
     assert template is not None
     assert template.takes_tools
-    assert template.render([], [{}, {}], {"mood": "x", "eos_token": "y"}) == "2x<e>"
+    assert template.render([], [{}, {}], {"mood": "x", "eos_token": "y"}).text == "2x<e>"
     plain = _template(tmp_path, chat_template="{{ messages }}")
     assert plain is not None
     assert not plain.takes_tools
@@ -191,11 +190,11 @@ def test_where_templates_live(tmp_path: Path) -> None:
     listed = [{"name": "tools", "template": "no"}, {"name": "default", "template": "{{ eos_token }}!"}]
     named = _template(tmp_path, chat_template=listed, eos_token={"content": "<e>"})
     assert named is not None
-    assert named.render([]) == "<e>!"
+    assert named.render([]).text == "<e>!"
     (tmp_path / "chat_template.jinja").write_text("{% if true %}\nfile{{ strftime_now('') }}{% endif %}")
     filed = ChatTemplate.load(tmp_path)
     assert filed is not None
-    assert filed.render([]) == "file"
+    assert filed.render([]).text == "file"
 
 
 @pytest.mark.parametrize(
@@ -211,15 +210,14 @@ def test_where_templates_live(tmp_path: Path) -> None:
 def test_a_template_that_refuses_is_a_400(tmp_path: Path, source: str) -> None:
     template = _template(tmp_path, chat_template=source)
     assert template is not None
-    with pytest.raises(ApiError, match="chat template refuses") as caught:
+    with pytest.raises(ValueError, match="chat template refuses"):
         template.render([{"role": "user", "content": "x"}])
-    assert caught.value.status == 400
 
 
 def test_tojson_keeps_text_readable(tmp_path: Path) -> None:
     template = _template(tmp_path, chat_template="{{ messages[0].content | tojson }}")
     assert template is not None
-    assert template.render([{"role": "user", "content": "<é'>"}]) == '"<é\'>"'
+    assert template.render([{"role": "user", "content": "<é'>"}]).text == '"<é\'>"'
 
 
 def test_a_folder_without_tokenizer_is_refused_by_name(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from router.text.tokenizer import Tokenizer
 from router.text.tools import PARSERS, tool_parser
 from router.text.tools.json_scan import JsonScan
 from wire.protocol import SamplingParams
+from wire.tokens import TokenIds
 
 END = (1,)
 ONE = '<tool_call>\n{"name": "f", "arguments": {"a": 1}}\n</tool_call>'
@@ -82,16 +83,34 @@ def read(pieces: list[str], *, single: bool = False, tools: bool = True) -> Mess
         ('<tool_call>{"name": "f", "arguments": {}}', "", [["f", "{}", True]]),
         ('<tool_call>{"name": "f", "arguments": {}} and', "and", [["f", "{}", True]]),
         ('<tool_call>{"name": "f", "arguments": {"a": "b\n</tool_call>' + ONE, "",
-         [["f", '{"a": "b\n', False], ["f", '{"a": 1}', True]]),
+         [["f", '{"a": "b', False], ["f", '{"a": 1}', True]]),
         ('<tool_call>{"name": "f", "arguments": {"a": ', "", [["f", '{"a": ', False]]),
-        ("<tool_call>\nnot json\n</tool_call>!", "<tool_call>\nnot json\n</tool_call>!", []),
-        ('<tool_call>{"name": "", "arguments": {}}</tool_call>', '<tool_call>{"name": "", "arguments": {}}</tool_call>',
-         []),
-        ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>',
-         '<tool_call>{"name": "f", "arguments": [1]}</tool_call>', []),
-        ('<tool_call>{"nam', '<tool_call>{"nam', []),
+        ("<tool_call>\nnot json\n</tool_call>!", "\nnot json\n!", []),
+        ('<tool_call>{"name": "", "arguments": {}}</tool_call>', '{"name": "", "arguments": {}}', []),
+        ('<tool_call>{"name": "f", "arguments": [1]}</tool_call>', '{"name": "f", "arguments": [1]}', []),
+        ('<tool_call>{"nam', '{"nam', []),
         ("a <tool_ca", "a <tool_ca", []),
-        ("5 < 6 <tool> </tool_call>", "5 < 6 <tool> </tool_call>", []),
+        ("5 < 6 <tool> </tool_call>", "5 < 6 <tool> ", []),
+        # What models get wrong, and can mean one thing only.
+        ('<tool_call>\n{"name": "f", "parameters": {"x": 1}}\n</tool_call>', "", [["f", '{"x": 1}', True]]),
+        ('<tool_call>{"parameters": {"x": 1}, "name": "f"}</tool_call>', "", [["f", '{"x": 1}', True]]),
+        ('<tool_call>\n{"name": "f", "arguments": {"x": "a\nb"}}\n</tool_call>!', "!",
+         [["f", '{"x": "a\\nb"}', True]]),
+        ('<tool_call>{"arguments": {"x": "a\tb"}, "name": "f"}</tool_call>', "", [["f", '{"x": "a\\tb"}', True]]),
+        ('<tool_call>\n{"name": "f", "arguments": null}\n</tool_call>', "", [["f", "{}", True]]),
+        ('<tool_call>{"name": "f", "arguments": "{\\"x\\": 1}"}</tool_call>', "", [["f", '{"x": 1}', True]]),
+        ('<tool_call>{"type": "function", "function": {"name": "f", "arguments": {"x": 1}}}</tool_call>', "",
+         [["f", '{"x": 1}', True]]),
+        ('<tool_call>{"name": "f", "arguments": {"x": 1}}}</tool_call>y', "y", [["f", '{"x": 1}', True]]),
+        # What can't be read loses nothing.
+        ('<tool_call>{"arguments": {"x": 1}, "parameters": {"x": 2}, "name": "f"}</tool_call>',
+         '{"arguments": {"x": 1}, "parameters": {"x": 2}, "name": "f"}', []),
+        ('<tool_call>{"name": "f", "arguments": {"x": tru}}\n</tool_call>', "", [["f", '{"x": tru}', False]]),
+        ('<tool_call>{"name": "f", "arguments": {"x": "say "hi""}}\n</tool_call>', "",
+         [["f", '{"x": "say "hi""}', False]]),
+        # The output ends within.
+        ('<tool_call>{"name": "f", "argu', "", [["f", "", False]]),
+        ('<tool_call>{"name": "get_wea', '{"name": "get_wea', []),
     ],
 )  # fmt: skip
 def test_what_is_what(text: str, said: str, calls: list[list[object]]) -> None:
@@ -174,6 +193,27 @@ def test_calls_come_back_with_their_arguments(turns: list[tuple[str, str, dict[s
     assert message.text.split() == " ".join(t for t, _, _ in turns).split()
 
 
+@given(
+    st.dictionaries(st.text(max_size=3), st.text('ab\n\t"\\é', max_size=9), max_size=3),
+    st.sampled_from(("arguments", "parameters")),
+    st.booleans(),
+)
+def test_line_breaks_and_names_of_arguments_lose_nothing(arguments: dict[str, str], key: str, name_first: bool) -> None:
+    written = json.dumps(arguments).replace("\\n", "\n").replace("\\t", "\t")
+    if json.loads(written, strict=False) != arguments:
+        return  # the replacement met an escaped backslash
+    members = ['"name": "f"', f'"{key}": {written}'][:: 1 if name_first else -1]
+    message = read(list("<tool_call>\n{" + ", ".join(members) + "}\n</tool_call>"))
+    assert [(name, json.loads(str(given)), valid) for name, given, valid in message.calls] == [("f", arguments, True)]
+    assert message.text == ""
+
+
+@given(st.lists(FRAGMENTS, max_size=10).map("".join))
+def test_markers_never_show(text: str) -> None:
+    message = read([text])
+    assert not any(marker in message.text for marker in ("<tool_call>", "</tool_call>"))
+
+
 @given(st.lists(FRAGMENTS, max_size=8).map("".join) | st.recursive(
     st.none() | st.booleans() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
@@ -183,7 +223,7 @@ def test_the_scan_agrees_with_the_library(text: str) -> None:
     while at < len(text) and not (scan.done or scan.broken):
         at = scan.step(text, at)
     try:
-        whole = isinstance(json.loads(text), dict)
+        whole = isinstance(json.loads(text, strict=False), dict)
     except ValueError:
         whole = False
     assert (scan.done and not text[at:].strip(" \t\r\n")) == whole
@@ -203,11 +243,11 @@ def test_an_unknown_parser_is_refused_by_name() -> None:
 def test_any_steps_of_tokens_are_the_same_message(
     small: Tokenizer, text: str, sizes: list[int], stop: tuple[str, ...], single: bool
 ) -> None:
-    ids = small.encode_now(text, False)
+    ids = small.encode(text, False)
 
     def said(steps: Iterator[int]) -> tuple[Message, str | None]:
         reader = Reader(tool_parser("qwen25")(), single=single)
-        choice = Choice(0, Prompt((2,)), SamplingParams(10**6, 0), small, stop=stop, reader=reader)
+        choice = Choice(0, Prompt(TokenIds.of((2,))), SamplingParams(10**6, 0), small, stop=stop, reader=reader)
         parts: list[Part] = []
         at = 0
         while choice.finish is None:

@@ -127,7 +127,7 @@ def test_the_router_renders_what_training_saw(kind: str) -> None:
     assert template is not None
     for i in range(10):
         made = dialogue("render", i, {kind: 1.0})
-        prompt = template.render(made.messages[:-1], made.tools)
+        prompt = template.render(made.messages[:-1], made.tools).text
         assert prompt == render(made.messages[:-1], made.tools, open_turn=True)
 
 

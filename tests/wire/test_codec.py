@@ -7,15 +7,16 @@ import pytest
 
 from wire import protocol as p
 from wire.codec import CLUSTER, MAX_FRAME, WireError
+from wire.tokens import TokenIds
 from workers.schedule.step import RANKS, Admit, Export, Install, LinkAll, Row, StepPlan, StepResult
 
 SAMPLING = p.SamplingParams(max_tokens=3, seed=2**62, logit_bias=((5, -1.5),), stop_token_ids=(1, 2), logprobs=0)
 LOGPROB = p.TokenLogprob(5, -0.25, (5, 6), (-0.25, -1.5))
 MESSAGES: list[p.Message] = [
     p.Hello("r", "router"),
-    p.Prefill("a", (1, 2, 3), SAMPLING, -1),
-    p.Decode("a", (1, 2), SAMPLING, 0, p.PeerRef("w", "h", 1)),
-    p.Decode("a", (1, 2), SAMPLING),
+    p.Submit("a", TokenIds.of((1, 2, 3)), SAMPLING, -1, handoff=True),
+    p.Submit("a", TokenIds.of((1, 2)), SAMPLING, 0, p.PeerRef("w", "h", 1)),
+    p.Submit("a", TokenIds.of((1, 2)), SAMPLING, generated=1),
     p.Abort("a"),
     p.StepOutputs(
         7,

@@ -1,7 +1,9 @@
 """Workers as a router sees them, without Ray: leaders on this event loop, ranks as child processes."""
 
 import asyncio
+import functools
 import itertools
+import tempfile
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,25 +14,37 @@ from wire.codec import CLUSTER
 from wire.handshake import call
 from wire.protocol import (
     Abort,
-    Decode,
     Hello,
     Load,
     PeerRef,
-    Prefill,
     Prefix,
     Role,
     SamplingParams,
     SeqOutput,
     StepOutputs,
+    Submit,
     WorkerInfo,
 )
 from wire.tls import connect
+from wire.tokens import TokenIds
 from workers.config import WorkerConfig
 from workers.leader.leader import Leader
-from workers.local import process_launcher
+from workers.leader.ranks import Launch
+from workers.local import ForkServer, fork_launcher
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 _ids = itertools.count()
+
+
+@functools.cache
+def forks() -> ForkServer:
+    """One for all workers of this process's tests; it ends with the process."""
+    return ForkServer(Path(tempfile.mkdtemp(prefix="ling-")))
+
+
+def process_launcher(config: WorkerConfig, worker_id: str) -> Launch:
+    """Ranks as processes."""
+    return fork_launcher(config, worker_id, forks().address)
 
 
 @dataclass(slots=True, eq=False)
@@ -94,7 +108,7 @@ class Caller:
         self._task = asyncio.create_task(self._read())
         return info
 
-    def send(self, message: Prefill | Decode | Abort) -> None:
+    def send(self, message: Submit | Abort) -> None:
         self.sent += not isinstance(message, Abort)
         self.writer.write(CLUSTER.encode(message))
 
@@ -179,8 +193,8 @@ class Workers:
     ) -> Stream:
         """A request over two workers."""
         stream = self._new(decode)
-        decode.caller.send(Decode(stream.request_id, prompt, sampling, 0, prefill.ref))
-        prefill.caller.send(Prefill(stream.request_id, prompt, sampling, 0, prefix))
+        decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, prefill.ref))
+        prefill.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, handoff=True, prefix=prefix))
         return stream
 
     def whole(
@@ -192,7 +206,16 @@ class Workers:
     ) -> Stream:
         """A request on one worker."""
         stream = self._new(decode)
-        decode.caller.send(Decode(stream.request_id, prompt, sampling, prefix=prefix))
+        decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, prefix=prefix))
+        return stream
+
+    def resumed(
+        self, decode: Worker, prompt: tuple[int, ...], had: tuple[int, ...], sampling: SamplingParams
+    ) -> Stream:
+        """A request that has got some tokens elsewhere."""
+        stream = self._new(decode)
+        ids = TokenIds.of((*prompt, *had))
+        decode.caller.send(Submit(stream.request_id, ids, sampling, generated=len(had)))
         return stream
 
     def _new(self, decode: Worker) -> Stream:

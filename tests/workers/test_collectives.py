@@ -1,6 +1,5 @@
 """Collectives among real processes: right sums, equal bits, and peers that die or fall silent."""
 
-import multiprocessing
 import os
 import socket
 import tempfile
@@ -17,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.forks import FORKS
 from workers.collectives import Collectives, RankLost, Rendezvous, Solo, make_collectives
 from workers.collectives.shm import ShmCollectives
 from workers.collectives.symmetric import MOST_BYTES, SymmetricCollectives, fits
@@ -98,9 +98,8 @@ def _pack(tensor: Tensor) -> tuple[torch.dtype, bytes]:
 @contextmanager
 def _processes(target: Callable[..., None], size: int, *args: Any) -> Iterator[list[BaseProcess]]:
     """`target(rank, …)` in `size` spawned processes, ended at the latest on the way out."""
-    context = multiprocessing.get_context("spawn")
     started: list[BaseProcess] = [
-        context.Process(target=target, args=(*args[:1], rank, *args[1:]), daemon=True) for rank in range(size)
+        FORKS.Process(target=target, args=(*args[:1], rank, *args[1:]), daemon=True) for rank in range(size)
     ]
     try:
         for process in started:
@@ -116,7 +115,7 @@ def _processes(target: Callable[..., None], size: int, *args: Any) -> Iterator[l
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("kind", "size"), [("shm", 2), ("shm", 4), ("gloo", 2)])
 def test_every_operation_among_processes(kind: str, size: int, tmp_path: Path) -> None:
-    out: Any = multiprocessing.get_context("spawn").Queue()
+    out: Any = FORKS.Queue()
     meeting = Rendezvous(tmp_path, "127.0.0.1", _free_port())
     with _processes(_run, size, kind, size, meeting, out) as processes:
         packed = dict(out.get(timeout=100) for _ in range(size))
@@ -154,7 +153,7 @@ def _dies(folder: Path, rank: int, size: int, out: Any) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_killed_peer_is_noticed_long_before_the_deadline(tmp_path: Path) -> None:
-    out: Any = multiprocessing.get_context("spawn").Queue()
+    out: Any = FORKS.Queue()
     with _processes(_dies, 2, tmp_path, 2, out):
         message, seconds = out.get(timeout=50)
     assert message.startswith("rank 1 died")

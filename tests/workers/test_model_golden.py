@@ -1,13 +1,16 @@
 """The model against logits of the official code, on checkpoints in the released layout."""
 
 import math
-import multiprocessing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+import kernels.mla.forms
+import kernels.mla.layer
+from tests.forks import FORKS
 from tests.workers.model_rig import GOLDEN, Driver, known_sequences, mixed, one_by_one, rank_errors
 from workers.collectives import Solo
 from workers.collectives.shm import ShmCollectives
@@ -35,6 +38,19 @@ def test_whole_prompts_then_decode(name: str, tp: int) -> None:
 def test_uneven_chunks_of_several_sequences_in_one_batch(name: str, tp: int) -> None:
     errors = rank_errors(name, tp, mixed(known_sequences(GOLDEN / name), seed=tp))
     assert _close(errors), errors
+
+
+@pytest.mark.parametrize(("name", "tp"), [("base", 1), ("yarn", 2), ("tp4", 4)])
+def test_prompts_and_chunks_in_expanded_form(name: str, tp: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels.mla.forms, "LEAST", 3)
+    expanded = []
+    known = kernels.mla.layer.mla_prefill
+    monkeypatch.setattr(kernels.mla.layer, "mla_prefill", lambda *a: (expanded.append(a), known(*a)))
+    for schedule in (one_by_one, partial(mixed, seed=tp)):
+        errors = rank_errors(name, tp, schedule(known_sequences(GOLDEN / name)))
+        assert _close(errors), errors
+        assert expanded
+        expanded.clear()
 
 
 def test_a_slot_and_pages_are_reused_by_another_sequence() -> None:
@@ -87,9 +103,8 @@ def _rank(folder: Path, name: str, rank: int, tp: int, out: Any) -> None:
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("name", "tp"), [("base", 2), ("yarn", 2), ("tp4", 4)])
 def test_ranks_as_processes_over_shared_memory(name: str, tp: int, tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    out = context.Queue()
-    ranks = [context.Process(target=_rank, args=(tmp_path, name, r, tp, out), daemon=True) for r in range(tp)]
+    out = FORKS.Queue()
+    ranks = [FORKS.Process(target=_rank, args=(tmp_path, name, r, tp, out), daemon=True) for r in range(tp)]
     try:
         for process in ranks:
             process.start()

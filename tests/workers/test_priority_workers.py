@@ -7,7 +7,8 @@ from functools import cache
 import pytest
 
 from tests.workers.harness import GOLDEN, Stream, Worker, Workers, workers
-from wire.protocol import Decode, Prefill, SamplingParams
+from wire.protocol import SamplingParams, Submit
+from wire.tokens import TokenIds
 from workers.config import WorkerConfig
 from workers.rank.engine import Completion, Engine
 from workers.schedule.sequence import State
@@ -41,13 +42,13 @@ class Places:
     def decode_batch(self) -> Stream:
         """A batch's request comes to the decode worker alone."""
         stream = self.started._new(self.decode)
-        message = Decode(stream.request_id, PROMPTS[1], SAMPLING, BATCH, self.prefill.ref)
+        message = Submit(stream.request_id, TokenIds.of(PROMPTS[1]), SAMPLING, BATCH, self.prefill.ref)
         self.decode.caller.send(message)
         return stream
 
     def prefill_batch(self, stream: Stream) -> None:
         """And to the prefill worker too."""
-        self.prefill.caller.send(Prefill(stream.request_id, PROMPTS[1], SAMPLING, BATCH))
+        self.prefill.caller.send(Submit(stream.request_id, TokenIds.of(PROMPTS[1]), SAMPLING, BATCH, handoff=True))
 
     async def until(self, worker: Worker, stream: Stream, state: State) -> None:
         """Poll for what no message brings about."""
@@ -83,7 +84,7 @@ async def a_pull_yields_and_is_computed_where_it_is(at: Places) -> None:
     await at.until(at.decode, batch, State.PULLING)  # of a prompt its prefill worker has yet to get
     live = at.started.whole(at.decode, PROMPTS[2], SAMPLING)
     await live.tokens(1)
-    assert at.decode.leader._scheduler.sequences[batch.request_id].state is State.PARKED
+    assert at.decode.leader._scheduler.sequences[batch.request_id].state is State.DISPLACED
     at.prefill_batch(batch)
     await live.end()
     assert live.token_ids == alone()[2].token_ids

@@ -1,10 +1,13 @@
 """A slot's settings, wherever its row stands and whatever is beside it."""
 
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from wire.protocol import SamplingParams
 from workers.rank.grammar import Grammars
@@ -55,3 +58,68 @@ def test_a_slot_taken_again_forgets(sampler: Sampler) -> None:
     assert {sampler(logits, [2], [at]).token_ids[0] for at in range(20)} == {int(logits.argmax())}
     sampler.admit(Admit(2, SETTINGS[1], (), 1))
     assert [sampler(logits, [2], [at]).token_ids[0] for at in range(20)] == first
+
+
+class _Operations(TorchDispatchMode):
+    """Counts what would be launched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.seen[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+PROMPT, OUTPUT = (5, 5, 9, 200), (7, 9, 9)
+ADJUSTED = SamplingParams(
+    max_tokens=99, seed=1, temperature=0.0, repetition_penalty=1.5, presence_penalty=0.25, frequency_penalty=0.5,
+    logit_bias=((9, 1.5), (30, -2.0)), stop_token_ids=(40, 41), min_tokens=5,
+)  # fmt: skip
+
+
+def _expected(logits: Tensor, output: list[int], position: int) -> Tensor:
+    """What the settings of ADJUSTED make of one row."""
+    out = logits.clone()
+    for token in {*PROMPT, *output}:
+        out[token] = out[token] / 1.5 if out[token] > 0 else out[token] * 1.5
+    for token in set(output):
+        out[token] -= 0.25 + 0.5 * output.count(token)
+    out[9] += 1.5
+    out[30] -= 2.0
+    if position - len(PROMPT) < 5:
+        out[[40, 41]] = float("-inf")
+    return out
+
+
+def test_penalties_biases_and_early_stops_of_several_rows(sampler: Sampler) -> None:
+    for slot in (1, 3, 4):
+        sampler.admit(Admit(slot, ADJUSTED, (*PROMPT, *OUTPUT), len(PROMPT)))
+    sampler.admit(Admit(0, SETTINGS[0], (), 1))
+    outputs = {slot: list(OUTPUT) for slot in (1, 3, 4)}
+    for step in range(12):
+        logits = torch.randn(4, VOCAB, generator=torch.Generator().manual_seed(step))
+        # A stop token would win, and does once it may.
+        logits[:, 40] = 4.5
+        position = len(PROMPT) + len(OUTPUT) + step
+        got = sampler(logits, [3, 0, 1, 4], [position] * 4).token_ids
+        assert got[1] == int(logits[1].argmax())
+        for row, slot in ((0, 3), (2, 1), (3, 4)):
+            assert got[row] == int(_expected(logits[row], outputs[slot], position).argmax())
+            outputs[slot].append(got[row])
+    assert 40 in outputs[1]
+
+
+def test_a_row_with_penalties_adds_no_operation_and_no_wait(sampler: Sampler) -> None:
+    counted = []
+    for rows in (2, SLOTS):
+        for slot in range(rows):
+            sampler.admit(Admit(slot, ADJUSTED, (*PROMPT, *OUTPUT), len(PROMPT)))
+        with _Operations() as operations:
+            sampler(_logits(rows), list(range(rows)), [8] * rows)
+        counted.append(operations.seen)
+    assert counted[0] == counted[1]
+    # What reads a number back from the device.
+    assert not counted[0]["_local_scalar_dense"]
+    assert not counted[0]["nonzero"]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from wire.protocol import SamplingParams, SeqOutput
 from workers.cache.allocator import Allocator
 from workers.schedule.builder import InFlight
-from workers.schedule.limits import Limits
+from workers.schedule.limits import Limits, Staging
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import StepPlan, StepResult
@@ -366,3 +366,52 @@ def test_pool_refuses_a_double_free_and_taking_more_than_there_is() -> None:
     pool.give(taken)
     with pytest.raises(ValueError, match="freed twice"):
         pool.give(taken[:1])
+
+
+def _room_for(tokens: int) -> Scheduler:
+    """A worker whose ranks have memory for snapshots of so many tokens together, and a window for many more."""
+    return Scheduler(replace(LIMITS, window=9, staging=Staging(budget=10 * tokens, token=10)))
+
+
+def test_pulls_wait_for_memory_on_the_ranks() -> None:
+    scheduler = _room_for(10)
+    for name in ("a", "b", "c"):
+        scheduler.add(seq(name, 5, source="prefill-0"))
+    plan, _ = step(scheduler)
+    assert [e.request_id for e in plan.expects] == ["a", "b"]
+    plan, _ = step(scheduler)
+    assert not plan.expects
+    scheduler.install("a", (1,), 0.0)
+    plan, _ = step(scheduler)
+    assert [e.request_id for e in plan.expects] == ["c"]
+
+
+def test_a_snapshot_longer_than_the_rest_of_memory_comes_alone() -> None:
+    scheduler = _room_for(10)
+    for name, prompt in (("a", 4), ("long", 14), ("b", 4)):
+        scheduler.add(seq(name, prompt, source="prefill-0"))
+    plan, _ = step(scheduler)
+    assert [e.request_id for e in plan.expects] == ["a", "b"]
+    scheduler.install("a", (1,), 0.0)
+    scheduler.install("b", (1,), 0.0)
+    plan, _ = step(scheduler)
+    assert [e.request_id for e in plan.expects] == ["long"]
+
+
+def test_exports_wait_for_memory_on_the_ranks_and_then_go_on_to_their_end() -> None:
+    scheduler = _room_for(10)
+    for name in ("a", "b"):
+        scheduler.add(seq(name, 8, handoff=True))
+        scheduler.pull(name, "decode-0")
+    gone: dict[str, list[int]] = {"a": [], "b": []}
+    for _ in range(6):
+        plan, _ = step(scheduler)
+        for export in plan.exports:
+            gone[export.request_id].append(export.stop)
+    # Room for one: its parts leave as they are computed; the other is computed meanwhile and keeps its places.
+    assert gone == {"a": [6, 8], "b": []}
+    assert scheduler.sequences["b"].pages
+    scheduler.sent("a", 0.0)
+    plan, _ = step(scheduler)
+    assert [(e.request_id, e.start, e.stop, e.last) for e in plan.exports] == [("b", 0, 8, True)]
+    assert not scheduler.sequences["b"].pages

@@ -1,14 +1,24 @@
 """Snapshots go through caches of any page size, and through shards, without a bit changing."""
 
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.workers.model_rig import ThreadCollectives, ThreadGroup
 from workers.model.batch import Caches
-from workers.transfer.snapshot import join_rows, read_latents, read_state, shard_rows, write_latents, write_state
+from workers.transfer import snapshot
+from workers.transfer.snapshot import (
+    read_latents,
+    read_shard,
+    read_state,
+    write_latents,
+    write_shards,
+    write_state,
+)
 
 LAYERS, WIDTH = 3, 5
 
@@ -40,19 +50,47 @@ def test_parts_sharded_joined_and_written_are_the_whole(data: st.DataObject) -> 
     source_pages, target_pages = (
         tuple(data.draw(st.permutations(range(60)))[: -(-tokens // c.page_size)]) for c in (source, target)
     )
+    begin = data.draw(st.integers(0, tokens - 1))
+    block = data.draw(st.integers(1, 20))
     untouched = target.latent.clone()
-    parts = []
-    for start, stop in itertools.pairwise(cuts):
-        pages = source_pages[start // source.page_size : -(-stop // source.page_size)]
-        part = read_latents(source, pages, start, stop)
-        shards = [shard_rows(part, rank, size) for rank in range(size)]
-        assert {s.shape[0] for s in shards} == {-(-(stop - start) // size)}
-        parts.append(join_rows(torch.cat(shards), stop - start))
-    write_latents(target, target_pages, torch.cat(parts))
-    whole = read_latents(source, source_pages, 0, tokens)
-    assert torch.equal(read_latents(target, target_pages, 0, tokens), whole)
-    for page in set(range(60)) - set(target_pages):
-        assert torch.equal(target.latent[:, page], untouched[:, page])
+    group = ThreadGroup(size)
+    largest: list[int] = []
+
+    def install(rank: int) -> Caches:
+        """A rank of both workers: what it sends of each part, and what it makes of all ranks' parts."""
+        parts = []
+        for start, stop in itertools.pairwise(cuts):
+            pages = source_pages[start // source.page_size : -(-stop // source.page_size)]
+            parts.append((stop - start, read_shard(source, pages, start, stop, rank, size)))
+        assert [len(shard) for _, shard in parts] == [-(-n // size) for n, _ in parts]
+        own = Caches(target.latent.clone(), target.state)
+        collectives = ThreadCollectives(group, rank)
+
+        def gather(piece: torch.Tensor) -> torch.Tensor:
+            largest.append(len(piece) * size)
+            return collectives.all_gather(piece, 0)
+
+        # What lies before `begin` is on the pages already and stays.
+        own.latent[:, list(target_pages)] = torch.where(
+            torch.arange(len(target_pages) * own.page_size).view(1, -1, own.page_size, 1) < begin,
+            own.latent[:, list(target_pages)],
+            torch.nan,
+        )
+        write_shards(own, target_pages[begin // own.page_size :], begin, parts, begin, size, gather)
+        return own
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(size) as pool:
+        patch.setattr(snapshot, "_BLOCK_TOKENS", block)
+        ranks = list(pool.map(install, range(size)))
+        whole = read_latents(source, source_pages, 0, tokens)
+    # However long a snapshot is, copies of it on the way are short.
+    assert max(largest) <= max(block, size)
+    for own in ranks:
+        got = read_latents(own, target_pages, 0, tokens)
+        assert torch.equal(got[begin:], whole[begin:])
+        assert torch.equal(got[:begin], read_latents(target, target_pages, 0, tokens)[:begin])
+        for page in set(range(60)) - set(target_pages):
+            assert torch.equal(own.latent[:, page], untouched[:, page])
 
 
 def test_state_round_trip_and_neighbours() -> None:
@@ -78,5 +116,5 @@ def test_what_does_not_fit_is_refused() -> None:
         write_state(own, 0, torch.zeros(4, 2, 3, 3, dtype=torch.bfloat16))
     with pytest.raises(ValueError, match="doesn't fit a slot"):
         write_state(own, 0, torch.zeros(4, 1, 3, 3))
-    with pytest.raises(ValueError, match="fewer than"):
-        join_rows(torch.zeros(4, 1), 5)
+    with pytest.raises(ValueError, match="2 shards of 2 rows are fewer than the 5 latents"):
+        write_shards(own, (0, 1), 0, [(5, torch.zeros(2, LAYERS, WIDTH))], 0, 2, lambda shard: shard)

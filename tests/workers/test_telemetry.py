@@ -7,7 +7,8 @@ import torch
 
 from tests.workers.harness import GOLDEN, workers
 from tests.workers.transfer_ends import ends, export, snapshot
-from wire.protocol import Decode, PeerRef, SamplingParams
+from wire.protocol import PeerRef, SamplingParams, Submit
+from wire.tokens import TokenIds
 from workers.config import WorkerConfig
 from workers.leader.ranks import free_port
 from workers.rank.engine import Engine
@@ -89,7 +90,7 @@ def test_a_leader_tells_of_its_ranks_and_of_a_snapshot_that_does_not_come() -> N
             assert (await started.whole(decode, prompt, sampling).end()).error is None
             orphan = started._new(decode)
             nobody = PeerRef("gone", "127.0.0.1", free_port("127.0.0.1"))
-            decode.caller.send(Decode(orphan.request_id, prompt, sampling, 0, nobody))
+            decode.caller.send(Submit(orphan.request_id, TokenIds.of(prompt), sampling, 0, nobody))
             assert (await orphan.end()).finish == "error"
             told: dict[tuple[str, ...], float] = {}
             async with asyncio.timeout(30):

@@ -11,9 +11,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from tests.forks import FORKS
 from workers.schedule.step import Expect, Export, Link, LinkLost, Received, Sent
 from workers.transfer.endpoint import Transfers
-from workers.transfer.snapshot import shard_rows
 
 Event = Received | Sent | LinkLost
 HOST = "127.0.0.1"
@@ -85,12 +85,19 @@ def snapshot(seed: int, tokens: int, layers: int = 2, width: int = 40) -> tuple[
     return latents, torch.randn(6, 4, 16, 16, generator=generator)
 
 
+def shard(latents: Tensor, rank: int, size: int) -> Tensor:
+    """Rank `rank`'s rows of a part, padded to as many as the others have."""
+    share = -(-len(latents) // size)
+    rows = latents[rank * share : (rank + 1) * share]
+    return torch.cat([rows, rows.new_zeros(share - len(rows), *rows.shape[1:])])
+
+
 def export(
     end: End, request_id: str, start: int, latents: Tensor, state: Tensor | None, rank: int = 0, size: int = 1
 ) -> None:
     """Send one part to D as rank `rank` of `size` would."""
     plan = Export(request_id, "D", 0, (), start, start + len(latents), state is not None)
-    end.transfers.send(plan, shard_rows(latents, rank, size), state)
+    end.transfers.send(plan, shard(latents, rank, size), state)
 
 
 def sending_process(pipe: Connection, channel: Literal["auto", "shm", "gloo"], megabytes: int) -> None:
@@ -118,9 +125,8 @@ def process(
     target: Callable[..., None], *args: object
 ) -> Iterator[tuple[multiprocessing.process.BaseProcess, Connection]]:
     """A child process and the pipe to it; killed at the end if it still runs."""
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    child = context.Process(target=target, args=(there, *args), daemon=True)
+    here, there = FORKS.Pipe()
+    child = FORKS.Process(target=target, args=(there, *args), daemon=True)
     child.start()
     there.close()
     try:

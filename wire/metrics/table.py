@@ -31,13 +31,15 @@ _WAITS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0),
 )
+# Prompts of a sentence up to the longest context.
+_LENGTHS = tuple(float(2**power) for power in range(4, 19))
 _STEPS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 
 TABLE: list[Metric] = []
 
 
-def _router(name: str, kind: Kind, unit: Unit, text: str, *labels: str) -> Metric:
-    return _add(Metric(name, kind, unit, "router", text, labels, _WAITS if kind == "histogram" else ()))
+def _router(name: str, kind: Kind, unit: Unit, text: str, *labels: str, buckets: tuple[float, ...] = _WAITS) -> Metric:
+    return _add(Metric(name, kind, unit, "router", text, labels, buckets if kind == "histogram" else ()))
 
 
 def _worker(name: str, kind: Kind, unit: Unit, text: str, *labels: str) -> Metric:
@@ -74,15 +76,26 @@ E2E = _router(
     "ling_request_seconds", "histogram", "seconds",
     "From arrival to the answer's end, of requests answered with 200, by API and class", "api", "class",
 )  # fmt: skip
+PROMPT_LENGTH = _router(
+    "ling_prompt_length_tokens", "histogram", "tokens", "Tokens of an accepted prompt", buckets=_LENGTHS
+)
 PROMPT_TOKENS = _router("ling_prompt_tokens_total", "counter", "tokens", "Prompt tokens accepted")
 GENERATED_TOKENS = _router("ling_generated_tokens_total", "counter", "tokens", "Tokens received from workers")
 IN_FLIGHT = _router("ling_in_flight", "gauge", "sequences", "Choices in flight in this router")
 IN_FLIGHT_LIMIT = _router(
     "ling_in_flight_limit", "gauge", "sequences", "Choices in flight from which on 429 is answered"
 )
+LOOP_HOLD = _router(
+    "ling_loop_hold_seconds", "gauge", "seconds",
+    "The longest that the router's event loop was held up within the last minute: its streams stood still so long",
+)  # fmt: skip
 ROUTING = _router(
     "ling_routing_decisions_total", "counter", "sequences",
     "Sequences given to workers that have room or will make them wait, or to none, by reason", "reason",
+)  # fmt: skip
+RESUMED = _router(
+    "ling_resumed_total", "counter", "sequences",
+    "Sequences tried at other workers after a worker's death, or after a snapshot did not come, by cause", "cause",
 )  # fmt: skip
 BATCH_LINES = _router(
     "ling_batch_lines_total", "counter", "requests", "Lines of batches answered, by HTTP status", "status"
@@ -126,6 +139,16 @@ RANK_PHASES = _worker(
 FINISHED = _worker(
     "ling_finished_total", "counter", "sequences",
     "Sequences that ended here, by how: stop, length, handoff, abort, error", "finish",
+)  # fmt: skip
+LOAD_SECONDS = _worker(
+    "ling_start_seconds",
+    "gauge",
+    "seconds",
+    "From the worker's creation until it took requests: ranks, weights, graphs",
+)
+DEMAND = _worker(
+    "ling_demand_ratio", "gauge", "ratio",
+    "Workers that this worker's load asks for; a pool that scales gets as many as all of them add up to",
 )  # fmt: skip
 LIMIT_RATIO = _worker(
     "ling_limit_ratio", "gauge", "ratio",

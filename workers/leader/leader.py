@@ -18,18 +18,17 @@ from wire.metrics.recorder import Reading
 from wire.protocol import (
     Abort,
     CancelPull,
-    Decode,
     Header,
     Hello,
     KeptEvent,
     Load,
     PeerRef,
-    Prefill,
     Pull,
     PullRefused,
     RankInfo,
     Role,
     SeqOutput,
+    Submit,
     WorkerInfo,
 )  # fmt: skip
 from wire.tls import listen, tls
@@ -267,18 +266,17 @@ class Leader:
 
     def _handle(self, client: Client, message: object) -> None:
         match message:
-            case Prefill():
+            case Submit():
                 client.seen += 1
-                self._submit(client, message, None)
-            case Decode():
-                client.seen += 1
-                self._submit(client, message, message.source)
+                self._submit(client, message)
             case Pull(kept=bytes()):
                 self._send_kept(client, message)
             case Abort():
                 self._drop(message.request_id)
             case Pull():
                 self._pull(client, message)
+            case CancelPull(kept=True):
+                self._scheduler.drop_kept(message.request_id)
             case CancelPull():
                 self._pulls.drop(message.request_id)
                 self._drop(message.request_id)
@@ -286,19 +284,19 @@ class Leader:
                 raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
         self._wake.set()
 
-    def _submit(self, client: Client, message: Prefill | Decode, source: PeerRef | None) -> None:
-        prefix = message.prefix
+    def _submit(self, client: Client, message: Submit) -> None:
+        source, prefix = message.source, message.prefix
         position, kept = len(message.token_ids), False
         if source is None and prefix.source is not None and 0 < prefix.kept_tokens < position:
             source, position, kept = prefix.source, prefix.kept_tokens, True
         seq = Sequence(
             request_id=message.request_id,
             tokens=list(message.token_ids),
-            prompt_tokens=len(message.token_ids),
+            prompt_tokens=len(message.token_ids) - message.generated,
             sampling=message.sampling,
             priority=message.priority,
             order=0,
-            handoff=isinstance(message, Prefill),
+            handoff=message.handoff,
             source=Source(source.worker_id, position, kept) if source else None,
             arrived=time.monotonic(),
             scope=prefix.scope,
@@ -317,8 +315,12 @@ class Leader:
 
     def _refusal(self, seq: Sequence) -> str | None:
         longest = self._scheduler.limits.max_model_len
-        if not 0 < seq.prompt_tokens < longest:
-            return f"a prompt of {seq.prompt_tokens} tokens: this worker takes 1 to {longest - 1}"
+        if not (seq.prompt_tokens > 0 and len(seq.tokens) < longest):
+            return f"a prompt of {len(seq.tokens)} tokens: this worker takes 1 to {longest - 1}"
+        if seq.generated and (seq.handoff or (seq.source is not None and not seq.source.kept)):
+            return "a snapshot of tokens that were generated elsewhere can't be handed on; compute them here"
+        if not 0 <= seq.generated < seq.sampling.max_tokens:
+            return f"{seq.generated} tokens are generated of at most {seq.sampling.max_tokens}"
         if not all(0 <= t < self._vocab for t in seq.tokens):
             return f"a token id is outside the vocabulary of {self._vocab}"
         if any(seq.request_id in here for here in (self._scheduler.sequences, self._joining, self._grammars)):
@@ -335,7 +337,7 @@ class Leader:
             if not seq.source.kept:
                 if seq.request_id in self._joining:
                     self._joining.discard(seq.request_id)
-                    self._end(SeqOutput(seq.request_id, 0, finish="error", error=str(error)))
+                    self._end(SeqOutput(seq.request_id, 0, finish="error", error=str(error), retry=True))
                 return
             seq.source, seq.missed = None, "peer"
         if seq.request_id in self._joining:
@@ -463,11 +465,14 @@ class Leader:
         self._wake.set()
 
     def _cancel_pull(self, seq: Sequence) -> None:
+        self._stop_pulling(seq)
+        self._pulls.refuse(seq.request_id, "the request was given up at its prefill worker", told=True)
+
+    def _stop_pulling(self, seq: Sequence) -> None:
         self._arrivals.drop(seq.request_id)
         pulling = seq.state in (State.PULLING, State.DISPLACED)
         if seq.source is not None and pulling and (peer := self._peers.known(seq.source.peer)):
-            peer.send(CancelPull(seq.request_id))
-        self._pulls.refuse(seq.request_id, "the request was given up at its prefill worker", told=True)
+            peer.send(CancelPull(seq.request_id, seq.source.kept))
 
     # Towards routers
 
@@ -475,12 +480,17 @@ class Leader:
         seq = self._scheduler.sequences.get(request_id)
         if seq is not None:
             self.figures.transfer_failed(why)
-            self._cancel_pull(seq)
             if seq.source is not None and seq.source.kept:  # what can't be had is computed
+                self._stop_pulling(seq)
                 self._scheduler.not_coming(request_id)
                 self._wake.set()
                 return
-            self._finish(self._scheduler.fail(request_id, reason, time.monotonic()))
+            self._cancel_pull(seq)
+            self._not_handed_on(self._scheduler.fail(request_id, reason, time.monotonic()))
+
+    def _not_handed_on(self, output: SeqOutput | None) -> None:
+        """A snapshot did not come from one worker to the other: its router may try others."""
+        self._finish(None if output is None else dataclasses.replace(output, retry=True))
 
     def _finish(self, output: SeqOutput | None) -> None:
         if output is not None:
@@ -503,7 +513,7 @@ class Leader:
             now = time.monotonic()
             for output in self._scheduler.overdue(now):
                 self.figures.transfer_failed("timeout")
-                self._finish(output)
+                self._not_handed_on(output)
             for request_id in self._pulls.asked_before(now - self._config.handoff_timeout_s):
                 if request_id not in self._scheduler.sequences:
                     self._pulls.refuse(request_id, "its prefill worker never got the request", told=False)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from wire.codec import CLUSTER, WireError
 from wire.handshake import call
+from wire.logs import describe
 from wire.protocol import CancelPull, Header, Hello, PeerRef, Pull, PullRefused, WorkerInfo
 from wire.tls import connect
 
@@ -109,7 +110,7 @@ class Peers:
         except (OSError, TimeoutError, EOFError, WireError) as error:
             if writer is not None:
                 writer.close()
-            raise PeerRefused(f"prefill worker {ref.worker_id} can't be reached: {error or 'timed out'}") from error
+            raise PeerRefused(f"prefill worker {ref.worker_id} can't be reached: {describe(error)}") from error
         except PeerRefused:
             if writer is not None:
                 writer.close()

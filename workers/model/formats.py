@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from kernels.device import device_of, without_fp8
 from kernels.linear.quantized import Awq, BlockFp8, Matrix, PackedInt4
 from workers.model.loader import DTYPES, FLOATS, Loader
 from workers.model.quantization import Quantization
@@ -84,6 +85,8 @@ def _load(target: Target, matrices: Sequence[Sequence[Part]], stacked: bool) -> 
         return stack.int4()
     if found == "awq":
         return stack.awq()
+    if reason := without_fp8(device_of(torch.empty(0, device=target.device))):
+        target.loader.refuse(reason)
     return stack.fp8(blocks=found == "block fp8")
 
 

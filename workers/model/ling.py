@@ -1,9 +1,12 @@
 """Ling-2.6: token ids to hidden states to logits, on one rank of a tensor-parallel group."""
 
+import math
+
+import numpy
 import torch
 from torch import Tensor
 
-from kernels import Rows, add_rms_norm, make_pages, make_rows
+from kernels import Rows, Widths, add_rms_norm, forms, make_pages, make_rows
 from workers.collectives.base import Collectives
 from workers.model.batch import Batch, Caches
 from workers.model.config import LingConfig
@@ -31,6 +34,7 @@ class LingModel:
         widths = {config.rotary_dim, config.qk_rope_head_dim}
         ropes = {width: Rope(width, config.rope_theta, config.yarn, device) for width in widths}
         self._linear_rope, self._mla_rope = ropes[config.rotary_dim], ropes[config.qk_rope_head_dim]
+        self._widths = Widths(config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim, config.kv_lora_rank)
         self._norm: Tensor
 
     def load(self, loader: Loader) -> None:
@@ -54,9 +58,11 @@ class LingModel:
     def step_inputs(self, rows: Rows, page_table: Tensor, page_size: int) -> StepInputs:
         """What all layers read of a step with those rows."""
         linear = self._linear_rope(rows.positions)
+        pages = make_pages(rows, page_table, page_size)
         return StepInputs(
             rows=rows,
-            pages=make_pages(rows, page_table, page_size),
+            pages=pages,
+            forms=forms(rows, pages, self._widths),
             linear_rope=linear,
             mla_rope=linear if self._mla_rope is self._linear_rope else self._mla_rope(rows.positions),
         )
@@ -84,6 +90,14 @@ def make_caches(
     latent = (config.mla_layers, num_pages, page_size, config.latent_width)
     state = (config.linear_layers, num_slots, *config.state_shape(tp))
     return Caches(
-        latent=torch.zeros(latent, dtype=dtype, device=device),
-        state=torch.zeros(state, dtype=torch.float32, device=device),
+        latent=_zeros(latent, dtype, device),
+        state=_zeros(state, torch.float32, device),
     )
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Zeros that, on a CPU, take memory only as they are written: `torch.zeros` writes them all."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    untouched = numpy.zeros(math.prod(shape) * dtype.itemsize, numpy.uint8)
+    return torch.from_numpy(untouched).view(dtype).view(shape)

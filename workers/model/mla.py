@@ -1,9 +1,8 @@
-"""Multi-head latent attention (DeepSeek-V2), absorbed: heads attend to the shared latent itself."""
+"""Multi-head latent attention (DeepSeek-V2): one latent a token, of which every head makes its key and value."""
 
-import torch
 from torch import Tensor
 
-from kernels import mla_attention, norm_rope_write_latent, rope_interleaved
+from kernels import latent_attention, norm_rope_write_latent
 from workers.model.batch import Caches
 from workers.model.formats import Part
 from workers.model.joined import Joined
@@ -23,7 +22,8 @@ class LatentAttention:
         self._cache = config.cache_index(layer)
         self._rank = config.kv_lora_rank
         self._nope, self._rope, self._v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-        self._scale = (self._nope + self._rope) ** -0.5
+        grown = config.yarn.on_softmax if config.yarn is not None else 1.0
+        self._scale = grown * (self._nope + self._rope) ** -0.5
         self._q_rank = config.q_lora_rank
         heads, hidden, latent = config.num_attention_heads, config.hidden_size, config.latent_width
         self._heads = heads // shard.size
@@ -40,8 +40,7 @@ class LatentAttention:
         self._dense = row_parallel(shard, f"{prefix}.dense", hidden, heads * self._v)
         self._q_norm: Tensor | None = None
         self._kv_norm: Tensor
-        self._to_latent: Tensor
-        self._to_value: Tensor
+        self._kv: Tensor
 
     def load(self, loader: Loader) -> None:
         """Ask for this rank's share."""
@@ -52,13 +51,11 @@ class LatentAttention:
         self._kv_b.load(loader)
         self._dense.load(loader)
         self._kv_norm = self._norm(loader, "kv_a_layernorm", self._rank)
-        loader.after(self._absorb)
+        loader.after(self._see_kv)
 
-    def _absorb(self) -> None:
-        """See kv_b as its two halves per head; without a copy, where it isn't quantized."""
-        kv_b = self._kv_b.dense().view(self._heads, self._nope + self._v, self._rank)
-        self._to_latent = kv_b[:, : self._nope]
-        self._to_value = kv_b[:, self._nope :].transpose(1, 2)
+    def _see_kv(self) -> None:
+        """See kv_b by head, [heads, nope + v, rank]; without a copy, where it isn't quantized."""
+        self._kv = self._kv_b.dense().view(self._heads, self._nope + self._v, self._rank)
 
     def _norm(self, loader: Loader, name: str, size: int) -> Tensor:
         return load_vector(self._shard, loader, f"{self._prefix}.{name}.weight", size)
@@ -77,12 +74,6 @@ class LatentAttention:
         )
         if self._q_b is not None:
             queries = self._q_b(queries)
-        nope, rope = queries.view(-1, self._heads, self._nope + self._rope).split_with_sizes(
-            (self._nope, self._rope), -1
-        )
-        q = torch.empty(*nope.shape[:2], self._rank + self._rope, dtype=nope.dtype, device=nope.device)
-        torch.bmm(nope.transpose(0, 1), self._to_latent, out=q[..., : self._rank].transpose(0, 1))
-        rope_interleaved(rope, *step.mla_rope, q[..., self._rank :])
-        out = mla_attention(q, pool, self._rank, self._scale, step.rows, step.pages)
-        values = torch.bmm(out.transpose(0, 1), self._to_value)
-        return self._dense(values.transpose(0, 1).flatten(1))
+        heads = queries.view(-1, self._heads, self._nope + self._rope)
+        values = latent_attention(heads, *step.mla_rope, pool, self._kv, self._scale, step.forms)
+        return self._dense(values.flatten(1))

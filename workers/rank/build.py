@@ -11,6 +11,7 @@ import torch
 from kernels.dispatch import uses_triton
 from workers.collectives.base import Collectives
 from workers.config import WorkerConfig
+from workers.memory import pages_beside, reserve
 from workers.model.batch import Caches
 from workers.model.config import LingConfig
 from workers.model.ling import LingModel, make_caches
@@ -28,8 +29,6 @@ from workers.schedule.step import FetchFailed, Received
 from workers.sizes import dtype_name, max_model_len
 from workers.transfer.endpoint import Transfers
 
-# Share of a GPU's free memory, weights loaded, that goes to latent pages; activations take the rest.
-_PAGE_SHARE = 0.85
 # Without a GPU, pages for this many tokens a slot: laptops hold short conversations.
 _CPU_TOKENS_PER_SLOT = 2048
 _PROGRESS_S = 2.0
@@ -58,11 +57,13 @@ def _pages(config: WorkerConfig, model: LingConfig, dtype: torch.dtype) -> int:
     longest = -(-max_model_len(config, model) // config.page_size)
     if config.device == "cpu":
         return max(longest, config.slots * _CPU_TOKENS_PER_SLOT // config.page_size)
-    free, _ = torch.cuda.mem_get_info()
+    # Loading leaves buffers with the allocator that nothing needs any more.
+    torch.cuda.empty_cache()
+    free, card = torch.cuda.mem_get_info()
     heads, key, value = model.state_shape(config.tp)
     states = (config.slots + 1 + config.cache_states) * model.linear_layers * heads * key * value * 4
     page = Caches.bytes_per_page(model.mla_layers, config.page_size, model.latent_width, dtype)
-    return int((free - states) * _PAGE_SHARE) // page
+    return pages_beside(free, states, page, reserve(config, model, card))
 
 
 def _say(line: str) -> None:

@@ -21,6 +21,7 @@ from workers.rank.sampler import Sampled, Sampler, token_logprobs
 from workers.rank.watch import StepWatch
 from workers.schedule.step import Export, Install, Moved, RankStats, Row, StepPlan, StepResult
 from workers.transfer import snapshot
+from workers.transfer.device import used_here
 from workers.transfer.endpoint import Transfers
 
 # Prompt log-probabilities need logits of every prompt token; this many rows of vocabulary at a time.
@@ -136,8 +137,7 @@ class Runner:
         for copy in plan.saves:
             self._copy(copy)
         for store in plan.stores:
-            latents = snapshot.read_latents(self._caches, store.pages, store.start, store.stop)
-            rows = snapshot.shard_rows(latents, self._collectives.rank, self._collectives.size)
+            rows = self._read_shard(store.pages, store.start, store.stop)
             state = snapshot.read_state(self._caches, store.slot)
             self._host.store(store.key, store.stop - store.start, rows, state)
         for drop in plan.drops:
@@ -157,12 +157,13 @@ class Runner:
                 self._transfers.discard(discard.request_id)
         for link in plan.links:
             self._need_transfers().link(link.of(self._collectives.rank))
+        # Installed first: what is staged gives room to what is to come.
+        for install in plan.installs:
+            self._install(install)
         for expect in plan.expects:
             self._need_transfers().expect(expect)
         for fetch in plan.fetches:
             self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
-        for install in plan.installs:
-            self._install(install)
 
     def _need_transfers(self) -> Transfers:
         if self._transfers is None:
@@ -173,20 +174,27 @@ class Runner:
         """The one way a snapshot enters: latents gathered from the ranks' shares, state as it came."""
         source = self._host if install.host else self._need_transfers()
         received = source.take(install.request_id)
-        latents = torch.cat(
-            [
-                snapshot.join_rows(self._collectives.all_gather(share.to(self._device), 0), n)
-                for n, share in received.parts
-            ]
+        for tensor in (*(shard for _, shard in received.parts), received.state):
+            used_here(tensor)
+        snapshot.write_shards(
+            self._caches,
+            install.pages,
+            install.start,
+            received.parts,
+            received.skip,
+            self._collectives.size,
+            lambda shard: self._collectives.all_gather(shard, 0),
         )
-        snapshot.write_latents(self._caches, install.pages, latents[received.skip :], install.start)
         snapshot.write_state(self._caches, install.slot, received.state)
 
     def _export(self, export: Export) -> None:
-        latents = snapshot.read_latents(self._caches, export.pages, export.start, export.stop)
-        share = snapshot.shard_rows(latents, self._collectives.rank, self._collectives.size)
+        shard = self._read_shard(export.pages, export.start, export.stop)
         state = snapshot.read_state(self._caches, export.slot) if export.last else None
-        self._need_transfers().send(export, share, state)
+        self._need_transfers().send(export, shard, state)
+
+    def _read_shard(self, pages: tuple[int, ...], start: int, stop: int) -> Tensor:
+        rank, size = self._collectives.rank, self._collectives.size
+        return snapshot.read_shard(self._caches, pages, start, stop, rank, size)
 
     def _turn_pages(self, rows: tuple[Row, ...]) -> None:
         """Enter rows' new pages into the table."""

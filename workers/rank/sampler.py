@@ -1,5 +1,6 @@
 """Rank 0's sampler: turns a step's logits into tokens and log-probabilities, by each slot's own settings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,23 +15,27 @@ from workers.schedule.step import Admit
 
 @dataclass(slots=True)
 class SlotSampler:
-    """What one slot's sequence needs. seen [V] bool and counts [V] fp32 exist where a penalty reads them."""
+    """What one slot's sequence needs.
+
+    penalized: penalties read its history. bias: token ids and what is added to their logits; stops: its stop tokens;
+    both on the device, None where it has none.
+    """
 
     sampling: SamplingParams
     prompt_tokens: int
+    penalized: bool
+    bias: tuple[Tensor, Tensor] | None
+    stops: tuple[Tensor, Tensor] | None
     matcher: Matcher | None = None
-    seen: Tensor | None = None
-    counts: Tensor | None = None
-
-    @property
-    def plain(self) -> bool:
-        """The logits are used as they come."""
-        s = self.sampling
-        return self.seen is None and not s.logit_bias and not (s.min_tokens and s.stop_token_ids)
 
     def may_end(self, position: int) -> bool:
         """Whether a stop token may stand at a position."""
         return position - self.prompt_tokens >= self.sampling.min_tokens
+
+    def added(self, position: int) -> list[tuple[Tensor, Tensor]]:
+        """What is added to the logits of a token at a position."""
+        stops = None if self.may_end(position) else self.stops
+        return [part for part in (self.bias, stops) if part is not None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,18 +59,26 @@ class Sampler:
         # then top_k and seed of every slot.
         self._floats = torch.zeros(3, slots, device=device)
         self._integers = torch.zeros(2, slots, dtype=torch.int64, device=device)
+        # `penalize`'s: all slots' from the start, for nothing of their size may be asked for while requests run.
+        self._penalties = torch.zeros(3, slots, device=device)
+        self._history = torch.zeros(slots, vocab, dtype=torch.int32, device=device)
 
     def admit(self, admit: Admit) -> None:
         """A sequence takes a slot."""
-        slot = SlotSampler(admit.sampling, admit.prompt_tokens)
         s = admit.sampling
+        slot = SlotSampler(
+            s,
+            admit.prompt_tokens,
+            penalized=bool(admit.token_ids),
+            bias=self._entries([t for t, _ in s.logit_bias], [bias for _, bias in s.logit_bias]),
+            stops=self._entries(s.stop_token_ids, [float("-inf")] * len(s.stop_token_ids)) if s.min_tokens else None,
+        )
         self._floats[:, admit.slot] = self._sent(torch.tensor((s.temperature, s.top_p, s.min_p)))
         self._integers[:, admit.slot] = self._sent(torch.tensor((s.top_k, s.seed)))
-        if admit.token_ids:
-            ids = torch.tensor(admit.token_ids, device=self.device)
-            slot.seen = torch.zeros(self.vocab, dtype=torch.bool, device=self.device)
-            slot.seen[ids] = True
-            slot.counts = torch.bincount(ids[admit.prompt_tokens :], minlength=self.vocab).float()
+        penalties = (s.repetition_penalty, s.presence_penalty, s.frequency_penalty)
+        self._penalties[:, admit.slot] = self._sent(torch.tensor(penalties if slot.penalized else (1.0, 0.0, 0.0)))
+        if slot.penalized:
+            self._begin_history(admit)
         if admit.sampling.grammar is not None:
             slot.matcher = self._grammars.start(admit.sampling.grammar, admit.generated)
         self._slots[admit.slot] = slot
@@ -82,20 +95,20 @@ class Sampler:
         rows = [self._slots[s] for s in slots]
         # Before anything waits for the device: on a GPU the logits are still being computed.
         mask, failures = self._mask(rows, positions)
-        adjusted = logits
-        if not all(r.plain for r in rows):
-            adjusted = torch.stack([self._adjust(logits[i], r, positions[i]) for i, r in enumerate(rows)])
+        at = self._sent(torch.tensor(slots))
+        penalized = any(r.penalized for r in rows)
+        adjusted = penalize(logits, self._history, at, self._penalties) if penalized else logits
+        adjusted = self._add(adjusted, rows, positions, own=penalized)
         if mask is not None:
             adjusted = apply_bitmask(adjusted, mask)
         if any(r.sampling.temperature > 0 for r in rows):
-            tokens = self._draw(adjusted, slots, positions)
+            tokens = self._draw(adjusted, at, positions)
         else:
             tokens = torch.argmax(adjusted, dim=-1)
+        if penalized:
+            # Rows without penalties never read theirs.
+            self._history[at, tokens] = (self._history[at, tokens] | 1) + 2
         out: list[int] = tokens.tolist()
-        for row, token in zip(rows, out, strict=True):
-            if row.seen is not None and row.counts is not None:
-                row.seen[token] = True
-                row.counts[token] += 1
         self._advance(rows, out, failures)
         asked = [i for i, r in enumerate(rows) if r.sampling.logprobs is not None]
         logprobs: list[TokenLogprob | None] = [None] * len(rows)
@@ -124,26 +137,35 @@ class Sampler:
             except GrammarError as error:
                 failures[i] = str(error)
 
-    def _adjust(self, logits: Tensor, row: SlotSampler, position: int) -> Tensor:
-        s = row.sampling
-        if row.seen is not None and row.counts is not None:
-            one = torch.tensor(
-                [[s.repetition_penalty], [s.presence_penalty], [s.frequency_penalty]], device=self.device
-            )
-            logits = penalize(logits[None], row.seen[None], row.counts[None], one[0], one[1], one[2])[0]
-        else:
-            logits = logits.clone()
-        for token, bias in s.logit_bias:
-            logits[token] += bias
-        if not row.may_end(position):
-            logits[list(s.stop_token_ids)] = float("-inf")
-        return logits
+    def _add(self, logits: Tensor, rows: list[SlotSampler], positions: list[int], own: bool) -> Tensor:
+        """Biases, and -inf for stop tokens that come too early: one pass over all rows that have any.
 
-    def _draw(self, logits: Tensor, slots: list[int], positions: list[int]) -> Tensor:
-        at, places = self._sent(torch.tensor((slots, positions)))
-        temperature, top_p, min_p = self._floats.index_select(1, at)
-        top_k, seeds = self._integers.index_select(1, at)
-        return sample(logits, temperature, top_k, top_p, min_p, seeds, places)
+        own: `logits` may be written to.
+        """
+        parts = [(i, *part) for i, row in enumerate(rows) for part in row.added(positions[i])]
+        if not parts:
+            return logits
+        which, ids, values = zip(*parts, strict=True)
+        lengths = [len(i) for i in ids]
+        row, times = self._sent(torch.tensor([which, lengths]))
+        row = row.repeat_interleave(times, output_size=sum(lengths))
+        out = logits if own else logits.clone()
+        return out.index_put_((row, torch.cat(ids)), torch.cat(values), accumulate=True)
+
+    def _begin_history(self, admit: Admit) -> None:
+        ids = self._sent(torch.tensor(admit.token_ids))
+        output = ids[admit.prompt_tokens :]
+        row = self._history[admit.slot]
+        row.zero_().index_fill_(0, ids, 1)
+        row.index_add_(0, output, torch.full_like(output, 2, dtype=torch.int32))
+
+    def _entries(self, ids: Sequence[int], values: Sequence[float]) -> tuple[Tensor, Tensor] | None:
+        return (self._sent(torch.tensor(ids)), self._sent(torch.tensor(values))) if ids else None
+
+    def _draw(self, logits: Tensor, slots: Tensor, positions: list[int]) -> Tensor:
+        temperature, top_p, min_p = self._floats.index_select(1, slots)
+        top_k, seeds = self._integers.index_select(1, slots)
+        return sample(logits, temperature, top_k, top_p, min_p, seeds, self._sent(torch.tensor(positions)))
 
     def _sent(self, values: Tensor) -> Tensor:
         """Without waiting for the device's earlier work."""

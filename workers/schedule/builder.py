@@ -20,12 +20,19 @@ class StepBuilder:
     """One step's rows and what goes with them.
 
     budget: tokens that may still be computed in it. reserve: a slot for the state of a sequence at a position, or
-    None where it need not be kept.
+    None where it need not be kept. may_leave: whether parts of a sequence's snapshot may go to its peer yet.
     """
 
-    def __init__(self, budget: int, page_size: int, reserve: Callable[[Sequence, int], int | None]) -> None:
+    def __init__(
+        self,
+        budget: int,
+        page_size: int,
+        reserve: Callable[[Sequence, int], int | None],
+        may_leave: Callable[[Sequence], bool],
+    ) -> None:
         self.budget = budget
         self._reserve = reserve
+        self._may_leave = may_leave
         self._computing: list[tuple[Sequence, int]] = []
         self._page_size = page_size
         self._rows: list[Row] = []
@@ -63,7 +70,7 @@ class StepBuilder:
         seq.pages_on_ranks = len(seq.pages)
         self._computing.append((seq, seq.epoch))
         # What is computed a second time, after a preemption, may have left already.
-        if seq.handoff and seq.peer is not None and stop > seq.exported:
+        if seq.handoff and stop > seq.exported and self._may_leave(seq):
             self.export(seq, stop)
 
     def expect(self, seq: Sequence) -> None:

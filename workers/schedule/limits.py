@@ -1,15 +1,40 @@
 """A worker's sizes, as its scheduler needs them."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from workers.cache.budget import Budget
 
 
 @dataclass(frozen=True, slots=True)
+class Staging:
+    """A rank's memory for snapshots on their way. Nothing is ever full where sizes are 0.
+
+    budget: bytes. state: of a rank's linear state. token: of one token's latents, which `tp` ranks share.
+    """
+
+    budget: int = 0
+    state: int = 0
+    token: int = 0
+    tp: int = 1
+
+    def bytes_of(self, tokens: int) -> int:
+        """Bytes of a rank's share of a snapshot with the latents of so many tokens."""
+        return self.state + -(-tokens // self.tp) * self.token
+
+    def full(self, under_way: Iterable[int], tokens: int) -> bool:
+        """Whether one more snapshot has to wait for some of those under way, all given by their tokens."""
+        sizes = [self.bytes_of(n) for n in under_way]
+        # One by itself always fits: the budget is never less than the longest.
+        return bool(sizes) and sum(sizes) + self.bytes_of(tokens) > self.budget
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """A worker's sizes. window: snapshots pulled at once. hold_s: how long a snapshot waits to be pulled.
 
-    cache: what may be kept of sequences that have gone on or ended.
+    cache: what may be kept of sequences that have gone on or ended. staging: memory for snapshots that come, and as
+    much again for those that go.
     """
 
     pages: int
@@ -20,6 +45,7 @@ class Limits:
     window: int
     hold_s: float
     cache: Budget = field(default_factory=Budget)
+    staging: Staging = field(default_factory=Staging)
 
     def __post_init__(self) -> None:
         if self.max_step_tokens < self.slots:

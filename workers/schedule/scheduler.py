@@ -116,6 +116,12 @@ class Scheduler:
         self._kept_wanted.append((request_id, peer, kept, have))
         return kept
 
+    def drop_kept(self, request_id: str) -> None:
+        """The peer wants no copy any more; what its ranks have asked ours for, they call off themselves."""
+        for wanted in [w for w in self._kept_wanted if w[0] == request_id]:
+            wanted[2].pins -= 1
+            self._kept_wanted.remove(wanted)
+
     def sent(self, request_id: str, now: float) -> SeqOutput | None:
         """A snapshot has wholly left; the sequence ends here.
 
@@ -209,6 +215,7 @@ class Scheduler:
             self.limits.max_step_tokens,
             self.limits.page_size,
             lambda seq, position: self.cache.reserve(seq.known, position, now),
+            self._may_leave,
         )
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
@@ -319,7 +326,7 @@ class Scheduler:
         all_placed = True
         for seq in [s for s in self._queue if s.priority == priority]:
             if seq.source is not None or seq.state is State.DISPLACED:
-                if seq.state is State.QUEUED and self._window_full(priority):
+                if seq.state is State.QUEUED and (self._window_full(priority) or self._staging_full(seq.coming)):
                     continue
                 if not self._place_pulled(seq, step, now):
                     return False
@@ -328,7 +335,9 @@ class Scheduler:
                 all_placed = False
                 continue
             beginning = find(seq, self.cache, self._active)
-            if beginning.awaited:
+            kept = beginning.kept
+            from_host = kept.position if kept is not None and kept.slot < 0 else None
+            if beginning.awaited or (from_host is not None and self._staging_full(from_host)):
                 continue
             if not self._place(seq, beginning, step, now):
                 return False
@@ -337,6 +346,10 @@ class Scheduler:
     def _window_full(self, priority: int) -> bool:
         """Whether as many snapshots are on the way as may be; those of worse priorities are no reason to wait."""
         return sum(s.priority <= priority for s in self._pulling.values()) >= self.limits.window
+
+    def _staging_full(self, tokens: int) -> bool:
+        """Whether the ranks have no memory for one more snapshot, whatever the priority of those under way."""
+        return self.limits.staging.full((s.coming for s in self._pulling.values()), tokens)
 
     def _place(self, seq: Sequence, beginning: Beginning, step: StepBuilder, now: float) -> bool:
         """Begin a sequence from a kept snapshot, or at zero."""
@@ -475,10 +488,21 @@ class Scheduler:
             self._held.append(seq)
 
     def _export_held(self, step: StepBuilder) -> None:
-        for seq in [s for s in self._held if s.peer is not None]:
+        for seq in [s for s in self._held if self._may_leave(s)]:
             step.export(seq, seq.prompt_tokens)
             self._held.remove(seq)
             self._send_off(seq)
+
+    def _may_leave(self, seq: Sequence) -> bool:
+        """Take room on the ranks for a snapshot that a peer pulls, once for all of it: what has begun never waits."""
+        if seq.leaves or seq.peer is None:
+            return seq.leaves
+        # What only waits for this goes first: it holds slot and pages.
+        if seq.state is not State.HELD and any(s.peer is not None for s in self._held):
+            return False
+        leaving = (s.prompt_tokens for s in self.sequences.values() if s.leaves)
+        seq.leaves = not self.limits.staging.full(leaving, seq.prompt_tokens)
+        return seq.leaves
 
     def _send_off(self, seq: Sequence) -> None:
         """The ranks copy the snapshot out within the plan that exports it, so its places are free from there on."""
@@ -534,7 +558,7 @@ class Scheduler:
         token = result.tokens[at][0]
         logprobs = result.logprobs[at] if result.logprobs else ()
         seq.tokens.append(token)
-        first = seq.generated == 1
+        first = not seq.first_token
         if first:
             seq.first_token = now
             seq.prefill_s = now - seq.started

@@ -41,8 +41,8 @@ class Sequence:
     priority: lower goes first, and takes the places of higher ones. tokens: prompt, then generated. computed: how
     many of them have their latents and state in the caches; the rest is what the next steps compute. epoch: counts
     the times it lost its places, so that a step planned before is told from one planned after. exported: latents
-    already handed to the transfer layer, or never to be sent since the peer has them; gone: all of the snapshot has
-    left, though the step that exported it is not committed yet.
+    already handed to the transfer layer, or never to be sent since the peer has them; leaves: ranks have room for the
+    snapshot until it is sent; gone: all of it has left, though the step that exported it is not committed yet.
     source: where its snapshot comes from; None once installed, or when the prompt is computed here.
     handoff: the snapshot leaves after the first token, to `peer` once that has pulled.
     scope: whose prefixes it may share. boundaries: positions at which turns of the prompt end. keeps: positions at
@@ -67,6 +67,7 @@ class Sequence:
     epoch: int = 0
     computed: int = 0
     exported: int = 0
+    leaves: bool = False
     gone: bool = False
     slot: int = -1
     pages: list[int] = field(default_factory=list)
@@ -100,6 +101,12 @@ class Sequence:
     def reach(self) -> int:
         """The most of its tokens that a snapshot may cover: one is computed in any case, to sample after it."""
         return (self.prompt_tokens if self.handoff else len(self.tokens)) - 1
+
+    @property
+    def coming(self) -> int:
+        """Latents that come with its snapshot."""
+        position = self.source.position if self.source else self.fetching.position if self.fetching else self.have
+        return position - self.have
 
     @property
     def pending(self) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 from workers.schedule.step import Expect, Link, LinkLost, Moved, Received
 from workers.transfer.channel import LinkBroken, ReceiveChannel
 from workers.transfer.control import Control, reason_of
-from workers.transfer.device import own_stream, used_here
+from workers.transfer.device import own_stream
 from workers.transfer.messages import PartHead, Unwant, Want, Whole
 from workers.transfer.negotiation import Identity, accept_channel
 from workers.transfer.payload import receive_tensor, size_of, skip_tensor
@@ -107,10 +107,7 @@ class Incoming:
     def take(self, request_id: str) -> ReceivedSnapshot:
         """Hand out a snapshot that was notified as Received, once; KeyError for any other."""
         with self._lock:
-            received = ReceivedSnapshot(*self._inbox.take(request_id))
-        for tensor in (*(rows for _, rows in received.parts), received.state):
-            used_here(tensor)
-        return received
+            return ReceivedSnapshot(*self._inbox.take(request_id))
 
     def close(self) -> None:
         """Close all links."""

@@ -2,12 +2,18 @@
 
 Latents are laid token by token, [n, mla_layers, width], so that a range of tokens is one range of bytes and pages
 of any size can take it. They are the same on all ranks: in a hand-off each rank ships one shard of the rows.
+
+Nothing here waits for a GPU, and copies on the way are of at most _BLOCK_TOKENS tokens.
 """
+
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from torch import Tensor
 
 from workers.model.batch import Caches
+
+_BLOCK_TOKENS = 8192
 
 
 def read_latents(caches: Caches, pages: tuple[int, ...], start: int, stop: int) -> Tensor:
@@ -16,15 +22,30 @@ def read_latents(caches: Caches, pages: tuple[int, ...], start: int, stop: int) 
     `pages` hold those positions, the first of them being page start // page_size of the sequence. ValueError if
     they are too few.
     """
-    size = caches.page_size
-    first = start % size
-    count = stop - start
+    layers, _, size, width = caches.latent.shape
+    first, count = start % size, stop - start
     if first + count > len(pages) * size:
         raise ValueError(f"{len(pages)} pages of {size} tokens don't hold positions [{start}, {stop})")
-    index = torch.tensor(pages, dtype=torch.int64, device=caches.latent.device)
-    rows = caches.latent.index_select(1, index).flatten(1, 2)[:, first : first + count]
-    out = rows.new_empty((count, rows.shape[0], rows.shape[2]))
-    return out.copy_(rows.transpose(0, 1))
+    index = _on_device(pages, caches.latent)
+    out = caches.latent.new_empty((count, layers, width))
+    for at in range(0, count, _BLOCK_TOKENS):
+        begin, end = first + at, first + min(at + _BLOCK_TOKENS, count)
+        held = caches.latent.index_select(1, index[begin // size : -(-end // size)]).flatten(1, 2)
+        skip = begin % size
+        out[at : at + end - begin] = held[:, skip : skip + end - begin].transpose(0, 1)
+    return out
+
+
+def read_shard(caches: Caches, pages: tuple[int, ...], start: int, stop: int, rank: int, size: int) -> Tensor:
+    """Rank `rank`'s shard of latents [start, stop), copied, and pages as for `read_latents`.
+
+    [ceil((stop - start) / size), mla_layers, width]: padded with zeros where the ranks before have all rows.
+    """
+    share = -(-(stop - start) // size)
+    first, last = (min(start + r * share, stop) for r in (rank, rank + 1))
+    before = start // caches.page_size
+    rows = read_latents(caches, pages[first // caches.page_size - before :], first, last)
+    return rows if last - first == share else torch.cat([rows, rows.new_zeros(share - (last - first), *rows.shape[1:])])
 
 
 def write_latents(caches: Caches, pages: tuple[int, ...], latents: Tensor, start: int = 0) -> None:
@@ -44,10 +65,53 @@ def write_latents(caches: Caches, pages: tuple[int, ...], latents: Tensor, start
     first = start % size
     if first + count > len(pages) * size:
         raise ValueError(f"{len(pages)} pages of {size} tokens don't hold {count} latents from {start} on")
-    device = caches.latent.device
-    positions = torch.arange(first, first + count, device=device)
-    page = torch.tensor(pages, dtype=torch.int64, device=device)[positions // size]
-    caches.latent[:, page, positions % size] = latents.to(device).transpose(0, 1)
+    positions = torch.arange(first, first + count, device=caches.latent.device)
+    page = _on_device(pages, caches.latent)[positions // size]
+    caches.latent[:, page, positions % size] = latents.transpose(0, 1)
+
+
+def write_shards(
+    caches: Caches,
+    pages: tuple[int, ...],
+    start: int,
+    parts: Iterable[tuple[int, Tensor]],
+    skip: int,
+    size: int,
+    gather: Callable[[Tensor], Tensor],
+) -> None:
+    """Put a snapshot's latents from position `start` on into `pages`, the sequence's from start // page_size on.
+
+    parts: (n, this rank's shard of n latents) in order of position, the first of them `skip` tokens before `start`.
+    gather: concatenates all `size` ranks' equal-shaped tensors along the first dimension. ValueError as
+    `write_latents`, or if shards are too short.
+    """
+    at = start - skip
+    for count, shard in parts:
+        for offset, rows in _gathered(count, shard, size, gather):
+            first = max(at + offset, start)
+            kept = rows[first - at - offset :]
+            if len(kept):
+                write_latents(caches, pages[first // caches.page_size - start // caches.page_size :], kept, first)
+        at += count
+
+
+def _gathered(count: int, shard: Tensor, size: int, gather: Callable[[Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
+    """All ranks' rows of a part of `count` latents, and how far into the part they begin."""
+    share = shard.shape[0]
+    if share * size < count:
+        raise ValueError(f"{size} shards of {share} rows are fewer than the {count} latents of the part")
+    step = max(1, _BLOCK_TOKENS // size)
+    for begin in range(0, share, step):
+        piece = shard[begin : begin + step]
+        for rank, rows in enumerate(torch.split(gather(piece), len(piece))):
+            offset = rank * share + begin
+            if offset < count:
+                yield offset, rows[: count - offset]
+
+
+def _on_device(pages: tuple[int, ...], like: Tensor) -> Tensor:
+    """From the host without a wait for what the device is at."""
+    return torch.tensor(pages, dtype=torch.int64).to(like.device, non_blocking=True)
 
 
 def read_state(caches: Caches, slot: int) -> Tensor:
@@ -73,21 +137,3 @@ def copy_state(caches: Caches, slot: int, to_slot: int) -> None:
 def copy_page(caches: Caches, page: int, to_page: int) -> None:
     """Copy a page of latents to another."""
     caches.latent[:, to_page] = caches.latent[:, page]
-
-
-def shard_rows(latents: Tensor, rank: int, size: int) -> Tensor:
-    """Rank `rank`'s rows of latents [n, ...]: ceil(n / size) of them, padded with zeros past the end."""
-    share = -(-latents.shape[0] // size)
-    rows = latents[rank * share : (rank + 1) * share]
-    if rows.shape[0] == share:
-        return rows
-    out = latents.new_zeros((share, *latents.shape[1:]))
-    out[: rows.shape[0]] = rows
-    return out
-
-
-def join_rows(gathered: Tensor, n: int) -> Tensor:
-    """The `n` rows whose shards, all ranks' end to end, are `gathered` [size * ceil(n / size), ...]."""
-    if gathered.shape[0] < n:
-        raise ValueError(f"{gathered.shape[0]} gathered rows are fewer than the {n} of the part")
-    return gathered[:n]

@@ -8,14 +8,14 @@ StopReason = Literal["end_turn", "max_tokens", "stop_sequence", "tool_use"]
 
 
 class TextContent(TypedDict):
-    """What the model said."""
+    """A block of text."""
 
     type: Literal["text"]
     text: str
 
 
 class ThinkingContent(TypedDict):
-    """What it thought before. signature: always empty."""
+    """A block of reasoning. signature: always empty."""
 
     type: Literal["thinking"]
     thinking: str
@@ -23,7 +23,7 @@ class ThinkingContent(TypedDict):
 
 
 class ToolUseContent(TypedDict):
-    """A call. input: empty where a stream's block begins, as its JSON follows."""
+    """A tool call. input: empty where a streamed block begins; its JSON follows."""
 
     type: Literal["tool_use"]
     id: str
@@ -35,7 +35,7 @@ Content = TextContent | ThinkingContent | ToolUseContent
 
 
 class MessageUsage(TypedDict):
-    """Tokens. input_tokens: without those of the prompt that were not computed anew (cache_read_input_tokens)."""
+    """Token counts. input_tokens: without the reused ones, which are cache_read_input_tokens."""
 
     input_tokens: int
     cache_creation_input_tokens: int
@@ -44,14 +44,14 @@ class MessageUsage(TypedDict):
 
 
 class Stopped(TypedDict):
-    """Why a message ended. stop_sequence: the one that ended it."""
+    """Why a message ended. stop_sequence: the sequence that ended it."""
 
     stop_reason: StopReason
     stop_sequence: str | None
 
 
 class MessageHead(TypedDict):
-    """What is known of a message from the first."""
+    """Fields of a message that are known before it begins."""
 
     id: str
     type: Literal["message"]
@@ -60,14 +60,14 @@ class MessageHead(TypedDict):
 
 
 class AnthropicMessage(MessageHead, Stopped):
-    """A message that is whole."""
+    """A complete message."""
 
     content: list[Content]
     usage: MessageUsage
 
 
 class BegunMessage(MessageHead):
-    """A message with nothing in it yet."""
+    """A message that begins; it is still empty."""
 
     content: list[Content]
     stop_reason: None
@@ -76,14 +76,14 @@ class BegunMessage(MessageHead):
 
 
 class MessageStart(TypedDict):
-    """A stream's first event."""
+    """The first event of a stream."""
 
     type: Literal["message_start"]
     message: BegunMessage
 
 
 class Ping(TypedDict):
-    """To be passed over."""
+    """An event without meaning, for clients to ignore."""
 
     type: Literal["ping"]
 
@@ -97,28 +97,28 @@ class BlockStart(TypedDict):
 
 
 class TextDelta(TypedDict):
-    """More of a text."""
+    """The next piece of a text block."""
 
     type: Literal["text_delta"]
     text: str
 
 
 class ThinkingDelta(TypedDict):
-    """More of what is thought."""
+    """The next piece of a reasoning block."""
 
     type: Literal["thinking_delta"]
     thinking: str
 
 
 class SignatureDelta(TypedDict):
-    """The end of what was thought; always empty."""
+    """The end of a reasoning block; the signature is always empty."""
 
     type: Literal["signature_delta"]
     signature: str
 
 
 class InputDelta(TypedDict):
-    """A call's input as JSON."""
+    """The input of a call as JSON text."""
 
     type: Literal["input_json_delta"]
     partial_json: str
@@ -128,7 +128,7 @@ BlockGain = TextDelta | ThinkingDelta | SignatureDelta | InputDelta
 
 
 class BlockDelta(TypedDict):
-    """What a content block gained."""
+    """The next piece of a content block."""
 
     type: Literal["content_block_delta"]
     index: int
@@ -136,14 +136,14 @@ class BlockDelta(TypedDict):
 
 
 class BlockStop(TypedDict):
-    """A content block is whole."""
+    """A content block is complete."""
 
     type: Literal["content_block_stop"]
     index: int
 
 
 class MessageDelta(TypedDict):
-    """Why the message ended, and what it took."""
+    """Why the message ended, and its token counts."""
 
     type: Literal["message_delta"]
     delta: Stopped
@@ -151,13 +151,13 @@ class MessageDelta(TypedDict):
 
 
 class MessageStop(TypedDict):
-    """A stream's last event."""
+    """The last event of a stream."""
 
     type: Literal["message_stop"]
 
 
 class AnthropicDetails(TypedDict):
-    """For programs."""
+    """The error's code, for programs."""
 
     error_code: str
 
@@ -171,7 +171,7 @@ class AnthropicFault(TypedDict):
 
 
 class AnthropicError(TypedDict):
-    """An answer that failed, or the last event of a stream that did."""
+    """The answer to a failed request, or the last event of a failed stream."""
 
     type: Literal["error"]
     error: AnthropicFault
@@ -194,7 +194,7 @@ class AnthropicModel(TypedDict):
 
 
 class AnthropicModelList(TypedDict):
-    """It alone."""
+    """A list that holds the served model alone."""
 
     data: list[AnthropicModel]
     first_id: str
@@ -203,6 +203,6 @@ class AnthropicModelList(TypedDict):
 
 
 class TokenCount(TypedDict):
-    """Of a message's prompt."""
+    """The number of tokens of a prompt."""
 
     input_tokens: int

@@ -5,23 +5,23 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from router.relay.choice import ServedBy
+from router.relay.choice import ServedBy, Timings
 
 
 class CachedTokens(TypedDict):
-    """Those of a prompt that were not computed anew."""
+    """Prompt tokens that were reused instead of computed."""
 
     cached_tokens: int
 
 
 class OutputTokens(TypedDict):
-    """Those of an answer that are reasoning, counted anew from its text."""
+    """Answer tokens that are reasoning, counted from its text."""
 
     reasoning_tokens: int
 
 
 class Usage(TypedDict):
-    """Tokens of all choices; a prompt that several share counts once."""
+    """Token counts of all choices; a prompt that several choices share counts once."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -30,24 +30,24 @@ class Usage(TypedDict):
 
 
 class Facts(TypedDict, total=False):
-    """Of one choice. They stand beside `choices` where there is one, inside each where there are several.
+    """Facts about one choice, beside `choices` where there is one, inside each choice where there are several.
 
     timings: with the end of a choice. prompt_token_ids: with its beginning, where `return_token_ids` asks for them.
     """
 
-    timings: ServedBy
+    timings: ServedBy | Timings
     prompt_token_ids: Sequence[int]
 
 
 class OneChoice(Facts):
-    """What items of `choices` share."""
+    """Fields that all items of `choices` have."""
 
     index: int
     token_ids: NotRequired[list[int]]
 
 
 class Head(TypedDict):
-    """What all of one answer's JSON begins with. created: Unix time in seconds."""
+    """The first fields of an answer and of each of its chunks. created: Unix time in seconds."""
 
     id: str
     created: int
@@ -55,13 +55,13 @@ class Head(TypedDict):
 
 
 class Rest(Facts):
-    """What a chunk ends with. usage: where it was asked for, null but in the last chunk, which has no choices."""
+    """The last fields of a chunk. usage: null but in the last chunk, which has no choices; absent if not asked for."""
 
     usage: NotRequired[Usage | None]
 
 
 class TopLogprob(TypedDict):
-    """A token that could have stood in a place. bytes: of its text, which may be a part of a character."""
+    """A candidate token. bytes: of its text, which may be a part of a character."""
 
     token: str
     logprob: float
@@ -69,20 +69,20 @@ class TopLogprob(TypedDict):
 
 
 class TokenLogprobs(TopLogprob):
-    """The token that stands there, and the likeliest ones."""
+    """The chosen token and the most likely candidates."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(TypedDict):
-    """Of a chat's choice or chunk."""
+    """Log-probabilities of a chat's choice or chunk."""
 
     content: list[TokenLogprobs]
     refusal: None
 
 
 class CalledFunction(TypedDict):
-    """arguments: JSON, as the model wrote it."""
+    """A called function. arguments: JSON as the model wrote it."""
 
     name: str
     arguments: str
@@ -97,7 +97,7 @@ class Call(TypedDict):
 
 
 class ChatMessage(TypedDict):
-    """What the model said, thought and called."""
+    """The assistant's message: content, reasoning and tool calls."""
 
     role: Literal["assistant"]
     content: str | None
@@ -107,7 +107,7 @@ class ChatMessage(TypedDict):
 
 
 class ChatChoice(OneChoice):
-    """One answer."""
+    """One complete answer."""
 
     message: ChatMessage
     logprobs: ChatLogprobs | None
@@ -123,14 +123,14 @@ class ChatCompletion(Head, Facts):
 
 
 class FunctionDelta(TypedDict):
-    """More of a call. name: with its beginning."""
+    """The next piece of a call. name: in its first piece alone."""
 
     name: NotRequired[str]
     arguments: str
 
 
 class CallDelta(TypedDict):
-    """What a call gained. index: among the choice's calls. id, type: with its beginning."""
+    """The next piece of a tool call. index: among the choice's calls. id, type: in its first piece alone."""
 
     index: int
     id: NotRequired[str]
@@ -139,7 +139,7 @@ class CallDelta(TypedDict):
 
 
 class ChatDelta(TypedDict, total=False):
-    """What a choice gained. role: with its beginning."""
+    """The next piece of a message. role: in its first piece alone."""
 
     role: Literal["assistant"]
     content: str | None
@@ -148,7 +148,7 @@ class ChatDelta(TypedDict, total=False):
 
 
 class ChatChunkChoice(OneChoice):
-    """What one answer gained."""
+    """The next piece of one choice."""
 
     delta: ChatDelta
     logprobs: ChatLogprobs | None
@@ -156,14 +156,17 @@ class ChatChunkChoice(OneChoice):
 
 
 class ChatCompletionChunk(Head, Rest):
-    """An event of a chat's stream."""
+    """One event of a chat's stream."""
 
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
 
 
 class CompletionLogprobs(TypedDict):
-    """One item a token in each. token_logprobs, top_logprobs: null for a prompt's first. text_offset: in characters."""
+    """One item a token in each list. token_logprobs, top_logprobs: null for a prompt's first token.
+
+    text_offset: in characters.
+    """
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -172,7 +175,7 @@ class CompletionLogprobs(TypedDict):
 
 
 class TextChunkChoice(OneChoice):
-    """What one text gained."""
+    """The next piece of one text."""
 
     text: str
     logprobs: CompletionLogprobs | None
@@ -180,7 +183,7 @@ class TextChunkChoice(OneChoice):
 
 
 class TextChoice(OneChoice):
-    """One text."""
+    """One complete text."""
 
     text: str
     logprobs: CompletionLogprobs | None
@@ -188,7 +191,7 @@ class TextChoice(OneChoice):
 
 
 class Completion(Head, Facts):
-    """The answer to a prompt, or to several."""
+    """The answer to one prompt or to several."""
 
     object: Literal["text_completion"]
     choices: list[TextChoice]
@@ -196,7 +199,7 @@ class Completion(Head, Facts):
 
 
 class CompletionChunk(Head, Rest):
-    """An event of a completion's stream."""
+    """One event of a completion's stream."""
 
     object: Literal["text_completion"]
     choices: list[TextChunkChoice]

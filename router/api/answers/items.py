@@ -1,6 +1,6 @@
 """Items of the responses API, as they are kept and shown."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -12,7 +12,7 @@ Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
 class OutputTextPart(TypedDict):
-    """What the model said. logprobs: where `include` asks for them."""
+    """Text of the model. logprobs: where `include` asks for them."""
 
     type: Literal["output_text"]
     text: str
@@ -21,14 +21,14 @@ class OutputTextPart(TypedDict):
 
 
 class InputTextPart(TypedDict):
-    """What was said to the model."""
+    """Text sent to the model."""
 
     type: Literal["input_text"]
     text: str
 
 
 class ReasoningTextPart(TypedDict):
-    """What the model thought."""
+    """Text of the model's reasoning."""
 
     type: Literal["reasoning_text"]
     text: str
@@ -41,21 +41,21 @@ class _Message(TypedDict):
 
 
 class OutputMessage(_Message):
-    """What the model said."""
+    """A message of the model."""
 
     role: Literal["assistant"]
     content: list[OutputTextPart]
 
 
 class InputMessage(_Message):
-    """What was said to the model."""
+    """A message to the model."""
 
     role: Literal["user", "system", "developer"]
     content: list[InputTextPart]
 
 
 class CallItem(TypedDict):
-    """A call. arguments: JSON, as the model wrote it."""
+    """A function call. arguments: JSON as the model wrote it."""
 
     id: str
     type: Literal["function_call"]
@@ -63,13 +63,47 @@ class CallItem(TypedDict):
     call_id: str
     name: str
     arguments: str
+    namespace: NotRequired[str]
+
+
+class CustomCallItem(TypedDict):
+    """A call of a custom tool. input: free text."""
+
+    id: str
+    type: Literal["custom_tool_call"]
+    status: Status
+    call_id: str
+    name: str
+    input: str
+    namespace: NotRequired[str]
+
+
+class ShellAction(TypedDict):
+    """A command for the client's shell."""
+
+    type: Literal["exec"]
+    command: list[str]
+    env: dict[str, str]
+    timeout_ms: int | None
+    user: str | None
+    working_directory: str | None
+
+
+class ShellCallItem(TypedDict):
+    """A call of the client's shell."""
+
+    id: str
+    type: Literal["local_shell_call"]
+    status: Status
+    call_id: str
+    action: ShellAction
 
 
 class CallOutputItem(TypedDict):
-    """What a called function returned."""
+    """The result of a function call."""
 
     id: str
-    type: Literal["function_call_output"]
+    type: Literal["function_call_output", "custom_tool_call_output", "local_shell_call_output"]
     status: Status
     call_id: str
     output: str
@@ -82,7 +116,7 @@ class _Reasoning(TypedDict):
 
 
 class OutputReasoning(_Reasoning):
-    """What the model thought before it answered."""
+    """The model's reasoning before its answer."""
 
     summary: Nothing
     content: list[ReasoningTextPart]
@@ -95,5 +129,7 @@ class InputReasoning(_Reasoning):
     content: list[dict[str, Any]]
 
 
-OutputItem = OutputMessage | CallItem | OutputReasoning
+ClientCall = CustomCallItem | ShellCallItem
+StreamedItem = OutputMessage | CallItem | OutputReasoning  # whose content leaves as it forms
+OutputItem = StreamedItem | ClientCall
 KeptItem = OutputItem | InputMessage | CallOutputItem | InputReasoning

@@ -10,7 +10,7 @@ from router.store.batches import BatchFault, Status
 
 
 class Identified(TypedDict):
-    """Whatever has an id."""
+    """An object with an id."""
 
     id: str
 
@@ -19,7 +19,7 @@ R = TypeVar("R", bound=Identified)
 
 
 class Page(TypedDict, Generic[R]):
-    """A page of a list. last_id: `after` of the next."""
+    """One page of a list. last_id: the value of `after` for the next page."""
 
     object: Literal["list"]
     data: Sequence[R]
@@ -43,7 +43,7 @@ class FileRecord(TypedDict):
 
 
 class Deleted(TypedDict):
-    """It was there, and is no more."""
+    """The object was deleted."""
 
     id: str
     object: Literal["file", "response"]
@@ -66,7 +66,7 @@ class LineCounts(TypedDict):
 
 
 class BatchUsage(TypedDict):
-    """Tokens of all lines so far."""
+    """Token counts of all lines answered so far."""
 
     input_tokens: int
     input_tokens_details: CachedTokens

@@ -8,7 +8,7 @@ from wire.protocol import Role
 
 
 class Root(TypedDict):
-    """Where to go from here."""
+    """The paths of the server."""
 
     name: str
     model: str
@@ -26,26 +26,26 @@ class Model(TypedDict):
 
 
 class ModelList(TypedDict):
-    """It alone."""
+    """A list that holds the served model alone."""
 
     object: Literal["list"]
     data: list[Model]
 
 
 class Health(TypedDict):
-    """The process lives."""
+    """The process is alive."""
 
     status: Literal["ok"]
 
 
 class Ready(TypedDict):
-    """A request could be served now."""
+    """The server is ready to take a request."""
 
     ready: Literal[True]
 
 
 class Unready(TypedDict):
-    """None could be served. reason: why not."""
+    """The server can take no request. reason: why not."""
 
     ready: Literal[False]
     reason: str
@@ -70,7 +70,7 @@ class WorkerPlace(TypedDict):
 
 
 class UnreachedWorker(WorkerPlace):
-    """One that no connection leads to. problem: what the last attempt ended with."""
+    """A worker without a connection. problem: why the last attempt to connect failed."""
 
     problem: str | None
 
@@ -105,7 +105,7 @@ class WorkerStatus(WorkerPlace):
 
 
 class PoolStatus(TypedDict):
-    """Workers of one role. configured: how many there are to be."""
+    """The workers of one role. configured: how many there should be."""
 
     configured: int
     live: int
@@ -113,7 +113,7 @@ class PoolStatus(TypedDict):
 
 
 class RouterStatus(TypedDict):
-    """The router that answers."""
+    """The router that answered."""
 
     name: str
     pid: int
@@ -136,7 +136,7 @@ class Tokenized(TypedDict):
 
     count: int
     max_model_len: int | None
-    tokens: tuple[int, ...]
+    tokens: list[int]
     token_strs: NotRequired[list[str]]
 
 

@@ -1,14 +1,28 @@
-"""Bodies of /v1/messages and /v1/messages/count_tokens, and the chat request they stand for."""
+"""Bodies of /v1/messages and /v1/messages/count_tokens, and the neutral request they stand for."""
 
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from router.api.anthropic.blocks import AnyMessage, SystemText, system_text
-from router.api.anthropic.words import in_these_words
-from router.api.chat_schema import ChatRequest
-from router.api.schema import Short, Strict, meaningless
-from router.errors import ApiError, invalid
+from router.api.request import (
+    Conversation,
+    Names,
+    Request,
+    Sampling,
+    Tool,
+    Tools,
+    Turn,
+    check_calls,
+    choose_tools,
+    shown_tool,
+)
+from router.api.schema import MAX_TURNS, Short, Strict, meaningless
+from router.errors import invalid
+from router.text.grammar import Form, Schema, json_form
+from router.text.tools.form import OfferedFunction
+
+NAMES = Names(result="a tool_result", values=True)
 
 
 def _own_tool(value: Any) -> Any:
@@ -27,17 +41,17 @@ class ToolSpec(Strict):
     strict: bool | None = Field(None, description="true: calls are made of valid input alone")
     cache_control: dict[str, Any] | None = meaningless(None)
     eager_input_streaming: bool | None = meaningless(None)
+    input_examples: list[dict[str, Any]] | None = meaningless(None)  # templates have no place for them
     # Who calls it, and when it is shown: by the model, and from the first.
     allowed_callers: list[Literal["direct"]] | None = Field(None, min_length=1, max_length=1)
     defer_loading: Literal[False] | None = None
 
-    def as_chat(self) -> dict[str, Any]:
-        """As the chat API has it, which is what the model was trained on."""
-        function: dict[str, Any] = {"name": self.name}
-        if self.description is not None:
-            function["description"] = self.description
-        function |= {"parameters": self.input_schema, "strict": self.strict}
-        return {"type": "function", "function": function}
+    def lower(self, place: int) -> Tool:
+        """In neutral form. place: among the request's tools."""
+        function = OfferedFunction(
+            self.name, self.input_schema, f"tools[{place}].input_schema", strict=bool(self.strict)
+        )
+        return shown_tool(function, self.description)
 
 
 class ToolChoice(Strict):
@@ -53,12 +67,6 @@ class ToolChoice(Strict):
             raise ValueError("a name goes with type 'tool', and with no other")
         return self
 
-    def as_chat(self) -> Any:
-        """As the chat API has it."""
-        if self.type == "tool":
-            return {"type": "function", "function": {"name": self.name}}
-        return "required" if self.type == "any" else self.type
-
 
 class Thinking(Strict):
     """`enabled` and `adaptive` turn reasoning on; how much of it is the model's own choice."""
@@ -73,10 +81,6 @@ class OutputFormat(Strict):
 
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
-
-    def as_chat(self) -> dict[str, Any]:
-        """As the chat API has it."""
-        return {"type": "json_schema", "json_schema": {"name": "output", "schema": self.schema_, "strict": True}}
 
 
 class OutputConfig(Strict):
@@ -105,20 +109,11 @@ class Metadata(Strict):
     user_id: Short | None = None
 
 
-class MessagesChat(ChatRequest):
-    """A message's request as a chat's. shows_thinking: reasoning is part of the answer."""
-
-    schema_path = "output_config.format.schema"
-    parameters_path = "tools[{}].input_schema"
-
-    shows_thinking: bool = False
-
-
 class CountRequest(Strict):
     """Body of /v1/messages/count_tokens."""
 
     model: str
-    messages: list[AnyMessage] = Field(min_length=1)
+    messages: list[AnyMessage] = Field(min_length=1, max_length=MAX_TURNS)
     system: SystemText = Field(
         default_factory=list,
         description="a block that begins with `x-anthropic-billing-header:` is left out: it differs each time, and "
@@ -130,33 +125,44 @@ class CountRequest(Strict):
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = meaningless(None)
     context_management: ContextManagement | None = meaningless(None)
+    mcp_servers: list[Any] | None = meaningless(None, max_length=0)
+    speed: Literal["standard"] | None = None
+    betas: list[str] | None = meaningless(None)
 
-    def as_chat(self) -> MessagesChat:
-        """The chat request of the same prompt and the same settings."""
-        placed = [(f"messages[{i}]{at}", chat) for i, m in enumerate(self.messages) for at, chat in m.as_chat()]
+    @property
+    def shows_thinking(self) -> bool:
+        """Whether reasoning is part of the answer."""
+        thinking = self.thinking
+        return thinking is not None and thinking.type != "disabled" and thinking.display != "omitted"
+
+    def conversation(self) -> Conversation:
+        """The turns to answer; 400 where calls and results do not match, or the choice of tools can't be kept."""
+        turns = [turn for i, m in enumerate(self.messages) for turn in m.turns(("messages", i))]
         if system := system_text(self.system):
-            placed.insert(0, ("system", {"role": "system", "content": system}))
-        try:
-            return MessagesChat.model_validate(self._chat() | {"messages": [chat for _, chat in placed]})
-        except ApiError as error:
-            raise in_these_words(error, [place for place, _ in placed]) from None
+            turns.insert(0, Turn("system", system, ("system",)))
+        check_calls(turns, NAMES)
+        thinking = self.thinking.type != "disabled" if self.thinking is not None else None
+        return Conversation(tuple(turns), self._tools(), thinking)
 
-    def _chat(self) -> dict[str, Any]:
-        chat: dict[str, Any] = {
-            "model": self.model,
-            "tools": [tool.as_chat() for tool in self.tools],
-        }
-        if self.tool_choice is not None:
-            if self.tools or self.tool_choice.type in ("any", "tool"):
-                chat["tool_choice"] = self.tool_choice.as_chat()
-            chat["parallel_tool_calls"] = not self.tool_choice.disable_parallel_tool_use
-        if self.output_config is not None and self.output_config.format is not None:
-            chat["response_format"] = self.output_config.format.as_chat()
-        if self.thinking is not None:
-            on = self.thinking.type != "disabled"
-            chat["reasoning_effort"] = "high" if on else "none"
-            chat["shows_thinking"] = on and self.thinking.display != "omitted"
-        return chat
+    def form(self) -> Form | None:
+        """What the answer's text must be; None where it is free."""
+        if self.output_config is None or self.output_config.format is None:
+            return None
+        return json_form(Schema(self.output_config.format.schema_, "output_config.format.schema"))
+
+    def _tools(self) -> Tools:
+        tools = [tool.lower(i) for i, tool in enumerate(self.tools)]
+        choice = self.tool_choice
+        if choice is None:
+            return choose_tools(tools, None, None, single=False)
+        single = choice.disable_parallel_tool_use
+        match choice.type:
+            case "tool":
+                return choose_tools(tools, "required", [choice.name or ""], single=True)
+            case "any":
+                return choose_tools(tools, "required", None, single=single)
+            case mode:
+                return choose_tools(tools, mode if tools else None, None, single=single)
 
 
 class MessagesRequest(CountRequest):
@@ -182,18 +188,15 @@ class MessagesRequest(CountRequest):
             raise invalid(message, "thread", "thread_unsupported_request")
         return value
 
-    def as_chat(self) -> MessagesChat:
-        """400 if the last word is the assistant's."""
+    def lower(self) -> Request:
+        """In neutral form; 400 if the last word is the assistant's."""
         if self.messages[-1].role == "assistant":
             raise invalid("'messages' must end with a user message: the assistant's own can't be continued", "messages")
-        return super().as_chat()
-
-    def _chat(self) -> dict[str, Any]:
-        return super()._chat() | {
-            "max_tokens": self.max_tokens,
-            "stop": self.stop_sequences,
-            "stream": self.stream,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "top_k": self.top_k,
-        }
+        sampling = Sampling(
+            self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            stop=self.stop_sequences,
+        )
+        return Request(self.conversation(), sampling, self.form(), stream=self.stream, names=NAMES)

@@ -27,27 +27,39 @@ from router.http.dialect import ANTHROPIC
 from router.http.json import encode
 from router.relay.choice import Choice, Delta, FinishReason
 from router.text.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
+from router.text.tools.call_json import closed
 
 ID_PREFIX = "msg_"  # before the request's id
 _STOP: dict[FinishReason, StopReason] = {"stop": "end_turn", "length": "max_tokens"}
 
 
 class _Calls:
-    """Holds a call until it is whole: the clients of this API take a block's input for sound."""
+    """Holds a call until it is whole: the clients of this API take a block's input for sound.
+
+    One that the token limit cut off has as its input what there is of it; clients see by the stop reason that it is
+    not to be run. One that can't be read is text.
+    """
 
     def __init__(self) -> None:
         self._name = ""
         self._arguments: list[str] = []
 
-    def settle(self, part: CallStart | CallPart | CallEnd) -> Text | tuple[str, str] | None:
-        """A whole call's name and arguments, the text of one that is no JSON, or None while it is under way."""
+    def settle(self, part: CallStart | CallPart | CallEnd, *, limited: bool) -> Text | tuple[str, str] | None:
+        """A call's name and arguments, the text of one that can't be read, or None while it is under way.
+
+        limited: the token limit ended the answer.
+        """
         match part:
             case CallStart(name):
                 self._name, self._arguments = name, []
             case CallPart(arguments):
                 self._arguments.append(arguments)
-            case CallEnd(valid, raw):
-                return (self._name, "".join(self._arguments)) if valid else Text(raw)
+            case CallEnd(valid, raw, cut):
+                arguments = "".join(self._arguments)
+                if valid:
+                    return self._name, arguments
+                begun = closed(arguments) if cut and limited else None
+                return Text(raw) if begun is None else (self._name, encode(begun).decode())
         return None
 
 
@@ -98,9 +110,8 @@ class MessageSerializer:
         delta: MessageDelta = {"type": "message_delta", "delta": self._reason(), "usage": usage}
         return _event(delta) + _event({"type": "message_stop"})
 
-    def failed(self, error: ApiError) -> bytes:
+    def failed(self, error: ApiError, request_id: str) -> bytes:
         """The end of a stream that fails."""
-        request_id = self._head["id"].removeprefix(ID_PREFIX)
         return b"event: error\ndata: " + ANTHROPIC.body(error, request_id) + b"\n\n"
 
     def whole(self) -> bytes:
@@ -130,7 +141,7 @@ class MessageSerializer:
             elif isinstance(part, Reasoning):
                 if self._shows_thinking:
                     yield part
-            elif (settled := self._calls.settle(part)) is not None:
+            elif (settled := self._calls.settle(part, limited=self._choice.finish == "length")) is not None:
                 self._called = self._called or not isinstance(settled, Text)
                 yield settled
 

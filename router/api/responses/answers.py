@@ -8,11 +8,11 @@ from typing_extensions import TypedDict
 from router.api.answers.generated import CachedTokens, OutputTokens, TokenLogprobs
 from router.api.answers.items import OutputItem, OutputTextPart, ReasoningTextPart
 from router.api.responses.schema import Format
-from router.api.responses.tools import FunctionTool, ToolChoice
+from router.api.responses.tools import ShownTool, ToolChoice
 
 # What a request named, as its model dumps it.
 DumpedFormat = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(Format))]
-DumpedTool = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(FunctionTool))]
+DumpedTool = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(ShownTool))]
 DumpedChoice = Annotated[
     str | dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(ToolChoice))
 ]
@@ -26,26 +26,26 @@ class ResponseError(TypedDict):
 
 
 class Failure(TypedDict):
-    """What changes in a response that fails."""
+    """The fields that a failed response changes."""
 
     status: Literal["failed"]
     error: ResponseError
 
 
 class IncompleteDetails(TypedDict):
-    """Why a response is not whole."""
+    """Why a response is incomplete."""
 
     reason: Literal["max_output_tokens"]
 
 
 class PromptTokens(CachedTokens):
-    """Of a prompt."""
+    """Tokens of a prompt by how they were computed."""
 
     cache_write_tokens: int
 
 
 class ResponseUsage(TypedDict):
-    """Tokens."""
+    """Token counts of a response."""
 
     input_tokens: int
     input_tokens_details: PromptTokens
@@ -55,21 +55,21 @@ class ResponseUsage(TypedDict):
 
 
 class ShownReasoning(TypedDict):
-    """What the request said of reasoning."""
+    """The request's settings for reasoning."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None
     summary: None
 
 
 class ShownText(TypedDict):
-    """What the request said of the text."""
+    """The request's settings for the text."""
 
     format: DumpedFormat
     verbosity: Literal["medium"]
 
 
 class Response(TypedDict):
-    """A response as it is; what follows `usage` is repeated from the request."""
+    """A response in its current state; the fields after `usage` repeat the request."""
 
     id: str
     object: Literal["response"]
@@ -109,21 +109,21 @@ class _Event(TypedDict):
 
 
 class ResponseCreated(_Event):
-    """A stream's first event."""
+    """The first event of a stream."""
 
     type: Literal["response.created"]
     response: Response
 
 
 class ResponseInProgress(_Event):
-    """Its second."""
+    """The second event of a stream."""
 
     type: Literal["response.in_progress"]
     response: Response
 
 
 class ItemAdded(_Event):
-    """An item begins, with nothing in it yet."""
+    """An output item begins; it is still empty."""
 
     type: Literal["response.output_item.added"]
     output_index: int
@@ -131,7 +131,7 @@ class ItemAdded(_Event):
 
 
 class ItemDone(_Event):
-    """An item is whole."""
+    """An output item is complete."""
 
     type: Literal["response.output_item.done"]
     output_index: int
@@ -139,34 +139,34 @@ class ItemDone(_Event):
 
 
 class Place(TypedDict):
-    """Which item an event tells of."""
+    """The item that an event is about."""
 
     item_id: str
     output_index: int
 
 
 class PartPlace(Place):
-    """Which part of one."""
+    """The part of an item that an event is about."""
 
     content_index: int
 
 
 class PartAdded(_Event, PartPlace):
-    """A part begins, with nothing in it yet."""
+    """A content part begins; it is still empty."""
 
     type: Literal["response.content_part.added"]
     part: OutputTextPart | ReasoningTextPart
 
 
 class PartDone(_Event, PartPlace):
-    """A part is whole."""
+    """A content part is complete."""
 
     type: Literal["response.content_part.done"]
     part: OutputTextPart | ReasoningTextPart
 
 
 class OutputTextDelta(_Event, PartPlace):
-    """More of what is said."""
+    """The next piece of the answer's text."""
 
     type: Literal["response.output_text.delta"]
     logprobs: list[TokenLogprobs]
@@ -174,7 +174,7 @@ class OutputTextDelta(_Event, PartPlace):
 
 
 class OutputTextDone(_Event, PartPlace):
-    """All of it."""
+    """The complete text of a part."""
 
     type: Literal["response.output_text.done"]
     text: str
@@ -182,36 +182,50 @@ class OutputTextDone(_Event, PartPlace):
 
 
 class ReasoningTextDelta(_Event, PartPlace):
-    """More of what is thought."""
+    """The next piece of the reasoning."""
 
     type: Literal["response.reasoning_text.delta"]
     delta: str
 
 
 class ReasoningTextDone(_Event, PartPlace):
-    """All of it."""
+    """The complete reasoning of a part."""
 
     type: Literal["response.reasoning_text.done"]
     text: str
 
 
 class ArgumentsDelta(_Event, Place):
-    """More of a call's arguments."""
+    """The next piece of a call's arguments."""
 
     type: Literal["response.function_call_arguments.delta"]
     delta: str
 
 
 class ArgumentsDone(_Event, Place):
-    """All of them."""
+    """The complete arguments of a call."""
 
     type: Literal["response.function_call_arguments.done"]
     name: str
     arguments: str
 
 
+class InputDelta(_Event, Place):
+    """The next piece of a custom tool's input."""
+
+    type: Literal["response.custom_tool_call_input.delta"]
+    delta: str
+
+
+class InputDone(_Event, Place):
+    """The complete input of a custom tool."""
+
+    type: Literal["response.custom_tool_call_input.done"]
+    input: str
+
+
 class ResponseClosed(_Event):
-    """A stream's last event: the response as it is in the end."""
+    """The last event of a stream, with the final response."""
 
     type: Literal["response.completed", "response.incomplete", "response.failed"]
     response: Response
@@ -229,6 +243,8 @@ ResponseEvent = (
     | PartDone
     | ArgumentsDelta
     | ArgumentsDone
+    | InputDelta
+    | InputDone
     | ItemDone
     | ResponseClosed
 )

@@ -3,26 +3,24 @@
 An item's plain form is what the API shows: a dict with `id`, `type` and `status`, its content a list of parts.
 """
 
-import uuid
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from router.api.answers.items import (
     CallItem,
     CallOutputItem,
+    CustomCallItem,
     InputMessage,
     InputReasoning,
     OutputMessage,
     OutputTextPart,
+    ShellCallItem,
     Status,
 )
+from router.api.request import note
+from router.api.responses.ids import new_id
 from router.api.schema import Short, Strict, meaningless
-
-
-def new_id(prefix: str) -> str:
-    """An id nobody else has."""
-    return f"{prefix}_{uuid.uuid4().hex}"
 
 
 def _part_list(value: Any) -> Any:
@@ -40,7 +38,7 @@ def tag(value: Any) -> str | None:
 
 
 class InputText(Strict):
-    """What was said to the model."""
+    """Text sent to the model."""
 
     type: Literal["input_text"]
     text: str
@@ -52,7 +50,7 @@ class InputText(Strict):
 
 
 class OutputText(Strict):
-    """What the model said."""
+    """Text of the model."""
 
     type: Literal["output_text"]
     text: str
@@ -66,7 +64,7 @@ class OutputText(Strict):
 
 
 class Refusal(Strict):
-    """What the model would not do, in its words."""
+    """A refusal in the model's words."""
 
     type: Literal["refusal"]
     refusal: str
@@ -76,6 +74,25 @@ class Refusal(Strict):
         return self.refusal
 
 
+class Attachment(BaseModel):
+    """An image or a file that a function returned: a note to the model that it was left out."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: Literal["input_image", "input_file"]
+
+    def said(self) -> str:
+        """The note."""
+        return note(self.type.removeprefix("input_"))
+
+
+ReturnedPart = Annotated[
+    Annotated[InputText, Tag("#input_text")]
+    | Annotated[OutputText, Tag("#output_text")]
+    | Annotated[Attachment, Tag("#input_image")],
+    Discriminator(lambda value: "#input_image" if tag(value) == "#input_file" else tag(value)),
+]
+Returned = Annotated[list[ReturnedPart], BeforeValidator(_part_list, json_schema_input_type=str | list[ReturnedPart])]
 Part = Annotated[
     Annotated[InputText, Tag("#input_text")]
     | Annotated[OutputText, Tag("#output_text")]
@@ -86,7 +103,7 @@ Parts = Annotated[list[Part], BeforeValidator(_part_list, json_schema_input_type
 
 
 class Message(Strict):
-    """What somebody said."""
+    """A message of any role."""
 
     type: Literal["message"] = "message"
     role: Literal["user", "assistant", "system", "developer"]
@@ -116,12 +133,13 @@ class FunctionCall(Strict):
     name: str
     arguments: str
     parsed_arguments: Any = meaningless(None)  # as an SDK adds them
+    namespace: Short | None = None
     id: Short | None = None
     status: Status = "completed"
 
     def plain(self) -> CallItem:
         """As kept."""
-        return {
+        item: CallItem = {
             "id": self.id or new_id("fc"),
             "type": "function_call",
             "status": self.status,
@@ -129,14 +147,82 @@ class FunctionCall(Strict):
             "name": self.name,
             "arguments": self.arguments,
         }
+        if self.namespace is not None:
+            item["namespace"] = self.namespace
+        return item
+
+
+class CustomToolCall(Strict):
+    """A call of a custom tool that the model made."""
+
+    type: Literal["custom_tool_call"]
+    call_id: Short
+    name: str
+    input: str
+    namespace: Short | None = None
+    id: Short | None = None
+    status: Status = "completed"
+
+    def plain(self) -> CustomCallItem:
+        """As kept."""
+        item: CustomCallItem = {
+            "id": self.id or new_id("ctc"),
+            "type": "custom_tool_call",
+            "status": self.status,
+            "call_id": self.call_id,
+            "name": self.name,
+            "input": self.input,
+        }
+        if self.namespace is not None:
+            item["namespace"] = self.namespace
+        return item
+
+
+class ShellExec(Strict):
+    """A command for the client's shell."""
+
+    type: Literal["exec"]
+    command: list[str]
+    env: dict[str, str] = Field(default_factory=dict)
+    timeout_ms: int | None = None
+    user: str | None = None
+    working_directory: str | None = None
+
+
+class LocalShellCall(Strict):
+    """A call of the client's shell that the model made."""
+
+    type: Literal["local_shell_call"]
+    call_id: Short
+    action: ShellExec
+    id: Short | None = None
+    status: Status = "completed"
+
+    def plain(self) -> ShellCallItem:
+        """As kept."""
+        a = self.action
+        return {
+            "id": self.id or new_id("lsh"),
+            "type": "local_shell_call",
+            "status": self.status,
+            "call_id": self.call_id,
+            "action": {
+                "type": "exec",
+                "command": a.command,
+                "env": a.env,
+                "timeout_ms": a.timeout_ms,
+                "user": a.user,
+                "working_directory": a.working_directory,
+            },
+        }
 
 
 class FunctionCallOutput(Strict):
-    """What a called function returned."""
+    """The result of a function call."""
 
-    type: Literal["function_call_output"]
-    call_id: Short
-    output: Parts
+    type: Literal["function_call_output", "custom_tool_call_output", "local_shell_call_output"]
+    call_id: Short = ""
+    output: Returned
     id: Short | None = None
     status: Status = "completed"
     name: str | None = meaningless(None)
@@ -145,15 +231,23 @@ class FunctionCallOutput(Strict):
         """As kept."""
         return {
             "id": self.id or new_id("fco"),
-            "type": "function_call_output",
+            "type": self.type,
             "status": self.status,
-            "call_id": self.call_id,
+            # A shell's output names its call by `id` alone in some clients.
+            "call_id": self.call_id or self.id or "",
             "output": "\n".join(part.said() for part in self.output),
         }
 
 
+class ItemReference(Strict):
+    """An item that is kept: of a stored response, or of what one was asked with."""
+
+    type: Literal["item_reference"]
+    id: Short
+
+
 class ReasoningItem(Strict):
-    """Earlier reasoning; the family's templates leave it out."""
+    """Earlier reasoning, which the family's templates leave out."""
 
     type: Literal["reasoning"]
     id: Short | None = None
@@ -175,14 +269,18 @@ class ReasoningItem(Strict):
 
 def _item_tag(value: Any) -> str | None:
     """A message need not name its type."""
-    return tag(value) or ("#message" if isinstance(value, dict) and "role" in value else None)
+    found = tag(value) or ("#message" if isinstance(value, dict) and "role" in value else None)
+    return "#function_call_output" if found in ("#custom_tool_call_output", "#local_shell_call_output") else found
 
 
 InputItem = Annotated[
     Annotated[Message, Tag("#message")]
     | Annotated[FunctionCall, Tag("#function_call")]
+    | Annotated[CustomToolCall, Tag("#custom_tool_call")]
+    | Annotated[LocalShellCall, Tag("#local_shell_call")]
     | Annotated[FunctionCallOutput, Tag("#function_call_output")]
-    | Annotated[ReasoningItem, Tag("#reasoning")],
+    | Annotated[ReasoningItem, Tag("#reasoning")]
+    | Annotated[ItemReference, Tag("#item_reference")],
     Discriminator(_item_tag),
 ]
 

@@ -1,19 +1,17 @@
 """A batch's requests to /v1/responses: nobody waits for them, and nothing of them is kept beside the batch."""
 
-from router.api.chat import Chat
-from router.api.prompts import Wanted
-from router.api.responses.items import new_id
+from router.api.answers.generated import Head
+from router.api.request import Request
+from router.api.responses.ids import new_id
+from router.api.responses.items import ItemReference
 from router.api.responses.resource import resource
-from router.api.responses.schema import ResponseChat, ResponseRequest
+from router.api.responses.schema import ResponseRequest
 from router.api.responses.serializer import ResponseSerializer
-from router.api.responses.turns import as_chat
-from router.errors import invalid
+from router.errors import fault, invalid
 from router.http.body import parse
 from router.http.dialect import OPENAI, Dialect
-from router.relay.choice import Choice, Prompt
-from router.relay.gateway import Limits
+from router.relay.choice import Choice
 from router.text.tokenizer import Tokenizer
-from router.text.tools import ToolParser
 
 
 class ResponseLines:
@@ -23,11 +21,8 @@ class ResponseLines:
     id_prefix = "resp_"
     dialect: Dialect = OPENAI
 
-    def __init__(self, parser: type[ToolParser]) -> None:
-        self._chat = Chat(parser)
-
-    def read(self, body: bytes) -> ResponseChat:
-        """A validated request, as a chat's."""
+    def read(self, body: bytes) -> ResponseRequest:
+        """A validated request."""
         request = parse(body, ResponseRequest)
         if request.store and "store" in request.model_fields_set:
             raise invalid("'store' true is not supported in a batch, whose output holds the answers", "store")
@@ -36,30 +31,18 @@ class ResponseLines:
                 raise invalid(f"'{name}' is not supported in a batch", name, "unsupported_parameter")
         if request.truncation != "disabled":
             raise invalid("'truncation' must be 'disabled' in a batch", "truncation", "unsupported_value")
-        asked = [item.plain() for item in request.input]
-        return request.model_copy(update={"store": False}).as_chat(as_chat(asked, 0, request.instructions))
+        for i, item in enumerate(request.input):
+            if isinstance(item, ItemReference):
+                raise fault(("input", i, "type"), "'item_reference' is not supported in a batch", "unsupported_value")
+        return request.model_copy(update={"store": False})
 
-    def count_prompts(self, request: ResponseChat) -> int:
-        """Always one."""
-        return 1
+    def lower(self, asked: ResponseRequest) -> Request:
+        """In neutral form."""
+        return asked.lower((), [item.plain() for item in asked.input if not isinstance(item, ItemReference)])
 
-    async def prompts(self, request: ResponseChat, tokenizer: Tokenizer, limits: Limits) -> list[Prompt]:
-        """The rendered conversation."""
-        return await self._chat.prompts(request, tokenizer, limits)
-
-    def wanted(self, request: ResponseChat) -> Wanted:
-        """As of a chat."""
-        return self._chat.wanted(request)
-
-    def shape(
-        self,
-        answer_id: str,
-        created: int,
-        model: str,
-        request: ResponseChat,
-        choices: list[Choice],
-        tokenizer: Tokenizer,
+    def serializer(
+        self, head: Head, asked: ResponseRequest, request: Request, choices: list[Choice], tokenizer: Tokenizer
     ) -> ResponseSerializer:
-        """Its JSON."""
-        body = resource(request.asked, new_id("resp"), created, model)
+        """Its answer as JSON."""
+        body = resource(asked, new_id("resp"), head["created"], head["model"])
         return ResponseSerializer(body, choices[0], tokenizer, None)

@@ -1,20 +1,25 @@
 """A response's output items as they form, and the events that tell of it."""
 
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 from router.api.answers.generated import TokenLogprobs
 from router.api.answers.items import (
+    CallItem,
     OutputItem,
     OutputMessage,
     OutputReasoning,
     OutputTextPart,
     ReasoningTextPart,
     Status,
+    StreamedItem,
 )
 from router.api.responses.answers import (
     ArgumentsDelta,
     ArgumentsDone,
+    InputDelta,
+    InputDone,
     ItemAdded,
     ItemDone,
     OutputTextDelta,
@@ -27,8 +32,11 @@ from router.api.responses.answers import (
     ReasoningTextDone,
     Response,
 )
+from router.api.responses.calls import client_call
 from router.api.responses.events import event
-from router.api.responses.items import new_id, output_message, output_text
+from router.api.responses.ids import new_id
+from router.api.responses.items import output_message, output_text
+from router.api.responses.tools import Origin
 from router.text.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
 
 Logprobs = list[TokenLogprobs]
@@ -37,12 +45,16 @@ Logprobs = list[TokenLogprobs]
 class Output:
     """One response's. items: those that are whole. sequence: the number of the next event."""
 
-    def __init__(self) -> None:
+    def __init__(self, origins: Mapping[str, Origin]) -> None:
+        """origins: what the model's functions are to the client."""
+        self._origins = origins
+        self._call: tuple[Origin, list[str]] | None = None  # of a tool that is no function to the client
         self.items: list[OutputItem] = []
         self.sequence = 0
-        self._item: OutputItem | None = None  # the one under way
+        self._item: StreamedItem | None = None  # the one under way
         self._said: list[str] = []
-        self._waiting: Logprobs = []  # of tokens whose text has not come yet
+        self._waiting: deque[TokenLogprobs] = deque()  # of tokens whose text has not come yet
+        self._uncovered = 0  # bytes of text whose tokens have not come yet
         self._logprobs: Logprobs = []
 
     def begin(self, body: Response) -> Iterator[bytes]:
@@ -52,6 +64,8 @@ class Output:
 
     def so_far(self) -> list[OutputItem]:
         """The items, the one under way as incomplete."""
+        if self._call is not None:
+            return [*self.items, client_call(self._call[0], "".join(self._call[1]), "incomplete")]
         return self.items if self._item is None else [*self.items, self._whole("incomplete")]
 
     def hold(self, logprobs: Logprobs) -> None:
@@ -63,7 +77,9 @@ class Output:
         match part:
             case Text(text):
                 if self._item is None and self.items:
-                    text = text.lstrip()  # what stood between a call and this
+                    said = text.lstrip()  # what stood between a call and this
+                    self._cover(text[: len(text) - len(said)])
+                    text = said
                 if text:
                     yield from self._begin("message")
                     yield self._say_text(text)
@@ -72,7 +88,13 @@ class Output:
                 yield self._say_thought(text)
             case CallStart(name):
                 yield from self.close("completed")
-                yield from self._begin("function_call", name)
+                origin = self._origins.get(name, Origin("function", name))
+                if origin.kind == "function":
+                    yield from self._begin("function_call", origin)
+                else:
+                    self._call = origin, []
+            case CallPart(arguments) if self._call is not None:
+                self._call[1].append(arguments)
             case CallPart(arguments):
                 yield self._say_arguments(arguments)
             case CallEnd(cut=cut):
@@ -80,12 +102,14 @@ class Output:
 
     def end(self, *, limited: bool) -> Iterator[bytes]:
         """Nothing more comes. Where nothing came at all there is an empty message."""
-        if not self.items and self._item is None:
+        if not self.items and self._item is None and self._call is None:
             yield from self._begin("message")
         yield from self.close("incomplete" if limited else "completed")
 
     def close(self, status: Status) -> Iterator[bytes]:
         """The item under way, if there is one, is whole."""
+        if self._call is not None:
+            yield from self._client_call(status)
         if self._item is None:
             return
         item, place = self._whole(status), self._place()
@@ -109,6 +133,49 @@ class Output:
         yield event(done)
         self.items.append(item)
         self._item = None
+
+    def _client_call(self, status: Status) -> Iterator[bytes]:
+        """A call whose item can be told only once its arguments are complete."""
+        assert self._call is not None
+        item = client_call(self._call[0], "".join(self._call[1]), status)
+        self._call = None
+        index = len(self.items)
+        begun = item.copy()
+        begun["status"] = "in_progress"
+        if begun["type"] == "custom_tool_call":
+            begun["input"] = ""
+        added: ItemAdded = {
+            "type": "response.output_item.added",
+            "sequence_number": self._next(),
+            "output_index": index,
+            "item": begun,
+        }
+        yield event(added)
+        if item["type"] == "custom_tool_call":
+            place: Place = {"item_id": item["id"], "output_index": index}
+            number = self._next()
+            delta: InputDelta = {
+                "type": "response.custom_tool_call_input.delta",
+                "sequence_number": number,
+                **place,
+                "delta": item["input"],
+            }
+            yield event(delta)
+            whole: InputDone = {
+                "type": "response.custom_tool_call_input.done",
+                "sequence_number": self._next(),
+                **place,
+                "input": item["input"],
+            }
+            yield event(whole)
+        done: ItemDone = {
+            "type": "response.output_item.done",
+            "sequence_number": self._next(),
+            "output_index": index,
+            "item": item,
+        }
+        yield event(done)
+        self.items.append(item)
 
     def _close_part(self, item: OutputMessage | OutputReasoning) -> Iterator[bytes]:
         place, part = self._part_place(), item["content"][0]
@@ -137,12 +204,14 @@ class Output:
         }
         yield event(done)
 
-    def _begin(self, kind: Literal["message", "reasoning", "function_call"], name: str = "") -> Iterator[bytes]:
+    def _begin(
+        self, kind: Literal["message", "reasoning", "function_call"], called: Origin | None = None
+    ) -> Iterator[bytes]:
         if self._item is not None and self._item["type"] == kind != "function_call":
             return
         yield from self.close("completed")
         self._said, self._logprobs = [], []
-        self._item = _empty(kind, name)
+        self._item = _empty(kind, called)
         added: ItemAdded = {
             "type": "response.output_item.added",
             "sequence_number": self._next(),
@@ -161,7 +230,7 @@ class Output:
 
     def _say_text(self, text: str) -> bytes:
         self._said.append(text)
-        logprobs, self._waiting = self._waiting, []
+        logprobs = self._cover(text)
         self._logprobs += logprobs
         delta: OutputTextDelta = {
             "type": "response.output_text.delta",
@@ -192,6 +261,15 @@ class Output:
         }
         return event(delta)
 
+    def _cover(self, text: str) -> Logprobs:
+        """The log-probabilities of more text, and of what came before without its own; as many as there are by now."""
+        self._uncovered += len(text.encode())
+        covered: Logprobs = []
+        while self._waiting and self._uncovered > 0:
+            covered.append(self._waiting.popleft())
+            self._uncovered -= len(covered[-1]["bytes"])
+        return covered
+
     def _next(self) -> int:
         self.sequence += 1
         return self.sequence - 1
@@ -203,27 +281,36 @@ class Output:
     def _part_place(self) -> PartPlace:
         return {**self._place(), "content_index": 0}
 
-    def _whole(self, status: Status) -> OutputItem:
+    def _whole(self, status: Status) -> StreamedItem:
         assert self._item is not None
         item, text = self._item, "".join(self._said)
         if item["type"] == "function_call":
             return {**item, "status": status, "arguments": text}
         if item["type"] == "reasoning":
             return {**item, "status": status, "content": [_thought(text)]}
-        part: OutputTextPart = {**output_text(text), "logprobs": self._logprobs + self._waiting}
+        part: OutputTextPart = {**output_text(text), "logprobs": self._logprobs + self._cover("")}
         return {**item, "status": status, "content": [part]}
 
 
-def _empty(kind: Literal["message", "reasoning", "function_call"], name: str) -> OutputItem:
+def _empty(kind: Literal["message", "reasoning", "function_call"], called: Origin | None) -> StreamedItem:
     match kind:
         case "message":
             return output_message(None, [], "in_progress")
         case "reasoning":
             return {"id": new_id("rs"), "type": kind, "status": "in_progress", "summary": [], "content": []}
         case "function_call":
-            call = new_id("call")
-            head = new_id("fc")
-            return {"id": head, "type": kind, "status": "in_progress", "call_id": call, "name": name, "arguments": ""}
+            assert called is not None
+            item: CallItem = {
+                "id": new_id("fc"),
+                "type": kind,
+                "status": "in_progress",
+                "call_id": new_id("call"),
+                "name": called.name,
+                "arguments": "",
+            }
+            if called.namespace is not None:
+                item["namespace"] = called.namespace
+            return item
 
 
 def _thought(text: str) -> ReasoningTextPart:

@@ -2,6 +2,7 @@
 
 from router.api.responses.answers import Failure, Response
 from router.api.responses.schema import ResponseRequest
+from router.api.responses.tools import shown as shown_tools
 from router.errors import ApiError
 
 _ERROR_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
@@ -41,8 +42,8 @@ def resource(request: ResponseRequest, response_id: str, created: int, model: st
         "reasoning": {"effort": reasoning.effort if reasoning is not None else None, "summary": None},
         "service_tier": "default",
         "text": {"format": shown, "verbosity": "medium"},
-        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(),
-        "tools": [tool.shown() for tool in request.tools],
+        "tool_choice": choice if isinstance(choice, str) else choice.model_dump(exclude_none=True),
+        "tools": shown_tools(request.tools),
     }
 
 

@@ -1,18 +1,19 @@
-"""Body of /v1/responses, and the chat request it stands for."""
+"""Body of /v1/responses, and the neutral request it stands for."""
 
-from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from router.api.chat_schema import ChatRequest
-from router.api.responses.items import InputItem, tag
-from router.api.responses.tools import AllowedTools, FunctionTool, NamedTool, ToolChoice
-from router.api.responses.turns import Turn
-from router.api.schema import Short, Strict, meaningless
-from router.errors import invalid
-from router.http.body import check
+from router.api.request import Conversation, Request, Sampling, Tools, choose_tools
+from router.api.responses.items import Attachment, FunctionCallOutput, InputItem, tag
+from router.api.responses.tools import AllowedTools, AnyTool, NamedTool, ToolChoice, lowered
+from router.api.responses.turns import NAMES, Item, turns
+from router.api.schema import MAX_TURNS, Short, Strict, meaningless
+from router.errors import Path, invalid
 from router.priority import LATEST, SOONEST
+from router.text.grammar import Form, Schema, json_form
 
 LOGPROBS = "message.output_text.logprobs"
 
@@ -59,7 +60,7 @@ class TextConfig(Strict):
     """What the text is to be."""
 
     format: Format | None = None
-    verbosity: Literal["medium"] | None = None
+    verbosity: Literal["low", "medium", "high"] | None = meaningless(None)
 
 
 class Reasoning(Strict):
@@ -80,13 +81,20 @@ class StreamOptions(Strict):
     include_obfuscation: Literal[False] | None = None
 
 
+class Compaction(Strict):
+    """What a client would have done to a long conversation; here `truncation` alone shortens one."""
+
+    type: Literal["compaction"]
+    compact_threshold: int | None = meaningless(None, ge=1)
+
+
 class ResponseRequest(Strict):
     """Body of /v1/responses."""
 
     model: str
     input: Annotated[
         list[InputItem],
-        Field(min_length=1),
+        Field(min_length=1, max_length=MAX_TURNS),
         BeforeValidator(_item_list, json_schema_input_type=str | list[InputItem]),
     ]
     instructions: str | None = Field(None, description="of this answer alone: the next does not inherit them")
@@ -95,7 +103,7 @@ class ResponseRequest(Strict):
     background: bool = Field(False, description="needs `store`; goes on when the client has left")
     stream: bool = False
     stream_options: StreamOptions | None = None
-    tools: list[FunctionTool] = Field(default_factory=list, max_length=1024)
+    tools: list[AnyTool] = Field(default_factory=list, max_length=1024)
     tool_choice: ToolChoice = "auto"
     parallel_tool_calls: bool = Field(True, description="false: the answer ends with its first call")
     text: TextConfig | None = None
@@ -123,7 +131,9 @@ class ResponseRequest(Strict):
     safety_identifier: Short | None = meaningless(None)
     prompt_cache_key: Short | None = meaningless(None)
     prompt_cache_retention: Literal["in_memory", "24h"] | None = meaningless(None)
-    service_tier: Literal["auto", "default"] = meaningless("auto")
+    service_tier: Literal["auto", "default", "flex"] = meaningless("auto")
+    client_metadata: dict[str, Any] | None = meaningless(None)
+    context_management: list[Compaction] | None = meaningless(None, max_length=16)
     max_tool_calls: int | None = meaningless(None, ge=1)
 
     @model_validator(mode="after")
@@ -132,17 +142,9 @@ class ResponseRequest(Strict):
             raise invalid("'background' needs 'store': the answer could not be fetched", "background")
         if self.stream_options is not None and not self.stream:
             raise invalid("'stream_options' needs 'stream'", "stream_options")
-        names = [tool.name for tool in self.tools]
-        if len(set(names)) < len(names):
-            raise invalid("'tools': two functions have the same name", "tools")
-        for name in self._chosen_names():
-            if name not in names:
-                raise invalid(f"'tool_choice': no function in 'tools' is called {name[:128]!r}", "tool_choice")
-        if self.tool_choice == "required" and not names:
-            raise invalid("'tool_choice' required needs tools", "tool_choice")
         if self.top_logprobs and not self.wants_logprobs:
             raise invalid(f"'top_logprobs' needs '{LOGPROBS}' in 'include'", "top_logprobs")
-        calls = self.tools and self.tool_choice != "none"
+        calls = lowered(self.tools) and self.tool_choice != "none"
         if self.wants_logprobs and (calls or self._effort not in (None, "none", "minimal")):
             message = f"'include': '{LOGPROBS}' needs an answer of text alone: no tools and no reasoning"
             raise invalid(message, "include")
@@ -157,59 +159,53 @@ class ResponseRequest(Strict):
     def _effort(self) -> str | None:
         return self.reasoning.effort if self.reasoning is not None else None
 
-    def _chosen_names(self) -> list[str]:
+    def lower(self, earlier: Sequence[Item], asked: Sequence[Item]) -> Request:
+        """In neutral form. earlier: the items of the conversation it continues; asked: its own, as they are kept."""
+        said = turns([*earlier, *asked], len(earlier), self.instructions)
+        attached: dict[Path, Path] = {("input", i): at for i, at in self._attached()}
+        said = tuple(replace(t, left_out=attached.get(t.at)) if t.role == "tool" else t for t in said)
+        thinking = self._effort not in ("none", "minimal") if self._effort is not None else None
+        conversation = Conversation(said, self._tools(), thinking, shorten=self.truncation == "auto")
+        sampling = Sampling(
+            self.max_output_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            logprobs=self.top_logprobs if self.wants_logprobs else None,
+        )
+        return Request(
+            conversation,
+            sampling,
+            self._form(),
+            stream=self.stream,
+            cache_salt=self.cache_salt,
+            priority=self.priority,
+            names=NAMES,
+        )
+
+    def _attached(self) -> Iterator[tuple[int, Path]]:
+        """Items that returned what is no text, and where."""
+        for i, item in enumerate(self.input):
+            for j, part in enumerate(item.output if isinstance(item, FunctionCallOutput) else ()):
+                if isinstance(part, Attachment):
+                    yield i, ("input", i, "output", j, "type")
+
+    def _form(self) -> Form | None:
+        match self.text.format if self.text is not None else None:
+            case JsonObject():
+                return json_form(Schema({"type": "object"}, "text.format"))
+            case JsonSchema(schema_=schema, strict=strict):
+                return json_form(Schema(schema, "text.format.schema", strict=bool(strict)))
+        return None
+
+    def _tools(self) -> Tools:
+        tools = lowered(self.tools)
+        single = not self.parallel_tool_calls
         match self.tool_choice:
-            case NamedTool(name=name):
-                return [name]
-            case AllowedTools(tools=tools):
-                return [tool.name for tool in tools]
-        return []
-
-    def as_chat(self, messages: Sequence[Turn]) -> "ResponseChat":
-        """The chat request of a conversation with the same settings."""
-        chat: dict[str, Any] = {
-            "asked": self,
-            "model": self.model,
-            "messages": messages,
-            "stream": self.stream,
-            "temperature": self.temperature,
-            "top_p": self.top_p,
-            "priority": self.priority,
-            "parallel_tool_calls": self.parallel_tool_calls,
-        }
-        if self.max_output_tokens is not None:
-            chat["max_tokens"] = self.max_output_tokens
-        if self.tools:
-            chat |= {"tools": [tool.as_chat() for tool in self.tools], "tool_choice": self._chat_choice()}
-        if self._effort is not None:
-            chat["reasoning_effort"] = self._effort
-        if self.wants_logprobs:
-            chat |= {"logprobs": True, "top_logprobs": self.top_logprobs}
-        if self.text is not None and self.text.format is not None:
-            chat["response_format"] = _chat_format(self.text.format)
-        return check(chat, ResponseChat)
-
-    def _chat_choice(self) -> Any:
-        match self.tool_choice:
-            case NamedTool():
-                return self.tool_choice.as_chat()
-            case AllowedTools(mode=mode, tools=tools):
-                return {
-                    "type": "allowed_tools",
-                    "allowed_tools": {"mode": mode, "tools": [tool.as_chat() for tool in tools]},
-                }
-        return self.tool_choice
-
-
-class ResponseChat(ChatRequest):
-    """A response's request as a chat's, which names what is wrong with schemas as the client sent them."""
-
-    schema_path: ClassVar[str] = "text.format.schema"
-    parameters_path: ClassVar[str] = "tools[{}].parameters"
-    asked: ResponseRequest
-
-
-def _chat_format(wanted: FreeText | JsonObject | JsonSchema) -> dict[str, Any]:
-    if not isinstance(wanted, JsonSchema):
-        return {"type": wanted.type}
-    return {"type": "json_schema", "json_schema": wanted.model_dump(by_alias=True, exclude_none=True, exclude={"type"})}
+            case NamedTool() as chosen:
+                return choose_tools(tools, "required", [chosen.function_name], single=True)
+            case AllowedTools(mode=mode, tools=allowed):
+                return choose_tools(tools, mode, [tool.function_name for tool in allowed], single=single)
+            case "auto":
+                return choose_tools(tools, None, None, single=single)
+            case choice:
+                return choose_tools(tools, choice, None, single=single)

@@ -10,8 +10,9 @@ from router.api.generate import HEAVY
 from router.api.logprobs import chat_logprobs
 from router.api.responses.answers import Response, ResponseUsage
 from router.api.responses.events import closing
-from router.api.responses.output import Logprobs, Output
+from router.api.responses.output import Output
 from router.api.responses.resource import failure
+from router.api.responses.tools import origins
 from router.errors import ApiError
 from router.http.json import encode
 from router.relay.choice import Choice, Delta
@@ -32,7 +33,7 @@ class ResponseSerializer:
         self._choice = choice
         self._tokenizer = tokenizer
         self._keep = keep
-        self._output = Output()
+        self._output = Output(origins(body["tools"]))
 
     @property
     def sequence(self) -> int:
@@ -50,7 +51,7 @@ class ResponseSerializer:
         parts: list[Part] = [Text(delta.text), *delta.events] if delta.text else delta.events
         limited = choice.finish == "length"
         if choice.keep_logprobs:
-            self._output.hold(self._logprobs(delta))
+            self._output.hold(chat_logprobs(delta.logprobs, self._tokenizer)["content"])
         if (parts or over) and not choice.started:
             out.append(self.begin())
         for part in parts:
@@ -91,19 +92,13 @@ class ResponseSerializer:
         """The end of a stream."""
         return closing(self.body, self.sequence)
 
-    def failed(self, error: ApiError) -> bytes:
+    def failed(self, error: ApiError, request_id: str) -> bytes:
         """The end of a stream that fails."""
         return self.last()
 
     def whole(self) -> bytes:
         """The body of an answer that is no stream."""
         return encode(self.body)
-
-    def _logprobs(self, delta: Delta) -> Logprobs:
-        items = delta.logprobs
-        if self._choice.finish == "stop":
-            items = items[:-1]  # of the token that ended it, which is not shown
-        return chat_logprobs(items, self._tokenizer)["content"]
 
     async def _usage(self) -> ResponseUsage:
         choice = self._choice
@@ -113,7 +108,7 @@ class ResponseSerializer:
             if item["type"] == "reasoning":
                 # Counted anew from the text: tokens come without a word on what they became.
                 text = item["content"][0]["text"]
-                thought += len(await self._tokenizer.encode(text, add_special_tokens=False))
+                thought += len(await asyncio.to_thread(self._tokenizer.encode, text, False))
         return {
             "input_tokens": asked,
             "input_tokens_details": {"cached_tokens": choice.cached_tokens, "cache_write_tokens": 0},

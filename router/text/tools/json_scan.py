@@ -1,4 +1,7 @@
-"""JSON checked as it comes, by RFC 8259: where an object ends, and where it breaks."""
+"""JSON checked as it comes, by RFC 8259: where an object ends, and where it breaks.
+
+Control characters may stand in strings as they are, which the RFC forbids: models write line breaks so.
+"""
 
 import re
 
@@ -20,6 +23,11 @@ class JsonScan:
         self._left = ""  # of a word
         self._hex = 0  # digits a \u still needs
         self._number: list[str] = []
+
+    @property
+    def in_string(self) -> bool:
+        """Whether the next character is one of a string, or ends it."""
+        return self._mode == "string"
 
     @property
     def depth(self) -> int:
@@ -53,8 +61,6 @@ class JsonScan:
             self._mode = "colon" if self._key else "after"
         elif c == "\\":
             self._mode = "escape"
-        else:
-            self.broken = True
 
     def _in_escape(self, c: str) -> None:
         if c == "u":

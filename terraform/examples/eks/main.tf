@@ -58,6 +58,7 @@ module "eks" {
 
   zones               = var.zones
   api_cidrs           = var.api_cidrs
+  model_bucket        = var.model_bucket
   deletion_protection = var.deletion_protection
   gpu_pools = {
     h100 = {
@@ -65,7 +66,6 @@ module "eks" {
       min_nodes               = 1
       max_nodes               = 1
       capacity_reservation_id = var.capacity_reservation_id
-      efa_interfaces          = 32
     }
   }
 }
@@ -75,7 +75,7 @@ module "ling" {
 
   deploy        = var.deploy
   image         = var.image
-  model         = { path = "Ling-2.6-flash-FP8", format = "fp8" }
+  model         = var.model
   model_storage = merge(module.eks.model_storage, { size = "300Gi" })
   disk_storage  = module.eks.disk_storage
   node_charts   = module.eks.node_charts

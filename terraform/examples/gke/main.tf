@@ -56,6 +56,7 @@ module "gke" {
   region              = var.region
   zone                = var.zone
   api_cidrs           = var.api_cidrs
+  model_bucket        = var.model_bucket
   image_repository    = var.image_repository
   deletion_protection = var.deletion_protection
   gpu_pools = {
@@ -75,7 +76,7 @@ module "ling" {
 
   deploy        = var.deploy
   image         = var.image
-  model         = { path = "Ling-2.6-flash-FP8", format = "fp8" }
+  model         = var.model
   model_storage = merge(module.gke.model_storage, { size = "1Ti" })
   disk_storage  = module.gke.disk_storage
   gpu           = { type = "h100-80gb", node_selector = { "cloud.google.com/gke-accelerator" = "nvidia-h100-80gb" } }

@@ -45,7 +45,7 @@ variable "image" {
 }
 
 variable "deploy" {
-  description = "Whether the chart is installed: once the checkpoint is in the volume."
+  description = "Whether the chart is installed. A checkpoint given as path has to be in the volume first."
   type        = bool
   default     = true
 }
@@ -54,4 +54,20 @@ variable "deletion_protection" {
   description = "Whether Terraform refuses to delete the cluster."
   type        = bool
   default     = true
+}
+
+variable "model" {
+  description = "What is served, as the module ling takes it: fetched from a hub or a bucket, or a folder that is copied to the volume."
+  type        = any
+  default     = { repository = "inclusionAI/Ling-2.6-flash-FP8", format = "fp8" }
+}
+
+variable "model_bucket" {
+  description = "Bucket with checkpoints, which pods of one service account may read; none if not given."
+  type = object({
+    name            = string
+    namespace       = optional(string, "ling")
+    service_account = optional(string, "ling-models")
+  })
+  default = null
 }

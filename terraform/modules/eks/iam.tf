@@ -132,3 +132,40 @@ resource "aws_eks_pod_identity_association" "autoscaler" {
   service_account = "cluster-autoscaler"
   role_arn        = aws_iam_role.autoscaler.arn
 }
+
+# Pods that fetch checkpoints read one bucket.
+data "aws_iam_policy_document" "models" {
+  count = var.model_bucket == null ? 0 : 1
+
+  statement {
+    actions   = ["s3:GetObject"]
+    resources = ["arn:${data.aws_partition.current.partition}:s3:::${var.model_bucket.name}/*"]
+  }
+  statement {
+    actions   = ["s3:ListBucket"]
+    resources = ["arn:${data.aws_partition.current.partition}:s3:::${var.model_bucket.name}"]
+  }
+}
+
+resource "aws_iam_role" "models" {
+  count = var.model_bucket == null ? 0 : 1
+
+  name_prefix        = "${var.name}-"
+  assume_role_policy = data.aws_iam_policy_document.pods.json
+}
+
+resource "aws_iam_role_policy" "models" {
+  count = var.model_bucket == null ? 0 : 1
+
+  role   = aws_iam_role.models[0].name
+  policy = data.aws_iam_policy_document.models[0].json
+}
+
+resource "aws_eks_pod_identity_association" "models" {
+  count = var.model_bucket == null ? 0 : 1
+
+  cluster_name    = aws_eks_cluster.this.name
+  namespace       = var.model_bucket.namespace
+  service_account = var.model_bucket.service_account
+  role_arn        = aws_iam_role.models[0].arn
+}

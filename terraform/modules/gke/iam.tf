@@ -20,3 +20,16 @@ resource "google_artifact_registry_repository_iam_member" "nodes" {
   role       = "roles/artifactregistry.reader"
   member     = google_service_account.nodes.member
 }
+
+data "google_project" "this" {
+  project_id = var.project
+}
+
+# Pods that fetch checkpoints read one bucket, by Kubernetes' own service account: no key is made.
+resource "google_storage_bucket_iam_member" "models" {
+  count = var.model_bucket == null ? 0 : 1
+
+  bucket = var.model_bucket.name
+  role   = "roles/storage.objectViewer"
+  member = "principal://iam.googleapis.com/projects/${data.google_project.this.number}/locations/global/workloadIdentityPools/${var.project}.svc.id.goog/subject/ns/${var.model_bucket.namespace}/sa/${var.model_bucket.service_account}"
+}

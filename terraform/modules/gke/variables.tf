@@ -150,3 +150,13 @@ variable "deletion_protection" {
   type        = bool
   default     = true
 }
+
+variable "model_bucket" {
+  description = "Bucket with checkpoints, which pods of one service account may read; none if not given."
+  type = object({
+    name            = string
+    namespace       = optional(string, "ling")
+    service_account = optional(string, "ling-models")
+  })
+  default = null
+}

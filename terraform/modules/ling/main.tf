@@ -43,6 +43,16 @@ resource "kubernetes_persistent_volume_claim_v1" "models" {
   wait_until_bound = false
 }
 
+resource "kubernetes_service_account_v1" "models" {
+  count = var.model.service_account == null ? 0 : 1
+
+  metadata {
+    name        = var.model.service_account.name
+    namespace   = kubernetes_namespace_v1.ling.metadata[0].name
+    annotations = var.model.service_account.annotations
+  }
+}
+
 resource "helm_release" "node" {
   for_each = var.node_charts
 
@@ -79,5 +89,6 @@ resource "helm_release" "ling" {
     kubernetes_persistent_volume_claim_v1.models,
     kubernetes_secret_v1.api_keys,
     kubernetes_secret_v1.ray_token,
+    kubernetes_service_account_v1.models,
   ]
 }

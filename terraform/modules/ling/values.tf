@@ -14,12 +14,20 @@ locals {
       tag        = var.image.tag
     }
     model = {
+      source     = var.model.repository != "" ? "hub" : var.model.prefix != "" ? "store" : "folder"
       path       = var.model.path
+      repository = var.model.repository
+      prefix     = var.model.prefix
+      secretName = var.model.secret
+      env        = var.model.env
       servedName = var.model.served_name
       format     = var.model.format
-      volume     = { existingClaim = local.model_claim }
+      volume     = { existingClaim = var.model.path != "" ? local.model_claim : "" }
+      cache      = { existingClaim = var.model.path != "" ? "" : local.model_claim }
       shard      = { enabled = var.model.shard }
     }
+    device         = "cuda"
+    serviceAccount = { name = var.model.service_account == null ? "" : var.model.service_account.name }
     gpu = {
       type         = var.gpu.type
       nodeSelector = var.gpu.node_selector
@@ -48,7 +56,8 @@ locals {
       operatorNamespace   = local.operator_namespace
       monitoringNamespace = local.monitoring_namespace
     }
-    podMonitor = { enabled = var.monitoring.enabled }
-    dashboards = { enabled = var.monitoring.enabled }
+    podMonitor     = { enabled = var.monitoring.enabled }
+    prometheusRule = { enabled = var.monitoring.enabled }
+    dashboards     = { enabled = var.monitoring.enabled }
   }
 }

@@ -27,20 +27,32 @@ variable "image" {
 }
 
 variable "model" {
-  description = "path: the checkpoint's folder in the volume. served_name: what clients call it, the folder's name if not given. format: of the weights: bf16, fp8, int4 or other. shard: whether each rank's weights are laid together once before the first start."
+  description = "One of path: the checkpoint's folder in the volume; repository: of a hub, ORGANIZATION/NAME or with @REVISION; prefix: s3://, gs:// or https://. The last two are fetched into the volume, once for all nodes. secret: name of a Secret in the namespace whose keys become variables of the pods that fetch, HF_TOKEN say. env: those that are no secret, AWS_REGION say. service_account: account of these pods, made here with annotations, for a role that reads the bucket. served_name: what clients call it, the last part of the name if not given. format: of the weights: bf16, fp8, fp8-channel, int4, awq or other. shard: whether each rank's weights are laid together once before the first start, of a path."
   type = object({
-    path        = string
+    path       = optional(string, "")
+    repository = optional(string, "")
+    prefix     = optional(string, "")
+    secret     = optional(string, "")
+    env        = optional(map(string), {})
+    service_account = optional(object({
+      name        = string
+      annotations = optional(map(string), {})
+    }))
     served_name = optional(string, "")
     format      = optional(string, "fp8")
     shard       = optional(bool, false)
   })
   validation {
-    condition     = can(regex("^[A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*$", var.model.path))
+    condition     = length(compact([var.model.path, var.model.repository, var.model.prefix])) == 1
+    error_message = "model: give exactly one of path, repository and prefix."
+  }
+  validation {
+    condition     = can(regex("^([A-Za-z0-9_][A-Za-z0-9._-]*(/[A-Za-z0-9_][A-Za-z0-9._-]*)*)?$", var.model.path))
     error_message = "model.path: give a folder of the volume, relative to its root."
   }
   validation {
-    condition     = contains(["bf16", "fp8", "int4", "other"], var.model.format)
-    error_message = "model.format: give bf16, fp8, int4 or other."
+    condition     = contains(["bf16", "fp8", "fp8-channel", "int4", "awq", "other"], var.model.format)
+    error_message = "model.format: give bf16, fp8, fp8-channel, int4, awq or other."
   }
 }
 

@@ -1,0 +1,119 @@
+"""Ray's own processes on this machine: they are waited for with patience, and one that dies is seen."""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray._private import services
+
+# A busy laptop takes minutes where an idle one takes seconds; what has failed is seen by its process's end.
+START_S = 300
+_POLL_S = 0.1
+# A GCS that ends so often in that time will not get well by another start.
+_RESTARTS = 3
+_WITHIN_S = 60.0
+
+
+class RayLost(RuntimeError):
+    """Ray can't go on; the message says which of its processes ended, and where its log is."""
+
+
+def be_patient(folder: Path) -> None:
+    """Settings for the processes of a cluster that starts next in this one. `folder`: where the GCS keeps its tables.
+
+    With its tables on disk a GCS that is started anew knows what the one before it knew.
+    """
+    os.environ.update(
+        RAY_gcs_storage="rocksdb",
+        RAY_gcs_storage_path=str(folder / "gcs"),
+        RAY_gcs_server_port_wait_time_s=str(START_S),
+        # A raylet ends itself when its agents are later than this.
+        RAY_agent_register_timeout_ms=str(START_S * 1000),
+        RAY_worker_register_timeout_seconds=str(START_S),
+        # The GCS takes the only node for lost after so many checks of 3 s.
+        RAY_health_check_failure_threshold=str(START_S // 3),
+    )
+
+
+def patient(
+    ask: Callable[..., Any], seconds: float = START_S, sleep: Callable[[float], None] = time.sleep
+) -> Callable[..., Any]:
+    """A function that asks again for so long before it raises RuntimeError as `ask` does."""
+
+    def asked(*arguments: Any) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return ask(*arguments)
+            except RuntimeError:
+                if time.monotonic() >= deadline:
+                    raise
+                sleep(_POLL_S)
+
+    return asked
+
+
+def wait_for_the_node() -> None:
+    """Make `ray.init` wait START_S for this machine's raylet; its own 30 s are fixed in `Node.__init__`."""
+    services.get_node = patient(services.get_node)
+
+
+class Daemons:
+    """The raylet and the GCS that descend from this process. `check` is called often, by the main thread."""
+
+    def __init__(self, folder: Path) -> None:
+        self._logs = folder / "session_latest" / "logs"
+        self._found: dict[str, psutil.Process] = {}
+        self._restarts: deque[float] = deque(maxlen=_RESTARTS)
+
+    def check(self) -> str | None:
+        """What was done about a GCS that ended, None if nothing was; RayLost if one ended for good."""
+        self._find()
+        if self._ended("raylet"):
+            raise RayLost(self._told("raylet"))
+        if not self._ended("gcs_server"):
+            return None
+        node = ray._private.worker._global_node
+        now = time.monotonic()
+        if node is None or (len(self._restarts) == _RESTARTS and now - self._restarts[0] < _WITHIN_S):
+            raise RayLost(self._told("gcs_server"))
+        self._restarts.append(now)
+        node.kill_gcs_server(check_alive=False)
+        node.start_gcs_server()
+        del self._found["gcs_server"]
+        return "Ray's GCS ended and was started anew; what runs goes on"
+
+    def _find(self) -> None:
+        if len(self._found) < 2:
+            for process in psutil.Process().children():
+                try:
+                    name = process.name()
+                    if name in ("raylet", "gcs_server") and process.status() != psutil.STATUS_ZOMBIE:
+                        self._found.setdefault(name, process)
+                except psutil.NoSuchProcess:
+                    continue
+
+    def _ended(self, name: str) -> bool:
+        process = self._found.get(name)
+        try:
+            return process is not None and process.status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:
+            return True
+
+    def _told(self, name: str) -> str:
+        log = self._logs / f"{name}.out"
+        return f"Ray's {name} ended, and nothing can go on without it; its log, {log}, says why: {_last_line(log)}"
+
+
+def _last_line(log: Path) -> str:
+    """The last line of a log that has something in it."""
+    try:
+        lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return "there is no such log"
+    return lines[-1] if lines else "it is empty"

@@ -1,0 +1,65 @@
+"""A small process that ends this one and all below it, if a signal to end is not heeded in time.
+
+Ray connects to its GCS in native code that keeps Python's lock: while the GCS does not answer, no handler of a signal
+runs here. Python still writes each signal's number to the wake-up pipe, and the other process reads it there.
+"""
+
+import os
+import select
+import signal
+import time
+from collections.abc import Iterable
+from contextlib import suppress
+
+import psutil
+
+_SERVES = 255  # no signal's number
+
+
+class LastResort:
+    """Waits `start_s` after a signal while the cluster starts, and `serving_s` once `serves` was called."""
+
+    def __init__(self, signals: Iterable[int], start_s: float, serving_s: float) -> None:
+        """Fork; call it before threads are started."""
+        source, self._pipe = os.pipe()
+        watched, process = frozenset(signals), os.getpid()
+        if os.fork() == 0:
+            os.close(self._pipe)
+            for number in watched:
+                signal.signal(number, signal.SIG_IGN)
+            with suppress(KeyboardInterrupt):
+                _watch(source, process, watched, (start_s, serving_s))
+            os._exit(0)
+        os.close(source)
+        os.set_blocking(self._pipe, False)
+        signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
+
+    def serves(self) -> None:
+        """From now on signals mean that running requests get their time."""
+        os.write(self._pipe, bytes([_SERVES]))
+
+
+def _watch(source: int, process: int, watched: frozenset[int], patience: tuple[float, float]) -> None:
+    serves, deadline = False, None
+    while True:
+        left = None if deadline is None else max(0.0, deadline - time.monotonic())
+        if not select.select([source], [], [], left)[0]:
+            _end(process)
+            return
+        read = os.read(source, 64)
+        if not read:
+            return  # it has ended by itself
+        serves = serves or _SERVES in read
+        if watched.intersection(read) and deadline is None:
+            deadline = time.monotonic() + patience[serves]
+
+
+def _end(pid: int) -> None:
+    """Kill a process and its descendants but this one, the parent first so that it starts no more."""
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(pid)
+        process.suspend()
+        below = [child for child in process.children(recursive=True) if child.pid != os.getpid()]
+        for one in [process, *below]:
+            with suppress(psutil.NoSuchProcess):
+                one.kill()

@@ -1,0 +1,71 @@
+"""Calls of tools that are no functions to the client: between the model's JSON arguments and the items clients know."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from router.api.answers.items import ClientCall, CustomCallItem, ShellAction, Status
+from router.api.request import Call
+from router.api.responses.ids import new_id
+from router.api.responses.tools import SHELL, Origin, function_name
+from router.errors import Path
+
+Item = Mapping[str, Any]  # as kept
+
+
+def client_call(origin: Origin, arguments: str, status: Status) -> ClientCall:
+    """The item of a call the model made of a tool that is no function to the client."""
+    content = _object(arguments)
+    if origin.kind == "local_shell":
+        head, call_id = new_id("lsh"), new_id("call")
+        action = _action(content, arguments)
+        return {"id": head, "type": "local_shell_call", "status": status, "call_id": call_id, "action": action}
+    given = content.get("input")
+    item: CustomCallItem = {
+        "id": new_id("ctc"),
+        "type": "custom_tool_call",
+        "status": status,
+        "call_id": new_id("call"),
+        "name": origin.name,
+        "input": given if isinstance(given, str) else arguments,
+    }
+    if origin.namespace is not None:
+        item["namespace"] = origin.namespace
+    return item
+
+
+def lowered_call(item: Item, at: Path) -> Call:
+    """A call's item as the model made it."""
+    match item["type"]:
+        case "custom_tool_call":
+            name, arguments = item["name"], json.dumps({"input": item["input"]}, ensure_ascii=False)
+        case "local_shell_call":
+            action = item["action"]
+            asked = {k: action[k] for k in ("command", "working_directory", "timeout_ms") if action.get(k) is not None}
+            name, arguments = SHELL, json.dumps(asked, ensure_ascii=False)
+        case _:
+            name, arguments = item["name"], item["arguments"]
+    return Call(item["call_id"], function_name(name, item.get("namespace")), arguments, at)
+
+
+def _object(arguments: str) -> dict[str, Any]:
+    try:
+        content = json.loads(arguments)
+    except (ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _action(content: dict[str, Any], arguments: str) -> ShellAction:
+    """The command; where the model wrote one text, or no readable arguments, that text for a shell."""
+    command, folder, timeout = content.get("command"), content.get("working_directory"), content.get("timeout_ms")
+    if not isinstance(command, list):
+        command = ["bash", "-lc", command if isinstance(command, str) else arguments]
+    return {
+        "type": "exec",
+        "command": [str(part) for part in command],
+        "env": {},
+        "timeout_ms": timeout if isinstance(timeout, int) else None,
+        "user": None,
+        "working_directory": folder if isinstance(folder, str) else None,
+    }

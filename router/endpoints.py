@@ -1,0 +1,321 @@
+"""Every endpoint, once: routes, keys, /openapi.json and docs/API.md are derived from this table."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, NoReturn
+
+from pydantic import BaseModel
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from router.api.answers.anthropic import AnthropicMessage, AnthropicModel, AnthropicModelList, MessageEvent, TokenCount
+from router.api.answers.generated import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
+from router.api.answers.items import KeptItem
+from router.api.answers.records import BatchRecord, Deleted, FileRecord, Page
+from router.api.answers.server import ClusterStatus, Detokenized, Health, Model, ModelList, Ready, Root, Tokenized
+from router.api.anthropic.counting import count_tokens
+from router.api.anthropic.messages import Messages
+from router.api.anthropic.schema import CountRequest, MessagesRequest
+from router.api.chat import Chat
+from router.api.chat_schema import ChatRequest
+from router.api.completion_schema import CompletionRequest
+from router.api.completions import Completions
+from router.api.counting import DetokenizeRequest, TokenizeRequest, detokenize, tokenize
+from router.api.generate import Api, Generate
+from router.api.info import Info
+from router.api.json_endpoint import JsonEndpoint
+from router.api.page import LivePage, Since
+from router.api.responses import answers as responses
+from router.api.responses.create import Create
+from router.api.responses.lines import ResponseLines
+from router.api.responses.schema import ResponseRequest
+from router.api.responses.stored import ItemsQuery, ResponseQuery, Stored
+from router.batch.batches import Batches, BatchesQuery, BatchRequest
+from router.batch.files import Files, FilesQuery, FileUpload
+from router.errors import OpenAIError, invalid
+from router.history import Series
+from router.http.dialect import ANTHROPIC, OPENAI
+from router.http.query import NoQuery
+from router.relay.gateway import Gateway
+
+Handler = ASGIApp | Callable[[Request], Awaitable[Response]]
+JSON, EVENTS, TEXT, HTML, BYTES = (
+    "application/json",
+    "text/event-stream",
+    "text/plain",
+    "text/html",
+    "application/octet-stream",
+)
+_TEXT_ALONE = "the model reads and writes text alone"
+_REMOTE = "the server runs no tools and keeps nothing of the kind"
+_NO_CACHE = "no prompt is cached"
+_UNMODERATED = "nothing is moderated"
+_SHAPED = "with an `anthropic-version` header in that API's shape"
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The objects whose methods answer requests; one set a router. files, batches: None without a data folder."""
+
+    gateway: Gateway
+    info: Info
+    page: LivePage
+    openapi: Callable[[Request], Awaitable[Response]]
+    create: Create
+    stored: Stored
+    files: Files | None
+    batches: Batches | None
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One method of one path.
+
+    answer: the type of its JSON with status 200; event: of the data of a streamed event. media: other types of answers.
+    body, form, query: models of what it takes. line: what answers it as a line of a batch. keyed: whether it asks for
+    an API key where there are any. refused: fields its API has elsewhere, and why they are a 400 here.
+    """
+
+    method: str
+    path: str
+    summary: str
+    handler: Callable[[Parts], Handler]
+    answer: Any = None
+    event: Any = None
+    media: tuple[str, ...] = ()
+    body: type[BaseModel] | None = None
+    form: type[BaseModel] | None = None
+    query: type[BaseModel] = NoQuery
+    line: Api[Any] | None = None
+    keyed: bool = True
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def _files(method: Callable[[Files, Request], Awaitable[Response]]) -> Callable[[Parts], Handler]:
+    return lambda parts: partial(method, parts.files) if parts.files is not None else _off
+
+
+def _batches(method: Callable[[Batches, Request], Awaitable[Response]]) -> Callable[[Parts], Handler]:
+    return lambda parts: partial(method, parts.batches) if parts.batches is not None else _off
+
+
+async def _off(request: Request) -> NoReturn:
+    raise invalid(
+        "files and batches are off: the server has no folder to keep them in, which the setting router.data_dir names",
+        code="no_data_dir",
+    )
+
+
+_MESSAGES_REFUSED = {
+    "billing_policy": "nothing is billed",
+    "compaction": "conversations are not cut here",
+    "user_profile_id": _REMOTE,
+    "workspace_id": _REMOTE,
+}
+_ONE_RESPONSE, _ONE_FILE, _ONE_BATCH = "/v1/responses/{response_id}", "/v1/files/{file_id}", "/v1/batches/{batch_id}"
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/v1/chat/completions",
+        "Answer a conversation",
+        lambda parts: Generate(parts.gateway, Chat()),
+        ChatCompletion,
+        ChatCompletionChunk | OpenAIError,
+        body=ChatRequest,
+        line=Chat(),
+        refused={
+            "audio": _TEXT_ALONE,
+            "function_call": "replaced by `tool_choice`",
+            "functions": "replaced by `tools`",
+            "moderation": _UNMODERATED,
+            "prediction": "no draft is taken from the client",
+            "prompt_cache_options": _NO_CACHE,
+            "web_search_options": _REMOTE,
+        },
+    ),
+    Endpoint(
+        "POST",
+        "/v1/completions",
+        "Continue a text",
+        lambda parts: Generate(parts.gateway, Completions()),
+        Completion,
+        CompletionChunk | OpenAIError,
+        body=CompletionRequest,
+        line=Completions(),
+    ),
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        "Answer a conversation, and keep the answer",
+        lambda parts: parts.create,
+        responses.Response,
+        responses.ResponseEvent,
+        body=ResponseRequest,
+        line=ResponseLines(),
+        refused={
+            "access_programs": "there are none",
+            "background_options": "what runs in the background runs at once",
+            "conversation": "`previous_response_id` goes on with a conversation",
+            "image": _TEXT_ALONE,
+            "moderation": _UNMODERATED,
+            "prompt": "the server keeps no prompts",
+            "prompt_cache_options": _NO_CACHE,
+        },
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages",
+        "Answer a conversation",
+        lambda parts: Generate(parts.gateway, Messages()),
+        AnthropicMessage,
+        MessageEvent,
+        body=MessagesRequest,
+        refused={
+            **_MESSAGES_REFUSED,
+            "container": _REMOTE,
+            "diagnostics": "there are none in an answer",
+            "fallback_credit_token": "nothing is billed",
+            "fallbacks": "there is one model",
+            "inference_geo": "there is one place",
+            "thread": "conversations are sent whole, as the code it is refused with tells SDKs",
+        },
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages/count_tokens",
+        "Count the tokens of a prompt",
+        lambda parts: JsonEndpoint(parts.gateway, "count_tokens", ANTHROPIC, CountRequest, count_tokens),
+        TokenCount,
+        body=CountRequest,
+        refused=_MESSAGES_REFUSED,
+    ),
+    Endpoint(
+        "POST",
+        "/tokenize",
+        "Token ids of a text or a conversation",
+        lambda parts: JsonEndpoint(parts.gateway, "tokenize", OPENAI, TokenizeRequest, tokenize),
+        Tokenized,
+        body=TokenizeRequest,
+    ),
+    Endpoint(
+        "POST",
+        "/detokenize",
+        "Text of token ids",
+        lambda parts: JsonEndpoint(parts.gateway, "detokenize", OPENAI, DetokenizeRequest, detokenize),
+        Detokenized,
+        body=DetokenizeRequest,
+    ),
+    Endpoint(
+        "GET",
+        "/tokenizer_info",
+        "The checkpoint's tokenizer_config.json, with its chat template",
+        lambda parts: parts.info.tokenizer_info,
+        dict[str, Any],
+    ),
+    Endpoint(
+        "GET",
+        _ONE_RESPONSE,
+        "A kept response, or its events",
+        lambda parts: parts.stored.retrieve,
+        responses.Response,
+        responses.ResponseEvent,
+        query=ResponseQuery,
+    ),
+    Endpoint("DELETE", _ONE_RESPONSE, "Forget a response", lambda parts: parts.stored.delete, Deleted),
+    Endpoint(
+        "POST",
+        f"{_ONE_RESPONSE}/cancel",
+        "End a response that runs in the background",
+        lambda parts: parts.stored.cancel,
+        responses.Response,
+    ),
+    Endpoint(
+        "GET",
+        f"{_ONE_RESPONSE}/input_items",
+        "What a response was asked with",
+        lambda parts: parts.stored.input_items,
+        Page[KeptItem],
+        query=ItemsQuery,
+    ),
+    Endpoint("POST", "/v1/files", "Upload a file of requests", _files(Files.create), FileRecord, form=FileUpload),
+    Endpoint("GET", "/v1/files", "List files", _files(Files.page), Page[FileRecord], query=FilesQuery),
+    Endpoint("GET", _ONE_FILE, "A file's record", _files(Files.retrieve), FileRecord),
+    Endpoint("DELETE", _ONE_FILE, "Forget a file", _files(Files.delete), Deleted),
+    Endpoint("GET", f"{_ONE_FILE}/content", "A file's bytes", _files(Files.content), media=(BYTES,)),
+    Endpoint(
+        "POST", "/v1/batches", "Answer a file of requests", _batches(Batches.create), BatchRecord, body=BatchRequest
+    ),
+    Endpoint(
+        "GET",
+        "/v1/batches",
+        "List batches, newest first",
+        _batches(Batches.page),
+        Page[BatchRecord],
+        query=BatchesQuery,
+    ),
+    Endpoint("GET", _ONE_BATCH, "How far a batch has come", _batches(Batches.retrieve), BatchRecord),
+    Endpoint("POST", f"{_ONE_BATCH}/cancel", "Start no further line of a batch", _batches(Batches.cancel), BatchRecord),
+    Endpoint(
+        "GET",
+        "/v1/models",
+        f"The served model, as a list; {_SHAPED}",
+        lambda parts: parts.info.models,
+        ModelList | AnthropicModelList,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/models/{name:path}",
+        f"The served model by its name; {_SHAPED}",
+        lambda parts: parts.info.model,
+        Model | AnthropicModel,
+    ),
+    Endpoint(
+        "GET",
+        "/",
+        "The paths there are; for browsers, a page of live figures",
+        lambda parts: parts.page.root,
+        Root,
+        media=(HTML,),
+        keyed=False,
+    ),
+    Endpoint(
+        "GET",
+        "/live",
+        "The figures of /metrics over the last five minutes",
+        lambda parts: parts.page.live,
+        Series,
+        query=Since,
+        keyed=False,
+    ),
+    Endpoint("GET", "/health", "Whether the process lives", lambda parts: parts.info.health, Health, keyed=False),
+    Endpoint(
+        "GET", "/ready", "Whether a request could be served now", lambda parts: parts.info.ready, Ready, keyed=False
+    ),
+    Endpoint(
+        "GET",
+        "/status",
+        "Pools, workers, ranks and their figures",
+        lambda parts: parts.info.status,
+        ClusterStatus,
+        keyed=False,
+    ),
+    Endpoint("GET", "/metrics", "Figures for Prometheus", lambda parts: parts.info.metrics, media=(TEXT,), keyed=False),
+    Endpoint("GET", "/openapi.json", "This document", lambda parts: parts.openapi, dict[str, Any], keyed=False),
+)
+LINES: Mapping[str, Api[Any]] = {e.path: e.line for e in ENDPOINTS if e.line is not None}
+# What `GET /` lists: all but the paths of single things.
+LISTED = tuple(dict.fromkeys(e.path for e in ENDPOINTS if "{" not in e.path and e.path != "/"))
+
+
+def _top(path: str) -> str:
+    return path.lstrip("/").partition("/")[0]
+
+
+_KEYED = frozenset(_top(e.path) for e in ENDPOINTS if e.keyed)
+
+
+def asks_for_key(path: str) -> bool:
+    """Whether a path, known or not, lies where keys are asked for: below the first segment of a keyed endpoint."""
+    return _top(path) in _KEYED

@@ -1,0 +1,83 @@
+"""One worker's share of a sequence: what it was given, and whether the worker still holds it."""
+
+from __future__ import annotations
+
+from typing import Literal, Protocol
+
+from router.errors import ApiError
+from wire.protocol import Abort, SeqOutput, Submit, Timings, WorkerInfo
+
+Stage = Literal["prefill", "decode"]
+_NONE = Timings()
+
+
+class Link(Protocol):
+    """A worker's connection, as a leg uses it."""
+
+    info: WorkerInfo
+
+    def submit(self, message: Submit, leg: Leg) -> None:
+        """Send, and from now on give the leg the request's outputs."""
+
+    def abort(self, message: Abort) -> None:
+        """Send."""
+
+    def forget(self, request_id: str) -> None:
+        """Give the request's leg no more outputs."""
+
+
+class Stream(Protocol):
+    """The sequence a leg belongs to."""
+
+    def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
+        """An output of the leg's worker."""
+
+    def lost(self, leg: Leg, now: float, *, alone: bool = False) -> None:
+        """The connection to the leg's worker ended. alone: with no other sequence of this router."""
+
+    def broke(self, error: Exception) -> None:
+        """The router itself failed over an output."""
+
+
+class Leg:
+    """A sequence at one worker. stage: "prefill" hands its snapshot on, "decode" generates to the end."""
+
+    __slots__ = ("_link", "info", "open", "request_id", "stage", "stream", "timings")
+
+    def __init__(self, stream: Stream, link: Link, message: Submit) -> None:
+        """Submit at once."""
+        self.stream = stream
+        self.stage: Stage = "prefill" if message.handoff else "decode"
+        self.request_id = message.request_id
+        # Captured now: the link may reconnect to a replacement.
+        self.info = link.info
+        self.timings = _NONE
+        self.open = True  # the worker holds the request
+        self._link = link
+        link.submit(message, self)
+
+    @property
+    def name(self) -> str:
+        """Its worker, for messages."""
+        return f"{self.info.role} worker {self.info.worker_id}"
+
+    def close(self) -> None:
+        """The worker has forgotten the request: there is nothing to abort."""
+        self.open = False
+        self._link.forget(self.request_id)
+
+    def cancel(self) -> None:
+        """Free what the worker holds of the request; harmless when it holds nothing."""
+        if self.open:
+            self.close()
+            self._link.abort(Abort(self.request_id))
+
+    def lost(self, now: float, *, alone: bool) -> None:
+        """The connection to the worker ended, and what the worker held is gone. alone: with no other sequence."""
+        if self.open:
+            self.open = False
+            self.stream.lost(self, now, alone=alone)
+
+    def failed(self, reason: str) -> ApiError:
+        """What a client is told of a worker's failure."""
+        return ApiError(500, f"{self.name} failed the request: {reason}", code="worker_error")

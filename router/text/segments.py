@@ -1,0 +1,52 @@
+"""Texts between markers with their token ids, so that a conversation's next turn costs its new texts alone."""
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+
+class SegmentCache:
+    """Packed token ids of texts; the least recently used go first. For any number of threads.
+
+    encode: the ids of several texts at once. most: bytes to keep, of texts and ids.
+    """
+
+    def __init__(self, encode: Callable[[list[str]], list[bytes]], most: int) -> None:
+        self._encode = encode
+        self._most = most
+        self._known: OrderedDict[str, bytes] = OrderedDict()
+        self._bytes = 0
+        self._lock = threading.Lock()
+
+    def __call__(self, texts: Sequence[str]) -> list[bytes]:
+        """Packed ids of each text."""
+        found = self._recall(texts)
+        new = [text for text in dict.fromkeys(texts) if text not in found]
+        if new:
+            made = dict(zip(new, self._encode(new), strict=True))
+            self._keep(made)
+            found |= made
+        return [found[text] for text in texts]
+
+    def _recall(self, texts: Sequence[str]) -> dict[str, bytes]:
+        known, found = self._known, {}
+        with self._lock:
+            for text in texts:
+                if (ids := known.get(text)) is not None:
+                    known.move_to_end(text)
+                    found[text] = ids
+        return found
+
+    def _keep(self, made: dict[str, bytes]) -> None:
+        with self._lock:
+            for text, ids in made.items():
+                if text not in self._known:
+                    self._known[text] = ids
+                    self._bytes += _cost(text, ids)
+            while self._bytes > self._most:
+                self._bytes -= _cost(*self._known.popitem(last=False))
+
+
+def _cost(text: str, ids: bytes) -> int:
+    """Bytes an entry takes: both objects, and its place in the table."""
+    return text.__sizeof__() + ids.__sizeof__() + 128

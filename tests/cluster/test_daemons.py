@@ -1,0 +1,152 @@
+"""What `ling serve` does when Ray's own processes are slow, or die."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import psutil
+import pytest
+
+from cluster import daemons
+from cluster.daemons import Daemons, RayLost, patient
+from cluster.ray_thread import RayThread
+from tests.cluster.serving import Serving, kill
+
+BODY = {"model": "auto", "max_tokens": 40, "messages": [{"role": "user", "content": "Hello"}]}
+
+
+def test_a_slow_node_is_waited_for_and_one_that_never_comes_is_not() -> None:
+    answers = iter([RuntimeError("not yet"), RuntimeError("not yet"), "there"])
+
+    def ask(name: str) -> str:
+        answer = next(answers)
+        if isinstance(answer, RuntimeError):
+            raise answer
+        return f"{name} {answer}"
+
+    assert patient(ask, seconds=60, sleep=lambda _: None)("node") == "node there"
+    with pytest.raises(RuntimeError, match="never"):
+        patient(lambda: (_ for _ in ()).throw(RuntimeError("never")), seconds=0)()
+
+
+def test_what_a_check_raises_ends_the_wait_and_the_work_goes_on() -> None:
+    thread, go, done = RayThread(), threading.Event(), threading.Event()
+
+    def work() -> None:
+        go.wait()
+        done.set()
+
+    def check() -> None:
+        raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        thread.do(work, check)
+    go.set()
+    assert thread.do(done.is_set, lambda: None)
+    with pytest.raises(ZeroDivisionError):
+        thread.do(lambda: 1 // 0, lambda: None)
+
+
+def test_a_raylet_that_dies_while_ray_starts_is_told_with_its_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dead:
+        def name(self) -> str:
+            return "raylet"
+
+        def status(self) -> str:
+            return self.state
+
+        state = psutil.STATUS_RUNNING
+
+    process = Dead()
+    monkeypatch.setattr(daemons.psutil, "Process", type("Own", (), {"children": lambda _: [process]}))
+    logs = tmp_path / "session_latest" / "logs"
+    logs.mkdir(parents=True)
+    (logs / "raylet.out").write_text("it begins\nno space left on device\n\n")
+    watched = Daemons(tmp_path)
+    assert watched.check() is None
+    process.state = psutil.STATUS_ZOMBIE
+    with pytest.raises(RayLost, match=r"raylet ended.*raylet\.out, says why: no space left on device"):
+        watched.check()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Serving]:
+    started = Serving("--tp", "1", "--set", "drain_s=1")
+    try:
+        started.wait_ready()
+        yield started
+    finally:
+        if started.process.poll() is None:
+            started.end()
+
+
+def daemon(cluster: Serving, name: str) -> psutil.Process:
+    (found,) = [
+        p
+        for p in psutil.Process(cluster.process.pid).children()
+        if p.name() == name and p.status() != psutil.STATUS_ZOMBIE
+    ]
+    return found
+
+
+@pytest.mark.slow
+def test_without_its_gcs_it_serves_on_and_is_whole_again(cluster: Serving) -> None:
+    """Under load: no request fails, and afterwards Ray can still start a worker anew."""
+    going = threading.Event()
+
+    def ask() -> list[int]:
+        codes = []
+        while not going.is_set() or len(codes) < 3:
+            codes.append(cluster.client.post("/v1/chat/completions", json=BODY).status_code)
+        return codes
+
+    first = daemon(cluster, "gcs_server")
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(ask) for _ in range(3)]
+        first.kill()
+        cluster.until(lambda: first.pid not in [p.pid for p in psutil.Process(cluster.process.pid).children()], 60)
+        cluster.until(lambda: bool(daemon(cluster, "gcs_server").pid), 60)
+        going.set()
+        codes = [code for future in asked for code in future.result()]
+    assert set(codes) == {200}
+    (worker,) = cluster.workers("decode")
+    kill(worker["pid"])
+    cluster.until(
+        lambda: [w["id"] for w in cluster.workers("decode") if w["state"] == "live"] not in ([], [worker["id"]]), 120
+    )
+    assert cluster.client.post("/v1/chat/completions", json=BODY).status_code == 200
+
+
+@pytest.mark.slow
+def test_without_its_raylet_it_ends_with_an_error(cluster: Serving) -> None:
+    family = psutil.Process(cluster.process.pid).children(recursive=True)
+    daemon(cluster, "raylet").send_signal(signal.SIGKILL)
+    printed, _ = cluster.process.communicate(timeout=60)
+    assert cluster.process.returncode == 1
+    assert "Ray's raylet ended" in printed
+    assert "Traceback" not in printed
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert not left
+
+
+@pytest.mark.slow
+def test_a_signal_ends_it_though_ray_does_not_answer() -> None:
+    """While Ray starts and holds Python's lock, for its GCS is stopped, a termination is heeded all the same."""
+    started = Serving("--tp", "1")
+    parent = psutil.Process(started.process.pid)
+    deadline = time.monotonic() + 60
+    while not (found := [p for p in parent.children() if p.name() == "gcs_server"]):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    found[0].suspend()
+    family = parent.children(recursive=True)
+    started.process.send_signal(signal.SIGTERM)
+    started.process.communicate(timeout=30)
+    assert started.process.returncode in (130, -signal.SIGKILL)
+    _, left = psutil.wait_procs(family, timeout=10)
+    assert not left

@@ -1,0 +1,111 @@
+"""How often a rank's loop waits for its GPU: counted on a CPU, and refused by CUDA itself where there is one."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import torch
+
+from tests.workers.model_rig import CPU
+from tests.workers.test_graphs import PAGE, Side, _prompt
+from tests.workers.waits import Waits
+from wire.protocol import SamplingParams
+from workers.collectives.base import Solo
+from workers.model.batch import Caches
+from workers.rank.graphs import captures
+from workers.schedule.step import Admit, Export, Install, Row, StepPlan
+from workers.transfer.incoming import ReceivedSnapshot
+from workers.transfer.snapshot import read_latents, read_shard, read_state, write_latents, write_state
+
+
+class Exports:
+    """A transfer layer: keeps what is sent, and hands it out as what has come."""
+
+    def __init__(self) -> None:
+        self.parts: list[tuple[int, torch.Tensor]] = []
+        self.state = torch.empty(0)
+
+    def send(self, export: Export, latents: torch.Tensor, state: torch.Tensor | None) -> None:
+        self.parts.append((export.stop - export.start, latents))
+        if state is not None:
+            self.state = state
+
+    def take(self, request_id: str) -> ReceivedSnapshot:
+        return ReceivedSnapshot(tuple(self.parts), self.state)
+
+
+class Rank(Solo):
+    """One of several ranks, whose sums nobody adds to."""
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+
+
+def _begun(device: torch.device = CPU, capture: Any = None) -> Side:
+    """Two sequences whose prompts are computed."""
+    side = Side("base", capture, device)
+    # Greedy: the reference that draws where there is no GPU reads values.
+    admits = tuple(Admit(slot, SamplingParams(max_tokens=9, seed=1, temperature=0.0), (), 3) for slot in (0, 1))
+    side.step([_prompt(0, 6, (0, 1, 2)), _prompt(1, 3, (3, 4))], admits)
+    side.runner._watch._due = float("inf")  # a measured step reads the experts' counts too
+    return side
+
+
+def _decode(side: Side, **more: Any) -> None:
+    rows = (Row(0, 6, (5,), 0, (), True), Row(1, 3, (6,), 0, (), True))
+    side.steps += 1
+    side.runner.step(StepPlan(step=side.steps, rows=rows, **more))
+
+
+def test_a_decode_step_waits_once_for_its_tokens() -> None:
+    side = _begun()
+    with Waits() as waits:
+        _decode(side)
+    assert waits.seen == {"tolist": 1}
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_of_four_ranks_the_first_alone_waits(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = _begun()
+    monkeypatch.setattr(side.runner, "_collectives", Rank(rank, 4))
+    with Waits() as waits:
+        _decode(side)
+    assert waits.seen == ({} if rank else {"tolist": 1})
+
+
+def test_snapshots_leave_and_enter_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    side = _begun()
+    monkeypatch.setattr(side.runner, "_transfers", Exports())
+    with Waits() as waits:
+        _decode(side, exports=(Export("r", "D", 0, (0, 1), 0, 6, True),))
+        side.runner.step(StepPlan(step=9, installs=(Install("r", 2, (5, 6), 0),)))
+    assert waits.seen == {"tolist": 1}
+    pages = side.caches
+    assert torch.equal(read_latents(pages, (5, 6), 0, 6), read_latents(pages, (0, 1), 0, 6))
+
+
+@contextmanager
+def _no_waits() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_finds_no_wait_in_decode_export_and_install() -> None:
+    device = torch.device("cuda", 0)
+    side = _begun(device, captures(device))
+    graphs = side.runner._graphs
+    assert graphs is not None
+    rows = (Row(0, 6, (5,), 0, (), True), Row(1, 3, (6,), 0, (), True))
+    caches: Caches = side.caches
+    with _no_waits(), torch.inference_mode():
+        side.model.logits(graphs(rows))
+        latents, state = read_shard(caches, (0, 1), 0, 6, 0, 1), read_state(caches, 0)
+        write_latents(caches, (5, 6), latents)
+        write_state(caches, 2, state)
+    assert torch.equal(caches.latent[:, 5], caches.latent[:, 0])
+    assert latents.shape[0] == 6 <= 2 * PAGE
