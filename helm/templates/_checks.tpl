@@ -87,7 +87,7 @@
 {{- $table := .Files.Get "files/memory.json" | fromJson -}}
 {{- $tp := int $v.decode.tp -}}
 {{- $slots := int (default 64 $v.config.slots) -}}
-{{- $step := int (default 1024 $v.config.max_step_tokens) -}}
+{{- $step := int (default 8192 $v.config.max_step_tokens) -}}
 {{- $length := int (default $table.context $v.config.max_model_len) -}}
 {{- $page := int (default 64 $v.config.page_size) -}}
 {{- $pages := div (add $length (sub $page 1)) $page | int -}}

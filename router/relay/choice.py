@@ -83,8 +83,8 @@ class Choice:
     ends the sequence however slowly the client reads. With a `reader` the text is told apart into parts, and stop
     strings count in the content alone: not in reasoning, nor in a call that has begun.
     `keep_ids` and `keep_logprobs`: whether the client asked. `sampling.max_tokens` is at least 1; with `discard` its
-    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand. recording: keeps
-    what it says for the conversation's next turn.
+    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand. form_field: the
+    request's field that the answer's form comes from. recording: keeps what it says for the conversation's next turn.
     """
 
     __slots__ = (
@@ -107,6 +107,7 @@ class Choice:
         "discard",
         "error",
         "finish",
+        "form_field",
         "generated",
         "index",
         "keep_ids",
@@ -133,6 +134,7 @@ class Choice:
         discard: bool = False,
         reserve: int = 0,
         names_workers: bool = False,
+        form_field: str | None = None,
         recording: Recording | None = None,
     ) -> None:
         self.index = index
@@ -143,6 +145,7 @@ class Choice:
         self.discard = discard
         self.reserve = reserve
         self._names_workers = names_workers
+        self.form_field = form_field
         self.generated = 0
         self.cached_tokens = 0
         self.cached_from: str | None = None
