@@ -181,7 +181,7 @@ class Scheduler:
         self._unpin(seq)
         if damaged and kept is not None:
             self.cache.lost_on_host(kept)
-        self._discards.append(Discard(request_id))
+        self._discards.append(Discard(request_id, leaving=False))
         if seq.state is State.PULLING:
             self._free(seq)
             bisect.insort(self._queue, seq, key=_queue_key)
