@@ -166,6 +166,7 @@ class ClusterConfig(_Section):
     for the metric that says how much of their limit is reached. host, port: where each router listens by itself;
     without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
     placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    load_stall_s: seconds without progress after which a worker's start is taken for hung, and begun anew.
     surge: workers beyond its size that a pool may have while `serve deploy` replaces them, in percent: their successors
     serve before they go. Unset, it is 100 without GPUs, and 0 with them: a pool that may have more and finds no GPUs
     for them waits for ever, so set it only where GPUs are spare; with 0 workers are replaced in their places, a fifth
@@ -191,6 +192,7 @@ class ClusterConfig(_Section):
     max_step_tokens: CountOrNone = None
     model_overrides: dict[str, Any] = Field(default_factory=dict)
     load: Literal["auto", "storage", "synthetic"] = "auto"
+    load_stall_s: Seconds = 600.0
     verify: Annotated[bool, _READ] = False
     cuda_graphs: Literal["auto", "off"] = "auto"
     card: Text | None = None
