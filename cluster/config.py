@@ -133,6 +133,27 @@ class HandoffSection(_Section):
     timeout_s: Seconds = 60.0
 
 
+class CacheSection(_Section):
+    """What workers keep of prompts and answers, so that what begins alike is computed once.
+
+    mode: "off" keeps nothing. device_states: linear states a worker keeps on its device beside those of running
+    sequences; unset, as many as `slots`. Latents are kept in whatever pages running sequences leave. host_bytes: host
+    memory a worker may fill with copies, over all its ranks; 0 for none. state_dtype: how states lie there; bfloat16
+    and int8 take half and a quarter of the room and change answers a little. share: whose prefixes a request may use,
+    its tenant's or everybody's: a hit is felt in time, so "all" lets tenants find out what others asked.
+    """
+
+    mode: Literal["on", "off"] = "on"
+    device_states: CountOrNone = None
+    host_bytes: Annotated[int, Field(ge=0), _READ] = 0
+    state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    share: Literal["tenant", "all"] = "tenant"
+
+    def states(self, slots: int) -> int:
+        """States a worker with so many slots keeps."""
+        return 0 if self.mode == "off" else self.device_states or slots
+
+
 class AutoscalingSection(_Section):
     """When pools with `max_replicas` change size.
 
@@ -166,6 +187,7 @@ class ClusterConfig(_Section):
     for the metric that says how much of their limit is reached. host, port: where each router listens by itself;
     without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
     placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    load_stall_s: seconds without progress after which a worker's start is taken for hung, and begun anew.
     surge: workers beyond its size that a pool may have while `serve deploy` replaces them, in percent: their successors
     serve before they go. Unset, it is 100 without GPUs, and 0 with them: a pool that may have more and finds no GPUs
     for them waits for ever, so set it only where GPUs are spare; with 0 workers are replaced in their places, a fifth
@@ -181,6 +203,7 @@ class ClusterConfig(_Section):
     decode: PoolConfig = PoolConfig()
     router: RouterSection = RouterSection()
     handoff: HandoffSection = HandoffSection()
+    cache: CacheSection = CacheSection()
     logs: LogsSection = LogsSection()
     autoscaling: AutoscalingSection = AutoscalingSection()
     collectives: Literal["auto", "shm", "gloo", "nccl", "symm"] = "auto"
@@ -191,6 +214,7 @@ class ClusterConfig(_Section):
     max_step_tokens: CountOrNone = None
     model_overrides: dict[str, Any] = Field(default_factory=dict)
     load: Literal["auto", "storage", "synthetic"] = "auto"
+    load_stall_s: Seconds = 600.0
     verify: Annotated[bool, _READ] = False
     cuda_graphs: Literal["auto", "off"] = "auto"
     card: Text | None = None

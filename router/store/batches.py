@@ -154,18 +154,28 @@ def find(db: Connection, tenant: str, batch_id: str) -> StoredBatch | None:
     return _batch(row) if row is not None else None
 
 
-def page(db: Connection, tenant: str, span: Page) -> list[StoredBatch] | None:
-    """Newest first; one more than `span.limit` where there are more; None if the tenant has none `span.after`."""
-    where, values = "tenant = ?", [tenant]
+def page(db: Connection, tenant: str, span: Page, prefix: str = "", *, newer: bool = False) -> list[StoredBatch] | None:
+    """Newest first; one more than `span.limit` where there are more; None if the tenant has none `span.after`.
+
+    prefix: of their ids, which tells the APIs' batches apart. newer: those made after `span.after`, nearest to it.
+    """
+    where, values = "tenant = ? AND substr(id, 1, ?) = ?", [tenant, len(prefix), prefix]
     if span.after is not None:
         last = db.execute("SELECT serial FROM batches WHERE id = ? AND tenant = ?", (span.after, tenant)).fetchone()
         if last is None:
             return None
-        where, values = f"{where} AND serial < ?", [tenant, last["serial"]]
+        where, values = f"{where} AND serial {'>' if newer else '<'} ?", [*values, last["serial"]]
+    order = "ASC" if newer else "DESC"
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM batches WHERE {where} ORDER BY serial DESC LIMIT ?", (*values, span.limit + 1)
+        f"SELECT {_COLUMNS} FROM batches WHERE {where} ORDER BY serial {order} LIMIT ?", (*values, span.limit + 1)
     )
-    return [_batch(row) for row in rows]
+    found = [_batch(row) for row in rows]
+    return found[::-1] if newer else found
+
+
+def delete(db: Connection, tenant: str, batch_id: str) -> None:
+    """Forget a batch that is over."""
+    db.execute("DELETE FROM batches WHERE id = ? AND tenant = ? AND NOT open", (batch_id, tenant))
 
 
 def cancel(db: Connection, tenant: str, batch_id: str, now: int) -> StoredBatch | None:

@@ -9,11 +9,13 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 from wire.codec import CLUSTER, WireError
 from wire.handshake import accept
+from wire.metrics.recorder import Reading
+from wire.progress import Progress
 from wire.protocol import (
     Abort,
     CancelPull,
@@ -38,6 +40,7 @@ from workers.leader.arrivals import Arrivals, mismatch
 from workers.leader.clients import Client, Clients
 from workers.leader.figures import TransferFailure, WorkerFigures
 from workers.leader.grammars import GrammarDesk
+from workers.leader.loading import LoadProgress
 from workers.leader.peers import PeerRefused, Peers
 from workers.leader.pulls import Pulls
 from workers.leader.ranks import Event, Launch, Ranks
@@ -51,6 +54,7 @@ from workers.schedule.step import (
     FetchFailed,
     LinkAll,
     LinkLost,
+    Loading,
     RankStats,
     Received,
     Sent,
@@ -75,6 +79,8 @@ class Leader:
         self._wake = asyncio.Event()
         self._clients = Clients()
         self._ranks = Ranks(config, self._on_event)
+        self._loading = LoadProgress()
+        self.on_progress: Callable[[Progress], None] = lambda progress: None
         self._joining: set[str] = set()  # decode requests whose prefill worker is being connected
         self._pulls = Pulls()
         self._arrivals = Arrivals(config.tp)
@@ -147,6 +153,11 @@ class Leader:
     def load(self) -> Load:
         """The figures that routers get with the next step."""
         return self._scheduler.load
+
+    def readings(self) -> Iterator[Reading]:
+        """Everything the worker tells of itself."""
+        self.figures.cached(self._scheduler.cache)
+        return self.figures.read(self.info, self.load)
 
     # Stepping
 
@@ -269,6 +280,8 @@ class Leader:
                 self._drop(message.request_id)
             case Pull():
                 self._pull(client, message)
+            case CancelPull(kept=True):
+                self._scheduler.drop_kept(message.request_id)
             case CancelPull():
                 self._pulls.drop(message.request_id)
                 self._drop(message.request_id)
@@ -439,6 +452,8 @@ class Leader:
                     self._peers.drop_lost(event.peer, f"is out of reach of rank {event.rank}: {event.reason}")
                 for request_id in event.request_ids:
                     self._fail(request_id, f"the transfer link to {event.peer} broke: {event.reason}", "link")
+            case Loading():
+                self.on_progress(self._loading.take(event, time.monotonic()))
             case RankStats():
                 self.figures.told(event)
 
@@ -457,11 +472,14 @@ class Leader:
         self._wake.set()
 
     def _cancel_pull(self, seq: Sequence) -> None:
+        self._stop_pulling(seq)
+        self._pulls.refuse(seq.request_id, "the request was given up at its prefill worker", told=True)
+
+    def _stop_pulling(self, seq: Sequence) -> None:
         self._arrivals.drop(seq.request_id)
         pulling = seq.state in (State.PULLING, State.DISPLACED)
         if seq.source is not None and pulling and (peer := self._peers.known(seq.source.peer)):
-            peer.send(CancelPull(seq.request_id))
-        self._pulls.refuse(seq.request_id, "the request was given up at its prefill worker", told=True)
+            peer.send(CancelPull(seq.request_id, seq.source.kept))
 
     # Towards routers
 
@@ -469,11 +487,12 @@ class Leader:
         seq = self._scheduler.sequences.get(request_id)
         if seq is not None:
             self.figures.transfer_failed(why)
-            self._cancel_pull(seq)
             if seq.source is not None and seq.source.kept:  # what can't be had is computed
+                self._stop_pulling(seq)
                 self._scheduler.not_coming(request_id)
                 self._wake.set()
                 return
+            self._cancel_pull(seq)
             self._not_handed_on(self._scheduler.fail(request_id, reason, time.monotonic()))
 
     def _not_handed_on(self, output: SeqOutput | None) -> None:

@@ -76,7 +76,11 @@ class UnreachedWorker(WorkerPlace):
 
 
 class WorkerStatus(WorkerPlace):
-    """A worker and its load, as of its last step. step_s: its length in seconds. in_flight: of this router."""
+    """A worker and its load, as of its last step.
+
+    step_s: its length in seconds. kept: snapshots in its prefix cache. hit_tokens, missed_tokens: prompt tokens it had
+    not to compute, and computed, since it started. in_flight: of this router.
+    """
 
     node: str
     pid: int
@@ -93,8 +97,29 @@ class WorkerStatus(WorkerPlace):
     free_slots: int
     transferring: int
     step_s: float
+    kept: int
+    hit_tokens: int
+    missed_tokens: int
     in_flight: int
     ranks: list[RankStatus]
+
+
+class StartingWorker(TypedDict):
+    """A worker that does not serve yet.
+
+    still_s: seconds since its progress last moved. left_s: seconds left at its rate, null while they can't be told.
+    """
+
+    id: str
+    node: str
+    stage: str
+    done_bytes: int
+    total_bytes: int
+    done_files: int
+    total_files: int
+    bytes_per_s: float
+    left_s: float | None
+    still_s: float
 
 
 class PoolStatus(TypedDict):
@@ -102,6 +127,7 @@ class PoolStatus(TypedDict):
 
     configured: int
     live: int
+    starting: list[StartingWorker]
     workers: list[WorkerStatus | UnreachedWorker]
 
 
