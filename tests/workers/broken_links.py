@@ -27,19 +27,20 @@ from tests.workers.harness import GOLDEN, Stream, Worker, Workers, workers
 from wire.protocol import Role, SamplingParams, TokenLogprob
 from workers.config import Rendezvous, WorkerConfig
 from workers.leader.ranks import Launch
-from workers.rank.engine import Completion, Engine
+from workers.rank.engine import Engine
 from workers.rank.process import rank_main
 from workers.transfer import torch_dist
 
 TP = 2
+Pair = tuple[Worker, Worker]
 CONFIG = WorkerConfig(
     str(GOLDEN / "base"), tp=TP, dtype="float32", page_size=8, pages=400, slots=8, max_model_len=256,
     max_step_tokens=24, channel="gloo", handoff_timeout_s=30.0,
 )  # fmt: skip
-SAMPLING = SamplingParams(max_tokens=6, seed=1, temperature=0.0, logprobs=2)
+SAMPLING = SamplingParams(max_tokens=6, seed=1, temperature=0.0, logprobs=0)
 # How a link breaks: its payload connections, or its control connection, before a tensor, or while it moves.
 KINDS = ("payload before", "payload within", "payload after", "control before", "control within")
-_CLOSE = 1e-3
+_CLOSE = 1e-4
 _ARMED, _KIND, _BROKEN, _FIELDS = 0, 1, 2, 3
 # Ranks are forked from one process that has imported what they need.
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -140,26 +141,30 @@ def breaking_launcher(shared: Any, first: int, config: WorkerConfig, worker_id: 
     return launch
 
 
-def _compare(got: Sequence[TokenLogprob], right: Sequence[TokenLogprob]) -> None:
-    """AssertionError if tokens or their log-probabilities differ, in which every value of a snapshot shows.
+def _alike(got: Sequence[TokenLogprob], right: Sequence[TokenLogprob]) -> bool:
+    """Whether tokens and their log-probabilities are the same; every value of a snapshot shows in these."""
+    same = [p.token_id for p in got] == [p.token_id for p in right]
+    return same and all(abs(p.logprob - q.logprob) < _CLOSE for p, q in zip(got, right, strict=True))
 
-    Two ranks add in another order than one: where its two best tokens are as good as equal, either may come.
-    """
-    said = [(p.token_id, p.logprob) for p in got], [(p.token_id, p.top_ids, p.top_logprobs) for p in right]
-    assert len(got) == len(right), said
-    for mine, theirs in zip(got, right, strict=True):
-        if mine.token_id != theirs.token_id:
-            assert mine.token_id == theirs.top_ids[1], said
-            assert theirs.top_logprobs[0] - theirs.top_logprobs[1] < _CLOSE, said
-            return
-        assert abs(mine.logprob - theirs.logprob) < _CLOSE, said
+
+@dataclass(frozen=True)
+class Doubt:
+    """An answer that is not one process's, and the workers it came from."""
+
+    prompt: tuple[int, ...]
+    pair: Pair
+    got: Sequence[TokenLogprob]
 
 
 @dataclass
 class Report:
-    """How many links were broken, requests beside them that were answered, and all that ended with an error."""
+    """How many links were broken, requests beside them that were answered, and all that ended with an error.
+
+    ties: answers that are two ranks' and not one's.
+    """
 
     broken: int = 0
+    ties: int = 0
     whole: int = 0
     failed: Counter[str] = field(default_factory=Counter)
 
@@ -173,6 +178,7 @@ class Fleet:
         self._draw = random.Random(seed)
         self._engine = Engine(WorkerConfig(CONFIG.model, dtype="float32", pages=400, page_size=8, max_model_len=256))
         self.report = Report()
+        self._doubts: list[Doubt] = []
         self.prefill: list[Worker] = []
         self.decode: list[Worker] = []
 
@@ -198,6 +204,7 @@ class Fleet:
         self._set(rank, 0, 0)
         # A payload connection that broke after the last tensor shows at the next one, and costs that request too.
         assert not await self._failed(await self._failed(pairs))
+        await self._settle_doubts()
         self._check_ranks()
         self.report.broken = sum(self._shared[_BROKEN::_FIELDS])
 
@@ -211,24 +218,42 @@ class Fleet:
             self._shared[rank * _FIELDS + _ARMED] = moves
             self._shared[rank * _FIELDS + _KIND] = kind
 
-    async def _failed(self, pairs: list[tuple[Worker, Worker]]) -> list[tuple[Worker, Worker]]:
+    async def _failed(self, pairs: list[Pair]) -> list[Pair]:
         """A request over every pair at once; the pairs whose requests ended with an error. All others are right."""
         prompts = [tuple(self._draw.randrange(3, 250) for _ in range(self._draw.randrange(20, 180))) for _ in pairs]
         streams = [self._started.split(p, d, ids, SAMPLING) for (p, d), ids in zip(pairs, prompts, strict=True)]
         expected = await asyncio.to_thread(self._engine.generate, prompts, [SAMPLING] * len(prompts))
-        answered = [await self._answered(stream, right) for stream, right in zip(streams, expected, strict=True)]
-        return [pair for pair, rightly in zip(pairs, answered, strict=True) if not rightly]
+        failed = []
+        for pair, prompt, stream, right in zip(pairs, prompts, streams, expected, strict=True):
+            got = await self._answer(stream)
+            if got is None:
+                failed.append(pair)
+            elif not _alike(got, right.logprobs):
+                self._doubts.append(Doubt(prompt, pair, got))
+        return failed
 
-    async def _answered(self, stream: Stream, right: Completion) -> bool:
-        """Whether a request was answered rightly, or else ended with an error."""
+    async def _answer(self, stream: Stream) -> list[TokenLogprob] | None:
+        """A request's tokens; None if it ended with an error."""
         end = await stream.end()
         if end.finish == "error":
             assert end.error is not None
             self.report.failed[re.sub(r"(prefill|decode)-\d+", "a worker", end.error.partition(":")[0])] += 1
-            return False
-        got = [p for o in sorted(stream.outputs, key=lambda o: o.offset) for p in o.logprobs]
-        _compare(got, right.logprobs)
-        return True
+            return None
+        return [p for o in sorted(stream.outputs, key=lambda o: o.offset) for p in o.logprobs]
+
+    async def _settle_doubts(self) -> None:
+        """Two ranks add in another order than one, which now and then makes another expert the best: then two other
+        workers, which never saw the snapshot, answer as the first two did."""
+        for doubt in self._doubts:
+            prefill, decode = (
+                next(w for w in side if w is not seen)
+                for side, seen in zip((self.prefill, self.decode), doubt.pair, strict=True)
+            )
+            again = await self._answer(self._started.split(prefill, decode, doubt.prompt, SAMPLING))
+            assert again is not None
+            assert _alike(doubt.got, again), (doubt, again)
+        self.report.ties += len(self._doubts)
+        self._doubts.clear()
 
     def _check_ranks(self) -> None:
         for worker in (*self.prefill, *self.decode):
@@ -260,6 +285,7 @@ def main() -> None:
     torch.set_num_threads(1)
     report = asyncio.run(run(asked.times, asked.seed, tell=lambda line: print(line, flush=True)))
     print(f"{report.broken} links broken in the middle of snapshots; no rank ended, no answer was wrong")
+    print(f"answers that two ranks give and one does not: {report.ties}")
     print(f"requests beside them: {report.whole} answered rightly, {report.failed.total()} ended with an error:")
     for reason, count in report.failed.most_common():
         print(f"  {count:4} {reason}")
