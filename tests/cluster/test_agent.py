@@ -10,7 +10,7 @@ import pytest
 
 from tests.cluster.serving import Serving, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 def tool(name: str, description: str, **parameters: str) -> dict[str, Any]:

@@ -138,7 +138,7 @@ def evaluate(at: Serving, key: str, folder: Path) -> None:
     at.until(alike)
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 @pytest.mark.timeout(420)  # on a busy machine the start alone takes three minutes
 @pytest.mark.skipif(BINARY is None, reason=MISSING)
 def test_every_expression_tells_something_sane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kernels.compile import CARDS, compile_all, modules
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
 HUNGRY = [f"tests.kernels.test_triton_{name}" for name in ("mla", "mla_prefill", "linear_fp32")]
 
 

@@ -63,7 +63,7 @@ def _scraped(stage: Stage) -> dict[str, float]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
 def test_a_browser_shows_the_figures_of_metrics(stage: Stage, tmp_path: Path) -> None:
     """After some load, so that what the page shows and what /metrics says stay the same."""

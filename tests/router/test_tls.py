@@ -13,6 +13,8 @@ from tests.certificates import environment, recording
 from tests.router.conftest import Stage, pair, served
 from wire.tls import TlsError, tls
 
+pytestmark = pytest.mark.process
+
 NAME = "router-that-tells"
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "seed": 1}
 

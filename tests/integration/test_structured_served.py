@@ -19,7 +19,7 @@ from wire.protocol import PeerRef
 from workers.config import WorkerConfig
 from workers.leader.leader import Leader
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
 NANO = Path(__file__).parents[2] / "checkpoints" / "ling-nano"
 HELLO: Any = [{"role": "user", "content": "Hello!"}]
