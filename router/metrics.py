@@ -10,6 +10,7 @@ from prometheus_client.registry import Collector
 
 from router.priority import LATEST
 from router.relay.policy import NoPlanReason, WorkerState
+from router.relay.recovery import Cause
 from wire.metrics import table
 from wire.metrics.load import LOAD, record_load
 from wire.metrics.recorder import Histogram, Reading, Recorder, Value
@@ -96,6 +97,7 @@ class Metrics(Collector):
         for reason in ("room", "wait"):
             self.routed(reason, 0)
         value(table.BATCH_LINES, "200")
+        value(table.RESUMED, "death")
 
     def times(self, priority: int) -> StreamTimes:
         """Where a sequence of this priority tells its times."""
@@ -108,6 +110,10 @@ class Metrics(Collector):
     def routed(self, reason: Routed, count: int = 1) -> None:
         """A sequence was given to workers, or could not be."""
         self._recorder.value(table.ROUTING, reason).add(count)
+
+    def resumed(self, cause: Cause) -> None:
+        """Workers failed a sequence, and it is tried at others."""
+        self._recorder.value(table.RESUMED, cause).add()
 
     def accepted(self, lengths: Iterable[int]) -> None:
         """Prompts of so many tokens were accepted."""

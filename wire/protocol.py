@@ -142,7 +142,8 @@ class SeqOutput:
     `offset` is the index of `token_ids[0]` among the generated tokens: outputs of the two workers of a request
     travel on different connections and may overtake each other. `logprobs` is as long as `token_ids`, or empty.
     `prompt_logprobs` comes once, with the first output; its first item is None (nothing precedes it).
-    The stop token itself is in `token_ids`. With the first output come `cached_tokens`, the prompt tokens that were
+    The stop token itself is in `token_ids`. retry: the error is of a snapshot that did not come, so that another try
+    may succeed. With the first output come `cached_tokens`, the prompt tokens that were
     not computed, and `cached_from`, where their snapshot was: "device" or "host" of the worker, or "peer".
     """
 
@@ -153,6 +154,7 @@ class SeqOutput:
     prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
     finish: Finish | None = None
     error: str | None = None
+    retry: bool = False
     timings: Timings | None = None
     cached_tokens: int = 0
     cached_from: str | None = None

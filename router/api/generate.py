@@ -132,12 +132,10 @@ def job_of(request: Request, choices: list[Choice], account: Account | None) -> 
 
 
 def worker_headers(job: Job) -> Headers:
-    """Which workers compute it."""
-    out = []
-    for header, at in ((b"x-ling-prefill-worker", 0), (b"x-ling-decode-worker", 1)):
-        used = dict.fromkeys(stream.workers[at] for stream in job.streams)
-        out.append((header, ",".join(used).encode()))
-    return out
+    """Which workers compute it, as far as it has found any."""
+    found = [stream.workers for stream in job.streams if stream.workers is not None]
+    names = (b"x-ling-prefill-worker", b"x-ling-decode-worker")
+    return [(name, ",".join(dict.fromkeys(pair[at] for pair in found)).encode()) for at, name in enumerate(names)]
 
 
 async def watch_client(receive: Receive, job: Job) -> None:

@@ -27,12 +27,15 @@ class Permit:
             give_back()
 
 
-def admit(in_flight: int, asked: int, max_queue: int, live: Mapping[Role, int], split: bool) -> Refusal | None:
-    """None if `asked` more choices may enter beside `in_flight` ones; `live` counts live workers a pool."""
+def missing(live: Mapping[Role, int], split: bool) -> str | None:
+    """Which pools have no live worker, in words; None if each has one."""
     wanted: tuple[Role, ...] = ("prefill", "decode") if split else ("decode",)
-    missing = [role for role in wanted if not live.get(role)]
-    if missing:
-        return Refusal(503, f"no {' and no '.join(missing)} worker is live; try again soon")
+    empty = [role for role in wanted if not live.get(role)]
+    return f"no {' and no '.join(empty)} worker is live; try again soon" if empty else None
+
+
+def admit(in_flight: int, asked: int, max_queue: int) -> Refusal | None:
+    """None if `asked` more choices may enter beside `in_flight` ones."""
     if in_flight + asked > max_queue:
         return Refusal(
             429, f"{in_flight} choices are in flight of at most {max_queue}, {asked} more do not fit; try again soon"

@@ -1,10 +1,7 @@
 """What stands behind the HTTP APIs: tokenizer, table of workers, admission and metrics of one replica."""
 
 import asyncio
-import itertools
-import random
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,11 +12,11 @@ from router.config import Pools, RouterConfig
 from router.errors import ApiError, invalid
 from router.holds import Holds
 from router.metrics import Metrics, State
-from router.relay.admission import Permit, admit
+from router.relay.admission import Permit, Refusal, admit, missing
+from router.relay.dispatch import Dispatcher
 from router.relay.job import Job
-from router.relay.policy import Need, NoPlan, Plan, capacity, choose
+from router.relay.policy import Need, NoPlan, Plan, capacity
 from router.relay.quota import token_quota
-from router.relay.stream import SequenceStream
 from router.relay.table import ListedWorker, WorkerTable
 from router.text.grammar import Form
 from router.text.grammar_check import GrammarCheck
@@ -68,9 +65,15 @@ class Gateway:
         self._holds = Holds()
         self._services: list[Service] = [self._holds]
         self._loop: asyncio.AbstractEventLoop | None = None
-        # What workers call its requests: no two routers' alike, nor two of one.
-        self._name = uuid.uuid4().hex[:12]
-        self._jobs = itertools.count()
+        self._limits: Limits | None = None  # as of when a worker last lived
+        self._complete = False  # every pool has had a worker
+        self._dispatcher = Dispatcher(
+            self.table,
+            self.metrics,
+            split=self.split,
+            wait_s=config.first_token_timeout_s,
+            retry_after_s=config.retry_after_s,
+        )
 
     @property
     def split(self) -> bool:
@@ -93,6 +96,7 @@ class Gateway:
         """Leave the workers; what is in flight fails. A second call does nothing."""
         while self._services:
             await self._services.pop().close()
+        self._dispatcher.close()
         await self.table.close()
         while self.closers:
             await self.closers.pop()()
@@ -109,27 +113,40 @@ class Gateway:
         await self.table.update(listed)
 
     def limits(self) -> Limits:
-        """Of the workers live now; 503 if there are none."""
+        """Of the workers live now, else of those that were; 503 if there was none yet."""
         by_role: dict[str, int] = {}
         vocab: list[int] = []
         for info in self.table.infos():
             by_role[info.role] = max(by_role.get(info.role, 0), capacity(info))
             vocab.append(info.vocab_size)
-        if not vocab:
+        if vocab:
+            self._limits = Limits(min(vocab), min(by_role.values()))
+        if self._limits is None:
             raise self._unavailable("no worker is live; try again soon")
-        return Limits(min(vocab), min(by_role.values()))
+        return self._limits
 
     def plan(self, need: Need) -> Plan | NoPlan:
         """Where a sequence would go now."""
-        return choose(self.table.snapshot(), need, split=self.split)
+        return self._dispatcher.plan(need)
 
     def unready(self) -> str | None:
-        """Why a request could not be served now; None if it could."""
-        refusal = admit(0, 0, self.config.max_queue, self.table.live(), self.split)
-        if refusal is not None:
-            return refusal.message
+        """Why a request could not be served now; None if it could.
+
+        At first every pool must have a worker. From then on decode workers suffice, which compute prompts too if need
+        be; requests that come while none is live wait for one.
+        """
+        if (reason := self._starting()) is not None:
+            return reason
         plan = self.plan(Need(prompt_tokens=1, max_tokens=1))
         return plan.message if isinstance(plan, NoPlan) else None
+
+    def _starting(self) -> str | None:
+        """What the cluster still lacks to have been complete once."""
+        if self._complete:
+            return None
+        reason = missing(self.table.live(), self.split)
+        self._complete = reason is None
+        return reason
 
     @contextmanager
     def admitted(self, choices: int) -> Iterator[Permit]:
@@ -138,7 +155,8 @@ class Gateway:
             raise invalid(
                 f"the prompts times 'n' make {choices} choices, at most {self.config.max_queue} are served", "n"
             )
-        refusal = admit(self.in_flight, choices, self.config.max_queue, self.table.live(), self.split)
+        starting = self._starting()
+        refusal = Refusal(503, starting) if starting else admit(self.in_flight, choices, self.config.max_queue)
         if refusal is not None:
             if refusal.status == 429:
                 self.metrics.refused.add()
@@ -172,7 +190,7 @@ class Gateway:
             job.when_over(permit.release)
         try:
             with token_quota(job):
-                self._submit(job)
+                self._dispatcher.submit(job)
                 if job.live:
                     loop = asyncio.get_running_loop()
                     timers = [loop.call_later(seconds, due, seconds) for seconds, due in limits]
@@ -181,26 +199,7 @@ class Gateway:
             for timer in timers:
                 timer.cancel()
             job.cancel()
-
-    def _submit(self, job: Job) -> None:
-        name = f"{self._name}-{next(self._jobs)}"
-        now = time.monotonic()
-        metrics = self.metrics.times(job.priority)
-        for choice in job.choices:
-            need = Need(len(choice.prompt.token_ids), choice.sampling.max_tokens, random.getrandbits(32))
-            plan = self.plan(need)
-            if isinstance(plan, NoPlan):
-                self.metrics.routed(plan.reason)
-                if plan.reason == "too_long":
-                    raise invalid(plan.message, job.length_field, "context_length_exceeded")
-                raise self._unavailable(plan.message)
-            self.metrics.routed("wait" if plan.waits else "room")
-            link = self.table.link
-            prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
-            decode = link(plan.decode.worker_id)
-            stream = SequenceStream(f"{name}-{choice.index}", choice, job, metrics)
-            job.streams.append(stream)
-            stream.start(prefill, decode, job.priority, now)
+            self._dispatcher.drop(job)
 
     def _observe(self) -> State:
         return State(

@@ -32,8 +32,8 @@ class Stream(Protocol):
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
         """An output of the leg's worker."""
 
-    def lost(self, leg: Leg, now: float) -> None:
-        """The connection to the leg's worker ended."""
+    def lost(self, leg: Leg, now: float, *, alone: bool = False) -> None:
+        """The connection to the leg's worker ended. alone: with no other sequence of this router."""
 
     def broke(self, error: Exception) -> None:
         """The router itself failed over an output."""
@@ -72,11 +72,11 @@ class Leg:
             self.close()
             self._link.abort(Abort(self.request_id))
 
-    def lost(self, now: float) -> None:
-        """The connection to the worker ended, and what the worker held is gone."""
+    def lost(self, now: float, *, alone: bool) -> None:
+        """The connection to the worker ended, and what the worker held is gone. alone: with no other sequence."""
         if self.open:
             self.open = False
-            self.stream.lost(self, now)
+            self.stream.lost(self, now, alone=alone)
 
     def failed(self, reason: str) -> ApiError:
         """What a client is told of a worker's failure."""

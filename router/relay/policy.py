@@ -42,7 +42,7 @@ class Plan:
     waits: bool = field(default=False, compare=False)
 
 
-NoPlanReason = Literal["no_prefill_worker", "no_decode_worker", "mismatch", "too_long"]
+NoPlanReason = Literal["no_decode_worker", "mismatch", "too_long"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +60,8 @@ Identity = tuple[int, str, str]
 def choose(workers: Iterable[WorkerState], need: Need, *, split: bool) -> Plan | NoPlan:
     """The least-loaded pair that can take the sequence; with `split` False, the least-loaded decode worker.
 
+    Where no prefill worker lives, decode workers compute prompts too.
+
     A pair must agree on ranks, layout and weights, or its snapshots would be refused.
     """
     live = list(workers)
@@ -67,9 +69,7 @@ def choose(workers: Iterable[WorkerState], need: Need, *, split: bool) -> Plan |
     prefills = [w for w in live if w.info.role == "prefill"]
     if not decodes:
         return NoPlan("no_decode_worker", "no decode worker is live")
-    if split and not prefills:
-        return NoPlan("no_prefill_worker", "no prefill worker is live")
-    if split:
+    if split and prefills:
         return _choose_pair(prefills, decodes, need)
     fitting = [w for w in decodes if capacity(w.info) >= need.prompt_tokens + need.max_tokens]
     if not fitting:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from typing import Protocol
 
 from router.errors import ApiError
 from router.metrics import StreamTimes
 from router.relay.choice import Choice, ServedBy
 from router.relay.leg import Leg, Link, Stage
-from wire.protocol import PeerRef, SeqOutput, Submit
+from router.relay.recovery import Cause, Enough, Setbacks
+from wire.protocol import PeerRef, SamplingParams, SeqOutput, Submit
+from wire.tokens import TokenIds
+
+_log = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """The request a stream is part of."""
+    """The request a stream is part of. live: whether somebody waits for it."""
+
+    live: bool
 
     def gained(self, choice: Choice) -> None:
         """The choice has something to take."""
@@ -24,59 +32,112 @@ class Owner(Protocol):
         """The choice can't be finished."""
 
 
+class Dispatch(Protocol):
+    """Who finds workers for a stream."""
+
+    def again(self, stream: SequenceStream, cause: Cause, after_s: float, apart: bool) -> None:
+        """Try it elsewhere."""
+
+    def progressed(self, stream: SequenceStream) -> None:
+        """It gained a token after a failure, or has ended."""
+
+
 class SequenceStream:
-    """A choice and its legs: one for each worker that had a part in it, in the order in which they began."""
+    """A choice and its legs: one for each worker that had a part in it, in the order in which they began.
+
+    When a worker fails it, it goes on at another: from the prompt and the tokens it has, so that its transcript is the
+    undisturbed one's, as sampling depends on seed and position alone. Nothing comes twice, as outputs are numbered.
+    """
 
     __slots__ = (
+        "_dispatch",
         "_first_at",
+        "_ids",
         "_last_at",
         "_metrics",
-        "_next",
         "_owner",
         "_parked",
+        "_priority",
+        "_setbacks",
         "_submitted_at",
+        "_tries",
         "choice",
         "legs",
+        "over",
         "request_id",
     )
 
-    def __init__(self, request_id: str, choice: Choice, owner: Owner, metrics: StreamTimes) -> None:
+    def __init__(
+        self, request_id: str, choice: Choice, owner: Owner, metrics: StreamTimes, dispatch: Dispatch, priority: int
+    ) -> None:
         self.request_id = request_id
         self.choice = choice
         self.legs: list[Leg] = []
+        self.over = False  # nothing more is to be computed
         self._owner = owner
         self._metrics = metrics
-        self._next = 0  # index of the next generated token
+        self._dispatch = dispatch
+        self._priority = priority
+        self._ids: list[int] = []  # generated so far
         self._parked: dict[int, SeqOutput] = {}  # outputs that overtook others, by index of their first token
+        self._setbacks = Setbacks()
+        self._tries = 0
         self._submitted_at = 0.0
         self._first_at = 0.0
         self._last_at = 0.0
 
     @property
-    def workers(self) -> tuple[str, str]:
-        """Ids of the prefill and the decode worker; the same where there is one."""
-        return self._at("prefill").info.worker_id, self._at("decode").info.worker_id
+    def live(self) -> bool:
+        """Whether somebody waits for it."""
+        return self._owner.live
 
-    def start(self, prefill: Link | None, decode: Link, priority: int, now: float) -> None:
+    @property
+    def workers(self) -> tuple[str, str] | None:
+        """Ids of the latest prefill and decode worker, the same where there is one; None while it waits for any."""
+        return (self._at("prefill").info.worker_id, self._at("decode").info.worker_id) if self.legs else None
+
+    @property
+    def known(self) -> int:
+        """Tokens it has: the prompt's and those generated."""
+        return len(self.choice.prompt.token_ids) + len(self._ids)
+
+    @property
+    def left(self) -> int:
+        """Tokens it may still generate."""
+        return self.choice.sampling.max_tokens - len(self._ids)
+
+    @property
+    def resumed(self) -> bool:
+        """Whether workers have to go on behind tokens that were generated elsewhere."""
+        return bool(self._ids)
+
+    def begun(self, now: float) -> None:
+        """Its client waits from now on."""
+        self._submitted_at = now
+
+    def start(self, prefill: Link | None, decode: Link) -> None:
         """Submit to both workers at once: the decode worker may pull the first chunks while later ones compute.
 
-        Without `prefill` the decode worker computes the prompt.
+        Without `prefill` the decode worker computes all tokens there are.
         """
-        self._submitted_at = now
-        prompt, sampling = self.choice.prompt.token_ids, self.choice.sampling
+        request_id = f"{self.request_id}.{self._tries}" if self._tries else self.request_id
+        self._tries += 1
+        ids, sampling = self.choice.prompt.token_ids, self._sampling()
+        if self._ids:
+            ids = TokenIds(ids.packed + TokenIds.of(self._ids).packed)
         source = None
         if prefill is not None:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
-            submit = Submit(self.request_id, prompt, sampling, priority, handoff=True)
-            self.legs.append(Leg(self, prefill, submit))
-        self.legs.append(Leg(self, decode, Submit(self.request_id, prompt, sampling, priority, source)))
+            self.legs.append(Leg(self, prefill, Submit(request_id, ids, sampling, self._priority, handoff=True)))
+        submit = Submit(request_id, ids, sampling, self._priority, source, generated=len(self._ids))
+        self.legs.append(Leg(self, decode, submit))
 
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
         """An output of one of the legs."""
         if output.timings is not None:
             leg.timings = output.timings
-        if output.cached_tokens:
+        if output.cached_tokens and not self._ids:
             self.choice.cached_tokens = output.cached_tokens
         if output.finish is not None:
             leg.close()
@@ -84,53 +145,98 @@ class SequenceStream:
                 self._handed_off(leg, now)
                 return
             if output.finish == "error":
-                self._abandon(leg.failed(output.error or "it gave no reason"))
+                reason = output.error or "it gave no reason"
+                if output.retry:
+                    self._set_back("transfer", leg.failed(reason))
+                else:
+                    self.abandon(leg.failed(reason))
                 return
             if output.finish == "abort":  # another leg's worker says how it ended
                 return
-        if output.offset == self._next:
+        if output.offset == len(self._ids):
             self._apply(output, now)
-            while self.choice.finish is None and self._parked and (later := self._parked.pop(self._next, None)):
+            while self.choice.finish is None and self._parked and (later := self._parked.pop(len(self._ids), None)):
                 self._apply(later, now)
-        elif output.offset > self._next:
+        elif output.offset > len(self._ids):
             self._parked[output.offset] = output
         else:
-            self._abandon(leg.failed(f"it sent token {output.offset} twice"))
+            self.abandon(leg.failed(f"it sent token {output.offset} twice"))
 
-    def lost(self, leg: Leg, now: float) -> None:
-        """The connection to a leg's worker ended."""
+    def lost(self, leg: Leg, now: float, *, alone: bool = False) -> None:
+        """The connection to a leg's worker ended. alone: with no other sequence of this router."""
         if self.choice.finish is not None:
             self._land(now)  # only the lost worker's figures are missing
-        elif leg.stage == "decode" or self._next <= 1:  # else the snapshot had left it
-            self._abandon(ApiError(503, f"{leg.name} ended while serving the request", code="worker_lost"))
+        elif leg.stage == "decode" or len(self._ids) <= 1:  # else the snapshot had left it
+            error = ApiError(503, f"{leg.name} ended while serving the request", code="worker_lost")
+            self._set_back("death", error, alone)
 
     def broke(self, error: Exception) -> None:
         """The router itself failed over an output."""
-        self._abandon(ApiError(500, f"internal error: {type(error).__name__}", code="internal_error"))
+        self.abandon(ApiError(500, f"internal error: {type(error).__name__}", code="internal_error"))
 
     def cancel(self) -> None:
-        """Free whatever the workers hold of it."""
+        """Nobody wants it any more: free whatever the workers hold of it."""
+        self.over = True
+        self._leave_workers()
+
+    def abandon(self, error: ApiError) -> None:
+        """It can't be finished."""
+        self.cancel()
+        self._owner.failed(error)
+
+    def _leave_workers(self) -> None:
         for leg in self.legs:
             leg.cancel()
+        self._parked.clear()
+
+    def _set_back(self, cause: Cause, error: ApiError, alone: bool = False) -> None:
+        """Workers failed it: go on at others, or give up with the error."""
+        self._leave_workers()
+        verdict = self._setbacks.add(cause, alone)
+        if not isinstance(verdict, Enough):
+            _log.info("request %s goes on elsewhere behind %d tokens: %s", self.request_id, len(self._ids), error)
+            self._dispatch.again(self, cause, verdict.after_s, verdict.apart)
+            return
+        if verdict.quarantined:
+            deaths = self._setbacks.deaths
+            _log.error("request %s is quarantined: %d workers ended while they computed it", self.request_id, deaths)
+            # Not a status that clients try again by themselves: each try may cost a worker.
+            error = ApiError(
+                422,
+                f"the request is quarantined: {deaths} workers in a row ended while they computed it, with no token "
+                f"between; it is not tried again (the last: {error.message})",
+                code="request_quarantined",
+            )
+        self.abandon(error)
+
+    def _sampling(self) -> SamplingParams:
+        """The client's; log-probabilities of the prompt are computed once."""
+        sampling = self.choice.sampling
+        if sampling.prompt_logprobs is None or not self.choice.prompt_logprobs:
+            return sampling
+        return dataclasses.replace(sampling, prompt_logprobs=None)
 
     def _handed_off(self, leg: Leg, now: float) -> None:
         if self.choice.finish is not None:
             self._land(now)
-        elif self._next == 0:
-            self._abandon(leg.failed("it handed the request off without its first token"))
+        elif not self._ids:
+            self.abandon(leg.failed("it handed the request off without its first token"))
 
     def _apply(self, output: SeqOutput, now: float) -> None:
         choice, tokens = self.choice, output.token_ids
         if output.prompt_logprobs:
             choice.prompt_logprobs = output.prompt_logprobs
         if tokens:
-            if self._next:
+            if self._ids:
                 self._metrics.token_gap(now - self._last_at, len(tokens))
             else:
                 self._first_at = now
                 self._metrics.first_token(now - self._submitted_at, len(tokens))
             self._last_at = now
-            self._next += len(tokens)
+            self._ids += tokens
+            if self._setbacks:
+                self._setbacks.clear()
+                self._dispatch.progressed(self)
         finish = output.finish
         choice.feed(tokens, output.logprobs, finish if finish in ("stop", "length") else None)
         if choice.finish is None:
@@ -139,10 +245,11 @@ class SequenceStream:
             self._owner.gained(choice)  # the prefill worker has yet to report its figures
         else:
             # Workers do not know of a stop string, and after the prompt's own token a decode worker waits for nothing.
-            self.cancel()
+            self._leave_workers()
             self._land(now)
 
     def _land(self, now: float) -> None:
+        self.over = True
         first, last = self._at("prefill"), self._at("decode")
         self.choice.served_by = ServedBy(
             queue_s=first.timings.queue_s,
@@ -160,7 +267,3 @@ class SequenceStream:
     def _at(self, stage: Stage) -> Leg:
         """The latest leg of a stage; where no prefill worker had a part, the decode worker computed the prompt."""
         return next((leg for leg in reversed(self.legs) if leg.stage == stage), self.legs[-1])
-
-    def _abandon(self, error: ApiError) -> None:
-        self.cancel()
-        self._owner.failed(error)

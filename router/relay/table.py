@@ -6,7 +6,7 @@ import random
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,7 +36,7 @@ class WorkerLink:
     listed: whether it takes new requests; one that is not any more serves its streams to their end.
     """
 
-    def __init__(self, listed: ListedWorker, router_name: str, secret: str) -> None:
+    def __init__(self, listed: ListedWorker, router_name: str, secret: str, on_live: Callable[[], None]) -> None:
         self.listed: ListedWorker | None = listed
         self.ref = listed.ref
         self.role = listed.role
@@ -46,6 +46,7 @@ class WorkerLink:
         self.problem = "connecting"
         self._router_name = router_name
         self._secret = secret
+        self._on_live = on_live
         self._legs: dict[str, Leg] = {}  # by request id
         self._writer: asyncio.StreamWriter | None = None
         self._reset()
@@ -152,6 +153,8 @@ class WorkerLink:
         self.info = info
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
         self.connected = True
+        if self.listed is not None:
+            self._on_live()
         while True:
             message = await CLUSTER.read(reader)
             if not isinstance(message, StepOutputs):
@@ -186,11 +189,11 @@ class WorkerLink:
         lost, self._legs = self._legs, {}
         now = time.monotonic()
         for leg in lost.values():
-            leg.lost(now)
+            leg.lost(now, alone=len(lost) == 1)
 
 
 class WorkerTable:
-    """All workers this router knows of."""
+    """All workers this router knows of. on_live: called when one begins to take requests."""
 
     def __init__(self, router_name: str, secret: str) -> None:
         """TlsError if connections are to be encrypted and can't be."""
@@ -199,6 +202,7 @@ class WorkerTable:
         self._secret = secret
         self._links: dict[str, WorkerLink] = {}
         self._leaving: list[WorkerLink] = []
+        self.on_live: Callable[[], None] = lambda: None
 
     async def update(self, listed: Sequence[ListedWorker]) -> None:
         """Discovery's full list. New ones are connected to; one gone from it takes no new requests."""
@@ -209,13 +213,16 @@ class WorkerTable:
                 self._leaving.append(self._links.pop(worker_id))
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
-                self._links[worker_id] = WorkerLink(worker, self._router_name, self._secret)
+                self._links[worker_id] = WorkerLink(worker, self._router_name, self._secret, self._came)
         self._leaving = [link for link in self._leaving if not link.over]
 
     async def close(self) -> None:
         """Leave all; streams are lost."""
         links, self._links, self._leaving = self.links(), {}, []
         await asyncio.gather(*(link.close() for link in links))
+
+    def _came(self) -> None:
+        self.on_live()
 
     def links(self) -> list[WorkerLink]:
         """All, those that are leaving too."""

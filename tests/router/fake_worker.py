@@ -15,6 +15,7 @@ from wire.codec import CLUSTER
 from wire.handshake import accept
 from wire.protocol import (
     Abort,
+    Finish,
     Hello,
     Load,
     PeerRef,
@@ -37,8 +38,9 @@ Answer = Callable[[int], int]  # the token at each offset
 
 
 def counting(request: Request) -> Answer:
-    """The default answer: counts up from a start the prompt and the seed decide."""
-    start = sum(request.token_ids) + request.sampling.seed
+    """The default answer: counts up from a start the prompt and the seed decide; the same wherever it is resumed."""
+    prompt = request.token_ids[: len(request.token_ids) - request.generated]
+    start = sum(prompt) + request.sampling.seed
     return lambda offset: 2 + (start + offset) % (VOCAB - 2)
 
 
@@ -72,7 +74,9 @@ class FakeWorker:
     """One worker of either role.
 
     answer: what it says to a request. tokens_per_step, pace_s: how many tokens a sequence gets a step, and the
-    seconds between steps. `gate`: no step is taken while it is cleared. refuse: finish everything with this error.
+    seconds between steps. `gate`: no step is taken while it is cleared. refuse: finish the next `refusals` requests
+    with this error, of which a router is to try again if `retry`. poison: a prompt's first token that ends the worker
+    when it is computed; `ended` is set then.
     Workers do not talk to each other: a decode worker begins at once.
     """
 
@@ -94,6 +98,10 @@ class FakeWorker:
         self.tokens_per_step = tokens_per_step
         self.pace_s = pace_s
         self.refuse = refuse
+        self.refusals = 1 << 30
+        self.retry = False
+        self.poison: int | None = None
+        self.ended = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
         self.received: list[Request] = []
@@ -123,11 +131,22 @@ class FakeWorker:
 
     async def die(self) -> None:
         """End at once, as a killed process does."""
-        self._server.close()
         self._task.cancel()
+        self._end()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def fail(self, reason: str) -> None:
+        """End what runs with an error."""
+        for request_id, running in self.running.items():
+            running.client.outbox.append(SeqOutput(request_id, running.at, finish="error", error=reason))
+        self.running.clear()
+        self._wake.set()
+
+    def _end(self) -> None:
+        self._server.close()
         for client in list(self.clients):
             client.writer.transport.abort()
-        await asyncio.gather(self._task, return_exceptions=True)
+        self.ended.set()
 
     def load(self) -> Load:
         """As if nothing ever queued and a sequence held one page."""
@@ -167,8 +186,10 @@ class FakeWorker:
             assert isinstance(message, Submit)
             client.seen += 1
             self.received.append(message)
-            if self.refuse is not None:
-                client.outbox.append(SeqOutput(message.request_id, 0, finish="error", error=self.refuse))
+            if self.refuse is not None and self.refusals > 0:
+                self.refusals -= 1
+                output = SeqOutput(message.request_id, 0, finish="error", error=self.refuse, retry=self.retry)
+                client.outbox.append(output)
             else:
                 first = message.generated + (message.source is not None)
                 self.running[message.request_id] = Running(message, client, first, self.answer(message))
@@ -181,6 +202,9 @@ class FakeWorker:
                 self._wake.clear()
                 await self._wake.wait()
             await self.gate.wait()
+            if any(r.request.token_ids[0] == self.poison for r in self.running.values()):
+                self._end()
+                return
             for running in list(self.running.values()):
                 output = self._advance(running)
                 running.client.outbox.append(output)
@@ -201,7 +225,7 @@ class FakeWorker:
             timings = Timings(queue_s=0.1, prefill_s=0.2, transfer_s=0.3)
             return SeqOutput(request.request_id, 1, finish="handoff", timings=timings)
         tokens: list[int] = []
-        finish = None
+        finish: Finish | None = None
         while finish is None and len(tokens) < (1 if split else self.tokens_per_step):
             tokens.append(running.answer(running.at))
             running.at += 1

@@ -236,12 +236,12 @@ def test_what_fails_at_a_worker_is_said_in_this_dialect(checkpoint: Path, stream
         assert "no luck" in answer.json()["error"]["message"]
 
 
-async def read_until_it_dies(stage: Stage, sdk: anthropic.AsyncAnthropic, got: list[str]) -> None:
+async def read_until_it_fails(stage: Stage, sdk: anthropic.AsyncAnthropic, got: list[str]) -> None:
     async with sdk.messages.stream(model="tiny", max_tokens=900, messages=[HELLO]) as stream:
         async for text in stream.text_stream:
             if not got:
                 await stage.until(lambda: stage.gateway.table.link("p0").in_flight == 0)
-                await stage["d0"].die()
+                stage["d0"].fail("no luck")
             got.append(text)
 
 
@@ -252,10 +252,10 @@ def test_a_stream_that_fails_says_so_in_band(checkpoint: Path) -> None:
                 worker.pace_s = 0.005
             async with anthropic.AsyncAnthropic(base_url=stage.url, api_key="-", max_retries=0, timeout=60) as sdk:
                 got: list[str] = []
-                with pytest.raises(anthropic.APIStatusError, match="d0 ended") as caught:
-                    await read_until_it_dies(stage, sdk, got)
+                with pytest.raises(anthropic.APIStatusError, match="d0 failed the request: no luck") as caught:
+                    await read_until_it_fails(stage, sdk, got)
                 assert set("".join(got)) == {"x"}
                 body: Any = caught.value.body
-                assert body["error"]["type"] == "overloaded_error"
+                assert body["error"]["type"] == "api_error"
 
     asyncio.run(act())

@@ -22,6 +22,7 @@ from router.text.tokenizer import Tokenizer
 from router.text.tools import tool_parser
 from tests.router.test_stream_fuzz import NOWHERE, OUTPUT, SIZES, THINKING
 from wire.protocol import SamplingParams, TokenLogprob
+from wire.tokens import TokenIds
 
 NANO = Path(__file__).parents[2] / "checkpoints" / "ling-nano"
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "a stop b\\n"}}\n</tool_call>'
@@ -42,7 +43,7 @@ def fed(
     """A choice that has got these tokens, a few a step."""
     reader = Reader(tool_parser("qwen25")())
     sampling = SamplingParams(9999, 1, min_tokens=min_tokens, logprobs=0 if logprobs else None)
-    choice = Choice(0, Prompt((5,)), sampling, tokenizer, stop=stop, reader=reader)
+    choice = Choice(0, Prompt(TokenIds.of((5,))), sampling, tokenizer, stop=stop, reader=reader)
     at = step = 0
     while choice.finish is None:
         size = sizes[step % len(sizes)]

@@ -95,48 +95,6 @@ def test_a_client_that_leaves_amid_a_stream_is_aborted(checkpoint: Path) -> None
     on(checkpoint, act, pair(pace_s=0.005))
 
 
-@pytest.mark.parametrize("dies", ["p0", "d0"])
-@pytest.mark.parametrize("stream", [False, True])
-def test_a_worker_s_death_before_the_first_token_is_a_503(checkpoint: Path, dies: str, stream: bool) -> None:
-    async def act(stage: Stage) -> None:
-        stage["p0"].gate.clear()
-        other = stage["d0" if dies == "p0" else "p0"]
-        async with stage.client() as client:
-            ask = asyncio.create_task(client.post(PATH, json=LONG | {"stream": stream, "n": 2}))
-            for worker in stage.workers.values():
-                await worker.until(lambda w=worker: len(w.received) == 2)  # type: ignore[misc]
-            await stage[dies].die()
-            answer = await ask
-            assert (answer.status_code, answer.json()["error"]["code"]) == (503, "worker_lost")
-            assert dies in answer.json()["error"]["message"]
-            await other.until(lambda: len(other.aborted) == 2)
-            await stage.until(lambda: stage.gateway.unready() is not None)
-            ready = await client.get("/ready")
-            assert ready.status_code == 503
-            assert ready.headers["retry-after"] == "1"
-            refused = await client.post(PATH, json=LONG)
-            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "no_worker")
-            assert refused.headers["retry-after"] == "1"
-
-    on(checkpoint, act)
-
-
-def test_a_worker_s_death_amid_a_stream_ends_it_with_an_error(checkpoint: Path) -> None:
-    async def act(stage: Stage) -> None:
-        async with stage.client() as client:
-            async with client.stream("POST", PATH, json=LONG | {"stream": True}) as answer:
-                text = ""
-                async for piece in answer.aiter_text():
-                    if not text:
-                        await stage["d0"].die()
-                    text += piece
-            assert answer.status_code == 200
-            assert events(text)[-1]["error"]["code"] == "worker_lost"
-            assert (await client.get("/health")).status_code == 200
-
-    on(checkpoint, act, pair(pace_s=0.005))
-
-
 def test_the_prefill_worker_s_death_after_the_hand_off_does_not_matter(checkpoint: Path) -> None:
     async def act(stage: Stage) -> None:
         body = LONG | {"stream": True, "max_tokens": 40}

@@ -249,7 +249,7 @@ def test_streams_that_fail(checkpoint: Path, published: Any, path: str) -> None:
                 async for piece in answer.aiter_raw():
                     if not pieces:
                         await stage.until(lambda: stage.gateway.table.link("p0").in_flight == 0)
-                        await stage["d0"].die()
+                        stage["d0"].fail("no luck")
                     pieces.append(piece)
                 check(published, "post", path, answer, b"".join(pieces))
                 told = json.loads(pieces[-1].split(b"data: ")[1].partition(b"\n")[0])

@@ -136,7 +136,6 @@ def test_equals_share_by_salt() -> None:
     ("table", "reason", "words"),
     [
         ([worker("p", "prefill")], "no_decode_worker", "decode"),
-        ([worker("d", "decode")], "no_prefill_worker", "prefill"),
         ([worker("p", "prefill", tp=2), worker("d", "decode")], "mismatch", "ranks 2 and 1"),
         ([worker("p", "prefill", layout="x"), worker("d", "decode")], "mismatch", "layout 'x' and 'l'"),
         ([worker("p", "prefill", weights="v"), worker("d", "decode")], "mismatch", "weights_id 'v' and 'w'"),
@@ -168,3 +167,7 @@ def test_admission_names_the_dead_pool() -> None:
     refused = admit(0, 1, 9, {"decode": 1, "prefill": 0}, split=True)
     assert isinstance(refused, Refusal)
     assert (refused.status, "prefill" in refused.message, "decode" in refused.message) == (503, True, False)
+
+
+def test_decode_workers_compute_prompts_while_no_prefill_worker_lives() -> None:
+    assert choose([worker("d", "decode")], NEED, split=True) == Plan(None, worker("d", "decode").info)

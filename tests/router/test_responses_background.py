@@ -216,14 +216,14 @@ def test_a_stream_that_fails_says_so_in_band_and_is_kept(checkpoint: Path) -> No
             got: list[Any] = []
             async for event in await sdk.responses.create(**ASKED, stream=True):
                 got.append(event)
-                if event.type == "response.output_text.delta" and stage["d0"].clients:
+                if event.type == "response.output_text.delta" and stage["d0"].running:
                     await stage.until(lambda: stage.gateway.table.link("p0").in_flight == 0)
-                    await stage["d0"].die()
+                    stage["d0"].fail("no luck")
             assert got[-1].type == "response.failed"
             failed = got[-1].response
             assert (failed.status, failed.output[0].status) == ("failed", "incomplete")
             assert failed.error.code == "server_error"
-            assert "d0 ended" in failed.error.message
+            assert "no luck" in failed.error.message
             assert (await sdk.responses.retrieve(failed.id)).model_dump() == failed.model_dump()
 
     asyncio.run(act())

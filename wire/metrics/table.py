@@ -93,6 +93,10 @@ ROUTING = _router(
     "ling_routing_decisions_total", "counter", "sequences",
     "Sequences given to workers that have room or will make them wait, or to none, by reason", "reason",
 )  # fmt: skip
+RESUMED = _router(
+    "ling_resumed_total", "counter", "sequences",
+    "Sequences tried at other workers after a worker's death, or after a snapshot did not come, by cause", "cause",
+)  # fmt: skip
 BATCH_LINES = _router(
     "ling_batch_lines_total", "counter", "requests", "Lines of batches answered, by HTTP status", "status"
 )

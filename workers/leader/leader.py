@@ -329,7 +329,7 @@ class Leader:
             if not seq.source.kept:
                 if seq.request_id in self._joining:
                     self._joining.discard(seq.request_id)
-                    self._end(SeqOutput(seq.request_id, 0, finish="error", error=str(error)))
+                    self._end(SeqOutput(seq.request_id, 0, finish="error", error=str(error), retry=True))
                 return
             seq.source, seq.missed = None, "peer"
         if seq.request_id in self._joining:
@@ -474,7 +474,11 @@ class Leader:
                 self._scheduler.not_coming(request_id)
                 self._wake.set()
                 return
-            self._finish(self._scheduler.fail(request_id, reason, time.monotonic()))
+            self._not_handed_on(self._scheduler.fail(request_id, reason, time.monotonic()))
+
+    def _not_handed_on(self, output: SeqOutput | None) -> None:
+        """A snapshot did not come from one worker to the other: its router may try others."""
+        self._finish(None if output is None else dataclasses.replace(output, retry=True))
 
     def _finish(self, output: SeqOutput | None) -> None:
         if output is not None:
@@ -497,7 +501,7 @@ class Leader:
             now = time.monotonic()
             for output in self._scheduler.overdue(now):
                 self.figures.transfer_failed("timeout")
-                self._finish(output)
+                self._not_handed_on(output)
             for request_id in self._pulls.asked_before(now - self._config.handoff_timeout_s):
                 if request_id not in self._scheduler.sequences:
                     self._pulls.refuse(request_id, "its prefill worker never got the request", told=False)

@@ -540,7 +540,7 @@ class Scheduler:
         token = result.tokens[at][0]
         logprobs = result.logprobs[at] if result.logprobs else ()
         seq.tokens.append(token)
-        first = seq.generated == 1
+        first = not seq.first_token
         if first:
             seq.first_token = now
             seq.prefill_s = now - seq.started

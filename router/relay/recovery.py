@@ -1,0 +1,57 @@
+"""What becomes of a sequence whose workers failed it. Pure."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+# death: a worker ended, or the connection to it. transfer: a snapshot did not come from one worker to another.
+Cause = Literal["death", "transfer"]
+_MOST_TRANSFERS = 5
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Again:
+    """Try elsewhere after so long. apart: while no other sequence is tried so."""
+
+    after_s: float
+    apart: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Enough:
+    """No further try. quarantined: the sequence itself seems to end workers."""
+
+    quarantined: bool
+
+
+class Setbacks:
+    """A sequence's failures since its last token: each token it gains shows that it can be computed.
+
+    A worker that ends takes innocent sequences with it. After a second death the one that was its worker's only
+    sequence is the cause; of several, each is tried apart, so that a third death tells which it was.
+    """
+
+    __slots__ = ("deaths", "transfers")
+
+    def __init__(self) -> None:
+        self.deaths = 0
+        self.transfers = 0
+
+    def __bool__(self) -> bool:
+        return self.deaths > 0 or self.transfers > 0
+
+    def clear(self) -> None:
+        """It gained a token."""
+        self.deaths = self.transfers = 0
+
+    def add(self, cause: Cause, alone: bool) -> Again | Enough:
+        """One more. alone: no other sequence of this router was at the worker."""
+        if cause == "death":
+            self.deaths += 1
+            if self.deaths > 2 or (self.deaths == 2 and alone):
+                return Enough(quarantined=True)
+            return Again(0.0, apart=self.deaths == 2)
+        self.transfers += 1
+        if self.transfers > _MOST_TRANSFERS:
+            return Enough(quarantined=False)
+        return Again(min(_FIRST_PAUSE_S * 2 ** (self.transfers - 1), _LONGEST_PAUSE_S), apart=self.deaths >= 2)
