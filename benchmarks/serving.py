@@ -78,7 +78,8 @@ async def handoff(client: httpx.AsyncClient, tokens: int) -> None:
 
 
 @asynccontextmanager
-async def _cluster(url: str | None, arguments: list[str]) -> AsyncIterator[str]:
+async def running_cluster(url: str | None, arguments: list[str]) -> AsyncIterator[str]:
+    """The address of a cluster: the one given, or one that `ling serve` starts with these arguments, until the end."""
     if url is not None:
         yield url
         return
@@ -109,7 +110,7 @@ async def _main() -> None:
     parser.add_argument("--url", help="a running cluster; without it one is started")
     parser.add_argument("--tokens", type=int, default=2000, help="prompt length of the hand-off")
     arguments, serve = parser.parse_known_args()
-    async with _cluster(arguments.url, serve) as url, httpx.AsyncClient(base_url=url, timeout=600) as client:
+    async with running_cluster(arguments.url, serve) as url, httpx.AsyncClient(base_url=url, timeout=600) as client:
         await batching(client)
         await handoff(client, arguments.tokens)
 

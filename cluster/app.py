@@ -63,11 +63,18 @@ def application(resolved: Resolved) -> Application:
         ray_actor_options=_LIGHT | {"resources": config.router.resources},
         max_ongoing_requests=_NO_LIMIT,
         logging_config=_LOGGING,
+        # A router needs no GPU: there is room for its successor beside it, on the port they share.
+        max_surge_percent=_surge(config, 100),
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.drain_s + _CLOSING_S,
     )
     # The pools are arguments so that Serve deploys them with the application; routers reach them by socket.
     return router.bind(resolved, directory, workers)
+
+
+def _surge(config: ClusterConfig, unset: int) -> int:
+    """Replicas beyond their number that Serve may start before it ends those they replace, in percent."""
+    return unset if config.surge is None else config.surge
 
 
 def _roles(config: ClusterConfig) -> list[Role]:
@@ -90,6 +97,7 @@ def _pool(resolved: Resolved, role: Role, directory: Application) -> Application
         ray_actor_options=actor_options(config, role),
         max_ongoing_requests=_NO_LIMIT,
         logging_config=_LOGGING,
+        max_surge_percent=_surge(config, 0 if config.device == "cuda" else 100),
         health_check_period_s=2.0,
         health_check_timeout_s=30.0,
         graceful_shutdown_wait_loop_s=0.1,

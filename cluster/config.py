@@ -63,23 +63,24 @@ class PrefillConfig(PoolConfig):
 class RouterSection(_Section):
     """The HTTP front.
 
-    replicas: routers. resources: of each, as a pool's. max_queue: choices in flight at one replica before 429.
-    retry_after_s: what 429 and 503 tell clients to wait. body_timeout_s, first_token_timeout_s, request_timeout_s:
-    seconds from arrival to the whole body, the first token, the whole answer. max_body_bytes: beyond it, 413.
-    tool_parser: how the model writes tool calls. api_keys: file of hashed keys (made by
-    `python -m router.access.keys TENANT`), read anew when it changes; without it nobody is asked for a key.
-    cors_origins: whose pages in browsers may call. data_dir: folder of what outlives the cluster, shared by the
-    routers of one host: files, batches and
-    responses; `ling serve` takes the user's state directory, else there are no files and batches without it.
-    max_file_bytes: of one upload; max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch;
-    batch_concurrency: of them at once a router. max_responses, max_responses_bytes: kept responses of a tenant, in the
-    cluster's temporary folder where there is no data_dir. otlp_endpoint: where traces go, e.g.
-    http://collector:4318/v1/traces; trace_share: of the requests that bring no trace of their own.
-    segment_cache_bytes: what a router keeps of conversations' texts and their token ids, so that a next turn costs its
-    new texts alone.
+    replicas: routers, which share the port; "auto" is one for each 8 cores of the host that starts the cluster, at
+    most 4. resources: of each, as a pool's. max_queue: choices in flight at one replica before 429. retry_after_s: what
+    429 and 503 tell clients to wait. body_timeout_s, first_token_timeout_s, request_timeout_s: seconds from arrival to
+    the whole body, the first token, the whole answer. max_body_bytes: beyond it, 413. tool_parser: how the model writes
+    tool calls. api_keys: file of hashed keys (made by `python -m router.access.keys TENANT`), read anew when it
+    changes; without it nobody is asked for a key. cors_origins: whose pages in browsers may call. data_dir: folder of
+    what outlives the cluster, shared by the routers of one host: files, batches and responses; `ling serve` takes the
+    user's state directory, else there are no files and batches without it. max_file_bytes: of one upload;
+    max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch; batch_concurrency: of them at once a
+    router. max_responses, max_responses_bytes: kept responses of a tenant, in the cluster's temporary folder where
+    there is no data_dir. otlp_endpoint: where traces go, e.g. http://collector:4318/v1/traces; trace_share: of the
+    requests that bring no trace of their own. segment_cache_bytes: what a router keeps of conversations' texts and
+    their token ids, so that a next turn costs its new texts alone. attachments:
+    whether images and files in tools' results become a note to the model, or a 400. name_workers: whether answers say
+    which workers and processes computed them.
     """
 
-    replicas: Count = 1
+    replicas: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], _READ] = "auto"
     resources: Resources = Field(default_factory=dict)
     max_queue: Count = 1024
     retry_after_s: Count = 1
@@ -99,6 +100,8 @@ class RouterSection(_Section):
     trace_share: Annotated[float, Field(ge=0, le=1), _READ] = 1.0
     segment_cache_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
     max_responses: Count = 4096
+    attachments: Literal["note", "refuse"] = "note"
+    name_workers: bool = False
     max_responses_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
 
 
@@ -157,6 +160,10 @@ class ClusterConfig(_Section):
     plan` calls the GPUs, for the metric that says how much of their limit is reached. host, port: where each router
     listens by itself; without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU
     counts for in Ray's placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    surge: workers beyond its size that a pool may have while `serve deploy` replaces them, in percent: their successors
+    serve before they go. Unset, it is 100 without GPUs, and 0 with them: a pool that may have more and finds no GPUs
+    for them waits for ever, so set it only where GPUs are spare; with 0 workers are replaced in their places, a fifth
+    of the pool at a time.
     """
 
     model: Text | None = None
@@ -185,6 +192,7 @@ class ClusterConfig(_Section):
     port: Port = None
     rank_cpus: Annotated[float, Field(ge=0.001), _READ] = 0.01
     drain_s: Annotated[float, Field(ge=0), _READ] = 5.0
+    surge: Annotated[int | None, Field(ge=0, le=100), _READ] = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

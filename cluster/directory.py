@@ -5,6 +5,7 @@ import secrets
 import time
 
 from cluster.entries import ENTER_EVERY_S, Entries, Failure, Listing
+from cluster.figures import Figures, RouterFigures
 from cluster.loopback import close_side_door
 from wire.protocol import WorkerInfo
 
@@ -20,6 +21,7 @@ class Directory:
         """Serve calls it on the replica's event loop."""
         close_side_door()
         self._entries = Entries(secrets.token_hex(4))
+        self._figures = RouterFigures()
         self._changed = asyncio.Condition()
         self._settled = asyncio.create_task(asyncio.sleep(_SETTLE_S))
 
@@ -34,6 +36,10 @@ class Directory:
     async def fail(self, failure: Failure) -> None:
         """A worker says why it ends."""
         await self._note(self._entries.fail(failure))
+
+    async def exchange(self, router: str, figures: Figures) -> dict[str, Figures]:
+        """A router tells its figures, and is told those of the others."""
+        return self._figures.tell(router, figures, time.monotonic())
 
     async def watch(self, version: str) -> Listing:
         """The listing once it differs from `version`, or after _WATCH_S as it is. `version` is "" the first time."""

@@ -8,6 +8,7 @@ from fastapi import FastAPI
 from ray import serve
 
 from cluster.entries import Listing
+from cluster.figures import Figures
 from cluster.front import Front
 from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
@@ -20,6 +21,7 @@ from wire.logs import describe, set_up
 from wire.protocol import PeerRef
 
 _RETRY_S = 0.5
+_EXCHANGE_S = 2.0
 # What in-stream errors need to reach the clients, once draining is over.
 _FLUSH_S = 2.0
 _LOG = logging.getLogger(__name__)
@@ -47,12 +49,16 @@ class Router:
         metrics, tags = self._gateway.metrics, {"router": self._gateway.config.name}
         own = Bridge(lambda: (r for r in metrics.read() if r.metric.source == "router"), tags)
         self._telling = asyncio.create_task(own.run())
-        app = create_app(self._gateway)
+        app = create_app(self._gateway, self._exchange if config.router.replicas != 1 else None)
         keep_for_good()
         if config.port is not None:
             self._front = Front(app, config.host, config.port, config.drain_s + _FLUSH_S)
             self._front.start()
         return app
+
+    async def _exchange(self, own: dict[str, float]) -> dict[str, Figures]:
+        name = self._gateway.config.name
+        return await asyncio.wait_for(self._directory.exchange.remote(name, own), _EXCHANGE_S)
 
     async def _watch(self) -> None:
         """Keep the gateway's table as the directory lists it; without a directory the last listing stands."""

@@ -1,5 +1,6 @@
 """A config against the machine and the checkpoint: what is left open is filled in, what can't be is refused."""
 
+import os
 import tempfile
 import uuid
 from dataclasses import dataclass, field, replace
@@ -32,6 +33,7 @@ class Resolved:
     model: str
     served_name: str
     origin: Origin | None = None
+    max_model_len: int | None = None
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def moved(self, folder: Path) -> "Resolved":
@@ -75,14 +77,25 @@ def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> R
     found = found or find(config)
     folder = found.folder
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    settled = {"model": str(folder), "device": device, **_keys_file(config), **_data_dir(config)}
+    settled = {"model": str(folder), "device": device, **_routers(config), **_keys_file(config), **_data_dir(config)}
     resolved = parse(config.model_dump(), settled)
-    _check_checkpoint(resolved, folder)
+    longest = _check_checkpoint(resolved, folder)
     try:
         limit_of(str(folder), resolved.card, resolved.decode.tp)
     except ValueError as error:
         raise ConfigError(f"card: {error}") from None
-    return Resolved(resolved, str(folder), config.served_name or found.name, found.origin)
+    return Resolved(resolved, str(folder), config.served_name or found.name, found.origin, longest)
+
+
+def routers_for(cores: int) -> int:
+    """Routers of a host of so many cores, where their number is left open. Each keeps one core busy at the most."""
+    return max(1, min(4, cores // 8))
+
+
+def _routers(config: ClusterConfig) -> dict[str, int]:
+    if config.router.replicas != "auto":
+        return {}
+    return {"router.replicas": routers_for(len(os.sched_getaffinity(0)))}
 
 
 def _keys_file(config: ClusterConfig) -> dict[str, str]:
@@ -107,7 +120,8 @@ def _data_dir(config: ClusterConfig) -> dict[str, str]:
     return {"router.data_dir": str(folder)}
 
 
-def _check_checkpoint(config: ClusterConfig, folder: Path) -> None:
+def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
+    """The longest context that is served, in tokens."""
     try:
         model = LingConfig.load(folder, config.model_overrides)
     except (OSError, ValueError) as error:
@@ -124,6 +138,7 @@ def _check_checkpoint(config: ClusterConfig, folder: Path) -> None:
         )
     if config.pages is not None and (found := pages_too_few(config.pages, config.page_size, longest)):
         raise ConfigError(found[0])
+    return longest
 
 
 def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> WorkerConfig:
@@ -167,6 +182,7 @@ def router_config(resolved: Resolved, name: str, secret: str) -> RouterConfig:
         secret=secret,
         run_dir=str(Path(tempfile.gettempdir()) / f"ling-router-{resolved.run}"),
         log_prompts=resolved.config.logs.prompts,
+        max_model_len=resolved.max_model_len,
         **resolved.config.router.model_dump(exclude={"resources"}),
     )
 

@@ -21,6 +21,7 @@ from router.batch.runner import BatchRunner
 from router.config import Pools, RouterConfig
 from router.endpoints import ENDPOINTS, LINES, LISTED, Parts, asks_for_key
 from router.errors import ApiError
+from router.history import Exchange
 from router.http.body import ClientGone
 from router.http.caller import caller_of
 from router.http.dialect import dialect_of
@@ -38,10 +39,13 @@ if TYPE_CHECKING:
 __all__ = ["Gateway", "ListedWorker", "Pools", "RouterConfig", "create_app"]
 
 
-def create_app(gateway: Gateway) -> FastAPI:
-    """The HTTP APIs over a gateway. Whoever serves it starts and closes the gateway, on the loop that serves."""
+def create_app(gateway: Gateway, exchange: Exchange | None = None) -> FastAPI:
+    """The HTTP APIs over a gateway. Whoever serves it starts and closes the gateway, on the loop that serves.
+
+    `exchange`: how routers tell each other their figures, for the live page; None where there is only one.
+    """
     app = FastAPI(title="ling-cluster router", openapi_url=None, redirect_slashes=False)
-    parts = _parts(gateway)
+    parts = _parts(gateway, exchange)
     # Plain routes: FastAPI's parsing and dependencies would cost more than the rest of the way to the workers.
     app.router.routes.extend(Route(e.path, e.handler(parts), methods=[e.method]) for e in ENDPOINTS)
     app.router.routes.extend(parts.page.assets)
@@ -65,7 +69,7 @@ def create_app(gateway: Gateway) -> FastAPI:
     return app
 
 
-def _parts(gateway: Gateway) -> Parts:
+def _parts(gateway: Gateway, exchange: Exchange | None) -> Parts:
     """What answers; services among them start and end with the gateway."""
     config, info = gateway.config, Info(gateway, LISTED)
     create, stored = keeping(gateway)
@@ -75,7 +79,7 @@ def _parts(gateway: Gateway) -> Parts:
         runner = BatchRunner(gateway, store, LINES)
         gateway.alongside(runner)
         files, batches = Files(store, config), Batches(store, runner, config)
-    page = LivePage(gateway, info)
+    page = LivePage(gateway, info, exchange)
     return Parts(gateway, info, page, publish(config), create, stored, files, batches)
 
 

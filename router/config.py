@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,9 @@ class RouterConfig:
     responses where there is no data_dir; replicas of a host that are given the same one share it, and the last to end
     removes it. segment_cache_bytes: kept of conversations' texts and their token ids, so that a next turn costs its new
     texts alone. max_responses, max_responses_bytes: kept responses of a tenant.
+    attachments: whether images and files in tools' results become a note to the model or a 400. name_workers: whether
+    answers tell which workers and processes computed them. max_model_len: what is told of the context before a worker
+    is live; None where that is unknown.
     """
 
     served_model_name: str
@@ -59,5 +63,8 @@ class RouterConfig:
     batch_concurrency: int = 256
     run_dir: str | None = None
     segment_cache_bytes: int = 256 * 1024 * 1024
+    attachments: Literal["note", "refuse"] = "note"
+    name_workers: bool = False
+    max_model_len: int | None = None
     max_responses: int = 4096
     max_responses_bytes: int = 256 * 1024 * 1024

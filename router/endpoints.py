@@ -209,6 +209,13 @@ ENDPOINTS = (
     ),
     Endpoint(
         "GET",
+        "/tokenizer_info",
+        "The checkpoint's tokenizer_config.json, with its chat template",
+        lambda parts: parts.info.tokenizer_info,
+        dict[str, Any],
+    ),
+    Endpoint(
+        "GET",
         _ONE_RESPONSE,
         "A kept response, or its events",
         lambda parts: parts.stored.retrieve,

@@ -1,9 +1,10 @@
-"""The last minutes of the router's metrics, so that a page opened now shows what came before."""
+"""The last minutes of all routers' metrics, so that a page opened now shows what came before, of the whole cluster."""
 
 import asyncio
+import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
 from prometheus_client.core import Metric
@@ -11,20 +12,30 @@ from typing_extensions import TypedDict
 
 EVERY_S = 2.0
 KEPT = 150
+# Given a router's own figures, those of all others, by their names.
+Exchange = Callable[[dict[str, float]], Awaitable[Mapping[str, Mapping[str, float]]]]
+# What every router tells alike of the workers it reaches.
+_OF_WORKERS = "ling_worker"
+_LOG = logging.getLogger(__name__)
 
 
 class Series(TypedDict):
-    """Every series of /metrics. times: Unix time in seconds; series: a value at each, None where there was none."""
+    """Every series of this router's /metrics, and of other routers' with their names as the label `router`.
+
+    times: Unix time in seconds; series: a value at each, None where there was none.
+    """
 
     times: list[float]
     series: dict[str, list[float | None]]
 
 
 class History:
-    """Every series that /metrics has, once every `EVERY_S`, the last `KEPT` times."""
+    """Every series there is, once every `EVERY_S`, the last `KEPT` times."""
 
-    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+    def __init__(self, collect: Callable[[], Iterable[Metric]], exchange: Exchange | None = None) -> None:
+        """`exchange`: None where this router is the only one."""
         self._collect = collect
+        self._exchange = exchange
         self._moments: deque[tuple[float, dict[str, float]]] = deque(maxlen=KEPT)
         self._task: asyncio.Task[None] | None = None
 
@@ -37,14 +48,31 @@ class History:
         if self._task is not None:
             self._task.cancel()
 
-    def record(self, now: float) -> None:
-        """Take the figures as of now, in seconds since the epoch."""
-        self._moments.append((now, {_series(s): s.value for family in self._collect() for s in family.samples}))
+    def record(self, now: float, others: Mapping[str, Mapping[str, float]] | None = None) -> None:
+        """Take the figures as of now, in seconds since the epoch, and those of other routers."""
+        values = self._own()
+        for router, theirs in (others or {}).items():
+            values |= {_labelled(series, router): value for series, value in theirs.items()}
+        self._moments.append((now, values))
+
+    def _own(self) -> dict[str, float]:
+        return {_series(s): s.value for family in self._collect() for s in family.samples}
 
     async def _run(self) -> None:
         while True:
-            self.record(time.time())
+            self.record(time.time(), await self._others())
             await asyncio.sleep(EVERY_S)
+
+    async def _others(self) -> Mapping[str, Mapping[str, float]]:
+        """None of them where they can't be asked now: the page then shows a gap."""
+        if self._exchange is None:
+            return {}
+        own = {series: value for series, value in self._own().items() if not series.startswith(_OF_WORKERS)}
+        try:
+            return await self._exchange(own)
+        except Exception as error:
+            _LOG.debug("no figures of other routers: %r", error)
+            return {}
 
     def since(self, moment: float) -> Series:
         """Moments after `moment`, and every series' value at each: None where there was none."""
@@ -59,3 +87,8 @@ class History:
 def _series(sample: Any) -> str:
     labels = ",".join(f"{key}={value}" for key, value in sorted(sample.labels.items()))
     return f"{sample.name}{{{labels}}}" if labels else str(sample.name)
+
+
+def _labelled(series: str, router: str) -> str:
+    name, _, labels = series.partition("{")
+    return f"{name}{{router={router}{',' + labels if labels else '}'}"

@@ -66,7 +66,12 @@ REQUEST_PATH = Board(
                 ),
                 _spread("Transfer", t.TRANSFER_SECONDS, "From a prompt's end until its snapshot is whole."),
                 Panel(
-                    "Transfer failures", "reqps", "Sequences that ended because a snapshot did not come. Normal: none.",
+                    "Taken up elsewhere", "reqps",
+                    "Sequences that went on at other workers, because one ended (death) or a snapshot did not come.",
+                    (Query(rate(t.RESUMED, "cause"), "{{cause}}"),), stacked=True,
+                ),
+                Panel(
+                    "Transfer failures", "reqps", "Snapshots that did not come. Normal: none.",
                     (Query(rate(t.TRANSFER_FAILURES, "reason"), "{{reason}}"),), stacked=True,
                 ),
             ),

@@ -4,9 +4,17 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ModelWrapValidatorHandler, PrivateAttr, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    PrivateAttr,
+    model_validator,
+)
 
-from router.api.request import Call, Tool, Turn
+from router.api.request import Call, Tool, Turn, note
 from router.api.schema import Strict, meaningless
 from router.text.tools.form import OfferedFunction
 
@@ -43,6 +51,19 @@ class RefusalPart(Strict):
         return self.refusal
 
 
+class Attachment(BaseModel):
+    """An image, a sound or a file that a tool returned: a note to the model that it was left out."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: Literal["image_url", "input_audio", "file"]
+
+    @property
+    def text(self) -> str:
+        """The note."""
+        return note({"image_url": "image", "input_audio": "sound"}.get(self.type, "file"))
+
+
 class Function(Strict):
     """A function's name and its arguments as JSON text, as the model wrote them."""
 
@@ -63,6 +84,10 @@ class ToolCall(Strict):
 Content = Annotated[list[TextPart], BeforeValidator(_part_list, json_schema_input_type=str | list[TextPart])]
 
 
+ReturnedPart = Annotated[TextPart | Attachment, Field(discriminator="type")]
+ReturnedContent = Annotated[
+    list[ReturnedPart], BeforeValidator(_part_list, json_schema_input_type=str | list[ReturnedPart])
+]
 AnswerPart = Annotated[TextPart | RefusalPart, Field(discriminator="type")]
 AnswerContent = Annotated[list[AnswerPart], BeforeValidator(_part_list, json_schema_input_type=str | list[AnswerPart])]
 
@@ -145,11 +170,21 @@ class ToolMessage(BaseMessage):
     """The result of a function call."""
 
     role: Literal["tool"]
+    content: ReturnedContent  # type: ignore[assignment]
     tool_call_id: str
 
     def lower(self, place: int) -> Turn:
         """In neutral form."""
-        return Turn("tool", self.text, ("messages", place, "tool_call_id"), self.name, call_id=self.tool_call_id)
+        at = ("messages", place)
+        left_out = next((i for i, part in enumerate(self.content) if isinstance(part, Attachment)), None)
+        return Turn(
+            "tool",
+            self.text,
+            (*at, "tool_call_id"),
+            self.name,
+            call_id=self.tool_call_id,
+            left_out=None if left_out is None else (*at, "content", left_out, "type"),
+        )
 
 
 Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]

@@ -1,6 +1,7 @@
 """/tokenize and /detokenize: what the tokenizer and the template make of a request."""
 
 import asyncio
+from functools import partial
 from typing import Any
 
 from pydantic import Field, model_validator
@@ -42,8 +43,8 @@ class DetokenizeRequest(Strict):
     tokens: list[TokenId]
 
 
-async def tokenize(request: TokenizeRequest, gateway: Gateway) -> Tokenized:
-    """A text's token ids. `max_model_len` is None while no worker is live."""
+async def tokenize(request: TokenizeRequest, gateway: Gateway, tenant: str) -> Tokenized:
+    """A text's token ids."""
     check_model(request.model, gateway.config)
     tokenizer = gateway.tokenizer
     if request.prompt is not None:
@@ -52,16 +53,16 @@ async def tokenize(request: TokenizeRequest, gateway: Gateway) -> Tokenized:
     else:
         fields = request.model_fields_set & ChatRequest.model_fields.keys() | {"model"}
         chat = ChatRequest.model_validate({name: getattr(request, name) for name in fields})
-        asked = chat.conversation()
-        ids = (await gateway.apart(asked.characters, conversation_prompt, asked, Names(), tokenizer)).token_ids
-    longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
+        asked, recall = chat.conversation(), partial(gateway.exact.recall, tenant)
+        ids = (await gateway.apart(asked.characters, conversation_prompt, asked, Names(), tokenizer, recall)).token_ids
+    longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else gateway.config.max_model_len
     answer: Tokenized = {"count": len(ids), "max_model_len": longest, "tokens": list(ids)}
     if request.return_token_strs:
         answer["token_strs"] = [tokenizer.piece(i).text for i in ids]
     return answer
 
 
-async def detokenize(request: DetokenizeRequest, gateway: Gateway) -> Detokenized:
+async def detokenize(request: DetokenizeRequest, gateway: Gateway, tenant: str) -> Detokenized:
     """Token ids' text, special tokens too. Ids without a token add nothing."""
     check_model(request.model, gateway.config)
     text = await asyncio.to_thread(gateway.tokenizer.decode, request.tokens, skip_special=False)

@@ -13,6 +13,7 @@ from router.api.answering import Answering, check_model
 from router.api.answers.generated import Head
 from router.api.prompts import make_choices
 from router.api.request import Request
+from router.config import RouterConfig
 from router.errors import ApiError
 from router.http.body import ClientGone, read_body
 from router.http.caller import caller_of
@@ -105,14 +106,14 @@ class Generate(Answering, Generic[R]):
         check_model(asked.model, gateway.config)
         request = await gateway.apart(len(body), api.lower, asked)
         with gateway.admitted(request.choices) as permit:
-            choices = await make_choices(gateway, request)
+            choices = await make_choices(gateway, request, caller_of(scope).tenant)
             shape = begin(gateway, api, asked, request, choices)
             caller = caller_of(scope)
             caller.choices = choices
             caller.priority = request.priority
             job = job_of(request, choices, caller.account)
             with gateway.flying(job, permit):
-                headers += worker_headers(job)
+                headers += worker_headers(job, gateway.config)
                 watch = asyncio.create_task(watch_client(receive, job))
                 try:
                     return await (stream_answer if request.stream else whole_answer)(send, job, shape, headers)
@@ -131,8 +132,10 @@ def job_of(request: Request, choices: list[Choice], account: Account | None) -> 
     )
 
 
-def worker_headers(job: Job) -> Headers:
-    """Which workers compute it, as far as it has found any."""
+def worker_headers(job: Job, config: RouterConfig) -> Headers:
+    """Which workers compute it, as far as it has found any, where the operator lets clients know."""
+    if not config.name_workers:
+        return []
     found = [stream.workers for stream in job.streams if stream.workers is not None]
     names = (b"x-ling-prefill-worker", b"x-ling-decode-worker")
     return [(name, ",".join(dict.fromkeys(pair[at] for pair in found)).encode()) for at, name in enumerate(names)]

@@ -1,7 +1,9 @@
 """What the router tells about itself: models, health, readiness, status, metrics."""
 
+import asyncio
 import os
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from starlette.requests import Request
@@ -25,6 +27,7 @@ from router.errors import ApiError
 from router.http.json import encode
 from router.relay.gateway import Gateway
 from router.relay.table import WorkerLink
+from router.text.tokenizer_info import tokenizer_info
 from wire.protocol import Role
 
 
@@ -61,6 +64,10 @@ class Info:
         if name != self._gateway.config.served_model_name:
             raise ApiError(404, f"no model {name[:200]!r} is served here", param="model", code="model_not_found")
         return _json(self._anthropic_model() if _of_anthropic(request) else self._model())
+
+    async def tokenizer_info(self, request: Request) -> Response:
+        """What the checkpoint's files say of its tokenizer."""
+        return _json(await asyncio.to_thread(tokenizer_info, Path(self._gateway.config.tokenizer)))
 
     async def health(self, request: Request) -> Response:
         """The process lives."""
@@ -111,7 +118,7 @@ class Info:
 
     def _model(self) -> Model:
         gateway = self._gateway
-        longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else None
+        longest = gateway.limits().max_model_len if any(gateway.table.live().values()) else gateway.config.max_model_len
         return {
             "id": gateway.config.served_model_name,
             "object": "model",

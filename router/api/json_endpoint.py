@@ -8,6 +8,7 @@ from starlette.types import Receive, Scope, Send
 
 from router.api.answering import Answering
 from router.http.body import parse, read_body
+from router.http.caller import caller_of
 from router.http.dialect import Dialect
 from router.http.json import encode
 from router.http.send import Headers, send_json
@@ -17,7 +18,9 @@ Q = TypeVar("Q", bound=BaseModel)
 
 
 class JsonEndpoint(Answering, Generic[Q]):
-    """An ASGI application for one path. name: in the metrics. model: of the body that `answer` gets."""
+    """An ASGI application for one path. name: in the metrics. model: of the body that `answer` gets,
+    with the gateway and whose request it is.
+    """
 
     def __init__(
         self,
@@ -25,7 +28,7 @@ class JsonEndpoint(Answering, Generic[Q]):
         name: str,
         dialect: Dialect,
         model: type[Q],
-        answer: Callable[[Q, Gateway], Awaitable[Mapping[str, Any]]],
+        answer: Callable[[Q, Gateway, str], Awaitable[Mapping[str, Any]]],
     ) -> None:
         super().__init__(gateway, name, dialect)
         self._model = model
@@ -34,6 +37,6 @@ class JsonEndpoint(Answering, Generic[Q]):
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> str:
         body = await read_body(scope, receive, self._gateway.config)
         request = await self._gateway.apart(len(body), parse, body, self._model)
-        answer = await self._make(request, self._gateway)
+        answer = await self._make(request, self._gateway, caller_of(scope).tenant)
         await send_json(send, 200, await self._gateway.apart(len(body), encode, answer), headers)
         return "200"

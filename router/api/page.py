@@ -8,7 +8,7 @@ from starlette.responses import FileResponse, Response
 from starlette.routing import Route
 
 from router.api.info import Info
-from router.history import History
+from router.history import Exchange, History
 from router.http.query import json_response, read_query
 from router.relay.gateway import Gateway
 
@@ -31,11 +31,12 @@ class Since(BaseModel):
 
 
 class LivePage:
-    """`/` for browsers, and what it is made of. Its figures are those of /status and /metrics, as open as these."""
+    """`/` for browsers, and what it is made of. Its figures are those of /status and all routers' /metrics."""
 
-    def __init__(self, gateway: Gateway, info: Info) -> None:
+    def __init__(self, gateway: Gateway, info: Info, exchange: Exchange | None = None) -> None:
+        """`exchange`: how this router and others tell each other their figures."""
         self._info = info
-        self._history = History(gateway.metrics.collect)
+        self._history = History(gateway.metrics.collect, exchange)
         gateway.alongside(self._history)
         self.assets = [Route(path, _file, methods=["GET"]) for path in ("/page.js", "/page.css")]
 

@@ -3,12 +3,14 @@
 import random
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from router.api.render import TooLong, check_length, conversation_prompt
 from router.api.request import Conversation, Names, RawPrompt, RawPrompts, Request, Sampling
 from router.errors import ApiError, fault, invalid
 from router.relay.choice import Choice, Prompt
 from router.relay.gateway import Gateway, Limits
+from router.relay.recording import Recording
 from router.text.grammar import Form, Thinking
 from router.text.reader import Reader
 from router.text.tokenizer import Tokenizer
@@ -22,12 +24,14 @@ _SEED_MASK = 2**63 - 1
 _OPEN_RESERVE = 1024
 
 
-async def make_choices(gateway: Gateway, request: Request) -> list[Choice]:
-    """`n` choices for each prompt, in order; 400 where the workers could not serve them."""
+async def make_choices(gateway: Gateway, request: Request, tenant: str) -> list[Choice]:
+    """`n` choices for each prompt, in order; 400 where the workers could not serve them. tenant: whose they are."""
+    if gateway.config.attachments == "refuse":
+        _refuse_attachments(request)
     form = _form(request, gateway.tool_parser)
     await gateway.check(form)
     limits, tokenizer = gateway.limits(), gateway.tokenizer
-    prompts = await _prompts(gateway, request, limits)
+    prompts = await _prompts(gateway, request, limits, tenant)
     params = _sampling_params(request.sampling, limits, tokenizer)
     if form is not None:
         _check_end(request.sampling, params.stop_token_ids)
@@ -47,7 +51,9 @@ async def make_choices(gateway: Gateway, request: Request) -> list[Choice]:
                     stop=request.sampling.stop,
                     reader=_reader(request, prompt, gateway.tool_parser),
                     keep_ids=request.token_ids,
+                    names_workers=gateway.config.name_workers,
                     discard=max_tokens == 0,
+                    recording=_recording(gateway, request, tenant),
                     reserve=min(max_tokens, request.sampling.max_tokens or _OPEN_RESERVE),
                 )
             )
@@ -55,16 +61,15 @@ async def make_choices(gateway: Gateway, request: Request) -> list[Choice]:
     return choices
 
 
-async def _prompts(gateway: Gateway, request: Request, limits: Limits) -> list[Prompt]:
+async def _prompts(gateway: Gateway, request: Request, limits: Limits, tenant: str) -> list[Prompt]:
     source, names = request.source, request.names
     try:
         if isinstance(source, RawPrompts):
             size = sum(map(len, source.prompts))
             return await gateway.apart(size, _encoded, source.prompts, gateway.tokenizer, limits)
         context, room = limits.max_model_len, limits.max_model_len - (request.sampling.max_tokens or 1)
-        return [
-            await gateway.apart(source.characters, conversation_prompt, source, names, gateway.tokenizer, context, room)
-        ]
+        work = partial(conversation_prompt, source, names, gateway.tokenizer, partial(gateway.exact.recall, tenant))
+        return [await gateway.apart(source.characters, work, context, room)]
     except TooLong as error:
         raise _too_long(error.tokens, limits, names) from None
 
@@ -85,6 +90,13 @@ def _encoded(raw: Sequence[RawPrompt], tokenizer: Tokenizer, limits: Limits) -> 
     return out
 
 
+def _refuse_attachments(request: Request) -> None:
+    turns = request.source.turns if isinstance(request.source, Conversation) else ()
+    for turn in turns:
+        if turn.left_out is not None:
+            raise fault(turn.left_out, "the model reads text alone", "unsupported_value")
+
+
 def _form(request: Request, parser: type[ToolParser]) -> Form | None:
     """What the answer must be: of the content's form, or calls."""
     if isinstance(request.source, RawPrompts):
@@ -100,6 +112,12 @@ def _reader(request: Request, prompt: Prompt, parser: type[ToolParser]) -> Reade
         return None
     tools = request.source.tools
     return Reader(parser() if tools.offered else None, thinking=prompt.thinking, single=tools.single)
+
+
+def _recording(gateway: Gateway, request: Request, tenant: str) -> Recording | None:
+    if isinstance(request.source, RawPrompts):
+        return None
+    return Recording(partial(gateway.exact.keep, tenant), values=request.names.values)
 
 
 def _thinking(request: Request, prompt: Prompt) -> Thinking:

@@ -1,15 +1,18 @@
 """A conversation as a prompt, by the checkpoint's own chat template."""
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
 from router.api.request import Conversation, Ending, Names, Turn
 from router.errors import invalid
 from router.relay.choice import Prompt
+from router.text.exact import Said
+from router.text.shield import Exact
 from router.text.tokenizer import Tokenizer
 
+Recall = Callable[[Said], bytes | None]
 _ON, _OFF = "detailed thinking on", "detailed thinking off"
 
 
@@ -22,54 +25,63 @@ class TooLong(Exception):
 
 
 def conversation_prompt(
-    conversation: Conversation, names: Names, tokenizer: Tokenizer, context: int | None = None, room: int = 0
+    conversation: Conversation,
+    names: Names,
+    tokenizer: Tokenizer,
+    recall: Recall,
+    context: int | None = None,
+    room: int = 0,
 ) -> Prompt:
     """The prompt; TooLong where it is certainly beyond `context` tokens, before they are counted.
 
-    A conversation that may be shortened loses its oldest turns until it has `room` tokens, if it can. Takes as long as
-    reading, rendering and encoding do: to be called through `Gateway.apart`.
+    recall: token ids of an assistant's turn that was answered here, which the prompt then has in place of the
+    template's. A conversation that may be shortened loses its oldest turns until it has `room` tokens, if it can. Takes
+    as long as reading, rendering and encoding do: to be called through `Gateway.apart`.
     """
     if not conversation.shorten or context is None:
-        return _render(conversation, names, tokenizer, context)
+        return _render(conversation, names, tokenizer, recall, context)
     places = _cuts(conversation.turns)
-    best = _within(conversation, names, tokenizer, room)
+    best = _within(conversation, names, tokenizer, recall, room)
     if best is None:
         low, high = 0, len(places)
         while low < high:
             middle = (low + high) // 2
             shorter = replace(conversation, turns=_cut_at(conversation.turns, places[middle]))
-            tried = _within(shorter, names, tokenizer, room)
+            tried = _within(shorter, names, tokenizer, recall, room)
             if tried is not None:
                 best, high = tried, middle
             else:
                 low = middle + 1
-    return best or _render(conversation, names, tokenizer, context)
+    return best or _render(conversation, names, tokenizer, recall, context)
 
 
-def _within(conversation: Conversation, names: Names, tokenizer: Tokenizer, room: int) -> Prompt | None:
+def _within(conversation: Conversation, names: Names, tokenizer: Tokenizer, recall: Recall, room: int) -> Prompt | None:
     """The prompt if it has at most `room` tokens."""
     try:
-        prompt = _render(conversation, names, tokenizer, room + 1)
+        prompt = _render(conversation, names, tokenizer, recall, room + 1)
     except TooLong:
         return None
     return prompt if len(prompt.token_ids) <= room else None
 
 
-def _render(conversation: Conversation, names: Names, tokenizer: Tokenizer, context: int | None) -> Prompt:
+def _render(
+    conversation: Conversation, names: Names, tokenizer: Tokenizer, recall: Recall, context: int | None
+) -> Prompt:
     """400 if the template has no place for something, or refuses."""
     template, offered = tokenizer.template, conversation.tools.offered
     if template is None:
         raise invalid("this checkpoint has no chat template: use /v1/completions", names.turns)
     if offered and not template.takes_tools:
         raise invalid("this checkpoint's chat template has no place for 'tools'", "tools")
-    messages = _for_template(conversation.turns)
+    messages = _for_template(conversation.turns, recall if template.keeps_turns else lambda said: None)
     if conversation.thinking and template.switches_thinking:
         messages = _with_thinking(messages)
     tools = [dict(tool.shown) for tool in offered] or None
     answer, end = conversation.ending is Ending.ANSWER, ""
     if conversation.ending is Ending.CONTINUE:
         end = uuid.uuid4().hex
-        messages[-1] = {**messages[-1], "content": f"{messages[-1]['content']}{end}"}
+        last = _plain(conversation.turns[-1])
+        messages[-1] = {**last, "content": f"{last['content']}{end}"}
     try:
         rendered = template.render(messages, tools, dict(conversation.variables), answer=answer, end=end)
     except ValueError as error:
@@ -87,7 +99,7 @@ def check_length(characters: int, tokenizer: Tokenizer, context: int | None) -> 
         raise TooLong(least)
 
 
-def _for_template(turns: Sequence[Turn]) -> list[dict[str, Any]]:
+def _for_template(turns: Sequence[Turn], recall: Recall) -> list[dict[str, Any]]:
     """The turns as a chat template reads them, results in the order of their calls.
 
     The order matters because the family's format does not name the call a result belongs to.
@@ -102,12 +114,20 @@ def _for_template(turns: Sequence[Turn]) -> list[dict[str, Any]]:
         out += _in_order(results, order)
         results = []
         order = {call.id: n for n, call in enumerate(turn.calls)}
-        out.append(_plain(turn))
+        out.append(_exact(turn, recall) or _plain(turn))
     return out + _in_order(results, order)
 
 
 def _in_order(results: Sequence[Turn], order: dict[str, int]) -> list[dict[str, Any]]:
     return [_plain(turn) for turn in sorted(results, key=lambda turn: order[turn.call_id])]
+
+
+def _exact(turn: Turn, recall: Recall) -> dict[str, Any] | None:
+    """An assistant's turn as the tokens it was generated as."""
+    if turn.role != "assistant" or turn.name is not None:
+        return None
+    packed = recall(Said(turn.text or "", tuple((call.name, call.arguments) for call in turn.calls)))
+    return {"role": turn.role, "content": Exact(packed)} if packed is not None else None
 
 
 def _plain(turn: Turn) -> dict[str, Any]:

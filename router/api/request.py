@@ -14,12 +14,16 @@ RawPrompt = str | list[int]
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """How an API spells the fields that checks of a neutral request name. result: what it calls a tool's answer."""
+    """How an API spells the fields that checks of a neutral request name. result: what it calls a tool's answer.
+
+    values: it gives calls' arguments as JSON values, not as text.
+    """
 
     turns: str = "messages"
     prompt: str = "prompt"
     max_tokens: str = "max_tokens"
     result: str = "a tool message"
+    values: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +40,8 @@ class Call:
 class Turn:
     """One message. at: its place in the client's request.
 
-    text: None where an assistant only called. call_id: of the call that a tool's turn answers.
+    text: None where an assistant only called. call_id: of the call that a tool's turn answers. left_out: the place of
+    what is no text, in whose stead the text holds a note.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -45,6 +50,7 @@ class Turn:
     name: str | None = None
     calls: tuple[Call, ...] = ()
     call_id: str = ""
+    left_out: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +148,11 @@ class Request:
         """How many sequences it comes to."""
         prompts = len(self.source.prompts) if isinstance(self.source, RawPrompts) else 1
         return prompts * self.sampling.n
+
+
+def note(kind: str) -> str:
+    """What the model reads in place of an image or a file in a tool's result."""
+    return f"[{kind} left out: this model reads text alone]"
 
 
 def shown_tool(function: OfferedFunction, description: str | None) -> Tool:

@@ -78,8 +78,7 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
         if self._ids and not choice.started:
             facts["prompt_token_ids"] = list(choice.prompt.token_ids)
         if over:
-            assert choice.served_by is not None
-            facts["timings"] = choice.served_by
+            facts["timings"] = choice.timings
         choice.started = True
         return event(self._payload(item, beside))
 
@@ -103,9 +102,8 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
         for choice in self._choices:
             delta = choice.take()
             item = self._whole_choice(choice, delta)
-            assert choice.served_by is not None
             facts = self._place(item, beside)
-            facts["timings"] = choice.served_by
+            facts["timings"] = choice.timings
             if self._ids:
                 item["token_ids"] = delta.token_ids
                 facts["prompt_token_ids"] = list(choice.prompt.token_ids)

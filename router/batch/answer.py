@@ -30,13 +30,15 @@ class Answered:
     output_tokens: int = 0
 
 
-async def answer(gateway: Gateway, api: Api[Any], body: bytes, request_id: str, sent: Callable[[], None]) -> Answered:
+async def answer(
+    gateway: Gateway, api: Api[Any], body: bytes, tenant: str, request_id: str, sent: Callable[[], None]
+) -> Answered:
     """Whatever goes wrong is an answer too. `sent` is called once it is on its way to the workers.
 
     Cancelled, it leaves nothing there.
     """
     try:
-        return await _answer(gateway, api, body, request_id, sent)
+        return await _answer(gateway, api, body, tenant, request_id, sent)
     except ApiError as error:
         return Answered(error.status, error.body(), error)
     except Exception:
@@ -45,13 +47,15 @@ async def answer(gateway: Gateway, api: Api[Any], body: bytes, request_id: str, 
         return Answered(500, internal.body(), internal)
 
 
-async def _answer(gateway: Gateway, api: Api[Any], body: bytes, request_id: str, sent: Callable[[], None]) -> Answered:
+async def _answer(
+    gateway: Gateway, api: Api[Any], body: bytes, tenant: str, request_id: str, sent: Callable[[], None]
+) -> Answered:
     asked = await gateway.apart(len(body), api.read, body)
     if asked.stream:
         raise invalid("'stream' true is not supported in a batch: each answer is one line", "stream")
     check_model(asked.model, gateway.config)
     request = await gateway.apart(len(body), api.lower, asked)
-    choices = await make_choices(gateway, request)
+    choices = await make_choices(gateway, request, tenant)
     shape = begin(gateway, api, asked, request, choices)
     job = Job(choices, stream=False, priority=BATCH + request.priority, live=False)
     with gateway.flying(job):

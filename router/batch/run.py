@@ -116,7 +116,7 @@ class Run:
     async def _answer(self, line: Line, permit: Permit) -> None:
         request_id = uuid.uuid4().hex
         for attempt in itertools.count(1):
-            answered = await answer(self._gateway, self._api, line.body, request_id, permit.sent)
+            answered = await answer(self._gateway, self._api, line.body, self._batch.tenant, request_id, permit.sent)
             if not self._again(answered, attempt):
                 break
             shortest, longest = _PAUSE_S

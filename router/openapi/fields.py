@@ -26,6 +26,14 @@ tool's description, is read as the characters it is made of, as any other text i
 `prompt` of `/tokenize`, are raw: markers in them are their tokens, so whoever fills in such a prompt from text of
 strangers must see to it.
 
+## What the model reads of its own answers
+
+An assistant's turn that comes back as it was answered (text, and calls' names and arguments, byte by byte; in
+`/v1/messages` equal values) is read as the very tokens the model generated, not as the template would write them anew.
+A turn that was changed gets the template's tokens. So does one of another tenant, one that had reasoning (templates
+leave that out of earlier turns), one that a stop string ended or the limit to a single call, and one that another
+router answered or that was answered long ago: each router remembers the last 64 MiB of token ids.
+
 ## What tools come to
 
 Calls are told from text by the parser `router.tool_parser` names (`qwen25`, which `hermes` is another name of):

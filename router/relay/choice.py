@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.relay.joined import ContentLogprobs, ShownLogprob
+from router.relay.recording import Recording
 from router.text.detokenizer import Detokenizer, StopStrings
 from router.text.parts import Part, Text
 from router.text.reader import Reader
@@ -30,8 +31,8 @@ class Prompt:
 
 
 @dataclass(frozen=True, slots=True)
-class ServedBy:
-    """Where a choice was computed, and how many seconds each stage took there.
+class Timings:
+    """How many seconds each stage of a choice took.
 
     decode_queue_s overlaps the other worker's stages: both workers take a request at once.
     """
@@ -41,10 +42,20 @@ class ServedBy:
     transfer_s: float
     decode_s: float
     decode_queue_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServedBy(Timings):
+    """The same, and where the choice was computed."""
+
     prefill_worker: str
     prefill_pid: int
     decode_worker: str
     decode_pid: int
+
+    def unnamed(self) -> Timings:
+        """Without the workers."""
+        return Timings(self.queue_s, self.prefill_s, self.transfer_s, self.decode_s, self.decode_queue_s)
 
 
 @dataclass(slots=True)
@@ -69,7 +80,8 @@ class Choice:
     ends the sequence however slowly the client reads. With a `reader` the text is told apart into parts, and stop
     strings count in the content alone: not in reasoning, nor in a call that has begun.
     `keep_ids` and `keep_logprobs`: whether the client asked. `sampling.max_tokens` is at least 1; with `discard` its
-    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand.
+    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand. recording: keeps
+    what it says for the conversation's next turn.
     """
 
     __slots__ = (
@@ -79,8 +91,10 @@ class Choice:
         "_ids",
         "_joined",
         "_logprobs",
+        "_names_workers",
         "_offsets",
         "_reader",
+        "_recording",
         "_shown",
         "_singly",
         "_stops",
@@ -114,6 +128,8 @@ class Choice:
         keep_ids: bool = False,
         discard: bool = False,
         reserve: int = 0,
+        names_workers: bool = False,
+        recording: Recording | None = None,
     ) -> None:
         self.index = index
         self.prompt = prompt
@@ -122,6 +138,7 @@ class Choice:
         self.keep_logprobs = sampling.logprobs is not None
         self.discard = discard
         self.reserve = reserve
+        self._names_workers = names_workers
         self.generated = 0
         self.cached_tokens = 0
         self.finish: FinishReason | None = None
@@ -130,6 +147,7 @@ class Choice:
         self.started = False  # a chunk of it has left
         self.queued = False  # the stream knows it has something
         self._reader = reader
+        self._recording = recording
         self._detokenizer = Detokenizer(tokenizer, reader.markers if reader is not None else ())
         self._stops = StopStrings(stop) if stop else None
         # Where the sequence may end within a step, or each token's place in the text is asked for. Else parts are told
@@ -145,6 +163,12 @@ class Choice:
         self._offsets: list[int] = []
 
     @property
+    def timings(self) -> Timings:
+        """What its answer tells of how it was computed, once all of it is over."""
+        assert self.served_by is not None
+        return self.served_by if self._names_workers else self.served_by.unnamed()
+
+    @property
     def stop_string(self) -> str | None:
         """The stop string that ended it."""
         return self._stops.found if self._stops is not None else None
@@ -156,6 +180,8 @@ class Choice:
             return
         if not self._singly:
             self.generated += len(token_ids)
+            if self._recording is not None:
+                self._recording.ids.extend(token_ids)
             if self.keep_ids:
                 self._ids.extend(token_ids)
             # The token that ended the sequence is counted, and not shown.
@@ -178,6 +204,11 @@ class Choice:
             self._text, events = texts or self._text, []
         delta = Delta("".join(self._text), self._ids, self._logprobs, self._offsets, events)
         self._text, self._ids, self._logprobs, self._offsets = [], [], [], []
+        if self._recording is not None:
+            self._recording.took(delta.text, delta.events)
+            if self.finish is not None:
+                cut = self.stop_string is not None or (self._reader is not None and self._reader.ended)
+                self._recording.end(stopped=self.finish == "stop", cut=cut)
         return delta
 
     def _read(self) -> None:
@@ -192,6 +223,8 @@ class Choice:
         last = len(token_ids) - 1
         for i, token_id in enumerate(token_ids):
             self.generated += 1
+            if self._recording is not None:
+                self._recording.ids.append(token_id)
             if self.keep_ids:
                 self._ids.append(token_id)
             ends = finish == "stop" and i == last

@@ -18,10 +18,14 @@ from router.relay.job import Job
 from router.relay.policy import Need, NoPlan, Plan, capacity
 from router.relay.quota import token_quota
 from router.relay.table import ListedWorker, WorkerTable
+from router.text.exact import ExactTurns
 from router.text.grammar import Form
 from router.text.grammar_check import GrammarCheck
 from router.text.tokenizer import Tokenizer
 from router.text.tools import tool_parser
+
+# Of the token ids of past answers: some 100,000 answers of 100 tokens.
+_EXACT_BYTES = 64 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,7 @@ class Gateway:
         self.tool_parser = tool_parser(config.tool_parser)
         self._check_grammar = GrammarCheck(config.tokenizer)
         self.table = WorkerTable(config.name, config.secret)
+        self.exact = ExactTurns(_EXACT_BYTES)
         self.metrics = Metrics(self._observe)
         self.in_flight = 0
         # What else is to end with it, once no worker is left.

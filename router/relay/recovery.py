@@ -37,9 +37,6 @@ class Setbacks:
         self.deaths = 0
         self.transfers = 0
 
-    def __bool__(self) -> bool:
-        return self.deaths > 0 or self.transfers > 0
-
     def clear(self) -> None:
         """It gained a token."""
         self.deaths = self.transfers = 0

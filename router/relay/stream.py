@@ -58,6 +58,7 @@ class SequenceStream:
         "_owner",
         "_parked",
         "_priority",
+        "_set_back_since",
         "_setbacks",
         "_submitted_at",
         "_tries",
@@ -81,6 +82,7 @@ class SequenceStream:
         self._ids: list[int] = []  # generated so far
         self._parked: dict[int, SeqOutput] = {}  # outputs that overtook others, by index of their first token
         self._setbacks = Setbacks()
+        self._set_back_since = False  # its last token
         self._tries = 0
         self._submitted_at = 0.0
         self._first_at = 0.0
@@ -192,6 +194,7 @@ class SequenceStream:
     def _set_back(self, cause: Cause, error: ApiError, alone: bool = False) -> None:
         """Workers failed it: go on at others, or give up with the error."""
         self._leave_workers()
+        self._set_back_since = True
         verdict = self._setbacks.add(cause, alone)
         if not isinstance(verdict, Enough):
             _log.info("request %s goes on elsewhere behind %d tokens: %s", self.request_id, len(self._ids), error)
@@ -234,7 +237,8 @@ class SequenceStream:
                 self._metrics.first_token(now - self._submitted_at, len(tokens))
             self._last_at = now
             self._ids += tokens
-            if self._setbacks:
+            if self._set_back_since:
+                self._set_back_since = False
                 self._setbacks.clear()
                 self._dispatch.progressed(self)
         finish = output.finish

@@ -5,6 +5,7 @@ template's, clients' texts pass the template with stand-ins for the characters a
 their own back when the string has been cut at its markers.
 """
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -27,12 +28,20 @@ _WORDS = frozenset(
 
 
 @dataclass(frozen=True, slots=True)
+class Exact:
+    """In place of a message's content: the packed token ids the template is to write for it."""
+
+    packed: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Shielded:
-    """What a template renders, and the shield that undoes it in what it rendered."""
+    """What a template renders, and the shield that undoes it in what it rendered. exact: ids by their number in it."""
 
     messages: Turns
     tools: Turns | None
     variables: dict[str, Any]
+    exact: list[bytes]
     shield: "Shield"
 
 
@@ -49,15 +58,18 @@ class Shield:
     def __init__(self, markers: Sequence[str], avoid: Iterable[str] = ()) -> None:
         edges = sorted({c for marker in markers for c in (marker[0], marker[-1])})
         avoid = set(avoid)
-        free = list(islice((c for c in map(chr, chain(*_RARE)) if c not in avoid), len(edges) + 1))
-        if len(free) <= len(edges):
+        free = list(islice((c for c in map(chr, chain(*_RARE)) if c not in avoid), len(edges) + 2))
+        if len(free) < len(edges) + 2:
             raise ValueError("the messages hold every one of the rare letters that stand in for markers' characters")
         self._markers = markers
         self._avoid = avoid
-        self._edges = tuple(zip(edges, free[1:], strict=True))
+        self._edges = tuple(zip(edges, free[2:], strict=True))
         # A text that a template could complete to a marker (`role`, between a template's `<` and `>`) gets this at
         # its end.
         self._apart = free[0]
+        # Stands around the number of what is written as exact ids.
+        self._number = free[1]
+        self._numbered = re.compile(f"{free[1]}([0-9]+){free[1]}")
         self._used = frozenset(free)
         self._inside = "\0".join(marker[1:-1].casefold() for marker in markers)
         self._longest = max(map(len, markers), default=0)
@@ -78,21 +90,30 @@ class Shield:
             text = text.replace(stand_in, character)
         return text.replace(self._apart, "")
 
+    def split(self, text: str) -> list[str]:
+        """Text, still shielded, and numbers of exact ids, alternately."""
+        return self._numbered.split(text) if self._number in text else [text]
+
     def _over(self, messages: Turns, tools: Turns | None, variables: dict[str, Any]) -> "Shielded":
+        exact: list[bytes] = []
         return Shielded(
-            [{k: v if k == "role" else self._ours(v) for k, v in message.items()} for message in messages],
+            [{k: v if k == "role" else self._ours(v, exact) for k, v in message.items()} for message in messages],
             None if tools is None else [self._theirs(tool) for tool in tools],
             {name: self._theirs(value) for name, value in variables.items()},
+            exact,
             self,
         )
 
-    def _ours(self, value: Any) -> Any:
+    def _ours(self, value: Any, exact: list[bytes]) -> Any:
         """A part of a message, whose keys are the API's."""
         if isinstance(value, str):
             return self._text(value)
+        if isinstance(value, Exact):
+            exact.append(value.packed)
+            return f"{self._number}{len(exact) - 1}{self._number}"
         if isinstance(value, dict):
-            return {key: self._ours(item) for key, item in value.items()}
-        return [self._ours(item) for item in value] if isinstance(value, list) else value
+            return {key: self._ours(item, exact) for key, item in value.items()}
+        return [self._ours(item, exact) for item in value] if isinstance(value, list) else value
 
     def _theirs(self, value: Any) -> Any:
         """JSON whose keys are a client's."""

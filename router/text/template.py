@@ -3,7 +3,7 @@
 import datetime
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -20,21 +20,29 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as a template wrote it, with `shield` over what is its clients'."""
+    """A conversation as a template wrote it, with `shield` over what is its clients', and numbers for `exact` ids."""
 
     text: str
     shield: Shield
+    exact: list[bytes]
 
     @property
     def thinking(self) -> bool:
         """Whether it ends within reasoning that the template has begun."""
         return self.text.rstrip().endswith("<think>")
 
+    def pieces(self, text: str) -> Iterator[str | bytes]:
+        """A part of `text` as what is to be encoded and what is encoded already."""
+        for i, piece in enumerate(self.shield.split(text)):
+            yield self.exact[int(piece)] if i % 2 else self.shield.plain(piece)
+
 
 class ChatTemplate:
     """One compiled template and the special tokens it may name. markers: those that only it may write.
 
     takes_tools: whether it has a place for tools. switches_thinking: whether it knows the family's words for that.
+    keeps_turns: whether an assistant's turn, text or calls, stands in later prompts between what its own prompt ended
+    with and what does not depend on it.
     """
 
     def __init__(self, source: str, special: dict[str, str], markers: Sequence[str] = ()) -> None:
@@ -47,6 +55,7 @@ class ChatTemplate:
         self.switches_thinking = "detailed thinking" in source
         self._special = special
         self._shield = Shield(markers, avoid=source)
+        self.keeps_turns = self._keeps_turns()
 
     @classmethod
     def load(cls, folder: Path, markers: Sequence[str] = ()) -> "ChatTemplate | None":
@@ -90,7 +99,25 @@ class ChatTemplate:
             raise ValueError(f"the chat template refuses these messages: {reason}") from error
         if end not in text:
             raise ValueError("the chat template leaves the last message out, so it can't be continued")
-        return Rendered(text.rpartition(end)[0] if end else text, over.shield)
+        return Rendered(text.rpartition(end)[0] if end else text, over.shield, over.exact)
+
+    def _keeps_turns(self) -> bool:
+        def written(*turns: dict[str, Any]) -> str:
+            return self.render([_USER, *turns]).text
+
+        try:
+            before, _, after = written({"role": "assistant", "content": _MADE_UP}, _USER).partition(_MADE_UP)
+            said, _, answered = written({"role": "assistant", "content": _MADE_UP}, _RESULT, _USER).partition(_MADE_UP)
+            called = written({"role": "assistant", "content": "", "tool_calls": [_CALL]}, _RESULT, _USER)
+            return before == said == written() and bool(after) and called.startswith(said) and called.endswith(answered)
+        except ValueError:
+            return False
+
+
+_MADE_UP = "made up"
+_USER = {"role": "user", "content": "u"}
+_RESULT = {"role": "tool", "tool_call_id": "c", "content": "r"}
+_CALL = {"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}
 
 
 def _to_json(

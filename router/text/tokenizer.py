@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -74,16 +75,20 @@ class Tokenizer:
 
     def encode_chat(self, rendered: Rendered) -> Encoded:
         """Token ids of a conversation, whose markers are the template's."""
-        parts = self._markers.cut(rendered.text)
-        segments = self._segments([rendered.shield.plain(text) for text in parts[::2]])
-        out, ends, length = [segments[0]], [], len(segments[0])
-        for marker, segment in zip(parts[1::2], segments[1:], strict=True):
-            token_id, packed = self._markers.id_of(marker)
-            out += (packed, segment)
-            if token_id in self.eos_ids:
-                ends.append((length + len(packed)) // WIDTH)
-            length += len(packed) + len(segment)
-        return Encoded(TokenIds(b"".join(out)), tuple(ends))
+        pieces: list[str | bytes] = []
+        ends: list[int] = []  # pieces up to each turn's end
+        for i, part in enumerate(self._markers.cut(rendered.text)):
+            if i % 2:
+                token_id, packed = self._markers.id_of(part)
+                pieces.append(packed)
+                if token_id in self.eos_ids:
+                    ends.append(len(pieces))
+            else:
+                pieces += rendered.pieces(part)
+        encoded = iter(self._segments([piece for piece in pieces if isinstance(piece, str)]))
+        ids = [next(encoded) if isinstance(piece, str) else piece for piece in pieces]
+        lengths = [0, *accumulate(map(len, ids))]
+        return Encoded(TokenIds(b"".join(ids)), tuple(lengths[end] // WIDTH for end in ends))
 
     def least_tokens(self, characters: int) -> int:
         """How many tokens a text of so many characters comes to at least; 0 where that is not known."""

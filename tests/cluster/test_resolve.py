@@ -1,12 +1,13 @@
 """A config against checkpoints and devices."""
 
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
 from cluster.config import ConfigError, parse
-from cluster.resolve import pools, resolve, router_config, worker_config
+from cluster.resolve import pools, resolve, router_config, routers_for, worker_config
 
 TP4 = Path(__file__).parent.parent / "golden" / "tp4"
 
@@ -26,6 +27,15 @@ def test_settings_reach_the_worker() -> None:
     assert (made.collectives, made.host, made.secret) == ("gloo", "10.0.0.1", "s")
     assert made.model_overrides == {"rms_norm_eps": 1e-6}
     assert made.verify
+
+
+def test_routers_are_as_many_as_cores_allow() -> None:
+    assert [routers_for(cores) for cores in (1, 2, 8, 15, 16, 32, 192)] == [1, 1, 1, 1, 2, 4, 4]
+    for given, settled in (("auto", routers_for(len(os.sched_getaffinity(0)))), ("3", 3)):
+        config = parse({"model": str(TP4), "router.replicas": given})
+        assert router_config(resolve(config, gpus=0), "r", "s").replicas == settled
+    with pytest.raises(ConfigError, match=r"router\.replicas"):
+        parse({"router.replicas": "some"})
 
 
 def test_settings_reach_the_router() -> None:

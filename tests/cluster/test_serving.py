@@ -41,7 +41,9 @@ def cases() -> list[tuple[list[int], int, Completion]]:
 
 @pytest.fixture(scope="module", params=[2, 4], ids=["tp2", "tp4"])
 def cluster(request: pytest.FixtureRequest) -> Iterator[Serving]:
-    with serving("--model", MODEL, "--tp", str(request.param), "--dtype", "float32") as started:
+    with serving(
+        "--model", MODEL, "--tp", str(request.param), "--dtype", "float32", "--set", "router.name_workers=true"
+    ) as started:
         yield started
 
 

@@ -84,7 +84,7 @@ async def served(
     checkpoint: Path, workers: list[FakeWorker], pools: Pools | None = None, **options: Any
 ) -> AsyncIterator[Stage]:
     """Start workers, router and uvicorn; end them in reverse."""
-    config = RouterConfig("tiny", str(checkpoint), **options)
+    config = RouterConfig("tiny", str(checkpoint), **{"name_workers": True, **options})
     gateway = Gateway(config, pools or Pools())
     async with AsyncExitStack() as stack:
         for worker in workers:

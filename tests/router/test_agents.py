@@ -71,7 +71,10 @@ def test_a_loop_of_calls_and_results(agents: Stage, sdk: openai.OpenAI, stream: 
     assert (choice.finish_reason, choice.message.content) == ("stop", "The sum is 3 and noon.")
     assert not choice.message.tool_calls
     prompt = agents.gateway.tokenizer.decode(agents["d0"].received[-1].token_ids)
-    assert prompt.startswith(f"[{json.dumps(TOOLS[0])}{json.dumps(TOOLS[1])}]<user>add them<assistant>I look.[add:")
+    # The very tokens the model generated, not the template's words for them.
+    assert prompt.startswith(
+        f"[{json.dumps(TOOLS[0])}{json.dumps(TOOLS[1])}]<user>add them<assistant>{agent('')}<tool>3"
+    )
 
 
 def test_a_stream_names_each_call_once_and_leaks_no_marker(sdk: openai.OpenAI) -> None:

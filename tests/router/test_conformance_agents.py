@@ -163,7 +163,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     (
         "/v1/messages",
         {"messages": [{"role": "user", "content": [{"type": "document", "source": IMAGE}]}]},
-        "'messages[0].content[0].type'",
+        "'messages[0].content[0].source.type'",
     ),
     (
         "/v1/messages",

@@ -32,7 +32,7 @@ def say(prompt: str) -> str:
     if "<user>weather<" in prompt:
         return WEATHER
     if "<user>call weather<" in prompt:
-        return f'<tool_call>\n{{"name": "Weather", "arguments": {WEATHER}}}\n</tool_call>'
+        return CALL
     return "<think>\nhm\n</think>\n\nyes" if "<user>reason<" in prompt else agent(prompt)
 
 
@@ -159,6 +159,7 @@ class Weather(BaseModel):
 
 
 WEATHER = '{"city": "Oslo", "degrees": 7}'
+CALL = f'<tool_call>\n{{"name": "Weather", "arguments": {WEATHER}}}\n</tool_call>'
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -237,7 +238,7 @@ def test_parsed_chats_go_on(agents: Stage, dump: bool) -> None:
         result: Any = {"role": "tool", "tool_call_id": call.tool_calls[0].id, "content": "ok"}
         sdk.chat.completions.create(model="tiny", messages=[*CALLED, sent_back(call, dump), result], tools=tools)
         assert prompt_of(agents).endswith(
-            f"<user>call weather<assistant>None[Weather:{WEATHER}]<tool>ok({call.tool_calls[0].id})<assistant>"
+            f"<user>call weather<assistant>{CALL}<tool>ok({call.tool_calls[0].id})<assistant>"
         )
 
 
@@ -253,7 +254,7 @@ def test_parsed_responses_go_on(agents: Stage, dump: bool) -> None:
         call: Any = called.output[0]
         result: Any = {"type": "function_call_output", "call_id": call.call_id, "output": "ok"}
         sdk.responses.create(model="tiny", input=[*CALLED, sent_back(call, dump), result], tools=tools)
-        assert prompt_of(agents).endswith(f"[Weather:{WEATHER}]<tool>ok({call.call_id})<assistant>")
+        assert prompt_of(agents).endswith(f"{CALL}<tool>ok({call.call_id})<assistant>")
 
 
 @anthropic.beta_tool

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from router.api.answers.generated import Head
 from router.api.chat import ChatSerializer
 from router.api.chat_schema import ChatRequest
 from router.api.logprobs import CompletionLogprobs
@@ -29,11 +29,9 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "a stop b\\n"}}\n</tool_ca
 
 
 @pytest.fixture(scope="module")
-def nano() -> Iterator[Tokenizer]:
+def nano() -> Tokenizer:
     """Tokens of several characters, and of parts of one."""
-    tokenizer = Tokenizer(str(NANO))
-    yield tokenizer
-    tokenizer.close()
+    return Tokenizer(str(NANO))
 
 
 def fed(
@@ -56,7 +54,8 @@ def fed(
 
 def chat(tokenizer: Tokenizer, choice: Choice) -> Any:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "x"}]}
-    shape = ChatSerializer("id", 1, "tiny", ChatRequest.model_validate(body), [choice], tokenizer)
+    head: Head = {"id": "id", "created": 1, "model": "tiny"}
+    shape = ChatSerializer(head, ChatRequest.model_validate(body).lower(), [choice], tokenizer)
     return json.loads(shape.whole())["choices"][0]
 
 
@@ -87,7 +86,7 @@ def test_stop_strings_count_in_the_content(
     nano: Tokenizer, text: str, stop: str, content: str | None, reasoning: str | None, arguments: str | None,
     found: str | None,
 ) -> None:  # fmt: skip
-    ids = (*nano.encode_now(text, False), nano.eos_ids[0])
+    ids = (*nano.encode(text, False), nano.eos_ids[0])
     for sizes in ([1], [3], [len(ids)]):
         choice = fed(nano, ids, sizes, "stop", (stop,))
         message = chat(nano, choice)["message"]
@@ -98,7 +97,7 @@ def test_stop_strings_count_in_the_content(
 
 
 def test_no_stop_string_ends_it_before_min_tokens(nano: Tokenizer) -> None:
-    (b,) = nano.encode_now("b", False)
+    (b,) = nano.encode("b", False)
     assert chat(nano, fed(nano, (b,) * 6, [4], "length", ("b",), min_tokens=3))["message"]["content"] == "bb"
 
 
@@ -112,7 +111,7 @@ def test_no_stop_string_ends_it_before_min_tokens(nano: Tokenizer) -> None:
     ],
 )
 def test_log_probabilities_are_the_content_s(nano: Tokenizer, text: str, stop: tuple[str, ...], content: str) -> None:
-    ids = (*nano.encode_now(text, False), nano.eos_ids[0])
+    ids = (*nano.encode(text, False), nano.eos_ids[0])
     answer = chat(nano, fed(nano, ids, [2], "stop", stop))
     assert answer["message"]["content"] == content
     assert joined(answer["logprobs"]["content"]) == content.encode()
@@ -132,7 +131,7 @@ def test_whatever_the_output_they_join_to_the_content(
     nano: Tokenizer, pieces: list[str], sizes: list[int], stop: tuple[str, ...], ends: bool
 ) -> None:
     # Encoded apart, so that tokens end where one text would not end them.
-    ids = tuple(i for piece in pieces for i in nano.encode_now(piece.replace("\ufffd", ""), False))
+    ids = tuple(i for piece in pieces for i in nano.encode(piece.replace("\ufffd", ""), False))
     ids = (*ids, nano.eos_ids[0]) if ends or not ids else ids
     finish: FinishReason = "stop" if ids[-1] in nano.eos_ids else "length"
     answer = chat(nano, fed(nano, ids, sizes, finish, stop))
@@ -147,10 +146,10 @@ def test_whatever_the_output_they_join_to_the_content(
 
 def test_offsets_of_an_echoed_prompt_point_at_its_tokens(nano: Tokenizer) -> None:
     text = "<role>HUMAN</role>hi"
-    ids = nano.encode_now(text, False)
+    ids = nano.encode(text, False)
     choice = Choice(0, Prompt(ids, text), SamplingParams(1, 1, logprobs=0, prompt_logprobs=0), nano)
     choice.prompt_logprobs = (None, *(TokenLogprob(i, -1.0) for i in ids[1:]))
-    (token,) = nano.encode_now("!", False)
+    (token,) = nano.encode("!", False)
     choice.feed((token,), (TokenLogprob(token, -1.0),), "length")
     shape = CompletionLogprobs()
     shape.add_prompt(choice, nano)

@@ -18,6 +18,7 @@ from router.text.tokenizer import Tokenizer
 from tests.router.conftest import Stage, pair, served
 from tests.router.fake_worker import FakeWorker, Request
 from wire.protocol import PeerRef, SamplingParams
+from wire.tokens import TokenIds
 
 pytestmark = pytest.mark.process
 
@@ -227,14 +228,13 @@ def test_whatever_ends_a_job_gives_its_room_back_once(checkpoint: Path, end: Cal
     given: list[int] = []
     permit = Permit(lambda: given.append(1))
     sampling = SamplingParams(max_tokens=1, seed=0)
-    job = Job([Choice(0, Prompt((1,)), sampling, tokenizer)], stream=True, priority=0)
+    job = Job([Choice(0, Prompt(TokenIds.of((1,))), sampling, tokenizer)], stream=True, priority=0)
     job.when_over(permit.release)
     assert given == []
     end(job)
     job.leave()
     permit.release()
     assert given == [1]
-    tokenizer.close()
 
 
 @pytest.mark.parametrize(

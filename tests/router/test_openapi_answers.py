@@ -53,6 +53,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("post", "/tokenize", {"json": {"prompt": "x", "return_token_strs": True}}),
     ("post", "/tokenize", {"json": {"messages": ASK}}),
     ("post", "/detokenize", {"json": {"tokens": [5, 6]}}),
+    ("get", "/tokenizer_info", {}),
     ("get", "/", {}),
     ("get", "/", {"headers": {"accept": "text/html"}}),
     ("get", "/live", {}),

@@ -1,10 +1,9 @@
 """The live page: what it is made of over HTTP, and what a browser makes of it."""
 
+import asyncio
 import html
 import json
 import re
-import shutil
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,10 +11,12 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from cluster.figures import EXPIRY_S, RouterFigures
 from router.history import KEPT, History
 from tests.router.conftest import Stage, pair, staged
+from tests.router.page_stage import CHROMIUM, browse, page_stage
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+MISSING = "no chromium here: apt-get install chromium (`.ci/run` does)"
 BODY = {"model": "auto", "max_tokens": 20, "messages": [{"role": "user", "content": "Hello"}]}
 
 
@@ -50,7 +51,10 @@ def test_history_is_what_metrics_say_and_ends(stage: Stage) -> None:
     assert told["times"] == [float(m) for m in range(10, KEPT + 10)]
     assert history.since(float(KEPT + 9)) == {"times": [], "series": {}}
     assert len(history.since(float(KEPT))["times"]) == 9
-    assert {name: column[-1] for name, column in told["series"].items()} == _scraped(stage)
+    last = {name: column[-1] for name, column in told["series"].items()}
+    scraped = _scraped(stage)
+    # The one figure that changes by itself.
+    assert last | {"ling_loop_hold_seconds": 0} == scraped | {"ling_loop_hold_seconds": 0}
 
 
 def _scraped(stage: Stage) -> dict[str, float]:
@@ -64,27 +68,27 @@ def _scraped(stage: Stage) -> dict[str, float]:
 
 
 @pytest.mark.process
-@pytest.mark.skipif(CHROMIUM is None, reason="no chromium here: apt-get install chromium")
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 def test_a_browser_shows_the_figures_of_metrics(stage: Stage, tmp_path: Path) -> None:
     """After some load, so that what the page shows and what /metrics says stay the same."""
     answers = [stage.http.post(f"{stage.url}/v1/chat/completions", json=BODY) for _ in range(30)]
     assert all(answer.status_code == 200 for answer in answers)
     _until_history_has(stage, _scraped(stage))
-    document, log = _browse(stage.url, tmp_path)
+    document, log = browse(stage.url, tmp_path, "--dump-dom")
     assert not [line for line in log.splitlines() if ":CONSOLE" in line]
     scraped = _scraped(stage)
     shown = html.unescape(re.sub(r"<[^>]+>", " ", document))
     assert "tiny" in shown
     assert " ready " in shown
     for series in ("ling_generated_tokens_total", "ling_prompt_tokens_total"):
-        assert f"{scraped[series]:,.0f} tokens" in shown
+        assert f"{scraped[series]:,.0f} tokens in all" in shown
     assert scraped["ling_generated_tokens_total"] >= 30
-    assert "30 answered, 0 in flight" in shown
+    assert "1 router, 0 of" in shown
     for worker in ("p0", "d0"):
-        assert re.search(rf"{worker}\s+(prefill|decode)\s+live", shown)
+        assert re.search(rf"{worker}\s+live", shown)
     slots = next(w for w in _workers(stage) if w["id"] == "d0")
     assert f"{slots['slots'] - slots['free_slots']} / {slots['slots']}" in shown
-    assert document.count("<polyline") == 12
+    assert document.count("<path") == 12
 
 
 def _until_history_has(stage: Stage, wanted: dict[str, float]) -> None:
@@ -100,16 +104,70 @@ def _workers(stage: Stage) -> list[dict[str, Any]]:
     return [w for pool in pools.values() for w in pool["workers"]]
 
 
-def _browse(url: str, folder: Path) -> tuple[str, str]:
-    """The page as it stands after it has drawn itself a few times, and the browser's log."""
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        [
-            CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-            "--disable-background-networking", "--disable-component-update", "--disable-sync",
-            f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr", "--window-size=1200,1100",
-            "--virtual-time-budget=9000", "--dump-dom", url,
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    return done.stdout, done.stderr
+def test_other_routers_figures_are_told_by_their_names(stage: Stage) -> None:
+    told: list[dict[str, float]] = []
+
+    async def exchange(own: dict[str, float]) -> dict[str, dict[str, float]]:
+        told.append(own)
+        return {"router-b": {"ling_in_flight": 7.0, "ling_requests_total{api=chat,status=200}": 9.0}}
+
+    async def once() -> dict[str, list[float | None]]:
+        history = History(stage.gateway.metrics.collect, exchange)
+        history.start()
+        while not history.since(0.0)["times"]:
+            await asyncio.sleep(0)
+        await history.close()
+        return history.since(0.0)["series"]
+
+    series = asyncio.run(once())
+    assert series["ling_in_flight{router=router-b}"] == [7.0]
+    assert series["ling_requests_total{router=router-b,api=chat,status=200}"] == [9.0]
+    assert series["ling_in_flight"] == [0.0]
+    # All routers tell the same of workers: summed, they would count several times.
+    assert not [name for name in told[0] if name.startswith("ling_worker")]
+
+
+def test_a_router_that_is_gone_is_forgotten() -> None:
+    figures = RouterFigures()
+    assert figures.tell("a", {"x": 1.0}, now=0.0) == {}
+    assert figures.tell("b", {"x": 2.0}, now=EXPIRY_S / 2) == {"a": {"x": 1.0}}
+    assert figures.tell("b", {"x": 3.0}, now=EXPIRY_S + 1) == {}
+
+
+@pytest.mark.process
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+def test_all_routers_are_one_cluster_and_what_is_wrong_stands_out(tmp_path: Path) -> None:
+    with page_stage() as url:
+        document, log = browse(url, tmp_path, "--window-size=1280,1000", "--dump-dom")
+    assert not [line for line in log.splitlines() if ":CONSOLE" in line]
+    shown = " ".join(html.unescape(re.sub(r"<[^>]+>", " ", document)).split())
+    assert "2 routers, 96 of 2,048 in flight" in shown
+    assert "Output 400 tok/s" in shown
+    assert "Answers 8.0 /s 0.4 /s failed" in shown
+    assert "decode-t5w9 lost: its connection broke" in shown
+    assert "prefill missing" in shown
+    assert shown.count("−4 min −2 min now") == 6
+    # A gap of thirty seconds is a gap: each line begins anew after it.
+    paths = re.findall(r'<path class="[ab]" d="([^"]+)"', document)
+    assert [path.count("M") for path in paths] == [2] * 11
+
+
+@pytest.mark.process
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_it_fits_screens_and_phones(dark: bool, tmp_path: Path) -> None:
+    found = {}
+    with page_stage() as url:
+        for width in (1280, 390):
+            scheme = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+            document, _ = browse(f"{url}/frame?{width}", tmp_path, scheme, "--window-size=1300,1000", "--dump-dom")
+            (text,) = re.findall(r"<pre>(.*?)</pre>", document)
+            found[width] = json.loads(html.unescape(text))
+    for width, page in found.items():
+        assert page["overflow"] <= 0, width
+        assert page["cut"] == [], width
+        assert len(page["plots"]) == 1, "plots differ in size"
+        assert page["workersFirst"] == (width == 390)
+        assert (sum(map(int, re.findall(r"\d+", page["ground"]))) < 380) == dark
+        assert page["failures"]
+        assert not set(page["failures"]) & set(page["lines"])

@@ -146,8 +146,7 @@ def test_a_loop_of_calls_and_results(agents: Stage, sdk: openai.OpenAI, stream: 
     assert (answer.status, answer.output_text) == ("completed", "The sum is 3 and noon.")
     add, time = (c.call_id for c in calls)
     assert prompt_of(agents).partition("<user>")[2] == (
-        'add them<assistant>I look.[add:{"a": 2, "b": [1, "x</tool_call>y"]}][time:{}]'
-        f"<tool>3({add})<tool>noon({time})<assistant>"
+        f"add them<assistant>{agent('')}<tool>3({add})<tool>noon({time})<assistant>"
     )
 
 

@@ -187,6 +187,15 @@ class Workers:
         decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling))
         return stream
 
+    def resumed(
+        self, decode: Worker, prompt: tuple[int, ...], had: tuple[int, ...], sampling: SamplingParams
+    ) -> Stream:
+        """A request that has got some tokens elsewhere."""
+        stream = self._new(decode)
+        ids = TokenIds.of((*prompt, *had))
+        decode.caller.send(Submit(stream.request_id, ids, sampling, generated=len(had)))
+        return stream
+
     def _new(self, decode: Worker) -> Stream:
         stream = Stream(f"request-{next(_ids)}", decode.caller)
         self._streams[stream.request_id] = stream

@@ -140,7 +140,13 @@ def test_split_workers_keep_to_a_grammar_as_one_engine_does() -> None:
         async with workers() as started:
             prefill = await started.start(config(), "prefill")
             decode = await started.start(config(), "decode")
-            await check(started, [started.split(prefill, decode, PROMPT, sampling(WORD, seed)) for seed in range(4)])
+            streams = [started.split(prefill, decode, PROMPT, sampling(WORD, seed)) for seed in range(4)]
+            await check(started, streams)
+            for seed, stream in enumerate(streams):  # and a request that goes on elsewhere, amid its form
+                had = stream.token_ids[: 3 + seed]
+                rest = started.resumed(decode, PROMPT, had, sampling(WORD, seed))
+                assert (await rest.end()).finish == (await stream.end()).finish
+                assert (*had, *rest.token_ids) == stream.token_ids
 
     asyncio.run(run())
 

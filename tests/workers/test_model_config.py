@@ -77,7 +77,7 @@ def test_yarn_by_override_widens_the_context() -> None:
         ({"topk_group": 5}, "topk_group 5 exceeds n_group 4"),
         ({"num_experts_per_tok": 5}, "num_experts_per_tok 5 exceeds"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2}}, "'linear' is not served"),
-        ({"rope_scaling": YARN_256K | {"mscale_all_dim": 1}}, "not served: mscale_all_dim"),
+        ({"rope_scaling": YARN_256K | {"low_freq_factor": 1}}, "not served: low_freq_factor"),
         ({"rope_scaling": YARN_256K | {"factor": -1}}, "rope_scaling.factor must be a number above 0"),
         ({"rope_scaling": "yarn"}, "rope_scaling must be an object"),
         ({"torch_dtype": "float16"}, "torch_dtype 'float16' is not served"),
@@ -149,3 +149,36 @@ def test_yarn_keeps_fast_dims_slows_slow_ones_and_scales_cos_and_sin() -> None:
     cos, sin = Rope(64, 6e6, yarn, torch.device("cpu"))(torch.tensor([0, 3]))
     assert cos[0, 0].item() == pytest.approx(factor)
     assert sin[1, 0].item() == pytest.approx(factor * math.sin(3), rel=1e-5)
+
+
+def test_a_mistyped_rope_type_is_named() -> None:
+    with pytest.raises(ModelConfigError, match=r"rope_scaling has no rope_type, and keys that need one: .*rope_typ"):
+        LingConfig.load(GOLDEN / "base", {"rope_scaling": {"rope_typ": "yarn", "factor": 2.0}})
+
+
+def test_rope_parameters_are_those_of_transformers_5() -> None:
+    parameters = {"rope_type": "yarn", "factor": 2.0, "rope_theta": 7.0, "partial_rotary_factor": 0.25}
+    config = LingConfig.load(GOLDEN / "base", {"rope_parameters": parameters})
+    assert config.yarn is not None
+    assert (config.yarn.factor, config.rope_theta) == (2.0, 7.0)
+    assert config.rotary_dim == config.head_dim // 4
+
+
+@pytest.mark.parametrize(
+    ("given", "rotary", "softmax"),
+    [
+        ({}, 0.1 * math.log(4) + 1, 1.0),
+        ({"mscale": 2.0, "mscale_all_dim": 0.5}, (0.2 * math.log(4) + 1) / (0.05 * math.log(4) + 1),
+         (0.05 * math.log(4) + 1) ** 2),
+        ({"mscale": 2.0}, 0.1 * math.log(4) + 1, 1.0),
+        ({"attention_factor": 1.5, "mscale": 2.0, "mscale_all_dim": 2.0}, 1.5, (0.2 * math.log(4) + 1) ** 2),
+    ],
+    ids=["unset", "both", "mscale alone", "attention_factor goes first"],
+)  # fmt: skip
+def test_mscale_grows_attention_as_the_official_code_has_it(
+    given: dict[str, float], rotary: float, softmax: float
+) -> None:
+    config = LingConfig.load(GOLDEN / "base", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, **given}})
+    assert config.yarn is not None
+    assert config.yarn.on_rotary == pytest.approx(rotary)
+    assert config.yarn.on_softmax == pytest.approx(softmax)

@@ -82,9 +82,9 @@ def test_decode_worker_alone_and_a_preempting_one_equal_the_bare_engine() -> Non
     asyncio.run(run())
 
 
-def test_seeded_sampling_does_not_depend_on_the_batch_or_the_split() -> None:
+def test_seeded_sampling_does_not_depend_on_the_batch_the_split_or_where_it_goes_on() -> None:
     sampling = SamplingParams(
-        max_tokens=20, seed=42, temperature=0.9, top_p=0.9, top_k=50, min_p=0.01,
+        max_tokens=20, seed=42, temperature=0.9, top_p=0.9, top_k=50, min_p=0.01, min_tokens=15,
         repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=0.2, logit_bias=((9, 2.0),),
     )  # fmt: skip
     prompt = cases(24)[3][0]
@@ -97,6 +97,13 @@ def test_seeded_sampling_does_not_depend_on_the_batch_or_the_split() -> None:
             stream = started.split(prefill, decode, prompt, sampling)
             await stream.end()
             assert stream.token_ids == alone.token_ids
+            for had in (alone.token_ids[:count] for count in (1, 10, 19)):
+                rest = started.resumed(decode, prompt, had, sampling)
+                assert (await rest.end()).finish == alone.finish
+                assert (*had, *rest.token_ids) == alone.token_ids
+                assert min(output.offset for output in rest.outputs if output.token_ids) == len(had)
+            refused = await started.resumed(decode, prompt, alone.token_ids, sampling).end()
+            assert refused.error == "20 tokens are generated of at most 20"
             for other in beside:
                 await other.end()
 

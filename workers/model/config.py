@@ -1,6 +1,7 @@
 """A checkpoint's config.json and generation_config.json, checked and typed. Knows no torch."""
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,6 +58,7 @@ _KEYS = {
     "quantization_config",
     "num_nextn_predict_layers",
     "rms_norm_eps",
+    "rope_parameters",
     "rope_scaling",
     "rope_theta",
     "routed_scaling_factor",
@@ -72,7 +74,11 @@ _YARN_KEYS = {
     "beta_fast",
     "beta_slow",
     "attention_factor",
+    "mscale",
+    "mscale_all_dim",
 }
+# Of a checkpoint without YaRN, as transformers 5 writes them.
+_PLAIN_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
 class ModelConfigError(ValueError):
@@ -81,13 +87,36 @@ class ModelConfigError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Yarn:
-    """YaRN context extension (Peng et al. 2023). attention_factor multiplies cos and sin."""
+    """YaRN context extension (Peng et al. 2023). attention_factor multiplies cos and sin.
+
+    mscale, mscale_all_dim: 0 where they are not set; the second scales MLA's softmax too, as DeepSeek's code has it.
+    """
 
     factor: float
     original_max_len: int
     beta_fast: float
     beta_slow: float
     attention_factor: float | None
+    mscale: float = 0.0
+    mscale_all_dim: float = 0.0
+
+    def magnitude(self, mscale: float) -> float:
+        """0.1 * mscale * ln(factor) + 1, the growth of attention with the context."""
+        return 0.1 * mscale * math.log(self.factor) + 1.0 if self.factor > 1 else 1.0
+
+    @property
+    def on_rotary(self) -> float:
+        """The factor on cos and sin."""
+        if self.attention_factor is not None:
+            return self.attention_factor
+        if self.mscale and self.mscale_all_dim:
+            return self.magnitude(self.mscale) / self.magnitude(self.mscale_all_dim)
+        return self.magnitude(1.0)
+
+    @property
+    def on_softmax(self) -> float:
+        """The factor on the softmax's scale."""
+        return self.magnitude(self.mscale_all_dim) ** 2 if self.mscale_all_dim else 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +171,7 @@ class LingConfig:
         if unknown:
             raise ModelConfigError(f"model_overrides: {', '.join(unknown)} is no key this model reads")
         raw |= overrides
+        _name_rope(raw)
         _check_kind(raw)
         counts = {key: _count(raw, key) for key in _COUNTS}
         rope = raw.get("rope_scaling") or {}
@@ -287,11 +317,29 @@ def _number(raw: dict[str, Any], key: str) -> float:
     return float(value)
 
 
+def _name_rope(raw: dict[str, Any]) -> None:
+    """transformers 5 writes `rope_parameters` for `rope_scaling`, `rope_theta` and `partial_rotary_factor`."""
+    parameters = raw.pop("rope_parameters", None)
+    if parameters is None:
+        return
+    if not isinstance(parameters, dict):
+        raise ModelConfigError(f"config.json: rope_parameters must be an object, found {parameters!r}")
+    if raw.get("rope_scaling") is None:
+        raw["rope_scaling"] = parameters
+    for key in ("rope_theta", "partial_rotary_factor"):
+        if key in parameters:
+            raw.setdefault(key, parameters[key])
+
+
 def _yarn(raw: dict[str, Any], rope: Any) -> Yarn | None:
     if not isinstance(rope, dict):
         raise ModelConfigError(f"config.json: rope_scaling must be an object or null, found {rope!r}")
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
+        if unknown := sorted(set(rope) - _PLAIN_KEYS):
+            raise ModelConfigError(
+                f"config.json: rope_scaling has no rope_type, and keys that need one: {', '.join(unknown)}"
+            )
         return None
     if kind != "yarn":
         raise ModelConfigError(f"config.json: rope_scaling type {kind!r} is not served, only 'yarn' is")
@@ -308,6 +356,8 @@ def _yarn(raw: dict[str, Any], rope: Any) -> Yarn | None:
         beta_fast=_number(named, "rope_scaling.beta_fast"),
         beta_slow=_number(named, "rope_scaling.beta_slow"),
         attention_factor=None if given is None else _number(named, "rope_scaling.attention_factor"),
+        mscale=float(rope.get("mscale") or 0.0),
+        mscale_all_dim=float(rope.get("mscale_all_dim") or 0.0),
     )
 
 

@@ -22,7 +22,8 @@ class LatentAttention:
         self._cache = config.cache_index(layer)
         self._rank = config.kv_lora_rank
         self._nope, self._rope, self._v = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-        self._scale = (self._nope + self._rope) ** -0.5
+        grown = config.yarn.on_softmax if config.yarn is not None else 1.0
+        self._scale = grown * (self._nope + self._rope) ** -0.5
         self._q_rank = config.q_lora_rank
         heads, hidden, latent = config.num_attention_heads, config.hidden_size, config.latent_width
         self._heads = heads // shard.size

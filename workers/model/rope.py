@@ -37,7 +37,4 @@ def rope_frequencies(dim: int, theta: float, yarn: Yarn | None) -> tuple[Tensor,
     # Equal ends would divide by zero; the ramp is a step then.
     ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low if high > low else 0.001)
     slowed = ramp.clamp(0, 1)
-    factor = yarn.attention_factor
-    if factor is None:
-        factor = 0.1 * math.log(yarn.factor) + 1.0 if yarn.factor > 1 else 1.0
-    return plain / yarn.factor * slowed + plain * (1 - slowed), factor
+    return plain / yarn.factor * slowed + plain * (1 - slowed), yarn.on_rotary

@@ -5,7 +5,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-from router.relay.choice import ServedBy
+from router.relay.choice import ServedBy, Timings
 
 
 class CachedTokens(TypedDict):
@@ -35,7 +35,7 @@ class Facts(TypedDict, total=False):
     timings: with the end of a choice. prompt_token_ids: with its beginning, where `return_token_ids` asks for them.
     """
 
-    timings: ServedBy
+    timings: ServedBy | Timings
     prompt_token_ids: Sequence[int]
 
 

@@ -1,11 +1,12 @@
 """Content blocks and messages of the messages API, and the turns of a neutral request they stand for."""
 
 import json
-from typing import Annotated, Any, Literal
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
-from router.api.request import Call, Turn
+from router.api.request import Call, Turn, note
 from router.api.schema import Strict, meaningless
 from router.errors import Path
 
@@ -45,6 +46,108 @@ class TextBlock(Block):
 SystemText = Annotated[list[TextBlock], BeforeValidator(_block_list, json_schema_input_type=str | list[TextBlock])]
 
 
+class PlainSource(Strict):
+    """A document's text."""
+
+    type: Literal["text"]
+    media_type: Literal["text/plain"]
+    data: str
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        return self.data
+
+
+class ContentSource(Strict):
+    """A document's text in blocks."""
+
+    type: Literal["content"]
+    content: SystemText
+
+    @property
+    def text(self) -> str:
+        """The text."""
+        return joined(self.content)
+
+
+TextSource = Annotated[PlainSource | ContentSource, Field(discriminator="type")]
+
+
+class BytesSource(BaseModel):
+    """A file, or where one lies: the model can't read it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: Literal["base64", "url", "file"]
+
+    @property
+    def text(self) -> str:
+        """A note that it was left out."""
+        return note("file")
+
+
+class Document(Block):
+    """A document, of text alone."""
+
+    type: Literal["document"]
+    source: TextSource
+    title: str | None = None
+    context: str | None = None
+    citations: dict[str, Any] | None = meaningless(None)
+
+    @property
+    def text(self) -> str:
+        """Title, context and text."""
+        return "\n".join(part for part in (self.title, self.context, self.source.text) if part)
+
+
+class ReturnedDocument(Document):
+    """A document that a tool returned. A file of bytes becomes a note to the model that it was left out."""
+
+    source: Annotated[PlainSource | ContentSource | BytesSource, Field(discriminator="type")]  # type: ignore[assignment]
+
+
+class SearchResult(Block):
+    """A result of a search."""
+
+    type: Literal["search_result"]
+    source: str
+    title: str
+    content: SystemText
+    citations: dict[str, Any] | None = meaningless(None)
+
+    @property
+    def text(self) -> str:
+        """Title, source and text."""
+        return "\n".join((self.title, self.source, joined(self.content)))
+
+
+class Image(BaseModel):
+    """An image that a tool returned: a note to the model that it was left out."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: Literal["image"]
+
+    @property
+    def text(self) -> str:
+        """The note."""
+        return note("image")
+
+
+ReturnedBlock = Annotated[
+    Annotated[TextBlock, Tag("#text")]
+    | Annotated[Image, Tag("#image")]
+    | Annotated[ReturnedDocument, Tag("#document")]
+    | Annotated[SearchResult, Tag("#search_result")],
+    Discriminator(_tag),
+]
+Returned = Annotated[
+    list[ReturnedBlock], BeforeValidator(_block_list, json_schema_input_type=str | list[ReturnedBlock])
+]
+
+
 class ToolUseBlock(Block):
     """A call the assistant made."""
 
@@ -60,7 +163,7 @@ class ToolResultBlock(Block):
 
     type: Literal["tool_result"]
     tool_use_id: str
-    content: SystemText = Field(default_factory=list)
+    content: Returned = Field(default_factory=list)
     is_error: bool | None = meaningless(None)
 
 
@@ -80,7 +183,11 @@ class RedactedThinkingBlock(Strict):
 
 
 UserBlock = Annotated[
-    Annotated[TextBlock, Tag("#text")] | Annotated[ToolResultBlock, Tag("#tool_result")], Discriminator(_tag)
+    Annotated[TextBlock, Tag("#text")]
+    | Annotated[Document, Tag("#document")]
+    | Annotated[SearchResult, Tag("#search_result")]
+    | Annotated[ToolResultBlock, Tag("#tool_result")],
+    Discriminator(_tag),
 ]
 AssistantBlock = Annotated[
     Annotated[TextBlock, Tag("#text")]
@@ -111,11 +218,17 @@ class UserMessage(Strict):
     def turns(self, at: Path) -> list[Turn]:
         """One tool's turn for each result, then the text."""
         out = [
-            Turn("tool", joined(b.content), (*at, "content", i, "tool_use_id"), call_id=b.tool_use_id)
+            Turn(
+                "tool",
+                joined(b.content),
+                (*at, "content", i, "tool_use_id"),
+                call_id=b.tool_use_id,
+                left_out=_left_out(b, (*at, "content", i)),
+            )
             for i, b in enumerate(self.content)
             if isinstance(b, ToolResultBlock)
         ]
-        texts = [b for b in self.content if isinstance(b, TextBlock)]
+        texts = [b for b in self.content if not isinstance(b, ToolResultBlock)]
         if texts or not out:
             out.append(Turn("user", joined(texts), at))
         return out
@@ -143,7 +256,20 @@ class AssistantMessage(Strict):
 AnyMessage = Annotated[UserMessage | AssistantMessage | SystemMessage, Field(discriminator="role")]
 
 
-def joined(texts: list[TextBlock]) -> str:
+def _left_out(block: ToolResultBlock, at: Path) -> Path | None:
+    for i, inner in enumerate(block.content):
+        if isinstance(inner, Image) or (isinstance(inner, Document) and isinstance(inner.source, BytesSource)):
+            return (*at, "content", i, "type")
+    return None
+
+
+class _Text(Protocol):
+    @property
+    def text(self) -> str:
+        """What the model reads."""
+
+
+def joined(texts: Sequence[_Text]) -> str:
     """Blocks as one text."""
     return "\n".join(block.text for block in texts)
 

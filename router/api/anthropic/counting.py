@@ -1,5 +1,7 @@
 """/v1/messages/count_tokens."""
 
+from functools import partial
+
 from router.api.answering import check_model
 from router.api.answers.anthropic import TokenCount
 from router.api.anthropic.schema import NAMES, CountRequest
@@ -7,9 +9,10 @@ from router.api.render import conversation_prompt
 from router.relay.gateway import Gateway
 
 
-async def count_tokens(request: CountRequest, gateway: Gateway) -> TokenCount:
+async def count_tokens(request: CountRequest, gateway: Gateway, tenant: str) -> TokenCount:
     """How many tokens the prompt is that /v1/messages would compute."""
     check_model(request.model, gateway.config)
     asked = request.conversation()
-    prompt = await gateway.apart(asked.characters, conversation_prompt, asked, NAMES, gateway.tokenizer)
+    recall = partial(gateway.exact.recall, tenant)
+    prompt = await gateway.apart(asked.characters, conversation_prompt, asked, NAMES, gateway.tokenizer, recall)
     return {"input_tokens": len(prompt.token_ids)}

@@ -22,7 +22,7 @@ from router.errors import invalid
 from router.text.grammar import Form, Schema, json_form
 from router.text.tools.form import OfferedFunction
 
-NAMES = Names(result="a tool_result")
+NAMES = Names(result="a tool_result", values=True)
 
 
 def _own_tool(value: Any) -> Any:

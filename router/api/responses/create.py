@@ -10,6 +10,7 @@ from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from router.api.answering import Answering, check_model
+from router.api.answers.items import KeptItem
 from router.api.generate import (
     job_of,
     stream_answer,
@@ -23,13 +24,14 @@ from router.api.request import Request
 from router.api.responses.answers import Response
 from router.api.responses.background import Background
 from router.api.responses.ids import new_id
+from router.api.responses.items import InputItem, ItemReference
 from router.api.responses.resource import resource
 from router.api.responses.rows import Conversation, Record
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.store import ResponseStore
 from router.api.responses.tools import warning
-from router.errors import invalid
+from router.errors import fault, invalid
 from router.http.body import parse, read_body
 from router.http.caller import caller_of
 from router.http.dialect import OPENAI
@@ -63,7 +65,7 @@ class Create(Answering):
             account = caller.account
             job = job_of(lowered, [choice], account)
             holds.enter_context(self._gateway.flying(job, permit))
-            headers += worker_headers(job)
+            headers += worker_headers(job, self._gateway.config)
             if (told := warning(request.tools)) is not None:
                 headers.append((b"warning", told.encode()))
             if not request.background:
@@ -85,11 +87,20 @@ class Create(Answering):
     async def _begin(self, request: ResponseRequest, tenant: str) -> tuple[Request, Choice, Record]:
         """What is to be computed, and what will be kept of it."""
         earlier = await self._earlier(request, tenant)
-        asked = [item.plain() for item in request.input]
+        asked = [await self._plain(item, i, tenant) for i, item in enumerate(request.input)]
         lowered = request.lower(earlier.items, asked)
-        (choice,) = await make_choices(self._gateway, lowered)
+        (choice,) = await make_choices(self._gateway, lowered, tenant)
         body = resource(request, new_id("resp"), int(time.time()), self._gateway.config.served_model_name)
         return lowered, choice, Record(tenant, earlier, asked, body)
+
+    async def _plain(self, item: InputItem, place: int, tenant: str) -> KeptItem:
+        """An item of the input as it is kept; what it refers to where it is a reference."""
+        if not isinstance(item, ItemReference):
+            return item.plain()
+        found = await self._store.item(tenant, item.id)
+        if found is None:
+            raise fault(("input", place, "id"), f"no item {item.id[:80]!r} is kept here", "item_not_found")
+        return found
 
     async def _earlier(self, request: ResponseRequest, tenant: str) -> Conversation:
         response_id = request.previous_response_id

@@ -5,7 +5,7 @@ An item's plain form is what the API shows: a dict with `id`, `type` and `status
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Discriminator, Field, Tag
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Field, Tag
 
 from router.api.answers.items import (
     CallItem,
@@ -18,6 +18,7 @@ from router.api.answers.items import (
     ShellCallItem,
     Status,
 )
+from router.api.request import note
 from router.api.responses.ids import new_id
 from router.api.schema import Short, Strict, meaningless
 
@@ -73,6 +74,25 @@ class Refusal(Strict):
         return self.refusal
 
 
+class Attachment(BaseModel):
+    """An image or a file that a function returned: a note to the model that it was left out."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    type: Literal["input_image", "input_file"]
+
+    def said(self) -> str:
+        """The note."""
+        return note(self.type.removeprefix("input_"))
+
+
+ReturnedPart = Annotated[
+    Annotated[InputText, Tag("#input_text")]
+    | Annotated[OutputText, Tag("#output_text")]
+    | Annotated[Attachment, Tag("#input_image")],
+    Discriminator(lambda value: "#input_image" if tag(value) == "#input_file" else tag(value)),
+]
+Returned = Annotated[list[ReturnedPart], BeforeValidator(_part_list, json_schema_input_type=str | list[ReturnedPart])]
 Part = Annotated[
     Annotated[InputText, Tag("#input_text")]
     | Annotated[OutputText, Tag("#output_text")]
@@ -202,7 +222,7 @@ class FunctionCallOutput(Strict):
 
     type: Literal["function_call_output", "custom_tool_call_output", "local_shell_call_output"]
     call_id: Short = ""
-    output: Parts
+    output: Returned
     id: Short | None = None
     status: Status = "completed"
     name: str | None = meaningless(None)
@@ -217,6 +237,13 @@ class FunctionCallOutput(Strict):
             "call_id": self.call_id or self.id or "",
             "output": "\n".join(part.said() for part in self.output),
         }
+
+
+class ItemReference(Strict):
+    """An item that is kept: of a stored response, or of what one was asked with."""
+
+    type: Literal["item_reference"]
+    id: Short
 
 
 class ReasoningItem(Strict):
@@ -252,7 +279,8 @@ InputItem = Annotated[
     | Annotated[CustomToolCall, Tag("#custom_tool_call")]
     | Annotated[LocalShellCall, Tag("#local_shell_call")]
     | Annotated[FunctionCallOutput, Tag("#function_call_output")]
-    | Annotated[ReasoningItem, Tag("#reasoning")],
+    | Annotated[ReasoningItem, Tag("#reasoning")]
+    | Annotated[ItemReference, Tag("#item_reference")],
     Discriminator(_item_tag),
 ]
 

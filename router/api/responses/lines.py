@@ -3,10 +3,11 @@
 from router.api.answers.generated import Head
 from router.api.request import Request
 from router.api.responses.ids import new_id
+from router.api.responses.items import ItemReference
 from router.api.responses.resource import resource
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.serializer import ResponseSerializer
-from router.errors import invalid
+from router.errors import fault, invalid
 from router.http.body import parse
 from router.http.dialect import OPENAI, Dialect
 from router.relay.choice import Choice
@@ -30,11 +31,14 @@ class ResponseLines:
                 raise invalid(f"'{name}' is not supported in a batch", name, "unsupported_parameter")
         if request.truncation != "disabled":
             raise invalid("'truncation' must be 'disabled' in a batch", "truncation", "unsupported_value")
+        for i, item in enumerate(request.input):
+            if isinstance(item, ItemReference):
+                raise fault(("input", i, "type"), "'item_reference' is not supported in a batch", "unsupported_value")
         return request.model_copy(update={"store": False})
 
     def lower(self, asked: ResponseRequest) -> Request:
         """In neutral form."""
-        return asked.lower((), [item.plain() for item in asked.input])
+        return asked.lower((), [item.plain() for item in asked.input if not isinstance(item, ItemReference)])
 
     def serializer(
         self, head: Head, asked: ResponseRequest, request: Request, choices: list[Choice], tokenizer: Tokenizer

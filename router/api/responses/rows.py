@@ -50,6 +50,13 @@ END;
 CREATE TRIGGER IF NOT EXISTS response_gone AFTER DELETE ON responses BEGIN
     UPDATE response_totals SET shown = shown - OLD.shown, size = size - OLD.size WHERE tenant = OLD.tenant;
 END;
+CREATE TABLE IF NOT EXISTS response_items (
+    tenant TEXT NOT NULL,
+    item TEXT NOT NULL,
+    response TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE,
+    PRIMARY KEY (tenant, item)
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS items_of_response ON response_items (response);
 CREATE TABLE IF NOT EXISTS response_events (
     id TEXT NOT NULL REFERENCES responses (id) ON DELETE CASCADE,
     first INTEGER NOT NULL,
@@ -107,7 +114,27 @@ def put(db: sqlite3.Connection, record: Record, bounds: Bounds, *, active: bool,
         (record.body["id"], record.tenant, parent, asked, body, active, streamed, time.time_ns(),
          len(asked) + len(body), time.time()),
     )  # fmt: skip
+    _name_items(db, record.tenant, record.body["id"], [*items, *record.body["output"]])
     _bound(db, record.tenant, bounds)
+
+
+def _name_items(db: sqlite3.Connection, tenant: str, response_id: str, items: Sequence[KeptItem]) -> None:
+    """Make items found by their ids."""
+    named = [(tenant, item["id"], response_id) for item in items]
+    db.executemany("INSERT OR REPLACE INTO response_items VALUES (?, ?, ?)", named)
+
+
+def item(db: sqlite3.Connection, tenant: str, item_id: str) -> KeptItem | None:
+    """The tenant's item of that id, of a response that is in sight."""
+    row = db.execute(
+        "SELECT r.items, r.body FROM response_items i JOIN responses r ON r.id = i.response"
+        " WHERE i.tenant = ? AND i.item = ? AND r.shown",
+        (tenant, item_id),
+    ).fetchone()
+    if row is None:
+        return None
+    kept: list[KeptItem] = [*from_json(row["items"]), *from_json(row["body"])["output"]]
+    return next((found for found in kept if found["id"] == item_id), None)
 
 
 def look(db: sqlite3.Connection, tenant: str, response_id: str) -> Kept | None:
@@ -148,10 +175,13 @@ def append(db: sqlite3.Connection, response_id: str, first: int, beyond: int, da
 def finish(db: sqlite3.Connection, response_id: str, body: Response) -> None:
     """Keep how an active response ended; nothing if it has ended or gone meanwhile."""
     data = to_json(body)
-    db.execute(
-        "UPDATE responses SET size = size - LENGTH(body) + ?, body = ?, active = 0 WHERE id = ? AND active",
+    row = db.execute(
+        "UPDATE responses SET size = size - LENGTH(body) + ?, body = ?, active = 0 WHERE id = ? AND active"
+        " RETURNING tenant",
         (len(data), data, response_id),
-    )
+    ).fetchone()
+    if row is not None:
+        _name_items(db, row["tenant"], response_id, body["output"])
 
 
 def events(db: sqlite3.Connection, response_id: str, after: int) -> list[tuple[int, bytes]]:

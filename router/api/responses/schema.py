@@ -1,16 +1,17 @@
 """Body of /v1/responses, and the neutral request it stands for."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from router.api.request import Conversation, Request, Sampling, Tools, choose_tools
-from router.api.responses.items import InputItem, tag
+from router.api.responses.items import Attachment, FunctionCallOutput, InputItem, tag
 from router.api.responses.tools import AllowedTools, AnyTool, NamedTool, ToolChoice, lowered
 from router.api.responses.turns import NAMES, Item, turns
 from router.api.schema import MAX_TURNS, Short, Strict, meaningless
-from router.errors import invalid
+from router.errors import Path, invalid
 from router.priority import LATEST, SOONEST
 from router.text.grammar import Form, Schema, json_form
 
@@ -160,6 +161,8 @@ class ResponseRequest(Strict):
     def lower(self, earlier: Sequence[Item], asked: Sequence[Item]) -> Request:
         """In neutral form. earlier: the items of the conversation it continues; asked: its own, as they are kept."""
         said = turns([*earlier, *asked], len(earlier), self.instructions)
+        attached: dict[Path, Path] = {("input", i): at for i, at in self._attached()}
+        said = tuple(replace(t, left_out=attached.get(t.at)) if t.role == "tool" else t for t in said)
         thinking = self._effort not in ("none", "minimal") if self._effort is not None else None
         conversation = Conversation(said, self._tools(), thinking, shorten=self.truncation == "auto")
         sampling = Sampling(
@@ -169,6 +172,13 @@ class ResponseRequest(Strict):
             logprobs=self.top_logprobs if self.wants_logprobs else None,
         )
         return Request(conversation, sampling, self._form(), stream=self.stream, priority=self.priority, names=NAMES)
+
+    def _attached(self) -> Iterator[tuple[int, Path]]:
+        """Items that returned what is no text, and where."""
+        for i, item in enumerate(self.input):
+            for j, part in enumerate(item.output if isinstance(item, FunctionCallOutput) else ()):
+                if isinstance(part, Attachment):
+                    yield i, ("input", i, "output", j, "type")
 
     def _form(self) -> Form | None:
         match self.text.format if self.text is not None else None:

@@ -61,6 +61,10 @@ class ResponseStore:
 
         return await self._database.run(read)
 
+    async def item(self, tenant: str, item_id: str) -> KeptItem | None:
+        """An item of a kept response, or of what it was asked with."""
+        return await self._database.run(lambda db: rows.item(db, tenant, item_id))
+
     async def delete(self, tenant: str, response_id: str) -> bool:
         """Whether there was such a response. If it runs, it is to stop."""
         return await self._database.run(lambda db: rows.hide(db, tenant, response_id))

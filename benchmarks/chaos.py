@@ -1,0 +1,197 @@
+"""Agent sessions while workers are killed: `python -m benchmarks.chaos --seconds 120 --every 8`.
+
+Starts `ling serve` on the embedded checkpoint with one prefill and two decode workers, plays every session once
+undisturbed, and then again and again while leaders and ranks are ended by SIGKILL, in an order that the seed decides.
+Counts streams that failed and transcripts that differ from the undisturbed ones, and prints how long streams paused
+around a kill. Exits with 1 if a stream failed or a transcript differs.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from benchmarks.serving import running_cluster
+
+_TOOLS = [
+    {
+        "type": "function",
+        "function": {
+            "name": "get_weather",
+            "description": "Weather of a city.",
+            "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        },
+    }
+]
+_CITIES = ("Paris", "Oslo", "Lima", "Cairo", "Quito", "Delhi", "Turin", "Accra")
+_TURNS = 3
+
+
+@dataclass
+class Heard:
+    """One answer: what it says, and when its chunks came."""
+
+    message: dict[str, Any]
+    finish: str | None
+    tokens: int
+    times: list[float]
+
+
+@dataclass
+class Tally:
+    """What came of all streams under kills."""
+
+    streams: int = 0
+    failed: list[str] = field(default_factory=list)
+    different: int = 0
+    pauses: list[float] = field(default_factory=list)  # the longest of each stream that was open at a kill
+
+
+async def _ask(client: httpx.AsyncClient, messages: list[dict[str, Any]]) -> Heard:
+    """One streamed chat completion; RuntimeError if it does not end well."""
+    body = {
+        "model": "auto", "messages": messages, "tools": _TOOLS, "temperature": 0, "max_tokens": 160, "stream": True,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    times = [time.monotonic()]
+    content, calls, finish, tokens, done = "", dict[int, dict[str, Any]](), None, 0, False
+    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+        if response.status_code != 200:
+            raise RuntimeError(f"{response.status_code}: {(await response.aread()).decode()[:200]}")
+        held = ""
+        async for text in response.aiter_text():
+            times.append(time.monotonic())
+            *lines, held = (held + text).split("\n")
+            for line in lines:
+                if line == "data: [DONE]":
+                    done = True
+                elif line.startswith("data: "):
+                    event = json.loads(line.removeprefix("data: "))
+                    if "error" in event:
+                        raise RuntimeError(event["error"]["message"])
+                    tokens = event["usage"]["completion_tokens"] if event.get("usage") else tokens
+                    for choice in event["choices"]:
+                        finish = choice["finish_reason"] or finish
+                        content += choice["delta"].get("content") or ""
+                        for call in choice["delta"].get("tool_calls") or []:
+                            function = calls.setdefault(call["index"], {"name": "", "arguments": ""})
+                            function["name"] += call["function"].get("name") or ""
+                            function["arguments"] += call["function"].get("arguments") or ""
+    if not done:
+        raise RuntimeError("the stream ended without [DONE]")
+    message: dict[str, Any] = {"role": "assistant", "content": content}
+    if calls:
+        message["tool_calls"] = [
+            {"id": f"call_{at}", "type": "function", "function": function} for at, function in sorted(calls.items())
+        ]
+    return Heard(message, finish, tokens, times)
+
+
+async def _session(client: httpx.AsyncClient, number: int) -> list[Heard]:
+    """A conversation of a few turns, in which the tool answers what is asked of it."""
+    city = _CITIES[number % len(_CITIES)]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": f"({number}) What is the weather in {city}?"}]
+    heard = []
+    for turn in range(_TURNS):
+        answer = await _ask(client, messages)
+        heard.append(answer)
+        messages.append(answer.message)
+        calls = answer.message.get("tool_calls", [])
+        for call in calls:
+            messages.append({"role": "tool", "tool_call_id": call["id"], "content": f"{12 + turn} degrees, rain"})
+        if not calls:
+            messages.append({"role": "user", "content": f"And tomorrow? ({turn})"})
+    return heard
+
+
+async def _kills(client: httpx.AsyncClient, rng: random.Random, every: float, until: float) -> list[float]:
+    """End a leader or a rank every so often; when."""
+    begun, when = time.monotonic(), list[float]()
+    while time.monotonic() + every < until:
+        await asyncio.sleep(every)
+        pools = (await client.get("/status")).json()["pools"]
+        workers = [w for pool in pools.values() for w in pool["workers"] if w["state"] == "live"]
+        if not workers:
+            continue
+        worker = rng.choice(workers)
+        pid = rng.choice([worker["pid"], *(rank["pid"] for rank in worker["ranks"])])
+        what = "leader" if pid == worker["pid"] else "rank"
+        print(f"after {time.monotonic() - begun:5.1f} s: kill -9 of a {what} of {worker['id']}")
+        try:
+            os.kill(pid, signal.SIGKILL)
+        except ProcessLookupError:
+            continue  # its worker ended meanwhile
+        when.append(time.monotonic())
+    return when
+
+
+async def _under_kills(
+    client: httpx.AsyncClient, number: int, expected: list[Heard], until: float, tally: Tally, all_heard: list[Heard]
+) -> None:
+    while time.monotonic() < until:
+        tally.streams += _TURNS
+        try:
+            heard = await _session(client, number)
+        except (RuntimeError, httpx.HTTPError) as error:
+            tally.failed.append(f"session {number}: {error or type(error).__name__}")
+            continue
+        all_heard += heard
+        for mine, other in zip(heard, expected, strict=True):
+            same = (mine.message, mine.finish, mine.tokens) == (other.message, other.finish, other.tokens)
+            tally.different += not same
+            if not same:
+                print(f"session {number} differs:\n  {other.message}\n  {mine.message}")
+
+
+async def chaos(client: httpx.AsyncClient, sessions: int, seconds: float, every: float, seed: int) -> Tally:
+    """Play the sessions undisturbed, then under kills."""
+    begun = time.monotonic()
+    undisturbed = await asyncio.gather(*(_session(client, n) for n in range(sessions)))
+    print(f"{sessions} sessions of {_TURNS} turns undisturbed in {time.monotonic() - begun:.1f} s")
+    tally, heard = Tally(), list[Heard]()
+    until = time.monotonic() + seconds
+    kills = asyncio.create_task(_kills(client, random.Random(seed), every, until))
+    await asyncio.gather(*(_under_kills(client, n, undisturbed[n], until, tally, heard) for n in range(sessions)))
+    for answer in heard:
+        if any(answer.times[0] <= at <= answer.times[-1] for at in await kills):
+            tally.pauses.append(max(b - a for a, b in zip(answer.times, answer.times[1:], strict=False)))
+    print(
+        f"{len(await kills)} kills, {tally.streams} streams: {len(tally.failed)} failed, {tally.different} differ from "
+        "the undisturbed transcript"
+    )
+    for failure in tally.failed[:10]:
+        print(f"  {failure}")
+    if tally.pauses:
+        ordered = sorted(tally.pauses)
+        median, p99 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
+        print(
+            f"longest pause of the {len(ordered)} streams open at a kill: median {median:.2f} s, p99 {p99:.2f} s, "
+            f"most {ordered[-1]:.2f} s"
+        )
+    return tally
+
+
+async def _main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--url", help="a running cluster on this machine; without it one is started")
+    parser.add_argument("--sessions", type=int, default=32)
+    parser.add_argument("--seconds", type=float, default=120.0, help="how long workers are killed for")
+    parser.add_argument("--every", type=float, default=8.0, help="seconds between kills")
+    parser.add_argument("--seed", type=int, default=1)
+    arguments, serve = parser.parse_known_args()
+    serve = ["--decode", "2", "--tp", "2", *serve]
+    async with running_cluster(arguments.url, serve) as url, httpx.AsyncClient(base_url=url, timeout=600) as client:
+        tally = await chaos(client, arguments.sessions, arguments.seconds, arguments.every, arguments.seed)
+    return 1 if tally.failed or tally.different else 0
+
+
+if __name__ == "__main__":
+    sys.exit(asyncio.run(_main()))

@@ -1,0 +1,212 @@
+"""Real clients, unmodified, against a running cluster: `python -m benchmarks.clients URL`.
+
+Each is given one task by the lines of docs/CLIENTS.md. One that is not installed is skipped with the line that
+installs it; `--bin FOLDER` is looked in before PATH, `--only NAME` runs one. Agents' own prompts are long: serve with
+`--max-model-len 200000 --set model_overrides.max_position_embeddings=200000`.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+_TASK = "Run the command: echo hello"
+
+
+@dataclass(frozen=True)
+class Client:
+    """command: its arguments, of the cluster's URL, the model's name and the tokenizer's folder. told: what a run that
+    worked prints. files: by their path below the folder it runs in."""
+
+    name: str
+    program: str
+    install: str
+    command: Callable[[str, str, str], Sequence[str]]
+    told: str = ""
+    env: Callable[[str, str], Mapping[str, str]] = lambda url, model: {}
+    files: Callable[[str, str], Mapping[str, str]] = field(default=lambda url, model: {})
+
+
+def _codex_home(url: str, model: str) -> Mapping[str, str]:
+    config = f"""model = "{model}"
+model_provider = "ling"
+model_context_window = 200000
+model_instructions_file = "instructions.md"
+[model_providers.ling]
+name = "ling"
+base_url = "{url}/v1"
+wire_api = "responses"
+env_key = "LING_KEY"
+"""
+    return {".codex/config.toml": config, ".codex/instructions.md": "You run commands and answer."}
+
+
+def _opencode(url: str, model: str) -> Mapping[str, str]:
+    provider = {
+        "npm": "@ai-sdk/openai-compatible",
+        "options": {"baseURL": f"{url}/v1", "apiKey": "x"},
+        "models": {model: {"limit": {"context": 190_000, "output": 4_000}}},
+    }
+    name = f"ling/{model}"
+    return {"opencode.json": json.dumps({"provider": {"ling": provider}, "model": name, "small_model": name})}
+
+
+_ROWS = (
+    '{"q": "One and one is", "choices": ["two", "six"], "gold": 0}\n'
+    '{"q": "Ice is", "choices": ["hot", "cold"], "gold": 1}\n'
+)
+_DATA = "dataset_path: json\ndataset_kwargs:\n  data_files:\n    test: rows.jsonl\ntest_split: test\n"
+_LM_EVAL = {
+    "rows.jsonl": _ROWS,
+    "tasks/choice.yaml": f"task: ling_choice\n{_DATA}output_type: multiple_choice\ndoc_to_text: '{{{{q}}}}'\n"
+    "doc_to_choice: '{{choices}}'\ndoc_to_target: gold\nmetric_list:\n  - metric: acc\n",
+    "tasks/until.yaml": f"task: ling_until\n{_DATA}output_type: generate_until\ndoc_to_text: '{{{{q}}}}'\n"
+    "doc_to_target: '{{choices[gold]}}'\ngeneration_kwargs:\n  until: ['.']\n  max_gen_toks: 8\n"
+    "metric_list:\n  - metric: exact_match\n",
+    "tasks/rolling.yaml": f"task: ling_rolling\n{_DATA}output_type: loglikelihood_rolling\ndoc_to_text: ''\n"
+    "doc_to_target: '{{q}}'\nmetric_list:\n  - metric: word_perplexity\n",
+}
+
+CLIENTS = (
+    Client(
+        "codex",
+        "codex",
+        "npm install -g @openai/codex",
+        lambda url, model, _: ["exec", "--skip-git-repo-check", "--sandbox", "danger-full-access", _TASK],
+        "tokens used",
+        lambda url, model: {"CODEX_HOME": ".codex", "LING_KEY": "x"},
+        _codex_home,
+    ),
+    Client(
+        "claude",
+        "claude",
+        "npm install -g @anthropic-ai/claude-code",
+        lambda url, model, _: [
+            "-p",
+            _TASK,
+            "--system-prompt",
+            "Be short.",
+            "--tools",
+            "Bash",
+            "--allowedTools",
+            "Bash",
+        ],
+        env=lambda url, model: {
+            "ANTHROPIC_BASE_URL": url,
+            "ANTHROPIC_AUTH_TOKEN": "x",
+            "ANTHROPIC_MODEL": model,
+            "ANTHROPIC_SMALL_FAST_MODEL": model,
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+        },
+    ),
+    Client(
+        "qwen",
+        "qwen",
+        "npm install -g @qwen-code/qwen-code",
+        lambda url, model, _: ["--auth-type", "openai", "-p", _TASK, "--yolo"],
+        env=lambda url, model: {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "x", "OPENAI_MODEL": model},
+    ),
+    Client(
+        "opencode",
+        "opencode",
+        "npm install -g opencode-ai",
+        lambda url, model, _: ["run", "--model", f"ling/{model}", _TASK],
+        files=_opencode,
+    ),
+    Client(
+        "guidellm",
+        "guidellm",
+        "pip install guidellm",
+        lambda url, model, tokenizer: [
+            *("run", "--backend", f"kind=openai_http,target={url}", "--profile", "kind=concurrent,streams=2"),
+            *("--constraint", "kind=max_duration,seconds=8", "--tokenizer", f"kind=hf_auto,model={tokenizer}"),
+            *("--data", "kind=synthetic_text,prompt_tokens=64,output_tokens=16"),
+        ],
+    ),
+    Client(
+        "lm-eval",
+        "lm_eval",
+        "pip install 'lm-eval[api]'",
+        lambda url, model, _: [
+            *("run", "--model", "local-completions", "--tasks", "ling_choice,ling_until,ling_rolling"),
+            *("--include_path", "tasks", "--output_path", "out", "--model_args"),
+            f"model={model},base_url={url}/v1/completions,tokenizer_backend=remote,num_concurrent=1,max_retries=1",
+        ],
+        "ling_choice",
+        files=lambda url, model: _LM_EVAL,
+    ),
+    Client(
+        "aiperf",
+        "aiperf",
+        "pip install aiperf",
+        lambda url, model, tokenizer: [
+            *("profile", "--model", model, "--url", url, "--endpoint-type", "chat", "--streaming"),
+            *("--tokenizer", tokenizer, "--concurrency", "2", "--request-count", "4"),
+            *("--synthetic-input-tokens-mean", "64", "--output-tokens-mean", "16", "--ui", "none"),
+        ],
+        "Request Throughput",
+    ),
+)
+
+
+def run(client: Client, folder: str, url: str, model: str, tokenizer: str, limit_s: float) -> str:
+    """What came of it, in a line. Its output is printed where it failed."""
+    path = os.pathsep.join(filter(None, (folder, os.environ.get("PATH"))))
+    program = shutil.which(client.program, path=path)
+    if program is None:
+        return f"skipped: not installed; {client.install}"
+    with tempfile.TemporaryDirectory(prefix="ling-client-") as home:
+        for name, text in client.files(url, model).items():
+            file = Path(home, name)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+        env = {**os.environ, "PATH": path, "HOME": home, "NO_COLOR": "1", **client.env(url, model)}
+        if "CODEX_HOME" in env:
+            env["CODEX_HOME"] = str(Path(home, env["CODEX_HOME"]))
+        command = [program, *client.command(url, model, tokenizer)]
+        begun = time.monotonic()
+        try:
+            done = subprocess.run(
+                command, cwd=home, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False
+            )
+        except subprocess.TimeoutExpired as error:
+            print((error.stdout or b"").decode(errors="replace")[-4000:])
+            return f"FAILED: not done in {limit_s:g} s"
+    told = (done.stdout + done.stderr).decode(errors="replace")
+    if done.returncode or client.told not in told:
+        print(told[-6000:])
+        return f"FAILED: exit {done.returncode}"
+    return f"worked, {time.monotonic() - begun:.0f} s"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run what is asked for; 1 if anything failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("url")
+    parser.add_argument("--only", choices=[c.name for c in CLIENTS], action="append")
+    parser.add_argument("--bin", default="", help="folders with clients, separated as in PATH")
+    parser.add_argument("--tokenizer", default=str(Path(__file__).parents[1] / "checkpoints" / "ling-nano"))
+    parser.add_argument("--limit", type=float, default=300.0, help="seconds a client may take")
+    asked = parser.parse_args(arguments)
+    url = asked.url.rstrip("/")
+    model = httpx.get(f"{url}/v1/models").raise_for_status().json()["data"][0]["id"]
+    failed = 0
+    for client in CLIENTS:
+        if not asked.only or client.name in asked.only:
+            outcome = run(client, asked.bin, url, model, asked.tokenizer, asked.limit)
+            failed += outcome.startswith("FAILED")
+            print(f"{client.name}: {outcome}", flush=True)
+    return min(failed, 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
