@@ -14,16 +14,18 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from benchmarks.ceilings import Ceilings, measure_ceilings, seconds
+from benchmarks.ceilings import LAUNCH, Ceilings, measure_ceilings, seconds
 from benchmarks.decode_parts import parts
 from benchmarks.decode_report import Decoded, Prefilled, Report, Split, markdown
+from benchmarks.kernel_case import STREAMING
+from benchmarks.launches import step_launches
 from planner.counts import weight_bytes
 from planner.errors import PlanError
 from planner.model import FORMATS, RELEASED, Model, load_model
@@ -188,7 +190,10 @@ class Bench:
         took = statistics.median(times[_WARM:])
         limit, fraction = self._limit(Step(batch, 1, context, batch), took)
         slowest = max(times[_WARM:]) * 1e3
-        self.report.decoded.append(Decoded(batch, context, steps, took * 1e3, slowest, batch / took, limit, fraction))
+        expected = None if limit is None else limit / STREAMING + self._launches(batch) * LAUNCH * 1e3
+        self.report.decoded.append(
+            Decoded(batch, context, steps, took * 1e3, slowest, batch / took, expected, limit, fraction)
+        )
         self._note(
             f"batch {batch} at {context}: {batch / took:.1f} tokens/s, {took * 1e3:.3f} ms a step{_of_limit(fraction)}"
         )
@@ -217,6 +222,12 @@ class Bench:
         each = -(-context // PAGE)
         device = self._built.caches.latent.device
         return torch.randperm(self._built.pages)[: batch * each].view(batch, each).to(device, torch.int32)
+
+    def _launches(self, batch: int) -> int:
+        """How many a step takes, counted on the shapes; how many experts there are changes none."""
+        config = replace(self._built.model.config, num_experts=min(16, self._built.model.config.num_experts))
+        counted = step_launches(config, 1, batch)
+        return sum(counted[part].total() for part in ("all", "head", "sampling"))
 
     def _limit(self, step: Step, took_s: float) -> tuple[float | None, float | None]:
         if self._ceilings is None:

@@ -12,6 +12,8 @@ from kernels.lightning.attention import lightning_attention_triton
 from kernels.lightning.layer import lightning_layer_triton
 from kernels.lightning.verify import lightning_commit_triton, lightning_verify_triton
 from kernels.mla.attention import mla_attention_triton
+from kernels.mla.forms import LongRow
+from kernels.mla.prefill import mla_prefill_triton
 
 # Tokens that are multiplied with each other, rather than with the state, in a long row.
 _CHUNK = 64
@@ -103,7 +105,7 @@ def mla(s: Sizes) -> Iterator[Case]:
         for n in s.decode:
             yield _mla(s, (context - 1,) * n, 1, f"mla decode at {context}", STREAMING)
     yield _mla(s, (s.contexts[0],) * 8, s.drafts + 1, f"mla verify of {s.drafts + 1} at {s.contexts[0]}", STREAMING)
-    yield _mla(s, (0,), s.prefill, "mla prefill", 0.4)
+    yield _prefill(s)
 
 
 def _mla(s: Sizes, starts: tuple[int, ...], count: int, name: str, expected: float) -> Case:
@@ -122,3 +124,23 @@ def _mla(s: Sizes, starts: tuple[int, ...], count: int, name: str, expected: flo
 
     moved = 2 * (keys * width + tokens * s.heads * (width + s.rank))
     return Case(name, tokens, moved, 2 * pairs * s.heads * (width + s.rank), expected, build, launches=2)
+
+
+def _prefill(s: Sizes) -> Case:
+    """One prompt in expanded form: its latents become keys and values of all heads, then attention."""
+    count, nope, v = s.prefill, s.head, s.head
+    width, both = nope + s.rope, nope + v
+    pairs = count * (count + 1) // 2
+
+    def build(device: torch.device) -> tuple[Call, None]:
+        pages = torch.randperm(-(-count // s.page), device=device)
+        pool = random(device, len(pages), s.page, s.rank + s.rope)
+        q, kv_b = random(device, count, s.heads, width), random(device, s.heads, both, s.rank)
+        out = torch.empty(count, s.heads, v, dtype=q.dtype, device=device)
+        row = LongRow(0, count, 0, pages)
+        return (lambda: mla_prefill_triton(q, pool, kv_b, out, width**-0.5, row)), None
+
+    # Latents gathered, then expanded and read back; queries in, values out.
+    moved = 2 * count * (3 * (s.rank + s.rope) + s.heads * (2 * both + width + v))
+    flops = 2 * s.heads * (pairs * (width + v) + count * s.rank * both)
+    return Case("mla prefill", count, moved, flops, 0.4, build, launches=3)

@@ -81,7 +81,9 @@ def serve(
     pages: Annotated[int | None, _capacity_option("Latent pages. Default: by memory.")] = None,
     page_size: Annotated[int | None, _capacity_option("Tokens a page. Default 64.")] = None,
     max_model_len: Annotated[int | None, _capacity_option("Longest sequence. Default: the checkpoint's.")] = None,
-    max_step_tokens: Annotated[int | None, _capacity_option("Token budget of a step. Default 1024.")] = None,
+    max_step_tokens: Annotated[
+        int | None, _capacity_option("Token budget of a step. Default 1024, 8192 for prefill on GPUs.")
+    ] = None,
     host: Annotated[str | None, _http_option("Address to listen on. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, _http_option(f"Port to listen on. Default {DEFAULT_PORT}.")] = None,
     metrics_port: Annotated[

@@ -153,7 +153,8 @@ class ClusterConfig(_Section):
     dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on a CPU. device: "auto" is cuda where the Ray
     cluster has GPUs. collectives: what joins a worker's ranks, "auto" picks by device. page_size: tokens a latent page;
     pages: of them, unset sizes them by memory. slots: sequences at once a worker. max_model_len: unset is the
-    checkpoint's context. max_step_tokens: token budget of a step. model_overrides: keys laid over config.json. load:
+    checkpoint's context. max_step_tokens: token budget of a step; unset, 8192 for
+    prefill workers on GPUs and 1024 otherwise. model_overrides: keys laid over config.json. load:
     "synthetic" makes up weights of the shapes and format config.json gives, for benchmarks. verify: each worker reads
     all files first, and refuses bytes that differ from their checksums and values that can't be right, as `ling verify`
     does. cuda_graphs: "auto" captures decode steps on GPUs, "off" launches every kernel by itself. card: what `ling
@@ -182,7 +183,7 @@ class ClusterConfig(_Section):
     pages: CountOrNone = None
     slots: Count = 64
     max_model_len: CountOrNone = None
-    max_step_tokens: Count = 1024
+    max_step_tokens: CountOrNone = None
     model_overrides: dict[str, Any] = Field(default_factory=dict)
     load: Literal["auto", "synthetic"] = "auto"
     verify: Annotated[bool, _READ] = False

@@ -17,6 +17,7 @@ from planner.plan import Plan, make_plan
 from planner.question import Question
 from planner.render import render
 from planner.traffic import Traffic
+from workers.sizes import PREFILL_STEP_TOKENS
 
 DEFAULT_PROMPT = 8192
 
@@ -52,7 +53,9 @@ def plan_command(
     sessions: Annotated[
         int | None, _worker_option("Sessions at once, so state slots. Default: as many as fit.", min=1)
     ] = None,
-    step_tokens: Annotated[int, _worker_option("Token budget of a step. Default 1024.", min=1)] = 1024,
+    step_tokens: Annotated[
+        int, _worker_option(f"Token budget of a step. Default {PREFILL_STEP_TOKENS}, a prefill worker's.", min=1)
+    ] = PREFILL_STEP_TOKENS,
     page_size: Annotated[int, _worker_option("Tokens a latent page. Default 64.", min=1, max=4096)] = 64,
     mtp: Annotated[bool, _worker_option("Load the MTP layer too.")] = False,
     network: Annotated[

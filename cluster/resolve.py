@@ -5,6 +5,7 @@ import tempfile
 import uuid
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Literal
 
 from cluster.checkpoint import find_checkpoint
 from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
@@ -16,6 +17,7 @@ from wire.logs import LogSettings
 from wire.protocol import Role
 from workers.config import WorkerConfig
 from workers.model.config import LingConfig
+from workers.sizes import default_step_tokens
 
 # The embedded default: a small trained checkpoint that the checkout carries.
 EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
@@ -144,16 +146,17 @@ def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
 def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> WorkerConfig:
     """What one worker of a pool needs; it listens on `host`, to those that know the secret."""
     config = resolved.config
+    device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" else "cpu"
     return WorkerConfig(
         model=resolved.model,
         tp=config.pool(role).tp,
         dtype=config.dtype,
-        device="cuda" if config.device == "cuda" else "cpu",
+        device=device,
         page_size=config.page_size,
         pages=config.pages,
         slots=config.slots,
         max_model_len=config.max_model_len,
-        max_step_tokens=config.max_step_tokens,
+        max_step_tokens=config.max_step_tokens or default_step_tokens(role, device, config.slots),
         handoff_window=config.handoff.window,
         handoff_timeout_s=config.handoff.timeout_s,
         collectives=config.collectives,

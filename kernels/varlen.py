@@ -175,11 +175,12 @@ class Pages:
 
     @cached_property
     def alone(self) -> tuple[tuple[int, Tensor], ...]:
-        """(row, its page ids) of each row a reference computes by itself: the longer ones, or the only one."""
+        """(row, its page ids) of each row that is computed by itself: the longer ones, or the only one."""
         rows = self.rows
         alone = rows.longer or ((0,) if len(rows.counts) == 1 else ())
         ends = {i: -(-(rows.starts[i] + rows.counts[i]) // self.page_size) for i in alone}
-        return tuple((i, self.table[rows.slots[i], : ends[i]].long()) for i in alone)
+        # A slot as a number for the host would have to be waited for.
+        return tuple((i, self.table.index_select(0, rows.slots[i : i + 1])[0, : ends[i]].long()) for i in alone)
 
     @cached_property
     def together(self) -> SinglePages | None:

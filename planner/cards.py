@@ -13,8 +13,9 @@ from planner.errors import PlanError
 class Card:
     """One kind of GPU. Bytes, bytes/s, FLOP/s, seconds.
 
-    bandwidth, bf16_flops, fp8_flops, link_bandwidth: what software reaches, measured or the datasheet's figure
-    times an assumed share; fp8_flops equals bf16_flops where the card has no FP8 units. The link's is one direction.
+    bandwidth, bf16_flops, fp8_flops, link_bandwidth: what software reaches, measured or the datasheet's figure times
+    an assumed share. fp8: whether it has 8-bit floats; fp8_flops equals bf16_flops where it has none. The link's is
+    one direction.
     """
 
     name: str
@@ -24,6 +25,7 @@ class Card:
     bandwidth_measured: bool
     datasheet_bf16_flops: float
     bf16_flops: float
+    fp8: bool
     fp8_flops: float
     flops_measured: bool
     link: str
@@ -48,6 +50,11 @@ def find_card(name: str) -> Card:
     near = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
     hint = f"did you mean {near[0]}? " if near else ""
     raise PlanError(f"--gpu: unknown card {name!r}; {hint}known: {', '.join(known)}")
+
+
+def serves(card: Card, weights: str) -> bool:
+    """Whether kernels for weights of that format run on the card."""
+    return card.fp8 or not weights.startswith("fp8")
 
 
 def _card(name: str, row: dict[str, object], link: dict[str, float], assumed: dict[str, float]) -> Card:
@@ -75,6 +82,7 @@ def _card(name: str, row: dict[str, object], link: dict[str, float], assumed: di
         bandwidth_measured=measured_bandwidth is not None,
         datasheet_bf16_flops=bf16,
         bf16_flops=achieved,
+        fp8=number("fp8") is not None,
         fp8_flops=fp8,
         flops_measured=measured_bf16 is not None,
         link=str(row["link"]),

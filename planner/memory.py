@@ -13,7 +13,7 @@ from planner.counts import weight_bytes
 from planner.model import Model
 from workers import memory
 from workers.memory import GIB, GRAPH_BYTES, MARGIN_SHARE
-from workers.sizes import staging
+from workers.sizes import PREFILL_STEP_TOKENS, staging
 
 # Assumed: CUDA context, library workspaces and loaded kernels, and the collectives' channels.
 CONTEXT_BYTES = 3 * GIB // 2
@@ -32,7 +32,7 @@ class Layout:
     context: int
     mean_length: int
     sessions: int | None = None
-    step_tokens: int = 1024
+    step_tokens: int = PREFILL_STEP_TOKENS
     page_size: int = 64
     mtp: bool = False
 

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from planner.cards import Card
+from planner.cards import Card, cards, serves
 from planner.errors import PlanError
 from planner.memory import Layout
 from planner.model import Model
@@ -25,11 +25,17 @@ class Question:
 
 def check(question: Question) -> None:
     """PlanError, with the flag at fault, for a question that has no answer."""
-    model, layout, traffic = question.model, question.layout, question.traffic
+    model, card, layout, traffic = question.model, question.card, question.layout, question.traffic
     try:
         model.config.check_tp(layout.tp)
     except ModelConfigError as error:
         raise PlanError(f"--gpus-per-worker: {error}") from None
+    if not serves(card, model.weights):
+        able = ", ".join(name for name, other in cards().items() if other.fp8)
+        raise PlanError(
+            f"--gpu: {card.name} has no 8-bit floats, so it can't serve FP8 weights: plan --dtype bf16 or int4 on it, "
+            f"or FP8 on one of {able}"
+        )
     if layout.mtp and not model.has_mtp:
         reason = "INT4 releases leave it out" if model.mtp_layers else "its config has none"
         raise PlanError(f"--mtp: {model.name} in {model.weights} has no MTP layer to load: {reason}")

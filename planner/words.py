@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-from planner.cards import Card, cards
+from planner.cards import Card, cards, serves
 from planner.counts import weight_bytes
 from planner.memory import (
     Capacity,
@@ -20,6 +20,7 @@ from planner.question import Question
 from planner.speed import Prefill, prefill
 from planner.traffic import TARGET_LOAD, Fleet
 from workers.memory import GIB
+from workers.sizes import PREFILL_STEP_TOKENS, STEP_TOKENS
 
 # Formats there are releases in, and `ling convert` writes: those a plan proposes.
 _RELEASED: tuple[Format, ...] = ("fp8", "int4")
@@ -96,7 +97,11 @@ def _what_would(question: Question) -> Iterator[str]:
         lighter = replace(model, weights=weights)
         if weights in _RELEASED and layout.mtp <= lighter.has_mtp and enough(capacity(lighter, card, layout), layout):
             yield f"--dtype {weights}"
-    larger = [other for other in cards().values() if enough(capacity(model, other, layout), layout)]
+    larger = [
+        other
+        for other in cards().values()
+        if serves(other, model.weights) and enough(capacity(model, other, layout), layout)
+    ]
     if larger:
         yield f"--gpu {larger[0].name}, the smallest that does with {_cards(layout.tp)}"
     else:
@@ -109,7 +114,7 @@ def _both(question: Question) -> Iterator[str]:
     for tp in model.allowed_tp():
         wider = replace(layout, tp=tp)
         for card in cards().values():
-            if tp > layout.tp and enough(capacity(model, card, wider), wider):
+            if tp > layout.tp and serves(card, model.weights) and enough(capacity(model, card, wider), wider):
                 yield f"--gpu {card.name} with --gpus-per-worker {tp}"
                 return
 
@@ -117,7 +122,7 @@ def _both(question: Question) -> Iterator[str]:
 def _prefill(question: Question, prompt: Prefill) -> str:
     """What bounds a prefill step, and the budget at which it is no more the weights' bandwidth."""
     layout, card = question.layout, question.card
-    said = f"A prefill step of {layout.step_tokens:,} tokens is bound by {prompt.bound}"
+    said = f"{_budget(question, prompt)} A prefill step of {layout.step_tokens:,} tokens is bound by {prompt.bound}"
     if prompt.bound != "bandwidth":
         return said + "."
     wider = next(
@@ -135,6 +140,18 @@ def _prefill(question: Question, prompt: Prefill) -> str:
     return (
         f"{said}: the weights are read once a step. With --step-tokens {wider[0]} the limit is {gain:.1f} times as "
         "high, and decode steps that share a worker with prompts are longer."
+    )
+
+
+def _budget(question: Question, prompt: Prefill) -> str:
+    """Which token budgets workers take by default, and why."""
+    narrow = prefill(question.model, question.card, question.layout.tp, STEP_TOKENS, question.prompt, 0)
+    gain = prompt.tokens_per_s / narrow.tokens_per_s
+    return (
+        f"Where max_step_tokens is not set, prefill workers take {PREFILL_STEP_TOKENS:,} tokens a step, for each step "
+        f"reads the experts anew: {question.layout.step_tokens:,} tokens reach {gain:.1f} times the rate of "
+        f"{STEP_TOKENS:,}. Decode workers take {STEP_TOKENS:,}: a chunk of a prompt holds their streams up for "
+        f"{1e3 * narrow.last_chunk_s:.0f} ms at least."
     )
 
 
@@ -161,8 +178,6 @@ def _notes(question: Question) -> Iterator[str]:
         yield "An INT4 release holds no MTP layer, whatever its config says: it serves without speculation."
     if model.weights == "bf16" and model.config.torch_dtype == "float32":
         yield "The checkpoint is float32; it is planned as served in bfloat16 (--dtype bfloat16)."
-    if model.weights == "fp8" and card.fp8_flops == card.bf16_flops:
-        yield f"{card.name} has no FP8 units: FP8 weights save memory there, not compute."
     if model.weights == "fp8-channel":
         yield "FP8 with a scale a channel saves memory, not compute: its products are taken in bf16."
     if not card.bandwidth_measured:

@@ -16,6 +16,8 @@ GRAPH_BYTES = GIB
 LATER_BYTES = GIB
 # What the allocator can't use between its blocks, of the card's memory.
 MARGIN_SHARE = 0.03
+# Elements of keys and values that exist at once (`kernels.mla.prefill`).
+_EXPANDED = 1 << 26
 # Partial sums of products and attention that are split over programs, whatever the step's size.
 _SPLIT_BYTES = GIB // 4
 
@@ -79,7 +81,8 @@ def activation_bytes(c: LingConfig, tp: int, tokens: int, context: int) -> int:
     Always there: the residual stream, its normed copy and the block's output, 3 T H, and sums that are split over
     programs. On top the widest of
     - linear attention: q, k, v and gate of this rank's heads in bf16, q, k, v and output once more in fp32;
-    - MLA: queries and output of this rank's heads, and keys and values of the longest context expanded for them;
+    - MLA: queries and output of this rank's heads, what prompts carry from one run of keys to the next in fp32, and one
+      run of keys and values expanded for all heads;
     - experts: if every token chose this rank, T min(k, E/tp) rows of input, gate, up and output, then the shared
       expert's; the output rows are summed in fp32.
     """
@@ -87,7 +90,8 @@ def activation_bytes(c: LingConfig, tp: int, tokens: int, context: int) -> int:
     residual = 3 * tokens * c.hidden_size * 2
     linear = tokens * heads * c.head_dim * (4 * 2 + 4 * 4)
     query = c.qk_nope_head_dim + c.qk_rope_head_dim + c.v_head_dim
-    mla = heads * 2 * (tokens * query + context * (c.qk_nope_head_dim + c.v_head_dim))
+    run = min(context * heads * (c.qk_nope_head_dim + c.v_head_dim), _EXPANDED) + context * c.latent_width
+    mla = heads * tokens * (2 * query + 4 * (c.v_head_dim + 1)) + 2 * run
     rows = tokens * min(c.num_experts_per_tok, c.num_experts // tp)
     routed = rows * (c.hidden_size * (2 + 4) + 3 * c.moe_intermediate_size * 2)
     shared = tokens * 3 * c.moe_intermediate_size * c.num_shared_experts // tp * 2

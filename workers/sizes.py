@@ -1,6 +1,7 @@
 """Sizes and names that follow from a worker's settings and its checkpoint's config. Knows no torch."""
 
 from dataclasses import replace
+from typing import Literal
 
 from workers.cache.budget import Budget
 from workers.config import StateDtype, WorkerConfig
@@ -12,6 +13,18 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 # As many tokens as a snapshot is expected to have: a window of such is pulled without a wait for memory.
 _STAGED_TOKENS = 8192
 USUAL_WINDOW = WorkerConfig("").handoff_window
+
+
+# A step's token budget where none is set. A prefill worker on GPUs reads nearly all experts' weights in every step of
+# some hundred tokens or more, so wide steps read less for each token. A decode worker computes prompts rarely, and
+# beside sequences that wait for the step's end. CPUs are bound by arithmetic at any width.
+PREFILL_STEP_TOKENS = 8192
+STEP_TOKENS = 1024
+
+
+def default_step_tokens(role: Literal["prefill", "decode"], device: Literal["cpu", "cuda"], slots: int) -> int:
+    """The token budget of a pool's steps where max_step_tokens is not set; at least one for every slot."""
+    return max(slots, PREFILL_STEP_TOKENS if (role, device) == ("prefill", "cuda") else STEP_TOKENS)
 
 
 def dtype_name(config: WorkerConfig, model: LingConfig) -> str:

@@ -33,6 +33,10 @@ REQUEST_PATH = Board(
                     "Answer length", "short", "Tokens generated for each sequence that began, the mean.",
                     (Query(f"{rate(t.GENERATED_TOKENS)} / {rate(t.TTFT, suffix='_count')}", "tokens"),),
                 ),
+                Panel(
+                    "Resumed", "reqps", "Sequences that went on at other workers after theirs failed them, by cause.",
+                    (Query(rate(t.RESUMED, "cause"), "{{cause}}"),), stacked=True,
+                ),
                 _spread("Whole answers", t.E2E, "From arrival to the answer's end, of requests answered with 200."),
             ),
         ),

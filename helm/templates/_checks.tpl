@@ -53,6 +53,17 @@
 {{- if and $v.model.shard.enabled $v.model.volume.hostPath -}}
 {{- fail "model.shard.enabled: needs a claim (model.volume.existingClaim or create), for a hostPath is another folder on every node and the Job writes to one of them" -}}
 {{- end -}}
+{{- if eq $v.upgrade.strategy "NewClusterWithIncrementalUpgrade" -}}
+{{- if not (and $v.autoscaling.enabled $v.upgrade.incremental.gatewayClassName) -}}
+{{- fail "upgrade.strategy: NewClusterWithIncrementalUpgrade needs autoscaling.enabled and upgrade.incremental.gatewayClassName" -}}
+{{- end -}}
+{{- end -}}
+{{- if ne (eq $v.headState.storage "redis") (ne $v.headState.redis.address "") -}}
+{{- fail "headState.redis.address: goes with headState.storage redis" -}}
+{{- end -}}
+{{- if and $v.httpRoute.enabled (not $v.httpRoute.parentRefs) -}}
+{{- fail "httpRoute.parentRefs: a route needs a Gateway that it belongs to" -}}
+{{- end -}}
 {{- if and $v.prometheusRule.enabled (not $v.podMonitor.enabled) -}}
 {{- fail "prometheusRule.enabled: needs podMonitor.enabled, which labels the series that the rules read" -}}
 {{- end -}}
@@ -76,7 +87,7 @@
 {{- $table := .Files.Get "files/memory.json" | fromJson -}}
 {{- $tp := int $v.decode.tp -}}
 {{- $slots := int (default 64 $v.config.slots) -}}
-{{- $step := int (default 1024 $v.config.max_step_tokens) -}}
+{{- $step := int (default 8192 $v.config.max_step_tokens) -}}
 {{- $length := int (default $table.context $v.config.max_model_len) -}}
 {{- $page := int (default 64 $v.config.page_size) -}}
 {{- $pages := div (add $length (sub $page 1)) $page | int -}}

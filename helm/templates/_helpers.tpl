@@ -9,6 +9,11 @@
 {{ include "ling.name" . }}-serve-svc
 {{- end -}}
 
+{{/* What is shown outside. Not /, /status and /metrics: what the cluster says of itself is for inside. */}}
+{{- define "ling.paths" -}}
+[/v1/, /tokenize, /detokenize, /health, /ready]
+{{- end -}}
+
 {{/* Labels that select pods. Takes (root, component). */}}
 {{- define "ling.selector" -}}
 app.kubernetes.io/name: ling

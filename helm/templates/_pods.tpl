@@ -21,7 +21,7 @@
 {{- $v := $root.Values -}}
 {{- $ranks := and (has $component (list "prefill" "decode")) (eq $v.device "cuda") -}}
 {{- $annotations := deepCopy ($group.podAnnotations | default dict) -}}
-{{- if and (eq $component "head") (eq $v.upgrade.strategy "NewCluster") }}
+{{- if and (eq $component "head") (ne $v.upgrade.strategy "None") }}
 {{- /* Other settings are another cluster too: Serve alone would restart a pool's workers in the places they have. */ -}}
 {{- $_ := set $annotations "ling/settings" (include "ling.settings" $root | sha256sum | trunc 16) -}}
 {{- end -}}

@@ -60,7 +60,7 @@ def fp32_product(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _linear_fp32_kernel(
     x: tl.tensor,
     weight: tl.tensor,

@@ -29,7 +29,7 @@ def linear_reference(x: Tensor, matrix: Matrix, *, scale: Tensor | None = None) 
     return F.linear(seen, dense(wide)).to(matrix.dtype)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["M"])
 def _linear_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,

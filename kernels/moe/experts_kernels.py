@@ -12,7 +12,7 @@ from kernels.split_k import is_last
 from kernels.swiglu import gated
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def rank_kernel(
     ids: tl.tensor,
     counts: tl.tensor,
@@ -45,7 +45,7 @@ def starts_kernel(
     tl.store(starts + expert, tl.cumsum(blocks, 0) - blocks, mask=expert < experts)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs"])
 def place_kernel(
     ids: tl.tensor,
     ranks: tl.tensor,
@@ -136,7 +136,7 @@ def combined(
     return total
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pairs", "tokens"])
 def expert_kernel(
     x: tl.tensor,
     x_scale: tl.tensor,

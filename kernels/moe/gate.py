@@ -33,7 +33,7 @@ def moe_gate_reference(
     return route_reference(linear_fp32_reference(x, weight), bias, groups, top_groups, top_k, scale, shared)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tokens"])
 def _moe_gate_kernel(
     x: tl.tensor,
     weight: tl.tensor,

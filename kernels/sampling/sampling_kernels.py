@@ -57,7 +57,7 @@ def _value(key: tl.tensor) -> tl.tensor:
     return (key ^ ((key >> 31) & 0x7FFFFFFF)).to(tl.float32, bitcast=True)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def survey_kernel(
     logits: tl.tensor,
     temperature: tl.tensor,
@@ -97,7 +97,7 @@ def survey_kernel(
     tl.store(best_ids + at, best_id, held)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def narrow_kernel(
     temperature: tl.tensor,
     top_k: tl.tensor,
@@ -202,7 +202,7 @@ def _mass_of_best(
     return mass - (at_least - k).to(tl.float32) * tl.exp(_value(low.to(tl.int32)) - best)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def choose_kernel(
     logits: tl.tensor,
     temperature: tl.tensor,

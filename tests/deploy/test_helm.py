@@ -8,6 +8,7 @@ from typing import Any
 
 import kubernetes_validate
 import pytest
+import yaml
 from jsonschema import Draft202012Validator
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import validate_config
@@ -21,7 +22,7 @@ from tests.deploy.crd import schema_of, strict
 from wire.protocol import Role
 
 KUBERNETES = ("1.27", "1.33")
-CUSTOM = {"RayService", "PodMonitor", "PrometheusRule"}
+CUSTOM = {"RayService", "PodMonitor", "PrometheusRule", "HTTPRoute"}
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -206,3 +207,53 @@ def test_the_card_is_known_to_the_workers_where_the_planner_knows_it() -> None:
     assert args()["card"] == "h200-141gb"
     assert "card" not in args("--set", "gpu.type=other")
     assert "card" not in render().serve["applications"][0]["args"]
+
+
+UPGRADE = "upgrade.strategy=NewClusterWithIncrementalUpgrade,autoscaling.enabled=true"
+
+
+@pytest.mark.parametrize(
+    ("settings", "versions", "path", "value"),
+    [
+        ("headState.storage=redis,headState.redis.address=redis:6379", ("1.6.2", "1.7.0"), "rayClusterConfig",
+         {"redisAddress": "redis://redis:6379"}),
+        ("headState.storage=rocksdb,headState.rocksdb.storageClass=fast", ("1.7.0",), "rayClusterConfig",
+         {"backend": "rocksdb", "storage": {"size": "1Gi", "accessModes": ["ReadWriteOnce"],
+          "deletionPolicy": "DeleteWithCluster", "storageClassName": "fast"}}),
+        (f"{UPGRADE},upgrade.incremental.gatewayClassName=istio", ("1.6.2", "1.7.0"), "upgradeStrategy",
+         {"gatewayClassName": "istio", "stepSizePercent": 10, "intervalSeconds": 60, "maxSurgePercent": 100}),
+    ],
+)  # fmt: skip
+def test_kuberay_takes_a_kept_head_and_a_gradual_upgrade(
+    settings: str, versions: tuple[str, ...], path: str, value: dict[str, Any]
+) -> None:
+    rendered = render("--set", settings)
+    (service,) = rendered.of("RayService")
+    assert value in rendered.service[path].values()
+    for version in versions:
+        errors = Draft202012Validator(strict(schema_of(version))).iter_errors(service)
+        assert [error.message for error in errors] == []
+
+
+def test_a_gateway_shows_what_an_ingress_shows() -> None:
+    route = "httpRoute.enabled=true,httpRoute.parentRefs[0].name=gateway,httpRoute.hostnames[0]=ling.example.com"
+    rendered = render("--values", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", route)
+    (ingress,), (shown,) = rendered.of("Ingress"), rendered.of("HTTPRoute")
+    (rule,) = shown["spec"]["rules"]
+    inside = {p["path"] for p in ingress["spec"]["rules"][0]["http"]["paths"]}
+    assert {m["path"]["value"] for m in rule["matches"]} == inside
+    assert rule["backendRefs"] == [{"name": "ling-serve-svc", "port": 8000}]
+    assert rule["timeouts"] == {"request": "0s", "backendRequest": "0s"}
+
+
+def test_two_releases_of_a_namespace_share_no_name() -> None:
+    values = ("--values", str(CHART / "examples/2p4d.yaml"))
+
+    def names(release: str) -> set[tuple[str, str]]:
+        done = helm("template", release, str(CHART), "--namespace", "serving", *values)
+        found = [m for m in yaml.safe_load_all(done.stdout) if m]
+        return {(m["kind"], m["metadata"]["name"]) for m in found}
+
+    one, two = names("red"), names("blue")
+    assert one
+    assert not one & two

@@ -47,7 +47,7 @@ def test_a_worker_of_80_gb_cards_has_the_memory_for_it(path: Path) -> None:
     _, config = read(path)
     model = load_model("ling-2.6-flash", "fp8")
     context = config.max_model_len or model.config.max_model_len
-    layout = Layout(config.decode.tp, context, 16384, config.slots, config.max_step_tokens, config.page_size)
+    layout = Layout(config.decode.tp, context, 16384, config.slots, page_size=config.page_size)
     assert enough(capacity(model, find_card("h100-80gb"), layout), layout)
 
 

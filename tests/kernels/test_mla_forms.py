@@ -5,7 +5,7 @@ import torch
 
 import kernels.mla.forms
 import kernels.mla.prefill
-from kernels import Widths, forms, latent_attention, rope_interleaved
+from kernels import Widths, forms, latent_attention, make_pages, make_rows, rope_interleaved
 from kernels.mla.forms import repays
 from tests.kernels import naive
 
@@ -74,3 +74,15 @@ def test_both_forms_are_one_attention(
     expected = torch.einsum("thr,hvr->thv", found, kv_b[:, NOPE:].double())
     got = latent_attention(queries, cos, sin, pool, kv_b, 0.3, chosen)
     torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_long_rows_are_found_without_asking_the_device() -> None:
+    meta = torch.device("meta")
+    starts, counts = (9000, 50, 0), (1, 8192, 300)
+    slots, positions = (torch.empty(n, dtype=torch.int64, device=meta) for n in (3, sum(counts)))
+    # A number asked of such a tensor is an error.
+    rows = make_rows(slots, positions, starts, counts)
+    pages = make_pages(rows, torch.empty(128, 2048, dtype=torch.int32, device=meta), 64)
+    chosen = forms(rows, pages, LING)
+    assert [row.pages.shape[0] for row in chosen.long] == [129, 5]
+    assert [short.rows.counts for short in chosen.short] == [(1,)]

@@ -25,6 +25,7 @@ from workers.rank.graphs import captures
 from workers.rank.host_store import HostStore
 from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
+from workers.rank.warm import warm
 from workers.schedule.step import FetchFailed, Received
 from workers.sizes import dtype_name, max_model_len
 from workers.transfer.endpoint import Transfers
@@ -133,4 +134,8 @@ def build_rank(
     capture = captures(device) if captured else None
     host = HostStore(collectives.rank, device, StateCodec(config.cache_state_dtype), notify)
     runner = Runner(model, caches, collectives, table, transfers, grammars, config.slots, host, capture)
+    if device.type == "cuda":
+        # Nobody owns a page or a slot yet.
+        pages_of_all = (torch.arange(table, device=device) % pages).int().expand(states, table)
+        warm(model, caches, pages_of_all, config.max_step_tokens)
     return BuiltRank(model, caches, runner, grammars, host, pages)
