@@ -153,14 +153,15 @@ class ClusterConfig(_Section):
     dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on a CPU. device: "auto" is cuda where the Ray
     cluster has GPUs. collectives: what joins a worker's ranks, "auto" picks by device. page_size: tokens a latent page;
     pages: of them, unset sizes them by memory. slots: sequences at once a worker. max_model_len: unset is the
-    checkpoint's context. max_step_tokens: token budget of a step; unset, 8192 for
-    prefill workers on GPUs and 1024 otherwise. model_overrides: keys laid over config.json. load:
-    "synthetic" makes up weights of the shapes and format config.json gives, for benchmarks. verify: each worker reads
-    all files first, and refuses bytes that differ from their checksums and values that can't be right, as `ling verify`
-    does. cuda_graphs: "auto" captures decode steps on GPUs, "off" launches every kernel by itself. card: what `ling
-    plan` calls the GPUs, for the metric that says how much of their limit is reached. host, port: where each router
-    listens by itself; without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU
-    counts for in Ray's placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    checkpoint's context. max_step_tokens: token budget of a step; unset, 8192 for prefill workers on GPUs and 1024
+    otherwise. model_overrides: keys laid over config.json. load: "auto" takes a worker's weights from another that
+    serves them, rank by rank, where there is one, else from storage; "storage" never asks others; "synthetic" makes up
+    weights of the shapes and format config.json gives, for benchmarks. verify: each worker reads all files first, and
+    refuses bytes that differ from their checksums and values that can't be right, as `ling verify` does. cuda_graphs:
+    "auto" captures decode steps on GPUs, "off" launches every kernel by itself. card: what `ling plan` calls the GPUs,
+    for the metric that says how much of their limit is reached. host, port: where each router listens by itself;
+    without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
+    placement. drain_s: seconds that running streams get to end when the cluster shuts down.
     surge: workers beyond its size that a pool may have while `serve deploy` replaces them, in percent: their successors
     serve before they go. Unset, it is 100 without GPUs, and 0 with them: a pool that may have more and finds no GPUs
     for them waits for ever, so set it only where GPUs are spare; with 0 workers are replaced in their places, a fifth
@@ -185,7 +186,7 @@ class ClusterConfig(_Section):
     max_model_len: CountOrNone = None
     max_step_tokens: CountOrNone = None
     model_overrides: dict[str, Any] = Field(default_factory=dict)
-    load: Literal["auto", "synthetic"] = "auto"
+    load: Literal["auto", "storage", "synthetic"] = "auto"
     verify: Annotated[bool, _READ] = False
     cuda_graphs: Literal["auto", "off"] = "auto"
     card: Text | None = None

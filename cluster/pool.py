@@ -1,6 +1,7 @@
 """A worker as a Serve replica: the replica is the leader, its ranks are processes beside it on the same node."""
 
 import asyncio
+import functools
 import logging
 import os
 import tempfile
@@ -13,7 +14,7 @@ import ray
 from ray import serve
 
 from cluster.config import ClusterConfig
-from cluster.entries import ENTER_EVERY_S, Failure
+from cluster.entries import ENTER_EVERY_S, Failure, Listing
 from cluster.gpus import SEES_ALL_GPUS, assigned_gpus
 from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
@@ -23,8 +24,11 @@ from cluster.scaling import DEMAND, demand
 from cluster.secret import cluster_secret
 from wire.logs import describe, set_up
 from wire.metrics.recorder import Reading
-from wire.protocol import Role
+from wire.protocol import Role, WorkerInfo
+from workers.config import WorkerConfig
 from workers.leader.leader import Leader
+from workers.leader.ranks import Launch
+from workers.leader.start import start_leader
 from workers.local import FORK_SERVER, ForkServer, fork_launcher
 
 _LEADER_CPUS = 0.01
@@ -69,21 +73,31 @@ class Worker:
         self._telling = asyncio.create_task(Bridge(self._figures, {}).run())
 
     async def _start(self, resolved: Resolved) -> None:
-        """Bring the checkpoint to this host if it lies elsewhere, then load it."""
-        if resolved.origin is not None:
-            origin, synthetic = resolved.origin, resolved.config.load == "synthetic"
-            fetched = await asyncio.to_thread(origin.description if synthetic else origin.weights)
-            resolved = resolved.moved(fetched.folder)
-        self._config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
-        self._limit = limit_of(resolved.model, resolved.config.card, self._config.tp)
+        """Load the weights from a live worker, else from storage; what lies elsewhere is fetched only then."""
+        origin = resolved.origin
+        if origin is not None:
+            resolved = resolved.moved((await asyncio.to_thread(origin.description)).folder)
+        config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
+        self._limit = limit_of(resolved.model, resolved.config.card, config.tp)
         # Under `ling serve` the machine's workers share one.
-        forks = os.environ.get(FORK_SERVER) or ForkServer(Path(tempfile.mkdtemp(prefix="ling-"))).address
-        self._leader = Leader(self._config, self._worker_id, self._role)
+        self._forks = os.environ.get(FORK_SERVER) or ForkServer(Path(tempfile.mkdtemp(prefix="ling-"))).address
+        fetched = origin is not None and config.load != "synthetic"
+        storage = functools.partial(asyncio.to_thread, origin.weights) if origin is not None and fetched else None
+        self._leader = await start_leader(config, self._made, await self._live(), storage)
+
+    def _made(self, config: WorkerConfig) -> tuple[Leader, Launch]:
+        self._config = config
+        launch = fork_launcher(config, self._worker_id, self._forks, assigned_gpus())
+        return Leader(config, self._worker_id, self._role), launch
+
+    async def _live(self) -> tuple[WorkerInfo, ...]:
+        """Workers that serve now; none while the directory can't be asked."""
         try:
-            await self._leader.start(fork_launcher(self._config, self._worker_id, forks, assigned_gpus()))
-        except BaseException:
-            await _within(self._leader.close(), _CLOSE_S, "closing the worker")
-            raise
+            listing: Listing = await asyncio.wait_for(_awaited(self._directory.listing.remote()), _CALL_S)
+        except Exception as error:
+            _LOG.warning("which workers could lend weights is not known: %s", describe(error))
+            return ()
+        return listing.workers
 
     def _figures(self) -> Iterator[Reading]:
         leader = self._leader
@@ -150,5 +164,5 @@ async def _within(call: Any, seconds: float, what: str) -> None:
         _LOG.warning("%s: %s", what, describe(error))
 
 
-async def _awaited(call: Any) -> None:
-    await call
+async def _awaited(call: Any) -> Any:
+    return await call

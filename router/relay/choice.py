@@ -80,8 +80,8 @@ class Choice:
     ends the sequence however slowly the client reads. With a `reader` the text is told apart into parts, and stop
     strings count in the content alone: not in reasoning, nor in a call that has begun.
     `keep_ids` and `keep_logprobs`: whether the client asked. `sampling.max_tokens` is at least 1; with `discard` its
-    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand. recording: keeps
-    what it says for the conversation's next turn.
+    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand. form_field: the
+    request's field that the answer's form comes from. recording: keeps what it says for the conversation's next turn.
     """
 
     __slots__ = (
@@ -103,6 +103,7 @@ class Choice:
         "discard",
         "error",
         "finish",
+        "form_field",
         "generated",
         "index",
         "keep_ids",
@@ -129,6 +130,7 @@ class Choice:
         discard: bool = False,
         reserve: int = 0,
         names_workers: bool = False,
+        form_field: str | None = None,
         recording: Recording | None = None,
     ) -> None:
         self.index = index
@@ -139,6 +141,7 @@ class Choice:
         self.discard = discard
         self.reserve = reserve
         self._names_workers = names_workers
+        self.form_field = form_field
         self.generated = 0
         self.cached_tokens = 0
         self.finish: FinishReason | None = None

@@ -91,7 +91,7 @@ class Leader:
         folder = Path(config.model)
         model = LingConfig.load(folder, config.model_overrides)
         model.check_tp(config.tp)
-        identity = await asyncio.to_thread(weights_id, folder, config.load == "synthetic")
+        identity = await asyncio.to_thread(weights_id, folder, config.load == "synthetic", config.version)
         ready = await self._ranks.start(launch)
         pages = min(r.pages for r in ready)
         limits = limits_of(config, model, pages)
@@ -447,7 +447,7 @@ class Leader:
             if event.error is None:
                 self._add(seq)
             else:
-                self._end(SeqOutput(seq.request_id, 0, finish="error", error=event.error))
+                self._end(SeqOutput(seq.request_id, 0, finish="error", error=event.error, unservable=True))
         self._wake.set()
 
     def _on_peer_lost(self, worker_id: str, reason: str) -> None:

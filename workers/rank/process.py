@@ -82,7 +82,7 @@ def rank_main(
                     built.pages,
                 )
             )
-            _serve(leader, built, rank)
+            _serve(leader, built, rank, transfers)
         finally:
             transfers.close()
             collectives.close()
@@ -93,7 +93,7 @@ def rank_main(
         leader.close()
 
 
-def _serve(leader: LeaderSocket, built: BuiltRank, rank: int) -> None:
+def _serve(leader: LeaderSocket, built: BuiltRank, rank: int, transfers: Transfers) -> None:
     def compiled(grammar: Grammar, error: str | None) -> None:
         leader.send(Compiled(grammar, error))
 
@@ -101,6 +101,7 @@ def _serve(leader: LeaderSocket, built: BuiltRank, rank: int) -> None:
         while (message := leader.receive()) is not None:
             match message:
                 case StepPlan():
+                    transfers.lending.stepped()
                     result = built.runner.step(message)
                     if rank == 0:
                         leader.send(result)

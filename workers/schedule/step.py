@@ -159,7 +159,8 @@ class StepResult:
     """Rank 0's answer. One item a row with `sample`, in row order: the tokens it gained, one or more.
 
     logprobs: as many for each row, or none where not asked. prompt_logprobs: one list a row, those of its `next_ids`.
-    failures: indices into `tokens` of sequences that can't go on, and why; what was sampled for them means nothing.
+    failures: indices into `tokens` of sequences that can't go on under their own grammar, and why; what was sampled for
+    them means nothing.
     """
 
     step: int
