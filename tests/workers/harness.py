@@ -42,6 +42,9 @@ def forks() -> ForkServer:
     return ForkServer(Path(tempfile.mkdtemp(prefix="ling-")))
 
 
+Launcher = Callable[[WorkerConfig, str], Launch]
+
+
 def process_launcher(config: WorkerConfig, worker_id: str) -> Launch:
     """Ranks as processes."""
     return fork_launcher(config, worker_id, forks().address)
@@ -167,15 +170,16 @@ class Workers:
         role: Role,
         storage: Callable[[], Awaitable[object]] | None = None,
         live: Sequence[WorkerInfo] | None = None,
+        launcher: Launcher | None = None,
     ) -> Worker:
-        """A worker; those started before it, or `live`, may lend it their weights."""
+        """A worker; those started before it, or `live`, may lend it their weights. launcher: starts its ranks."""
         worker_id = f"{role}-{next(_ids)}"
 
         def make(config: WorkerConfig) -> tuple[Leader, Launch]:
-            return Leader(config, worker_id, role), process_launcher(config, worker_id)
+            return Leader(config, worker_id, role), (launcher or process_launcher)(config, worker_id)
 
         live = [worker.info for worker in self.all] if live is None else live
-        leader = await asyncio.wait_for(start_leader(config, make, live, storage), 120)
+        leader = await asyncio.wait_for(start_leader(config, make, live, storage), 300)
         caller = Caller(self._streams)
         await caller.connect(leader.info.host, leader.info.port)
         worker = Worker(leader, asyncio.create_task(leader.run()), caller)
