@@ -4,6 +4,7 @@ import asyncio
 import functools
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -22,8 +23,10 @@ from cluster.metrics_limit import limit_of
 from cluster.resolve import Resolved, log_settings, worker_config
 from cluster.scaling import DEMAND, demand
 from cluster.secret import cluster_secret
+from cluster.starting import Start
 from wire.logs import describe, set_up
 from wire.metrics.recorder import Reading
+from wire.progress import Progress, Starting
 from wire.protocol import Role, WorkerInfo
 from workers.config import WorkerConfig
 from workers.leader.leader import Leader
@@ -62,8 +65,9 @@ class Worker:
         self._worker_id = f"{role}-{serve.get_replica_context().replica_id.unique_id}"
         set_up(log_settings(resolved.config), worker=self._worker_id)
         began = time.monotonic()
+        self._starting = Start(self._tell_start, resolved.config.load_stall_s)
         try:
-            await self._start(resolved)
+            await self._starting.run(self._start(resolved))
         except Exception as error:
             await self._report(f"did not start: {describe(error)}")
             raise
@@ -82,18 +86,26 @@ class Worker:
         # Under `ling serve` the machine's workers share one.
         self._forks = os.environ.get(FORK_SERVER) or ForkServer(Path(tempfile.mkdtemp(prefix="ling-"))).address
         fetched = origin is not None and config.load != "synthetic"
-        storage = functools.partial(asyncio.to_thread, origin.weights) if origin is not None and fetched else None
+        tell = self._starting.tell
+        storage = functools.partial(asyncio.to_thread, origin.weights, tell) if origin is not None and fetched else None
         self._leader = await start_leader(config, self._made, await self._live(), storage)
 
     def _made(self, config: WorkerConfig) -> tuple[Leader, Launch]:
         self._config = config
         launch = fork_launcher(config, self._worker_id, self._forks, assigned_gpus())
-        return Leader(config, self._worker_id, self._role), launch
+        leader = Leader(config, self._worker_id, self._role)
+        leader.on_progress = self._starting.tell
+        return leader, launch
+
+    async def _tell_start(self, progress: Progress, still_s: float) -> None:
+        node = socket.gethostname()
+        starting = Starting(self._worker_id, self._role, node, progress, round(still_s, 1))
+        await _within(self._directory.start.remote(starting), _CALL_S, "telling the directory of the start")
 
     async def _live(self) -> tuple[WorkerInfo, ...]:
         """Workers that serve now; none while the directory can't be asked."""
         try:
-            listing: Listing = await asyncio.wait_for(_awaited(self._directory.listing.remote()), _CALL_S)
+            listing: Listing = await asyncio.wait_for(_awaited(self._directory.watch.remote("")), _CALL_S)
         except Exception as error:
             _LOG.warning("which workers could lend weights is not known: %s", describe(error))
             return ()

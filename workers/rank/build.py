@@ -17,7 +17,7 @@ from workers.model.ling import LingModel, make_caches
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import captures
 from workers.rank.host_store import HostStore
-from workers.rank.load import load_weights
+from workers.rank.load import Tell, load_weights, silent
 from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
 from workers.rank.warm import warm
@@ -71,8 +71,10 @@ def build_rank(
     transfers: Transfers | None,
     notify: Callable[[Received | FetchFailed], None],
     say: Callable[[str], None] = _say,
+    tell: Tell = silent,
 ) -> BuiltRank:
-    """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time.
+    """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time;
+    every rank tells `tell`.
 
     notify: told, from a thread, of what has come from host memory.
     """
@@ -81,7 +83,7 @@ def build_rank(
     device = torch.device(config.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_name(config, model_config)]
     model = LingModel(model_config, collectives, device, dtype)
-    load_weights(config, model, transfers, say)
+    load_weights(config, model, transfers, say, tell)
     collectives.barrier(_LOAD_PATIENCE_S)
     pages = _pages(config, model_config, dtype)
     # References ask the host what a captured step may not.

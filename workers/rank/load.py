@@ -18,55 +18,70 @@ from workers.transfer.endpoint import Transfers
 from workers.transfer.lending import Weights
 
 Say = Callable[[str], None]
+# Takes the stage of loading, bytes done, and bytes in all.
+Tell = Callable[[str, int, int], None]
 _PROGRESS_S = 2.0
 
 
-class _Lines:
-    """Progress as a line every few seconds and one at the end."""
+def silent(stage: str, done: int, total: int) -> None:
+    """For callers that show no progress."""
 
-    def __init__(self, say: Say, what: str) -> None:
-        self._say = say
-        self._what = what
+
+class _Shown:
+    """Progress every few seconds and at the end: told by each rank, and said as a line by rank 0."""
+
+    def __init__(self, say: Say | None, tell: Tell, stage: str, what: str) -> None:
+        self._say, self._tell, self._stage, self._what = say, tell, stage, what
         self._next = time.monotonic() + _PROGRESS_S
 
     def __call__(self, progress: Progress) -> None:
         now = time.monotonic()
         if now >= self._next or progress.done == progress.total:
             self._next = now + _PROGRESS_S
-            self._say(f"{self._what}: {progress}")
+            self._tell(self._stage, progress.done, progress.total)
+            if self._say is not None:
+                self._say(f"{self._what}: {progress}")
 
 
-def load_weights(config: WorkerConfig, model: LingModel, transfers: Transfers | None, say: Say) -> None:
-    """Fill the model, then lend what it holds to others. Rank 0 tells `say` how it goes, a line at a time.
+def load_weights(
+    config: WorkerConfig, model: LingModel, transfers: Transfers | None, say: Say, tell: Tell = silent
+) -> None:
+    """Fill the model, then lend what it holds to others. Rank 0 tells `say` how it goes, a line at a time; all `tell`.
 
     WeightError for what the files hold, LinkBroken if the lender is gone.
     """
+
+    def shown(stage: str, what: str) -> _Shown:
+        return _Shown(None if model.rank else say, tell, stage, f"{what}, rank 0 of {model.tp}")
+
     if config.load == "synthetic":
         source = Synthetic(model.config.quantization)
-        load_from(model, source, _lines(model, say, "synthetic weights"))
+        load_from(model, source, shown("making weights", "synthetic weights"))
     elif config.lender is not None and transfers is not None:
-        _borrow(config.lender, model, transfers, say)
+        _borrow(config.lender, model, transfers, shown)
     else:
-        _read(config, model, transfers, say)
+        _read(config, model, transfers, say, shown)
 
 
-def _read(config: WorkerConfig, model: LingModel, transfers: Transfers | None, say: Say) -> None:
+def _read(
+    config: WorkerConfig, model: LingModel, transfers: Transfers | None, say: Say, shown: Callable[[str, str], _Shown]
+) -> None:
     folder = Path(config.model)
     if config.verify:
-        verify(folder, model.rank, model.tp, _lines(model, say, f"verifying {folder.name}"))
+        verify(folder, model.rank, model.tp, shown("verifying weights", f"verifying {folder.name}"))
     with closing(Recorded(open_checkpoint(folder, model.rank, model.tp))) as source:
         if lacks_mtp(source, model.config) and model.rank == 0:
             promised = f"{folder}: config.json promises {model.config.mtp_layers} MTP layer(s)"
             say(f"{promised}, its files hold none: serving without speculation")
         loader = Loader(source)
         model.load(loader)
-        loader.run(_lines(model, say, f"weights of {folder.name}"))
+        loader.run(shown("loading weights", f"weights of {folder.name}"))
     if transfers is not None:
         _lend(weights_id(folder, version=config.version), loader, source.catalogue(), transfers)
 
 
-def _borrow(lender: Lender, model: LingModel, transfers: Transfers, say: Say) -> None:
-    lines = _lines(model, say, f"weights from {lender.worker_id}")
+def _borrow(lender: Lender, model: LingModel, transfers: Transfers, shown: Callable[[str, str], _Shown]) -> None:
+    progress = shown("taking weights from a worker", f"weights from {lender.worker_id}")
     host, port = lender.addresses[model.rank]
     start = time.monotonic()
     with closing(transfers.borrow(host, port, lender.weights_id)) as link:
@@ -79,8 +94,7 @@ def _borrow(lender: Lender, model: LingModel, transfers: Transfers, say: Say) ->
         for read in loader.reads:
             link.fill(read.out)
             done += read.bytes
-            if lines is not None:
-                lines(Progress(done, link.total, time.monotonic() - start))
+            progress(Progress(done, link.total, time.monotonic() - start))
     loader.finish()
     _lend(lender.weights_id, loader, link.catalogue, transfers)
 
@@ -88,7 +102,3 @@ def _borrow(lender: Lender, model: LingModel, transfers: Transfers, say: Say) ->
 def _lend(identity: str, loader: Loader, catalogue: bytes, transfers: Transfers) -> None:
     tensors = tuple(read.out for read in loader.reads)
     transfers.lending.weights = Weights(identity, plan_of(loader.reads), catalogue, tensors)
-
-
-def _lines(model: LingModel, say: Say, what: str) -> _Lines | None:
-    return None if model.rank else _Lines(say, f"{what}, rank 0 of {model.tp}")

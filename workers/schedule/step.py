@@ -194,6 +194,16 @@ class Forget:
 
 
 @dataclass(frozen=True, slots=True)
+class Loading:
+    """How far a rank's weights have come: bytes of its share, in one stage of loading."""
+
+    rank: int
+    stage: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ready:
     """A rank has loaded its weights. pages: latent pages it has memory for."""
 
@@ -280,6 +290,6 @@ class RankFailed:
 
 RankMessage = (
     StepPlan | StepResult | Compile | Compiled | Forget
-    | Ready | Received | FetchFailed | Sent | LinkLost | RankStats | RankFailed
+    | Loading | Ready | Received | FetchFailed | Sent | LinkLost | RankStats | RankFailed
 )  # fmt: skip
 RANKS: Codec[RankMessage] = Codec(get_args(RankMessage))
