@@ -50,9 +50,8 @@ def commands(stage: str, out: Path, limit: float, tiny: bool) -> list[str]:
     """A stage's arguments after the interpreter's name."""
     match stage:
         case "tests":
-            chosen = (
-                ["tests/kernels/test_triton_norm.py"] if tiny else ["tests/kernels", "tests/workers/test_graphs.py"]
-            )
+            workers = [f"tests/workers/test_{name}.py" for name in ("graphs", "waits", "upload")]
+            chosen = ["tests/kernels/test_triton_norm.py"] if tiny else ["tests/kernels", *workers]
             spread = ["-n", "6"] if importlib.util.find_spec("xdist") and not tiny else []
             return ["-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider", *spread]
         case "kernels":

@@ -70,7 +70,10 @@ class RouterSection(_Section):
     tool calls. api_keys: file of hashed keys (made by `python -m router.access.keys TENANT`), read anew when it
     changes; without it nobody is asked for a key. cors_origins: whose pages in browsers may call. data_dir: folder of
     what outlives the cluster, shared by the routers of one host: files, batches and responses; `ling serve` takes the
-    user's state directory, else there are no files and batches without it. max_file_bytes: of one upload;
+    user's state directory, else there are no files and batches without it.
+    database_url: PostgreSQL that holds what SQLite holds else, for routers of several hosts, postgresql://USER@HOST/NAME
+    with the password in the routers' PGPASSWORD; data_dir is then on a volume that they share.
+    max_file_bytes: of one upload;
     max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch; batch_concurrency: of them at once a
     router. max_responses, max_responses_bytes: kept responses of a tenant, in the cluster's temporary folder where
     there is no data_dir. otlp_endpoint: where traces go, e.g. http://collector:4318/v1/traces; trace_share: of the
@@ -92,6 +95,7 @@ class RouterSection(_Section):
     api_keys: Text | None = None
     cors_origins: Annotated[tuple[Text, ...], Field(strict=False), _SPLIT] = ()
     data_dir: Text | None = None
+    database_url: Annotated[str, Field(pattern="^postgres(ql)?://")] | None = None
     max_file_bytes: Annotated[int, Field(ge=1024), _READ] = 200 * 1024 * 1024
     max_stored_bytes: Annotated[int, Field(ge=1024), _READ] = 10 * 1024 * 1024 * 1024
     max_batch_lines: Count = 50_000
@@ -101,7 +105,7 @@ class RouterSection(_Section):
     segment_cache_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
     max_responses: Count = 4096
     attachments: Literal["note", "refuse"] = "note"
-    name_workers: bool = False
+    name_workers: Annotated[bool, _READ] = False
     max_responses_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
 
 
@@ -153,14 +157,16 @@ class ClusterConfig(_Section):
     dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on a CPU. device: "auto" is cuda where the Ray
     cluster has GPUs. collectives: what joins a worker's ranks, "auto" picks by device. page_size: tokens a latent page;
     pages: of them, unset sizes them by memory. slots: sequences at once a worker. max_model_len: unset is the
-    checkpoint's context. max_step_tokens: token budget of a step; unset, 8192 for
-    prefill workers on GPUs and 1024 otherwise. model_overrides: keys laid over config.json. load:
-    "synthetic" makes up weights of the shapes and format config.json gives, for benchmarks. verify: each worker reads
-    all files first, and refuses bytes that differ from their checksums and values that can't be right, as `ling verify`
-    does. cuda_graphs: "auto" captures decode steps on GPUs, "off" launches every kernel by itself. card: what `ling
-    plan` calls the GPUs, for the metric that says how much of their limit is reached. host, port: where each router
-    listens by itself; without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU
-    counts for in Ray's placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    checkpoint's context. max_step_tokens: token budget of a step; unset, 8192 for prefill workers on GPUs and 1024
+    otherwise. model_overrides: keys laid over config.json. load: "auto" takes a worker's weights from another that
+    serves them, rank by rank, where there is one, else from storage; "storage" never asks others; "synthetic" makes up
+    weights of the shapes and format config.json gives, for benchmarks. verify: each worker reads all files first, and
+    refuses bytes that differ from their checksums and values that can't be right, as `ling verify` does. cuda_graphs:
+    "auto" captures decode steps on GPUs, "off" launches every kernel by itself. card: what `ling plan` calls the GPUs,
+    for the metric that says how much of their limit is reached. host, port: where each router listens by itself;
+    without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
+    placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    load_stall_s: seconds without progress after which a worker's start is taken for hung, and begun anew.
     surge: workers beyond its size that a pool may have while `serve deploy` replaces them, in percent: their successors
     serve before they go. Unset, it is 100 without GPUs, and 0 with them: a pool that may have more and finds no GPUs
     for them waits for ever, so set it only where GPUs are spare; with 0 workers are replaced in their places, a fifth
@@ -185,7 +191,8 @@ class ClusterConfig(_Section):
     max_model_len: CountOrNone = None
     max_step_tokens: CountOrNone = None
     model_overrides: dict[str, Any] = Field(default_factory=dict)
-    load: Literal["auto", "synthetic"] = "auto"
+    load: Literal["auto", "storage", "synthetic"] = "auto"
+    load_stall_s: Seconds = 600.0
     verify: Annotated[bool, _READ] = False
     cuda_graphs: Literal["auto", "off"] = "auto"
     card: Text | None = None

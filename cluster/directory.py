@@ -7,6 +7,7 @@ import time
 from cluster.entries import ENTER_EVERY_S, Entries, Failure, Listing
 from cluster.figures import Figures, RouterFigures
 from cluster.loopback import close_side_door
+from wire.progress import Starting
 from wire.protocol import WorkerInfo
 
 _WATCH_S = 10.0
@@ -28,6 +29,10 @@ class Directory:
     async def enter(self, info: WorkerInfo) -> None:
         """A worker says that it is there."""
         await self._note(self._entries.enter(info, time.monotonic()))
+
+    async def start(self, worker: Starting) -> None:
+        """A worker says how far it is on its way to serving."""
+        await self._note(self._entries.start(worker, time.monotonic()))
 
     async def leave(self, worker_id: str) -> None:
         """A worker says that it takes no more work."""

@@ -3,6 +3,7 @@
 from collections import deque
 from dataclasses import dataclass
 
+from wire.progress import Starting
 from wire.protocol import Role, WorkerInfo
 
 ENTER_EVERY_S = 2.0
@@ -23,11 +24,12 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All workers at one moment. `version` changes whenever `workers` or `failures` do."""
+    """All workers at one moment. `version` changes whenever anything else does."""
 
     version: str
     workers: tuple[WorkerInfo, ...]
     failures: tuple[Failure, ...]
+    starting: tuple[Starting, ...] = ()
 
 
 class Entries:
@@ -38,13 +40,21 @@ class Entries:
         self._epoch = epoch
         self._count = 0
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
+        self._starting: dict[str, tuple[Starting, float]] = {}
         self._failures: deque[Failure] = deque(maxlen=_KEPT_FAILURES)
 
     def enter(self, info: WorkerInfo, now: float) -> bool:
         """Add or renew a worker; whether the listing changed."""
+        self._starting.pop(info.worker_id, None)
         known = self._workers.get(info.worker_id)
         self._workers[info.worker_id] = (info, now + EXPIRY_S)
         return self._bump(known is None or known[0] != info)
+
+    def start(self, worker: Starting, now: float) -> bool:
+        """Note how far a worker is that does not serve yet; whether the listing changed."""
+        known = self._starting.get(worker.worker_id)
+        self._starting[worker.worker_id] = (worker, now + EXPIRY_S)
+        return self._bump(known is None or known[0] != worker)
 
     def leave(self, worker_id: str) -> bool:
         """Take a worker out; whether it was in."""
@@ -53,6 +63,7 @@ class Entries:
     def fail(self, failure: Failure) -> bool:
         """Note a failure and take the worker out."""
         self._workers.pop(failure.worker_id, None)
+        self._starting.pop(failure.worker_id, None)
         self._failures.append(failure)
         return self._bump(True)
 
@@ -61,7 +72,10 @@ class Entries:
         late = [i for i, (_, until) in self._workers.items() if until <= now]
         for worker_id in late:
             del self._workers[worker_id]
-        return self._bump(bool(late))
+        gone = [i for i, (_, until) in self._starting.items() if until <= now]
+        for worker_id in gone:
+            del self._starting[worker_id]
+        return self._bump(bool(late or gone))
 
     @property
     def listing(self) -> Listing:
@@ -70,6 +84,7 @@ class Entries:
             f"{self._epoch}.{self._count}",
             tuple(info for _, (info, _) in sorted(self._workers.items())),
             tuple(self._failures),
+            tuple(worker for _, (worker, _) in sorted(self._starting.items())),
         )
 
     def made(self, version: str) -> bool:

@@ -72,6 +72,7 @@ class Router:
                 continue
             if listing.version != version:
                 version = listing.version
+                self._gateway.starting = listing.starting
                 await self._gateway.update_workers(
                     [ListedWorker(PeerRef(w.worker_id, w.host, w.port), w.role) for w in listing.workers]
                 )

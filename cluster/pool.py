@@ -1,8 +1,10 @@
 """A worker as a Serve replica: the replica is the leader, its ranks are processes beside it on the same node."""
 
 import asyncio
+import functools
 import logging
 import os
+import socket
 import tempfile
 import time
 from collections.abc import Iterator
@@ -13,7 +15,7 @@ import ray
 from ray import serve
 
 from cluster.config import ClusterConfig
-from cluster.entries import ENTER_EVERY_S, Failure
+from cluster.entries import ENTER_EVERY_S, Failure, Listing
 from cluster.gpus import SEES_ALL_GPUS, assigned_gpus
 from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
@@ -21,10 +23,15 @@ from cluster.metrics_limit import limit_of
 from cluster.resolve import Resolved, log_settings, worker_config
 from cluster.scaling import DEMAND, demand
 from cluster.secret import cluster_secret
+from cluster.starting import Start
 from wire.logs import describe, set_up
 from wire.metrics.recorder import Reading
-from wire.protocol import Role
+from wire.progress import Progress, Starting
+from wire.protocol import Role, WorkerInfo
+from workers.config import WorkerConfig
 from workers.leader.leader import Leader
+from workers.leader.ranks import Launch
+from workers.leader.start import start_leader
 from workers.local import FORK_SERVER, ForkServer, fork_launcher
 
 _LEADER_CPUS = 0.01
@@ -58,8 +65,9 @@ class Worker:
         self._worker_id = f"{role}-{serve.get_replica_context().replica_id.unique_id}"
         set_up(log_settings(resolved.config), worker=self._worker_id)
         began = time.monotonic()
+        self._starting = Start(self._tell_start, resolved.config.load_stall_s)
         try:
-            await self._start(resolved)
+            await self._starting.run(self._start(resolved))
         except Exception as error:
             await self._report(f"did not start: {describe(error)}")
             raise
@@ -69,21 +77,39 @@ class Worker:
         self._telling = asyncio.create_task(Bridge(self._figures, {}).run())
 
     async def _start(self, resolved: Resolved) -> None:
-        """Bring the checkpoint to this host if it lies elsewhere, then load it."""
-        if resolved.origin is not None:
-            origin, synthetic = resolved.origin, resolved.config.load == "synthetic"
-            fetched = await asyncio.to_thread(origin.description if synthetic else origin.weights)
-            resolved = resolved.moved(fetched.folder)
-        self._config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
-        self._limit = limit_of(resolved.model, resolved.config.card, self._config.tp)
+        """Load the weights from a live worker, else from storage; what lies elsewhere is fetched only then."""
+        origin = resolved.origin
+        if origin is not None:
+            resolved = resolved.moved((await asyncio.to_thread(origin.description)).folder)
+        config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
+        self._limit = limit_of(resolved.model, resolved.config.card, config.tp)
         # Under `ling serve` the machine's workers share one.
-        forks = os.environ.get(FORK_SERVER) or ForkServer(Path(tempfile.mkdtemp(prefix="ling-"))).address
-        self._leader = Leader(self._config, self._worker_id, self._role)
+        self._forks = os.environ.get(FORK_SERVER) or ForkServer(Path(tempfile.mkdtemp(prefix="ling-"))).address
+        fetched = origin is not None and config.load != "synthetic"
+        tell = self._starting.tell
+        storage = functools.partial(asyncio.to_thread, origin.weights, tell) if origin is not None and fetched else None
+        self._leader = await start_leader(config, self._made, await self._live(), storage)
+
+    def _made(self, config: WorkerConfig) -> tuple[Leader, Launch]:
+        self._config = config
+        launch = fork_launcher(config, self._worker_id, self._forks, assigned_gpus())
+        leader = Leader(config, self._worker_id, self._role)
+        leader.on_progress = self._starting.tell
+        return leader, launch
+
+    async def _tell_start(self, progress: Progress, still_s: float) -> None:
+        node = socket.gethostname()
+        starting = Starting(self._worker_id, self._role, node, progress, round(still_s, 1))
+        await _within(self._directory.start.remote(starting), _CALL_S, "telling the directory of the start")
+
+    async def _live(self) -> tuple[WorkerInfo, ...]:
+        """Workers that serve now; none while the directory can't be asked."""
         try:
-            await self._leader.start(fork_launcher(self._config, self._worker_id, forks, assigned_gpus()))
-        except BaseException:
-            await _within(self._leader.close(), _CLOSE_S, "closing the worker")
-            raise
+            listing: Listing = await asyncio.wait_for(_awaited(self._directory.watch.remote("")), _CALL_S)
+        except Exception as error:
+            _LOG.warning("which workers could lend weights is not known: %s", describe(error))
+            return ()
+        return listing.workers
 
     def _figures(self) -> Iterator[Reading]:
         leader = self._leader
@@ -150,5 +176,5 @@ async def _within(call: Any, seconds: float, what: str) -> None:
         _LOG.warning("%s: %s", what, describe(error))
 
 
-async def _awaited(call: Any) -> None:
-    await call
+async def _awaited(call: Any) -> Any:
+    return await call

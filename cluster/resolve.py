@@ -162,6 +162,7 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         collectives=config.collectives,
         channel=config.handoff.channel,
         model_overrides=config.model_overrides,
+        version=None if resolved.origin is None else resolved.origin.version,
         load=config.load,
         verify=config.verify,
         cuda_graphs=config.cuda_graphs,

@@ -132,7 +132,8 @@ def _start(config: ClusterConfig, found: Found, local: LocalRay, progress: Statu
                 raise StartError(_told(listing.failures[0]))
             _check_deployed()
             up, wanted = len(listing.workers), sum(pool.replicas for pool in pools)
-            progress.update(f"{up} of {wanted} workers are up…")
+            ways = sorted({f"{worker.role}: {worker.progress}" for worker in listing.starting})
+            progress.update("\n".join([f"{up} of {wanted} workers are up…", *map(escape, ways)]))
             if up >= wanted and _ready(router):
                 break
         _announce(resolved, router.get("/status").json(), time.monotonic() - began, progress.console)

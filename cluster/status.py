@@ -6,6 +6,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from wire.progress import Progress
+
+# Beyond this a start that does not move is worth a look.
+_STILL_S = 30.0
 _COLUMNS = ("worker", "state", "pid", "on", "queued", "running", "moving", "free\nslots", "free\npages")
 
 
@@ -23,7 +27,9 @@ def render(status: dict[str, Any]) -> Group:
     for role, pool in status["pools"].items():
         for worker in pool["workers"]:
             _add(table, worker)
-        for _ in range(pool["configured"] - len(pool["workers"])):
+        for worker in pool["starting"]:
+            table.add_row(worker["id"], Text(_way(worker), "yellow"))
+        for _ in range(pool["configured"] - len(pool["workers"]) - len(pool["starting"])):
             table.add_row(role, Text("missing", "red"))
     return Group(headline, table)
 
@@ -39,3 +45,10 @@ def _add(table: Table, worker: dict[str, Any]) -> None:
     table.add_row(worker["id"], Text(state, color), str(worker["pid"]), worker["node"], *map(str, figures), *room)
     for rank in worker["ranks"]:
         table.add_row(f"  rank {rank['rank']}", "", str(rank["pid"]), f"{rank['node']} {rank['device']}")
+
+
+def _way(worker: dict[str, Any]) -> str:
+    """How far a starting worker is."""
+    files, size = (worker["done_files"], worker["total_files"]), (worker["done_bytes"], worker["total_bytes"])
+    said = str(Progress(worker["stage"], *size, *files, worker["bytes_per_s"]))
+    return said if worker["still_s"] < _STILL_S else f"{said}, still for {worker['still_s']:.0f} s"

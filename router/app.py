@@ -17,6 +17,7 @@ from router.api.page import LivePage
 from router.api.responses.routes import keeping
 from router.batch.batches import Batches
 from router.batch.files import Files
+from router.batch.message_batches import MessageBatches
 from router.batch.runner import BatchRunner
 from router.config import Pools, RouterConfig
 from router.endpoints import ENDPOINTS, LINES, LISTED, Parts, asks_for_key
@@ -73,14 +74,15 @@ def _parts(gateway: Gateway, exchange: Exchange | None) -> Parts:
     """What answers; services among them start and end with the gateway."""
     config, info = gateway.config, Info(gateway, LISTED)
     create, stored = keeping(gateway)
-    files = batches = None
+    files = batches = message_batches = None
     if config.data_dir is not None:
-        store = Store(config.data_dir)
+        store = Store(config.data_dir, config.database_url)
         runner = BatchRunner(gateway, store, LINES)
         gateway.alongside(runner)
         files, batches = Files(store, config), Batches(store, runner, config)
+        message_batches = MessageBatches(store, runner, config)
     page = LivePage(gateway, info, exchange)
-    return Parts(gateway, info, page, publish(config), create, stored, files, batches)
+    return Parts(gateway, info, page, publish(config), create, stored, files, batches, message_batches)
 
 
 def _tracing(gateway: Gateway) -> "Tracing | None":

@@ -29,10 +29,12 @@ class RouterConfig:
     nobody is asked for a key. replicas: how many routers there are, which share each key's limits. cors_origins:
     whose pages in browsers may call; "*" is anybody's. secret: what it proves to workers (`wire.handshake`).
     data_dir: folder of what outlives the router, which all replicas of a host share: files, batches, responses;
-    without one there are no files and batches. max_file_bytes: of one upload. max_stored_bytes: of a tenant's files.
-    max_batch_lines: requests in a batch. batch_concurrency: of them at once in this replica. run_dir: folder of
-    responses where there is no data_dir; replicas of a host that are given the same one share it, and the last to end
-    removes it. segment_cache_bytes: kept of conversations' texts and their token ids, so that a next turn costs its new
+    without one there are no files and batches. database_url: PostgreSQL that holds their records, and responses, for
+    routers of several hosts; data_dir is then a folder that these share. max_file_bytes: of one upload.
+    max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch. batch_concurrency: of them at once in
+    this replica. run_dir: folder of responses where there is no data_dir; replicas of a host that are given the same
+    one share it, and the last to end removes it. segment_cache_bytes: kept of conversations' texts and their token ids,
+    so that a next turn costs its new
     texts alone. max_responses, max_responses_bytes: kept responses of a tenant.
     attachments: whether images and files in tools' results become a note to the model or a 400. name_workers: whether
     answers tell which workers and processes computed them. max_model_len: what is told of the context before a worker
@@ -57,6 +59,7 @@ class RouterConfig:
     trace_share: float = 1.0
     log_prompts: bool = False
     data_dir: str | None = None
+    database_url: str | None = field(default=None, repr=False)
     max_file_bytes: int = 200 * 1024 * 1024
     max_stored_bytes: int = 10 * 1024 * 1024 * 1024
     max_batch_lines: int = 50_000

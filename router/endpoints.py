@@ -11,6 +11,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp
 
 from router.api.answers.anthropic import AnthropicMessage, AnthropicModel, AnthropicModelList, MessageEvent, TokenCount
+from router.api.answers.batches import DeletedMessageBatch, MessageBatch, MessageBatchPage
 from router.api.answers.generated import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from router.api.answers.items import KeptItem
 from router.api.answers.records import BatchRecord, Deleted, FileRecord, Page
@@ -34,6 +35,7 @@ from router.api.responses.schema import ResponseRequest
 from router.api.responses.stored import ItemsQuery, ResponseQuery, Stored
 from router.batch.batches import Batches, BatchesQuery, BatchRequest
 from router.batch.files import Files, FilesQuery, FileUpload
+from router.batch.message_batches import MessageBatches, MessageBatchesQuery, MessageBatchRequest
 from router.errors import OpenAIError, invalid
 from router.history import Series
 from router.http.dialect import ANTHROPIC, OPENAI
@@ -41,12 +43,13 @@ from router.http.query import NoQuery
 from router.relay.gateway import Gateway
 
 Handler = ASGIApp | Callable[[Request], Awaitable[Response]]
-JSON, EVENTS, TEXT, HTML, BYTES = (
+JSON, EVENTS, TEXT, HTML, BYTES, JSONL = (
     "application/json",
     "text/event-stream",
     "text/plain",
     "text/html",
     "application/octet-stream",
+    "application/x-jsonl",
 )
 _TEXT_ALONE = "the model reads and writes text alone"
 _REMOTE = "the server runs no tools and keeps nothing of the kind"
@@ -67,6 +70,7 @@ class Parts:
     stored: Stored
     files: Files | None
     batches: Batches | None
+    message_batches: MessageBatches | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +105,10 @@ def _batches(method: Callable[[Batches, Request], Awaitable[Response]]) -> Calla
     return lambda parts: partial(method, parts.batches) if parts.batches is not None else _off
 
 
+def _message_batches(method: Callable[[MessageBatches, Request], Awaitable[Response]]) -> Callable[[Parts], Handler]:
+    return lambda parts: partial(method, parts.message_batches) if parts.message_batches is not None else _off
+
+
 async def _off(request: Request) -> NoReturn:
     raise invalid(
         "files and batches are off: the server has no folder to keep them in, which the setting router.data_dir names",
@@ -114,6 +122,7 @@ _MESSAGES_REFUSED = {
     "user_profile_id": _REMOTE,
     "workspace_id": _REMOTE,
 }
+_MESSAGE_BATCH = "/v1/messages/batches/{batch_id}"
 _ONE_RESPONSE, _ONE_FILE, _ONE_BATCH = "/v1/responses/{response_id}", "/v1/files/{file_id}", "/v1/batches/{batch_id}"
 ENDPOINTS = (
     Endpoint(
@@ -172,6 +181,7 @@ ENDPOINTS = (
         AnthropicMessage,
         MessageEvent,
         body=MessagesRequest,
+        line=Messages(),
         refused={
             **_MESSAGES_REFUSED,
             "container": _REMOTE,
@@ -190,6 +200,50 @@ ENDPOINTS = (
         TokenCount,
         body=CountRequest,
         refused=_MESSAGES_REFUSED,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/messages/batches",
+        "Answer many messages",
+        _message_batches(MessageBatches.create),
+        MessageBatch,
+        body=MessageBatchRequest,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/messages/batches",
+        "List message batches",
+        _message_batches(MessageBatches.page),
+        MessageBatchPage,
+        query=MessageBatchesQuery,
+    ),
+    Endpoint(
+        "GET",
+        _MESSAGE_BATCH,
+        "How far a message batch has come",
+        _message_batches(MessageBatches.retrieve),
+        MessageBatch,
+    ),
+    Endpoint(
+        "DELETE",
+        _MESSAGE_BATCH,
+        "Forget a message batch",
+        _message_batches(MessageBatches.delete),
+        DeletedMessageBatch,
+    ),
+    Endpoint(
+        "POST",
+        f"{_MESSAGE_BATCH}/cancel",
+        "Start no further request of a message batch",
+        _message_batches(MessageBatches.cancel),
+        MessageBatch,
+    ),
+    Endpoint(
+        "GET",
+        f"{_MESSAGE_BATCH}/results",
+        "What came of a message batch's requests, a JSON object a line",
+        _message_batches(MessageBatches.results),
+        media=(JSONL,),
     ),
     Endpoint(
         "POST",

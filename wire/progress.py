@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from wire.protocol import Role
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -35,3 +37,14 @@ class Progress:
         if self.left_s:
             said.append(f"{self.left_s:.0f} s left")
         return f"{self.stage}: {', '.join(said)}" if said else self.stage
+
+
+@dataclass(frozen=True, slots=True)
+class Starting:
+    """A worker that does not serve yet. still_s: seconds since its progress last moved."""
+
+    worker_id: str
+    role: Role
+    node: str
+    progress: Progress
+    still_s: float

@@ -143,8 +143,9 @@ class SeqOutput:
     travel on different connections and may overtake each other. `logprobs` is as long as `token_ids`, or empty.
     `prompt_logprobs` comes once, with the first output; its first item is None (nothing precedes it).
     The stop token itself is in `token_ids`. retry: the error is of a snapshot that did not come, so that another try
-    may succeed. With the first output come `cached_tokens`, the prompt tokens that were
-    not computed, and `cached_from`, where their snapshot was: "device" or "host" of the worker, or "peer".
+    may succeed. unservable: the error is of the request, whose own parts contradict each other. With the first output
+    come `cached_tokens`, the prompt tokens that were not computed, and `cached_from`, where their snapshot was:
+    "device" or "host" of the worker, or "peer".
     """
 
     request_id: str
@@ -155,6 +156,7 @@ class SeqOutput:
     finish: Finish | None = None
     error: str | None = None
     retry: bool = False
+    unservable: bool = False
     timings: Timings | None = None
     cached_tokens: int = 0
     cached_from: str | None = None

@@ -11,6 +11,18 @@ StateDtype = Literal["float32", "bfloat16", "int8"]
 
 
 @dataclass(frozen=True, slots=True)
+class Lender:
+    """A live worker whose ranks hold the weights that a starting worker's ranks need.
+
+    weights_id: of its weights. addresses: host and port at which each rank takes links, by rank.
+    """
+
+    worker_id: str
+    weights_id: str
+    addresses: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerConfig:
     """One worker's settings.
 
@@ -23,8 +35,10 @@ class WorkerConfig:
     beside those of running sequences; 0 turns the prefix cache off. cache_host_bytes: host memory for kept snapshots,
     over all ranks; cache_state_dtype: how states lie there. collectives, channel: "auto" picks by
     device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling).
-    host: the address the leader and its ranks listen on. load: "auto" reads the folder's weights; "synthetic" makes
-    some up, of the shapes and format its config.json gives. verify: the ranks read all files before they load, a share
+    host: the address the leader and its ranks listen on. version: of a checkpoint that was fetched, the commit or state
+    that stands for its content. load: "auto" takes weights from a live worker that holds them, else reads the folder's;
+    "storage" only reads; "synthetic" makes some up, of the shapes and format its config.json gives. lender: the live
+    worker, where there is one. verify: the ranks read all files before they load, a share
     each, and refuse what is damaged. cuda_graphs: "auto" captures decode steps on a GPU, "off"
     launches every kernel by itself. secret: what every connection between processes of the
     cluster has to prove it knows (`wire.handshake`). logs: what its processes write to standard error.
@@ -48,7 +62,9 @@ class WorkerConfig:
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     model_overrides: dict[str, Any] = field(default_factory=dict)
     host: str = "127.0.0.1"
-    load: Literal["auto", "synthetic"] = "auto"
+    version: str | None = None
+    load: Literal["auto", "storage", "synthetic"] = "auto"
+    lender: Lender | None = None
     verify: bool = False
     cuda_graphs: Literal["auto", "off"] = "auto"
     secret: str = field(default="", repr=False)

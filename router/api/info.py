@@ -18,6 +18,7 @@ from router.api.answers.server import (
     PoolStatus,
     Ready,
     Root,
+    StartingWorker,
     UnreachedWorker,
     Unready,
     WorkerPlace,
@@ -28,6 +29,7 @@ from router.http.json import encode
 from router.relay.gateway import Gateway
 from router.relay.table import WorkerLink
 from router.text.tokenizer_info import tokenizer_info
+from wire.progress import Starting
 from wire.protocol import Role
 
 
@@ -94,6 +96,7 @@ class Info:
             role: {
                 "configured": count,
                 "live": sum(link.live for link in links if link.role == role),
+                "starting": [_starting(worker) for worker in gateway.starting if worker.role == role],
                 "workers": [_worker(link) for link in links if link.role == role],
             }
             for role, count in configured.items()
@@ -170,6 +173,22 @@ def _worker(link: WorkerLink) -> WorkerStatus | UnreachedWorker:
         "step_s": load.step_s,
         "in_flight": link.in_flight,
         "ranks": [{"rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device} for r in info.ranks],
+    }
+
+
+def _starting(worker: Starting) -> StartingWorker:
+    progress = worker.progress
+    return {
+        "id": worker.worker_id,
+        "node": worker.node,
+        "stage": progress.stage,
+        "done_bytes": progress.done,
+        "total_bytes": progress.total,
+        "done_files": progress.files_done,
+        "total_files": progress.files,
+        "bytes_per_s": progress.rate,
+        "left_s": progress.left_s,
+        "still_s": worker.still_s,
     }
 
 

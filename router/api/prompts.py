@@ -51,6 +51,7 @@ async def make_choices(gateway: Gateway, request: Request, tenant: str) -> list[
                     stop=request.sampling.stop,
                     reader=_reader(request, prompt, gateway.tool_parser),
                     keep_ids=request.token_ids,
+                    form_field=form.param if form is not None else None,
                     names_workers=gateway.config.name_workers,
                     discard=max_tokens == 0,
                     recording=_recording(gateway, request, tenant),

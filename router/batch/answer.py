@@ -40,11 +40,11 @@ async def answer(
     try:
         return await _answer(gateway, api, body, tenant, request_id, sent)
     except ApiError as error:
-        return Answered(error.status, error.body(), error)
+        return Answered(error.status, api.dialect.body(error, request_id), error)
     except Exception:
         _log.exception("batch request %s failed", request_id)
         internal = ApiError(500, "internal error", code="internal_error")
-        return Answered(500, internal.body(), internal)
+        return Answered(500, api.dialect.body(internal, request_id), internal)
 
 
 async def _answer(

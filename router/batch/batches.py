@@ -24,7 +24,7 @@ from router.store.store import Store, now
 
 _WINDOW_S = {"24h": 24 * 3600}
 # Unfinished ones a tenant may have.
-_MOST = 1000
+MOST_OPEN = 1000
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
 
 
@@ -85,9 +85,9 @@ class Batches:
             errors=[],
         )
         try:
-            await self._store.run(partial(batches.create, batch=batch, most=_MOST))
+            await self._store.run(partial(batches.create, batch=batch, most=MOST_OPEN))
         except TooMany:
-            message = f"{_MOST} batches are unfinished: let some end, or cancel them"
+            message = f"{MOST_OPEN} batches are unfinished: let some end, or cancel them"
             raise ApiError(429, message, code="too_many_batches", retry_after_s=60) from None
         self._runner.wake()
         return json_response(_shown(batch))
@@ -96,7 +96,9 @@ class Batches:
         """The tenant's batches, newest first."""
         query = read_query(request, BatchesQuery)
         span = Page(query.after, query.limit)
-        found = await self._store.run(partial(batches.page, tenant=caller_of(request.scope).tenant, span=span))
+        found = await self._store.run(
+            partial(batches.page, tenant=caller_of(request.scope).tenant, span=span, prefix="batch_")
+        )
         if found is None:
             raise invalid(f"'after': there is no batch {query.after!r}", "after")
         return listed([_shown(batch) for batch in found], query.limit)

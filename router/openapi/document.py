@@ -37,6 +37,7 @@ _WORK = {
     "409": "Something else still needs it",
     "413": "The body is too big",
     "415": "The body's content-encoding can't be read",
+    "422": "Workers ended, one after another, while they computed it: it is not tried again",
     "429": "A limit is reached; Retry-After says for how long",
     "503": "No worker can take it now",
     "504": "It took too long",

@@ -136,8 +136,10 @@ and a router's rounding, but a client that stays on one connection has one share
 Each answer carries `x-request-id`, the client's own (1 to 128 printable ASCII characters, no comma) or a new one, below
 `/v1/messages` also as `request-id` and in the body of an error; the router's log has it. A head beyond 64 KiB is a
 431, a body beyond `router.max_body_bytes` a 413, JSON that nests deeper than 200 levels a 400; what does not arrive
-in `router.body_timeout_s` is a 408, what is not answered in `router.request_timeout_s` a 504. `HEAD` goes wherever
-`GET` does. The query of a request that generates (`?beta=true`) and vendors' own headers (`anthropic-beta`) change
+in `router.body_timeout_s` is a 408, what is not answered in `router.request_timeout_s` a 504. A request whose worker
+ends goes on at another, and one that finds no worker waits `router.first_token_timeout_s` for one; what ends several
+workers in a row is a 422 with the code `request_quarantined`, or that error in the stream. `HEAD` goes wherever `GET`
+does. The query of a request that generates (`?beta=true`) and vendors' own headers (`anthropic-beta`) change
 nothing, but that with `anthropic-version` `GET /v1/models` and `GET /v1/models/NAME` answer in that API's shape.
 `GET /openapi.json` describes all paths to programs: what they take and, closed to any other field, what they answer.
 The schema it gives for `text/event-stream` is that of one event, whose `data` is JSON by its `contentSchema`.

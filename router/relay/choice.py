@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from router.relay.joined import ContentLogprobs, ShownLogprob
+from router.relay.content import Content
+from router.relay.joined import ShownLogprob
 from router.relay.recording import Recording
 from router.text.detokenizer import Detokenizer, StopStrings
 from router.text.parts import Part, Text
@@ -77,25 +78,21 @@ class Choice:
     """One sequence of a request.
 
     Tokens become text as they arrive, so what waits for a slow client is bounded by its text, and a stop string
-    ends the sequence however slowly the client reads. With a `reader` the text is told apart into parts, and stop
-    strings count in the content alone: not in reasoning, nor in a call that has begun.
+    ends the sequence however slowly the client reads. With a `reader` the text is told apart into parts.
     `keep_ids` and `keep_logprobs`: whether the client asked. `sampling.max_tokens` is at least 1; with `discard` its
-    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand. recording: keeps
-    what it says for the conversation's next turn.
+    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand. form_field: the
+    request's field that the answer's form comes from. recording: keeps what it says for the conversation's next turn.
     """
 
     __slots__ = (
         "_chars",
+        "_content",
         "_detokenizer",
-        "_events",
         "_ids",
-        "_joined",
         "_logprobs",
         "_names_workers",
         "_offsets",
-        "_reader",
         "_recording",
-        "_shown",
         "_singly",
         "_stops",
         "_text",
@@ -103,6 +100,7 @@ class Choice:
         "discard",
         "error",
         "finish",
+        "form_field",
         "generated",
         "index",
         "keep_ids",
@@ -129,6 +127,7 @@ class Choice:
         discard: bool = False,
         reserve: int = 0,
         names_workers: bool = False,
+        form_field: str | None = None,
         recording: Recording | None = None,
     ) -> None:
         self.index = index
@@ -139,6 +138,7 @@ class Choice:
         self.discard = discard
         self.reserve = reserve
         self._names_workers = names_workers
+        self.form_field = form_field
         self.generated = 0
         self.cached_tokens = 0
         self.finish: FinishReason | None = None
@@ -146,18 +146,17 @@ class Choice:
         self.served_by: ServedBy | None = None  # set when all of it is over
         self.started = False  # a chunk of it has left
         self.queued = False  # the stream knows it has something
-        self._reader = reader
         self._recording = recording
         self._detokenizer = Detokenizer(tokenizer, reader.markers if reader is not None else ())
         self._stops = StopStrings(stop) if stop else None
         # Where the sequence may end within a step, or each token's place in the text is asked for. Else parts are told
         # apart when they are asked for: much text at once costs less than each token's.
         self._singly = bool(stop) or self.keep_logprobs or (reader is not None and reader.single)
-        self._joined = ContentLogprobs(tokenizer) if reader is not None and self.keep_logprobs else None
+        self._content = None
+        if reader is not None:
+            self._content = Content(reader, self._stops, tokenizer, logprobs=self.keep_logprobs)
         self._chars = 0
-        self._shown = 0  # characters of the content, where it is told apart
-        self._text: list[str] = []
-        self._events: list[Part] = []
+        self._text: list[str] = []  # shown, or yet to be told apart
         self._ids: list[int] = []
         self._logprobs: list[ShownLogprob] = []
         self._offsets: list[int] = []
@@ -197,24 +196,27 @@ class Choice:
 
     def take(self) -> Delta:
         """What is new; joined, however many steps it took."""
-        self._read()
-        events, self._events = self._events, []
-        texts = [part.text for part in events if type(part) is Text]
-        if len(texts) == len(events):
-            self._text, events = texts or self._text, []
+        events: list[Part] = []
+        if self._content is not None:
+            self._read(self._content)
+            events, self._content.events = self._content.events, []
+            self._logprobs, self._content.logprobs = self._content.logprobs, []
+            texts = [part.text for part in events if type(part) is Text]
+            if len(texts) == len(events):
+                self._text, events = texts, []
         delta = Delta("".join(self._text), self._ids, self._logprobs, self._offsets, events)
         self._text, self._ids, self._logprobs, self._offsets = [], [], [], []
         if self._recording is not None:
             self._recording.took(delta.text, delta.events)
             if self.finish is not None:
-                cut = self.stop_string is not None or (self._reader is not None and self._reader.ended)
+                cut = self.stop_string is not None or (self._content is not None and self._content.over)
                 self._recording.end(stopped=self.finish == "stop", cut=cut)
         return delta
 
-    def _read(self) -> None:
+    def _read(self, content: Content) -> None:
         """Tell apart the text that has come since, where that was put off."""
-        if self._reader is not None and self._text:
-            self._events += self._reader.push("".join(self._text))
+        if self._text:
+            content.push("".join(self._text), stops_count=False)
             self._text = []
 
     def _feed_singly(
@@ -239,77 +241,42 @@ class Choice:
                 return
 
     def _keep_logprob(self, item: TokenLogprob, text: str, ends: bool) -> None:
-        if self._joined is None:
+        if self._content is None:
             self._logprobs.append(ShownLogprob(item))
             self._offsets.append(self._chars)
         elif not ends and self._detokenizer.shows(item.token_id):
-            self._joined.token(item, text)
+            self._content.token(item, text)
+
+    @property
+    def _stops_count(self) -> bool:
+        """Whether stop strings end it yet: from the last of min_tokens on."""
+        return self.generated >= self.sampling.min_tokens
 
     def _show(self, text: str) -> bool:
-        """Lets text out; True if that ends the sequence."""
-        if self._reader is not None and self._singly:
-            return self._tell(self._reader.push(text)) or self._reader.ended
+        """Let text out; True if that ends the sequence."""
+        if self._content is not None:
+            return self._content.push(text, self._stops_count)
         stopped = False
-        if self._reader is None:
-            text, stopped = self._before_stop(text)
+        if self._stops is not None and self._stops_count:
+            text, stopped = self._stops.push(text)
         if text:
             self._text.append(text)
         return stopped
 
-    def _tell(self, parts: Sequence[Part]) -> bool:
-        """Lets parts out; True if a stop string ends them."""
-        for part in parts:
-            if type(part) is not Text:
-                self._say(self._stops.flush() if self._stops is not None else "")
-                self._events.append(part)
-                continue
-            if self._joined is not None:
-                self._joined.content(part.at, len(part.text))
-            text, stopped = self._before_stop(part.text)
-            self._say(text)
-            if stopped:
-                return True
-        if self._joined is not None:
-            self._logprobs += self._joined.take(self._shown)
-        return False
-
-    def _before_stop(self, text: str) -> tuple[str, bool]:
-        """What may be shown of it, and whether a stop string follows. Those count from the last of min_tokens on."""
-        if self._stops is None or self.generated < self.sampling.min_tokens:
-            return text, False
-        return self._stops.push(text)
-
-    def _say(self, text: str) -> None:
-        if text:
-            self._events.append(Text(text))
-            self._shown += len(text)
-
     def _close(self, finish: FinishReason) -> None:
         """The workers are done: what still waits comes out, in which a stop string may be found yet."""
         rest = self._detokenizer.flush()
-        if self._joined is not None:
-            self._joined.text(rest)
         self.finish = finish  # which the parts of the end depend on
-        self._end("stop" if self._show_rest(rest) else finish)
-
-    def _show_rest(self, rest: str) -> bool:
-        if self._show(rest):
-            return True
-        held = self._stops.flush() if self._stops is not None and self._reader is None else ""
-        if held:
-            self._text.append(held)
-        if self._reader is None:
-            return False
-        if not self._singly:
-            self._read()
-            self._events += self._reader.flush()
-            return False
-        if self._tell(self._reader.flush()):
-            return True
-        self._say(self._stops.flush() if self._stops is not None else "")
-        return False
+        if self._content is not None:
+            self._read(self._content)
+            stopped = self._content.close(rest, self._stops_count)
+        else:
+            stopped = self._show(rest)
+            if not stopped and self._stops is not None and (held := self._stops.flush()):
+                self._text.append(held)
+        self._end("stop" if stopped else finish)
 
     def _end(self, finish: FinishReason) -> None:
         self.finish = finish
-        if self._joined is not None:
-            self._logprobs += self._joined.close(self._shown)
+        if self._content is not None:
+            self._content.end()

@@ -40,9 +40,15 @@ class Dispatcher:
         self._closed = False
         table.on_live = self.wake
 
-    def plan(self, need: Need, *, alone: bool = False) -> Plan | NoPlan:
-        """Where a sequence would go now. alone: its tokens are computed by the worker that goes on with them."""
-        return choose(self._table.snapshot(), need, split=self._split and not alone)
+    def plan(self, need: Need, begun_with: str | None = None) -> Plan | NoPlan:
+        """Where a sequence would go now.
+
+        begun_with: the weights that made its tokens so far. It goes on with no others, at one worker that computes all.
+        """
+        workers = self._table.snapshot()
+        if begun_with is not None:
+            workers = [worker for worker in workers if worker.info.weights_id == begun_with]
+        return choose(workers, need, split=self._split and begun_with is None)
 
     def submit(self, job: Job) -> None:
         """Start a job's sequences; ApiError if one can't be computed by any worker there is."""
@@ -107,7 +113,7 @@ class Dispatcher:
 
     def _place(self, stream: SequenceStream) -> NoPlan | None:
         """Start it at workers; why there are none, if so."""
-        plan = self.plan(Need(stream.known, stream.left, random.getrandbits(32)), alone=stream.resumed)
+        plan = self.plan(Need(stream.known, stream.left, random.getrandbits(32)), stream.begun_with)
         if isinstance(plan, NoPlan):
             self._metrics.routed(plan.reason)
             return plan

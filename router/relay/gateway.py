@@ -23,6 +23,7 @@ from router.text.grammar import Form
 from router.text.grammar_check import GrammarCheck
 from router.text.tokenizer import Tokenizer
 from router.text.tools import tool_parser
+from wire.progress import Starting
 
 # Of the token ids of past answers: some 100,000 answers of 100 tokens.
 _EXACT_BYTES = 64 * 1024 * 1024
@@ -64,6 +65,7 @@ class Gateway:
         self.table = WorkerTable(config.name, config.secret)
         self.exact = ExactTurns(_EXACT_BYTES)
         self.metrics = Metrics(self._observe)
+        self.starting: tuple[Starting, ...] = ()  # workers that do not serve yet
         self.in_flight = 0
         # What else is to end with it, once no worker is left.
         self.closers: list[Callable[[], Awaitable[None]]] = []
@@ -140,10 +142,11 @@ class Gateway:
         At first every pool must have a worker. From then on decode workers suffice, which compute prompts too if need
         be; requests that come while none is live wait for one.
         """
-        if (reason := self._starting()) is not None:
-            return reason
-        plan = self.plan(Need(prompt_tokens=1, max_tokens=1))
-        return plan.message if isinstance(plan, NoPlan) else None
+        if (reason := self._starting()) is None:
+            plan = self.plan(Need(prompt_tokens=1, max_tokens=1))
+            reason = plan.message if isinstance(plan, NoPlan) else None
+        ways = [f"a {worker.role} worker: {worker.progress}" for worker in self.starting]
+        return reason if reason is None else "; ".join([reason, *ways])
 
     def _starting(self) -> str | None:
         """What the cluster still lacks to have been complete once."""

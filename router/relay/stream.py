@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from typing import Protocol
 
-from router.errors import ApiError
+from router.errors import ApiError, invalid
 from router.metrics import StreamTimes
 from router.relay.choice import Choice, ServedBy
 from router.relay.leg import Leg, Link, Stage
@@ -109,9 +109,9 @@ class SequenceStream:
         return self.choice.sampling.max_tokens - len(self._ids)
 
     @property
-    def resumed(self) -> bool:
-        """Whether workers have to go on behind tokens that were generated elsewhere."""
-        return bool(self._ids)
+    def begun_with(self) -> str | None:
+        """The id of the weights that generated its tokens; None if it has none yet."""
+        return self.legs[0].info.weights_id if self._ids else None
 
     def begun(self, now: float) -> None:
         """Its client waits from now on."""
@@ -147,11 +147,7 @@ class SequenceStream:
                 self._handed_off(leg, now)
                 return
             if output.finish == "error":
-                reason = output.error or "it gave no reason"
-                if output.retry:
-                    self._set_back("transfer", leg.failed(reason))
-                else:
-                    self.abandon(leg.failed(reason))
+                self._failed(leg, output)
                 return
             if output.finish == "abort":  # another leg's worker says how it ended
                 return
@@ -267,6 +263,21 @@ class SequenceStream:
             decode_pid=last.info.pid,
         )
         self._owner.landed(self.choice)
+
+    def _failed(self, leg: Leg, output: SeqOutput) -> None:
+        reason = output.error or "it gave no reason"
+        if output.unservable:
+            self.abandon(self._unservable(reason))
+        elif output.retry:
+            self._set_back("transfer", leg.failed(reason))
+        else:
+            self.abandon(leg.failed(reason))
+
+    def _unservable(self, reason: str) -> ApiError:
+        """The request contradicts itself: 400, as no other try could succeed."""
+        field = self.choice.form_field or "the answer's form"
+        message = f"'{field}' can't be kept beside the request's other fields (min_tokens, stop_token_ids, logit_bias)"
+        return invalid(f"{message}: {reason}", self.choice.form_field, "unsatisfiable_form")
 
     def _at(self, stage: Stage) -> Leg:
         """The latest leg of a stage; where no prefill worker had a part, the decode worker computed the prompt."""

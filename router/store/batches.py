@@ -5,14 +5,14 @@ result is recorded once, whoever else takes the batch over.
 """
 
 import json
-import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from typing_extensions import TypedDict
 
 from router.store import files
+from router.store.connection import Connection
 from router.store.files import Page, StoredFile
 
 Status = Literal["validating", "failed", "in_progress", "finalizing", "completed", "expired", "cancelling", "cancelled"]
@@ -42,7 +42,9 @@ CREATE TABLE IF NOT EXISTS batches (
     error_file_id TEXT,
     owner TEXT,
     owned_until REAL NOT NULL DEFAULT 0,
-    open INTEGER GENERATED ALWAYS AS (status IN ('validating', 'in_progress', 'finalizing', 'cancelling')) VIRTUAL
+    open INTEGER GENERATED ALWAYS AS (
+        CASE WHEN status IN ('validating', 'in_progress', 'finalizing', 'cancelling') THEN 1 ELSE 0 END
+    ) VIRTUAL
 );
 CREATE INDEX IF NOT EXISTS batches_of_tenant ON batches (tenant, serial);
 CREATE INDEX IF NOT EXISTS batches_open ON batches (open, serial);
@@ -129,16 +131,16 @@ class TooMany(Exception):
     """The tenant has as many unfinished batches as it may."""
 
 
-def _batch(row: sqlite3.Row) -> StoredBatch:
+def _batch(row: Any) -> StoredBatch:
     return StoredBatch(**{name: json.loads(row[name]) if name in _JSON else row[name] for name in row.keys()})  # noqa: SIM118
 
 
 # What clients ask for
 
 
-def create(db: sqlite3.Connection, batch: StoredBatch, most: int) -> None:
+def create(db: Connection, batch: StoredBatch, most: int) -> None:
     """TooMany if the tenant has `most` unfinished ones."""
-    (count,) = db.execute("SELECT count(*) FROM batches WHERE open AND tenant = ?", (batch.tenant,)).fetchone()
+    (count,) = db.execute("SELECT count(*) FROM batches WHERE open = 1 AND tenant = ?", (batch.tenant,)).fetchone()
     if count >= most:
         raise TooMany
     values = [getattr(batch, field.name) for field in fields(batch)]
@@ -146,27 +148,37 @@ def create(db: sqlite3.Connection, batch: StoredBatch, most: int) -> None:
     db.execute(f"INSERT INTO batches ({_COLUMNS}) VALUES ({', '.join('?' * len(values))})", values)
 
 
-def find(db: sqlite3.Connection, tenant: str, batch_id: str) -> StoredBatch | None:
+def find(db: Connection, tenant: str, batch_id: str) -> StoredBatch | None:
     """A tenant's batch."""
     row = db.execute(f"SELECT {_COLUMNS} FROM batches WHERE id = ? AND tenant = ?", (batch_id, tenant)).fetchone()
     return _batch(row) if row is not None else None
 
 
-def page(db: sqlite3.Connection, tenant: str, span: Page) -> list[StoredBatch] | None:
-    """Newest first; one more than `span.limit` where there are more; None if the tenant has none `span.after`."""
-    where, values = "tenant = ?", [tenant]
+def page(db: Connection, tenant: str, span: Page, prefix: str = "", *, newer: bool = False) -> list[StoredBatch] | None:
+    """Newest first; one more than `span.limit` where there are more; None if the tenant has none `span.after`.
+
+    prefix: of their ids, which tells the APIs' batches apart. newer: those made after `span.after`, nearest to it.
+    """
+    where, values = "tenant = ? AND substr(id, 1, ?) = ?", [tenant, len(prefix), prefix]
     if span.after is not None:
         last = db.execute("SELECT serial FROM batches WHERE id = ? AND tenant = ?", (span.after, tenant)).fetchone()
         if last is None:
             return None
-        where, values = f"{where} AND serial < ?", [tenant, last["serial"]]
+        where, values = f"{where} AND serial {'>' if newer else '<'} ?", [*values, last["serial"]]
+    order = "ASC" if newer else "DESC"
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM batches WHERE {where} ORDER BY serial DESC LIMIT ?", (*values, span.limit + 1)
+        f"SELECT {_COLUMNS} FROM batches WHERE {where} ORDER BY serial {order} LIMIT ?", (*values, span.limit + 1)
     )
-    return [_batch(row) for row in rows]
+    found = [_batch(row) for row in rows]
+    return found[::-1] if newer else found
 
 
-def cancel(db: sqlite3.Connection, tenant: str, batch_id: str, now: int) -> StoredBatch | None:
+def delete(db: Connection, tenant: str, batch_id: str) -> None:
+    """Forget a batch that is over."""
+    db.execute("DELETE FROM batches WHERE id = ? AND tenant = ? AND NOT open", (batch_id, tenant))
+
+
+def cancel(db: Connection, tenant: str, batch_id: str, now: int) -> StoredBatch | None:
     """Its record after that, unchanged if nothing of it is left to run; None if there is none."""
     db.execute(
         "UPDATE batches SET status = 'cancelling', times = json_set(times, '$.cancelling_at', ?) "
@@ -180,31 +192,31 @@ def cancel(db: sqlite3.Connection, tenant: str, batch_id: str, now: int) -> Stor
 
 
 def claim(
-    db: sqlite3.Connection, owner: str, model: str, endpoints: Sequence[str], now: float, lease_s: float
+    db: Connection, owner: str, model: str, endpoints: Sequence[str], now: float, lease_s: float
 ) -> StoredBatch | None:
     """The oldest unfinished batch for these that nobody runs, leased for `lease_s`; None if there is none."""
     among = ", ".join("?" * len(endpoints))
     row = db.execute(
-        "UPDATE batches SET owner = ?, owned_until = ? WHERE id = (SELECT id FROM batches WHERE open AND model = ? "
+        "UPDATE batches SET owner = ?, owned_until = ? WHERE id = (SELECT id FROM batches WHERE open = 1 AND model = ? "
         f"AND endpoint IN ({among}) AND owned_until < ? ORDER BY serial LIMIT 1) RETURNING {_COLUMNS}",
         (owner, now + lease_s, model, *endpoints, now),
     ).fetchone()
     return _batch(row) if row is not None else None
 
 
-def renew(db: sqlite3.Connection, lease: Lease, now: float, lease_s: float) -> StoredBatch:
+def renew(db: Connection, lease: Lease, now: float, lease_s: float) -> StoredBatch:
     """The batch as it is now, leased for longer; LeaseLost."""
     _own(db, lease)
     db.execute("UPDATE batches SET owned_until = ? WHERE id = ?", (now + lease_s, lease.batch_id))
     return _read(db, lease)
 
 
-def release(db: sqlite3.Connection, lease: Lease) -> None:
+def release(db: Connection, lease: Lease) -> None:
     """Whoever likes may go on with it."""
     db.execute("UPDATE batches SET owned_until = 0 WHERE id = ? AND owner = ?", (lease.batch_id, lease.owner))
 
 
-def begin(db: sqlite3.Connection, lease: Lease, total: int, now: int) -> StoredBatch:
+def begin(db: Connection, lease: Lease, total: int, now: int) -> StoredBatch:
     """Validated: it has `total` lines. Unchanged if it was cancelled meanwhile; LeaseLost."""
     _own(db, lease)
     db.execute(
@@ -215,7 +227,7 @@ def begin(db: sqlite3.Connection, lease: Lease, total: int, now: int) -> StoredB
     return _read(db, lease)
 
 
-def fail(db: sqlite3.Connection, lease: Lease, errors: Sequence[BatchFault], now: int) -> None:
+def fail(db: Connection, lease: Lease, errors: Sequence[BatchFault], now: int) -> None:
     """It can't be run; LeaseLost."""
     _own(db, lease)
     db.execute(
@@ -225,7 +237,7 @@ def fail(db: sqlite3.Connection, lease: Lease, errors: Sequence[BatchFault], now
     db.execute("DELETE FROM results WHERE batch_id = ?", (lease.batch_id,))
 
 
-def record(db: sqlite3.Connection, lease: Lease, results: Sequence[Result]) -> None:
+def record(db: Connection, lease: Lease, results: Sequence[Result]) -> None:
     """What came of lines that have no result yet; LeaseLost."""
     _own(db, lease)
     for result in results:
@@ -245,12 +257,12 @@ def record(db: sqlite3.Connection, lease: Lease, results: Sequence[Result]) -> N
     )
 
 
-def lines_done(db: sqlite3.Connection, batch_id: str) -> set[int]:
+def lines_done(db: Connection, batch_id: str) -> set[int]:
     """Lines that have a result."""
     return {row["line"] for row in db.execute("SELECT line FROM results WHERE batch_id = ?", (batch_id,))}
 
 
-def results(db: sqlite3.Connection, batch_id: str, ok: bool, after: int, limit: int) -> list[tuple[int, bytes]]:
+def results(db: Connection, batch_id: str, ok: bool, after: int, limit: int) -> list[tuple[int, bytes]]:
     """So many results beyond line `after`, in order, as (line, body)."""
     rows = db.execute(
         "SELECT line, body FROM results WHERE batch_id = ? AND ok = ? AND line > ? ORDER BY line LIMIT ?",
@@ -259,7 +271,7 @@ def results(db: sqlite3.Connection, batch_id: str, ok: bool, after: int, limit: 
     return [(row["line"], row["body"]) for row in rows]
 
 
-def finalize(db: sqlite3.Connection, lease: Lease, now: int) -> StoredBatch:
+def finalize(db: Connection, lease: Lease, now: int) -> StoredBatch:
     """Every line has its result. Unchanged if it was cancelled meanwhile; LeaseLost."""
     _own(db, lease)
     db.execute(
@@ -271,7 +283,7 @@ def finalize(db: sqlite3.Connection, lease: Lease, now: int) -> StoredBatch:
 
 
 def finish(
-    db: sqlite3.Connection,
+    db: Connection,
     lease: Lease,
     status: Literal["completed", "expired", "cancelled"],
     output: StoredFile | None,
@@ -291,16 +303,16 @@ def finish(
     db.execute("DELETE FROM results WHERE batch_id = ?", (lease.batch_id,))
 
 
-def forget(db: sqlite3.Connection, before: int) -> None:
+def forget(db: Connection, before: int) -> None:
     """Drop the records of batches that were made before then and are over."""
-    db.execute("DELETE FROM batches WHERE NOT open AND created_at < ?", (before,))
+    db.execute("DELETE FROM batches WHERE open = 0 AND created_at < ?", (before,))
 
 
-def _read(db: sqlite3.Connection, lease: Lease) -> StoredBatch:
+def _read(db: Connection, lease: Lease) -> StoredBatch:
     return _batch(db.execute(f"SELECT {_COLUMNS} FROM batches WHERE id = ?", (lease.batch_id,)).fetchone())
 
 
-def _own(db: sqlite3.Connection, lease: Lease) -> None:
+def _own(db: Connection, lease: Lease) -> None:
     # An expired lease that nobody took is still this runner's.
     held = db.execute("SELECT 1 FROM batches WHERE id = ? AND owner = ?", (lease.batch_id, lease.owner)).fetchone()
     if held is None:

@@ -1,4 +1,4 @@
-"""A SQLite file, off the event loop. Replicas of one host may share it."""
+"""Records in a SQLite file, off the event loop. Replicas of one host may share it."""
 
 import asyncio
 import sqlite3
@@ -7,12 +7,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
+from router.store.connection import Connection
+
 T = TypeVar("T")
 _BUSY_S = 10.0
 
 
 class Database:
-    """One connection in one thread: work runs in the order it was given.
+    """SQLite: one connection in one thread: work runs in the order it was given.
 
     schema: statements that make what is missing (`CREATE … IF NOT EXISTS`). The file and its folder, readable by
     their owner alone, are made with the first work.
@@ -24,11 +26,16 @@ class Database:
         self._connection: sqlite3.Connection | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=path.stem)
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    @property
+    def begun(self) -> bool:
+        """Whether anything was ever kept there."""
+        return self.path.exists()
+
+    async def run(self, work: Callable[[Connection], T]) -> T:
         """`work`'s result, in a transaction of its own that is on disk when this returns, and undone if it raises."""
         return await asyncio.wrap_future(self._thread.submit(self._run, work))
 
-    def call(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def call(self, work: Callable[[Connection], T]) -> T:
         """The same, for a thread that may block."""
         return self._thread.submit(self._run, work).result()
 
@@ -39,7 +46,7 @@ class Database:
             self._connection.close()
             self._connection = None
 
-    def _run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _run(self, work: Callable[[Connection], T]) -> T:
         if self._connection is None:
             self._connection = self._open()
         connection = self._connection

@@ -1,9 +1,10 @@
 """Records of files: functions of a connection, to be given to `Store.run`."""
 
-import sqlite3
 import uuid
 from dataclasses import dataclass
 from typing import Literal
+
+from router.store.connection import Connection
 
 FILES = """
 CREATE TABLE IF NOT EXISTS files (
@@ -20,7 +21,7 @@ CREATE INDEX IF NOT EXISTS files_of_tenant ON files (tenant, serial);
 """
 _COLUMNS = "id, tenant, filename, purpose, bytes, created_at, expires_at"
 # Of batches that may still read their input.
-_IN_USE = "SELECT input_file_id FROM batches WHERE open"
+_IN_USE = "SELECT input_file_id FROM batches WHERE open = 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +59,7 @@ def new_file_id() -> str:
     return f"file-{uuid.uuid4().hex}"
 
 
-def add(db: sqlite3.Connection, file: StoredFile, limit: int | None) -> None:
+def add(db: Connection, file: StoredFile, limit: int | None) -> None:
     """NoRoom beyond `limit` bytes of the tenant's files, all together; None for no limit."""
     if limit is not None:
         (held,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ?", (file.tenant,)).fetchone()
@@ -68,14 +69,14 @@ def add(db: sqlite3.Connection, file: StoredFile, limit: int | None) -> None:
     db.execute(f"INSERT INTO files ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", values)
 
 
-def find(db: sqlite3.Connection, tenant: str, file_id: str, now: int) -> StoredFile | None:
+def find(db: Connection, tenant: str, file_id: str, now: int) -> StoredFile | None:
     """A tenant's file that has not expired, or that a batch still reads."""
     where = f"id = ? AND tenant = ? AND (expires_at > ? OR id IN ({_IN_USE}))"
     row = db.execute(f"SELECT {_COLUMNS} FROM files WHERE {where}", (file_id, tenant, now)).fetchone()
     return StoredFile(**row) if row is not None else None
 
 
-def page(db: sqlite3.Connection, tenant: str, purpose: str | None, span: Page, now: int) -> list[StoredFile] | None:
+def page(db: Connection, tenant: str, purpose: str | None, span: Page, now: int) -> list[StoredFile] | None:
     """One more than `span.limit` where there are more; None if the tenant has no file `span.after`."""
     where, values = "tenant = ? AND expires_at > ?", [tenant, now]
     if purpose is not None:
@@ -92,23 +93,23 @@ def page(db: sqlite3.Connection, tenant: str, purpose: str | None, span: Page, n
     return [StoredFile(**row) for row in rows]
 
 
-def delete(db: sqlite3.Connection, tenant: str, file_id: str, now: int) -> bool:
+def delete(db: Connection, tenant: str, file_id: str, now: int) -> bool:
     """False if there is none; InUse if a batch still reads it. The content is the caller's to delete, after this."""
     if find(db, tenant, file_id, now) is None:
         return False
-    used = db.execute("SELECT id FROM batches WHERE open AND input_file_id = ?", (file_id,)).fetchone()
+    used = db.execute("SELECT id FROM batches WHERE open = 1 AND input_file_id = ?", (file_id,)).fetchone()
     if used is not None:
         raise InUse(used["id"])
     db.execute("DELETE FROM files WHERE id = ?", (file_id,))
     return True
 
 
-def expire(db: sqlite3.Connection, now: int) -> list[str]:
+def expire(db: Connection, now: int) -> list[str]:
     """Forget files whose time is over and that no batch reads; their ids."""
     rows = db.execute(f"DELETE FROM files WHERE expires_at <= ? AND id NOT IN ({_IN_USE}) RETURNING id", (now,))
     return [row["id"] for row in rows]
 
 
-def known(db: sqlite3.Connection) -> set[str]:
+def known(db: Connection) -> set[str]:
     """Ids of all files."""
     return {row["id"] for row in db.execute("SELECT id FROM files")}

@@ -55,14 +55,24 @@ class GrammarCheck:
 
     def _fault(self, form: Form, text: str) -> Fault | None:
         # Only a client's own grammar may name tokens that there may not be.
-        message = LLMatcher.validate_grammar(text, self._index() if form.given else None, limits=_LIMITS)
+        message: str | None = LLMatcher.validate_grammar(text, self._index() if form.given else None, limits=_LIMITS)
         if not message or message.startswith("WARNING"):
+            message = self._first_mask(text)
+        if message is None:
             return None
         for schema in form.schemas:
             if (fault := fault_of(schema)) is not None:
                 return fault
+        if len(form.schemas) == 1:
+            return Fault(form.schemas[0].param, _PLACE.sub("", brief(message)))
         # Places in a grammar of ours mean nothing to clients.
         return Fault(form.param, brief(message if form.given else _PLACE.sub("", message)))
+
+    def _first_mask(self, text: str) -> str | None:
+        """What is wrong with a grammar that reads well and allows no beginning, such as a reference that never ends."""
+        matcher = LLMatcher(self._index(), text, log_level=0, limits=_LIMITS)
+        matcher.compute_bitmask()
+        return f"nothing can satisfy it: {brief(matcher.get_error())}" if matcher.is_error() else None
 
     def _index(self) -> LLTokenizer:
         if self._tokenizer is None:

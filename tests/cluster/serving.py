@@ -70,12 +70,16 @@ class Serving:
         found: list[dict[str, Any]] = self.status()["pools"][role]["workers"]
         return found
 
+    def live(self, role: str) -> list[dict[str, Any]]:
+        """Those that take requests: one that was killed stays listed for a while."""
+        return [worker for worker in self.workers(role) if worker["state"] == "live"]
+
     def all_free(self) -> bool:
         """Whether every live worker has all its pages and slots back."""
         return all(
             w["free_pages"] == w["pages"] and w["free_slots"] == w["slots"] and not w["transferring"]
             for role in ("prefill", "decode")
-            for w in self.workers(role)
+            for w in self.live(role)
         )
 
     def end(self) -> None:

@@ -1,6 +1,9 @@
 """The schema: what it accepts from each door, and what it says about the rest."""
 
+from collections.abc import Iterator
+
 import pytest
+from pydantic import BaseModel
 
 from cluster.config import ClusterConfig, ConfigError, parse
 
@@ -24,6 +27,21 @@ def test_text_from_a_command_line_and_yaml_give_the_same() -> None:
         "model_overrides": {"rope_scaling": {"factor": 2.0, "rope_type": "yarn"}},
     })  # fmt: skip
     assert text == yaml
+
+
+def leaves(section: BaseModel, path: str = "") -> Iterator[tuple[str, object]]:
+    """Every setting's path and default."""
+    for name in type(section).model_fields:
+        value = getattr(section, name)
+        if isinstance(value, BaseModel):
+            yield from leaves(value, f"{path}{name}.")
+        else:
+            yield f"{path}{name}", value
+
+
+@pytest.mark.parametrize(("path", "value"), [(p, v) for p, v in leaves(parse({})) if isinstance(v, bool | int | float)])
+def test_every_number_and_switch_can_be_written_on_a_command_line(path: str, value: object) -> None:
+    assert parse({path: str(value).lower()}) == parse({})
 
 
 def test_overrides_as_one_text() -> None:

@@ -111,11 +111,11 @@ def test_a_worker_that_verifies_refuses_what_one_that_does_not_serves(tmp_path: 
     file.write_bytes(damaged)
     said: list[str] = []
     config = {"model": str(folder), "slots": 2, "pages": 4, "max_model_len": 100}
-    build_rank(WorkerConfig(**config), Solo(), None, said.append)
+    build_rank(WorkerConfig(**config), Solo(), None, print, said.append)
     with pytest.raises(WeightError, match=r"^model\.word_embeddings\.weight in .*does not match its checksum"):
-        build_rank(WorkerConfig(**config, verify=True), Solo(), None, said.append)
+        build_rank(WorkerConfig(**config, verify=True), Solo(), None, print, said.append)
     assert not any(line.startswith("verifying") for line in said)
-    build_rank(WorkerConfig(**config | {"model": str(GOLDEN / "tp4")}, verify=True), Solo(), None, said.append)
+    build_rank(WorkerConfig(**config | {"model": str(GOLDEN / "tp4")}, verify=True), Solo(), None, print, said.append)
     assert said[-2].startswith("verifying tp4, rank 0 of 1: ")
 
 

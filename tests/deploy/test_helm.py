@@ -32,7 +32,7 @@ def test_helm_lints_it(name: str) -> None:
 
 
 def test_there_is_an_example_for_each_documented_size() -> None:
-    assert set(NAMES) == {"1p1d-8gpu", "2p4d", "single-node", "cpu-mini", "hub-1p1d", "infiniband"}
+    assert set(NAMES) == {"1p1d-8gpu", "2p4d", "single-node", "cpu-mini", "hub-1p1d", "infiniband", "stateful"}
 
 
 @pytest.mark.parametrize("version", KUBERNETES)

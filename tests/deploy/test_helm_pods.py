@@ -160,3 +160,18 @@ def test_another_template_is_another_job(change: str, tmp_path: Path) -> None:
     assert render(*base).of("Job")[0] == before
     waiting = render(*base, "--set", change).templates["head"]["spec"]["initContainers"][0]
     assert after["metadata"]["name"] in waiting["args"][0]
+
+
+def test_routers_share_a_database_and_a_volume_for_what_they_keep() -> None:
+    rendered = example("stateful")
+    router = rendered.serve["applications"][0]["args"]["router"]
+    (main,) = rendered.templates["router"]["spec"]["containers"]
+    assert router["replicas"] > 1
+    assert router["database_url"].startswith("postgresql://")
+    assert router["data_dir"] in [mount["mountPath"] for mount in main["volumeMounts"]]
+    assert next(e for e in main["env"] if e["name"] == "PGPASSWORD")["valueFrom"]["secretKeyRef"]["name"]
+    # Without a database a client can be kept at one router.
+    assert (
+        render("--set", "service.sessionAffinity=ClientIP").service["serveService"]["spec"]["sessionAffinity"]
+        == "ClientIP"
+    )

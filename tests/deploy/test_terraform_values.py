@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.chart import render
+from tests.deploy.chart import CHART, render
 from tests.deploy.terraform import EXAMPLES, ROOT, TERRAFORM, Body, module, name_of, needs_terraform
 
 pytestmark = needs_terraform
@@ -164,3 +164,10 @@ def test_what_can_not_work_is_refused_by_its_name(case: str, tmp_path: Path) -> 
     for _, *messages in REFUSED[case].values():
         for message in messages:
             assert message in said, message
+
+
+def test_the_formats_of_weights_are_the_chart_s() -> None:
+    text = (ROOT / "modules/ling/variables.tf").read_text()
+    (listed,) = re.findall(r"contains\((\[[^\]]*\]), var\.model\.format\)", text)
+    schema = json.loads((CHART / "values.schema.json").read_text())
+    assert set(json.loads(listed)) == set(schema["properties"]["model"]["properties"]["format"]["enum"])

@@ -9,7 +9,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wire.codec import CLUSTER
 from wire.handshake import accept
@@ -75,7 +75,8 @@ class FakeWorker:
 
     answer: what it says to a request. tokens_per_step, pace_s: how many tokens a sequence gets a step, and the
     seconds between steps. `gate`: no step is taken while it is cleared. refuse: finish the next `refusals` requests
-    with this error, of which a router is to try again if `retry`. poison: a prompt's first token that ends the worker
+    with this error, of which a router is to try again if `retry`, and
+    which is the request's own fault if `unservable`. poison: a prompt's first token that ends the worker
     when it is computed; `ended` is set then.
     Workers do not talk to each other: a decode worker begins at once.
     """
@@ -100,6 +101,7 @@ class FakeWorker:
         self.refuse = refuse
         self.refusals = 1 << 30
         self.retry = False
+        self.unservable = False
         self.poison: int | None = None
         self.ended = asyncio.Event()
         self.gate = asyncio.Event()
@@ -189,6 +191,7 @@ class FakeWorker:
             if self.refuse is not None and self.refusals > 0:
                 self.refusals -= 1
                 output = SeqOutput(message.request_id, 0, finish="error", error=self.refuse, retry=self.retry)
+                output = replace(output, unservable=self.unservable)
                 client.outbox.append(output)
             else:
                 first = message.generated + (message.source is not None)

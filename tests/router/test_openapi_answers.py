@@ -18,6 +18,7 @@ from router.openapi.document import document
 from tests.router.batching import line, lines
 from tests.router.conftest import Stage, served, staged
 from tests.router.scripted import agent, scripted
+from wire.progress import Progress, Starting
 from wire.protocol import PeerRef
 
 ASK: list[Any] = [{"role": "user", "content": "add"}]
@@ -75,6 +76,11 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("get", "/v1/batches/{batch_id}", {}),
     ("get", "/v1/batches/{broken_batch_id}", {}),
     ("post", "/v1/batches/{batch_id}/cancel", {}),
+    ("get", "/v1/messages/batches", {}),
+    ("get", "/v1/messages/batches/{message_batch_id}", {}),
+    ("get", "/v1/messages/batches/{message_batch_id}/results", {}),
+    ("post", "/v1/messages/batches/{message_batch_id}/cancel", {}),
+    ("delete", "/v1/messages/batches/{message_batch_id}", {}),
     ("get", "/v1/responses/{response_id}", {}),
     ("get", "/v1/responses/{response_id}", {"params": {"stream": "true"}}),
     ("get", "/v1/responses/{response_id}/input_items", {}),
@@ -139,6 +145,12 @@ def kept(stage: Stage, published: Any) -> dict[str, str]:
     asked = {"model": "tiny", "input": ITEMS, "background": True, "stream": True, "tools": FLAT_TOOLS}
     created = stage.http.post(f"{stage.url}{RESPONSES}", json=asked).text
     response_id = json.loads(created.split("data: ")[1].split("\n")[0])["response"]["id"]
+    entries = [{"custom_id": "a", "params": {"model": "tiny", "max_tokens": 3, "messages": ASK}}]
+    message_batch_id = str(post("/v1/messages/batches", json={"requests": entries}))
+    deadline = time.monotonic() + 10
+    message_batch = f"/v1/messages/batches/{message_batch_id}"
+    while stage.http.get(stage.url + message_batch).json()["processing_status"] != "ended":
+        assert time.monotonic() < deadline
     for path in (f"/v1/batches/{batch_id}", f"/v1/batches/{broken_batch_id}"):
         deadline = time.monotonic() + 10
         while (answer := stage.http.get(stage.url + path)).json()["status"] not in ("completed", "failed"):
@@ -150,6 +162,7 @@ def kept(stage: Stage, published: Any) -> dict[str, str]:
         "spare_file_id": upload("{}"),
         "batch_id": batch_id,
         "broken_batch_id": broken_batch_id,
+        "message_batch_id": message_batch_id,
         "response_id": response_id,
     }
 
@@ -172,13 +185,17 @@ def test_all_else(
 ) -> None:
     answer = stage.http.request(method, stage.url + path.format(**kept), **sent)
     assert answer.status_code == 200, answer.text
-    described = path.replace("{spare_", "{").replace("{broken_", "{")
+    described = path.replace("{spare_", "{").replace("{broken_", "{").replace("{message_batch", "{batch")
     check(published, method, described, answer)
 
 
 def test_nothing_that_is_described_is_left_out() -> None:
-    asked = {("post", path) for path, _ in GENERATED} | {("post", "/v1/batches")}
-    asked |= {(method, path.replace("{spare_", "{")) for method, path, _ in OTHERS if "broken" not in path}
+    asked = {("post", path) for path, _ in GENERATED} | {("post", "/v1/batches"), ("post", "/v1/messages/batches")}
+    asked |= {
+        (method, path.replace("{spare_", "{").replace("{message_batch", "{batch"))
+        for method, path, _ in OTHERS
+        if "broken" not in path
+    }
     paths = document("tiny", keyed=False)["paths"]
     assert asked == {(method, path) for path, methods in paths.items() for method in methods}
     for path, methods in paths.items():
@@ -265,11 +282,17 @@ def test_a_cluster_whose_workers_are_not_there(checkpoint: Path, published: Any)
     async def act() -> None:
         async with served(checkpoint, []) as stage, stage.client() as client:
             await stage.gateway.update_workers([ListedWorker(PeerRef("gone", "127.0.0.1", 1), "decode")])
+            way = Progress("loading weights", 1_000_000, 4_000_000, rate=1e6)
+            stage.gateway.starting = (Starting("decode-1", "decode", "n", way, 0.5),)
             for path, status in (("/ready", 503), ("/status", 200), ("/v1/models", 200)):
                 answer = await client.get(path)
                 assert answer.status_code == status
                 check(published, "get", path, answer)
             pools = (await client.get("/status")).json()["pools"]
             assert pools["decode"]["workers"][0]["problem"]
+            (starting,) = pools["decode"]["starting"]
+            assert (starting["done_bytes"], starting["left_s"], starting["still_s"]) == (1_000_000, 3.0, 0.5)
+            reason = (await client.get("/ready")).json()["reason"]
+            assert reason.endswith("; a decode worker: loading weights: 1.00 of 4.00 MB, 1 MB/s, 3 s left")
 
     asyncio.run(act())

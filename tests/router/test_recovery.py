@@ -299,6 +299,32 @@ def test_tries_are_bounded_and_a_token_forgives(happenings: list[tuple[Any, bool
         assert verdict == Again(verdict.after_s, apart=deaths == 2)
 
 
+def test_an_answer_goes_on_with_the_weights_it_began_with(checkpoint: Path) -> None:
+    async def act(stage: Stage) -> None:
+        port, born = stage["d0"].ref.port, []
+        others = [FakeWorker(name, role, weights_id="new") for name, role in (("p9", "prefill"), ("d9", "decode"))]
+        for worker in others:
+            await worker.start()
+        listed = [*stage.listed, *(ListedWorker(w.ref, w.info.role) for w in others)]
+        async with stage.client() as client:
+            expected = await undisturbed(client)
+
+            async def roll_out(text: str) -> None:
+                if not born:
+                    await stage.gateway.update_workers(listed)
+                    await stage.until(lambda: stage.gateway.table.live()["decode"] == 2)
+                    await stage["d0"].die()
+                    born.append(await FakeWorker("d0", "decode").start(port))
+
+            text = await streamed(client, roll_out)
+            assert told(text)[0] == expected["choices"][0]["text"]
+            assert others[1].received == []
+        for worker in (*others, *born):
+            await worker.die()
+
+    on(checkpoint, act, fleet(prefill=1, decode=1, pace_s=0.01))
+
+
 def resumes_at(request: Request) -> Callable[[int], int]:
     """An answer that tells from where it was resumed."""
     return lambda offset: 2 + request.generated

@@ -105,7 +105,9 @@ def test_a_call_and_its_output_come_back_as_history(stage: Stage, word: str) -> 
     assert answer["output"][0]["content"][0]["text"] == "done 7"
     name, arguments = CALLS[word]
     prompt = stage.gateway.tokenizer.decode(stage["p0"].received[-1].token_ids)
-    assert f"[{name}:{json.dumps(arguments, ensure_ascii=False)}]" in prompt
+    called = prompt.split("<assistant>", 1)[1]
+    assert name in called
+    assert json.dumps(arguments, ensure_ascii=False) in called
     kept = ask(stage, word).json()
     answered = output | {"call_id": kept["output"][0]["call_id"]}
     after = ask(stage, [answered], previous_response_id=kept["id"]).json()

@@ -5,7 +5,7 @@ import functools
 import itertools
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ from wire.tokens import TokenIds
 from workers.config import WorkerConfig
 from workers.leader.leader import Leader
 from workers.leader.ranks import Launch
+from workers.leader.start import start_leader
 from workers.local import ForkServer, fork_launcher
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -39,6 +40,9 @@ _ids = itertools.count()
 def forks() -> ForkServer:
     """One for all workers of this process's tests; it ends with the process."""
     return ForkServer(Path(tempfile.mkdtemp(prefix="ling-")))
+
+
+Launcher = Callable[[WorkerConfig, str], Launch]
 
 
 def process_launcher(config: WorkerConfig, worker_id: str) -> Launch:
@@ -160,14 +164,22 @@ class Workers:
         self.all: list[Worker] = []
         self._streams: dict[str, Stream] = {}
 
-    async def start(self, config: WorkerConfig, role: Role) -> Worker:
+    async def start(
+        self,
+        config: WorkerConfig,
+        role: Role,
+        storage: Callable[[], Awaitable[object]] | None = None,
+        live: Sequence[WorkerInfo] | None = None,
+        launcher: Launcher | None = None,
+    ) -> Worker:
+        """A worker; those started before it, or `live`, may lend it their weights. launcher: starts its ranks."""
         worker_id = f"{role}-{next(_ids)}"
-        leader = Leader(config, worker_id, role)
-        try:
-            await asyncio.wait_for(leader.start(process_launcher(config, worker_id)), 120)
-        except BaseException:
-            await leader.close()
-            raise
+
+        def make(config: WorkerConfig) -> tuple[Leader, Launch]:
+            return Leader(config, worker_id, role), (launcher or process_launcher)(config, worker_id)
+
+        live = [worker.info for worker in self.all] if live is None else live
+        leader = await asyncio.wait_for(start_leader(config, make, live, storage), 300)
         caller = Caller(self._streams)
         await caller.connect(leader.info.host, leader.info.port)
         worker = Worker(leader, asyncio.create_task(leader.run()), caller)

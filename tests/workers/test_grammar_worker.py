@@ -109,11 +109,12 @@ def test_a_grammar_that_can_not_be_compiled_ends_its_requests_alone() -> None:
             bad = started.whole(worker, PROMPT, sampling(Grammar("start: <no-such-token>")))
             fine = started.whole(worker, PROMPT, sampling(WORD))
             end = await bad.end()
-            assert (end.finish, end.offset) == ("error", 0)
+            assert (end.finish, end.offset, end.unservable) == ("error", 0, True)
             assert "unknown special token" in (end.error or "")
             stuck = started.whole(worker, PROMPT, SamplingParams(60, 3, grammar=Grammar("start: /[0-9]{2}/")))
             end = await stuck.end()
             assert (end.finish, end.offset, end.error) == ("error", 2, "its text is whole, but it may not end")
+            assert end.unservable
             assert (await fine.end()).error is None
             await worker.caller.idle(worker.info)
 

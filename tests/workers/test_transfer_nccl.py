@@ -81,6 +81,8 @@ def test_an_operation_that_failed_is_not_taken_for_a_piece(group: Group) -> None
     group.works = [Work(3, RuntimeError("NCCL error: remote process exited\nstack"))]
     with pytest.raises(LinkBroken, match=r"^nccl: NCCL error: remote process exited$"):
         receiver.receive(torch.empty(8, dtype=torch.uint8))
+    # Aborted before anybody can have the memory that a kernel may still write to.
+    assert group.aborted == 1
 
 
 def test_an_operation_that_an_abort_ended_is_not_taken_for_a_piece(group: Group) -> None:

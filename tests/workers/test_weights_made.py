@@ -22,6 +22,7 @@ from workers.model.quantization import Method, Quantization
 from workers.model.synthetic import Synthetic
 from workers.model.weights import load_from
 from workers.rank.build import build_rank
+from workers.rank.load import load_weights
 
 METHODS: list[Method] = ["none", "fp8", "channel fp8", "int4", "awq"]
 
@@ -105,11 +106,15 @@ def test_a_worker_on_synthetic_weights(tmp_path: Path) -> None:
 def test_rank_0_alone_says_how_loading_goes() -> None:
     group = ThreadGroup(2)
     config = WorkerConfig(model=str(GOLDEN / "fp8"), tp=2, slots=2, pages=4, max_model_len=100)
+    model = LingConfig.load(GOLDEN / "fp8", {})
     said: list[str] = []
-    build_rank(config, ThreadCollectives(group, 1), None, print, said.append)
-    assert said == []
-    build_rank(config, ThreadCollectives(group, 0), None, print, said.append)
-    assert len(said) == 1
+    told: list[tuple[str, int, int]] = []
+    for rank in (1, 0):
+        rank_model = LingModel(model, ThreadCollectives(group, rank), CPU, torch.float32)
+        load_weights(config, rank_model, None, said.append, lambda *progress: told.append(progress))
+        assert len(said) == 1 - rank
+    # Every rank tells the leader.
+    assert [(stage, done == total) for stage, done, total in told] == [("loading weights", True)] * 2
     assert said[0].startswith("weights of fp8, rank 0 of 2: ")
 
 

@@ -9,11 +9,12 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 
 from wire.codec import CLUSTER, WireError
 from wire.handshake import accept
+from wire.progress import Progress
 from wire.protocol import (
     Abort,
     CancelPull,
@@ -38,6 +39,7 @@ from workers.leader.arrivals import Arrivals, mismatch
 from workers.leader.clients import Client, Clients
 from workers.leader.figures import TransferFailure, WorkerFigures
 from workers.leader.grammars import GrammarDesk
+from workers.leader.loading import LoadProgress
 from workers.leader.peers import PeerRefused, Peers
 from workers.leader.pulls import Pulls
 from workers.leader.ranks import Event, Launch, Ranks
@@ -51,6 +53,7 @@ from workers.schedule.step import (
     FetchFailed,
     LinkAll,
     LinkLost,
+    Loading,
     RankStats,
     Received,
     Sent,
@@ -75,6 +78,8 @@ class Leader:
         self._wake = asyncio.Event()
         self._clients = Clients()
         self._ranks = Ranks(config, self._on_event)
+        self._loading = LoadProgress()
+        self.on_progress: Callable[[Progress], None] = lambda progress: None
         self._joining: set[str] = set()  # decode requests whose prefill worker is being connected
         self._pulls = Pulls()
         self._arrivals = Arrivals(config.tp)
@@ -91,7 +96,7 @@ class Leader:
         folder = Path(config.model)
         model = LingConfig.load(folder, config.model_overrides)
         model.check_tp(config.tp)
-        identity = await asyncio.to_thread(weights_id, folder, config.load == "synthetic")
+        identity = await asyncio.to_thread(weights_id, folder, config.load == "synthetic", config.version)
         ready = await self._ranks.start(launch)
         pages = min(r.pages for r in ready)
         limits = limits_of(config, model, pages)
@@ -439,6 +444,8 @@ class Leader:
                     self._peers.drop_lost(event.peer, f"is out of reach of rank {event.rank}: {event.reason}")
                 for request_id in event.request_ids:
                     self._fail(request_id, f"the transfer link to {event.peer} broke: {event.reason}", "link")
+            case Loading():
+                self.on_progress(self._loading.take(event, time.monotonic()))
             case RankStats():
                 self.figures.told(event)
 
@@ -447,7 +454,7 @@ class Leader:
             if event.error is None:
                 self._add(seq)
             else:
-                self._end(SeqOutput(seq.request_id, 0, finish="error", error=event.error))
+                self._end(SeqOutput(seq.request_id, 0, finish="error", error=event.error, unservable=True))
         self._wake.set()
 
     def _on_peer_lost(self, worker_id: str, reason: str) -> None:

@@ -70,15 +70,19 @@ def weight_files(folder: Path) -> list[str]:
         raise WeightError(f"{manifest} can't be read: {error!r}") from error
 
 
-def weights_id(folder: Path, synthetic: bool = False) -> str:
-    """A hex digest of config.json and every shard's header and evenly spaced samples.
+def weights_id(folder: Path, synthetic: bool = False, version: str | None = None) -> str:
+    """A hex digest of config.json and every shard's header and evenly spaced samples; or of its version.
 
     Fine-tunes share names, shapes and sizes, so values are sampled: 256 pieces of 4 KiB a shard. Synthetic weights
-    follow from config.json alone.
+    follow from config.json alone. version: of a fetched checkpoint, what stands for its content: its files need not be
+    here.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
     if synthetic:
         digest.update(b"synthetic")
+        return digest.hexdigest()
+    if version is not None:
+        digest.update(f"version {version}".encode())
         return digest.hexdigest()
     for name in weight_files(folder):
         digest.update(name.encode())

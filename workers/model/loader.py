@@ -142,7 +142,7 @@ class Loader:
             self.problems.append(problem)
 
     def after(self, action: Callable[[], None]) -> None:
-        """Do something once all reads are done."""
+        """Do something once all reads are done. What reads filled stays as it is: other workers may be sent it."""
         self._after.append(action)
 
     def look_at(self, whole: Tensor, name: str) -> None:
@@ -171,12 +171,16 @@ class Loader:
         pieces = [p for r in self.reads for p in r.pieces()]
         pieces.sort(key=self.source.order)
         total = in_threads([(partial(self.source.fill, p), p.bytes) for p in pieces], progress)
-        for action in self._after:
-            action()
+        self.finish()
         end = Progress(total, total, time.monotonic() - start)
         if progress is not None:
             progress(end)
         return end
+
+    def finish(self) -> None:
+        """Do what is to be done once all reads are done, however they were."""
+        for action in self._after:
+            action()
 
 
 def in_threads(

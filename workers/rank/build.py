@@ -1,7 +1,6 @@
 """Puts a rank together: config, weights, caches, runner."""
 
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,10 @@ from workers.memory import pages_beside, reserve
 from workers.model.batch import Caches
 from workers.model.config import LingConfig
 from workers.model.ling import LingModel, make_caches
-from workers.model.load_plan import lacks_mtp
-from workers.model.loader import Progress, Source
-from workers.model.synthetic import Synthetic
-from workers.model.verify import verify
-from workers.model.weights import load_from, open_checkpoint
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import captures
 from workers.rank.host_store import HostStore
+from workers.rank.load import Tell, load_weights, silent
 from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
 from workers.rank.warm import warm
@@ -32,7 +27,6 @@ from workers.transfer.endpoint import Transfers
 
 # Without a GPU, pages for this many tokens a slot: laptops hold short conversations.
 _CPU_TOKENS_PER_SLOT = 2048
-_PROGRESS_S = 2.0
 # Ranks read the same files, one from a disk and the others from memory, or each its own over a network.
 _LOAD_PATIENCE_S = 3600.0
 
@@ -71,48 +65,16 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-class _Lines:
-    """Progress as a line every few seconds and one at the end."""
-
-    def __init__(self, say: Callable[[str], None], what: str) -> None:
-        self._say = say
-        self._what = what
-        self._next = time.monotonic() + _PROGRESS_S
-
-    def __call__(self, progress: Progress) -> None:
-        now = time.monotonic()
-        if now >= self._next or progress.done == progress.total:
-            self._next = now + _PROGRESS_S
-            self._say(f"{self._what}: {progress}")
-
-
-def _load(config: WorkerConfig, model: LingModel, say: Callable[[str], None]) -> None:
-    folder = Path(config.model)
-    synthetic = config.load == "synthetic"
-    if config.verify and not synthetic:
-        what = f"verifying {folder.name}, rank 0 of {model.tp}"
-        verify(folder, model.rank, model.tp, None if model.rank else _Lines(say, what))
-    source: Source = (
-        Synthetic(model.config.quantization) if synthetic else open_checkpoint(folder, model.rank, model.tp)
-    )
-    if model.rank:
-        load_from(model, source)
-        return
-    if lacks_mtp(source, model.config):
-        promised = model.config.mtp_layers
-        say(f"{folder}: config.json promises {promised} MTP layer(s), its files hold none: serving without speculation")
-    what = "synthetic weights" if synthetic else f"weights of {folder.name}"
-    load_from(model, source, _Lines(say, f"{what}, rank 0 of {model.tp}"))
-
-
 def build_rank(
     config: WorkerConfig,
     collectives: Collectives,
     transfers: Transfers | None,
     notify: Callable[[Received | FetchFailed], None],
     say: Callable[[str], None] = _say,
+    tell: Tell = silent,
 ) -> BuiltRank:
-    """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time.
+    """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time;
+    every rank tells `tell`.
 
     notify: told, from a thread, of what has come from host memory.
     """
@@ -121,7 +83,7 @@ def build_rank(
     device = torch.device(config.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_name(config, model_config)]
     model = LingModel(model_config, collectives, device, dtype)
-    _load(config, model, say)
+    load_weights(config, model, transfers, say, tell)
     collectives.barrier(_LOAD_PATIENCE_S)
     pages = _pages(config, model_config, dtype)
     # References ask the host what a captured step may not.

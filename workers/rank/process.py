@@ -12,7 +12,7 @@ from wire.protocol import Grammar
 from workers.collectives import make_collectives
 from workers.config import Rendezvous, WorkerConfig
 from workers.rank.build import BuiltRank, build_rank
-from workers.schedule.step import RANKS, Compile, Compiled, Forget, RankFailed, RankMessage, Ready, StepPlan
+from workers.schedule.step import RANKS, Compile, Compiled, Forget, Loading, RankFailed, RankMessage, Ready, StepPlan
 from workers.transfer.endpoint import Transfers
 
 # The most CUDA makes of them.
@@ -70,7 +70,11 @@ def rank_main(
         collectives = make_collectives(config.collectives, rank, config.tp, rendezvous, device)
         transfers = Transfers(rank, worker_id, config.host, device, config.channel, leader.send, config.secret)
         try:
-            built = build_rank(config, collectives, transfers, leader.send)
+
+            def loading(stage: str, done: int, total: int) -> None:
+                leader.send(Loading(rank, stage, done, total))
+
+            built = build_rank(config, collectives, transfers, leader.send, tell=loading)
             leader.send(
                 Ready(
                     rank,
@@ -82,7 +86,7 @@ def rank_main(
                     built.pages,
                 )
             )
-            _serve(leader, built, rank)
+            _serve(leader, built, rank, transfers)
         finally:
             transfers.close()
             collectives.close()
@@ -93,7 +97,7 @@ def rank_main(
         leader.close()
 
 
-def _serve(leader: LeaderSocket, built: BuiltRank, rank: int) -> None:
+def _serve(leader: LeaderSocket, built: BuiltRank, rank: int, transfers: Transfers) -> None:
     def compiled(grammar: Grammar, error: str | None) -> None:
         leader.send(Compiled(grammar, error))
 
@@ -101,6 +105,7 @@ def _serve(leader: LeaderSocket, built: BuiltRank, rank: int) -> None:
         while (message := leader.receive()) is not None:
             match message:
                 case StepPlan():
+                    transfers.lending.stepped()
                     result = built.runner.step(message)
                     if rank == 0:
                         leader.send(result)

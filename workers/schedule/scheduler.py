@@ -248,7 +248,7 @@ class Scheduler:
             seq.keeps = [p for p in seq.keeps if p > seq.computed]
             seq.prompt_logprobs.extend(result.prompt_logprobs[index] if result.prompt_logprobs else ())
             if row.sample and at in failures:
-                outputs.append(self._end(seq, "error", now, failures[at]))
+                outputs.append(self._end(seq, "error", now, failures[at], unservable=True))
             elif row.sample:
                 outputs.append(self._sampled(seq, result, at, now))
             elif seq.handoff and seq.pending == 0:  # computed anew after its first token had left
@@ -580,12 +580,15 @@ class Scheduler:
             decode_s=now - seq.first_token if seq.first_token and not seq.handoff else 0.0,
         )
 
-    def _end(self, seq: Sequence, finish: Finish, now: float, error: str | None = None) -> SeqOutput:
+    def _end(
+        self, seq: Sequence, finish: Finish, now: float, error: str | None = None, *, unservable: bool = False
+    ) -> SeqOutput:
         output = SeqOutput(
             request_id=seq.request_id,
             offset=seq.generated,
             finish=finish,
             error=error,
+            unservable=unservable,
             timings=self._timings(seq, now),
         )
         self.remove(seq.request_id)

@@ -159,7 +159,8 @@ class StepResult:
     """Rank 0's answer. One item a row with `sample`, in row order: the tokens it gained, one or more.
 
     logprobs: as many for each row, or none where not asked. prompt_logprobs: one list a row, those of its `next_ids`.
-    failures: indices into `tokens` of sequences that can't go on, and why; what was sampled for them means nothing.
+    failures: indices into `tokens` of sequences that can't go on under their own grammar, and why; what was sampled for
+    them means nothing.
     """
 
     step: int
@@ -190,6 +191,16 @@ class Forget:
     """No sequence needs the grammar any more: free it."""
 
     grammar: Grammar
+
+
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How far a rank's weights have come: bytes of its share, in one stage of loading."""
+
+    rank: int
+    stage: str
+    done: int
+    total: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,6 +290,6 @@ class RankFailed:
 
 RankMessage = (
     StepPlan | StepResult | Compile | Compiled | Forget
-    | Ready | Received | FetchFailed | Sent | LinkLost | RankStats | RankFailed
+    | Loading | Ready | Received | FetchFailed | Sent | LinkLost | RankStats | RankFailed
 )  # fmt: skip
 RANKS: Codec[RankMessage] = Codec(get_args(RankMessage))

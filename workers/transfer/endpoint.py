@@ -11,8 +11,10 @@ from torch import Tensor
 
 from wire.tls import tls
 from workers.schedule.step import Expect, Export, Link, LinkLost, Moved, Received, Sent
+from workers.transfer.borrowing import Borrowing
 from workers.transfer.device import once_computed
 from workers.transfer.incoming import Incoming, ReceivedSnapshot
+from workers.transfer.lending import Lending
 from workers.transfer.messages import Choice
 from workers.transfer.negotiation import Identity
 from workers.transfer.outgoing import Outgoing
@@ -45,7 +47,7 @@ class Transfers:
     ) -> None:
         """Listens on `host`, at a free port; OSError if that is not an address of this machine, TlsError."""
         self._device = device
-        me = Identity(worker_id, rank, host, device, channel, secret, tls())
+        self._me = me = Identity(worker_id, rank, host, device, channel, secret, tls())
         self._threads = Threads()
         self._incoming = Incoming(me, notify, self._threads)
         self._outgoing = Outgoing(me, notify, self._threads)
@@ -96,6 +98,17 @@ class Transfers:
             raise ValueError(f"snapshot {export.request_id}: the state goes with the last part and with no other")
         part = Part(export.start, export.stop, latent_rows, state, once_computed(self._device))
         self._outgoing.put(export.request_id, export.peer, part, time.monotonic())
+
+    # Weights
+
+    def borrow(self, host: str, port: int, identity: str) -> Borrowing:
+        """Take weights from the same rank of another worker, in the calling thread; LinkBroken."""
+        return Borrowing(self._me, host, port, identity)
+
+    @property
+    def lending(self) -> Lending:
+        """What this rank lends to others, once it has been given something."""
+        return self._outgoing.lending
 
     @property
     def sent(self) -> Moved:

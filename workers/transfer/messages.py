@@ -1,7 +1,7 @@
 """What the two ends of a link say to each other beside the payload."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from wire.codec import Codec
 
@@ -117,9 +117,27 @@ class Emptied:
     """Receiver: the oldest filled slot of the arena is free again."""
 
 
+@dataclass(frozen=True, slots=True)
+class WantWeights:
+    """Receiver: send the weights whose id is `identity`."""
+
+    identity: str
+
+
+@dataclass(frozen=True, slots=True)
+class WeightsHead:
+    """Sender: a catalogue of so many bytes follows through the channel, then tensors of `total` bytes.
+
+    plan: names the tensors and what is read into each, in order.
+    """
+
+    plan: str
+    catalogue: int
+    total: int
+
+
 LinkMessage = (
     Hail | ArenaOffer | GroupOffer | StreamOffer | Answer | Fault | Want | Unwant | Whole | PartHead | Filled | Emptied
-)
-LINK: Codec[LinkMessage] = Codec(
-    (Hail, ArenaOffer, GroupOffer, StreamOffer, Answer, Fault, Want, Unwant, Whole, PartHead, Filled, Emptied)
-)
+    | WantWeights | WeightsHead
+)  # fmt: skip
+LINK: Codec[LinkMessage] = Codec(get_args(LinkMessage))

@@ -11,7 +11,8 @@ from workers.schedule.step import LinkLost, Moved, Sent
 from workers.transfer.channel import LinkBroken, SendChannel
 from workers.transfer.control import Control, reason_of
 from workers.transfer.device import own_stream
-from workers.transfer.messages import Emptied, Hail, LinkMessage, PartHead, Unwant, Want, Whole
+from workers.transfer.lending import Lending
+from workers.transfer.messages import Emptied, Hail, LinkMessage, PartHead, Unwant, Want, WantWeights, Whole
 from workers.transfer.negotiation import Identity, offer_channel
 from workers.transfer.outbox import Outbox
 from workers.transfer.payload import Part, blob, send_tensor, size_of
@@ -44,6 +45,7 @@ class Outgoing:
         self._numbers = itertools.count()
         self._closed = False
         self.moved = Moved(0, 0.0)  # so far
+        self.lending = Lending()
 
     def __len__(self) -> int:
         """Snapshots not yet wholly sent and acknowledged, those only asked for included."""
@@ -143,8 +145,19 @@ class Outgoing:
                     request_id = self._outbox.acknowledged(link.number, message.serial)
                 if request_id is not None:
                     self._notify(Sent(self._me.rank, request_id))
+            case WantWeights():
+                self._threads.start(f"transfer-lend-{link.number}", lambda: self._lend(link, message.identity))
             case _:
                 raise LinkBroken(f"{type(message).__name__} does not come from a receiver")
+
+    def _lend(self, link: _Link, identity: str) -> None:
+        channel = link.channel
+        assert channel is not None
+        try:
+            with own_stream(self._me.device):
+                self.lending.lend(identity, link.control, channel)
+        except Exception as error:
+            self._break(link, reason_of(error))
 
     def _write(self, link: _Link) -> None:
         try:

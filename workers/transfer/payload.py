@@ -43,14 +43,14 @@ def size_of(*blobs: Blob | None) -> int:
 
 def send_tensor(channel: SendChannel, tensor: Tensor) -> None:
     """Send a tensor's bytes; LinkBroken."""
-    for piece in _pieces(channel, tensor.to(channel.device).contiguous()):
+    for piece in pieces(channel, tensor.to(channel.device).contiguous()):
         channel.send(piece)
 
 
 def receive_tensor(channel: ReceiveChannel, what: Blob) -> Tensor:
     """The tensor announced as `what`, on the channel's device; LinkBroken."""
     tensor = _room(what, channel.device)
-    for piece in _pieces(channel, tensor):
+    for piece in pieces(channel, tensor):
         channel.receive(piece)
     return tensor
 
@@ -65,7 +65,8 @@ def skip_tensor(channel: ReceiveChannel, what: Blob) -> None:
         left -= piece.numel()
 
 
-def _pieces(channel: Channel, tensor: Tensor) -> Iterator[Tensor]:
+def pieces(channel: Channel, tensor: Tensor) -> Iterator[Tensor]:
+    """The bytes of a contiguous tensor on the channel's device, in the pieces that the channel moves."""
     flat = tensor.reshape(-1).view(torch.uint8)
     for at in range(0, flat.numel(), channel.piece):
         yield flat[at : at + channel.piece]

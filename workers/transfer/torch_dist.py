@@ -91,11 +91,7 @@ class _Member(Channel):
             self._group: _Group | None = _nccl(store, rank) if kind == "nccl" else _gloo(store, rank, host)
         except RuntimeError as error:
             raise LinkBroken(f"no {kind} group with the peer: {_first_line(error)}") from error
-        try:
-            self._move(torch.zeros(1, dtype=torch.uint8, device=self.device))
-        except LinkBroken:
-            self.close()
-            raise
+        self._move(torch.zeros(1, dtype=torch.uint8, device=self.device))
 
     @abstractmethod
     def _move(self, piece: Tensor) -> None:
@@ -116,9 +112,11 @@ class _Member(Channel):
                 self._poll(work)
             else:
                 work.wait(_STALL)
-        except LinkBroken:
-            raise
         except RuntimeError as error:
+            # While the tensor is still held: after this no kernel writes to its memory, which is free for others then.
+            self.close()
+            if isinstance(error, LinkBroken):
+                raise
             raise LinkBroken(f"{self._kind}: {_first_line(error)}") from error
         # `close` aborts the operation, which then counts as completed.
         if self._group is not group:

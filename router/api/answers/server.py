@@ -97,11 +97,30 @@ class WorkerStatus(WorkerPlace):
     ranks: list[RankStatus]
 
 
+class StartingWorker(TypedDict):
+    """A worker that does not serve yet.
+
+    still_s: seconds since its progress last moved. left_s: seconds left at its rate, null while they can't be told.
+    """
+
+    id: str
+    node: str
+    stage: str
+    done_bytes: int
+    total_bytes: int
+    done_files: int
+    total_files: int
+    bytes_per_s: float
+    left_s: float | None
+    still_s: float
+
+
 class PoolStatus(TypedDict):
     """The workers of one role. configured: how many there should be."""
 
     configured: int
     live: int
+    starting: list[StartingWorker]
     workers: list[WorkerStatus | UnreachedWorker]
 
 

@@ -21,7 +21,8 @@ def keeping(gateway: Gateway) -> tuple[Create, Stored]:
     config = gateway.config
     folder = None if config.data_dir is not None else SharedFolder(_run_dir(config))
     path = folder.path if folder is not None else Path(config.data_dir or "")
-    store = ResponseStore(path / _FILE, Bounds(config.max_responses, config.max_responses_bytes))
+    bounds = Bounds(config.max_responses, config.max_responses_bytes)
+    store = ResponseStore(path / _FILE, bounds, config.database_url)
     background = Background(store)
 
     async def close() -> None:

@@ -1,7 +1,5 @@
 """The tables of kept responses, and what is done to them within one transaction."""
 
-import json
-import sqlite3
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +10,7 @@ from pydantic_core import from_json, to_json
 from router.api.answers.items import KeptItem
 from router.api.responses.answers import Response, ResponseError
 from router.api.responses.events import closing
+from router.store.connection import Connection
 
 # A router that has not renewed its lease for so long has ended, and with it what it ran.
 LEASE_S = 10.0
@@ -41,7 +40,8 @@ CREATE TABLE IF NOT EXISTS response_totals (
 ) WITHOUT ROWID;
 CREATE TRIGGER IF NOT EXISTS response_added AFTER INSERT ON responses BEGIN
     INSERT INTO response_totals VALUES (NEW.tenant, NEW.shown, NEW.size)
-        ON CONFLICT (tenant) DO UPDATE SET shown = shown + NEW.shown, size = size + NEW.size;
+        ON CONFLICT (tenant) DO UPDATE SET
+            shown = response_totals.shown + NEW.shown, size = response_totals.size + NEW.size;
 END;
 CREATE TRIGGER IF NOT EXISTS response_changed AFTER UPDATE OF shown, size ON responses BEGIN
     UPDATE response_totals SET shown = shown + NEW.shown - OLD.shown, size = size + NEW.size - OLD.size
@@ -102,7 +102,7 @@ class Kept:
     streamed: bool
 
 
-def put(db: sqlite3.Connection, record: Record, bounds: Bounds, *, active: bool, streamed: bool) -> None:
+def put(db: Connection, record: Record, bounds: Bounds, *, active: bool, streamed: bool) -> None:
     """Keep a response, and let go of what it leaves no room for."""
     parent, items = record.earlier.parent, record.items
     if parent is not None and db.execute("SELECT 1 FROM responses WHERE id = ?", (parent,)).fetchone() is None:
@@ -118,17 +118,21 @@ def put(db: sqlite3.Connection, record: Record, bounds: Bounds, *, active: bool,
     _bound(db, record.tenant, bounds)
 
 
-def _name_items(db: sqlite3.Connection, tenant: str, response_id: str, items: Sequence[KeptItem]) -> None:
+def _name_items(db: Connection, tenant: str, response_id: str, items: Sequence[KeptItem]) -> None:
     """Make items found by their ids."""
     named = [(tenant, item["id"], response_id) for item in items]
-    db.executemany("INSERT OR REPLACE INTO response_items VALUES (?, ?, ?)", named)
+    db.executemany(
+        "INSERT INTO response_items VALUES (?, ?, ?)"
+        " ON CONFLICT (tenant, item) DO UPDATE SET response = excluded.response",
+        named,
+    )
 
 
-def item(db: sqlite3.Connection, tenant: str, item_id: str) -> KeptItem | None:
+def item(db: Connection, tenant: str, item_id: str) -> KeptItem | None:
     """The tenant's item of that id, of a response that is in sight."""
     row = db.execute(
         "SELECT r.items, r.body FROM response_items i JOIN responses r ON r.id = i.response"
-        " WHERE i.tenant = ? AND i.item = ? AND r.shown",
+        " WHERE i.tenant = ? AND i.item = ? AND r.shown = 1",
         (tenant, item_id),
     ).fetchone()
     if row is None:
@@ -137,10 +141,10 @@ def item(db: sqlite3.Connection, tenant: str, item_id: str) -> KeptItem | None:
     return next((found for found in kept if found["id"] == item_id), None)
 
 
-def look(db: sqlite3.Connection, tenant: str, response_id: str) -> Kept | None:
+def look(db: Connection, tenant: str, response_id: str) -> Kept | None:
     """The tenant's response, if it is in sight. One whose router has ended is found to have failed."""
     row = db.execute(
-        "SELECT body, active, streamed, lease FROM responses WHERE id = ? AND tenant = ? AND shown",
+        "SELECT body, active, streamed, lease FROM responses WHERE id = ? AND tenant = ? AND shown = 1",
         (response_id, tenant),
     ).fetchone()
     if row is None:
@@ -153,7 +157,7 @@ def look(db: sqlite3.Connection, tenant: str, response_id: str) -> Kept | None:
     return kept
 
 
-def end(db: sqlite3.Connection, response_id: str, kept: Kept, body: Response) -> Kept:
+def end(db: Connection, response_id: str, kept: Kept, body: Response) -> Kept:
     """An active response, ended from outside of what runs it. body: as it is then."""
     if kept.streamed:
         row = db.execute("SELECT MAX(beyond) FROM response_events WHERE id = ?", (response_id,)).fetchone()
@@ -163,20 +167,20 @@ def end(db: sqlite3.Connection, response_id: str, kept: Kept, body: Response) ->
     return Kept(body, False, kept.streamed)
 
 
-def append(db: sqlite3.Connection, response_id: str, first: int, beyond: int, data: bytes) -> bool:
+def append(db: Connection, response_id: str, first: int, beyond: int, data: bytes) -> bool:
     """Keep the events `first` to `beyond` (exclusive); False if the response has ended or gone meanwhile."""
-    where = "WHERE id = ? AND active AND shown"
+    where = "WHERE id = ? AND active = 1 AND shown = 1"
     if not db.execute(f"UPDATE responses SET size = size + ? {where}", (len(data), response_id)).rowcount:
         return False
     db.execute("INSERT INTO response_events VALUES (?, ?, ?, ?)", (response_id, first, beyond, data))
     return True
 
 
-def finish(db: sqlite3.Connection, response_id: str, body: Response) -> None:
+def finish(db: Connection, response_id: str, body: Response) -> None:
     """Keep how an active response ended; nothing if it has ended or gone meanwhile."""
     data = to_json(body)
     row = db.execute(
-        "UPDATE responses SET size = size - LENGTH(body) + ?, body = ?, active = 0 WHERE id = ? AND active"
+        "UPDATE responses SET size = size - LENGTH(body) + ?, body = ?, active = 0 WHERE id = ? AND active = 1"
         " RETURNING tenant",
         (len(data), data, response_id),
     ).fetchone()
@@ -184,7 +188,7 @@ def finish(db: sqlite3.Connection, response_id: str, body: Response) -> None:
         _name_items(db, row["tenant"], response_id, body["output"])
 
 
-def events(db: sqlite3.Connection, response_id: str, after: int) -> list[tuple[int, bytes]]:
+def events(db: Connection, response_id: str, after: int) -> list[tuple[int, bytes]]:
     """Joined events, with the number of each first, from the piece on that holds the one behind `after`."""
     found = db.execute(
         "SELECT first, data FROM response_events WHERE id = ? AND beyond > ? ORDER BY first", (response_id, after + 1)
@@ -192,15 +196,16 @@ def events(db: sqlite3.Connection, response_id: str, after: int) -> list[tuple[i
     return [(row["first"], row["data"]) for row in found]
 
 
-def renew(db: sqlite3.Connection, ids: list[str]) -> set[str]:
+def renew(db: Connection, ids: list[str]) -> set[str]:
     """Lengthen the leases of responses that run; which of them still should."""
-    where = "WHERE id IN (SELECT value FROM json_each(?)) AND active AND shown"
-    asked = json.dumps(ids)
-    db.execute(f"UPDATE responses SET lease = ? {where}", (time.time(), asked))
-    return {row["id"] for row in db.execute(f"SELECT id FROM responses {where}", (asked,))}
+    if not ids:
+        return set()
+    where = f"WHERE id IN ({', '.join('?' * len(ids))}) AND active = 1 AND shown = 1"
+    db.execute(f"UPDATE responses SET lease = ? {where}", (time.time(), *ids))
+    return {row["id"] for row in db.execute(f"SELECT id FROM responses {where}", ids)}
 
 
-def chain(db: sqlite3.Connection, response_id: str) -> list[tuple[list[KeptItem], list[KeptItem]]]:
+def chain(db: Connection, response_id: str) -> list[tuple[list[KeptItem], list[KeptItem]]]:
     """What each response of a conversation was asked with and said, up to this one."""
     rows = db.execute(
         "WITH RECURSIVE up (id, parent, n) AS ("
@@ -212,26 +217,26 @@ def chain(db: sqlite3.Connection, response_id: str) -> list[tuple[list[KeptItem]
     return [(from_json(row["items"]), from_json(row["body"])["output"]) for row in rows]
 
 
-def hide(db: sqlite3.Connection, tenant: str, response_id: str) -> bool:
+def hide(db: Connection, tenant: str, response_id: str) -> bool:
     """Out of sight, and gone unless a later response needs its items; whether it was there."""
-    where = "WHERE id = ? AND tenant = ? AND shown"
+    where = "WHERE id = ? AND tenant = ? AND shown = 1"
     found = db.execute(f"UPDATE responses SET shown = 0 {where}", (response_id, tenant)).rowcount
     _sweep(db, response_id)
     return bool(found)
 
 
-def _sweep(db: sqlite3.Connection, response_id: str | None) -> None:
+def _sweep(db: Connection, response_id: str | None) -> None:
     """Drop a hidden response that no other goes on with, and those before it likewise."""
     while response_id is not None:
         row = db.execute(
-            "DELETE FROM responses WHERE id = ?1 AND NOT shown"
-            " AND NOT EXISTS (SELECT 1 FROM responses WHERE parent = ?1) RETURNING parent",
-            (response_id,),
+            "DELETE FROM responses WHERE id = ? AND shown = 0"
+            " AND NOT EXISTS (SELECT 1 FROM responses WHERE parent = ?) RETURNING parent",
+            (response_id, response_id),
         ).fetchone()
         response_id = row["parent"] if row is not None else None
 
 
-def _bound(db: sqlite3.Connection, tenant: str, bounds: Bounds) -> None:
+def _bound(db: Connection, tenant: str, bounds: Bounds) -> None:
     """Let go of what was used least recently, but for what runs."""
     oldest = "SELECT id FROM responses WHERE tenant = ? AND shown = 1 AND active = 0"
     many = _total(db, "shown", tenant) - bounds.responses
@@ -246,6 +251,6 @@ def _bound(db: sqlite3.Connection, tenant: str, bounds: Bounds) -> None:
         hide(db, tenant, row["id"])
 
 
-def _total(db: sqlite3.Connection, what: Literal["shown", "size"], tenant: str) -> int:
+def _total(db: Connection, what: Literal["shown", "size"], tenant: str) -> int:
     total: int = db.execute(f"SELECT {what} FROM response_totals WHERE tenant = ?", (tenant,)).fetchone()[0]
     return total

@@ -5,21 +5,21 @@ What is deleted, or goes for want of room, is out of sight at once; its items st
 the same conversation needs them.
 """
 
-import sqlite3
 from pathlib import Path
 
 from router.api.answers.items import KeptItem
 from router.api.responses import rows
 from router.api.responses.answers import Response
 from router.api.responses.rows import Bounds, Conversation, Kept, Record
-from router.store.database import Database
+from router.store.connection import Connection
+from router.store.records import records
 
 
 class ResponseStore:
-    """A file of kept responses."""
+    """Kept responses, in a file or at a URL."""
 
-    def __init__(self, path: Path, bounds: Bounds) -> None:
-        self._database = Database(path, rows.SCHEMA)
+    def __init__(self, path: Path, bounds: Bounds, url: str | None = None) -> None:
+        self._database = records(url, path, rows.SCHEMA)
         self._bounds = bounds
 
     def close(self) -> None:
@@ -41,7 +41,7 @@ class ResponseStore:
     async def conversation(self, tenant: str, response_id: str) -> tuple[Kept, Conversation] | None:
         """A response, and all that was said up to its end."""
 
-        def read(db: sqlite3.Connection) -> tuple[Kept, Conversation] | None:
+        def read(db: Connection) -> tuple[Kept, Conversation] | None:
             kept = rows.look(db, tenant, response_id)
             if kept is None:
                 return None
@@ -53,7 +53,7 @@ class ResponseStore:
     async def input_items(self, tenant: str, response_id: str) -> list[KeptItem] | None:
         """All that a response was asked with, its conversation before it too; None if there is no such response."""
 
-        def read(db: sqlite3.Connection) -> list[KeptItem] | None:
+        def read(db: Connection) -> list[KeptItem] | None:
             if rows.look(db, tenant, response_id) is None:
                 return None
             *before, (asked, _) = rows.chain(db, response_id)
@@ -72,7 +72,7 @@ class ResponseStore:
     async def cancel(self, tenant: str, response_id: str) -> Kept | None:
         """The response, ended if it was active."""
 
-        def stop(db: sqlite3.Connection) -> Kept | None:
+        def stop(db: Connection) -> Kept | None:
             kept = rows.look(db, tenant, response_id)
             if kept is None or not kept.active:
                 return kept
@@ -87,7 +87,7 @@ class ResponseStore:
     async def finish(self, body: Response, first: int, beyond: int, data: bytes) -> None:
         """Keep how an active response ended, and its last events if it has any."""
 
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: Connection) -> None:
             if data:
                 rows.append(db, body["id"], first, beyond, data)
             rows.finish(db, body["id"], body)
@@ -97,7 +97,7 @@ class ResponseStore:
     async def events(self, tenant: str, response_id: str, after: int) -> tuple[list[tuple[int, bytes]], bool]:
         """The events behind the one numbered `after`, as `rows.events` has them, and whether more may come."""
 
-        def read(db: sqlite3.Connection) -> tuple[list[tuple[int, bytes]], bool]:
+        def read(db: Connection) -> tuple[list[tuple[int, bytes]], bool]:
             kept = rows.look(db, tenant, response_id)
             return rows.events(db, response_id, after), kept is not None and kept.active
 

@@ -1,0 +1,65 @@
+"""A worker's way to serving: told while it moves, ended when it does not."""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar
+
+from wire.progress import Progress
+
+T = TypeVar("T")
+_EVERY_S = 1.0
+_LOG_EVERY_S = 10.0
+_LOG = logging.getLogger(__name__)
+
+
+class Hung(RuntimeError):
+    """A start whose progress does not move; it is begun anew."""
+
+
+class Movement:
+    """When progress last moved. Pure; time is passed in."""
+
+    def __init__(self, now: float) -> None:
+        self.progress = Progress("starting")
+        self._moved = now
+
+    def take(self, progress: Progress, now: float) -> None:
+        """What is reported now."""
+        if (progress.stage, progress.done) != (self.progress.stage, self.progress.done):
+            self._moved = now
+        self.progress = progress
+
+    def still(self, now: float) -> float:
+        """Seconds since it moved."""
+        return now - self._moved
+
+
+class Start:
+    """Watches over a start. report: takes progress, and the seconds it has not moved for."""
+
+    def __init__(self, report: Callable[[Progress, float], Awaitable[None]], patience_s: float) -> None:
+        self._report = report
+        self._patience_s = patience_s
+        self._movement = Movement(time.monotonic())
+
+    def tell(self, progress: Progress) -> None:
+        """Progress, from any thread."""
+        self._movement.take(progress, time.monotonic())
+
+    async def run(self, work: Coroutine[Any, Any, T], every_s: float = _EVERY_S) -> T:
+        """The work's result; Hung if its progress does not move for as long as the patience."""
+        task = asyncio.create_task(work)
+        logged = time.monotonic()
+        while not (await asyncio.wait((task,), timeout=every_s))[0]:
+            now = time.monotonic()
+            progress, still = self._movement.progress, self._movement.still(now)
+            if still > self._patience_s:
+                task.cancel()
+                raise Hung(f"no progress for {still:.0f} s (load_stall_s), {progress}; it is begun anew")
+            if now - logged >= _LOG_EVERY_S:
+                logged = now
+                _LOG.info("%s", progress)
+            await self._report(progress, still)
+        return task.result()
