@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -24,14 +25,14 @@ _STREAMS = (16, 64)
 _TOKENS = 512
 _RATES = (100, 500)
 _RATE_S = 4.0
-_HEAD = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
+_HEAD = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
 
 
 # Servers, each in a process of its own: prints a line once it serves
 
 
-def serve_router(prefill: int, decode: int) -> None:
-    """The router on uvicorn, in front of two workers that listen on these ports."""
+def serve_router(prefill: int, decode: int, tokenizer: str | None = None, **options: Any) -> None:
+    """The router on uvicorn, in front of two workers that listen on these ports. tokenizer: a checkpoint's folder."""
     import uvicorn
 
     from router.app import Gateway, ListedWorker, Pools, RouterConfig, create_app
@@ -39,8 +40,8 @@ def serve_router(prefill: int, decode: int) -> None:
     from tests.router.conftest import write_checkpoint
     from wire.protocol import PeerRef
 
-    async def run(folder: Path) -> None:
-        gateway = Gateway(RouterConfig("tiny", str(folder)), Pools())
+    async def run(folder: str) -> None:
+        gateway = Gateway(RouterConfig("tiny", folder, **options), Pools())
         await gateway.start()
         app = create_app(gateway)
         keep_for_good()
@@ -59,7 +60,7 @@ def serve_router(prefill: int, decode: int) -> None:
         await serving
 
     with tempfile.TemporaryDirectory() as folder:
-        uvicorn_loop_run(run(write_checkpoint(Path(folder))))
+        uvicorn_loop_run(run(tokenizer or str(write_checkpoint(Path(folder)))))
 
 
 def uvicorn_loop_run(work: "asyncio.Future[None] | object") -> None:
@@ -192,16 +193,19 @@ def started(*command: str) -> Iterator[tuple[int, psutil.Process]]:
 # The client
 
 
-async def _post(port: int, body: bytes) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+async def post(
+    port: int, body: bytes, path: str = "/v1/completions"
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    """A request on a connection of its own."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(_HEAD % (len(body), body))
+    writer.write(_HEAD % (path.encode(), len(body), body))
     return reader, writer
 
 
-async def _stream(port: int, tokens: int) -> int:
+async def _stream(port: int, tokens: int, model: str = "auto") -> int:
     """Reads one stream to its end; how many chunks it had."""
-    body = json.dumps({"model": "auto", "prompt": [5], "max_tokens": tokens, "ignore_eos": True, "stream": True})
-    reader, writer = await _post(port, body.encode())
+    body = json.dumps({"model": model, "prompt": [5], "max_tokens": tokens, "ignore_eos": True, "stream": True})
+    reader, writer = await post(port, body.encode())
     chunks = 0
     tail = b""
     while True:
@@ -215,27 +219,29 @@ async def _stream(port: int, tokens: int) -> int:
             return chunks
 
 
-async def _streams(port: int, count: int, tokens: int) -> tuple[float, float]:
+async def streams(port: int, count: int, tokens: int, model: str = "auto") -> tuple[float, float]:
     """Tokens and chunks a second of `count` streams at once."""
-    await _stream(port, 8)
+    await _stream(port, 8, model)
     begun = time.perf_counter()
-    chunks = await asyncio.gather(*(_stream(port, tokens) for _ in range(count)))
+    chunks = await asyncio.gather(*(_stream(port, tokens, model) for _ in range(count)))
     spent = time.perf_counter() - begun
     return count * tokens / spent, sum(chunks) / spent
 
 
-async def _latencies(port: int, rate: int) -> list[float]:
+_ASKED = json.dumps({"model": "auto", "prompt": "x" * 300, "max_tokens": 1, "ignore_eos": True}).encode()
+
+
+async def latencies(port: int, rate: int, body: bytes = _ASKED) -> list[float]:
     """Seconds of each of `rate` requests a second, sent on time whatever became of those before."""
-    body = json.dumps({"model": "auto", "prompt": "x" * 300, "max_tokens": 1, "ignore_eos": True}).encode()
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     spent: list[float] = []
 
     async def one(due: float) -> None:
         if idle:
             reader, writer = idle.pop()
-            writer.write(_HEAD % (len(body), body))
+            writer.write(_HEAD % (b"/v1/completions", len(body), body))
         else:
-            reader, writer = await _post(port, body)
+            reader, writer = await post(port, body)
         head = await reader.readuntil(b"\r\n\r\n")
         if not head.startswith(b"HTTP/1.1 200"):
             raise SystemExit(head.decode())
@@ -265,7 +271,7 @@ def _router(pace: float) -> Iterator[tuple[int, psutil.Process]]:
         yield stack.enter_context(started("benchmarks.token_path", "--serve", "router", *map(str, ports), "router"))
 
 
-def _compare(streams: int, hops_port: int, bare_port: int, router_port: int) -> None:
+def _compare(count: int, hops_port: int, bare_port: int, router_port: int) -> None:
     rates: dict[str, list[tuple[float, float]]] = {"router": [], "bare": [], "hops": []}
     for _ in range(3):
         for name, port, tokens in (
@@ -273,11 +279,11 @@ def _compare(streams: int, hops_port: int, bare_port: int, router_port: int) -> 
             ("bare", bare_port, _TOKENS),
             ("hops", hops_port, 64),
         ):
-            rates[name].append(asyncio.run(_streams(port, streams, tokens)))
+            rates[name].append(asyncio.run(streams(port, count, tokens)))
     tokens = {k: statistics.median(t for t, _ in v) for k, v in rates.items()}
     chunks = statistics.median(c for _, c in rates["router"])
     print(
-        f"{streams} streams, tok/s: router {tokens['router']:,.0f} ({chunks:,.0f} chunks/s), "
+        f"{count} streams, tok/s: router {tokens['router']:,.0f} ({chunks:,.0f} chunks/s), "
         f"bare SSE {tokens['bare']:,.0f}, two-hop Serve handle {tokens['hops']:,.0f}; "
         f"router/bare {tokens['router'] / tokens['bare']:.2f}, router/two-hop {tokens['router'] / tokens['hops']:.1f}",
         flush=True,
@@ -299,11 +305,11 @@ def main() -> None:
         started("benchmarks.token_path", "--serve", "bare") as (bare, _),
         started("benchmarks.token_path", "--serve", "hops") as (hops, _),
     ):
-        for streams in _STREAMS:
-            _compare(streams, hops, bare, router)
+        for count in _STREAMS:
+            _compare(count, hops, bare, router)
     with _router(0.02) as (router, process):
         before, begun = sum(process.cpu_times()[:2]), time.perf_counter()
-        tokens, chunks = asyncio.run(_streams(router, 64, 128))
+        tokens, chunks = asyncio.run(streams(router, 64, 128))
         cpu = sum(process.cpu_times()[:2]) - before
         print(
             f"64 streams paced at up to 50 tok/s each: {tokens:,.0f} tok/s in {chunks:,.0f} chunks/s, "
@@ -312,7 +318,7 @@ def main() -> None:
         )
     with _router(0.0) as (router, _):
         for rate in _RATES:
-            spent = sorted(asyncio.run(_latencies(router, rate)))
+            spent = sorted(asyncio.run(latencies(router, rate)))
             print(
                 f"{rate} requests/s: p50 {spent[len(spent) // 2] * 1e3:.1f} ms, "
                 f"p99 {spent[int(len(spent) * 0.99)] * 1e3:.1f} ms from sending to the whole answer"

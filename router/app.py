@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from router.access.keys import Keys
 from router.access.limits_headers import LIMIT_HEADERS
+from router.api.answering import Answering
 from router.api.info import Info
 from router.api.page import LivePage
 from router.api.responses.routes import keeping
@@ -26,6 +27,7 @@ from router.history import Exchange
 from router.http.body import ClientGone
 from router.http.caller import caller_of
 from router.http.dialect import dialect_of
+from router.http.direct import Direct
 from router.http.entrance import Entrance
 from router.http.guard import Guard
 from router.http.send import error_headers
@@ -48,8 +50,11 @@ def create_app(gateway: Gateway, exchange: Exchange | None = None) -> FastAPI:
     app = FastAPI(title="ling-cluster router", openapi_url=None, redirect_slashes=False)
     parts = _parts(gateway, exchange)
     # Plain routes: FastAPI's parsing and dependencies would cost more than the rest of the way to the workers.
-    app.router.routes.extend(Route(e.path, e.handler(parts), methods=[e.method]) for e in ENDPOINTS)
+    handlers = {(e.method, e.path): e.handler(parts) for e in ENDPOINTS}
+    app.router.routes.extend(Route(path, handler, methods=[method]) for (method, path), handler in handlers.items())
     app.router.routes.extend(parts.page.assets)
+    direct = {place: handler for place, handler in handlers.items() if isinstance(handler, Answering)}
+    app.add_middleware(Direct, endpoints=direct)
     if gateway.config.api_keys is not None:
         keys = Keys(gateway.config.api_keys, gateway.config.replicas)
         app.add_middleware(Guard, keys=keys, metrics=gateway.metrics, asks_for_key=asks_for_key)

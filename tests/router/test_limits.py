@@ -228,8 +228,8 @@ def test_an_open_length_is_charged_a_little_and_owed_later(checkpoint: Path, tmp
     async def act() -> None:
         async with limited(checkpoint, tmp_path, "tokens=1100") as (stage, client):
             stage.workers["d0"].tokens_per_step = 64
-            body = {"model": "tiny", "prompt": [5] * 70, "ignore_eos": True}
-            answer = await client.post("/v1/completions", json=body)
+            body = {"model": "tiny", "messages": [{"role": "user", "content": "x" * 50}], "ignore_eos": True}
+            answer = await client.post("/v1/chat/completions", json=body)
             assert answer.json()["usage"]["total_tokens"] == 1024
             left = int((await client.get("/v1/models")).headers["x-ratelimit-remaining-tokens"])
             assert 1100 - 1024 <= left < 1100 - 900

@@ -97,9 +97,9 @@ def test_a_worker_on_synthetic_weights(tmp_path: Path) -> None:
     config = WorkerConfig(model=str(folder), load="synthetic", slots=2, pages=4, max_model_len=100)
     built = build_rank(config, Solo(), None, print, said.append)
     assert built.pages == 4
-    assert len(said) == 1
-    assert re.match(r"synthetic weights, rank 0 of 1: (\d\.\d\d) of \1 MB in ", said[0])
-    assert said[0].endswith("GB/s")
+    # On a busy machine lines come before the last one too.
+    assert re.match(r"synthetic weights, rank 0 of 1: (\d\.\d\d) of \1 MB in ", said[-1])
+    assert said[-1].endswith("GB/s")
     assert weights_id(folder, synthetic=True) != weights_id(_config(tmp_path / "n"), synthetic=True)
 
 
@@ -112,10 +112,12 @@ def test_rank_0_alone_says_how_loading_goes() -> None:
     for rank in (1, 0):
         rank_model = LingModel(model, ThreadCollectives(group, rank), CPU, torch.float32)
         load_weights(config, rank_model, None, said.append, lambda *progress: told.append(progress))
-        assert len(said) == 1 - rank
-    # Every rank tells the leader.
-    assert [(stage, done == total) for stage, done, total in told] == [("loading weights", True)] * 2
-    assert said[0].startswith("weights of fp8, rank 0 of 2: ")
+        assert bool(said) == (rank == 0)
+        # Every rank tells the leader.
+        stage, done, total = told[-1]
+        assert (stage, done) == ("loading weights", total)
+        told.clear()
+    assert said[-1].startswith("weights of fp8, rank 0 of 2: ")
 
 
 def test_a_promised_mtp_layer_that_is_missing_is_said_once() -> None:

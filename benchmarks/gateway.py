@@ -1,0 +1,245 @@
+"""The router under agents' prompts and short requests, beside others. `python -m benchmarks.gateway`.
+
+Workers cost nothing. Sessions: CPU of the router for a conversation seen first and for its next turn, and the longest
+gap of a stream of 50 tokens a second beside it. Short requests at fixed rates, and paced streams: the router, a bare
+server that answers the same bytes, and with `--sglang PYTHON` (an interpreter that has `sglang-router`) that gateway
+in front of the bare server, in turn within one run. Idle streams: resident memory of each.
+"""
+
+import argparse
+import asyncio
+import json
+import socket
+import statistics
+import subprocess
+import time
+import urllib.request
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.sessions import SESSIONS, Session
+from benchmarks.token_path import latencies, post, serve_router, started, streams, uvicorn_loop_run
+
+_NANO = "checkpoints/ling-nano"
+_LATER = 5
+_RATES = (100, 500, 1000)
+_PACE_S = 0.02
+_IDLE = 10_000
+_SHORT: dict[str, Any] = {"model": "tiny", "prompt": "x" * 300, "ignore_eos": True}
+
+
+def serve_bare(pace_s: float) -> None:
+    """A server that answers with the bytes of an answer, a chunk each `pace_s` where a stream is asked for."""
+    import uvicorn
+
+    head = {"id": "cmpl-0123456789abcdef", "object": "text_completion", "created": 1760000000, "model": "tiny"}
+    choice = {"index": 0, "text": "a", "logprobs": None, "finish_reason": None}
+    chunk = b"data: " + json.dumps({**head, "choices": [choice]}).encode() + b"\n\n"
+    whole = json.dumps({**head, "choices": [choice], "usage": {"prompt_tokens": 300, "completion_tokens": 1}}).encode()
+    known = json.dumps({"model_path": "tiny", "served_model_name": "tiny", "is_generation": True}).encode()
+
+    async def app(scope: dict[str, Any], receive: Callable[[], Awaitable[Any]], send: Any) -> None:
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        asked = json.loads(body) if body else {}
+        if not asked.get("stream"):
+            answer = whole if asked else known
+            headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(answer))]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": answer})
+            return
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for _ in range(asked["max_tokens"]):
+            await asyncio.sleep(pace_s)
+            await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
+
+    async def run() -> None:
+        config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", access_log=False)  # type: ignore[arg-type]
+        server = uvicorn.Server(config)
+        serving = asyncio.create_task(server.serve())
+        while not server.started:
+            await asyncio.sleep(0.01)
+        print(server.servers[0].sockets[0].getsockname()[1], flush=True)
+        await serving
+
+    uvicorn_loop_run(run())
+
+
+@contextmanager
+def _router(pace_s: float) -> Iterator[tuple[int, psutil.Process]]:
+    with ExitStack() as stack:
+        ports = [
+            str(stack.enter_context(started("tests.router.fake_worker", "--pace", str(pace_s), "--role", role))[0])
+            for role in ("prefill", "decode")
+        ]
+        yield stack.enter_context(started("benchmarks.gateway", "--serve", "router", *ports))
+
+
+@contextmanager
+def _sglang(python: str, server: int) -> Iterator[tuple[int, psutil.Process]]:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+    command = [python, "-m", "sglang_router.launch_router", "--host", "127.0.0.1", "--port", str(port), "--worker-urls",
+               f"http://127.0.0.1:{server}", "--policy", "round_robin", "--log-level", "error"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try:
+                request = urllib.request.Request(f"http://127.0.0.1:{port}/v1/completions", method="POST")
+                request.add_header("content-type", "application/json")
+                urllib.request.urlopen(request, json.dumps({**_SHORT, "max_tokens": 1}).encode(), timeout=2).read()
+                break
+            except OSError:
+                time.sleep(0.1)
+        else:
+            raise SystemExit("sglang-router does not answer")
+        yield port, psutil.Process(process.pid)
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _cpu(*processes: psutil.Process) -> float:
+    """Seconds of CPU so far, by the scheduler's own count: `cpu_times` counts in hundredths."""
+    files = [file for process in processes for file in Path(f"/proc/{process.pid}/task").glob("*/schedstat")]
+    return sum(int(file.read_text().split()[0]) for file in files) / 1e9
+
+
+async def _gaps(port: int, done: asyncio.Event) -> list[float]:
+    """Seconds between the chunks of a paced stream until `done`."""
+    body = json.dumps({**_SHORT, "model": "auto", "max_tokens": 100_000, "stream": True}).encode()
+    reader, writer = await post(port, body)
+    gaps, last = [], 0.0
+    while not done.is_set():
+        await reader.read(1 << 16)
+        now = time.perf_counter()
+        gaps.append(now - last if last else 0.0)
+        last = now
+    writer.close()
+    return gaps
+
+
+async def _ask(port: int, body: bytes) -> tuple[float, int]:
+    """Milliseconds until a chat is answered, and its prompt's tokens."""
+    begun = time.perf_counter()
+    reader, writer = await post(port, body, "/v1/chat/completions")
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 200"), head
+    answer = (head + await reader.read(1 << 16)).partition(b"\r\n\r\n")[2]
+    writer.close()
+    return (time.perf_counter() - begun) * 1e3, json.loads(answer)["usage"]["prompt_tokens"]
+
+
+async def _session(session: Session, port: int, process: psutil.Process) -> str:
+    bodies = list(session.bodies(2 * _LATER))
+    costs, waits, tokens = [], [], 0
+    for body in bodies[: _LATER + 1]:
+        before = _cpu(process)
+        waited, tokens = await _ask(port, body)
+        costs.append((_cpu(process) - before) * 1e3)
+        waits.append(waited)
+    alone, beside = asyncio.Event(), asyncio.Event()
+    asyncio.get_running_loop().call_later(3.0, alone.set)
+    gaps_alone = await _gaps(port, alone)
+    stream = asyncio.create_task(_gaps(port, beside))
+    await asyncio.sleep(0.2)
+    for body in bodies[_LATER + 1 :]:
+        await _ask(port, body)
+        await asyncio.sleep(0.4)
+    beside.set()
+    gaps = await stream
+    took = f"{costs[0]:.0f} | {statistics.median(costs[1:]):.1f} | {waits[0]:.0f} | {statistics.median(waits[1:]):.0f}"
+    stood = f"{max(gaps_alone) * 1e3:.0f} | {max(gaps) * 1e3:.0f}"
+    return f"| {session.name} | {tokens:,} | {len(bodies[_LATER]) / 1e6:.2f} | {took} | {stood} |"
+
+
+def sessions() -> None:
+    """The table of sessions."""
+    print("| session | tokens | MB | first: CPU ms | next: CPU ms | first: ms | next: ms ", end="")
+    print("| gap alone: ms | beside: ms |\n|---|---|---|---|---|---|---|---|---|")
+    for session in SESSIONS:
+        with _router(_PACE_S) as (port, process):
+            print(asyncio.run(_session(session, port, process)), flush=True)
+
+
+def short(sglang: str | None) -> None:
+    """The tables of short requests and of paced streams."""
+    body = json.dumps({**_SHORT, "max_tokens": 1}).encode()
+    with ExitStack() as stack:
+        bare, server = stack.enter_context(started("benchmarks.gateway", "--serve", "bare", str(_PACE_S)))
+        ways: dict[str, tuple[int, list[psutil.Process]]] = {"bare server": (bare, [server])}
+        if sglang is not None:
+            port, process = stack.enter_context(_sglang(sglang, bare))
+            ways["sglang-router and bare server"] = (port, [process, server])
+        with _router(0.0) as (port, process):
+            print("| requests/s | way | p50 ms | p99 ms | CPU us a request |\n|---|---|---|---|---|")
+            for rate in _RATES:
+                for name, (at, processes) in {"router": (port, [process]), **ways}.items():
+                    before = _cpu(*processes)
+                    spent = sorted(asyncio.run(latencies(at, rate, body)))
+                    cost = (_cpu(*processes) - before) / len(spent) * 1e6
+                    p50, p99 = spent[len(spent) // 2] * 1e3, spent[int(len(spent) * 0.99)] * 1e3
+                    print(f"| {rate} | {name} | {p50:.1f} | {p99:.1f} | {cost:.0f} |", flush=True)
+        with _router(_PACE_S) as (port, process):
+            print("\n| 64 streams, 50 tok/s each | tok/s | CPU us a token |\n|---|---|---|")
+            for name, (at, processes) in {"router": (port, [process]), **ways}.items():
+                before = _cpu(*processes)
+                rate_, _ = asyncio.run(streams(at, 64, 256, "tiny"))
+                print(f"| {name} | {rate_:,.0f} | {(_cpu(*processes) - before) / (64 * 256) * 1e6:.0f} |", flush=True)
+
+
+async def _hold(port: int, process: psutil.Process, count: int) -> float:
+    """Bytes of resident memory for each of so many streams that wait for their first token."""
+    body = json.dumps({**_SHORT, "model": "auto", "max_tokens": 100, "stream": True}).encode()
+    begun, held = process.memory_info().rss, []
+    for _ in range(count // 100):
+        held += await asyncio.gather(*(post(port, body) for _ in range(100)))
+    wanted = f"ling_in_flight {float(count)}".encode()
+    for _ in range(600):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+        if wanted in await reader.read(-1):
+            break
+        await asyncio.sleep(0.1)
+    else:
+        raise SystemExit(f"{count} streams were not taken")
+    return (process.memory_info().rss - begun) / count
+
+
+def idle() -> None:
+    """What an idle stream keeps."""
+    with _router(3600.0) as (port, process):
+        print(f"\n{_IDLE:,} idle streams: {asyncio.run(_hold(port, process, _IDLE)) / 1024:.1f} KiB of the router each")
+
+
+def main() -> None:
+    """Prints everything."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--sglang", metavar="PYTHON", help="an interpreter that has sglang-router")
+    parser.add_argument("--only", choices=("sessions", "short", "idle"))
+    parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    match arguments.serve:
+        case ["router", prefill, decode]:
+            return serve_router(int(prefill), int(decode), _NANO, max_queue=2 * _IDLE)
+        case ["bare", pace_s]:
+            return serve_bare(float(pace_s))
+    if arguments.only in (None, "sessions"):
+        sessions()
+    if arguments.only in (None, "short"):
+        short(arguments.sglang)
+    if arguments.only in (None, "idle"):
+        idle()
+
+
+if __name__ == "__main__":
+    main()
