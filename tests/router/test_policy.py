@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.relay.admission import Refusal, admit
+from router.relay.admission import admit, missing
 from router.relay.policy import Need, NoPlan, Plan, WorkerState, capacity, choose, pressure
 from wire.protocol import Load, RankInfo, Role, WorkerInfo
 
@@ -155,18 +155,19 @@ def test_decode_only_goes_where_least_is_to_be_computed() -> None:
     assert choose(table, NEED, split=False) == Plan(None, table[1].info)
 
 
-@given(st.integers(0, 50), st.integers(1, 50), st.integers(1, 50), st.booleans())
-def test_admission_is_a_bound(in_flight: int, asked: int, max_queue: int, split: bool) -> None:
-    refusal = admit(in_flight, asked, max_queue, {"prefill": 1, "decode": 1}, split)
+@given(st.integers(0, 50), st.integers(1, 50), st.integers(1, 50))
+def test_admission_is_a_bound(in_flight: int, asked: int, max_queue: int) -> None:
+    refusal = admit(in_flight, asked, max_queue)
     assert (refusal is None) == (in_flight + asked <= max_queue)
     assert refusal is None or refusal.status == 429
 
 
-def test_admission_names_the_dead_pool() -> None:
-    assert admit(0, 1, 9, {"decode": 1, "prefill": 0}, split=False) is None
-    refused = admit(0, 1, 9, {"decode": 1, "prefill": 0}, split=True)
-    assert isinstance(refused, Refusal)
-    assert (refused.status, "prefill" in refused.message, "decode" in refused.message) == (503, True, False)
+def test_what_is_missing_is_named_by_pool() -> None:
+    assert missing({"decode": 1, "prefill": 0}, split=False) is None
+    assert missing({"decode": 1, "prefill": 1}, split=True) is None
+    told = missing({"decode": 1, "prefill": 0}, split=True)
+    assert told is not None
+    assert ("prefill" in told, "decode" in told) == (True, False)
 
 
 def test_decode_workers_compute_prompts_while_no_prefill_worker_lives() -> None:
