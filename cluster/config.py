@@ -133,6 +133,27 @@ class HandoffSection(_Section):
     timeout_s: Seconds = 60.0
 
 
+class CacheSection(_Section):
+    """What workers keep of prompts and answers, so that what begins alike is computed once.
+
+    mode: "off" keeps nothing. device_states: linear states a worker keeps on its device beside those of running
+    sequences; unset, as many as `slots`. Latents are kept in whatever pages running sequences leave. host_bytes: host
+    memory a worker may fill with copies, over all its ranks; 0 for none. state_dtype: how states lie there; bfloat16
+    and int8 take half and a quarter of the room and change answers a little. share: whose prefixes a request may use,
+    its tenant's or everybody's: a hit is felt in time, so "all" lets tenants find out what others asked.
+    """
+
+    mode: Literal["on", "off"] = "on"
+    device_states: CountOrNone = None
+    host_bytes: Annotated[int, Field(ge=0), _READ] = 0
+    state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    share: Literal["tenant", "all"] = "tenant"
+
+    def states(self, slots: int) -> int:
+        """States a worker with so many slots keeps."""
+        return 0 if self.mode == "off" else self.device_states or slots
+
+
 class AutoscalingSection(_Section):
     """When pools with `max_replicas` change size.
 
@@ -182,6 +203,7 @@ class ClusterConfig(_Section):
     decode: PoolConfig = PoolConfig()
     router: RouterSection = RouterSection()
     handoff: HandoffSection = HandoffSection()
+    cache: CacheSection = CacheSection()
     logs: LogsSection = LogsSection()
     autoscaling: AutoscalingSection = AutoscalingSection()
     collectives: Literal["auto", "shm", "gloo", "nccl", "symm"] = "auto"

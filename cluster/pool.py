@@ -116,7 +116,7 @@ class Worker:
         if self._limit is not None:
             leader.figures.limit(self._limit.reached(leader.figures.totals))
         leader.figures.sized(self._start_s, self._demand())
-        return leader.figures.read(leader.info, leader.load)
+        return leader.readings()
 
     async def _run(self) -> None:
         try:

@@ -187,6 +187,7 @@ def router_config(resolved: Resolved, name: str, secret: str) -> RouterConfig:
         run_dir=str(Path(tempfile.gettempdir()) / f"ling-router-{resolved.run}"),
         log_prompts=resolved.config.logs.prompts,
         max_model_len=resolved.max_model_len,
+        cache_share_all=resolved.config.cache.share == "all",
         **resolved.config.router.model_dump(exclude={"resources"}),
     )
 

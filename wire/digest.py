@@ -9,17 +9,38 @@ import array
 import hashlib
 from collections.abc import Sequence
 
+from wire.tokens import TokenIds
+
 SIZE = 16
 
 
 def packed(token_ids: Sequence[int]) -> bytes:
     """Token ids as little-endian int32."""
+    if isinstance(token_ids, TokenIds):
+        return token_ids.packed
     return array.array("i", token_ids).tobytes()
 
 
-def prefix_digest(floor: bytes, tail: Sequence[int]) -> bytes:
-    """The digest of a prefix: `floor` of its whole pages, `tail` the ids after them."""
-    return hashlib.blake2b(floor + packed(tail), digest_size=SIZE).digest()
+def prefix_digest(floor: bytes, tail: bytes | memoryview) -> bytes:
+    """The digest of a prefix: `floor` of its whole pages, `tail` the packed ids after them."""
+    return hashlib.blake2b(floor + tail, digest_size=SIZE).digest()
+
+
+def digests_at(token_ids: Sequence[int], positions: Sequence[int], scope: str = "") -> list[bytes]:
+    """Digests of the first p ids for each p of `positions`, which ascend and are multiples of a page."""
+    raw = memoryview(packed(token_ids))
+    hasher = _hasher(scope)
+    out, done = [], 0
+    for position in positions:
+        hasher.update(raw[4 * done : 4 * position])
+        done = position
+        out.append(hasher.digest())
+    return out
+
+
+def _hasher(scope: str) -> "hashlib.blake2b":
+    key = hashlib.blake2b(scope.encode(), digest_size=32).digest() if scope else b""
+    return hashlib.blake2b(key=key, digest_size=SIZE)
 
 
 class PageDigests:
@@ -28,8 +49,7 @@ class PageDigests:
     __slots__ = ("_hasher", "page_size", "pages", "root")
 
     def __init__(self, page_size: int, scope: str = "") -> None:
-        key = hashlib.blake2b(scope.encode(), digest_size=32).digest() if scope else b""
-        self._hasher = hashlib.blake2b(key=key, digest_size=SIZE)
+        self._hasher = _hasher(scope)
         self.page_size = page_size
         self.root = self._hasher.digest()
         self.pages: list[bytes] = []
@@ -53,4 +73,6 @@ class PageDigests:
 
     def at(self, token_ids: Sequence[int], position: int) -> bytes:
         """Digest of the prefix of `position` ids."""
-        return prefix_digest(self.floor(position), token_ids[position // self.page_size * self.page_size : position])
+        return prefix_digest(
+            self.floor(position), packed(token_ids[position // self.page_size * self.page_size : position])
+        )

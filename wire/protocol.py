@@ -164,7 +164,11 @@ class SeqOutput:
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A worker's figures, as of the step they ride on."""
+    """A worker's figures, as of the step they ride on.
+
+    token_s: seconds a prompt token takes to compute, smoothed. kept: snapshots the prefix cache holds; hit_tokens,
+    missed_tokens: prompt tokens that were not computed, and that were, since the worker's start.
+    """
 
     queued: int
     queued_tokens: int
@@ -173,6 +177,10 @@ class Load:
     free_slots: int
     transferring: int
     step_s: float
+    token_s: float = 0.0
+    kept: int = 0
+    hit_tokens: int = 0
+    missed_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +260,10 @@ class Pull:
 
 @dataclass(frozen=True, slots=True)
 class CancelPull:
-    """Send nothing more of it."""
+    """Send nothing more of a snapshot. kept: it was asked for as a kept one, not as the request's hand-off."""
 
     request_id: str
+    kept: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -187,4 +187,5 @@ class FormattedRequest(GenerationRequest):
             continuous_usage=self.continuous_usage,
             token_ids=self.return_token_ids,
             priority=self.priority,
+            cache_salt=self.cache_salt,
         )

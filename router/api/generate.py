@@ -8,7 +8,6 @@ from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
 
-from router.access.limits import Account
 from router.api.answering import Answering, check_model
 from router.api.answers.generated import Head
 from router.api.prompts import make_choices
@@ -16,12 +15,13 @@ from router.api.request import Request
 from router.config import RouterConfig
 from router.errors import ApiError
 from router.http.body import ClientGone, read_body
-from router.http.caller import caller_of
+from router.http.caller import Caller, caller_of
 from router.http.dialect import Dialect
 from router.http.send import Headers, send_json
 from router.relay.choice import Choice, Delta
 from router.relay.gateway import Gateway
 from router.relay.job import Job
+from router.relay.prefixes import scope_of
 from router.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ class Generate(Answering, Generic[R]):
             caller = caller_of(scope)
             caller.choices = choices
             caller.priority = request.priority
-            job = job_of(request, choices, caller.account)
+            job = job_of(request, choices, caller, gateway.config)
             with gateway.flying(job, permit):
                 headers += worker_headers(job, gateway.config)
                 watch = asyncio.create_task(watch_client(receive, job))
@@ -121,14 +121,15 @@ class Generate(Answering, Generic[R]):
                     watch.cancel()
 
 
-def job_of(request: Request, choices: list[Choice], account: Account | None) -> Job:
+def job_of(request: Request, choices: list[Choice], caller: Caller, config: RouterConfig) -> Job:
     """A live request's job."""
     return Job(
         choices,
         stream=request.stream,
         priority=request.priority,
-        account=account,
+        account=caller.account,
         length_field=request.names.max_tokens,
+        prefix_scope=scope_of(caller.tenant, request.cache_salt, config.cache_share_all),
     )
 
 

@@ -171,6 +171,9 @@ def _worker(link: WorkerLink) -> WorkerStatus | UnreachedWorker:
         "free_slots": load.free_slots,
         "transferring": load.transferring,
         "step_s": load.step_s,
+        "kept": load.kept,
+        "hit_tokens": load.hit_tokens,
+        "missed_tokens": load.missed_tokens,
         "in_flight": link.in_flight,
         "ranks": [{"rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device} for r in info.ranks],
     }

@@ -80,6 +80,7 @@ class GenerationRequest(Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
+    cache_salt: Short | None = Field(None, min_length=1, description="only requests with the same salt share prefixes")
     priority: int = Field(0, ge=SOONEST, le=LATEST, description="lower goes first, and takes the places of higher")
     # What follows changes nothing here, or has one value that asks for nothing.
     user: Short | None = meaningless(None)

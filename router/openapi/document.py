@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable
 from functools import cache
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -140,11 +140,21 @@ def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool) -> Schema:
     if endpoint.body is not None:
         out["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas.of(endpoint.body)}}}
     if endpoint.form is not None:
-        form = {"multipart/form-data": {"schema": endpoint.form.model_json_schema()}}
+        form = {"multipart/form-data": {"schema": _form(endpoint.form)}}
         out["requestBody"] = {"required": True, "content": form}
     if keyed:
         out["security"] = [{"bearer": []}, {"key": []}]
     return out
+
+
+def _form(model: type[BaseModel]) -> Schema:
+    """A form's fields, but for objects, which forms write in brackets: `a[b]`."""
+    schema = model.model_json_schema()
+    flat = {name: field for name, field in schema["properties"].items() if "anyOf" not in field}
+    for name, field in flat.items():
+        if field.get("type") == "file":
+            flat[name] = {"type": "string", "format": "binary"}
+    return {"type": "object", "required": schema["required"], "properties": flat, "additionalProperties": False}
 
 
 def _plain(schema: Schema) -> Schema:

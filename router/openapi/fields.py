@@ -53,6 +53,15 @@ with the bytes that are shown. `/v1/completions` lists every token.
 `<think>…</think>` at the beginning of an answer is `reasoning_content` of a chat message, and a `thinking` block of
 `/v1/messages` where `thinking` asks for it; else it is left out.
 
+`/v1/responses` takes tools of other kinds than functions. Those of a `namespace` are functions to the model and come
+back with their namespace; a `custom` tool is a function of one text, its grammar told to the model and not enforced; a
+`local_shell` is a function whose calls come back as `local_shell_call`. Tools that a server would run (`web_search`,
+`file_search`, `code_interpreter`, `image_generation`, `mcp`, `computer_use_preview`) are left out, which the header
+`warning` names; an answer that must call one of them is a 400.
+
+Of what a tool returns, documents and search results are text. An image or a file becomes a note to the model that it
+was left out, or a 400 where `router.attachments` is `refuse`.
+
 ## What an answer is held to
 
 A grammar keeps the answer to `response_format`, `output_config.format`, `text.format` or `structured_outputs`; to
@@ -98,6 +107,10 @@ Lines run when nobody else needs the workers: they start while both pools have a
 spare and nothing waits, do not count against `router.max_queue` or a key's limits, and come after every live request,
 which takes their places at once where none are free. Nothing makes a batch's lines more urgent with time: what is not
 answered within `completion_window` is listed as expired.
+
+`POST /v1/messages/batches` takes many messages at once, over the same store and runner: its requests are kept as a
+file of the tenant's, run like other lines, and told by `GET …/batches/ID/results`, each with a message, an error, or
+`expired` or `canceled`.
 
 Records and contents lie in `router.data_dir`, which `ling serve` sets to the user's state directory
 (`$XDG_STATE_HOME/ling-cluster`, usually `~/.local/state/ling-cluster`); without it both APIs refuse. They outlive the

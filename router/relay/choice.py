@@ -1,7 +1,7 @@
 """One sequence as its client will see it: tokens in, text and what comes with it out."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from router.relay.content import Content
@@ -35,7 +35,8 @@ class Prompt:
 class Timings:
     """How many seconds each stage of a choice took.
 
-    decode_queue_s overlaps the other worker's stages: both workers take a request at once.
+    decode_queue_s overlaps the other worker's stages: both workers take a request at once. cached_from: where the
+    snapshot was that the prompt began from: "device" or "host" of the worker that computed the rest, or "peer".
     """
 
     queue_s: float
@@ -43,6 +44,7 @@ class Timings:
     transfer_s: float
     decode_s: float
     decode_queue_s: float
+    cached_from: str | None = field(default=None, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +58,8 @@ class ServedBy(Timings):
 
     def unnamed(self) -> Timings:
         """Without the workers."""
-        return Timings(self.queue_s, self.prefill_s, self.transfer_s, self.decode_s, self.decode_queue_s)
+        stages = (self.queue_s, self.prefill_s, self.transfer_s, self.decode_s, self.decode_queue_s)
+        return Timings(*stages, cached_from=self.cached_from)
 
 
 @dataclass(slots=True)
@@ -96,6 +99,7 @@ class Choice:
         "_singly",
         "_stops",
         "_text",
+        "cached_from",
         "cached_tokens",
         "discard",
         "error",
@@ -141,6 +145,7 @@ class Choice:
         self.form_field = form_field
         self.generated = 0
         self.cached_tokens = 0
+        self.cached_from: str | None = None
         self.finish: FinishReason | None = None
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
         self.served_by: ServedBy | None = None  # set when all of it is over

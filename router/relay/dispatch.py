@@ -12,9 +12,11 @@ from router.errors import ApiError, invalid
 from router.metrics import Metrics
 from router.relay.job import Job
 from router.relay.policy import Need, NoPlan, Plan, choose
+from router.relay.prefixes import candidates
 from router.relay.recovery import Cause
 from router.relay.stream import SequenceStream
 from router.relay.table import WorkerTable
+from wire.protocol import PeerRef, Prefix
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +57,9 @@ class Dispatcher:
         name = f"{self._name}-{next(self._jobs)}"
         metrics = self._metrics.times(job.priority)
         for choice in job.choices:
-            stream = SequenceStream(f"{name}-{choice.index}", choice, job, metrics, self, job.priority)
+            stream = SequenceStream(
+                f"{name}-{choice.index}", choice, job, metrics, self, job.priority, job.prefix_scope
+            )
             stream.begun(time.monotonic())
             job.streams.append(stream)
             plan = self._place(stream)
@@ -113,15 +117,21 @@ class Dispatcher:
 
     def _place(self, stream: SequenceStream) -> NoPlan | None:
         """Start it at workers; why there are none, if so."""
-        plan = self.plan(Need(stream.known, stream.left, random.getrandbits(32)), stream.begun_with)
+        plan = self.plan(self._need(stream), stream.begun_with)
         if isinstance(plan, NoPlan):
             self._metrics.routed(plan.reason)
             return plan
         self._metrics.routed("wait" if plan.waits else "room")
         link = self._table.link
         prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
-        stream.start(prefill, link(plan.decode.worker_id))
+        stream.start(prefill, link(plan.decode.worker_id), _prefix(plan, stream))
         return None
+
+    def _need(self, stream: SequenceStream) -> Need:
+        prompt = stream.choice.prompt
+        page_size = min((info.page_size for info in self._table.infos()), default=1)
+        held = self._table.held(candidates(prompt.token_ids, prompt.boundaries, page_size, stream.prefix_scope))
+        return Need(stream.known, stream.left, random.getrandbits(32), held)
 
     def _wait(self, stream: SequenceStream) -> None:
         loop = asyncio.get_running_loop()
@@ -133,3 +143,8 @@ class Dispatcher:
 
     def _unavailable(self, message: str) -> ApiError:
         return ApiError(503, message, code="no_worker", retry_after_s=self._retry_after_s)
+
+
+def _prefix(plan: Plan, stream: SequenceStream) -> Prefix:
+    source = PeerRef(plan.source.worker_id, plan.source.host, plan.source.port) if plan.source is not None else None
+    return Prefix(stream.choice.prompt.boundaries, stream.prefix_scope, plan.kept_tokens, source)

@@ -13,7 +13,7 @@ class Job:
     """stream: whether each gain wakes the answering coroutine, or only the end. account: whose tokens it uses.
 
     live: whether a client waits for it; else no timeout applies. length_field: the request's field that bounds the
-    answer, for errors.
+    answer, for errors. prefix_scope: whose kept prefixes it may use.
     """
 
     def __init__(
@@ -25,12 +25,14 @@ class Job:
         account: Account | None = None,
         live: bool = True,
         length_field: str = "max_tokens",
+        prefix_scope: str = "",
     ) -> None:
         self.choices = choices
         self.priority = priority
         self.account = account
         self.live = live
         self.length_field = length_field
+        self.prefix_scope = prefix_scope
         self.streams: list[SequenceStream] = []
         self.error: ApiError | None = None
         self.gone = False  # the client has left

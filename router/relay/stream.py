@@ -11,7 +11,7 @@ from router.metrics import StreamTimes
 from router.relay.choice import Choice, ServedBy
 from router.relay.leg import Leg, Link, Stage
 from router.relay.recovery import Cause, Enough, Setbacks
-from wire.protocol import PeerRef, SamplingParams, SeqOutput, Submit
+from wire.protocol import PeerRef, Prefix, SamplingParams, SeqOutput, Submit
 from wire.tokens import TokenIds
 
 _log = logging.getLogger(__name__)
@@ -65,11 +65,19 @@ class SequenceStream:
         "choice",
         "legs",
         "over",
+        "prefix_scope",
         "request_id",
     )
 
     def __init__(
-        self, request_id: str, choice: Choice, owner: Owner, metrics: StreamTimes, dispatch: Dispatch, priority: int
+        self,
+        request_id: str,
+        choice: Choice,
+        owner: Owner,
+        metrics: StreamTimes,
+        dispatch: Dispatch,
+        priority: int,
+        prefix_scope: str = "",
     ) -> None:
         self.request_id = request_id
         self.choice = choice
@@ -79,6 +87,7 @@ class SequenceStream:
         self._metrics = metrics
         self._dispatch = dispatch
         self._priority = priority
+        self.prefix_scope = prefix_scope
         self._ids: list[int] = []  # generated so far
         self._parked: dict[int, SeqOutput] = {}  # outputs that overtook others, by index of their first token
         self._setbacks = Setbacks()
@@ -117,7 +126,7 @@ class SequenceStream:
         """Its client waits from now on."""
         self._submitted_at = now
 
-    def start(self, prefill: Link | None, decode: Link) -> None:
+    def start(self, prefill: Link | None, decode: Link, prefix: Prefix) -> None:
         """Submit to both workers at once: the decode worker may pull the first chunks while later ones compute.
 
         Without `prefill` the decode worker computes all tokens there are.
@@ -131,8 +140,11 @@ class SequenceStream:
         if prefill is not None:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
-            self.legs.append(Leg(self, prefill, Submit(request_id, ids, sampling, self._priority, handoff=True)))
-        submit = Submit(request_id, ids, sampling, self._priority, source, generated=len(self._ids))
+            self.legs.append(
+                Leg(self, prefill, Submit(request_id, ids, sampling, self._priority, handoff=True, prefix=prefix))
+            )
+            prefix = Prefix(prefix.boundaries, prefix.scope)
+        submit = Submit(request_id, ids, sampling, self._priority, source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit))
 
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
@@ -140,7 +152,7 @@ class SequenceStream:
         if output.timings is not None:
             leg.timings = output.timings
         if output.cached_tokens and not self._ids:
-            self.choice.cached_tokens = output.cached_tokens
+            self.choice.cached_tokens, self.choice.cached_from = output.cached_tokens, output.cached_from
         if output.finish is not None:
             leg.close()
             if output.finish == "handoff":
@@ -261,6 +273,7 @@ class SequenceStream:
             prefill_pid=first.info.pid,
             decode_worker=last.info.worker_id,
             decode_pid=last.info.pid,
+            cached_from=self.choice.cached_from,
         )
         self._owner.landed(self.choice)
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.relay.leg import Leg
-from router.relay.policy import WorkerState
+from router.relay.policy import Held, WorkerState
+from router.relay.prefixes import Candidates, Prefixes
 from wire.codec import CLUSTER, WireError
 from wire.handshake import call
 from wire.protocol import Abort, Hello, Load, PeerRef, Role, StepOutputs, Submit, WorkerInfo
@@ -43,6 +44,7 @@ class WorkerLink:
         self.connected = False
         self.info: WorkerInfo
         self.load: Load
+        self.prefixes = Prefixes()
         self.problem = "connecting"
         self._router_name = router_name
         self._secret = secret
@@ -151,6 +153,7 @@ class WorkerLink:
             )
         self._reset()
         self.info = info
+        self.prefixes = Prefixes()
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
         self.connected = True
         if self.listed is not None:
@@ -163,6 +166,7 @@ class WorkerLink:
 
     def _step(self, message: StepOutputs) -> None:
         self.load = message.load
+        self.prefixes.update(message.kept)
         newly = message.seen - self._seen
         if newly > len(self._unseen):
             raise WireError(f"it has seen {newly} new requests of {len(self._unseen)} sent")
@@ -235,6 +239,11 @@ class WorkerTable:
     def snapshot(self) -> list[WorkerState]:
         """The live ones, for the policy."""
         return [link.snapshot() for link in self._links.values() if link.live]
+
+    def held(self, of: Candidates) -> dict[str, Held]:
+        """What each live worker keeps of a prompt, by its id."""
+        found = ((w, link.prefixes.longest(of)) for w, link in self._links.items() if link.live)
+        return {worker_id: held for worker_id, held in found if held is not None}
 
     def live(self) -> dict[Role, int]:
         """How many of each pool are live."""

@@ -150,6 +150,7 @@ def test_proof_of_the_split(stage: Stage, stream: bool) -> None:
     assert body["timings"] == {
         "queue_s": 0.1, "prefill_s": 0.2, "transfer_s": 0.5, "decode_s": 0.6, "decode_queue_s": 0.4,
         "prefill_worker": "p0", "prefill_pid": pid, "decode_worker": "d0", "decode_pid": pid,
+        "cached_from": None,
     }  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from wire.protocol import (
     Hello,
     Load,
     PeerRef,
+    Prefix,
     Role,
     SamplingParams,
     SeqOutput,
@@ -80,6 +81,11 @@ class Stream:
             await asyncio.wait_for(self.changed.wait(), 60)
 
     @property
+    def cached(self) -> tuple[int, str | None]:
+        """Prompt tokens that were not computed, and where their snapshot was."""
+        return next(((o.cached_tokens, o.cached_from) for o in self.outputs if o.cached_tokens), (0, None))
+
+    @property
     def token_ids(self) -> tuple[int, ...]:
         """All tokens in order."""
         return tuple(t for o in sorted(self.outputs, key=lambda o: o.offset) for t in o.token_ids)
@@ -91,6 +97,7 @@ class Caller:
     def __init__(self, streams: dict[str, Stream]) -> None:
         self._streams = streams
         self.load: Load | None = None
+        self.kept: dict[tuple[int, bytes], str | None] = {}
         self.seen = 0
         self.sent = 0
         self.closed = asyncio.Event()
@@ -115,6 +122,8 @@ class Caller:
                 message = await CLUSTER.read(self._reader)
                 assert isinstance(message, StepOutputs)
                 self.load, self.seen = message.load, message.seen
+                for event in message.kept:
+                    self.kept[event.position, event.digest] = event.tier
                 for output in message.outputs:
                     stream = self._streams[output.request_id]
                     stream.outputs.append(output)
@@ -186,17 +195,30 @@ class Workers:
         self.all.append(worker)
         return worker
 
-    def split(self, prefill: Worker, decode: Worker, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
+    def split(
+        self,
+        prefill: Worker,
+        decode: Worker,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+        prefix: Prefix = Prefix(),  # noqa: B008 # frozen
+    ) -> Stream:
         """A request over two workers."""
         stream = self._new(decode)
         decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, prefill.ref))
-        prefill.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, handoff=True))
+        prefill.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, handoff=True, prefix=prefix))
         return stream
 
-    def whole(self, decode: Worker, prompt: tuple[int, ...], sampling: SamplingParams) -> Stream:
+    def whole(
+        self,
+        decode: Worker,
+        prompt: tuple[int, ...],
+        sampling: SamplingParams,
+        prefix: Prefix = Prefix(),  # noqa: B008 # frozen
+    ) -> Stream:
         """A request on one worker."""
         stream = self._new(decode)
-        decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling))
+        decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, prefix=prefix))
         return stream
 
     def resumed(

@@ -182,7 +182,7 @@ def test_experts_are_counted_in_a_step_that_is_not_captured() -> None:
 def test_a_worker_without_a_gpu_captures_nothing() -> None:
     config = WorkerConfig(str(GOLDEN / "base"), slots=2, pages=4, max_model_len=16, page_size=4)
     built = build_rank(config, Solo(), None, lambda line: None)
-    assert built.caches.state.shape[1] == 2
+    assert built.caches.state.shape[1] == 3  # one is left to captured steps
     assert built.caches.latent.shape[1] == 4
 
 

@@ -173,6 +173,35 @@ TRANSFER_FAILURES = _worker(
     "reason",
 )  # fmt: skip
 
+# The prefix cache
+
+CACHE_HITS = _worker(
+    "ling_cache_hits_total", "counter", "requests",
+    "Prompts that began from a kept snapshot, by where that was: device, host, peer", "origin",
+)  # fmt: skip
+CACHE_HIT_TOKENS = _worker(
+    "ling_cache_hit_tokens_total", "counter", "tokens", "Prompt tokens that were not computed, by origin", "origin"
+)
+CACHE_MISSES = _worker(
+    "ling_cache_misses_total", "counter", "requests",
+    "Prompts of which tokens were computed, by why no longer snapshot was there: new, no_state, evicted, peer",
+    "reason",
+)  # fmt: skip
+CACHE_MISSED_TOKENS = _worker(
+    "ling_cache_missed_tokens_total", "counter", "tokens", "Prompt tokens that were computed, by reason", "reason"
+)
+CACHE_EVICTED = _worker(
+    "ling_cache_evicted_total", "counter", "count", "Kept snapshots that left a tier for others", "tier"
+)
+CACHE_SNAPSHOTS = _worker("ling_cache_snapshots", "gauge", "count", "Kept snapshots, by tier", "tier")
+CACHE_CAPACITY = _worker("ling_cache_capacity_snapshots", "gauge", "count", "Snapshots the device may keep")
+CACHE_PAGES = _worker("ling_cache_pages", "gauge", "pages", "Latent pages that only kept snapshots hold")
+CACHE_HOST_BYTES = _worker("ling_cache_host_bytes", "gauge", "bytes", "Host memory that copies fill")
+CACHE_SAVED_SECONDS = _worker(
+    "ling_cache_saved_seconds_total", "counter", "seconds",
+    "What computing the hits' tokens would have taken, at the pace of the prompts that were computed",
+)  # fmt: skip
+
 # Experts
 
 EXPERT_TOKENS = _worker(

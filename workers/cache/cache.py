@@ -29,7 +29,7 @@ class PrefixCache:
         self.slots = Allocator("kept state", budget.device_states, first_slot)
         self.host = HostTier(budget)
         self.on_change: Callable[[Kept], None] = lambda kept: None
-        self._pages = pages
+        self.pages = pages
         self.page_size = page_size
 
     # Keeping
@@ -73,7 +73,7 @@ class PrefixCache:
         if kept is None:
             kept = Kept(position, tokens.digests.floor(position), tokens.tail(position), None, now)
         kept.pages, kept.slot, kept.used = tuple(pages[: -(-position // self.page_size)]), slot, now
-        self._pages.share(kept.pages, cached=True)
+        self.pages.share(kept.pages, cached=True)
         if new:
             self.index.insert(kept, tokens)
         else:
@@ -92,9 +92,9 @@ class PrefixCache:
 
     def make_pages(self, count: int, now: float) -> bool:
         """Evict until `count` pages are free; False, and nothing is, if what is kept does not hold as many."""
-        if self._pages.free + self._pages.reclaimable < count:
+        if self.pages.free + self.pages.reclaimable < count:
             return False
-        while self._pages.free < count:
+        while self.pages.free < count:
             # Of a snapshot that others continue no page would become free.
             leaves = (k for k in self.index if k.pages and not k.pins and not any(c.pages for c in k.children))
             victim = self._least(now, leaves)
@@ -130,7 +130,7 @@ class PrefixCache:
     def _leave_device(self, kept: Kept) -> None:
         self.totals.evicted["device"] += 1
         self.index.displace(kept)
-        self._pages.give(kept.pages, cached=True)
+        self.pages.give(kept.pages, cached=True)
         self.slots.give([kept.slot], cached=True)
         kept.pages, kept.slot = (), -1
         self._forget_if_gone(kept)

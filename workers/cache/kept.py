@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass, field
 
-from wire.digest import prefix_digest
+from wire.digest import packed, prefix_digest
 
 # Tokens of context at which attention costs a token as much as everything else: 7.4e9 active parameters take 1.5e10
 # FLOP a token, four layers of absorbed latent attention 2.8e5 a token of context.
@@ -36,7 +36,7 @@ class Kept:
     @property
     def digest(self) -> bytes:
         """Digest of the prefix, 16 bytes."""
-        return prefix_digest(self.floor, self.tail)
+        return prefix_digest(self.floor, packed(self.tail))
 
     @property
     def saved_tokens(self) -> int:

@@ -20,6 +20,7 @@ class CacheTotals:
 
     hits, hit_tokens: requests that began from a snapshot, and the prompt tokens they did not compute, by origin.
     misses, missed_tokens: requests and prompt tokens that were computed, by reason. evicted: snapshots, by tier.
+    saved_s: what computing the hits' tokens would have taken.
     """
 
     hits: dict[Origin, int] = field(default_factory=lambda: dict.fromkeys(ORIGINS, 0))
@@ -28,8 +29,14 @@ class CacheTotals:
     missed_tokens: dict[Miss, int] = field(default_factory=lambda: dict.fromkeys(MISSES, 0))
     evicted: dict[Tier, int] = field(default_factory=lambda: dict.fromkeys(TIERS, 0))
 
-    def began(self, origin: Origin | None, begin: int, prompt: int, miss: Miss) -> None:
-        """A prompt begins to be computed after `begin` tokens, which came from `origin`."""
+    saved_s: float = 0.0
+
+    def began(self, origin: Origin | None, begin: int, prompt: int, miss: Miss, token_s: float) -> None:
+        """A prompt begins to be computed after `begin` tokens, which came from `origin`.
+
+        token_s: seconds a token of a prompt takes to compute.
+        """
+        self.saved_s += begin * token_s
         if origin is not None:
             self.hits[origin] += 1
             self.hit_tokens[origin] += begin

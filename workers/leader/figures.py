@@ -8,6 +8,8 @@ from wire.metrics import table
 from wire.metrics.load import record_load
 from wire.metrics.recorder import Reading, Recorder
 from wire.protocol import Load, Role, SeqOutput, WorkerInfo
+from workers.cache.cache import PrefixCache
+from workers.cache.totals import MISSES, ORIGINS, TIERS
 from workers.schedule.step import RankStats, StepPlan
 
 # link: a rank's connection broke. peer: the other worker is gone or refuses to be connected. refused: the prefill
@@ -83,6 +85,24 @@ class WorkerFigures:
                 put(table.EXPERT_TOKENS, *self._who, str(holder)).put(tokens)
             for layer, ratio in stats.expert_peaks:
                 put(table.EXPERT_PEAK, *self._who, str(layer)).put(ratio)
+
+    def cached(self, cache: PrefixCache) -> None:
+        """The prefix cache so far."""
+        put, totals = self._recorder.value, cache.totals
+        for origin in ORIGINS:
+            put(table.CACHE_HITS, *self._who, origin).put(totals.hits[origin])
+            put(table.CACHE_HIT_TOKENS, *self._who, origin).put(totals.hit_tokens[origin])
+        for reason in MISSES:
+            put(table.CACHE_MISSES, *self._who, reason).put(totals.misses[reason])
+            put(table.CACHE_MISSED_TOKENS, *self._who, reason).put(totals.missed_tokens[reason])
+        held = {"device": cache.slots.size - cache.slots.free, "host": len(cache.host)}
+        for tier in TIERS:
+            put(table.CACHE_EVICTED, *self._who, tier).put(totals.evicted[tier])
+            put(table.CACHE_SNAPSHOTS, *self._who, tier).put(held[tier])
+        put(table.CACHE_CAPACITY, *self._who).put(cache.slots.size)
+        put(table.CACHE_PAGES, *self._who).put(cache.pages.reclaimable)
+        put(table.CACHE_HOST_BYTES, *self._who).put(cache.host.bytes)
+        put(table.CACHE_SAVED_SECONDS, *self._who).put(totals.saved_s)
 
     def limit(self, ratio: float | None) -> None:
         """Share of what the planner takes to be possible; None where that is not known."""

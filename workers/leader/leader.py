@@ -9,11 +9,12 @@ import os
 import socket
 import time
 from collections import defaultdict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 
 from wire.codec import CLUSTER, WireError
 from wire.handshake import accept
+from wire.metrics.recorder import Reading
 from wire.progress import Progress
 from wire.protocol import (
     Abort,
@@ -153,6 +154,11 @@ class Leader:
         """The figures that routers get with the next step."""
         return self._scheduler.load
 
+    def readings(self) -> Iterator[Reading]:
+        """Everything the worker tells of itself."""
+        self.figures.cached(self._scheduler.cache)
+        return self.figures.read(self.info, self.load)
+
     # Stepping
 
     async def _wake_or_lost(self) -> None:
@@ -274,6 +280,8 @@ class Leader:
                 self._drop(message.request_id)
             case Pull():
                 self._pull(client, message)
+            case CancelPull(kept=True):
+                self._scheduler.drop_kept(message.request_id)
             case CancelPull():
                 self._pulls.drop(message.request_id)
                 self._drop(message.request_id)
@@ -464,11 +472,14 @@ class Leader:
         self._wake.set()
 
     def _cancel_pull(self, seq: Sequence) -> None:
+        self._stop_pulling(seq)
+        self._pulls.refuse(seq.request_id, "the request was given up at its prefill worker", told=True)
+
+    def _stop_pulling(self, seq: Sequence) -> None:
         self._arrivals.drop(seq.request_id)
         pulling = seq.state in (State.PULLING, State.DISPLACED)
         if seq.source is not None and pulling and (peer := self._peers.known(seq.source.peer)):
-            peer.send(CancelPull(seq.request_id))
-        self._pulls.refuse(seq.request_id, "the request was given up at its prefill worker", told=True)
+            peer.send(CancelPull(seq.request_id, seq.source.kept))
 
     # Towards routers
 
@@ -476,11 +487,12 @@ class Leader:
         seq = self._scheduler.sequences.get(request_id)
         if seq is not None:
             self.figures.transfer_failed(why)
-            self._cancel_pull(seq)
             if seq.source is not None and seq.source.kept:  # what can't be had is computed
+                self._stop_pulling(seq)
                 self._scheduler.not_coming(request_id)
                 self._wake.set()
                 return
+            self._cancel_pull(seq)
             self._not_handed_on(self._scheduler.fail(request_id, reason, time.monotonic()))
 
     def _not_handed_on(self, output: SeqOutput | None) -> None:

@@ -154,7 +154,7 @@ class Runner:
         for discard in plan.discards:
             self._host.discard(discard.request_id)
             if self._transfers is not None:
-                self._transfers.discard(discard.request_id)
+                self._transfers.discard(discard.request_id, discard.leaving)
         for link in plan.links:
             self._need_transfers().link(link.of(self._collectives.rank))
         # Installed first: what is staged gives room to what is to come.

@@ -55,6 +55,7 @@ class Scheduler:
         self.steps = 0
         self._order = 0
         self._step_s = 0.0
+        self._token_s = 0.0  # what a token of a prompt takes, smoothed
 
     # What comes from outside
 
@@ -115,6 +116,12 @@ class Scheduler:
         self._kept_wanted.append((request_id, peer, kept, have))
         return kept
 
+    def drop_kept(self, request_id: str) -> None:
+        """The peer wants no copy any more; what its ranks have asked ours for, they call off themselves."""
+        for wanted in [w for w in self._kept_wanted if w[0] == request_id]:
+            wanted[2].pins -= 1
+            self._kept_wanted.remove(wanted)
+
     def sent(self, request_id: str, now: float) -> SeqOutput | None:
         """A snapshot has wholly left; the sequence ends here.
 
@@ -174,7 +181,7 @@ class Scheduler:
         self._unpin(seq)
         if damaged and kept is not None:
             self.cache.lost_on_host(kept)
-        self._discards.append(Discard(request_id))
+        self._discards.append(Discard(request_id, leaving=False))
         if seq.state is State.PULLING:
             self._free(seq)
             bisect.insort(self._queue, seq, key=_queue_key)
@@ -229,7 +236,7 @@ class Scheduler:
 
     def update(self, in_flight: InFlight, result: StepResult, now: float) -> list[SeqOutput]:
         """Take a step's results; what they mean for each sequence. Sequences ended meanwhile are passed over."""
-        self._step_s = result.elapsed_s
+        self._measure(in_flight, result.elapsed_s)
         outputs: list[SeqOutput] = []
         sampled = 0
         failures = dict(result.failures)
@@ -267,9 +274,20 @@ class Scheduler:
             free_slots=self.slots.free,
             transferring=sum(s.state in (State.PULLING, State.SENDING) for s in self.sequences.values()),
             step_s=self._step_s,
+            token_s=self._token_s,
+            kept=len(self.cache.index),
+            hit_tokens=sum(self.cache.totals.hit_tokens.values()),
+            missed_tokens=sum(self.cache.totals.missed_tokens.values()),
         )
 
     # Inside
+
+    def _measure(self, in_flight: InFlight, seconds: float) -> None:
+        self._step_s = seconds
+        tokens = sum(len(r.token_ids) for r in in_flight.plan.rows)
+        if any(len(r.token_ids) > 1 for r in in_flight.plan.rows):
+            weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
+            self._token_s += weight * (seconds / tokens - self._token_s)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.page_size)
@@ -514,7 +532,7 @@ class Scheduler:
         """A sequence begins after `begin` tokens; the first time, that is what its prompt cost less."""
         if not seq.begun:
             seq.begun, seq.begin, seq.origin = True, begin, origin
-            self.cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new")
+            self.cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new", self._token_s)
 
     def _keep_arrived(self, step: StepBuilder, now: float) -> None:
         """Keep here what came from host memory or a peer: the next sequence begins from it without a transfer."""

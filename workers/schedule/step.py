@@ -84,9 +84,13 @@ class Expect:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Drop what has come of it and whatever still comes."""
+    """Drop what has come of it and whatever still comes.
+
+    leaving: and what waits here to be sent of it. A request may both pull a kept snapshot and hand its own on.
+    """
 
     request_id: str
+    leaving: bool = True
 
 
 @dataclass(frozen=True, slots=True)

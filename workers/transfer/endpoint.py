@@ -76,10 +76,11 @@ class Transfers:
         """Ask for a snapshot; Received or LinkLost is notified. ValueError if it was asked for already."""
         self._incoming.expect(expect)
 
-    def discard(self, request_id: str) -> None:
-        """Drop what has come of a snapshot, what still comes, and what waits here to be sent."""
+    def discard(self, request_id: str, leaving: bool = True) -> None:
+        """Drop what has come of a snapshot and what still comes; with `leaving`, what waits here to be sent too."""
         self._incoming.discard(request_id)
-        self._outgoing.discard(request_id)
+        if leaving:
+            self._outgoing.discard(request_id)
 
     def take(self, request_id: str) -> ReceivedSnapshot:
         """Hand out a snapshot that was notified as Received, once; KeyError for any other."""

@@ -76,7 +76,11 @@ class UnreachedWorker(WorkerPlace):
 
 
 class WorkerStatus(WorkerPlace):
-    """A worker and its load, as of its last step. step_s: its length in seconds. in_flight: of this router."""
+    """A worker and its load, as of its last step.
+
+    step_s: its length in seconds. kept: snapshots in its prefix cache. hit_tokens, missed_tokens: prompt tokens it had
+    not to compute, and computed, since it started. in_flight: of this router.
+    """
 
     node: str
     pid: int
@@ -93,6 +97,9 @@ class WorkerStatus(WorkerPlace):
     free_slots: int
     transferring: int
     step_s: float
+    kept: int
+    hit_tokens: int
+    missed_tokens: int
     in_flight: int
     ranks: list[RankStatus]
 

@@ -63,7 +63,7 @@ class Create(Answering):
             lowered, choice, record = await self._begin(request, caller.tenant)
             caller.choices = [choice]
             account = caller.account
-            job = job_of(lowered, [choice], account)
+            job = job_of(lowered, [choice], caller, self._gateway.config)
             holds.enter_context(self._gateway.flying(job, permit))
             headers += worker_headers(job, self._gateway.config)
             if (told := warning(request.tools)) is not None:

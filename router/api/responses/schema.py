@@ -125,6 +125,7 @@ class ResponseRequest(Strict):
         default_factory=dict, max_length=16, description="repeated in the answer"
     )
     priority: int = Field(0, ge=SOONEST, le=LATEST, description="lower goes first, and takes the places of higher")
+    cache_salt: Short | None = Field(None, min_length=1, description="only requests with the same salt share prefixes")
     # What follows is repeated in the answer and changes nothing else here.
     user: Short | None = meaningless(None)
     safety_identifier: Short | None = meaningless(None)
@@ -171,7 +172,15 @@ class ResponseRequest(Strict):
             top_p=self.top_p,
             logprobs=self.top_logprobs if self.wants_logprobs else None,
         )
-        return Request(conversation, sampling, self._form(), stream=self.stream, priority=self.priority, names=NAMES)
+        return Request(
+            conversation,
+            sampling,
+            self._form(),
+            stream=self.stream,
+            cache_salt=self.cache_salt,
+            priority=self.priority,
+            names=NAMES,
+        )
 
     def _attached(self) -> Iterator[tuple[int, Path]]:
         """Items that returned what is no text, and where."""

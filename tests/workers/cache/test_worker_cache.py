@@ -1,0 +1,122 @@
+"""Kept snapshots between whole workers: hits, hand-offs without what is there, returns from decode, host memory."""
+
+import asyncio
+import random
+from functools import cache
+
+import pytest
+
+from tests.workers.harness import Worker, Workers, workers
+from tests.workers.test_worker import GAP, config, greedy
+from wire.digest import PageDigests
+from wire.protocol import Prefix
+from workers.rank.engine import Engine
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+NEW = 12
+
+
+@cache
+def session() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Prompts of four turns, each with the answer that a worker without a cache gives; no near ties."""
+    engine = Engine(config(slots=4))
+    for seed in range(100):
+        rng = random.Random(seed)
+        prompt = tuple(rng.randrange(2, 256) for _ in range(70))
+        out = []
+        for _ in range(4):
+            (answer,) = engine.generate([prompt], [greedy(NEW)])
+            if any(p.top_logprobs[0] - p.top_logprobs[1] <= GAP for p in answer.logprobs):
+                break
+            out.append((prompt, answer.token_ids))
+            prompt = (*prompt, *answer.token_ids, *(rng.randrange(2, 256) for _ in range(20)))
+        else:
+            return out
+    raise AssertionError("every session has a near tie")
+
+
+async def pair(started: Workers, tp: int, **settings: object) -> tuple[Worker, Worker]:
+    kept = {"cache_states": 16, **settings}
+    prefill, decode = await asyncio.gather(
+        started.start(config(tp, **kept), "prefill"), started.start(config(tp, **kept), "decode")
+    )
+    return prefill, decode
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_turns_over_split_workers_return_from_decode(tp: int) -> None:
+    async def run() -> None:
+        async with workers() as started:
+            prefill, decode = await pair(started, tp)
+            ends: list[int] = [0]
+            received: list[int] = []
+            for n, (prompt, answer) in enumerate(session()):
+                prefix = Prefix(source=decode.ref, kept_tokens=ends[-1])
+                stream = started.split(prefill, decode, prompt, greedy(NEW), prefix)
+                await stream.end()
+                assert stream.token_ids == answer
+                assert stream.cached == ((ends[-1], "peer") if n else (0, None))
+                ends.append(len(prompt) + NEW - 1)
+                received.append(ends[-1])
+            for worker in started.all:
+                await worker.caller.idle(worker.info)
+            # Whoever continues is told where: the decode worker keeps each turn's end.
+            digests = PageDigests(16)
+            ids = [*session()[-1][0], *session()[-1][1]]
+            digests.extend(ids)
+            assert decode.caller.kept[ends[-1], digests.at(ids, ends[-1])] == "device"
+
+    asyncio.run(run())
+
+
+def test_a_short_suffix_is_computed_on_the_decode_worker_that_keeps_the_rest() -> None:
+    async def run() -> None:
+        async with workers() as started:
+            prefill, decode = await pair(started, 2)
+            (first, answer), (second, expected), *_ = session()
+            stream = started.split(prefill, decode, first, greedy(NEW))
+            await stream.end()
+            assert stream.token_ids == answer
+            stream = started.whole(decode, second, greedy(NEW))
+            await stream.end()
+            assert (stream.token_ids, stream.cached) == (expected, (len(first) + NEW - 1, "device"))
+
+    asyncio.run(run())
+
+
+def test_a_source_that_keeps_nothing_of_it_costs_no_answer() -> None:
+    async def run() -> None:
+        async with workers() as started:
+            prefill, decode = await pair(started, 1)
+            prompt, answer = session()[0]
+            gone = Prefix(source=decode.ref, kept_tokens=50)
+            streams = [started.split(prefill, decode, prompt, greedy(NEW), gone)]
+            unreachable = Prefix(source=decode.ref.__class__("decode-gone", "127.0.0.1", 1), kept_tokens=50)
+            streams.append(started.split(prefill, decode, prompt, greedy(NEW), unreachable))
+            for stream in streams:
+                await stream.end()
+                assert stream.token_ids == answer
+            for worker in started.all:
+                await worker.caller.idle(worker.info)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_restored_from_host_memory_beside_other_work(tp: int) -> None:
+    async def run() -> None:
+        async with workers() as started:
+            decode = await started.start(config(tp, cache_states=2, cache_host_bytes=1 << 30), "decode")
+            others = [tuple(random.Random(i).randrange(2, 256) for _ in range(30)) for i in range(6)]
+            for n, (prompt, answer) in enumerate(session()):
+                beside = [started.whole(decode, other, greedy(4)) for other in others]
+                stream = started.whole(decode, prompt, greedy(NEW))
+                await stream.end()
+                assert stream.token_ids == answer
+                assert stream.cached[1] == ("host" if n else None) or stream.cached[1] == "device"
+                for other in beside:
+                    await other.end()
+            await decode.caller.idle(decode.info)
+            assert decode.leader.load.hit_tokens
+
+    asyncio.run(run())
