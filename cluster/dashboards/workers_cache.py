@@ -40,6 +40,56 @@ WORKERS = Board(
             ),
         ),
         Row(
+            "Prefix cache",
+            (
+                Panel(
+                    "Prompt tokens not computed", "percentunit", "Of all, by worker. An agent's turns: above 90 %.",
+                    (
+                        Query(
+                            f"{rate(t.CACHE_HIT_TOKENS, 'worker')} / ({rate(t.CACHE_HIT_TOKENS, 'worker')} "
+                            f"+ {rate(t.CACHE_MISSED_TOKENS, 'worker')})",
+                            "{{worker}}",
+                        ),
+                    ),
+                    most=1,
+                ),
+                Panel(
+                    "Hits by origin", "reqps", "Where the snapshot was that a prompt began from.",
+                    (Query(rate(t.CACHE_HITS, "role", "origin"), "{{role}} {{origin}}"),), stacked=True,
+                ),
+                Panel(
+                    "Misses by reason", "reqps",
+                    "new: nothing began so. no_state: none stands there. evicted: one did. peer: it could not be had.",
+                    (Query(rate(t.CACHE_MISSES, "role", "reason"), "{{role}} {{reason}}"),), stacked=True,
+                ),
+                Panel(
+                    "Tokens computed by reason", "short", "Prompt tokens a second that no snapshot covered.",
+                    (Query(rate(t.CACHE_MISSED_TOKENS, "role", "reason"), "{{role}} {{reason}}"),), stacked=True,
+                ),
+                Panel(
+                    "Device states in use", "percentunit", "Kept snapshots over what the device may keep.",
+                    (Query(f"{total(t.CACHE_SNAPSHOTS, 'worker', tier='device')} / {total(t.CACHE_CAPACITY, 'worker')}",
+                           "{{worker}}"),), most=1,
+                ),
+                Panel(
+                    "Pages of kept snapshots alone", "short", "Given up as soon as a sequence needs them.",
+                    (Query(total(t.CACHE_PAGES, "worker"), "{{worker}}"),),
+                ),
+                Panel(
+                    "Host memory", "bytes", "Copies of kept snapshots, over all ranks.",
+                    (Query(total(t.CACHE_HOST_BYTES, "worker"), "{{worker}}"),),
+                ),
+                Panel(
+                    "Evictions", "ops", "Kept snapshots that left a tier for others.",
+                    (Query(rate(t.CACHE_EVICTED, "worker", "tier"), "{{worker}} {{tier}}"),),
+                ),
+                Panel(
+                    "Seconds saved a second", "short", "What computing the hits' tokens would have taken.",
+                    (Query(rate(t.CACHE_SAVED_SECONDS, "worker"), "{{worker}}"),),
+                ),
+            ),
+        ),
+        Row(
             "Steps",
             (
                 Panel(
