@@ -40,52 +40,46 @@ WORKERS = Board(
             ),
         ),
         Row(
-            "Prefix cache",
+            "Kept snapshots",
             (
                 Panel(
-                    "Prompt tokens not computed", "percentunit", "Of all, by worker. An agent's turns: above 90 %.",
+                    "Prompts begun from one", "reqps", "By where it was, and those that were not, by why.",
                     (
-                        Query(
-                            f"{rate(t.CACHE_HIT_TOKENS, 'worker')} / ({rate(t.CACHE_HIT_TOKENS, 'worker')} "
-                            f"+ {rate(t.CACHE_MISSED_TOKENS, 'worker')})",
-                            "{{worker}}",
-                        ),
+                        Query(rate(t.CACHE_HITS, "origin"), "{{origin}}"),
+                        Query(rate(t.CACHE_MISSES, "reason"), "not: {{reason}}"),
                     ),
-                    most=1,
+                    stacked=True,
                 ),
                 Panel(
-                    "Hits by origin", "reqps", "Where the snapshot was that a prompt began from.",
-                    (Query(rate(t.CACHE_HITS, "role", "origin"), "{{role}} {{origin}}"),), stacked=True,
+                    "Prompt tokens not computed", "short", "A second, by where the snapshot was.",
+                    (Query(rate(t.CACHE_HIT_TOKENS, "origin"), "{{origin}}"),), stacked=True,
                 ),
                 Panel(
-                    "Misses by reason", "reqps",
-                    "new: nothing began so. no_state: none stands there. evicted: one did. peer: it could not be had.",
-                    (Query(rate(t.CACHE_MISSES, "role", "reason"), "{{role}} {{reason}}"),), stacked=True,
+                    "Prompt tokens computed", "short", "A second, by why no longer snapshot was there.",
+                    (Query(rate(t.CACHE_MISSED_TOKENS, "reason"), "{{reason}}"),), stacked=True,
                 ),
                 Panel(
-                    "Tokens computed by reason", "short", "Prompt tokens a second that no snapshot covered.",
-                    (Query(rate(t.CACHE_MISSED_TOKENS, "role", "reason"), "{{role}} {{reason}}"),), stacked=True,
+                    "Kept", "short", "By tier, and how many the device may keep.",
+                    (
+                        Query(total(t.CACHE_SNAPSHOTS, "tier"), "{{tier}}"),
+                        Query(total(t.CACHE_CAPACITY), "device at most"),
+                    ),
                 ),
                 Panel(
-                    "Device states in use", "percentunit", "Kept snapshots over what the device may keep.",
-                    (Query(f"{total(t.CACHE_SNAPSHOTS, 'worker', tier='device')} / {total(t.CACHE_CAPACITY, 'worker')}",
-                           "{{worker}}"),), most=1,
+                    "Left for others", "reqps", "Snapshots that made room, by tier.",
+                    (Query(rate(t.CACHE_EVICTED, "tier"), "{{tier}}"),), stacked=True,
                 ),
                 Panel(
-                    "Pages of kept snapshots alone", "short", "Given up as soon as a sequence needs them.",
+                    "Pages that only they hold", "short", "Given back as soon as sequences need them.",
                     (Query(total(t.CACHE_PAGES, "worker"), "{{worker}}"),),
                 ),
                 Panel(
-                    "Host memory", "bytes", "Copies of kept snapshots, over all ranks.",
+                    "Host memory", "bytes", "That copies fill.",
                     (Query(total(t.CACHE_HOST_BYTES, "worker"), "{{worker}}"),),
                 ),
                 Panel(
-                    "Evictions", "ops", "Kept snapshots that left a tier for others.",
-                    (Query(rate(t.CACHE_EVICTED, "worker", "tier"), "{{worker}} {{tier}}"),),
-                ),
-                Panel(
-                    "Seconds saved a second", "short", "What computing the hits' tokens would have taken.",
-                    (Query(rate(t.CACHE_SAVED_SECONDS, "worker"), "{{worker}}"),),
+                    "Workers' time saved", "short", "Seconds of computing saved, a second.",
+                    (Query(rate(t.CACHE_SAVED_SECONDS, "role"), "{{role}}"),),
                 ),
             ),
         ),
