@@ -8,7 +8,7 @@ from cluster.resolve import EMBEDDED
 from tests.cluster.fetch.hub_server import hub_server, of_folder
 from tests.cluster.serving import kill, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 def test_a_repository_s_name_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
