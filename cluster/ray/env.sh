@@ -5,6 +5,7 @@ export PATH="$HOME/ling-venv/bin:$PATH"
 export RAY_AUTH_MODE=token
 # For TLS between nodes (docs/SECURITY.md), export here RAY_USE_TLS=1, RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY and
 # RAY_TLS_CA_CERT.
+# For weights from a hub or a bucket (docs/WEIGHTS.md), export here HF_TOKEN, AWS_REGION and the like: every node fetches.
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_worker_niceness=0
 # A lost node is noticed after seconds, not after a minute.

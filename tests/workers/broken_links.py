@@ -16,16 +16,15 @@ import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import pytest
 import torch
 
 from tests.workers.harness import GOLDEN, Stream, Worker, Workers, workers
-from wire.protocol import Role, SamplingParams
+from wire.protocol import Role, SamplingParams, TokenLogprob
 from workers.config import Rendezvous, WorkerConfig
 from workers.leader.ranks import Launch
 from workers.rank.engine import Completion, Engine
@@ -37,9 +36,10 @@ CONFIG = WorkerConfig(
     str(GOLDEN / "base"), tp=TP, dtype="float32", page_size=8, pages=400, slots=8, max_model_len=256,
     max_step_tokens=24, channel="gloo", handoff_timeout_s=30.0,
 )  # fmt: skip
-SAMPLING = SamplingParams(max_tokens=6, seed=1, temperature=0.0, logprobs=0)
+SAMPLING = SamplingParams(max_tokens=6, seed=1, temperature=0.0, logprobs=2)
 # How a link breaks: its payload connections, or its control connection, before a tensor, or while it moves.
 KINDS = ("payload before", "payload within", "payload after", "control before", "control within")
+_CLOSE = 1e-3
 _ARMED, _KIND, _BROKEN, _FIELDS = 0, 1, 2, 3
 # Ranks are forked from one process that has imported what they need.
 _PROCESSES = multiprocessing.get_context("forkserver")
@@ -140,6 +140,21 @@ def breaking_launcher(shared: Any, first: int, config: WorkerConfig, worker_id: 
     return launch
 
 
+def _compare(got: Sequence[TokenLogprob], right: Sequence[TokenLogprob]) -> None:
+    """AssertionError if tokens or their log-probabilities differ, in which every value of a snapshot shows.
+
+    Two ranks add in another order than one: where its two best tokens are as good as equal, either may come.
+    """
+    said = [(p.token_id, p.logprob) for p in got], [(p.token_id, p.top_ids, p.top_logprobs) for p in right]
+    assert len(got) == len(right), said
+    for mine, theirs in zip(got, right, strict=True):
+        if mine.token_id != theirs.token_id:
+            assert mine.token_id == theirs.top_ids[1], said
+            assert theirs.top_logprobs[0] - theirs.top_logprobs[1] < _CLOSE, said
+            return
+        assert abs(mine.logprob - theirs.logprob) < _CLOSE, said
+
+
 @dataclass
 class Report:
     """How many links were broken, requests beside them that were answered, and all that ended with an error."""
@@ -211,10 +226,8 @@ class Fleet:
             assert end.error is not None
             self.report.failed[re.sub(r"(prefill|decode)-\d+", "a worker", end.error.partition(":")[0])] += 1
             return False
-        assert stream.token_ids == right.token_ids
         got = [p for o in sorted(stream.outputs, key=lambda o: o.offset) for p in o.logprobs]
-        # Every value of a snapshot is in these: what is not whole shows in them, if not in the tokens.
-        assert [p.logprob for p in got] == pytest.approx([p.logprob for p in right.logprobs], abs=1e-3)
+        _compare(got, right.logprobs)
         return True
 
     def _check_ranks(self) -> None:

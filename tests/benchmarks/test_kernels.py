@@ -20,7 +20,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_every_row_runs() -> None:
     done = _run("--check")
     assert done.returncode == 0, done.stderr
@@ -37,7 +37,7 @@ def test_every_row_runs() -> None:
         assert name in ran
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device to measure on")
 def test_measuring_needs_a_gpu() -> None:
     done = _run()
