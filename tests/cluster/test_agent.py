@@ -88,6 +88,30 @@ def test_three_turns_two_tools_and_the_right_answers(cluster: Serving, ask: Any)
     cluster.until(cluster.all_free)
 
 
+def test_from_the_second_request_on_only_new_tokens_are_computed(cluster: Serving) -> None:
+    messages: list[Any] = [{"role": "system", "content": "You are a careful assistant."}]
+    before = 0
+    with openai.OpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:
+        for said, _, _, result, _ in TURNS * 2:
+            messages.append({"role": "user", "content": said})
+            for _ in range(2):
+                answer = client.chat.completions.create(
+                    model="auto", messages=messages, tools=OFFERED, temperature=0, max_tokens=200
+                )  # type: ignore[call-overload]
+                usage = answer.usage
+                new = usage.prompt_tokens - before
+                computed = usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens
+                assert not before or computed <= new + 32
+                before = usage.total_tokens
+                message = answer.choices[0].message.model_dump(exclude_none=True)
+                messages.append(message)
+                for call in message.get("tool_calls", []):
+                    messages.append({"role": "tool", "tool_call_id": call["id"], "content": json.dumps(result)})
+                if not message.get("tool_calls"):
+                    break
+    cluster.until(cluster.all_free)
+
+
 def own_tool(offered: dict[str, Any]) -> dict[str, Any]:
     """The same tool in Anthropic's words."""
     function = offered["function"]
