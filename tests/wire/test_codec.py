@@ -21,7 +21,7 @@ MESSAGES: list[p.Message] = [
         7,
         2,
         p.Load(1, 2, 3, 4, 5, 6, 0.5),
-        (p.SeqOutput("a", 0, (9,), (LOGPROB,), (None, LOGPROB), "stop", None, p.Timings(0.1, 0.2, 0.3, 0.4)),),
+        (p.SeqOutput("a", 0, (9,), (LOGPROB,), (None, LOGPROB), "stop", None, timings=p.Timings(0.1, 0.2, 0.3, 0.4)),),
     ),
     p.WorkerInfo(
         "w",
