@@ -1,17 +1,24 @@
-PYTHON ?= python3.11
+# The versions that every pinned package has wheels for.
+VERSIONS := 3.11 3.12 3.13
+PYTHON ?= $(shell .ci/python $(VERSIONS))
 BIN := .venv/bin
 STAMP := .venv/.installed
 # Two processes: much of the time is spent waiting for clusters to start. A file's tests share what they start.
 PARALLEL := -n 2 --dist loadfile
 
-.PHONY: install serve test test-fast bench nano constraints audit
+.PHONY: install serve test test-fast bench nano constraints audit python
 
 install: $(STAMP)
 
 $(STAMP): pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "no Python with ensurepip of a version that works: $(VERSIONS). Install one, or say where it is: make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/python .ci/install
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $(STAMP)
+
+# Prints the Python that `make install` takes.
+python:
+	@echo $(PYTHON)
 
 # ARGS are the command's own, e.g. make serve ARGS='--model DIR --decode 2'.
 serve: install
@@ -22,14 +29,9 @@ test: install
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q $(PARALLEL)
 
-# The inner loop: neither recipes, training nor kernels under the interpreter, nor what loads or connects much.
-LATER := tests/cluster/test_convert.py tests/cluster/test_verify.py tests/cluster/test_checkpoint.py \
-	tests/router/test_tls.py tests/router/test_openapi.py $(wildcard tests/router/test_conformance_*.py) \
-	tests/router/test_batches.py tests/router/test_responses_background.py $(wildcard tests/workers/test_tls*.py) \
-	tests/router/test_openapi_answers.py tests/router/test_lifecycle.py \
-	$(addprefix tests/workers/test_,transfer.py transfer_staging.py handshake.py formats.py weights.py weights_made.py)
+# The inner loop: the layer `unit` alone, see CONTRIBUTING.md.
 test-fast: install
-	$(BIN)/python -m pytest -q $(PARALLEL) -m 'not slow' $(addprefix --ignore=,$(LATER)) tests/cluster tests/router tests/workers
+	$(BIN)/python -m pytest -q $(PARALLEL) -m unit
 
 # All but those that need a GPU: benchmarks.gpu, .kernels, .decode and .tune.
 bench: install

@@ -45,7 +45,7 @@ H200 = Ceilings(4.3e12, {"bf16": 790e12, "fp8": 1580e12, "fp32": 67e12})
 
 def seconds(calls: list[Call]) -> float:
     """Median time of one call, over replays of a graph of all."""
-    side = torch.cuda.Stream()
+    side = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch's own
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for call in calls:
@@ -55,9 +55,9 @@ def seconds(calls: list[Call]) -> float:
     with torch.cuda.graph(graph):
         for call in calls:
             call()
-    times = []
+    times: list[float] = []
     for _ in range(_WARM + _REPLAYS):
-        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begun, ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         begun.record()
         graph.replay()
         ended.record()

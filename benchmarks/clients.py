@@ -119,7 +119,7 @@ CLIENTS = (
         "opencode",
         "opencode",
         "npm install -g opencode-ai",
-        lambda url, model, _: ["run", "--model", f"ling/{model}", _TASK],
+        lambda url, model, _: ["run", "--print-logs", "--model", f"ling/{model}", _TASK],
         files=_opencode,
     ),
     Client(

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -94,9 +95,9 @@ class Bench:
         asked = self._asked
         for context in asked.context:
             for batch in asked.batch:
-                self._guarded(f"batch {batch} at {context}", lambda b=batch, c=context: self._decode(b, c))
+                self._guarded(f"batch {batch} at {context}", partial(self._decode, batch, context))
         for tokens in asked.prefill:
-            self._guarded(f"prefill of {tokens}", lambda n=tokens: self._prefill(n))
+            self._guarded(f"prefill of {tokens}", partial(self._prefill, tokens))
 
     def _build(self) -> BuiltRank:
         asked = self._asked
@@ -134,7 +135,7 @@ class Bench:
 
         if self._cuda:
             torch.cuda.reset_peak_memory_stats()
-        built = build_rank(config, Solo(), None, say)
+        built = build_rank(config, Solo(), None, lambda event: None, say)
         self.report.loaded["ready_seconds"] = time.monotonic() - begun
         with torch.inference_mode():
             built.caches.latent.normal_()
@@ -212,10 +213,10 @@ class Bench:
         self._note("    " + ", ".join(f"{name} {ms:.3f}" for name, ms in found.items()) + f", rest {rest:.3f} ms")
 
     def _timed(self, plan: StepPlan) -> tuple[float, tuple[int, ...]]:
-        """Seconds of a step, and its tokens: sampling waits for the device."""
+        """Seconds of a step, and one token a row: sampling waits for the device."""
         begun = time.perf_counter()
-        tokens = self._built.runner.step(plan).token_ids
-        return time.perf_counter() - begun, tokens
+        result = self._built.runner.step(plan)
+        return time.perf_counter() - begun, tuple(token for (token,) in result.tokens)
 
     def _pages(self, batch: int, context: int) -> Tensor:
         """[batch, pages of a sequence]: different ones, scattered as a worker's are after a while."""

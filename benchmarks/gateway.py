@@ -62,7 +62,7 @@ def serve_bare(pace_s: float) -> None:
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     async def run() -> None:
-        config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", access_log=False)  # type: ignore[arg-type]
+        config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", access_log=False)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve())
         while not server.started:

@@ -1,7 +1,7 @@
 """Rows of kernels that read weights."""
 
 from collections.abc import Callable, Iterator
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -95,7 +95,7 @@ def experts(s: Sizes, n: int) -> Iterator[Case]:
         expected = LARGE_PRODUCT if n == s.prefill else INT4_STREAMING if name == "int4" else STREAMING
         yield Case(
             f"{name} experts", n, moved, flops, expected,
-            lambda device, stacks=stacks: build(stacks, device), rate, "one cuBLAS bf16 product of all",
+            partial(build, stacks), rate, "one cuBLAS bf16 product of all",
             2 if n <= 16 else 7,
         )  # fmt: skip
 

@@ -67,7 +67,7 @@ def uvicorn_loop_run(work: "asyncio.Future[None] | object") -> None:
     """Run on the loop the product runs on."""
     import uvloop
 
-    uvloop.run(work)  # type: ignore[arg-type]
+    uvloop.run(work)
 
 
 def serve_bare() -> None:
@@ -152,7 +152,7 @@ def serve_hops() -> None:
     port = free_port()
     ray.init(address="local", include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False)
     serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config={"enable_access_log": False})
-    serve.run(Ingress.bind(Tokens.bind()), name="hops")
+    serve.run(Ingress.bind(Tokens.bind()), name="hops")  # type: ignore[attr-defined] # Serve's decorators give it
     print(port, flush=True)
     sys.stdin.read()
     serve.shutdown()
@@ -280,12 +280,12 @@ def _compare(count: int, hops_port: int, bare_port: int, router_port: int) -> No
             ("hops", hops_port, 64),
         ):
             rates[name].append(asyncio.run(streams(port, count, tokens)))
-    tokens = {k: statistics.median(t for t, _ in v) for k, v in rates.items()}
+    rate = {k: statistics.median(t for t, _ in v) for k, v in rates.items()}
     chunks = statistics.median(c for _, c in rates["router"])
     print(
-        f"{count} streams, tok/s: router {tokens['router']:,.0f} ({chunks:,.0f} chunks/s), "
-        f"bare SSE {tokens['bare']:,.0f}, two-hop Serve handle {tokens['hops']:,.0f}; "
-        f"router/bare {tokens['router'] / tokens['bare']:.2f}, router/two-hop {tokens['router'] / tokens['hops']:.1f}",
+        f"{count} streams, tok/s: router {rate['router']:,.0f} ({chunks:,.0f} chunks/s), "
+        f"bare SSE {rate['bare']:,.0f}, two-hop Serve handle {rate['hops']:,.0f}; "
+        f"router/bare {rate['router'] / rate['bare']:.2f}, router/two-hop {rate['router'] / rate['hops']:.1f}",
         flush=True,
     )
 

@@ -84,6 +84,9 @@ def serve(
     max_step_tokens: Annotated[
         int | None, _capacity_option("Token budget of a step. Default 1024, 8192 for prefill on GPUs.")
     ] = None,
+    cache: Annotated[
+        str | None, _capacity_option("on, off: keep what prompts that begin alike need not compute again. Default on.")
+    ] = None,
     host: Annotated[str | None, _http_option("Address to listen on. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, _http_option(f"Port to listen on. Default {DEFAULT_PORT}.")] = None,
     metrics_port: Annotated[
@@ -112,6 +115,7 @@ def serve(
         "page_size": page_size,
         "max_model_len": max_model_len,
         "max_step_tokens": max_step_tokens,
+        "cache.mode": cache,
         "host": host,
         "port": port,
     }

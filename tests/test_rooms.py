@@ -1,7 +1,7 @@
 """Which package may import which: the law of docs/ARCHITECTURE.md, read from the code."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from pathlib import Path
 
 import pytest
@@ -25,8 +25,8 @@ def _modules(top: str) -> Iterator[tuple[str, Path]]:
         yield ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"), file
 
 
-def _imports(module: str, file: Path) -> set[str]:
-    """Every module of ours that `file` names in an import, inside functions too."""
+def _imports(module: str, file: Path, others: Set[str] = frozenset()) -> set[str]:
+    """Every module of ours, or of `others`, that `file` names in an import, inside functions too."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -37,7 +37,7 @@ def _imports(module: str, file: Path) -> set[str]:
                 full = f"{node.module}.{name.name}"
                 is_module = (ROOT / full.replace(".", "/")).with_suffix(".py").exists()
                 found.add(full if is_module else node.module)
-    return {name for name in found if name.split(".")[0] in ROOMS}
+    return {name for name in found if name.split(".")[0] in ROOMS | others}
 
 
 @pytest.mark.parametrize("top", MAY_IMPORT)
@@ -47,6 +47,19 @@ def test_a_package_imports_only_what_lies_below_it(top: str) -> None:
         for module, file in _modules(top)
         for name in _imports(module, file)
         if name.split(".")[0] not in MAY_IMPORT[top] | {top}
+    }
+    assert not wrong
+
+
+@pytest.mark.parametrize("top", ["wire", "router"])
+def test_a_package_s_tests_need_what_it_needs(top: str) -> None:
+    """What joins router and engine is in tests/integration: who works on a router does so without torch."""
+    allowed = {top, *MAY_IMPORT[top]}
+    wrong = {
+        f"{module} imports {name}"
+        for module, file in _modules(f"tests/{top}")
+        for name in _imports(module, file, {"torch"})
+        if name.split(".")[0] not in allowed and name.split(".")[:2] not in (["tests", "certificates"], ["tests", top])
     }
     assert not wrong
 

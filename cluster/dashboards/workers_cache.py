@@ -40,6 +40,50 @@ WORKERS = Board(
             ),
         ),
         Row(
+            "Kept snapshots",
+            (
+                Panel(
+                    "Prompts begun from one", "reqps", "By where it was, and those that were not, by why.",
+                    (
+                        Query(rate(t.CACHE_HITS, "origin"), "{{origin}}"),
+                        Query(rate(t.CACHE_MISSES, "reason"), "not: {{reason}}"),
+                    ),
+                    stacked=True,
+                ),
+                Panel(
+                    "Prompt tokens not computed", "short", "A second, by where the snapshot was.",
+                    (Query(rate(t.CACHE_HIT_TOKENS, "origin"), "{{origin}}"),), stacked=True,
+                ),
+                Panel(
+                    "Prompt tokens computed", "short", "A second, by why no longer snapshot was there.",
+                    (Query(rate(t.CACHE_MISSED_TOKENS, "reason"), "{{reason}}"),), stacked=True,
+                ),
+                Panel(
+                    "Kept", "short", "By tier, and how many the device may keep.",
+                    (
+                        Query(total(t.CACHE_SNAPSHOTS, "tier"), "{{tier}}"),
+                        Query(total(t.CACHE_CAPACITY), "device at most"),
+                    ),
+                ),
+                Panel(
+                    "Left for others", "reqps", "Snapshots that made room, by tier.",
+                    (Query(rate(t.CACHE_EVICTED, "tier"), "{{tier}}"),), stacked=True,
+                ),
+                Panel(
+                    "Pages that only they hold", "short", "Given back as soon as sequences need them.",
+                    (Query(total(t.CACHE_PAGES, "worker"), "{{worker}}"),),
+                ),
+                Panel(
+                    "Host memory", "bytes", "That copies fill.",
+                    (Query(total(t.CACHE_HOST_BYTES, "worker"), "{{worker}}"),),
+                ),
+                Panel(
+                    "Workers' time saved", "short", "Seconds of computing saved, a second.",
+                    (Query(rate(t.CACHE_SAVED_SECONDS, "role"), "{{role}}"),),
+                ),
+            ),
+        ),
+        Row(
             "Steps",
             (
                 Panel(

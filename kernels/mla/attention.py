@@ -232,18 +232,24 @@ def _merge_kernel(
 _LANES = 32
 # Tiles of keys and how many stages of them, the best first: as many bytes under way as shared memory holds.
 _TILES = ((64, 3), (32, 4), (64, 2), (32, 3), (32, 2), (16, 3), (16, 2))
-_FP32_TILES = ((16, 2), (16, 1))
+_FP32_TILES = ((16, 2),)
 
 
 def _default(device: Device, lanes: int, width: int, itemsize: int) -> Config:
-    """lanes: queries of a program, each `width` channels. programs: how many fill the GPU."""
+    """lanes: queries of a program, each `width` channels. programs: how many fill the GPU.
+
+    ValueError where not even the smallest tiles fit.
+    """
     queries = lanes * width * itemsize
     for keys, stages in _TILES if itemsize == 2 else _FP32_TILES:
         tile = keys * width * itemsize
         # Products of fp32 take a tile in pieces, which lie beside it.
         if device.fits(lanes, stages, tile, queries + lanes * keys * itemsize + (tile if itemsize == 4 else 0)):
-            break
-    return {"KEYS": keys, "programs": device.multiprocessors, "num_warps": 8, "num_stages": stages}
+            return {"KEYS": keys, "programs": device.multiprocessors, "num_warps": 8, "num_stages": stages}
+    raise ValueError(
+        f"{device.name} gives a block {device.shared} bytes of shared memory, too few for latent attention over "
+        f"{width} channels of {itemsize} bytes" + (": serve in bfloat16 (dtype) on it" if itemsize == 4 else "")
+    )
 
 
 def mla_attention_triton(

@@ -22,6 +22,7 @@ from router.endpoints import BYTES, ENDPOINTS, EVENTS, JSON, Endpoint
 from router.errors import OpenAIError
 from router.http.dialect import ANTHROPIC, dialect_of
 from router.http.json import encode
+from wire.version import VERSION
 
 Schema = dict[str, Any]
 _REF = "#/components/schemas/{model}"
@@ -61,7 +62,7 @@ def document(served: str, *, keyed: bool) -> Schema:
     components: Schema = {"schemas": schemas.named} | ({"securitySchemes": schemes} if keyed else {})
     return {
         "openapi": "3.1.0",
-        "info": {"title": "ling-cluster router", "version": "1"},
+        "info": {"title": "ling-cluster router", "version": VERSION},
         "paths": paths,
         "components": components,
     }

@@ -28,7 +28,7 @@ def _run(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_small_model(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     sizes = ("--batch", "1", "3", "--context", "20", "70", "--prefill", "40", "--steps", "2")
@@ -50,7 +50,7 @@ def test_a_small_model(tmp_path: Path) -> None:
         assert line in done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_what_there_is_no_time_for_is_left_out_and_said(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     done = _run(

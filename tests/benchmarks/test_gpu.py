@@ -12,7 +12,7 @@ from benchmarks import gpu
 ENVIRONMENT = dict(os.environ) | {"OMP_NUM_THREADS": "1"}
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_stages_leave_their_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code = gpu.main(["--tiny", "--stages", "kernels", "decode", "--out", str(tmp_path), "--commit", "abc"])
     assert code == 0, capsys.readouterr().out
@@ -25,7 +25,7 @@ def test_stages_leave_their_results(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "| 2 | 20 |" in page
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_stage_that_takes_too_long_is_ended_with_all_it_started(tmp_path: Path) -> None:
     child = "import os, time; print('child', os.getpid(), flush=True); time.sleep(300)"
     script = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
@@ -52,7 +52,7 @@ def test_limits_name_stages(capsys: pytest.CaptureFixture[str]) -> None:
         assert f"--limit {wrong}: must be one of tests, kernels" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device to run on")
 def test_without_a_gpu_only_tiny_runs(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match="finds no CUDA device; --tiny"):

@@ -1,7 +1,11 @@
 """An agent through the whole cluster, with the checkpoint that comes with the code and each vendor's SDK."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -10,7 +14,8 @@ import pytest
 
 from tests.cluster.serving import Serving, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+EXAMPLES = Path(__file__).parents[2] / "examples"
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 def tool(name: str, description: str, **parameters: str) -> dict[str, Any]:
@@ -36,8 +41,9 @@ TURNS = [
 
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["tp1", "tp2"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Serving]:
-    with serving("--tp", str(request.param)) as started:
+def cluster(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
+    folder = tmp_path_factory.mktemp("state")  # files and batches need one
+    with serving("--tp", str(request.param), "--set", f"router.data_dir={folder}") as started:
         yield started
 
 
@@ -82,6 +88,30 @@ def test_three_turns_two_tools_and_the_right_answers(cluster: Serving, ask: Any)
     cluster.until(cluster.all_free)
 
 
+def test_from_the_second_request_on_only_new_tokens_are_computed(cluster: Serving) -> None:
+    messages: list[Any] = [{"role": "system", "content": "You are a careful assistant."}]
+    before = 0
+    with openai.OpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:
+        for said, _, _, result, _ in TURNS * 2:
+            messages.append({"role": "user", "content": said})
+            for _ in range(2):
+                answer = client.chat.completions.create(
+                    model="auto", messages=messages, tools=OFFERED, temperature=0, max_tokens=200
+                )  # type: ignore[call-overload]
+                usage = answer.usage
+                new = usage.prompt_tokens - before
+                computed = usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens
+                assert not before or computed <= new + 32
+                before = usage.total_tokens
+                message = answer.choices[0].message.model_dump(exclude_none=True)
+                messages.append(message)
+                for call in message.get("tool_calls", []):
+                    messages.append({"role": "tool", "tool_call_id": call["id"], "content": json.dumps(result)})
+                if not message.get("tool_calls"):
+                    break
+    cluster.until(cluster.all_free)
+
+
 def own_tool(offered: dict[str, Any]) -> dict[str, Any]:
     """The same tool in Anthropic's words."""
     function = offered["function"]
@@ -122,3 +152,22 @@ def test_the_same_turns_in_anthropic_s_words(cluster: Serving, ask: Any) -> None
             assert wanted in answer.content[-1].text
             messages.append({"role": "assistant", "content": answer.content})
     cluster.until(cluster.all_free)
+
+
+@pytest.mark.parametrize(
+    ("example", "wanted"),
+    [
+        ("agent", ["get_weather(", "17"]),
+        ("messages", ["tokens in, "]),
+        ("batch", ["Lisbon -> ", "Oslo -> ", "Quito -> "]),
+    ],
+)
+def test_the_examples_run_as_they_are(cluster: Serving, example: str, wanted: list[str]) -> None:
+    file = EXAMPLES / f"{example}.py"
+    environment = os.environ | {"LING_URL": cluster.url}
+    said = subprocess.run(
+        [sys.executable, str(file)], env=environment, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert said.returncode == 0, said.stderr
+    for text in wanted:
+        assert text in said.stdout

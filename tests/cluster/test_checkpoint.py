@@ -15,6 +15,8 @@ from cluster.cli import app
 from cluster.config import ConfigError, parse
 from cluster.resolve import EMBEDDED, resolve
 
+pytestmark = pytest.mark.process
+
 INDEX = "model.safetensors.index.json"
 WEIGHTS = "model.safetensors"
 NORM = "model.norm.weight"

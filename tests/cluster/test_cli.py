@@ -99,6 +99,7 @@ STATUS = {
         "prefill": {
             "configured": 1,
             "live": 1,
+            "starting": [],
             "workers": [
                 {
                     "id": "prefill-a", "state": "live", "pid": 12, "node": "host", "queued": 1, "running": 2,
@@ -110,6 +111,7 @@ STATUS = {
         "decode": {
             "configured": 2,
             "live": 0,
+            "starting": [],
             "workers": [{"id": "decode-b", "state": "connecting", "problem": "connection refused"}],
         },
     },

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tests.cluster import doors
 from tests.cluster.serving import Serving, free_port, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 BASE = Path(__file__).parent.parent / "golden" / "base"
 BODY = {

@@ -37,6 +37,8 @@ from workers.model.load_plan import check, rank_reads
 from workers.model.sharded import RankFiles, rank_file
 from workers.model.weights import load_weights
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:

@@ -94,7 +94,7 @@ def daemon(cluster: Serving, name: str) -> psutil.Process:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_without_its_gcs_it_serves_on_and_is_whole_again(cluster: Serving) -> None:
     """Under load: no request fails, and afterwards Ray can still start a worker anew."""
     going = threading.Event()
@@ -122,7 +122,7 @@ def test_without_its_gcs_it_serves_on_and_is_whole_again(cluster: Serving) -> No
     assert cluster.client.post("/v1/chat/completions", json=BODY).status_code == 200
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_without_its_raylet_it_ends_with_an_error(cluster: Serving) -> None:
     family = psutil.Process(cluster.process.pid).children(recursive=True)
     daemon(cluster, "raylet").send_signal(signal.SIGKILL)
@@ -134,7 +134,7 @@ def test_without_its_raylet_it_ends_with_an_error(cluster: Serving) -> None:
     assert not left
 
 
-@pytest.mark.slow
+@pytest.mark.cluster
 def test_a_signal_ends_it_though_ray_does_not_answer() -> None:
     """While Ray starts and holds Python's lock, for its GCS is stopped, a termination is heeded all the same."""
     started = Serving("--tp", "1")

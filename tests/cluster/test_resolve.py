@@ -18,6 +18,7 @@ def test_settings_reach_the_worker() -> None:
         "page_size": 16, "pages": 999, "slots": 5, "max_model_len": 100, "max_step_tokens": 77,
         "handoff": {"channel": "gloo", "window": 3, "timeout_s": 9.0}, "collectives": "gloo",
         "model_overrides": {"rms_norm_eps": 1e-6}, "verify": "true",
+        "cache": {"host_bytes": 4096, "state_dtype": "int8"},
     })  # fmt: skip
     made = worker_config(resolve(config, gpus=0), "decode", "10.0.0.1", "s")
     assert (made.model, made.tp, made.dtype, made.device) == (str(TP4), 4, "float32", "cpu")
@@ -27,6 +28,14 @@ def test_settings_reach_the_worker() -> None:
     assert (made.collectives, made.host, made.secret) == ("gloo", "10.0.0.1", "s")
     assert made.model_overrides == {"rms_norm_eps": 1e-6}
     assert made.verify
+    # As many states are kept as sequences run, unless a number is given.
+    assert (made.cache_states, made.cache_host_bytes, made.cache_state_dtype) == (5, 4096, "int8")
+
+
+@pytest.mark.parametrize(("cache", "states"), [({"mode": "off"}, 0), ({"device_states": 7}, 7), ({}, 5)])
+def test_the_cache_is_as_large_as_asked(cache: dict[str, object], states: int) -> None:
+    resolved = resolve(parse({"model": str(TP4), "slots": 5, "cache": cache}), gpus=0)
+    assert worker_config(resolved, "decode", "10.0.0.1", "s").cache_states == states
 
 
 def test_routers_are_as_many_as_cores_allow() -> None:

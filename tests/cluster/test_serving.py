@@ -16,7 +16,7 @@ from wire.protocol import SamplingParams
 from workers.config import WorkerConfig
 from workers.rank.engine import Completion, Engine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
 
 MODEL = str(Path(__file__).parent.parent / "golden" / "tp4")
 GAP = 1e-3

@@ -10,7 +10,7 @@ from tests.certificates import environment
 from tests.cluster import doors
 from tests.cluster.serving import serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 def speaks_tls(port: int) -> bool:

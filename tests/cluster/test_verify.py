@@ -27,6 +27,8 @@ from workers.model.verify import verify
 from workers.model.weights import load_weights
 from workers.rank.build import build_rank
 
+pytestmark = pytest.mark.process
+
 SHARD = "model-00001-of-00001.safetensors"
 
 

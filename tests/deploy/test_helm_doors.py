@@ -30,7 +30,8 @@ def test_no_container_has_more_rights_than_it_needs(rendered: Rendered) -> None:
         written = [m for c in pod["containers"] for m in c["volumeMounts"] if not m.get("readOnly")]
         shard = {"/models"} if "-shard-" in name else set()
         fetched = {"/cache"} if any(m["name"] == "cache" for m in written) else set()
-        assert {m["mountPath"] for m in written} - {"/dev/shm"} == {"/tmp"} | shard | fetched
+        stored = {"/data"} if any(m["name"] == "data" for m in written) else set()
+        assert {m["mountPath"] for m in written} - {"/dev/shm"} == {"/tmp"} | shard | fetched | stored
 
 
 def test_secrets_are_only_referred_to() -> None:

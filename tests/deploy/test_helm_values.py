@@ -65,7 +65,7 @@ def test_what_can_not_work_is_refused_by_its_path(settings: list[str], why: str)
 @pytest.mark.parametrize("card", ["h100-80gb", "b200-180gb"])
 def test_memory_is_refused_where_the_planner_finds_none(weights: str, tp: int, card: str) -> None:
     model = load_model("ling-2.6-flash", weights)  # type: ignore[arg-type]
-    layout = Layout(tp, 131072, 1, sessions=128, step_tokens=4096)
+    layout = Layout(tp, 131072, 1, sessions=128)
     held = capacity(model, find_card(card), layout)
     settings = f"model.format={weights},gpu.type={card},prefill.tp={tp},decode.tp={tp}"
     done = helm("template", "ling", str(CHART), "-f", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", settings)

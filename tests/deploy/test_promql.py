@@ -28,7 +28,15 @@ from wire.metrics.table import TABLE
 MISSING = "no prometheus on PATH: apt-get install prometheus (`.ci/run` does)"
 LOADED_S = 60.0
 # A little above 1: rates are extrapolated to their windows' ends.
-MOST: dict[Unit, float] = {"s": 1000.0, "percentunit": 1.1, "Bps": 1e12, "reqps": 1e5, "short": 1e7, "none": 1e3}
+MOST: dict[Unit, float] = {
+    "s": 1000.0,
+    "percentunit": 1.1,
+    "Bps": 1e12,
+    "reqps": 1e5,
+    "short": 1e7,
+    "none": 1e3,
+    "bytes": 1e12,
+}
 OF_ROUTERS = {metric.name.removesuffix("_total") for metric in TABLE if metric.source == "router"}
 Series = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
@@ -138,7 +146,7 @@ def evaluate(at: Serving, key: str, folder: Path) -> None:
     at.until(alike)
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 @pytest.mark.timeout(420)  # on a busy machine the start alone takes three minutes
 @pytest.mark.skipif(BINARY is None, reason=MISSING)
 def test_every_expression_tells_something_sane(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

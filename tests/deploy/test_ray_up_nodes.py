@@ -14,7 +14,7 @@ from tests.cluster.serving import free_port
 from tests.deploy.chart import CHART, example
 from tests.deploy.ray_nodes import HEAD, LOOPBACK, RayNodes, listening, ray_nodes, write_config
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.recipe, pytest.mark.timeout(300)]
 
 PREFILL, DECODE = "127.0.0.12", "127.0.0.13"
 READY_S = 150

@@ -54,7 +54,7 @@ def to_aws_5(root: Path) -> None:
         path.write_text(text)
 
 
-@pytest.mark.slow
+@pytest.mark.recipe
 @pytest.mark.parametrize("folder", FOLDERS, ids=name_of)
 def test_terraform_validates_it_with_its_providers(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "terraform"

@@ -1,9 +1,7 @@
 """Random matrices in every format that kernels read."""
 
 from collections.abc import Callable
-from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 
@@ -64,17 +62,3 @@ def on_grid(tokens: int, width: int, device: torch.device) -> Tensor:
     x = torch.randint(-15, 16, (tokens, width), device=device).float()
     x[:, ::128] = 448.0
     return (x * 2.0 ** torch.randint(-9, -3, (tokens, 1), device=device)).bfloat16()
-
-
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on memory that `torch.empty` gives holds what would spoil every result."""
-    empty = torch.empty
-
-    def filled(*args: Any, **kwargs: Any) -> Tensor:
-        out: Tensor = empty(*args, **kwargs)
-        if out.dtype == torch.float8_e4m3fn:
-            out.view(torch.uint8).fill_(0x7F)
-            return out
-        return out.fill_(float("nan") if out.is_floating_point() else 1 << 20)
-
-    monkeypatch.setattr(torch, "empty", filled)

@@ -8,7 +8,7 @@ import pytest
 
 from tests.kernels.compile import CARDS, compile_all, modules
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(900)]
 HUNGRY = [f"tests.kernels.test_triton_{name}" for name in ("mla", "mla_prefill", "linear_fp32")]
 
 
@@ -27,3 +27,11 @@ def test_the_choice_of_experts_does_not_wait_for_other_warps() -> None:
     assert not isinstance(gates, str), gates
     assert min(gate.warps for gate in gates) == 1
     assert all(gate.barriers < 12 for gate in gates if gate.warps == 1), gates
+
+
+def test_batches_of_any_size_share_a_variant() -> None:
+    (compiled,) = compile_all(["tests.kernels.variants"], 90).values()
+    assert not isinstance(compiled, str), compiled
+    names = [kernel.kernel for kernel in compiled]
+    # The experts' kernel has one variant for each of its two products.
+    assert {name: names.count(name) for name in set(names) if names.count(name) > 1} == {"expert_kernel": 2}

@@ -37,7 +37,7 @@ def test_what_runs_on_a_cpu(forced: str | None, expected: str, monkeypatch: pyte
     assert double(torch.zeros(3), by=5) == f"{expected} of 3 by 5"
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_an_unknown_choice_is_refused_by_name() -> None:
     done = subprocess.run(
         [sys.executable, "-c", "import kernels"],

@@ -8,7 +8,7 @@ import torch
 from tests.workers.model_rig import GOLDEN, Driver, Step, known_sequences
 from workers.collectives import Solo
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.process
 TOLERANCE = 1e-3
 # Short: interpreted, a token of a few layers takes seconds. Prompts together, then one in two parts beside a decoding
 # one, then both decoding.

@@ -18,7 +18,9 @@ def on_card(card: Device) -> None:
     meta = torch.device("meta")
     decode, drafts, prompt = ((9000,) * 4, (1,) * 4), ((100,) * 8, (4,) * 8), ((0,), (8192,))
     cases = [(32, torch.bfloat16, decode), (32, torch.bfloat16, drafts), (32, torch.bfloat16, prompt)]
-    cases += [(8, torch.bfloat16, decode), (8, torch.float32, decode)]
+    cases += [(8, torch.bfloat16, decode)]
+    if card.shared > 128 * 1024:
+        cases += [(8, torch.float32, decode)]
     for heads, dtype, (starts, counts) in cases:
         slots, positions = (torch.empty(n, dtype=torch.int64, device=meta) for n in (len(starts), sum(counts)))
         rows = make_rows(slots, positions, starts, counts)

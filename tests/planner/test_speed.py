@@ -26,7 +26,7 @@ from planner.work import Step, attention_flops, matmul_flops, touched_share, wor
 FLASH = load_model(RELEASED)
 FP8 = replace(FLASH, weights="fp8")
 H200 = find_card("h200-141gb")
-LAYOUT = Layout(4, 131_072, 8_192, 200)
+LAYOUT = Layout(4, 131_072, 8_192, 200, step_tokens=1024)
 
 formats = st.sampled_from(FORMATS).map(lambda weights: replace(FLASH, weights=weights))
 ranks = st.sampled_from([1, 2, 4])

@@ -221,7 +221,7 @@ def test_errors_reach_the_sdk_as_its_own(agents: Stage, sdk: anthropic.Anthropic
     assert body["error"]["type"] == "not_found_error"
     assert missing.value.request_id
     assert agents.http.get(f"{agents.url}/v1/messages").json()["type"] == "error"
-    assert agents.http.post(f"{agents.url}/v1/messages/batches").json()["error"]["type"] == "not_found_error"
+    assert agents.http.post(f"{agents.url}/v1/messages/nothing").json()["error"]["type"] == "not_found_error"
     with pytest.raises(anthropic.BadRequestError):
         sdk.messages.count_tokens(model="tiny", messages=[])
 

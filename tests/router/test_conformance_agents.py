@@ -15,6 +15,8 @@ from router.endpoints import ENDPOINTS
 from tests.router.conftest import Stage
 from tests.router.scripted import agent, talking
 
+pytestmark = pytest.mark.process
+
 EPHEMERAL = {"cache_control": {"type": "ephemeral"}}
 SHELL = {
     "name": "Bash",

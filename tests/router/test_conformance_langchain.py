@@ -12,6 +12,8 @@ from pydantic import BaseModel, SecretStr
 from tests.router.conftest import Stage
 from tests.router.scripted import agent, talking
 
+pytestmark = pytest.mark.process
+
 WEATHER = '{"city": "Oslo", "degrees": 7}'
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": name, "description": "does", "parameters": {"type": "object"}}}

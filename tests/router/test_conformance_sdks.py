@@ -18,6 +18,8 @@ from pydantic import BaseModel, TypeAdapter
 from tests.router.conftest import Stage, served
 from tests.router.scripted import agent, scripted, talking
 
+pytestmark = pytest.mark.process
+
 TOOLS: list[Any] = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
 ADD: list[Any] = [{"role": "user", "content": "add"}]
 OWN_TOOLS: list[Any] = [{"name": "add", "input_schema": {"type": "object"}}]

@@ -72,7 +72,9 @@ def test_it_comes_back_with_every_answer(
 
 def test_a_full_queue_and_a_lost_pool_say_it_too(checkpoint: Path) -> None:
     async def act() -> None:
-        async with asyncio.timeout(120), served(checkpoint, pair(), max_queue=1) as stage, stage.client() as client:
+        # What finds no worker waits for one as long as for a first token.
+        router = served(checkpoint, pair(), max_queue=1, first_token_timeout_s=4.0)
+        async with asyncio.timeout(120), router as stage, stage.client() as client:
             stage["d0"].gate.clear()
             first = asyncio.create_task(client.post("/v1/messages", json=GOOD))
             await stage.until(lambda: stage.gateway.in_flight == 1)

@@ -20,6 +20,8 @@ from tests.router.fake_worker import FakeWorker, Request
 from wire.protocol import PeerRef, SamplingParams
 from wire.tokens import TokenIds
 
+pytestmark = pytest.mark.process
+
 PATH = "/v1/completions"
 LONG = {"model": "tiny", "prompt": "A", "seed": 0, "max_tokens": 900, "ignore_eos": True}
 

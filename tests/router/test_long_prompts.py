@@ -12,6 +12,8 @@ from router.api.chat import Chat
 from router.text.tokenizer import Tokenizer
 from tests.router.conftest import pair, served
 
+pytestmark = pytest.mark.process
+
 LONG = "All work and no play. " * 20_000
 
 

@@ -25,6 +25,8 @@ from router.app import Gateway, Pools, RouterConfig, create_app
 from router.openapi.document import document
 from tests.router.conftest import Stage, pair, staged
 
+pytestmark = pytest.mark.process
+
 CHECKS = [
     not_a_server_error,
     content_type_conformance,

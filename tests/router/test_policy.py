@@ -80,6 +80,8 @@ def test_a_plan_is_sound(table: list[WorkerState], need: Need, split: bool) -> N
     def together(a: WorkerInfo, b: WorkerInfo) -> bool:
         return (len(a.ranks), a.layout, a.weights_id) == (len(b.ranks), b.layout, b.weights_id)
 
+    # Where no prefill worker lives, decode workers compute prompts.
+    split = split and any(w.info.role == "prefill" for w in table)
     possible = bool(fits) if not split else any(together(p.info, d.info) for p in starts for d in fits)
     assert isinstance(plan, Plan) == possible
     if isinstance(plan, Plan):

@@ -17,7 +17,7 @@ from tests.router.conftest import pair, served
 from tests.router.postgres import MISSING, Server, postgres, there
 from tests.router.test_batch_parts import store  # noqa: F401 - a fixture of the tests below
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(not there(), reason=MISSING)]
+pytestmark = [pytest.mark.process, pytest.mark.skipif(not there(), reason=MISSING)]
 
 # Of SQLite's file itself.
 OF_FILES = {"test_a_store_is_read_again_by_the_next_process_and_blocks_nobody"}

@@ -14,6 +14,8 @@ from tests.router.conftest import Stage, pair, served
 from tests.router.scripted import scripted
 from tests.router.test_responses import checked, kinds
 
+pytestmark = pytest.mark.process
+
 LONG = "x" * 300
 ASKED: dict[str, Any] = {"model": "tiny", "input": "go"}
 

@@ -29,6 +29,8 @@ from router.text.tools import tool_parser
 from wire.protocol import SamplingParams
 from wire.tokens import TokenIds
 
+pytestmark = pytest.mark.process
+
 END = 1
 NOWHERE = ServedBy(0, 0, 0, 0, 0, "p", 1, "d", 1)
 JSON = st.recursive(

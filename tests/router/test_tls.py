@@ -14,6 +14,8 @@ from tests.router.conftest import Stage, pair, served
 from tests.router.fake_worker import FakeWorker
 from wire.tls import TlsError, tls
 
+pytestmark = pytest.mark.process
+
 NAME = "router-that-tells"
 ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max_tokens": 8, "seed": 1}
 

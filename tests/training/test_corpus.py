@@ -16,6 +16,8 @@ from training.facts import FACTS
 from training.template import render
 from training.tokenizer import build
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:

@@ -4,10 +4,13 @@ import json
 from typing import Any
 
 import httpx
+import pytest
 
 from training import cases
 from training.corpus import Dialogue
 from training.evaluate import Tally, over_http, with_ids
+
+pytestmark = pytest.mark.process
 
 
 def _answering(dialogues: list[Dialogue], wrong: str) -> httpx.MockTransport:

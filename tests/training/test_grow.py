@@ -11,6 +11,8 @@ from training.layout import load
 from training.model import Latent, Nano, Shape
 from training.start import initialise
 
+pytestmark = pytest.mark.process
+
 SMALL = Shape(vocab_size=90, intermediate_size=64, num_hidden_layers=4, moe_intermediate_size=16)
 
 

@@ -2,12 +2,15 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from training.batches import Batch
 from training.model import Nano, Shape
 from training.ranks import Ranks, on_each
 from training.start import initialise
+
+pytestmark = pytest.mark.process
 
 TINY = Shape(vocab_size=60, intermediate_size=32, num_hidden_layers=2, moe_intermediate_size=16)
 

@@ -18,6 +18,8 @@ from training.model import Nano, Shape
 from training.optimizer import Optimizer, orthogonal
 from training.ranks import Ranks
 
+pytestmark = pytest.mark.process
+
 TINY = Shape(vocab_size=400, intermediate_size=64, num_hidden_layers=4, moe_intermediate_size=16)
 
 

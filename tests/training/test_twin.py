@@ -15,6 +15,8 @@ from training.model import Nano, Shape
 from training.start import initialise
 from workers.collectives import Solo
 
+pytestmark = pytest.mark.process
+
 SMALL = Shape(vocab_size=400, intermediate_size=96, num_hidden_layers=4, moe_intermediate_size=32)
 
 

@@ -8,7 +8,6 @@ import pytest
 from wire import protocol as p
 from wire.codec import CLUSTER, MAX_FRAME, WireError
 from wire.tokens import TokenIds
-from workers.schedule.step import RANKS, Admit, Export, Install, LinkAll, Row, StepPlan, StepResult
 
 SAMPLING = p.SamplingParams(max_tokens=3, seed=2**62, logit_bias=((5, -1.5),), stop_token_ids=(1, 2), logprobs=0)
 LOGPROB = p.TokenLogprob(5, -0.25, (5, 6), (-0.25, -1.5))
@@ -22,7 +21,7 @@ MESSAGES: list[p.Message] = [
         7,
         2,
         p.Load(1, 2, 3, 4, 5, 6, 0.5),
-        (p.SeqOutput("a", 0, (9,), (LOGPROB,), (None, LOGPROB), "stop", None, p.Timings(0.1, 0.2, 0.3, 0.4)),),
+        (p.SeqOutput("a", 0, (9,), (LOGPROB,), (None, LOGPROB), "stop", None, timings=p.Timings(0.1, 0.2, 0.3, 0.4)),),
     ),
     p.WorkerInfo(
         "w",
@@ -64,29 +63,6 @@ def test_every_cluster_message_survives(message: p.Message) -> None:
 
 def test_the_list_above_is_complete() -> None:
     assert {type(m) for m in MESSAGES} == set(get_args(p.Message))
-
-
-def test_a_step_plan_survives() -> None:
-    plan = StepPlan(
-        step=3,
-        links=(LinkAll("w", (("h", 1), ("h", 2))),),
-        installs=(Install("a", 0, (1, 2)),),
-        admits=(Admit(0, SAMPLING, (1,), 1),),
-        rows=(Row(0, 5, (1,), 0, (3,), True, (4,)),),
-        exports=(Export("a", "w", 0, (1,), 0, 5, True),),
-    )
-    result = StepResult(3, ((1,),), ((LOGPROB,),), ((LOGPROB,),), 0.5)
-    for message in (plan, result):
-        frame = memoryview(RANKS.encode(message)).tobytes()
-        at = 0
-
-        def take(count: int, frame: bytes = frame) -> bytes:
-            nonlocal at
-            at += count
-            return frame[at - count : at]
-
-        assert RANKS.read_blocking(take) == message
-    assert plan.links[0].of(1).port == 2
 
 
 def test_what_is_no_message_is_refused() -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.workers.broken_links import run
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.timeout(600)
 def test_no_broken_link_ends_a_rank_or_leaves_half_a_snapshot() -> None:
     report = asyncio.run(run(times=6, seed=1))

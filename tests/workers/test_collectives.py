@@ -22,6 +22,8 @@ from workers.collectives.shm import ShmCollectives
 from workers.collectives.symmetric import MOST_BYTES, SymmetricCollectives, fits
 from workers.collectives.torch_dist import TorchCollectives
 
+pytestmark = pytest.mark.process
+
 CPU = torch.device("cpu")
 # Elements of the long tensor: more than a slot holds, and no multiple of it.
 LONG = 600_001
@@ -111,7 +113,7 @@ def _processes(target: Callable[..., None], size: int, *args: Any) -> Iterator[l
             process.join(timeout=10)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("kind", "size"), [("shm", 2), ("shm", 4), ("gloo", 2)])
 def test_every_operation_among_processes(kind: str, size: int, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def _dies(folder: Path, rank: int, size: int, out: Any) -> None:
         out.put((str(lost), time.monotonic() - begun))
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.timeout(60)
 def test_a_killed_peer_is_noticed_long_before_the_deadline(tmp_path: Path) -> None:
     out: Any = FORKS.Queue()

@@ -20,7 +20,7 @@ from workers.leader.leader import Leader
 from workers.leader.ranks import Launch
 from workers.local import fork_launcher
 from workers.rank.job import LENGTH, PID, RankJob
-from workers.schedule.step import RANKS, Ready
+from workers.schedule.step import RANKS, Loading, RankMessage, Ready
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 CONFIG = WorkerConfig(str(GOLDEN / "base"), dtype="float32")
@@ -56,7 +56,9 @@ async def ready(listener: socket.socket) -> tuple[psutil.Process, socket.socket]
     """The one rank's process, once it has loaded, and the leader's end of its connection."""
     connection, _ = await asyncio.to_thread(listener.accept)
     connection.settimeout(WAIT_S)
-    message = await asyncio.to_thread(RANKS.read_blocking, lambda count: connection.recv(count, socket.MSG_WAITALL))
+    message: RankMessage = Loading(0, "", 0, 0)
+    while isinstance(message, Loading):
+        message = await asyncio.to_thread(RANKS.read_blocking, lambda count: connection.recv(count, socket.MSG_WAITALL))
     assert isinstance(message, Ready)
     return psutil.Process(message.pid), connection
 

@@ -18,6 +18,8 @@ from workers.model.loader import Loader
 from workers.model.quantization import Quantization
 from workers.model.weights import Checkpoint
 
+pytestmark = pytest.mark.process
+
 OUT, IN = 96, 160
 
 

@@ -19,7 +19,7 @@ from workers.rank.engine import Engine
 from workers.rank.grammar import Grammars
 from workers.rank.process import rank_main
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
 NANO = Path(__file__).parents[2] / "checkpoints" / "ling-nano"
 PROMPT = tuple(range(40, 70))

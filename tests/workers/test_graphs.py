@@ -29,6 +29,8 @@ from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
 from workers.schedule.step import Admit, Row, StepPlan
 
+pytestmark = pytest.mark.process
+
 PAGE, PAGES, SLOTS = 4, 20, 5
 RELEASED = Path(__file__).parents[2] / "planner/models/ling-2.6-flash"
 
@@ -186,7 +188,7 @@ def test_a_worker_without_a_gpu_captures_nothing() -> None:
     assert built.caches.latent.shape[1] == 4
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_kernels_read_nothing_the_host_knew_when_it_captured(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a real graph repeats: the kernels, with every Python value as it was at capture."""
     slots, decodes = [1, 0], [[1, 0]]

@@ -191,7 +191,7 @@ def described(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.timeout(240)
 def test_a_worker_without_files_starts_from_a_live_one_and_answers_alike(described: Path) -> None:
     asked: list[str] = []
@@ -214,7 +214,7 @@ def test_a_worker_without_files_starts_from_a_live_one_and_answers_alike(describ
     assert asked == []
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.timeout(240)
 def test_a_lender_that_dies_half_way_leaves_storage(described: Path, caplog: pytest.LogCaptureFixture) -> None:
     asked: list[str] = []

@@ -19,6 +19,8 @@ from workers.model.lightning import log_decay
 from workers.model.ling import LingModel, make_caches
 from workers.model.weights import load_weights
 
+pytestmark = pytest.mark.process
+
 SIZES = [("base", 1), ("base", 2), ("yarn", 1), ("yarn", 2), ("tp4", 1), ("tp4", 2), ("tp4", 4)]
 TOLERANCE = 1e-3
 
@@ -99,7 +101,7 @@ def _rank(folder: Path, name: str, rank: int, tp: int, out: Any) -> None:
         collectives.close()
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize(("name", "tp"), [("base", 2), ("yarn", 2), ("tp4", 4)])
 def test_ranks_as_processes_over_shared_memory(name: str, tp: int, tmp_path: Path) -> None:

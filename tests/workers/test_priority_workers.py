@@ -13,7 +13,7 @@ from workers.config import WorkerConfig
 from workers.rank.engine import Completion, Engine
 from workers.schedule.sequence import State
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 BATCH = 1000
 PROMPTS = [tuple(random.Random(n).randrange(2, 256) for _ in range(90 + n)) for n in range(3)]
 SAMPLING = SamplingParams(max_tokens=30, seed=5, temperature=0.8)

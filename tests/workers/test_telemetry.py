@@ -80,7 +80,7 @@ def test_what_moves_is_counted_at_both_ends() -> None:
     assert (prefill.transfers.received.bytes, decode.transfers.sent.bytes) == (0, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_leader_tells_of_its_ranks_and_of_a_snapshot_that_does_not_come() -> None:
     async def run() -> None:
         async with workers() as started:

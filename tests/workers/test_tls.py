@@ -28,6 +28,8 @@ from workers.transfer.negotiation import candidates
 from workers.transfer.seal import Seal
 from workers.transfer.stream import StreamMeeting, StreamReceiver, StreamVisit
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(autouse=True)
 def _read_anew() -> Iterator[None]:
@@ -89,7 +91,7 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
 # A leader, and who calls it
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_workers_answer_as_without_it_and_nothing_of_it_is_seen(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -130,7 +132,7 @@ class WorkerThrough:
         self.caller, self.ref = caller, ref
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_leader_turns_away_who_has_no_certificate_of_its_authority(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -170,7 +172,7 @@ def test_a_leader_turns_away_who_has_no_certificate_of_its_authority(
     asyncio.run(run())
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_leader_says_before_it_loads_which_file_is_missing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, environment(tmp_path) | {"RAY_TLS_CA_CERT": "/nowhere/ca.pem"})
 

@@ -24,7 +24,7 @@ from workers.transfer.snapshot import read_latents, write_latents
 Channel = Literal["auto", "shm", "gloo"]
 CHANNELS: tuple[Channel, ...] = ("shm", "gloo")
 
-pytestmark = pytest.mark.timeout(60)
+pytestmark = [pytest.mark.process, pytest.mark.timeout(60)]
 
 
 @pytest.fixture(autouse=True)

@@ -27,7 +27,7 @@ Channel = Literal["auto", "shm", "gloo"]
 MEGABYTES = 8192
 TOKENS = MEGABYTES * 1024
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(autouse=True)

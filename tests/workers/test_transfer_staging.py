@@ -10,6 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from workers.transfer.outbox import Outbox
 from workers.transfer.staging import Inbox, PartError, Span
 
+pytestmark = pytest.mark.process
+
 Part = tuple[str, Span]
 ROW = (2, 8, "bfloat16")
 

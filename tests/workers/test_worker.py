@@ -14,7 +14,7 @@ from workers.config import WorkerConfig
 from workers.leader.ranks import WorkerLost
 from workers.rank.engine import Completion, Engine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
 MODEL = str(GOLDEN / "tp4")
 # Two summation orders of the same logits differ by rounding: prompts whose best two tokens ever come closer

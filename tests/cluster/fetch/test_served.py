@@ -6,9 +6,9 @@ import pytest
 
 from cluster.resolve import EMBEDDED
 from tests.cluster.fetch.hub_server import hub_server, of_folder
-from tests.cluster.serving import serving
+from tests.cluster.serving import kill, serving
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
 
 
 def test_a_repository_s_name_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -20,6 +20,17 @@ def test_a_repository_s_name_is_enough(tmp_path: Path, monkeypatch: pytest.Monke
             body = {"model": "ling-nano", "max_tokens": 4, "messages": [{"role": "user", "content": "Hello"}]}
             assert cluster.client.post("/v1/chat/completions", json=body).status_code == 200
             workers = cluster.workers("prefill") + cluster.workers("decode")
-    assert len({worker["weights_id"] for worker in workers}) == 1
-    # The command and two workers, of one host.
+            assert len({worker["weights_id"] for worker in workers}) == 1
+            # A worker that comes again takes its weights from the other: there are none on the disk, nor from the hub.
+            for blob in tmp_path.rglob("model.safetensors"):
+                blob.resolve().unlink()
+                blob.unlink()
+            (old,) = cluster.workers("decode")
+            kill(old["ranks"][0]["pid"])
+            cluster.until(lambda: [w["id"] for w in cluster.workers("decode") if w["state"] == "live"] != [old["id"]])
+            cluster.until(lambda: any(w["state"] == "live" for w in cluster.workers("decode")), 120)
+            (new,) = cluster.workers("decode")
+            assert new["id"] != old["id"]
+            assert cluster.client.post("/v1/chat/completions", json=body).status_code == 200
+    # The command and three workers, of one host.
     assert repository.sent["model.safetensors"] == (EMBEDDED / "model.safetensors").stat().st_size

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -164,7 +164,7 @@ def test_what_may_not_be_read(bucket: Bucket, tmp_path: Path, monkeypatch: pytes
 class Web(http.server.SimpleHTTPRequestHandler):
     """A plain web server: no listing, no ranges, no ETag."""
 
-    answer: Callable[[Any], None] | None = None
+    answer: ClassVar[Callable[[Any], None] | None] = None
 
     def do_GET(self) -> None:
         super().do_GET() if self.answer is None else self.answer()

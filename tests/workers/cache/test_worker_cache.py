@@ -12,7 +12,7 @@ from wire.digest import PageDigests
 from wire.protocol import Prefix
 from workers.rank.engine import Engine
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 NEW = 12
 
 

@@ -67,7 +67,7 @@ def _scraped(stage: Stage) -> dict[str, float]:
     return found
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 def test_a_browser_shows_the_figures_of_metrics(stage: Stage, tmp_path: Path) -> None:
     """After some load, so that what the page shows and what /metrics says stay the same."""
@@ -134,7 +134,7 @@ def test_a_router_that_is_gone_is_forgotten() -> None:
     assert figures.tell("b", {"x": 3.0}, now=EXPIRY_S + 1) == {}
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 def test_all_routers_are_one_cluster_and_what_is_wrong_stands_out(tmp_path: Path) -> None:
     with page_stage() as url:
@@ -152,7 +152,7 @@ def test_all_routers_are_one_cluster_and_what_is_wrong_stands_out(tmp_path: Path
     assert [path.count("M") for path in paths] == [2] * 11
 
 
-@pytest.mark.slow
+@pytest.mark.process
 @pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 def test_it_fits_screens_and_phones(dark: bool, tmp_path: Path) -> None:

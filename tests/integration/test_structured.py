@@ -82,7 +82,7 @@ def writer() -> Writer:
     return Writer()
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_what_comes_of_200_schemas_is_valid(writer: Writer) -> None:
     schemas = [schema(seed) for seed in range(200)]
     # The penalty ends fractions that would have no end.
