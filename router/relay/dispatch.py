@@ -107,8 +107,11 @@ class Dispatcher:
                     timer.cancel()
 
     def close(self) -> None:
-        """From now on what fails is not tried again."""
+        """From now on what fails is not tried again, and what waits for a worker ends with an error."""
         self._closed = True
+        for stream in {*self._waiting, *self._pausing, *self._apart}:
+            if not stream.over:
+                stream.abandon(ApiError(503, "the router is shutting down", code="worker_lost"))
 
     def _try_again(self, stream: SequenceStream) -> None:
         self._pausing.pop(stream, None)
