@@ -26,7 +26,7 @@ class Hub:
 
     @property
     def slug(self) -> str:
-        """A file name for it."""
+        """The file name under which this is cached."""
         return self.repository.replace("/", "--")
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class Store:
 
     @property
     def slug(self) -> str:
-        """A file name for it."""
+        """The file name under which this is cached."""
         return re.sub(r"[^\w.-]+", "--", self.url)
 
     def __str__(self) -> str:
