@@ -77,7 +77,7 @@ def staging(model: LingConfig, tp: int, longest: int, window: int = USUAL_WINDOW
     """
     heads, key, value = model.state_shape(tp)
     state = model.linear_layers * heads * key * value * _STATE_BYTES["float32"]
-    sizes = Staging(0, state, model.mla_layers * model.latent_width * value_bytes, tp)
+    sizes = Staging(0, state, model.latent_layers * model.latent_width * value_bytes, tp)
     return replace(sizes, budget=max(window * sizes.bytes_of(min(_STAGED_TOKENS, longest)), sizes.bytes_of(longest)))
 
 
@@ -85,7 +85,7 @@ def cache_budget(config: WorkerConfig, model: LingConfig) -> Budget:
     """What the prefix cache may keep, and what it takes on the host."""
     heads, key, value = model.state_shape(config.tp)
     state = model.linear_layers * heads * key * value * config.tp * _STATE_BYTES[config.cache_state_dtype]
-    latent = model.mla_layers * model.latent_width * _DTYPE_BYTES[dtype_name(config, model)]
+    latent = model.latent_layers * model.latent_width * _DTYPE_BYTES[dtype_name(config, model)]
     return Budget(config.cache_states, config.cache_host_bytes if config.cache_states else 0, state, latent)
 
 
@@ -93,6 +93,6 @@ def layout_of(config: WorkerConfig, model: LingConfig) -> str:
     """Names what a rank's snapshot bytes mean; equal layouts read each other's snapshots."""
     heads, key, value = model.state_shape(config.tp)
     return (
-        f"latent[{model.mla_layers}x{model.latent_width}]{dtype_name(config, model)}"
+        f"latent[{model.latent_layers}x{model.latent_width}]{dtype_name(config, model)}"
         f"+state[{model.linear_layers}x{heads}x{key}x{value}]float32/tp{config.tp}/page{config.page_size}"
     )

@@ -57,7 +57,7 @@ def _pages(config: WorkerConfig, model: LingConfig, dtype: torch.dtype) -> int:
     free, card = torch.cuda.mem_get_info()
     heads, key, value = model.state_shape(config.tp)
     states = (config.slots + 1 + config.cache_states) * model.linear_layers * heads * key * value * 4
-    page = Caches.bytes_per_page(model.mla_layers, config.page_size, model.latent_width, dtype)
+    page = Caches.bytes_per_page(model.latent_layers, config.page_size, model.latent_width, dtype)
     return pages_beside(free, states, page, reserve(config, model, card))
 
 
