@@ -46,7 +46,7 @@ from workers.leader.pulls import Pulls
 from workers.leader.ranks import Event, Launch, Ranks
 from workers.model.config import LingConfig
 from workers.model.files import weights_id
-from workers.schedule.scheduler import Scheduler
+from workers.schedule.scheduler import PullError, Scheduler
 from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import (
     Compiled,
@@ -354,20 +354,31 @@ class Leader:
         if self._grammars.holds_back(seq):
             return
         self._scheduler.add(seq)
-        if seq.handoff and (puller := self._pulls.by(seq.request_id)):
-            self._scheduler.pull(seq.request_id, *puller)
+        if puller := self._pulls.by(seq.request_id):
+            try:
+                self._scheduler.pull(seq.request_id, *puller)
+            except PullError as error:
+                self._pulls.refuse(seq.request_id, str(error), told=False)
 
     def _pull(self, client: Client, pull: Pull) -> None:
         seq = self._scheduler.sequences.get(pull.request_id)
+        if seq is not None:
+            try:
+                self._scheduler.pull(pull.request_id, client.name, pull.have)
+            except PullError as error:
+                client.tell(PullRefused(pull.request_id, str(error), told=False))
+                return
+            if seq.generated:
+                self._send_header(seq, client.name)
         self._pulls.ask(pull, client, time.monotonic())
-        if seq is not None and self._scheduler.pull(pull.request_id, client.name, pull.have) and seq.generated:
-            self._send_header(seq, client.name)
 
     def _send_kept(self, client: Client, pull: Pull) -> None:
         """A peer begins a sequence of its own from what is kept here."""
         assert pull.kept is not None
-        if not self._scheduler.pull_kept(pull.request_id, client.name, pull.position, pull.kept, pull.have):
-            client.tell(PullRefused(pull.request_id, "it is no longer kept", told=False))
+        try:
+            self._scheduler.pull_kept(pull.request_id, client.name, pull.position, pull.kept, pull.have)
+        except PullError as error:
+            client.tell(PullRefused(pull.request_id, str(error), told=False))
             return
         info = self.info
         client.tell(Header(pull.request_id, pull.position, pull.kept.hex(), (), info.layout, info.weights_id))
