@@ -8,6 +8,9 @@ from workers.config import StateDtype, WorkerConfig
 from workers.model.config import LingConfig
 from workers.schedule.limits import Limits, Staging
 
+# Drafts a sequence and step: the vendor's setting.
+USUAL_DRAFTS = 3
+
 _STATE_BYTES: dict[StateDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 # As many tokens as a snapshot is expected to have: a window of such is pulled without a wait for memory.
@@ -49,6 +52,13 @@ def max_model_len(config: WorkerConfig, model: LingConfig) -> int:
     return config.max_model_len
 
 
+def most_drafts(config: WorkerConfig, model: LingConfig) -> int:
+    """Tokens drafted for a sequence in a step at most; 0 where the MTP layer is not loaded."""
+    if config.speculate == "off" or not model.drafts:
+        return 0
+    return USUAL_DRAFTS if config.speculate == "auto" else config.speculate
+
+
 def limits_of(config: WorkerConfig, model: LingConfig, pages: int) -> Limits:
     """The scheduler's limits."""
     return Limits(
@@ -61,6 +71,8 @@ def limits_of(config: WorkerConfig, model: LingConfig, pages: int) -> Limits:
         hold_s=config.handoff_timeout_s,
         cache=cache_budget(config, model),
         staging=staging_of(config, model),
+        drafts=most_drafts(config, model),
+        adapts=config.speculate == "auto",
     )
 
 

@@ -100,6 +100,7 @@ class Leader:
         identity = await asyncio.to_thread(weights_id, folder, config.load == "synthetic", config.version)
         ready = await self._ranks.start(launch)
         pages = min(r.pages for r in ready)
+        model = dataclasses.replace(model, drafts=all(r.drafts for r in ready))
         limits = limits_of(config, model, pages)
         self._scheduler = Scheduler(limits)
         self._scheduler.cache.on_change = lambda kept: self._clients.kept(self._event_of(kept))

@@ -1,6 +1,7 @@
 """Ling-2.6: token ids to hidden states to logits, on one rank of a tensor-parallel group."""
 
 import math
+from dataclasses import replace
 
 import numpy
 import torch
@@ -40,6 +41,11 @@ class LingModel:
         self._linear_rope, self._mla_rope = ropes[config.rotary_dim], ropes[config.qk_rope_head_dim]
         self._widths = Widths(config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim, config.kv_lora_rank)
         self._norm: Tensor
+
+    def forgo_drafts(self) -> None:
+        """Be a model without an MTP layer. Before `load`."""
+        self.config = replace(self.config, drafts=False)
+        self._mtp = None
 
     def load(self, loader: Loader) -> None:
         """Ask for this rank's share; the loader notes what is missing or wrong."""

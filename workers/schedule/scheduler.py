@@ -21,7 +21,8 @@ from workers.schedule.beginning import Beginning, find
 from workers.schedule.builder import InFlight, StepBuilder
 from workers.schedule.limits import Limits
 from workers.schedule.sequence import Sequence, State
-from workers.schedule.step import Discard, Export, Install, StepResult
+from workers.schedule.speculation import Speculation
+from workers.schedule.step import Commit, Discard, Export, Install, Row, StepResult
 
 
 class PullError(ValueError):
@@ -52,6 +53,8 @@ class Scheduler:
         self._pulling: dict[str, Sequence] = {}  # PULLING or DISPLACED
         self._kept_wanted: list[tuple[str, str, Kept, int]] = []  # request, peer, snapshot, latents the peer has
         self._pinned: list[Kept] = []  # until the plan that reads them is made
+        self.speculation = Speculation(limits.drafts, limits.adapts)
+        self._commits: list[Commit] = []
         self._saves: list[Copy] = []
         self._arrived: dict[str, int] = {}  # kept snapshots that the next plan installs: request, position
         self._discards: list[Discard] = []
@@ -226,15 +229,18 @@ class Scheduler:
             lambda seq, position: self.cache.reserve(seq.known, position, now),
             self._may_leave,
         )
+        decoding = sum(s.pending == 1 for s in self._active)
+        drafts = self.speculation.drafts(decoding, step.budget - decoding)
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
-            self._continue(priority, step, now)
+            self._continue(priority, step, drafts, now)
             # Where there is no room for one, those behind it wait too: a long prompt is not overtaken for ever.
             admitting = admitting and self._admit(priority, step, now)
         self._export_held(step)
         self._export_kept(step)
         self._keep_arrived(step, now)
-        in_flight = step.plan(self.steps, self._saves, self.cache.take_changes(), self._discards, self._installs)
+        in_flight = step.plan(self.steps, self._commits, self._saves, self.cache.take_changes(), self._discards, self._installs)
+        self._commits.clear()
         self._saves.clear()
         self._discards.clear()
         self._installs.clear()
@@ -256,6 +262,7 @@ class Scheduler:
                 for _, slot in row.keeps:
                     self.cache.release(slot)
                 continue
+            # Of a row with drafts it is not known before its tokens are taken how far it stands.
             seq.computed = row.start + len(row.token_ids)
             if seq.computed <= seq.prompt_tokens:
                 self.cache.index.note(seq.known, seq.computed)
@@ -266,7 +273,7 @@ class Scheduler:
             if row.sample and at in failures:
                 outputs.append(self._end(seq, "error", now, failures[at], unservable=True))
             elif row.sample:
-                outputs.append(self._sampled(seq, result, at, now))
+                outputs.append(self._sampled(seq, row, result, at, now))
             elif seq.handoff and seq.pending == 0:  # computed anew after its first token had left
                 self._hold(seq, now)
         return outputs
@@ -294,7 +301,9 @@ class Scheduler:
     def _measure(self, in_flight: InFlight, seconds: float) -> None:
         self._step_s = seconds
         tokens = sum(len(r.token_ids) for r in in_flight.plan.rows)
-        if any(len(r.token_ids) > 1 for r in in_flight.plan.rows):
+        if all(len(r.token_ids) == 1 for r in in_flight.plan.rows):
+            self.speculation.took([r.drafts for r in in_flight.plan.rows], seconds)
+        else:
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
 
@@ -321,14 +330,27 @@ class Scheduler:
             self._installs = kept
             self._discards.append(Discard(seq.request_id))
 
-    def _continue(self, priority: int, step: StepBuilder, now: float) -> None:
-        """Rows for what runs at a priority."""
+    def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> None:
+        """Rows for what runs at a priority, with so many drafts where a sequence can take them."""
         for seq in [s for s in self._active if s.priority == priority and s.pending == 1]:
             if step.budget and seq.state is State.RUNNING and self._grow(seq, now):
-                step.compute(seq)
+                step.compute(seq, self._draftable(seq, drafts))
         for seq in [s for s in self._active if s.priority == priority and s.pending > 1]:
             if step.budget:
                 step.compute(seq)
+
+    def _draftable(self, seq: Sequence, drafts: int) -> int:
+        """How many of so many drafts a sequence can use; takes free pages for them, but nobody's."""
+        # The first token after a snapshot finds no hidden state to draft from.
+        if seq.handoff or not seq.generated or not seq.admitted_on_ranks:
+            return 0
+        left = min(seq.sampling.max_tokens - seq.generated, self.limits.max_model_len - len(seq.tokens))
+        drafts = min(drafts, left - 1)
+        more = self._pages_for(seq.computed + 1 + drafts) - len(seq.pages)
+        if drafts and more > 0:
+            seq.pages += self.pages.take(min(more, self.pages.free))
+            drafts = min(drafts, len(seq.pages) * self.limits.page_size - seq.computed - 1)
+        return max(drafts, 0)
 
     def _admit(self, priority: int, step: StepBuilder, now: float) -> bool:
         """Places for what waits at a priority; False if one found none: what is worse does not take them meanwhile."""
@@ -563,20 +585,30 @@ class Scheduler:
             self._saves.append(Copy(seq.slot, slot))
             self.cache.keep(seq.known, seq.computed, seq.pages, slot, now)
 
-    def _sampled(self, seq: Sequence, result: StepResult, at: int, now: float) -> SeqOutput:
-        token = result.tokens[at][0]
-        logprobs = result.logprobs[at] if result.logprobs else ()
-        seq.tokens.append(token)
+    def _sampled(self, seq: Sequence, row: Row, result: StepResult, at: int, now: float) -> SeqOutput:
+        offset = seq.generated
+        finish = None
+        for token in result.tokens[at]:
+            seq.tokens.append(token)
+            finish = self._finish(seq, token)
+            if finish:  # what was verified beyond it is nobody's
+                break
+        gained = tuple(seq.tokens[seq.prompt_tokens + offset :])
+        logprobs = result.logprobs[at][: len(gained)] if result.logprobs else ()
+        if row.drafts:
+            # The last one gained was sampled and is not computed yet.
+            seq.computed = row.start + len(gained)
+            self._commits.append(Commit(row.slot, len(gained)))
+            self.speculation.verified(row.drafts, len(result.tokens[at]) - 1)
         first = not seq.first_token
         if first:
             seq.first_token = now
             seq.prefill_s = now - seq.started
-        finish = self._finish(seq, token)
         prompt_logprobs = (None, *seq.prompt_logprobs) if first and seq.sampling.prompt_logprobs is not None else ()
         output = SeqOutput(
             request_id=seq.request_id,
-            offset=seq.generated - 1,
-            token_ids=(token,),
+            offset=offset,
+            token_ids=gained,
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
             finish=finish,

@@ -227,7 +227,7 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A rank has loaded its weights. pages: latent pages it has memory for."""
+    """A rank has loaded its weights. pages: latent pages it has memory for. drafts: it has an MTP layer."""
 
     rank: int
     pid: int
@@ -236,6 +236,7 @@ class Ready:
     transfer_host: str
     transfer_port: int
     pages: int
+    drafts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
