@@ -66,4 +66,4 @@ def test_a_measured_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     assert _step(watch, 11.1)
     device.passed = 10
     assert _step(watch, 12.1)
-    assert dict(watch.phases) == {"transfer": 4.0, "forward": 2.0, "sample": 2.0}
+    assert dict(watch.phases) == {"transfer": 4.0, "draft": 0.0, "forward": 2.0, "sample": 2.0}

@@ -202,6 +202,14 @@ CACHE_SAVED_SECONDS = _worker(
     "What computing the hits' tokens would have taken, at the pace of the prompts that were computed",
 )  # fmt: skip
 
+# Speculation
+
+DRAFTS = _worker(
+    "ling_drafts_total", "counter", "tokens",
+    "Drafted tokens that were verified, by their place in the run, 1 the first, and whether they stood: accepted, "
+    "rejected. Drafts behind a rejected one are not counted", "place", "verdict",
+)  # fmt: skip
+
 # Experts
 
 EXPERT_TOKENS = _worker(

@@ -158,6 +158,7 @@ class Leader:
     def readings(self) -> Iterator[Reading]:
         """Everything the worker tells of itself."""
         self.figures.cached(self._scheduler.cache)
+        self.figures.drafted(self._scheduler.speculation.totals)
         return self.figures.read(self.info, self.load)
 
     # Stepping

@@ -196,6 +196,7 @@ class LingConfig:
             torch_dtype=_dtype(raw),
             quantization=_quantization(raw),
             mtp_layers=_count({"num_nextn_predict_layers": 0} | raw, "num_nextn_predict_layers", least=0),
+            drafts=False,
         )
         config._check()
         return config

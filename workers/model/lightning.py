@@ -61,20 +61,41 @@ class LightningAttention:
         """This rank's term [T, hidden] of the layer's output."""
         projected = self._in(x).view(-1, 4, self._heads, self._dim)
         rows, state = step.linear, caches.state[self._cache]
-        norms, sizes = (self._qk_norm, self._out_norm), (self._groups, self._eps)
         gated = []
         if rows.verified is not None:
             assert caches.verified is not None, "these caches were made without room for drafts"
             keys, values = (part[self._cache] for part in caches.verified)
-            first, rope = projected[: rows.tokens], [table[: rows.tokens] for table in step.linear_rope]
             gated.append(
                 lightning_layer_verify(
-                    first, *norms, *rope, *sizes, state, self._decay, rows.verified, keys, values
+                    projected[: rows.tokens],
+                    self._qk_norm,
+                    self._out_norm,
+                    step.linear_rope[0][: rows.tokens],
+                    step.linear_rope[1][: rows.tokens],
+                    self._groups,
+                    self._eps,
+                    state,
+                    self._decay,
+                    rows.verified,
+                    keys,
+                    values,
                 )
             )
         if rows.plain is not None:
-            rest, rope = projected[rows.tokens :], [table[rows.tokens :] for table in step.linear_rope]
-            gated.append(lightning_layer(rest, *norms, *rope, *sizes, state, self._decay, rows.plain))
+            gated.append(
+                lightning_layer(
+                    projected[rows.tokens :],
+                    self._qk_norm,
+                    self._out_norm,
+                    step.linear_rope[0][rows.tokens :],
+                    step.linear_rope[1][rows.tokens :],
+                    self._groups,
+                    self._eps,
+                    state,
+                    self._decay,
+                    rows.plain,
+                )
+            )
         return self._dense(gated[0] if len(gated) == 1 else torch.cat(gated))
 
     def commit(self, rows: Rows, accepted: Tensor, caches: Caches) -> None:
