@@ -37,7 +37,7 @@ class Worker:
 
     def add(self, sequence: Sequence) -> None:
         self.scheduler.add(sequence)
-        self.handoffs.added(sequence)
+        assert self.handoffs.added(sequence) == []
 
     def step(self, now: float = 0.0) -> tuple[StepPlan, list[SeqOutput], list[Action]]:
         flight = self.scheduler.plan(now)
@@ -286,3 +286,14 @@ def test_a_kept_snapshot_that_is_gone_is_computed_instead(pair: Pair) -> None:
     assert pair.to_decode(refused)[0] == Failed("refused")
     assert pair.decode.step()[0].rows[0].start == 0
     assert pair.decode.scheduler.sequences["r"].missed == "peer"
+
+
+def test_a_pull_that_a_snapshot_cannot_answer_is_refused_with_the_reason(pair: Pair) -> None:
+    handoffs = pair.prefill.handoffs
+    assert handoffs.asked(pair.connection, Pull("r"), 0.0) == []
+    pair.prefill.scheduler.add(seq("r", 5))  # to be answered here
+    (refused,) = handoffs.added(pair.prefill.scheduler.sequences["r"])
+    assert isinstance(refused, ToPuller)
+    assert isinstance(refused.message, PullRefused)
+    assert "answered here" in refused.message.reason
+    assert handoffs.asked(pair.connection, Pull("r"), 0.0) == [refused]

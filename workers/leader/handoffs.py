@@ -15,7 +15,7 @@ from workers.cache.moves import Fetch
 from workers.leader.arrivals import Arrivals, header_mismatch
 from workers.leader.figures import TransferFailure
 from workers.leader.pulls import Puller, Pulls
-from workers.schedule.scheduler import Scheduler
+from workers.schedule.scheduler import PullError, Scheduler
 from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Expect, Export, LinkAll, StepPlan, Unlink
 
@@ -113,10 +113,14 @@ class HandOffs:
             return [Failed("peer"), Add(seq)]
         return [Failed("peer"), *self.end(SeqOutput(seq.request_id, 0, finish="error", error=refusal, retry=True))]
 
-    def added(self, seq: Sequence) -> None:
-        """A request was scheduled; its decode worker may have asked for its snapshot before."""
-        if seq.handoff and (asked := self._pulls.by(seq.request_id)):
-            self._scheduler.pull(seq.request_id, *asked)
+    def added(self, seq: Sequence) -> list[Action]:
+        """A request was scheduled; a decode worker may have asked for its snapshot before."""
+        if asked := self._pulls.by(seq.request_id):
+            try:
+                self._scheduler.pull(seq.request_id, *asked)
+            except PullError as error:
+                return self._refuse(seq.request_id, str(error), told=False)
+        return []
 
     def end(self, output: SeqOutput) -> list[Action]:
         """A request ends with this output, outside any step."""
@@ -203,10 +207,16 @@ class HandOffs:
         if pull.kept is not None:
             return [ToPuller(puller, self._answer_kept(puller, pull, pull.kept))]
         seq = self._scheduler.sequences.get(pull.request_id)
+        actions: list[Action] = []
+        if seq is not None:
+            try:
+                self._scheduler.pull(pull.request_id, puller.name, pull.have)
+            except PullError as error:
+                return [ToPuller(puller, PullRefused(pull.request_id, str(error), told=False))]
+            if seq.generated:
+                actions = self._send_header(seq, puller.name)
         self._pulls.ask(pull, puller, now)
-        if seq is not None and self._scheduler.pull(pull.request_id, puller.name, pull.have) and seq.generated:
-            return self._send_header(seq, puller.name)
-        return []
+        return actions
 
     def kept_cancelled(self, request_id: str) -> None:
         """A peer wants no copy of a kept snapshot any more."""
@@ -295,8 +305,10 @@ class HandOffs:
         return Pull(seq.request_id, expect.start, position, kept)
 
     def _answer_kept(self, puller: Puller, pull: Pull, digest: bytes) -> Header | PullRefused:
-        if not self._scheduler.pull_kept(pull.request_id, puller.name, pull.position, digest, pull.have):
-            return PullRefused(pull.request_id, "it is no longer kept", told=False)
+        try:
+            self._scheduler.pull_kept(pull.request_id, puller.name, pull.position, digest, pull.have)
+        except PullError as error:
+            return PullRefused(pull.request_id, str(error), told=False)
         info = self._info
         return Header(pull.request_id, pull.position, digest.hex(), (), info.layout, info.weights_id)
 

@@ -262,7 +262,7 @@ class Leader:
         if self._grammars.holds_back(seq):
             return
         self._scheduler.add(seq)
-        self._handoffs.added(seq)
+        self._perform(self._handoffs.added(seq))
 
     def _event_of(self, kept: Kept) -> KeptEvent:
         return KeptEvent(kept.position, kept.digest, self._scheduler.cache.tier(kept))
