@@ -24,6 +24,10 @@ from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Discard, Export, Install, StepResult
 
 
+class PullError(ValueError):
+    """A peer asked for a snapshot that it can't have; says why."""
+
+
 def _queue_key(seq: Sequence) -> tuple[int, int]:
     return seq.priority, seq.order
 
@@ -95,26 +99,31 @@ class Scheduler:
         self._free(seq)
         return seq
 
-    def pull(self, request_id: str, peer: str, have: int = 0) -> bool:
-        """`peer` has room for the snapshot of a sequence to be handed off; False if there is none of that id.
+    def pull(self, request_id: str, peer: str, have: int = 0) -> None:
+        """`peer` has room for the snapshot of a sequence that is here; PullError if it can't have it.
 
         have: the first latents, which the peer holds already.
         """
-        seq = self.sequences.get(request_id)
-        if seq is None or not seq.handoff:
-            return False
+        seq = self.sequences[request_id]
+        if not seq.handoff:
+            raise PullError("the request is answered here: no snapshot of it leaves")
+        if seq.peer is not None:
+            raise PullError(f"its snapshot goes to {seq.peer} already")
+        # One latent at least leaves with the state: what has all of a prompt's latents begins from a kept snapshot.
+        if not 0 <= have < seq.prompt_tokens:
+            raise PullError(f"a peer that holds {have} latents can't have a snapshot of {seq.prompt_tokens} tokens")
         seq.peer = peer
-        seq.exported = max(seq.exported, have)
-        return True
+        seq.exported = have
 
-    def pull_kept(self, request_id: str, peer: str, position: int, digest: bytes, have: int) -> Kept | None:
-        """`peer` wants a copy of a kept snapshot for a request of its own; None if it is not on the device."""
+    def pull_kept(self, request_id: str, peer: str, position: int, digest: bytes, have: int) -> None:
+        """`peer` wants a copy of a kept snapshot for a request of its own; PullError if it can't have it."""
         kept = self.cache.index.by_digest(position, digest)
-        if kept is None or kept.slot < 0 or have > position:
-            return None
+        if kept is None or kept.slot < 0:
+            raise PullError("it is no longer kept")
+        if not 0 <= have <= position:
+            raise PullError(f"a peer that holds {have} latents can't have a snapshot of {position} tokens")
         kept.pins += 1
         self._kept_wanted.append((request_id, peer, kept, have))
-        return kept
 
     def drop_kept(self, request_id: str) -> None:
         """The peer wants no copy any more; what its ranks have asked ours for, they call off themselves."""
