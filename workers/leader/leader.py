@@ -23,13 +23,17 @@ from wire.protocol import (
     Hello,
     KeptEvent,
     Load,
+    Park,
+    Parked,
     PeerRef,
+    Pin,
     Pull,
     PullRefused,
     RankInfo,
     Role,
     SeqOutput,
     Submit,
+    Unpin,
     WorkerInfo,
 )  # fmt: skip
 from wire.tls import listen, tls
@@ -121,6 +125,8 @@ class Leader:
             slots=config.slots,
             max_model_len=limits.max_model_len,
             ranks=tuple(RankInfo(r.rank, r.pid, r.node, r.device, r.transfer_host, r.transfer_port) for r in ready),
+            state_bytes=limits.cache.state_bytes,
+            token_bytes=limits.cache.token_bytes,
         )
         self._peers = Peers(self.info, config.secret, self._on_link, self._on_peer_message, self._on_peer_lost)
 
@@ -285,6 +291,12 @@ class Leader:
             case CancelPull():
                 self._pulls.drop(message.request_id)
                 self._drop(message.request_id)
+            case Pin():
+                self._scheduler.pin(message.session, message.marks, time.monotonic() + message.ttl_s)
+            case Unpin():
+                self._scheduler.cache.pins.release(message.session)
+            case Park():
+                client.tell(Parked(message.call, self._scheduler.park(message.mark, time.monotonic())))
             case _:
                 raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
         self._wake.set()
@@ -305,6 +317,7 @@ class Leader:
             source=Source(source.worker_id, position, kept) if source else None,
             arrived=time.monotonic(),
             scope=prefix.scope,
+            warm=message.warm,
             boundaries=prefix.boundaries,
         )
         if reason := self._refusal(seq):
@@ -518,6 +531,7 @@ class Leader:
         while True:
             await asyncio.sleep(_HEARTBEAT_S)
             now = time.monotonic()
+            self._scheduler.cache.pins.expire(now)
             for output in self._scheduler.overdue(now):
                 self.figures.transfer_failed("timeout")
                 self._not_handed_on(output)

@@ -11,7 +11,7 @@ import bisect
 from collections.abc import Sequence as Seq
 
 from wire.digest import PageDigests
-from wire.protocol import Finish, Load, SeqOutput, Timings
+from wire.protocol import Finish, Load, Mark, SeqOutput, Timings
 from workers.cache.allocator import Allocator
 from workers.cache.cache import PrefixCache
 from workers.cache.kept import Kept
@@ -115,6 +115,19 @@ class Scheduler:
         kept.pins += 1
         self._kept_wanted.append((request_id, peer, kept, have))
         return kept
+
+    def pin(self, session: str, marks: Seq[Mark], until: float) -> None:
+        """A session stands at the first of these that is kept, and no more where it stood before."""
+        found = (self.cache.index.by_digest(mark.position, mark.digest) for mark in marks)
+        if (kept := next((k for k in found if k is not None), None)) is not None:
+            self.cache.pins.pin(session, kept, until)
+        else:
+            self.cache.pins.release(session)
+
+    def park(self, mark: Mark, now: float) -> str | None:
+        """Take a kept snapshot off the device; why it has to stay, if so. Nothing if it is not there."""
+        kept = self.cache.index.by_digest(mark.position, mark.digest)
+        return self.cache.park(kept, now) if kept is not None else None
 
     def drop_kept(self, request_id: str) -> None:
         """The peer wants no copy any more; what its ranks have asked ours for, they call off themselves."""
@@ -576,7 +589,7 @@ class Scheduler:
             cached_from=seq.origin if first else None,
         )
         if finish:
-            if not seq.handoff:
+            if not (seq.handoff or seq.warm):
                 self._keep_end(seq, now)
             self.remove(seq.request_id)
         elif seq.handoff:
