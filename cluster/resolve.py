@@ -133,7 +133,9 @@ def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
     except ValueError as error:
         raise ConfigError(f"decode.tp: {error}") from error
     if isinstance(config.speculate, int) and not model.mtp_layers:
-        raise ConfigError(f"speculate: {config.speculate} drafts need an MTP layer, and {folder} has none; use auto or off")
+        raise ConfigError(
+            f"speculate: {config.speculate} drafts need an MTP layer, and {folder} has none; use auto or off"
+        )
     longest = config.max_model_len or model.max_model_len
     if longest > model.max_model_len:
         raise ConfigError(

@@ -41,8 +41,8 @@ class WorkerConfig:
     worker, where there is one. verify: the ranks read all files before they load, a share
     each, and refuse what is damaged. cuda_graphs: "auto" captures decode steps on a GPU, "off"
     launches every kernel by itself. speculate: tokens drafted for a sequence in a step by the MTP layer: so many, or
-    "auto" for up to 3 as far as they pay, where the checkpoint has that layer. secret: what every connection between processes of the
-    cluster has to prove it knows (`wire.handshake`). logs: what its processes write to standard error.
+    "auto" for up to 3 as far as they pay, where the checkpoint has that layer. secret: what every connection between
+    processes of the cluster has to prove it knows (`wire.handshake`). logs: what its processes write to standard error.
     """
 
     model: str

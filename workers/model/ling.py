@@ -70,7 +70,7 @@ class LingModel:
         """The MTP layer's hidden states [T, hidden]: `logits` of them are those of the tokens at positions + 2.
 
         batch: rows at the hidden states' positions, whose token ids are those one position later. hidden: [T, hidden]
-        at the positions, by `forward` or, where drafts follow drafts, by this. The layer's latents move on by the batch.
+        at the positions, by `forward` or, where drafts follow drafts, by this. The layer's latents move on with it.
         """
         assert self._mtp is not None, "the MTP layer was not loaded"
         return self._mtp(self._embedding(batch.token_ids), hidden, caches, self._inputs_of(batch, caches))

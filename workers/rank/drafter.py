@@ -40,9 +40,7 @@ class Drafter:
         self._model = model
         self._caches = caches
         self._page_table = page_table
-        self._hidden = torch.zeros(
-            slots, _WINDOW, model.config.hidden_size, dtype=caches.latent.dtype, device=device
-        )
+        self._hidden = torch.zeros(slots, _WINDOW, model.config.hidden_size, dtype=caches.latent.dtype, device=device)
         self._ids = torch.zeros(slots, _WINDOW, dtype=torch.int64, device=device)
         self._waiting = [0] * slots
 
@@ -56,7 +54,7 @@ class Drafter:
             self._waiting[commit.slot] = commit.tokens
 
     def draft(self, rows: Sequence[Row]) -> Tensor:
-        """The most likely tokens after each row's own, [rows, most drafts] int64; past a row's `drafts` they mean nothing.
+        """The likeliest tokens after each row's own, [rows, most drafts] int64; past a row's `drafts` anything.
 
         Rows' sequences have computed at least one token here.
         """

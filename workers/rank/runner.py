@@ -83,31 +83,9 @@ class Runner:
         sampled = Sampled([], [], {})
         prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
         if plan.rows:
-            for admit in plan.admits:
-                if self._drafter is not None:
-                    self._drafter.admit(admit.slot)
-                if self._collectives.rank == 0:
-                    self._sampler.admit(admit)
-            self._turn_pages(plan.rows)
-            drafts = self._draft(plan.rows)
-            self._watch.lap("draft")
             if counting:
                 self._model.count_experts(self._experts.counts)
-            ids = self._ids(plan.rows, drafts)
-            if graphs is not None:
-                hidden = graphs(plan.rows)
-            else:
-                hidden = self._model.forward(self._batch(plan.rows, ids), self._caches)
-            if self._drafter is not None:
-                self._drafter.take(plan.rows, ids, hidden)
-            self._watch.lap("forward")
-            if any(r.sample for r in plan.rows):
-                logits = self._model.logits(self._sampled_of(plan.rows, hidden))
-                if self._collectives.rank == 0:
-                    sampled = self._sampler(logits, self._runs(plan.rows, drafts))
-            if any(r.next_ids for r in plan.rows):
-                prompt_logprobs = self._prompt_logprobs(plan.rows, hidden)
-            self._watch.lap("sample")
+            sampled, prompt_logprobs = self._compute(plan, graphs)
         for export in plan.exports:
             self._export(export)
         self._watch.lap("transfer")
@@ -122,6 +100,30 @@ class Runner:
             elapsed_s=time.monotonic() - begun,
             failures=tuple(sampled.failures.items()),
         )
+
+    def _compute(self, plan: StepPlan, graphs: DecodeGraphs | None) -> tuple[Sampled, list[tuple[TokenLogprob, ...]]]:
+        """The rows: what was sampled of them, and the log-probabilities of prompts."""
+        for admit in plan.admits:
+            if self._drafter is not None:
+                self._drafter.admit(admit.slot)
+            if self._collectives.rank == 0:
+                self._sampler.admit(admit)
+        self._turn_pages(plan.rows)
+        drafts = self._draft(plan.rows)
+        self._watch.lap("draft")
+        ids = self._ids(plan.rows, drafts)
+        hidden = graphs(plan.rows) if graphs else self._model.forward(self._batch(plan.rows, ids), self._caches)
+        if self._drafter is not None:
+            self._drafter.take(plan.rows, ids, hidden)
+        self._watch.lap("forward")
+        sampled = Sampled([], [], {})
+        if any(r.sample for r in plan.rows):
+            logits = self._model.logits(self._sampled_of(plan.rows, hidden))
+            if self._collectives.rank == 0:
+                sampled = self._sampler(logits, self._runs(plan.rows, drafts))
+        prompt_logprobs = self._prompt_logprobs(plan.rows, hidden) if any(r.next_ids for r in plan.rows) else []
+        self._watch.lap("sample")
+        return sampled, prompt_logprobs
 
     def stats(self) -> RankStats | None:
         """This rank's totals; None unless the latest step was a measured one."""
@@ -161,8 +163,8 @@ class Runner:
         """All rows' tokens [T], drafts behind each row's own."""
         ids = self._integers([t for r in rows for t in (*r.token_ids, *[0] * r.drafts)])
         if drafts is not None:
-            ends = accumulate((r.count for r in rows), initial=0)
-            places = [(begin + 1 + n, at, n) for at, (r, begin) in enumerate(zip(rows, ends)) for n in range(r.drafts)]
+            begins = list(accumulate((r.count for r in rows), initial=0))
+            places = [(begins[at] + 1 + n, at, n) for at, r in enumerate(rows) for n in range(r.drafts)]
             into, at, n = self._integers(places).unbind(1)
             ids[into] = drafts[at, n]
         return ids

@@ -159,7 +159,7 @@ class Sampler:
                 sampled.logprobs[i].append(item)
 
     def _choose(self, logits: Tensor, places: list[tuple[int, int]]) -> tuple[list[int], dict[int, str]]:
-        """One token a row of logits [R, V], and which rows' sequences can't go on. places: each one's (slot, position)."""
+        """One token a row of logits [R, V], and which rows' sequences can't go on. places: their (slot, position)."""
         slots, positions = map(list, zip(*places, strict=True))
         rows = [self._slots[s] for s in slots]
         # Before anything waits for the device: on a GPU the logits are still being computed.

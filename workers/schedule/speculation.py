@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 # A new measurement's weight in an average; the first few weigh more.
-_WEIGHT = 0.05
+_WEIGHT = 0.02
 # One step in so many tries a number of drafts that is not the best by what is known.
 _TRY_EVERY = 64
 # So many steps of a kind are measured before its average is believed.
@@ -58,7 +58,7 @@ class Speculation:
         return Drafted(tuple(self._offered), tuple(self._accepted))
 
     def drafts(self, rows: int, room: int) -> int:
-        """Drafts of each sequence in a step in which `rows` decode and there is room for `room` tokens beside theirs."""
+        """Drafts of each sequence in a step in which `rows` decode, with room for `room` tokens beside theirs."""
         most = min(self.most, room // rows if rows else 0)
         if not most or not self.adapts:
             return most

@@ -15,9 +15,9 @@ class Row:
     new_pages: pages added to the slot's page table from index `page_offset` on, before the step.
     sample: sample a token after the last one. next_ids: where the prompt's log-probabilities were asked for,
     the prompt ids that follow the row's first tokens; else (). keeps: (count, state slot) pairs: the state after the
-    row's first `count` tokens is copied into that slot on the way. drafts: so many tokens more are drafted, and verified
-    behind the row's one; the state stays as it is until a `Commit`. follows: the token after the row where it is known,
-    else -1.
+    row's first `count` tokens is copied into that slot on the way. drafts: so many more are drafted, and verified
+    behind the row's one token; the state stays as it is until a `Commit`. follows: the token after the row where it
+    is known, else -1.
     """
 
     slot: int
@@ -144,9 +144,9 @@ class Export:
 class StepPlan:
     """One step, in this order.
 
-    commits: how far the rows verified in the step before stand; saves: states of sequences that ended or yield, before their slots are used anew; stores and drops of the host
-    tier; transfers, fetches and installs; copies: kept states and pages that sequences begin from; admits; rows
-    together in one forward pass, those with drafts first; exports.
+    commits: how far the rows verified in the step before stand; saves: states of sequences that ended or yield, before
+    their slots are used anew; stores and drops of the host tier; transfers, fetches and installs; copies: kept states
+    and pages that sequences begin from; admits; rows together in one forward pass, those with drafts first; exports.
     """
 
     step: int
@@ -170,8 +170,8 @@ class StepPlan:
         """Nothing to do."""
         return not any(
             (
-                self.commits, self.saves, self.stores, self.drops, self.links, self.unlinks, self.discards, self.expects,
-                self.fetches, self.installs, self.copies, self.admits, self.rows, self.exports,
+                self.commits, self.saves, self.stores, self.drops, self.links, self.unlinks, self.discards,
+                self.expects, self.fetches, self.installs, self.copies, self.admits, self.rows, self.exports,
             )
         )  # fmt: skip
 

@@ -10,18 +10,28 @@ from hypothesis import strategies as st
 from tests.workers.cache.model import Memory
 from wire.protocol import SamplingParams, SeqOutput
 from workers.cache.budget import Budget
+from workers.schedule.keeping import PullError
 from workers.schedule.limits import Limits
-from workers.schedule.scheduler import PullError, Scheduler
+from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import StepPlan, StepResult
 
 SIZE = 4
 
 
-def limits(states: int = 3, host_bytes: int = 0, pages: int = 24) -> Limits:
+def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, drafts: int = 0) -> Limits:
     budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1)
     return Limits(
-        pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget
+        pages=pages,
+        page_size=SIZE,
+        slots=4,
+        max_model_len=40,
+        max_step_tokens=8,
+        window=2,
+        hold_s=5.0,
+        cache=budget,
+        drafts=drafts,
+        adapts=False,
     )
 
 
@@ -31,6 +41,7 @@ class Worker:
     def __init__(self, of: Limits) -> None:
         self.scheduler = Scheduler(of)
         self.memory = Memory(SIZE)
+        self.luck = random.Random(7)
         self.made = 0
         self.begun: dict[str, tuple[int, str | None]] = {}
         self.answers: dict[str, list[int]] = {}
@@ -59,10 +70,18 @@ class Worker:
 
     def step(self, now: float = 0.0, between: "list[str] | None" = None) -> StepPlan:
         flight = self.scheduler.plan(now)
-        self.memory.run(flight.plan)
+        # The right token at a position is 100 more than that; a wrong draft is -9.
+        stand = [self.luck.randint(0, r.drafts) for r in flight.plan.rows]
+        right = [[101 + r.start + n for n in range(s)] for r, s in zip(flight.plan.rows, stand, strict=True)]
+        drafts = {r.slot: (*ids, *[-9] * (r.drafts - len(ids))) for r, ids in zip(flight.plan.rows, right, strict=True)}
+        self.memory.run(flight.plan, drafts)
         for name in between or []:
             self.scheduler.remove(name)
-        tokens = tuple((100 + r.start + len(r.token_ids),) for r in flight.plan.rows if r.sample)
+        tokens = tuple(
+            (*ids, 100 + r.start + len(r.token_ids) + len(ids))
+            for r, ids in zip(flight.plan.rows, right, strict=True)
+            if r.sample
+        )
         result = StepResult(flight.plan.step, tokens, ((),) * len(tokens), (), 0.001)
         for output in self.scheduler.update(flight, result, now):
             self.take(output)
@@ -114,7 +133,11 @@ class Worker:
         assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
         assert cache.host.bytes <= cache.budget.host_bytes
         for k in cache.index:  # what the index promises is what the memory holds
-            if k.slot >= 0 and k.slot in self.memory.states and not any(c.to_slot == k.slot for c in scheduler._saves):
+            if (
+                k.slot >= 0
+                and k.slot in self.memory.states
+                and not any(c.to_slot == k.slot for c in scheduler.keeping.saves)
+            ):
                 state = self.memory.states[k.slot]
                 assert len(state) == k.position
                 assert state == self.memory.read(k.pages, 0, k.position)
@@ -264,7 +287,7 @@ def test_a_kept_snapshot_is_refused_to_a_peer_that_can_not_continue_it(position:
     turn(worker, ids, new=1)
     kept = next(k for k in worker.scheduler.cache.index if k.position == 9)
     with pytest.raises(PullError):
-        worker.scheduler.pull_kept("theirs", "prefill-0", position, kept.digest, have)
+        worker.scheduler.keeping.pull("theirs", "prefill-0", position, kept.digest, have)
     assert kept.pins == 0
 
 
@@ -277,7 +300,7 @@ def test_a_kept_snapshot_is_sent_to_a_peer_that_asks_and_continued_there() -> No
     plan = taker.step()
     assert [(e.start, e.tokens) for e in plan.expects] == [(0, 12)]
     known = taker.scheduler.sequences[name].known
-    holder.scheduler.pull_kept(name, "prefill-0", 12, known.digests.at(known.ids, 12), 0)
+    holder.scheduler.keeping.pull(name, "prefill-0", 12, known.digests.at(known.ids, 12), 0)
     holder.step()
     taker.memory.pulled[name] = holder.memory.sent[name]
     taker.scheduler.install(name, (), 0.0)
@@ -292,7 +315,7 @@ def test_a_kept_snapshot_that_is_not_there_is_refused_and_computed() -> None:
     name = taker.add(list(range(10)), 2, source=Source("decode-0", 8, kept=True))
     taker.step()
     with pytest.raises(PullError, match="no longer kept"):
-        holder.scheduler.pull_kept(name, "prefill-0", 8, b"x" * 16, 0)
+        holder.scheduler.keeping.pull(name, "prefill-0", 8, b"x" * 16, 0)
     taker.scheduler.not_coming(name)
     taker.finish()
     assert taker.begun[name] == (0, None)
@@ -356,13 +379,13 @@ class Life:
         """A peer asks for a kept snapshot, or calls that off."""
         kept = list(self.worker.scheduler.cache.index)
         if self.lent and self.rng.random() < 0.3:
-            self.worker.scheduler.drop_kept(self.rng.choice(self.lent))
+            self.worker.scheduler.keeping.drop(self.rng.choice(self.lent))
         elif kept:
             one = self.rng.choice(kept)
             name = f"theirs{len(self.lent)}"
             self.lent.append(name)
             with suppress(PullError):
-                self.worker.scheduler.pull_kept(
+                self.worker.scheduler.keeping.pull(
                     name, "prefill-1", one.position, one.digest, self.rng.randint(-1, one.position + 1)
                 )
 
@@ -428,11 +451,11 @@ LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_fro
 
 @pytest.mark.parametrize("host_bytes", [0, 60])
 @settings(max_examples=200, deadline=None)
-@given(events=LIVES, seed=st.integers(0, 1_000_000), states=st.integers(0, 3))
+@given(events=LIVES, seed=st.integers(0, 1_000_000), states=st.integers(0, 3), drafts=st.sampled_from((0, 3)))
 def test_references_always_add_up_and_states_are_what_they_claim(
-    host_bytes: int, events: list[str], seed: int, states: int
+    host_bytes: int, events: list[str], seed: int, states: int, drafts: int
 ) -> None:
-    worker = Worker(limits(states, host_bytes if states else 0, pages=14))
+    worker = Worker(limits(states, host_bytes if states else 0, pages=14, drafts=drafts))
     life = Life(worker, random.Random(seed))
     for event in events:
         life.now += life.rng.choice((0.0, 0.5, 30.0))
