@@ -134,7 +134,8 @@ STEP_PHASES = _worker(
 )  # fmt: skip
 RANK_PHASES = _worker(
     "ling_rank_phase_seconds_total", "counter", "seconds",
-    "Where rank 0's time goes: transfer, forward, sample; in one step a second, which waits for its device", "phase",
+    "Where rank 0's time goes: transfer, draft, forward, sample; in one step a second, which waits for its device",
+    "phase",
 )  # fmt: skip
 FINISHED = _worker(
     "ling_finished_total", "counter", "sequences",
