@@ -47,10 +47,7 @@ class Dispatcher:
 
         begun_with: the weights that made its tokens so far. It goes on with no others, at one worker that computes all.
         """
-        workers = self._table.snapshot()
-        if begun_with is not None:
-            workers = [worker for worker in workers if worker.info.weights_id == begun_with]
-        return choose(workers, need, split=self._split and begun_with is None)
+        return choose(self._table.fleet(begun_with), need, split=self._split and begun_with is None)
 
     def submit(self, job: Job) -> None:
         """Start a job's sequences; ApiError if one can't be computed by any worker there is."""
@@ -127,7 +124,7 @@ class Dispatcher:
         self._metrics.routed("wait" if plan.waits else "room")
         link = self._table.link
         prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
-        stream.start(prefill, link(plan.decode.worker_id), _prefix(plan, stream))
+        stream.start(prefill, link(plan.decode.worker_id), _prefix(plan, stream), plan.work)
         return None
 
     def _need(self, stream: SequenceStream) -> Need:

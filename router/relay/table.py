@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from router.relay.costs import Costs
+from router.relay.fleet import Fleet, Standing, WorkerState, standing
 from router.relay.leg import Leg
-from router.relay.policy import Held, WorkerState
-from router.relay.prefixes import Candidates, Prefixes
+from router.relay.policy import Held
+from router.relay.prefixes import Candidates, Holder, PrefixIndex
 from wire.codec import CLUSTER, WireError
 from wire.handshake import call
 from wire.protocol import Abort, Hello, Load, PeerRef, Role, StepOutputs, Submit, WorkerInfo
@@ -37,15 +39,26 @@ class WorkerLink:
     listed: whether it takes new requests; one that is not any more serves its streams to their end.
     """
 
-    def __init__(self, listed: ListedWorker, router_name: str, secret: str, on_live: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        listed: ListedWorker,
+        router_name: str,
+        secret: str,
+        on_live: Callable[[], None],
+        prefixes: PrefixIndex,
+        costs: Costs,
+    ) -> None:
         self.listed: ListedWorker | None = listed
         self.ref = listed.ref
         self.role = listed.role
         self.connected = False
         self.info: WorkerInfo
         self.load: Load
-        self.prefixes = Prefixes()
         self.problem = "connecting"
+        self._prefixes = prefixes
+        self._holder = Holder(self.ref.worker_id)
+        self._costs = costs
+        self._standing: Standing | None = None
         self._router_name = router_name
         self._secret = secret
         self._on_live = on_live
@@ -77,15 +90,23 @@ class WorkerLink:
         return "live" if self.listed is not None else "draining"
 
     def snapshot(self) -> WorkerState:
-        """For the policy."""
-        return WorkerState(self.info, self.load, len(self._unseen), self._unseen_tokens)
+        """Its figures."""
+        return WorkerState(self.info, self.load, len(self._unseen), self._unseen_tokens, self._unseen_work)
 
-    def submit(self, message: Submit, leg: Leg) -> None:
-        """Send, and from now on give the leg the request's outputs."""
+    def standing(self) -> Standing:
+        """For the policy: made anew where its figures have changed."""
+        if self._standing is None:
+            self._standing = standing(self.snapshot(), self._costs)
+        return self._standing
+
+    def submit(self, message: Submit, leg: Leg, work: int) -> None:
+        """Send, and from now on give the leg the request's outputs. work: tokens that the worker is to compute."""
         self._legs[message.request_id] = leg
         tokens = len(message.token_ids)
-        self._unseen.append(tokens)
+        self._unseen.append((tokens, work))
         self._unseen_tokens += tokens
+        self._unseen_work += work
+        self._standing = None
         self._send(message)
 
     def abort(self, message: Abort) -> None:
@@ -112,8 +133,10 @@ class WorkerLink:
 
     def _reset(self) -> None:
         self._seen = 0
-        self._unseen: deque[int] = deque()
+        self._unseen: deque[tuple[int, int]] = deque()  # tokens, and those of them to be computed
         self._unseen_tokens = 0
+        self._unseen_work = 0
+        self._standing = None
 
     def _send(self, message: Submit | Abort) -> None:
         # Closing: the reader is about to report it, and loses the streams.
@@ -153,7 +176,7 @@ class WorkerLink:
             )
         self._reset()
         self.info = info
-        self.prefixes = Prefixes()
+        self._holder = Holder(info.worker_id)
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
         self.connected = True
         if self.listed is not None:
@@ -166,12 +189,16 @@ class WorkerLink:
 
     def _step(self, message: StepOutputs) -> None:
         self.load = message.load
-        self.prefixes.update(message.kept)
+        self._standing = None
+        if message.kept:
+            self._prefixes.update(self._holder, message.kept)
         newly = message.seen - self._seen
         if newly > len(self._unseen):
             raise WireError(f"it has seen {newly} new requests of {len(self._unseen)} sent")
         for _ in range(newly):
-            self._unseen_tokens -= self._unseen.popleft()
+            tokens, work = self._unseen.popleft()
+            self._unseen_tokens -= tokens
+            self._unseen_work -= work
         self._seen = message.seen
         now = time.monotonic()
         legs = self._legs
@@ -187,6 +214,7 @@ class WorkerLink:
 
     def _lose(self) -> None:
         self.connected = False
+        self._prefixes.leave(self._holder)
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -199,11 +227,13 @@ class WorkerLink:
 class WorkerTable:
     """All workers this router knows of. on_live: called when one begins to take requests."""
 
-    def __init__(self, router_name: str, secret: str) -> None:
+    def __init__(self, router_name: str, secret: str, costs: Costs) -> None:
         """TlsError if connections are to be encrypted and can't be."""
         tls()
         self._router_name = router_name
         self._secret = secret
+        self._costs = costs
+        self._prefixes = PrefixIndex()
         self._links: dict[str, WorkerLink] = {}
         self._leaving: list[WorkerLink] = []
         self.on_live: Callable[[], None] = lambda: None
@@ -217,7 +247,9 @@ class WorkerTable:
                 self._leaving.append(self._links.pop(worker_id))
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
-                self._links[worker_id] = WorkerLink(worker, self._router_name, self._secret, self._came)
+                self._links[worker_id] = WorkerLink(
+                    worker, self._router_name, self._secret, self._came, self._prefixes, self._costs
+                )
         self._leaving = [link for link in self._leaving if not link.over]
 
     async def close(self) -> None:
@@ -237,13 +269,19 @@ class WorkerTable:
         return self._links[worker_id]
 
     def snapshot(self) -> list[WorkerState]:
-        """The live ones, for the policy."""
+        """The live ones' figures."""
         return [link.snapshot() for link in self._links.values() if link.live]
 
+    def fleet(self, weights_id: str | None = None) -> Fleet:
+        """The live ones, for the policy; with `weights_id` those that serve these weights."""
+        links = (link for link in self._links.values() if link.live)
+        if weights_id is not None:
+            links = (link for link in links if link.info.weights_id == weights_id)
+        return Fleet.of([link.standing() for link in links], self._costs)
+
     def held(self, of: Candidates) -> dict[str, Held]:
-        """What each live worker keeps of a prompt, by its id."""
-        found = ((w, link.prefixes.longest(of)) for w, link in self._links.items() if link.live)
-        return {worker_id: held for worker_id, held in found if held is not None}
+        """What each worker keeps of a prompt, by its id."""
+        return self._prefixes.held(of)
 
     def live(self) -> dict[Role, int]:
         """How many of each pool are live."""

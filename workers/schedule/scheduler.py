@@ -56,6 +56,7 @@ class Scheduler:
         self._order = 0
         self._step_s = 0.0
         self._token_s = 0.0  # what a token of a prompt takes, smoothed
+        self._decode_s = 0.0  # what a step without prompts takes, smoothed
 
     # What comes from outside
 
@@ -278,6 +279,7 @@ class Scheduler:
             kept=len(self.cache.index),
             hit_tokens=sum(self.cache.totals.hit_tokens.values()),
             missed_tokens=sum(self.cache.totals.missed_tokens.values()),
+            decode_s=self._decode_s,
         )
 
     # Inside
@@ -288,6 +290,8 @@ class Scheduler:
         if any(len(r.token_ids) > 1 for r in in_flight.plan.rows):
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
+        elif tokens:
+            self._decode_s += (seconds - self._decode_s) * (0.1 if self._decode_s else 1.0)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.page_size)
