@@ -16,6 +16,7 @@ _FULL = 4
 _EASY = 0.4
 # Of a prefill worker's prompts, where it has none to go by.
 _PROMPT_TOKENS = 2048
+_CHUNK_TOKENS = 1024
 # A second of prompt on a decode worker holds up every sequence that runs there. Within their inter-token target they
 # hardly feel it; at the target it counts this much for each.
 _HELD_UP = 0.2
@@ -41,9 +42,10 @@ class Standing:
     """What a worker's figures say of the next request, whatever that is: computed once for each change.
 
     token_s: seconds a prompt's token takes. queue_s: of prompts ahead. entry_s: what a request pays to be there at all:
-    the price of a slot, and on a decode worker a step and what steps are beyond their target. held_up: seconds that
-    running sequences lose to a second of prompt. used_pages: with those of all that waits. easy_pages: up to so many
-    in use a page costs nothing. place_s: until a place comes free there; full_s: what having to wait for one costs.
+    the price of a slot, and on a decode worker a step and what steps are beyond their target. ready_s: both. held_up:
+    what a second of prompt counts for, with those that running sequences lose to it. used_pages: with those of all that
+    waits. easy_pages: up to so many in use a page costs nothing. place_s: until a place comes free there; full_s: what
+    having to wait for one costs.
     """
 
     state: WorkerState
@@ -55,6 +57,7 @@ class Standing:
     queue_s: float
     step_s: float
     entry_s: float
+    ready_s: float
     held_up: float
     used_pages: int
     easy_pages: int
@@ -70,18 +73,63 @@ class Standing:
 
 
 @dataclass(frozen=True, slots=True)
-class Fleet:
-    """All live workers, by pool."""
+class Group:
+    """Workers whose snapshots fit together."""
 
     prefills: tuple[Standing, ...]
     decodes: tuple[Standing, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet:
+    """All live workers."""
+
+    groups: tuple[Group, ...]
     costs: Costs
 
-    @staticmethod
-    def of(standings: Iterable[Standing], costs: Costs) -> "Fleet":
-        """The fleet of these workers."""
-        both = tuple(standings)
-        return Fleet(tuple(s for s in both if s.prefills), tuple(s for s in both if not s.prefills), costs)
+    @property
+    def prefills(self) -> tuple[Standing, ...]:
+        """The prefill pool."""
+        return tuple(s for group in self.groups for s in group.prefills)
+
+    @property
+    def decodes(self) -> tuple[Standing, ...]:
+        """The decode pool."""
+        return tuple(s for group in self.groups for s in group.decodes)
+
+
+class Roster:
+    """What fleets are made of: who lives now, sorted as each change comes so that a decision need not."""
+
+    def __init__(self, costs: Costs) -> None:
+        self._costs = costs
+        self._groups: dict[Identity, tuple[dict[str, Standing], dict[str, Standing]]] = {}
+
+    def put(self, new: Standing) -> None:
+        """A worker's standing, its first or its next."""
+        group = self._groups.get(new.identity)
+        if group is None:
+            group = self._groups[new.identity] = {}, {}
+        group[not new.prefills][new.worker_id] = new
+
+    def drop(self, worker_id: str) -> None:
+        """A worker takes no more requests."""
+        for name, group in list(self._groups.items()):
+            for pool in group:
+                pool.pop(worker_id, None)
+            if not any(group):
+                del self._groups[name]
+
+    def fleet(self, weights_id: str | None = None) -> Fleet:
+        """As of now; with `weights_id` only those that serve these weights."""
+        return Fleet(
+            tuple(
+                Group(tuple(prefills.values()), tuple(decodes.values()))
+                for (_, _, weights), (prefills, decodes) in self._groups.items()
+                if weights_id is None or weights == weights_id
+            ),
+            self._costs,
+        )
 
 
 def capacity(info: WorkerInfo) -> int:
@@ -96,7 +144,10 @@ def identity(info: WorkerInfo) -> Identity:
 
 def fleet_of(workers: Iterable[WorkerState], costs: Costs) -> Fleet:
     """The fleet of workers with these figures."""
-    return Fleet.of((standing(worker, costs) for worker in workers), costs)
+    roster = Roster(costs)
+    for worker in workers:
+        roster.put(standing(worker, costs))
+    return roster.fleet()
 
 
 def standing(worker: WorkerState, costs: Costs) -> Standing:
@@ -104,22 +155,26 @@ def standing(worker: WorkerState, costs: Costs) -> Standing:
     info, load = worker.info, worker.load
     prefills = info.role == "prefill"
     token_s = load.token_s or costs.token_s
-    queue_s = (load.queued_tokens + worker.unseen_work) * token_s
     used_slots, used_pages = info.slots - load.free_slots, _used_pages(worker)
     slots = used_slots + load.queued + worker.unseen + 1
     if prefills:
         prompt = load.queued_tokens / load.queued if load.queued else _PROMPT_TOKENS
-        step_s, place_s, late_s, held_up = 0.0, prompt * token_s, 0.0, 0.0
-        full_s = place_s
+        step_s = late_s = 0.0
+        held_up = 1.0
+        place_s = full_s = prompt * token_s
     else:
         tokens = (info.pages - load.free_pages) * info.page_size
         scale = load.decode_s / costs.decode_s(max(1, load.running), tokens) if load.decode_s else 1.0
         batch = min(slots, info.slots)
         step_s = scale * costs.decode_s(batch, tokens)
+        if not load.token_s:  # it computes prompts in small chunks, and decodes in the same steps
+            token_s += step_s / _CHUNK_TOKENS
         answer_s = costs.answer_tokens * step_s
         place_s, full_s = answer_s / max(1, used_slots), _FULL * answer_s
         late_s = costs.answer_tokens * max(0.0, step_s - costs.itl_s)
-        held_up = _HELD_UP * load.running * (step_s / costs.itl_s) ** 2
+        held_up = 1.0 + _HELD_UP * load.running * (step_s / costs.itl_s) ** 2
+    queue_s = (load.queued_tokens + worker.unseen_work) * token_s
+    entry_s = _price(slots / info.slots, place_s, full_s) + step_s + late_s
     return Standing(
         worker,
         info.worker_id,
@@ -129,7 +184,8 @@ def standing(worker: WorkerState, costs: Costs) -> Standing:
         token_s,
         queue_s,
         step_s,
-        _price(slots / info.slots, place_s, full_s) + step_s + late_s,
+        entry_s,
+        queue_s + entry_s,
         held_up,
         used_pages,
         int(_EASY * info.pages),

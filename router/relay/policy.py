@@ -6,17 +6,18 @@ token, and what places cost. Pick: the least; equals by the need's salt.
 
 import math
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from router.relay.costs import Costs
-from router.relay.fleet import Fleet, Standing, identity, pressure
+from router.relay.fleet import Fleet, Group, Standing, identity, pressure
 from wire.protocol import WorkerInfo
 
-# A prompt of which a decode worker keeps nothing is computed there only if that is sooner by so much: predictions are
-# off by about this, and the prefill pool is there for prompts.
+# A prompt of which a decode worker keeps nothing is computed there only if that is sooner by so much, one of which it
+# keeps all without: predictions are off by about this, and the prefill pool is there for prompts.
 _DOUBT_S = 0.05
+_NOBODY: Sequence[Standing] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,129 +81,131 @@ def choose(fleet: Fleet, need: Need, *, split: bool) -> Plan | NoPlan:
     A plan is a prefill and a decode worker, or a decode worker that computes the prompt itself: with `split` False,
     where no prefill worker lives, and where that is sooner. A pair must agree on ranks, layout and weights.
     """
-    if not fleet.decodes:
-        return NoPlan("no_decode_worker", "no decode worker is live")
-    split = split and bool(fleet.prefills)
-    tokens = need.prompt_tokens + need.max_tokens
-    decodes = [s for s in fleet.decodes if s.capacity >= tokens]
-    prefills = [s for s in fleet.prefills if s.capacity > need.prompt_tokens] if split else []
+    split = split and any(group.prefills for group in fleet.groups)
     best: tuple[float, Plan] | None = None
-    for members in _groups(prefills, decodes):
-        found = _Group(fleet.costs, need, *members, split=split).best()
+    for group in fleet.groups:
+        found = _Search(fleet.costs, need, group, split=split).best()
         if found is not None and (best is None or found[0] < best[0]):
             best = found
     return best[1] if best is not None else _no_plan(fleet, need, split)
 
 
-Members = tuple[list[Standing], list[Standing]]
+class _Search:
+    """For the best plan of one request in one group of workers."""
 
-
-def _groups(prefills: list[Standing], decodes: list[Standing]) -> Iterable[Members]:
-    """Workers whose snapshots fit together; mostly all of them."""
-    names = {s.identity for s in decodes}
-    if len(names) == 1 and {s.identity for s in prefills} <= names:
-        return [(prefills, decodes)]
-    return [([s for s in prefills if s.identity == name], [s for s in decodes if s.identity == name]) for name in names]
-
-
-class _Group:
-    """One request and the workers of one identity that can hold it."""
-
-    def __init__(
-        self, costs: Costs, need: Need, prefills: list[Standing], decodes: list[Standing], *, split: bool
-    ) -> None:
-        self._costs, self._need, self._prefills, self._decodes, self._split = costs, need, prefills, decodes, split
-        prompt = need.prompt_tokens
-        there = [s for pool in (prefills, decodes) for s in pool if s.worker_id in need.held] if need.held else []
-        on_device = [s for s in there if need.held[s.worker_id].device]
-        self._source = max(on_device, key=lambda s: need.held[s.worker_id].position, default=None)
-        # Of workers that keep nothing: either all is computed, or a pull comes first.
-        self._all = costs.work(0, prompt)
+    def __init__(self, costs: Costs, need: Need, group: Group, *, split: bool) -> None:
+        self._costs, self._need, self._group, self._split = costs, need, group, split
+        self._tokens = need.prompt_tokens + need.max_tokens
+        self._source = self._find_source()
         kept = need.begin(self._source.worker_id) if self._source is not None else 0
-        self._pull_s, self._rest = costs.pull_s + costs.moved_s(kept), costs.work(kept, prompt)
+        # Weighted tokens to compute: of one that keeps nothing, of one behind a pull, and by what a worker keeps.
+        self._all, self._rest = costs.work(0, need.prompt_tokens), costs.work(kept, need.prompt_tokens)
+        self._pull_s = costs.pull_s + costs.moved_s(kept) if self._source is not None else math.inf
+        self._works: dict[int, float] = {}
 
     def best(self) -> tuple[float, Plan] | None:
         """The best plan and its score; None if the group has none."""
         if not self._split:
-            return self._alone(0.0)
-        if not self._prefills or not self._decodes:
-            return None
+            decode_s, decode = self._alone(0.0)
+            return self._on_one(decode_s, decode) if decode is not None else None
         prefill_s, prefill = self._prefill()
-        decode_s, decode = self._decode(prefill)
-        pair = prefill_s + decode_s
-        # What a plan without a hand-off must beat; steps and places of a decode worker cost the same in both.
-        alone = self._alone(_DOUBT_S)
-        if alone is not None and alone[0] < pair:
-            return alone
-        need = self._need
-        waits = any(pressure(s.state, need.prompt_tokens) > 1 for s in (prefill, decode))
-        return pair, self._plan(prefill, prefill, decode, waits)
-
-    def _prefill(self) -> tuple[float, Standing]:
-        """The prefill worker that has the prompt computed soonest, and the seconds until then."""
-        need, every, rest, pull_s = self._need, self._all, self._rest, self._pull_s
-        held, prompt = need.held, need.prompt_tokens
-        pulls = self._source is not None
-        best = math.inf
-        found: list[Standing] = []
-        for s in self._prefills:
-            seconds = every * s.token_s
-            if pulls:
-                seconds = min(seconds, pull_s + rest * s.token_s)
-                if s.worker_id in held:
-                    seconds = min(seconds, self._own_s(s))
-            seconds += s.queue_s + s.entry_s
-            if seconds <= best:
-                seconds += s.pages_s(-(-(prompt + 1) // s.state.info.page_size))
-                best, found = _keep(best, found, seconds, s)
-        return best, self._tied(found)
-
-    def _decode(self, prefill: Standing) -> tuple[float, Standing]:
-        """The decode worker that goes on soonest behind it, and the seconds that the second token takes longer."""
-        need, costs = self._need, self._costs
-        held, prompt = need.held, need.prompt_tokens
-        computing_s = self._compute_s(prefill)
-        cold_s = max(costs.state_s, costs.moved_s(prompt) - computing_s)
-        best = math.inf
-        found: list[Standing] = []
-        for s in self._decodes:
-            seconds = s.entry_s
-            if held and s.worker_id in held:
-                seconds += max(costs.state_s, costs.moved_s(prompt - held[s.worker_id].position) - computing_s)
-            else:
-                seconds += cold_s
-            if seconds <= best:
-                seconds += s.pages_s(-(-(prompt + 1) // s.state.info.page_size))
-                best, found = _keep(best, found, seconds, s)
-        return best, self._tied(found)
-
-    def _alone(self, doubt_s: float) -> tuple[float, Plan] | None:
-        """The decode worker that is soonest by itself. doubt_s: what it must save where it keeps nothing."""
-        need, every, rest, pull_s = self._need, self._all, self._rest, self._pull_s
-        held, prompt = need.held, need.prompt_tokens
-        pulls = self._source is not None
-        best = math.inf
-        found: list[Standing] = []
-        for s in self._decodes:
-            seconds, doubt = every * s.token_s, doubt_s
-            if pulls:
-                seconds = min(seconds, pull_s + rest * s.token_s)
-                if s.worker_id in held:
-                    seconds, doubt = min(seconds, self._own_s(s)), 0.0
-            seconds = s.queue_s + seconds * (1.0 + s.held_up) + s.entry_s + doubt
-            if seconds <= best:
-                seconds += s.pages_s(-(-(prompt + 1) // s.state.info.page_size))
-                best, found = _keep(best, found, seconds, s)
-        if not found:
+        if prefill is None:
             return None
-        decode = self._tied(found)
-        return best, self._plan(None, decode, decode, pressure(decode.state, prompt) > 1)
+        decode_s, decode = self._behind(prefill)
+        if decode is None:
+            return None
+        alone_s, alone = self._alone(_DOUBT_S)
+        if alone is not None and alone_s < prefill_s + decode_s:
+            return self._on_one(alone_s, alone)
+        prompt = self._need.prompt_tokens
+        waits = pressure(prefill.state, prompt) > 1 or pressure(decode.state, prompt) > 1
+        return prefill_s + decode_s, self._plan(prefill, prefill, decode, waits)
 
-    def _own_s(self, s: Standing) -> float:
+    def _find_source(self) -> Standing | None:
+        """Whose device keeps most of the prompt."""
+        need, best, found = self._need, 0, None
+        if need.held:
+            longest = max(held.position for held in need.held.values())
+            for pool in (self._group.prefills, self._group.decodes):
+                for s in pool:
+                    held = need.held.get(s.worker_id)
+                    if held is not None and held.position > best and held.device:
+                        best, found = held.position, s
+                        if best == longest:
+                            return found
+        return found
+
+    def _prefill(self) -> tuple[float, Standing | None]:
+        """The prefill worker that has the prompt computed soonest, and the seconds until then."""
+        prompt, get, own_s = self._need.prompt_tokens, self._need.held.get, self._own_s
+        every, rest, pull_s = self._all, self._rest, self._pull_s
+        best, found = math.inf, _NOBODY
+        for s in self._group.prefills:
+            token_s = s.token_s
+            held = get(s.worker_id)
+            seconds = every * token_s if held is None else own_s(held, token_s)
+            pulled = pull_s + rest * token_s
+            seconds = s.ready_s + (pulled if pulled < seconds else seconds)
+            if seconds <= best and s.capacity > prompt:
+                best, found = self._keep(best, found, seconds, s)
+        return best, self._tied(found)
+
+    def _behind(self, prefill: Standing) -> tuple[float, Standing | None]:
+        """The decode worker that goes on soonest behind it, and the seconds that the second token takes longer."""
+        costs, get, tokens = self._costs, self._need.held.get, self._tokens
+        prompt = self._need.prompt_tokens
+        # Latents leave while the prompt is computed; the state leaves last.
+        overlapped = self._compute_s(prefill)
+        cold_s = max(costs.state_s, costs.moved_s(prompt) - overlapped)
+        best, found = math.inf, _NOBODY
+        for s in self._group.decodes:
+            held = get(s.worker_id)
+            if held is None or cold_s == costs.state_s:
+                seconds = s.entry_s + cold_s
+            else:
+                seconds = s.entry_s + max(costs.state_s, costs.moved_s(prompt - held.position) - overlapped)
+            if seconds <= best and s.capacity >= tokens:
+                best, found = self._keep(best, found, seconds, s)
+        return best, self._tied(found)
+
+    def _alone(self, doubt_s: float) -> tuple[float, Standing | None]:
+        """The decode worker that is soonest by itself. doubt_s: what it must save where it keeps little."""
+        tokens, get, own_s = self._tokens, self._need.held.get, self._own_s
+        every, rest, pull_s, prompt = self._all, self._rest, self._pull_s, self._need.prompt_tokens
+        best, found = math.inf, _NOBODY
+        for s in self._group.decodes:
+            token_s = s.token_s
+            held = get(s.worker_id)
+            if held is None:
+                seconds, doubt = every * token_s, doubt_s
+            else:
+                seconds, doubt = own_s(held, token_s), doubt_s * (1.0 - held.position / prompt)
+            pulled = pull_s + rest * token_s
+            if pulled < seconds:
+                seconds, doubt = pulled, doubt_s
+            seconds = s.ready_s + seconds * s.held_up + doubt
+            if seconds <= best and s.capacity >= tokens:
+                best, found = self._keep(best, found, seconds, s)
+        return best, self._tied(found)
+
+    def _on_one(self, seconds: float, decode: Standing) -> tuple[float, Plan]:
+        return seconds, self._plan(None, decode, decode, pressure(decode.state, self._need.prompt_tokens) > 1)
+
+    def _keep(
+        self, best: float, found: Sequence[Standing], seconds: float, s: Standing
+    ) -> tuple[float, Sequence[Standing]]:
+        """With the price of its pages counted, the best so far and those that are as good."""
+        seconds += s.pages_s(-(-(self._need.prompt_tokens + 1) // s.state.info.page_size))
+        if seconds < best:
+            return seconds, [s]
+        return best, [*found, s] if seconds == best else found
+
+    def _own_s(self, held: Held, token_s: float) -> float:
         """Seconds to compute what a worker does not keep, and to bring back what it keeps in host memory."""
-        held, costs = self._need.held[s.worker_id], self._costs
-        seconds = costs.work(held.position, self._need.prompt_tokens) * s.token_s
-        return seconds if held.device else seconds + costs.moved_s(held.position)
+        work = self._works.get(held.position)
+        if work is None:
+            work = self._works[held.position] = self._costs.work(held.position, self._need.prompt_tokens)
+        return work * token_s if held.device else work * token_s + self._costs.moved_s(held.position)
 
     def _pulled_s(self, s: Standing) -> float:
         """Seconds with a pull of what another keeps; infinite if none does."""
@@ -213,13 +216,17 @@ class _Group:
             return math.inf
         return self._costs.pull_s + self._costs.moved_s(missing) + self._rest * s.token_s
 
+    def _alone_s(self, s: Standing) -> float:
+        """Seconds without a pull."""
+        held = self._need.held.get(s.worker_id)
+        return self._all * s.token_s if held is None else self._own_s(held, s.token_s)
+
     def _compute_s(self, s: Standing) -> float:
-        own = self._own_s(s) if s.worker_id in self._need.held else self._all * s.token_s
-        return min(own, self._pulled_s(s))
+        return min(self._alone_s(s), self._pulled_s(s))
 
     def _plan(self, prefill: Standing | None, computing: Standing, decode: Standing, waits: bool) -> Plan:
         need, source = self._need, self._source
-        own = self._own_s(computing) if computing.worker_id in need.held else self._all * computing.token_s
+        own = self._alone_s(computing)
         pulled = self._pulled_s(computing)
         begin, first = need.begin(computing.worker_id), computing.queue_s + min(own, pulled)
         info = prefill.state.info if prefill is not None else None
@@ -229,29 +236,25 @@ class _Group:
         kept = need.begin(source.worker_id)
         return Plan(info, decode.state.info, waits, source.state.info, kept, need.prompt_tokens - kept, first)
 
-    def _tied(self, found: Sequence[Standing]) -> Standing:
+    def _tied(self, found: Sequence[Standing]) -> Standing | None:
+        if len(found) <= 1:
+            return found[0] if found else None
         salt = self._need.salt & 0xFFFFFFFF
-        return found[0] if len(found) == 1 else min(found, key=lambda s: zlib.crc32(s.worker_id.encode(), salt))
-
-
-def _keep(best: float, found: list[Standing], seconds: float, s: Standing) -> tuple[float, list[Standing]]:
-    if seconds < best:
-        return seconds, [s]
-    if seconds == best:
-        found.append(s)
-    return best, found
+        return min(found, key=lambda s: zlib.crc32(s.worker_id.encode(), salt))
 
 
 def _no_plan(fleet: Fleet, need: Need, split: bool) -> NoPlan:
     """Why nothing is left of the fleet."""
-    prefills = fleet.prefills if split else ()
-    names = {s.identity for s in fleet.decodes}
+    prefills, decodes = fleet.prefills if split else (), fleet.decodes
+    if not decodes:
+        return NoPlan("no_decode_worker", "no decode worker is live")
+    whole = [group for group in fleet.groups if group.decodes and (group.prefills or not split)]
+    if not whole:
+        return NoPlan("mismatch", _differences(prefills[0].state.info, decodes[0].state.info))
+    pools = [[s.capacity for group in whole for s in group.decodes]]
     if split:
-        names &= {s.identity for s in prefills}
-    if not names:
-        return NoPlan("mismatch", _differences(prefills[0].state.info, fleet.decodes[0].state.info))
-    pools = [[s.capacity for s in pool if s.identity in names] for pool in (prefills, fleet.decodes)]
-    longest = min(max(pool) for pool in pools if pool)
+        pools.append([s.capacity for group in whole for s in group.prefills])
+    longest = min(max(pool) for pool in pools)
     return NoPlan(
         "too_long",
         f"the prompt's {need.prompt_tokens} tokens and an answer of {need.max_tokens} exceed the {longest} tokens "

@@ -12,9 +12,14 @@ from wire.protocol import KeptEvent
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The digests under which a prompt's beginnings may be kept, the longest first: (position, digest)."""
+    """Under what names a prompt's beginnings may be kept, the longest first: (position, shortened digest)."""
 
-    positions: tuple[tuple[int, bytes], ...]
+    positions: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def of(positions: Iterable[tuple[int, bytes]]) -> "Candidates":
+        """Of whole digests."""
+        return Candidates(tuple((position, _short(digest)) for position, digest in positions))
 
 
 def candidates(token_ids: Sequence[int], boundaries: Sequence[int], page_size: int, scope: str) -> Candidates:
@@ -29,44 +34,57 @@ def candidates(token_ids: Sequence[int], boundaries: Sequence[int], page_size: i
     positions = sorted(p for p in at if 0 < p < len(token_ids))
     raw = memoryview(packed(token_ids))
     floors = digests_at(token_ids, [p // page_size * page_size for p in positions], scope)
-    return Candidates(
-        tuple(
-            (p, prefix_digest(floor, raw[p // page_size * page_size * 4 : p * 4]))
-            for p, floor in zip(reversed(positions), reversed(floors), strict=True)
-        )
+    return Candidates.of(
+        (p, prefix_digest(floor, raw[p // page_size * page_size * 4 : p * 4]))
+        for p, floor in zip(reversed(positions), reversed(floors), strict=True)
     )
 
 
 class Holder:
     """A worker in the index, made anew for each connection to it. log: the digests it was entered under.
 
-    entries: how many of these still stand.
+    entries: how many of these still stand. on_device, on_host: its entry where it is a prefix's only holder.
     """
 
-    __slots__ = ("device", "entries", "host", "log", "worker_id")
+    __slots__ = ("entries", "log", "on_device", "on_host", "worker_id")
 
     def __init__(self, worker_id: str) -> None:
         self.worker_id = worker_id
-        self.device = (self, True)
-        self.host = (self, False)
+        self.on_device = Sole(worker_id, True)
+        self.on_host = Sole(worker_id, False)
         self.log = array.array("Q")
         self.entries = 0
 
 
-Entry = tuple[Holder, bool]  # whether the device has it
+@dataclass(frozen=True, slots=True)
+class Sole:
+    """The only worker that keeps a prefix."""
+
+    worker_id: str
+    device: bool
+
+
+class Shared:
+    """The workers that keep a prefix, by where: dicts as they are copied faster than sets."""
+
+    __slots__ = ("device", "host")
+
+    def __init__(self) -> None:
+        self.device: dict[str, None] = {}
+        self.host: dict[str, None] = {}
 
 
 class PrefixIndex:
     """Which workers keep which prefixes.
 
     Digests are shortened to 60 bits, which fit in Python's small integers: a false match costs a refused pull, nothing
-    else. Most prefixes are one worker's, so an entry is that worker's, or a dict of several.
+    else. Most prefixes are one worker's, so that an entry is mostly an object that all of a worker's entries share.
     """
 
     __slots__ = ("_at",)
 
     def __init__(self) -> None:
-        self._at: dict[int, Entry | dict[Holder, bool]] = {}
+        self._at: dict[int, Sole | Shared] = {}
 
     def __len__(self) -> int:
         return len(self._at)
@@ -78,7 +96,7 @@ class PrefixIndex:
             if event.tier is None:
                 self._remove(holder, digest)
             else:
-                self._enter(digest, holder.device if event.tier == "device" else holder.host)
+                self._enter(holder, digest, event.tier == "device")
 
     def leave(self, holder: Holder) -> None:
         """The connection to a worker ended: nothing is known of it any more."""
@@ -90,58 +108,55 @@ class PrefixIndex:
         """The longest beginning of a prompt that each worker keeps, by its id."""
         found: dict[str, Held] = {}
         at = self._at
-        for position, digest in reversed(of.positions):
-            entry = at.get(_short(digest))
+        for position, digest in of.positions:
+            entry = at.get(digest)
             if entry is None:
                 continue
-            if isinstance(entry, tuple):
-                found[entry[0].worker_id] = Held(position, entry[1])
-            else:
-                both = Held(position, False), Held(position, True)
-                found.update({holder.worker_id: both[device] for holder, device in entry.items()})
+            if isinstance(entry, Sole):
+                if entry.worker_id not in found:
+                    found[entry.worker_id] = Held(position, entry.device)
+                continue
+            for names, device in ((entry.device, True), (entry.host, False)):
+                if not names.keys() <= found.keys():
+                    found = {**dict.fromkeys(names, Held(position, device)), **found}
         return found
 
-    def _enter(self, digest: int, new: Entry) -> None:
-        old = self._at.get(digest)
-        holder = new[0]
-        if old is None:
-            self._at[digest] = new
-        elif isinstance(old, dict):
-            there = holder in old
-            old[holder] = new[1]
-            if there:
-                return
-        elif old[0] is holder:
-            self._at[digest] = new
-            return
+    def _enter(self, holder: Holder, digest: int, device: bool) -> None:
+        old, name = self._at.get(digest), holder.worker_id
+        new = not self._holds(name, digest)
+        if old is None or (isinstance(old, Sole) and not new):
+            self._at[digest] = holder.on_device if device else holder.on_host
         else:
-            self._at[digest] = dict((old, new))
-        holder.entries += 1
-        holder.log.append(digest)
-        if len(holder.log) > 2 * holder.entries + 1024:
-            self._shorten(holder)
+            if isinstance(old, Sole):
+                shared = self._at[digest] = Shared()
+                (shared.device if old.device else shared.host)[old.worker_id] = None
+            else:
+                shared = old
+            (shared.host if device else shared.device).pop(name, None)
+            (shared.device if device else shared.host)[name] = None
+        if new:
+            holder.entries += 1
+            holder.log.append(digest)
+            if len(holder.log) > 2 * holder.entries + 1024:
+                holder.log = array.array("Q", {d for d in holder.log if self._holds(name, d)})
 
-    def _shorten(self, holder: Holder) -> None:
-        """Leave out of a log what does not stand any more."""
-        standing = {digest for digest in holder.log if self._holds(holder, digest)}
-        holder.log = array.array("Q", standing)
-
-    def _holds(self, holder: Holder, digest: int) -> bool:
+    def _holds(self, name: str, digest: int) -> bool:
         entry = self._at.get(digest)
-        return entry is not None and (holder in entry if isinstance(entry, dict) else entry[0] is holder)
+        if isinstance(entry, Shared):
+            return name in entry.device or name in entry.host
+        return entry is not None and entry.worker_id == name
 
     def _remove(self, holder: Holder, digest: int) -> None:
-        old = self._at.get(digest)
-        if old is None or not self._holds(holder, digest):
+        old, name = self._at.get(digest), holder.worker_id
+        if old is None or not self._holds(name, digest):
             return
         holder.entries -= 1
-        if isinstance(old, dict):
-            del old[holder]
-            if len(old) == 1:
-                ((last, device),) = old.items()
-                self._at[digest] = last.device if device else last.host
-        else:
-            del self._at[digest]
+        if isinstance(old, Shared):
+            old.device.pop(name, None)
+            old.host.pop(name, None)
+            if old.device or old.host:
+                return
+        del self._at[digest]
 
 
 def _short(digest: bytes) -> int:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from router.relay.costs import Costs
-from router.relay.fleet import Fleet, Standing, WorkerState, standing
+from router.relay.fleet import Fleet, Roster, Standing, WorkerState, standing
 from router.relay.leg import Leg
 from router.relay.policy import Held
 from router.relay.prefixes import Candidates, Holder, PrefixIndex
@@ -45,6 +45,7 @@ class WorkerLink:
         router_name: str,
         secret: str,
         on_live: Callable[[], None],
+        changed: "Callable[[WorkerLink], None]",
         prefixes: PrefixIndex,
         costs: Costs,
     ) -> None:
@@ -58,7 +59,7 @@ class WorkerLink:
         self._prefixes = prefixes
         self._holder = Holder(self.ref.worker_id)
         self._costs = costs
-        self._standing: Standing | None = None
+        self._changed = changed
         self._router_name = router_name
         self._secret = secret
         self._on_live = on_live
@@ -94,10 +95,8 @@ class WorkerLink:
         return WorkerState(self.info, self.load, len(self._unseen), self._unseen_tokens, self._unseen_work)
 
     def standing(self) -> Standing:
-        """For the policy: made anew where its figures have changed."""
-        if self._standing is None:
-            self._standing = standing(self.snapshot(), self._costs)
-        return self._standing
+        """What its figures say to the policy."""
+        return standing(self.snapshot(), self._costs)
 
     def submit(self, message: Submit, leg: Leg, work: int) -> None:
         """Send, and from now on give the leg the request's outputs. work: tokens that the worker is to compute."""
@@ -106,7 +105,7 @@ class WorkerLink:
         self._unseen.append((tokens, work))
         self._unseen_tokens += tokens
         self._unseen_work += work
-        self._standing = None
+        self._changed(self)
         self._send(message)
 
     def abort(self, message: Abort) -> None:
@@ -122,6 +121,7 @@ class WorkerLink:
     def unlist(self) -> None:
         """No new requests; leave when the last stream is over."""
         self.listed = None
+        self._changed(self)
         if not self._legs:
             self._task.cancel()
 
@@ -136,7 +136,6 @@ class WorkerLink:
         self._unseen: deque[tuple[int, int]] = deque()  # tokens, and those of them to be computed
         self._unseen_tokens = 0
         self._unseen_work = 0
-        self._standing = None
 
     def _send(self, message: Submit | Abort) -> None:
         # Closing: the reader is about to report it, and loses the streams.
@@ -179,6 +178,7 @@ class WorkerLink:
         self._holder = Holder(info.worker_id)
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
         self.connected = True
+        self._changed(self)
         if self.listed is not None:
             self._on_live()
         while True:
@@ -189,7 +189,6 @@ class WorkerLink:
 
     def _step(self, message: StepOutputs) -> None:
         self.load = message.load
-        self._standing = None
         if message.kept:
             self._prefixes.update(self._holder, message.kept)
         newly = message.seen - self._seen
@@ -200,6 +199,7 @@ class WorkerLink:
             self._unseen_tokens -= tokens
             self._unseen_work -= work
         self._seen = message.seen
+        self._changed(self)
         now = time.monotonic()
         legs = self._legs
         for output in message.outputs:
@@ -214,6 +214,7 @@ class WorkerLink:
 
     def _lose(self) -> None:
         self.connected = False
+        self._changed(self)
         self._prefixes.leave(self._holder)
         if self._writer is not None:
             self._writer.close()
@@ -234,6 +235,8 @@ class WorkerTable:
         self._secret = secret
         self._costs = costs
         self._prefixes = PrefixIndex()
+        self._roster = Roster(costs)
+        self._changed: set[WorkerLink] = set()  # since the roster was made
         self._links: dict[str, WorkerLink] = {}
         self._leaving: list[WorkerLink] = []
         self.on_live: Callable[[], None] = lambda: None
@@ -248,7 +251,7 @@ class WorkerTable:
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
                 self._links[worker_id] = WorkerLink(
-                    worker, self._router_name, self._secret, self._came, self._prefixes, self._costs
+                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self._costs
                 )
         self._leaving = [link for link in self._leaving if not link.over]
 
@@ -259,6 +262,9 @@ class WorkerTable:
 
     def _came(self) -> None:
         self.on_live()
+
+    def _change(self, link: WorkerLink) -> None:
+        self._changed.add(link)
 
     def links(self) -> list[WorkerLink]:
         """All, those that are leaving too."""
@@ -274,10 +280,14 @@ class WorkerTable:
 
     def fleet(self, weights_id: str | None = None) -> Fleet:
         """The live ones, for the policy; with `weights_id` those that serve these weights."""
-        links = (link for link in self._links.values() if link.live)
-        if weights_id is not None:
-            links = (link for link in links if link.info.weights_id == weights_id)
-        return Fleet.of([link.standing() for link in links], self._costs)
+        for link in self._changed:
+            current = self._links.get(link.ref.worker_id)
+            if link.live:
+                self._roster.put(link.standing())
+            elif current is None or current is link or not current.live:
+                self._roster.drop(link.ref.worker_id)
+        self._changed.clear()
+        return self._roster.fleet(weights_id)
 
     def held(self, of: Candidates) -> dict[str, Held]:
         """What each worker keeps of a prompt, by its id."""

@@ -8,7 +8,7 @@ from router.relay.prefixes import Candidates, Holder, PrefixIndex
 from wire.protocol import KeptEvent
 
 DIGESTS = [bytes([n]) * 16 for n in range(6)]
-CANDIDATES = Candidates(tuple((10 * (n + 1), DIGESTS[n]) for n in reversed(range(6))))
+CANDIDATES = Candidates.of((10 * (n + 1), DIGESTS[n]) for n in reversed(range(6)))
 # A worker, a digest, and where the snapshot lies now; None of both: the worker's connection ends.
 changes = st.lists(
     st.tuples(
@@ -50,7 +50,6 @@ def test_each_worker_s_longest_beginning_is_found(
 def test_what_comes_and_goes_leaves_nothing_behind() -> None:
     index, holder = PrefixIndex(), Holder("a")
     for n in range(10_000):
-        digest = n.to_bytes(16, "little")[::-1] + b""
         digest = (n << 64).to_bytes(16, "big")[::-1]
         index.update(holder, [KeptEvent(1, digest, "device")])
         index.update(holder, [KeptEvent(1, digest, None)])
