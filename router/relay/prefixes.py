@@ -4,10 +4,11 @@ import array
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from router.relay.policy import Held
 from wire.digest import digests_at, packed, prefix_digest
-from wire.protocol import KeptEvent
+from wire.protocol import KeptEvent, Mark, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,47 +32,44 @@ def candidates(token_ids: Sequence[int], boundaries: Sequence[int], page_size: i
     """
     opening = len(token_ids) - boundaries[-1] if boundaries else 0
     at = {p for b in boundaries for p in (b - 1, b, b + opening - 1)} | {len(token_ids) - 1}
-    positions = sorted(p for p in at if 0 < p < len(token_ids))
+    return Candidates.of((m.position, m.digest) for m in marks_at(token_ids, at, page_size, scope))
+
+
+def marks_at(token_ids: Sequence[int], at: Iterable[int], page_size: int, scope: str) -> tuple[Mark, ...]:
+    """Names of the snapshots after the first p tokens, for those p of `at` that lie within; the longest first."""
+    positions = sorted({p for p in at if 0 < p < len(token_ids)})
     raw = memoryview(packed(token_ids))
     floors = digests_at(token_ids, [p // page_size * page_size for p in positions], scope)
-    return Candidates.of(
-        (p, prefix_digest(floor, raw[p // page_size * page_size * 4 : p * 4]))
+    return tuple(
+        Mark(p, prefix_digest(floor, raw[p // page_size * page_size * 4 : p * 4]))
         for p, floor in zip(reversed(positions), reversed(floors), strict=True)
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Sole:
+    """The only worker that keeps a prefix, and where."""
+
+    worker_id: str
+    tier: Tier
 
 
 class Holder:
     """A worker in the index, made anew for each connection to it. log: the digests it was entered under.
 
-    entries: how many of these still stand. on_device, on_host: its entry where it is a prefix's only holder.
+    entries: how many of these still stand. sole: by tier, its entry where it is a prefix's only holder.
     """
 
-    __slots__ = ("entries", "log", "on_device", "on_host", "worker_id")
+    __slots__ = ("entries", "log", "sole", "worker_id")
 
     def __init__(self, worker_id: str) -> None:
         self.worker_id = worker_id
-        self.on_device = Sole(worker_id, True)
-        self.on_host = Sole(worker_id, False)
+        self.sole: dict[Tier, Sole] = {tier: Sole(worker_id, tier) for tier in get_args(Tier)}
         self.log = array.array("Q")
         self.entries = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Sole:
-    """The only worker that keeps a prefix."""
-
-    worker_id: str
-    device: bool
-
-
-class Shared:
-    """The workers that keep a prefix, by where: dicts as they are copied faster than sets."""
-
-    __slots__ = ("device", "host")
-
-    def __init__(self) -> None:
-        self.device: dict[str, None] = {}
-        self.host: dict[str, None] = {}
+Shared = dict[Tier, dict[str, None]]  # the workers that keep a prefix, by tier: dicts, which are copied fast
 
 
 class PrefixIndex:
@@ -96,7 +94,7 @@ class PrefixIndex:
             if event.tier is None:
                 self._remove(holder, digest)
             else:
-                self._enter(holder, digest, event.tier == "device")
+                self._enter(holder, digest, event.tier)
 
     def leave(self, holder: Holder) -> None:
         """The connection to a worker ended: nothing is known of it any more."""
@@ -114,26 +112,30 @@ class PrefixIndex:
                 continue
             if isinstance(entry, Sole):
                 if entry.worker_id not in found:
-                    found[entry.worker_id] = Held(position, entry.device)
+                    found[entry.worker_id] = Held(position, entry.tier == "device")
                 continue
-            for names, device in ((entry.device, True), (entry.host, False)):
+            for tier, names in entry.items():
                 if not names.keys() <= found.keys():
-                    found = {**dict.fromkeys(names, Held(position, device)), **found}
+                    found = {**dict.fromkeys(names, Held(position, tier == "device")), **found}
         return found
 
-    def _enter(self, holder: Holder, digest: int, device: bool) -> None:
+    def tiers(self, mark: Mark) -> dict[str, Tier]:
+        """The nearest tier in which each worker keeps a snapshot, by its id."""
+        entry = self._at.get(_short(mark.digest))
+        if isinstance(entry, Sole):
+            return {entry.worker_id: entry.tier}
+        return {name: tier for tier, names in (entry or {}).items() for name in names}
+
+    def _enter(self, holder: Holder, digest: int, tier: Tier) -> None:
         old, name = self._at.get(digest), holder.worker_id
         new = not self._holds(name, digest)
         if old is None or (isinstance(old, Sole) and not new):
-            self._at[digest] = holder.on_device if device else holder.on_host
+            self._at[digest] = holder.sole[tier]
         else:
             if isinstance(old, Sole):
-                shared = self._at[digest] = Shared()
-                (shared.device if old.device else shared.host)[old.worker_id] = None
-            else:
-                shared = old
-            (shared.host if device else shared.device).pop(name, None)
-            (shared.device if device else shared.host)[name] = None
+                old = self._at[digest] = {old.tier: {old.worker_id: None}}
+            _leave(old, name)
+            old.setdefault(tier, {})[name] = None
         if new:
             holder.entries += 1
             holder.log.append(digest)
@@ -142,21 +144,28 @@ class PrefixIndex:
 
     def _holds(self, name: str, digest: int) -> bool:
         entry = self._at.get(digest)
-        if isinstance(entry, Shared):
-            return name in entry.device or name in entry.host
+        if isinstance(entry, dict):
+            return any(name in names for names in entry.values())
         return entry is not None and entry.worker_id == name
 
     def _remove(self, holder: Holder, digest: int) -> None:
-        old, name = self._at.get(digest), holder.worker_id
-        if old is None or not self._holds(name, digest):
+        old = self._at.get(digest)
+        if old is None or not self._holds(holder.worker_id, digest):
             return
         holder.entries -= 1
-        if isinstance(old, Shared):
-            old.device.pop(name, None)
-            old.host.pop(name, None)
-            if old.device or old.host:
+        if isinstance(old, dict):
+            _leave(old, holder.worker_id)
+            if old:
                 return
         del self._at[digest]
+
+
+def _leave(shared: Shared, name: str) -> None:
+    for tier, names in list(shared.items()):
+        if name in names:
+            del names[name]
+            if not names:
+                del shared[tier]
 
 
 def _short(digest: bytes) -> int:

@@ -1,6 +1,7 @@
 """The scheduler with its prefix cache, over random lives of a worker, against a memory that knows what lies where."""
 
 import random
+from contextlib import nullcontext, suppress
 
 import pytest
 from hypothesis import given, settings
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 from tests.workers.cache.model import Memory
 from wire.protocol import SamplingParams, SeqOutput
 from workers.cache.budget import Budget
+from workers.schedule.keeping import PullError
 from workers.schedule.limits import Limits
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
@@ -85,8 +87,13 @@ class Worker:
         raise AssertionError("sequences never end")
 
     def arrive(self, now: float = 0.0) -> None:
-        for seq in list(self.scheduler.sequences.values()):
-            if seq.request_id in self.memory.fetched and seq.state in (State.PULLING, State.DISPLACED):
+        """What is on its way has come, from host memory and from peers."""
+        for seq in [s for s in self.scheduler.sequences.values() if s.state in (State.PULLING, State.DISPLACED)]:
+            if seq.source is not None:
+                ids, position = tuple(seq.tokens), seq.source.position
+                self.memory.pulled[seq.request_id] = (seq.have, ids[seq.have : position], ids[:position])
+                self.scheduler.install(seq.request_id, () if seq.source.kept else (77,), now)
+            elif seq.request_id in self.memory.fetched:
                 self.scheduler.install(seq.request_id, (), now)
 
     def check(self) -> None:
@@ -108,7 +115,11 @@ class Worker:
         assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
         assert cache.host.bytes <= cache.budget.host_bytes
         for k in cache.index:  # what the index promises is what the memory holds
-            if k.slot >= 0 and k.slot in self.memory.states and not any(c.to_slot == k.slot for c in scheduler._saves):
+            if (
+                k.slot >= 0
+                and k.slot in self.memory.states
+                and not any(c.to_slot == k.slot for c in scheduler.keeping.saves)
+            ):
                 state = self.memory.states[k.slot]
                 assert len(state) == k.position
                 assert state == self.memory.read(k.pages, 0, k.position)
@@ -229,6 +240,39 @@ def test_a_prefill_worker_sends_only_what_its_peer_lacks() -> None:
     assert [(e.start, e.stop, e.last) for e in exports] == [(8, 11, True)]
 
 
+@pytest.mark.parametrize("have", [-1, 3, 4])
+def test_a_peer_that_holds_what_the_snapshot_has_not_is_refused(have: int) -> None:
+    worker = Worker(limits())
+    name = worker.add([1, 2, 3], handoff=True)
+    with pytest.raises(PullError, match=f"holds {have} latents can't have a snapshot of 3 tokens"):
+        worker.scheduler.pull(name, "decode-0", have)
+    assert worker.step().exports == ()
+    worker.scheduler.pull(name, "decode-0", 2)
+    assert [(e.start, e.stop, e.last) for e in worker.step().exports] == [(2, 3, True)]
+
+
+def test_a_snapshot_goes_to_one_peer() -> None:
+    worker = Worker(limits())
+    name = worker.add(list(range(11)), handoff=True)
+    worker.scheduler.pull(name, "decode-0")
+    with pytest.raises(PullError, match="goes to decode-0 already"):
+        worker.scheduler.pull(name, "decode-1")
+    answered_here = worker.add(list(range(11)))
+    with pytest.raises(PullError, match="no snapshot of it leaves"):
+        worker.scheduler.pull(answered_here, "decode-0")
+
+
+@pytest.mark.parametrize(("position", "have"), [(9, -1), (9, 10), (8, 0)])
+def test_a_kept_snapshot_is_refused_to_a_peer_that_can_not_continue_it(position: int, have: int) -> None:
+    worker = Worker(limits())
+    ids = list(range(10))
+    turn(worker, ids, new=1)
+    kept = next(k for k in worker.scheduler.cache.index if k.position == 9)
+    with pytest.raises(PullError):
+        worker.scheduler.keeping.pull("theirs", "prefill-0", position, kept.digest, have)
+    assert kept.pins == 0
+
+
 def test_a_kept_snapshot_is_sent_to_a_peer_that_asks_and_continued_there() -> None:
     holder, taker = Worker(limits()), Worker(limits())
     first = list(range(10))
@@ -238,8 +282,7 @@ def test_a_kept_snapshot_is_sent_to_a_peer_that_asks_and_continued_there() -> No
     plan = taker.step()
     assert [(e.start, e.tokens) for e in plan.expects] == [(0, 12)]
     known = taker.scheduler.sequences[name].known
-    kept = holder.scheduler.pull_kept(name, "prefill-0", 12, known.digests.at(known.ids, 12), 0)
-    assert kept is not None
+    holder.scheduler.keeping.pull(name, "prefill-0", 12, known.digests.at(known.ids, 12), 0)
     holder.step()
     taker.memory.pulled[name] = holder.memory.sent[name]
     taker.scheduler.install(name, (), 0.0)
@@ -253,7 +296,8 @@ def test_a_kept_snapshot_that_is_not_there_is_refused_and_computed() -> None:
     holder, taker = Worker(limits()), Worker(limits())
     name = taker.add(list(range(10)), 2, source=Source("decode-0", 8, kept=True))
     taker.step()
-    assert holder.scheduler.pull_kept(name, "prefill-0", 8, b"x" * 16, 0) is None
+    with pytest.raises(PullError, match="no longer kept"):
+        holder.scheduler.keeping.pull(name, "prefill-0", 8, b"x" * 16, 0)
     taker.scheduler.not_coming(name)
     taker.finish()
     assert taker.begun[name] == (0, None)
@@ -269,23 +313,63 @@ class Life:
         self.now = 0.0
         self.turns: dict[str, list[int]] = {}
         self.dropped: set[str] = set()
+        self.lent: list[str] = []
         self.stems = [[s * 10 + i for i in range(12)] for s in range(2)]
 
     def one(self) -> str:
         names = list(self.worker.scheduler.sequences)
         return self.rng.choice(names) if names else ""
 
-    def add(self, ids: list[int], handoff: bool = False, boundaries: tuple[int, ...] = ()) -> None:
+    def add(
+        self, ids: list[int], handoff: bool = False, boundaries: tuple[int, ...] = (), source: Source | None = None
+    ) -> None:
         rng = self.rng
-        self.turns[self.worker.add(ids, rng.randint(1, 5), rng.choice((0, 0, 5)), handoff, None, boundaries)] = ids
+        new = rng.randint(1 if source is None or source.kept else 2, 5)
+        self.turns[self.worker.add(ids, new, rng.choice((0, 0, 5)), handoff, source, boundaries)] = ids
+
+    def prompt(self) -> list[int]:
+        rng = self.rng
+        return [*rng.choice(self.stems)[: rng.randint(1, 12)], *(rng.randint(0, 3) for _ in range(rng.randint(0, 9)))]
 
     def new(self, handoff: bool = False) -> None:
-        rng = self.rng
-        ids = [*rng.choice(self.stems)[: rng.randint(1, 12)], *(rng.randint(0, 3) for _ in range(rng.randint(0, 9)))]
-        self.add(ids, handoff, tuple(sorted(rng.sample(range(1, len(ids) + 1), min(2, len(ids))))))
+        ids = self.prompt()
+        self.add(ids, handoff, tuple(sorted(self.rng.sample(range(1, len(ids) + 1), min(2, len(ids))))))
 
     def handoff(self) -> None:
         self.new(handoff=True)
+
+    def handed(self) -> None:
+        """A prompt that another worker computes."""
+        ids = self.prompt()
+        self.add(ids, source=Source("prefill-0", len(ids)))
+
+    def peer(self) -> None:
+        """A prompt of which another worker keeps a beginning."""
+        ids = self.prompt()
+        if len(ids) > 1:
+            source = Source("decode-1", self.rng.randint(1, len(ids) - 1), kept=True)
+            self.add(ids, self.rng.random() < 0.5, source=source)
+
+    def gone(self) -> None:
+        """What a peer was said to keep does not come."""
+        seq = self.worker.scheduler.sequences.get(self.one())
+        if seq is not None and seq.source is not None and seq.source.kept:
+            self.worker.memory.pulled.pop(seq.request_id, None)
+            self.worker.scheduler.not_coming(seq.request_id)
+
+    def lend(self) -> None:
+        """A peer asks for a kept snapshot, or calls that off."""
+        kept = list(self.worker.scheduler.cache.index)
+        if self.lent and self.rng.random() < 0.3:
+            self.worker.scheduler.keeping.drop(self.rng.choice(self.lent))
+        elif kept:
+            one = self.rng.choice(kept)
+            name = f"theirs{len(self.lent)}"
+            self.lent.append(name)
+            with suppress(PullError):
+                self.worker.scheduler.keeping.pull(
+                    name, "prefill-1", one.position, one.digest, self.rng.randint(-1, one.position + 1)
+                )
 
     def fork(self) -> None:
         done = [t for t in self.turns if self.worker.ended.get(t) in ("stop", "length")]
@@ -308,7 +392,13 @@ class Life:
             self.dropped.add(name)
 
     def pull(self) -> None:
-        self.worker.scheduler.pull(self.one(), "decode-0", self.rng.choice((0, SIZE)))
+        seq = self.worker.scheduler.sequences.get(self.one())
+        if seq is None:
+            return
+        have = self.rng.choice((-1, 0, SIZE, 2 * SIZE))
+        fits = seq.handoff and seq.peer is None and 0 <= have < seq.prompt_tokens
+        with nullcontext() if fits else pytest.raises(PullError):
+            self.worker.scheduler.pull(seq.request_id, "decode-0", have)
 
     def sent(self) -> None:
         for s in [s for s in self.worker.scheduler.sequences.values() if s.state is State.SENDING]:
@@ -335,15 +425,19 @@ class Life:
         self.worker.finish(self.now)
 
 
-EVENTS = ("new", "new", "fork", "fork", "handoff", "step", "step", "step", "step", "mid", "abort", "pull", "sent",
-          "arrive", "damaged", "clear")  # fmt: skip
+EVENTS = ("new", "new", "fork", "fork", "handoff", "handed", "peer", "step", "step", "step", "step", "mid", "abort",
+          "pull", "sent", "arrive", "damaged", "gone", "lend", "clear")  # fmt: skip
+# Without a least size, lists have five items on average.
+LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_from(EVENTS), min_size=40, max_size=80)
 
 
 @pytest.mark.parametrize("host_bytes", [0, 60])
-@settings(max_examples=150, deadline=None)
-@given(events=st.lists(st.sampled_from(EVENTS), max_size=60), seed=st.integers(0, 1_000_000))
-def test_references_always_add_up_and_states_are_what_they_claim(host_bytes: int, events: list[str], seed: int) -> None:
-    worker = Worker(limits(host_bytes=host_bytes, pages=14))
+@settings(max_examples=200, deadline=None)
+@given(events=LIVES, seed=st.integers(0, 1_000_000), states=st.integers(0, 3))
+def test_references_always_add_up_and_states_are_what_they_claim(
+    host_bytes: int, events: list[str], seed: int, states: int
+) -> None:
+    worker = Worker(limits(states, host_bytes if states else 0, pages=14))
     life = Life(worker, random.Random(seed))
     for event in events:
         life.now += life.rng.choice((0.0, 0.5, 30.0))

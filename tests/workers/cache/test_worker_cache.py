@@ -8,8 +8,12 @@ import pytest
 
 from tests.workers.harness import Worker, Workers, workers
 from tests.workers.test_worker import GAP, config, greedy
+from wire.codec import CLUSTER
 from wire.digest import PageDigests
-from wire.protocol import Prefix
+from wire.handshake import call
+from wire.protocol import Abort, Hello, Prefix, Pull, PullRefused, Submit, WorkerInfo
+from wire.tls import connect
+from wire.tokens import TokenIds
 from workers.rank.engine import Engine
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
@@ -98,6 +102,37 @@ def test_a_source_that_keeps_nothing_of_it_costs_no_answer() -> None:
                 assert stream.token_ids == answer
             for worker in started.all:
                 await worker.caller.idle(worker.info)
+
+    asyncio.run(run())
+
+
+def test_a_pull_that_can_not_be_served_is_refused_with_its_reason() -> None:
+    async def run() -> None:
+        async with workers() as started:
+            prefill = await started.start(config(1, cache_states=16), "prefill")
+            reader, writer = await connect(prefill.info.host, prefill.info.port)
+            await call(reader, writer, "")
+            writer.write(CLUSTER.encode(Hello("decode-odd", "worker")))
+            assert isinstance(await CLUSTER.read(reader), WorkerInfo)
+
+            async def refusal(*messages: Pull) -> str:
+                for message in messages:
+                    writer.write(CLUSTER.encode(message))
+                answer = await CLUSTER.read(reader)
+                assert isinstance(answer, PullRefused)
+                assert not answer.told
+                return answer.reason
+
+            assert await refusal(Pull("r", -1, 50, b"x" * 16)) == "it is no longer kept"
+            # A pull may come before its request.
+            ask = Pull("early", have=71)
+            writer.write(CLUSTER.encode(ask))
+            prompt, _ = session()[0]
+            prefill.caller.send(Submit("early", TokenIds.of(prompt), greedy(NEW), handoff=True))
+            assert "holds 71 latents can't have a snapshot of 70 tokens" in await refusal()
+            prefill.caller.send(Abort("early"))
+            writer.close()
+            await prefill.caller.idle(prefill.info)
 
     asyncio.run(run())
 
