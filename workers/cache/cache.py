@@ -37,7 +37,7 @@ class PrefixCache:
     def reserve(self, tokens: Tokens, position: int, now: float) -> int | None:
         """A state slot for the snapshot of the first `position` tokens; `keep` or `release` it.
 
-        None if that is kept already, or if all slots are being copied from.
+        None if that is kept already, or if copies under way read all slots.
         """
         if not self.slots.size:
             return None
@@ -57,12 +57,12 @@ class PrefixCache:
         self.slots.give([slot], cached=True)
 
     def keep(
-        self, tokens: Tokens, position: int, pages: Sequence[int], slot: int, now: float, stored: bool = True
+        self, tokens: Tokens, position: int, pages: Sequence[int], slot: int, now: float, state_in: int | None
     ) -> Kept:
         """Enter the snapshot of the first `position` tokens.
 
-        pages: the sequence's, which go on being its too. slot: a reserved one. stored: it holds the state when the next
-        plan begins, so that it can be copied to the host then.
+        pages: the sequence's, which go on being its too. slot: a reserved one. state_in: the slot that holds the state
+        when the next plan begins, from where it is copied to the host; None to keep it on the device alone.
         """
         kept = self.index.at(tokens, position)
         if kept is not None and kept.slot >= 0:  # another sequence kept the same within the step
@@ -79,8 +79,8 @@ class PrefixCache:
         else:
             self.index.place(kept)
         self.on_change(kept)
-        if stored and self.budget.host_bytes:
-            for gone in self.host.store(kept, self.page_size, now):
+        if state_in is not None and self.budget.host_bytes:
+            for gone in self.host.store(kept, state_in, self.page_size, now):
                 self._left_host(gone)
         return kept
 

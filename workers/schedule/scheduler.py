@@ -260,7 +260,7 @@ class Scheduler:
             if seq.computed <= seq.prompt_tokens:
                 self.cache.index.note(seq.known, seq.computed)
             for count, slot in row.keeps:
-                self.cache.keep(seq.known, row.start + count, seq.pages, slot, now)
+                self.cache.keep(seq.known, row.start + count, seq.pages, slot, now, state_in=slot)
             seq.keeps = [p for p in seq.keeps if p > seq.computed]
             seq.prompt_logprobs.extend(result.prompt_logprobs[index] if result.prompt_logprobs else ())
             if row.sample and at in failures:
@@ -448,7 +448,7 @@ class Scheduler:
         while not self.slots.free or not self.cache.make_pages(pages, now):
             if not yielding:
                 return False
-            self._preempt(yielding.pop())
+            self._preempt(yielding.pop(), now)
         return True
 
     def _yielding(self, priority: int) -> list[Sequence]:
@@ -464,13 +464,19 @@ class Scheduler:
                 seq.pages += self.pages.take(1)
                 continue
             victim = max((*self._active, *self._yielding(seq.priority)), key=_queue_key)
-            self._preempt(victim)
+            self._preempt(victim, now)
             if victim is seq:
                 return False
         return True
 
-    def _preempt(self, seq: Sequence) -> None:
-        """Back to the queue without its places. Its tokens are computed anew, here, when there is room."""
+    def _preempt(self, seq: Sequence, now: float) -> None:
+        """Back to the queue without its places.
+
+        When there is room it goes on here, from what is kept of it by then: all it has computed, unless its pages were
+        wanted too and host memory has no copy.
+        """
+        if seq.state is State.RUNNING and seq.computed and all(i.request_id != seq.request_id for i in self._installs):
+            self._save(seq, now)
         self._free(seq)
         if seq.state is State.PULLING:
             seq.state = State.DISPLACED
@@ -553,15 +559,15 @@ class Scheduler:
             slot = self.cache.reserve(seq.known, position, now)
             if slot is not None:
                 step.copy(Copy(seq.slot, slot))
-                self.cache.keep(seq.known, position, seq.pages, slot, now, stored=False)
+                self.cache.keep(seq.known, position, seq.pages, slot, now, state_in=None)
         self._arrived.clear()
 
-    def _keep_end(self, seq: Sequence, now: float) -> None:
-        """An answer is whole: the next turn begins where it ends."""
+    def _save(self, seq: Sequence, now: float) -> None:
+        """Keep what a sequence that gives up its places has computed: its own rest or the next turn begins there."""
         slot = self.cache.reserve(seq.known, seq.computed, now)
         if slot is not None:
             self._saves.append(Copy(seq.slot, slot))
-            self.cache.keep(seq.known, seq.computed, seq.pages, slot, now)
+            self.cache.keep(seq.known, seq.computed, seq.pages, slot, now, state_in=seq.slot)
 
     def _sampled(self, seq: Sequence, result: StepResult, at: int, now: float) -> SeqOutput:
         token = result.tokens[at][0]
@@ -586,7 +592,7 @@ class Scheduler:
         )
         if finish:
             if not seq.handoff:
-                self._keep_end(seq, now)
+                self._save(seq, now)
             self.remove(seq.request_id)
         elif seq.handoff:
             self._hold(seq, now)
