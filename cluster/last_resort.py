@@ -1,4 +1,4 @@
-"""A small process that ends this one and all below it, if a signal to end is not heeded in time.
+"""A small process that ends this one and all below it and removes its folder, if a signal is not heeded in time.
 
 Ray connects to its GCS in native code that keeps Python's lock: while the GCS does not answer, no handler of a signal
 runs here. Python still writes each signal's number to the wake-up pipe, and the other process reads it there.
@@ -10,8 +10,11 @@ import signal
 import time
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
+
+from cluster.ending import remove
 
 _SERVES = 255  # no signal's number
 
@@ -19,7 +22,7 @@ _SERVES = 255  # no signal's number
 class LastResort:
     """Waits `start_s` after a signal while the cluster starts, and `serving_s` once `serves` was called."""
 
-    def __init__(self, signals: Iterable[int], start_s: float, serving_s: float) -> None:
+    def __init__(self, signals: Iterable[int], folder: Path, start_s: float, serving_s: float) -> None:
         """Fork; call it before threads are started."""
         source, self._pipe = os.pipe()
         watched, process = frozenset(signals), os.getpid()
@@ -28,7 +31,9 @@ class LastResort:
             for number in watched:
                 signal.signal(number, signal.SIG_IGN)
             with suppress(KeyboardInterrupt):
-                _watch(source, process, watched, (start_s, serving_s))
+                if not _heeded(source, watched, (start_s, serving_s)):
+                    _end(process)
+                    remove(folder)
             os._exit(0)
         os.close(source)
         os.set_blocking(self._pipe, False)
@@ -39,16 +44,16 @@ class LastResort:
         os.write(self._pipe, bytes([_SERVES]))
 
 
-def _watch(source: int, process: int, watched: frozenset[int], patience: tuple[float, float]) -> None:
+def _heeded(source: int, watched: frozenset[int], patience: tuple[float, float]) -> bool:
+    """Wait for the process's end, or until a signal has not been heeded in time."""
     serves, deadline = False, None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
         if not select.select([source], [], [], left)[0]:
-            _end(process)
-            return
+            return False
         read = os.read(source, 64)
         if not read:
-            return  # it has ended by itself
+            return True  # it has ended by itself
         serves = serves or _SERVES in read
         if watched.intersection(read) and deadline is None:
             deadline = time.monotonic() + patience[serves]

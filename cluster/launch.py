@@ -1,7 +1,9 @@
 """`ling serve`, up to the point where Ray is imported: Ray reads its environment then."""
 
+import functools
 import os
 import secrets
+import signal
 import socket
 import tempfile
 from pathlib import Path
@@ -10,8 +12,10 @@ from rich.console import Console
 
 from cluster.checkpoint import check_files
 from cluster.config import ClusterConfig, ConfigError
+from cluster.ending import abandon
 from cluster.fetch.terminal import fetch_shown
 from cluster.resolve import find, resolve
+from cluster.signals import ENDING, EndingSignals
 from wire.tls import TlsError, tls
 from workers.local import FORK_SERVER, ForkServer
 
@@ -36,13 +40,27 @@ def serve_here(config: ClusterConfig, metrics_port: int | None = None) -> None:
         tls()
     except TlsError as error:
         raise ConfigError(str(error)) from error
-    folder = Path(tempfile.mkdtemp(prefix="ling-"))
-    # Torch is imported there while Ray starts.
-    forks = ForkServer(folder, folder / "ranks.log")
-    _set_environment(forks.address)
-    from cluster.running import run  # noqa: PLC0415 - Ray must not be imported before
+    folder, signals = _folder_that_goes()
+    try:
+        # Torch is imported there while Ray starts.
+        forks = ForkServer(folder, folder / "ranks.log")
+        _set_environment(forks.address)
+        from cluster.running import run  # noqa: PLC0415 - Ray must not be imported before
 
-    run(config, found, folder, metrics_port)
+        run(config, found, folder, metrics_port, signals)
+    finally:
+        signals.restore()
+
+
+def _folder_that_goes() -> tuple[Path, EndingSignals]:
+    """A folder for the cluster's files. From now on an ending signal ends what was started and removes it."""
+    # No signal may come between the two.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="ling-"))
+        return folder, EndingSignals(functools.partial(abandon, folder))
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _check_port(host: str, port: int, setting: str) -> None:

@@ -4,24 +4,19 @@ import atexit
 import ctypes
 import logging
 import os
-import shutil
 import sys
-import time
 from pathlib import Path
-from typing import NoReturn
 
-import psutil
 import ray
 from ray._private.node import Node
 
 from cluster.daemons import Daemons, RayLost, be_patient, wait_for_the_node
+from cluster.ending import end_descendants, remove
 from wire.logs import describe
 
 _PR_SET_CHILD_SUBREAPER = 36
 _OBJECT_STORE_BYTES = 100 * 1024 * 1024
 _PATIENCE_S = 1.0
-_WAIT_S = 0.2
-_ABANDONED = 130  # what a shell reports after Ctrl-C
 
 
 class LocalRay:
@@ -67,15 +62,9 @@ class LocalRay:
         else:
             # At the interpreter's end Ray would wait for processes that are gone.
             atexit.register(os._exit, 1)
-        _end_descendants(patience_s=_PATIENCE_S)
+        end_descendants(patience_s=_PATIENCE_S)
         if not keep_logs:
-            shutil.rmtree(self.folder, ignore_errors=True)
-
-    def abandon(self) -> NoReturn:
-        """End the descendants and this process at once, whatever it is doing."""
-        _end_descendants(patience_s=0)
-        shutil.rmtree(self.folder, ignore_errors=True)
-        os._exit(_ABANDONED)
+            remove(self.folder)
 
 
 def _leave_out(*starts: str) -> None:
@@ -94,30 +83,3 @@ def _adopt_orphans() -> None:
     """Processes whose parent dies become this process's children (Linux), so that none gets out of sight."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-
-
-def _end_descendants(patience_s: float) -> None:
-    """Terminate, after `patience_s` kill, until none is left; what ends may leave new orphans."""
-    kill_from = time.monotonic() + patience_s
-    own = psutil.Process()
-    while living := [p for p in own.children(recursive=True) if _runs(p)]:
-        for process in living:
-            try:
-                if time.monotonic() < kill_from:
-                    process.terminate()
-                else:
-                    process.kill()
-            except psutil.NoSuchProcess:
-                continue
-        psutil.wait_procs(living, timeout=_WAIT_S)
-
-
-def _runs(process: psutil.Process) -> bool:
-    """Whether it still runs; one that has ended but was adopted is reaped."""
-    try:
-        if process.status() == psutil.STATUS_ZOMBIE:
-            process.wait(timeout=0)
-            return False
-        return True
-    except (psutil.NoSuchProcess, psutil.TimeoutExpired):
-        return False

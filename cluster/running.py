@@ -17,6 +17,7 @@ from rich.status import Status
 
 from cluster.app import application, gpus
 from cluster.config import ClusterConfig, ConfigError
+from cluster.ending import ABANDONED
 from cluster.entries import Failure, Listing
 from cluster.hints import hints
 from cluster.last_resort import LastResort
@@ -68,54 +69,52 @@ class StartError(RuntimeError):
     """The cluster did not come up; the message is the first error there was."""
 
 
-def run(config: ClusterConfig, found: Found, folder: Path, metrics_port: int | None) -> NoReturn:
+def run(
+    config: ClusterConfig, found: Found, folder: Path, metrics_port: int | None, signals: EndingSignals
+) -> NoReturn:
     """Start, serve until an ending signal, drain, end this process. A second signal ends without draining.
 
     `folder`: for the cluster's files; it goes with it. ConfigError and StartError if it did not come up.
     """
-    local = LocalRay(folder, metrics_port)
-    signals = EndingSignals(local.abandon)
-    last_resort = LastResort(ENDING, _HEEDED_S, config.drain_s + _CLOSING_S + _HEEDED_S)
-    in_ray = RayThread()
-    failed = True
-    try:
-        with own_console(local.folder / "driver.log") as console:
-
-            def look_after_ray() -> None:
-                if done := local.daemons.check():
-                    console.print(f"[red]{done}[/]", highlight=False)
-
-            def look_after_ray_and_signals() -> None:
-                look_after_ray()
-                if signals.asked:
-                    raise InterruptedError
-
-            try:
-                with console.status("starting Ray…") as progress:
-                    in_ray.do(lambda: _start(config, found, local, progress), look_after_ray)
-                signals.defer()
-                last_resort.serves()
-                with suppress(InterruptedError):
-                    in_ray.do(lambda: _follow(signals, console), look_after_ray_and_signals)
-                console.print("ending…")
-                signals.defer()
-                _drain(config.drain_s, signals, in_ray)
-                failed = False
-            finally:
-                signals.ignore()
-                local.end(keep_logs=failed, disconnect=in_ray.idle)
-                if failed:
-                    console.print(f"Ray's logs: {local.folder}", highlight=False, soft_wrap=True)
-    finally:
-        signals.restore()
-    # Interpreter exit would take two seconds to take down what Ray and Serve left in this process.
-    os._exit(0)
-
-
-def _start(config: ClusterConfig, found: Found, local: LocalRay, progress: Status) -> None:
-    """Returns once the cluster serves and has said so."""
     began = time.monotonic()
-    local.start()
+    local = LocalRay(folder, metrics_port)
+    last_resort = LastResort(ENDING, folder, _HEEDED_S, config.drain_s + _CLOSING_S + _HEEDED_S)
+    in_ray = RayThread()
+    failed, status = True, ABANDONED
+    with own_console(local.folder / "driver.log") as console:
+
+        def look_after_ray() -> None:
+            if done := local.daemons.check():
+                console.print(f"[red]{done}[/]", highlight=False)
+            if signals.asked:
+                raise InterruptedError
+
+        try:
+            with suppress(InterruptedError):
+                with console.status("starting Ray…") as progress:
+                    in_ray.do(local.start, look_after_ray)
+                    signals.take()
+                    # From here on routers may have requests, which end as drained ones do.
+                    signals.defer()
+                    last_resort.serves()
+                    resolved = in_ray.do(lambda: _start(config, found, progress, signals), look_after_ray)
+                _announce(resolved, time.monotonic() - began, console)
+                status = 0
+                in_ray.do(lambda: _follow(signals, console), look_after_ray)
+            console.print("ending…")
+            _drain(config.drain_s, signals, in_ray)
+            failed = False
+        finally:
+            signals.ignore()
+            local.end(keep_logs=failed, disconnect=in_ray.idle)
+            if failed:
+                console.print(f"Ray's logs: {local.folder}", highlight=False, soft_wrap=True)
+    # Interpreter exit would take two seconds to take down what Ray and Serve left in this process.
+    os._exit(status)
+
+
+def _start(config: ClusterConfig, found: Found, progress: Status, signals: EndingSignals) -> Resolved:
+    """Returns once the cluster serves; InterruptedError at an ending signal."""
     resolved = _on_device(config, found)
     progress.update("starting Serve…")
     target = serve.RunTarget(application(resolved), name=_APP)
@@ -125,9 +124,10 @@ def _start(config: ClusterConfig, found: Found, local: LocalRay, progress: Statu
     except Exception as error:  # Ray raises bare ones
         raise StartError(f"Serve did not start: {describe(error)}") from error
     pools = (resolved.config.prefill, resolved.config.decode)
-    # No proxy stands between this machine and itself.
-    with httpx.Client(base_url=_url(resolved), timeout=_CALL_S, trust_env=False) as router:
+    with _router(resolved) as router:
         for listing in _Watch(_POLL_S):
+            if signals.asked:
+                raise InterruptedError
             if listing.failures:
                 raise StartError(_told(listing.failures[0]))
             _check_deployed()
@@ -136,7 +136,7 @@ def _start(config: ClusterConfig, found: Found, local: LocalRay, progress: Statu
             progress.update("\n".join([f"{up} of {wanted} workers are up…", *map(escape, ways)]))
             if up >= wanted and _ready(router):
                 break
-        _announce(resolved, router.get("/status").json(), time.monotonic() - began, progress.console)
+    return resolved
 
 
 def _follow(signals: EndingSignals, console: Console) -> None:
@@ -178,6 +178,11 @@ def _ready(router: httpx.Client) -> bool:
         return False
 
 
+def _router(resolved: Resolved) -> httpx.Client:
+    # No proxy stands between this machine and itself.
+    return httpx.Client(base_url=_url(resolved), timeout=_CALL_S, trust_env=False)
+
+
 def _url(resolved: Resolved) -> str:
     """Where this machine reaches the routers."""
     config = resolved.config
@@ -189,8 +194,10 @@ def _told(failure: Failure) -> str:
     return f"{failure.role} worker {failure.worker_id}: {failure.reason}"
 
 
-def _announce(resolved: Resolved, status: dict[str, Any], seconds: float, console: Console) -> None:
+def _announce(resolved: Resolved, seconds: float, console: Console) -> None:
     url = _url(resolved)
+    with _router(resolved) as router:
+        status = router.get("/status").json()
     console.print(f"[bold green]{escape(resolved.served_name)}[/] is served at [bold]{url}[/] after {seconds:.0f} s\n")
     console.print(render(status))
     told = hints(url, resolved.config.router.api_keys)
@@ -206,11 +213,11 @@ def _drain(drain_s: float, signals: EndingSignals, in_ray: RayThread) -> None:
 
     def take_down() -> None:
         serve.delete(_APP, _blocking=False)
-        while _APP in serve.status().applications and time.monotonic() < deadline and not signals.asked:
+        while _APP in serve.status().applications and time.monotonic() < deadline and signals.asked < 2:
             time.sleep(_POLL_S)
 
     def look_at_the_clock() -> None:
-        if signals.asked or time.monotonic() > deadline:
+        if signals.asked > 1 or time.monotonic() > deadline:
             raise TimeoutError
 
     try:

@@ -12,22 +12,25 @@ if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else `nohup` wants 
 class EndingSignals:
     """Handles SIGINT, SIGTERM and SIGHUP in the main thread.
 
-    At first a signal calls `abandon` at once: nothing serves yet, nothing is lost. After `defer` it only sets
+    At first a signal calls `abandon` at once: nothing serves yet, nothing is lost. After `defer` it only counts in
     `asked`, for the caller to look at. After `ignore` it does nothing.
     """
 
     def __init__(self, abandon: Callable[[], None]) -> None:
-        self.asked = False
+        self.asked = 0
         self._abandon = abandon
         self._deferred = False
         self._before = {number: signal.getsignal(number) for number in ENDING}
+        self.take()
+
+    def take(self) -> None:
+        """Handle the signals; again after Ray has connected, as its native code then takes SIGTERM for itself."""
         for number in ENDING:
             signal.signal(number, self._handle)
 
     def defer(self) -> None:
-        """From now on note signals in `asked`."""
+        """From now on count signals in `asked`. Any thread may call it."""
         self._deferred = True
-        self.asked = False
 
     def ignore(self) -> None:
         """From now on do nothing."""
@@ -40,7 +43,9 @@ class EndingSignals:
             signal.signal(number, handler)
 
     def _handle(self, _number: int, _frame: FrameType | None) -> None:
+        # If Ray's handler took SIGTERM, it has called this one, and set an alarm that aborts the process.
+        signal.alarm(0)
         if self._deferred:
-            self.asked = True
+            self.asked += 1
         else:
             self._abandon()

@@ -50,7 +50,7 @@ class Arrivals:
         return arrival.header
 
 
-def mismatch(seq: Sequence, header: Header, own: WorkerInfo) -> str | None:
+def header_mismatch(seq: Sequence, header: Header, own: WorkerInfo) -> str | None:
     """Why a snapshot can't be continued with here; None if it can."""
     assert seq.source is not None
     position, known = seq.source.position, seq.known

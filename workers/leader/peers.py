@@ -30,7 +30,7 @@ class Peer:
         self.writer.write(CLUSTER.encode(message))
 
 
-def mismatch(own: WorkerInfo, peer: WorkerInfo) -> str | None:
+def peer_mismatch(own: WorkerInfo, peer: WorkerInfo) -> str | None:
     """Why a snapshot made by `peer` can't continue in `own`; None if it can."""
     for name in ("weights_id", "layout"):
         mine, theirs = getattr(own, name), getattr(peer, name)
@@ -105,7 +105,7 @@ class Peers:
                 info = await CLUSTER.read(reader)
             if not isinstance(info, WorkerInfo):
                 raise WireError(f"expected WorkerInfo, got {type(info).__name__}")
-            if reason := mismatch(self._own, info):
+            if reason := peer_mismatch(self._own, info):
                 raise PeerRefused(reason)
         except (OSError, TimeoutError, EOFError, WireError) as error:
             if writer is not None:

@@ -1,61 +1,69 @@
-"""A prefill worker's callers that pull snapshots: who wants which request's, and what they are told of it."""
+"""Who pulls snapshots from this worker: its connected decode workers, and the request that each asked for. Pure."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from wire.protocol import Header, Pull, PullRefused
-from workers.leader.clients import Client
+
+
+class Puller(Protocol):
+    """A decode worker's connection; `name` is the worker's id."""
+
+    name: str
+
+    def tell(self, message: Header | PullRefused, /) -> None:
+        """Queue a message for it."""
 
 
 @dataclass(frozen=True, slots=True)
-class _Puller:
-    client: Client
+class _Asked:
+    puller: Puller
     at: float
     have: int
 
 
 class Pulls:
-    """Requests that decode workers asked for, be they here yet or not."""
+    """Requests that decode workers asked for, whether they are here yet or not."""
 
     def __init__(self) -> None:
-        self._wanted: dict[str, _Puller] = {}
-        self._workers: dict[str, Client] = {}
+        self._asked: dict[str, _Asked] = {}
+        self._workers: dict[str, Puller] = {}
 
-    def join(self, client: Client) -> None:
+    def join(self, puller: Puller) -> None:
         """A decode worker connected; it may be its second connection."""
-        self._workers[client.name] = client
+        self._workers[puller.name] = puller
 
-    def leave(self, client: Client) -> bool:
+    def leave(self, puller: Puller) -> bool:
         """A connection ended, and what it asked for with it; whether its worker has no other."""
-        for request_id in [i for i, puller in self._wanted.items() if puller.client is client]:
-            del self._wanted[request_id]
-        if self._workers.get(client.name) is not client:
+        for request_id in [i for i, asked in self._asked.items() if asked.puller is puller]:
+            del self._asked[request_id]
+        if self._workers.get(puller.name) is not puller:
             return False
-        del self._workers[client.name]
+        del self._workers[puller.name]
         return True
 
-    def ask(self, pull: Pull, client: Client, now: float) -> None:
-        """A client wants a request's snapshot."""
-        self._wanted[pull.request_id] = _Puller(client, now, pull.have)
+    def worker(self, name: str) -> Puller | None:
+        """A decode worker's newest connection; None if it has gone."""
+        return self._workers.get(name)
+
+    def ask(self, pull: Pull, puller: Puller, now: float) -> None:
+        """A decode worker wants a request's snapshot."""
+        self._asked[pull.request_id] = _Asked(puller, now, pull.have)
 
     def by(self, request_id: str) -> tuple[str, int] | None:
         """The name of who wants it, and how many latents that has; None if nobody does."""
-        puller = self._wanted.get(request_id)
-        return (puller.client.name, puller.have) if puller else None
+        asked = self._asked.get(request_id)
+        return (asked.puller.name, asked.have) if asked else None
 
     def drop(self, request_id: str) -> None:
-        """It was had, or is wanted no more."""
-        self._wanted.pop(request_id, None)
+        """It was sent, or is wanted no more."""
+        self._asked.pop(request_id, None)
 
-    def refuse(self, request_id: str, reason: str, told: bool) -> None:
-        """Tell who wants it, if anybody does, that it won't come. told: its router knows how it ended."""
-        if puller := self._wanted.pop(request_id, None):
-            puller.client.tell(PullRefused(request_id, reason, told))
+    def take(self, request_id: str) -> Puller | None:
+        """Forget that it is wanted; the connection that wanted it, None if nobody did."""
+        asked = self._asked.pop(request_id, None)
+        return asked.puller if asked else None
 
     def asked_before(self, moment: float) -> list[str]:
         """What was asked for earlier than that."""
-        return [request_id for request_id, puller in self._wanted.items() if puller.at < moment]
-
-    def head(self, worker: str, header: Header) -> None:
-        """Tell a decode worker what a snapshot is of; nothing if it has gone."""
-        if client := self._workers.get(worker):
-            client.tell(header)
+        return [request_id for request_id, asked in self._asked.items() if asked.at < moment]

@@ -1,0 +1,373 @@
+"""Hand-offs of snapshots between workers, as one worker takes part in them. Pure: no sockets, no clock, no tensors.
+
+Each method takes one event and returns the actions that follow from it, in order; the leader performs them. A prefill
+worker remembers who pulls which request (`Pulls`) and which ranks have sent their part; a decode worker remembers
+which peers it is connected to and what has come of each snapshot it pulls (`Arrivals`).
+"""
+
+import dataclasses
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from wire.protocol import CancelPull, Header, Pull, PullRefused, SeqOutput, WorkerInfo
+from workers.cache.moves import Fetch
+from workers.leader.arrivals import Arrivals, header_mismatch
+from workers.leader.figures import TransferFailure
+from workers.leader.pulls import Puller, Pulls
+from workers.schedule.scheduler import PullError, Scheduler
+from workers.schedule.sequence import Sequence, State
+from workers.schedule.step import Expect, Export, LinkAll, StepPlan, Unlink
+
+
+@dataclass(frozen=True, slots=True)
+class ToPuller:
+    """Send a message to a decode worker that pulls from here."""
+
+    puller: Puller
+    message: Header | PullRefused
+
+
+@dataclass(frozen=True, slots=True)
+class ToPeer:
+    """Send a message to a peer that this worker pulls from."""
+
+    worker_id: str
+    message: Pull | CancelPull
+
+
+@dataclass(frozen=True, slots=True)
+class Add:
+    """Schedule a request: its peer is connected, or is no longer needed."""
+
+    seq: Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """Count a snapshot that did not come."""
+
+    why: TransferFailure
+
+
+@dataclass(frozen=True, slots=True)
+class Arrived:
+    """Count a snapshot that has come, and the seconds since its header came."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """Publish the last output of a request."""
+
+    output: SeqOutput
+
+
+Action = ToPuller | ToPeer | Add | Failed | Arrived | Ended
+
+
+class HandOffs:
+    """All hand-offs of one worker. timeout_s: how long a pull waits for a request that never comes."""
+
+    def __init__(self, scheduler: Scheduler, info: WorkerInfo, timeout_s: float) -> None:
+        self._scheduler = scheduler
+        self._info = info
+        self._timeout_s = timeout_s
+        self._peers: set[str] = set()
+        self._joining: set[str] = set()  # requests whose peer is being connected
+        self._pulls = Pulls()
+        self._arrivals = Arrivals(len(info.ranks))
+        self._departures: dict[str, set[int]] = defaultdict(set)  # the ranks that have sent their part
+        self._links: list[LinkAll] = []
+        self._unlinks: list[Unlink] = []
+
+    def __contains__(self, request_id: str) -> bool:
+        """Whether a request waits here for its peer to be connected."""
+        return request_id in self._joining
+
+    @property
+    def idle(self) -> bool:
+        """No request waits for its peer to be connected."""
+        return not self._joining
+
+    # A request comes and goes
+
+    def must_connect(self, seq: Sequence) -> bool:
+        """Whether a new request waits here until its peer is connected; `joined` ends the wait."""
+        if seq.source is None or seq.source.peer in self._peers:
+            return False
+        self._joining.add(seq.request_id)
+        return True
+
+    def joined(self, seq: Sequence, refusal: str | None) -> list[Action]:
+        """The attempt to connect a request's peer is over. refusal: why it failed; None if the peer is connected."""
+        if seq.request_id not in self._joining:
+            return []  # the request was given up meanwhile
+        self._joining.discard(seq.request_id)
+        if refusal is None:
+            return [Add(seq)]
+        assert seq.source is not None
+        if seq.source.kept:  # its prompt is computed here instead
+            seq.source, seq.missed = None, "peer"
+            return [Failed("peer"), Add(seq)]
+        return [Failed("peer"), *self.end(SeqOutput(seq.request_id, 0, finish="error", error=refusal, retry=True))]
+
+    def added(self, seq: Sequence) -> list[Action]:
+        """A request was scheduled; a decode worker may have asked for its snapshot before."""
+        if asked := self._pulls.by(seq.request_id):
+            try:
+                self._scheduler.pull(seq.request_id, *asked)
+            except PullError as error:
+                return self._refuse(seq.request_id, str(error), told=False)
+        return []
+
+    def end(self, output: SeqOutput) -> list[Action]:
+        """A request ends with this output, outside any step."""
+        self._departures.pop(output.request_id, None)
+        self._pulls.drop(output.request_id)
+        return [Ended(output)]
+
+    def drop(self, request_id: str) -> list[Action]:
+        """The owner of a request gave it up: free it without an output."""
+        self._joining.discard(request_id)
+        self._departures.pop(request_id, None)
+        seq = self._scheduler.sequences.get(request_id)
+        if seq is None:
+            return []
+        actions = self._cancel(seq)
+        self._scheduler.remove(request_id)
+        return actions
+
+    def overdue(self, now: float) -> list[Action]:
+        """End what has waited too long: snapshots that nobody pulls, and pulls whose request never came."""
+        actions: list[Action] = []
+        for output in self._scheduler.overdue(now):
+            actions += [Failed("timeout"), *self._not_handed_on(output)]
+        for request_id in self._pulls.asked_before(now - self._timeout_s):
+            if request_id not in self._scheduler.sequences:
+                actions += self._refuse(request_id, "its prefill worker never got the request", told=False)
+        return actions
+
+    # Steps
+
+    def with_links(self, plan: StepPlan) -> StepPlan:
+        """The plan, with the peers that the ranks are to connect and to forget."""
+        if not (self._links or self._unlinks):
+            return plan
+        plan = dataclasses.replace(plan, links=tuple(self._links), unlinks=tuple(self._unlinks))
+        self._links.clear()
+        self._unlinks.clear()
+        return plan
+
+    def planned(self, plan: StepPlan, now: float) -> list[Action]:
+        """A plan went to the ranks: ask the peers for the snapshots that its ranks now expect."""
+        for fetch in plan.fetches:
+            self._arrivals.expect(fetch.request_id, self._header_of(fetch))
+        actions: list[Action] = []
+        for expect in plan.expects:
+            if expect.peer in self._peers:
+                self._arrivals.expect(expect.request_id)
+                actions.append(ToPeer(expect.peer, self._pull_of(expect)))
+            else:  # it went away after the request was queued
+                actions += self._fail(expect.request_id, f"prefill worker {expect.peer} went away", "peer", now)
+        return actions
+
+    def stepped(self, outputs: Iterable[SeqOutput], exports: Iterable[Export], now: float) -> list[Action]:
+        """A step's results were taken: tell pullers which prompts are computed, and end what has left already."""
+        actions: list[Action] = []
+        for output in outputs:
+            seq = self._scheduler.sequences.get(output.request_id)
+            if seq is None:
+                actions += self._refuse(output.request_id, "the request ended with its first token", told=True)
+            elif seq.handoff and seq.peer is not None:
+                actions += self._send_header(seq, seq.peer)
+        for export in exports:
+            seq = self._scheduler.sequences.get(export.request_id)
+            if seq is not None and seq.handoff and seq.gone:  # it had left before the step was committed
+                actions += self._finish(self._scheduler.sent(export.request_id, now))
+        return actions
+
+    # Decode workers that pull from here
+
+    def puller_joined(self, puller: Puller) -> None:
+        """A decode worker connected; it may be its second connection."""
+        self._pulls.join(puller)
+
+    def puller_left(self, puller: Puller, now: float) -> list[Action]:
+        """A connection ended: what its decode worker was to get has no taker, if it has no other connection."""
+        actions: list[Action] = []
+        if self._pulls.leave(puller):
+            for seq in [s for s in self._scheduler.sequences.values() if s.peer == puller.name]:
+                actions += self._fail(seq.request_id, f"decode worker {puller.name} went away", "peer", now)
+        return actions
+
+    def asked(self, puller: Puller, pull: Pull, now: float) -> list[Action]:
+        """A decode worker has room for a request's snapshot, or wants a copy of a kept one."""
+        if pull.kept is not None:
+            return [ToPuller(puller, self._answer_kept(puller, pull, pull.kept))]
+        seq = self._scheduler.sequences.get(pull.request_id)
+        actions: list[Action] = []
+        if seq is not None:
+            try:
+                self._scheduler.pull(pull.request_id, puller.name, pull.have)
+            except PullError as error:
+                return [ToPuller(puller, PullRefused(pull.request_id, str(error), told=False))]
+            if seq.generated:
+                actions = self._send_header(seq, puller.name)
+        self._pulls.ask(pull, puller, now)
+        return actions
+
+    def kept_cancelled(self, request_id: str) -> None:
+        """A peer wants no copy of a kept snapshot any more."""
+        self._scheduler.drop_kept(request_id)
+
+    def cancelled(self, request_id: str) -> list[Action]:
+        """A decode worker wants a request's snapshot no more: nobody needs the request."""
+        self._pulls.drop(request_id)
+        return self.drop(request_id)
+
+    def sent(self, request_id: str, rank: int, now: float) -> list[Action]:
+        """A rank has sent its part of a snapshot; the request ends here with the last part."""
+        seq = self._scheduler.sequences.get(request_id)
+        if seq is None or not seq.handoff:
+            return []
+        gone = self._departures[request_id]
+        gone.add(rank)
+        if len(gone) < len(self._info.ranks):
+            return []
+        del self._departures[request_id]
+        return self._finish(self._scheduler.sent(request_id, now))
+
+    # Peers that this worker pulls from
+
+    def linked(self, info: WorkerInfo) -> None:
+        """A peer is connected; the ranks connect to its ranks with the next plan."""
+        self._peers.add(info.worker_id)
+        self._links.append(LinkAll(info.worker_id, tuple((r.transfer_host, r.transfer_port) for r in info.ranks)))
+
+    def peer_lost(self, worker_id: str, reason: str, now: float) -> list[Action]:
+        """A peer went away; what was to come from it does not come."""
+        self._peers.discard(worker_id)
+        self._unlinks.append(Unlink(worker_id))
+        actions: list[Action] = []
+        for request_id in self._scheduler.pulling_from(worker_id):
+            actions += self._fail(request_id, reason, "peer", now)
+        return actions
+
+    def link_lost(self, worker_id: str, request_ids: Iterable[str], reason: str, now: float) -> list[Action]:
+        """A rank's connection to a peer's rank broke, with these requests' snapshots on it."""
+        actions: list[Action] = []
+        for request_id in request_ids:
+            actions += self._fail(request_id, f"the transfer link to {worker_id} broke: {reason}", "link", now)
+        return actions
+
+    def told(self, worker_id: str, message: Header | PullRefused, now: float) -> list[Action]:
+        """A peer tells what a snapshot is of, or that it does not come."""
+        if isinstance(message, PullRefused):
+            if message.request_id not in self._scheduler.pulling_from(worker_id):
+                return []
+            if message.told:
+                self._arrivals.drop(message.request_id)
+                return self._finish(self._scheduler.call_off(message.request_id, now))
+            return self._fail(message.request_id, message.reason, "refused", now)
+        seq = self._scheduler.sequences.get(message.request_id)
+        if message.request_id not in self._arrivals or seq is None:
+            return []
+        if reason := header_mismatch(seq, message, self._info):
+            reason = f"snapshot from {worker_id} refused: {reason}"
+            return self._fail(seq.request_id, reason, "mismatch", now)
+        seq.header_at = now
+        return self._install(self._arrivals.head(message), now)
+
+    def received(self, request_id: str, rank: int, now: float) -> list[Action]:
+        """A rank has its part of a snapshot."""
+        return self._install(self._arrivals.part(request_id, rank), now)
+
+    def fetch_failed(self, request_id: str) -> None:
+        """A kept snapshot in host memory is damaged: the request is computed instead."""
+        self._arrivals.drop(request_id)
+        self._scheduler.not_coming(request_id, damaged=True)
+
+    # Inside
+
+    def _header_of(self, fetch: Fetch) -> Header:
+        """The header of a snapshot from host memory: the index knows it, so only the ranks' parts are to come."""
+        seq = self._scheduler.sequences[fetch.request_id]
+        digest = seq.known.digests.at(seq.tokens, fetch.position).hex()
+        return Header(fetch.request_id, fetch.position, digest, (), self._info.layout, self._info.weights_id)
+
+    def _pull_of(self, expect: Expect) -> Pull:
+        seq = self._scheduler.sequences[expect.request_id]
+        assert seq.source is not None
+        known, position = seq.known, seq.source.position
+        kept = known.digests.at(known.ids, position) if seq.source.kept else None
+        return Pull(seq.request_id, expect.start, position, kept)
+
+    def _answer_kept(self, puller: Puller, pull: Pull, digest: bytes) -> Header | PullRefused:
+        try:
+            self._scheduler.pull_kept(pull.request_id, puller.name, pull.position, digest, pull.have)
+        except PullError as error:
+            return PullRefused(pull.request_id, str(error), told=False)
+        info = self._info
+        return Header(pull.request_id, pull.position, digest.hex(), (), info.layout, info.weights_id)
+
+    def _send_header(self, seq: Sequence, peer: str) -> list[Action]:
+        puller = self._pulls.worker(peer)
+        if puller is None:
+            return []
+        header = Header(
+            request_id=seq.request_id,
+            position=seq.prompt_tokens,
+            token_hash=seq.known.digests.at(seq.tokens, seq.prompt_tokens).hex(),
+            generated=tuple(seq.tokens[seq.prompt_tokens :]),
+            layout=self._info.layout,
+            weights_id=self._info.weights_id,
+        )
+        return [ToPuller(puller, header)]
+
+    def _refuse(self, request_id: str, reason: str, told: bool) -> list[Action]:
+        """Tell who pulls a request, if anybody does, that it won't come. told: its router knows how it ended."""
+        puller = self._pulls.take(request_id)
+        return [ToPuller(puller, PullRefused(request_id, reason, told))] if puller else []
+
+    def _install(self, whole: Header | None, now: float) -> list[Action]:
+        if whole is None:
+            return []
+        actions: list[Action] = []
+        seq = self._scheduler.sequences.get(whole.request_id)
+        if seq is not None and seq.source is not None:
+            actions.append(Arrived(now - seq.header_at))
+        self._scheduler.install(whole.request_id, whole.generated, now)
+        return actions
+
+    def _cancel(self, seq: Sequence) -> list[Action]:
+        """A request is given up: neither does its snapshot come, nor does it leave."""
+        refusal = self._refuse(seq.request_id, "the request was given up at its prefill worker", told=True)
+        return [*self._stop_pulling(seq), *refusal]
+
+    def _stop_pulling(self, seq: Sequence) -> list[Action]:
+        self._arrivals.drop(seq.request_id)
+        pulling = seq.state in (State.PULLING, State.DISPLACED)
+        if seq.source is not None and pulling and seq.source.peer in self._peers:
+            return [ToPeer(seq.source.peer, CancelPull(seq.request_id, seq.source.kept))]
+        return []
+
+    def _fail(self, request_id: str, reason: str, why: TransferFailure, now: float) -> list[Action]:
+        """A snapshot does not come: a kept one is computed instead; else the request ends, to be tried elsewhere."""
+        seq = self._scheduler.sequences.get(request_id)
+        if seq is None:
+            return []
+        if seq.source is not None and seq.source.kept:
+            stop = self._stop_pulling(seq)
+            self._scheduler.not_coming(request_id)
+            return [Failed(why), *stop]
+        cancel = self._cancel(seq)
+        return [Failed(why), *cancel, *self._not_handed_on(self._scheduler.fail(request_id, reason, now))]
+
+    def _not_handed_on(self, output: SeqOutput | None) -> list[Action]:
+        """A snapshot did not get from one worker to the other: its router may try others."""
+        return self._finish(None if output is None else dataclasses.replace(output, retry=True))
+
+    def _finish(self, output: SeqOutput | None) -> list[Action]:
+        return [] if output is None else self.end(output)

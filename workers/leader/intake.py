@@ -1,0 +1,40 @@
+"""A router's `Submit` as a sequence, and why a worker refuses one. Pure."""
+
+from wire.protocol import Submit
+from workers.schedule.limits import Limits
+from workers.schedule.sequence import Sequence, Source
+
+
+def sequence_of(message: Submit, now: float) -> Sequence:
+    """The request as a worker sees it; its order among the others is the scheduler's to give."""
+    source, prefix = message.source, message.prefix
+    position, kept = len(message.token_ids), False
+    if source is None and prefix.source is not None and 0 < prefix.kept_tokens < position:
+        source, position, kept = prefix.source, prefix.kept_tokens, True
+    return Sequence(
+        request_id=message.request_id,
+        tokens=list(message.token_ids),
+        prompt_tokens=len(message.token_ids) - message.generated,
+        sampling=message.sampling,
+        priority=message.priority,
+        order=0,
+        handoff=message.handoff,
+        source=Source(source.worker_id, position, kept) if source else None,
+        arrived=now,
+        scope=prefix.scope,
+        boundaries=prefix.boundaries,
+    )
+
+
+def refusal(seq: Sequence, limits: Limits, vocab: int) -> str | None:
+    """Why a worker of these limits can't compute a request; None if it can."""
+    longest = limits.max_model_len
+    if not (seq.prompt_tokens > 0 and len(seq.tokens) < longest):
+        return f"a prompt of {len(seq.tokens)} tokens: this worker takes 1 to {longest - 1}"
+    if seq.generated and (seq.handoff or (seq.source is not None and not seq.source.kept)):
+        return "a snapshot of tokens that were generated elsewhere can't be handed on; compute them here"
+    if not 0 <= seq.generated < seq.sampling.max_tokens:
+        return f"{seq.generated} tokens are generated of at most {seq.sampling.max_tokens}"
+    if not all(0 <= t < vocab for t in seq.tokens):
+        return f"a token id is outside the vocabulary of {vocab}"
+    return None
