@@ -25,7 +25,7 @@ EVENTS: list[Event] = [
     FetchFailed(0, "a", "its checksum in host memory does not match"),
     Sent(0, "a"),
     LinkLost(0, "decode-0", ("a",), "closed"),
-    Compiled(Grammar("start: \"a\"")),
+    Compiled(Grammar('start: "a"')),
     RankStats(0, (), Moved(0, 0.0), Moved(0, 0.0)),
 ]
 
