@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from tests.workers.cache.model import Memory
 from wire.protocol import SamplingParams, SeqOutput
 from workers.cache.budget import Budget
+from workers.schedule.keeping import PullError
 from workers.schedule.limits import Limits
-from workers.schedule.scheduler import PullError, Scheduler
+from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import StepPlan, StepResult
 
@@ -114,7 +115,11 @@ class Worker:
         assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
         assert cache.host.bytes <= cache.budget.host_bytes
         for k in cache.index:  # what the index promises is what the memory holds
-            if k.slot >= 0 and k.slot in self.memory.states and not any(c.to_slot == k.slot for c in scheduler._saves):
+            if (
+                k.slot >= 0
+                and k.slot in self.memory.states
+                and not any(c.to_slot == k.slot for c in scheduler.keeping.saves)
+            ):
                 state = self.memory.states[k.slot]
                 assert len(state) == k.position
                 assert state == self.memory.read(k.pages, 0, k.position)
@@ -305,7 +310,7 @@ def test_a_kept_snapshot_is_refused_to_a_peer_that_can_not_continue_it(position:
     turn(worker, ids, new=1)
     kept = next(k for k in worker.scheduler.cache.index if k.position == 9)
     with pytest.raises(PullError):
-        worker.scheduler.pull_kept("theirs", "prefill-0", position, kept.digest, have)
+        worker.scheduler.keeping.pull("theirs", "prefill-0", position, kept.digest, have)
     assert kept.pins == 0
 
 
@@ -318,7 +323,7 @@ def test_a_kept_snapshot_is_sent_to_a_peer_that_asks_and_continued_there() -> No
     plan = taker.step()
     assert [(e.start, e.tokens) for e in plan.expects] == [(0, 12)]
     known = taker.scheduler.sequences[name].known
-    holder.scheduler.pull_kept(name, "prefill-0", 12, known.digests.at(known.ids, 12), 0)
+    holder.scheduler.keeping.pull(name, "prefill-0", 12, known.digests.at(known.ids, 12), 0)
     holder.step()
     taker.memory.pulled[name] = holder.memory.sent[name]
     taker.scheduler.install(name, (), 0.0)
@@ -333,7 +338,7 @@ def test_a_kept_snapshot_that_is_not_there_is_refused_and_computed() -> None:
     name = taker.add(list(range(10)), 2, source=Source("decode-0", 8, kept=True))
     taker.step()
     with pytest.raises(PullError, match="no longer kept"):
-        holder.scheduler.pull_kept(name, "prefill-0", 8, b"x" * 16, 0)
+        holder.scheduler.keeping.pull(name, "prefill-0", 8, b"x" * 16, 0)
     taker.scheduler.not_coming(name)
     taker.finish()
     assert taker.begun[name] == (0, None)
@@ -397,13 +402,13 @@ class Life:
         """A peer asks for a kept snapshot, or calls that off."""
         kept = list(self.worker.scheduler.cache.index)
         if self.lent and self.rng.random() < 0.3:
-            self.worker.scheduler.drop_kept(self.rng.choice(self.lent))
+            self.worker.scheduler.keeping.drop(self.rng.choice(self.lent))
         elif kept:
             one = self.rng.choice(kept)
             name = f"theirs{len(self.lent)}"
             self.lent.append(name)
             with suppress(PullError):
-                self.worker.scheduler.pull_kept(
+                self.worker.scheduler.keeping.pull(
                     name, "prefill-1", one.position, one.digest, self.rng.randint(-1, one.position + 1)
                 )
 
