@@ -188,4 +188,5 @@ class FormattedRequest(GenerationRequest):
             token_ids=self.return_token_ids,
             priority=self.priority,
             cache_salt=self.cache_salt,
+            session=self.session_id,
         )

@@ -24,6 +24,8 @@ from router.text.grammar_check import GrammarCheck
 from router.text.tokenizer import Tokenizer
 from router.text.tools import tool_parser
 from wire.progress import Starting
+from wire.protocol import Mark
+from wire.tokens import TokenIds
 
 # Of the token ids of past answers: some 100,000 answers of 100 tokens.
 _EXACT_BYTES = 64 * 1024 * 1024
@@ -135,6 +137,10 @@ class Gateway:
     def plan(self, need: Need) -> Plan | NoPlan:
         """Where a sequence would go now."""
         return self._dispatcher.plan(need)
+
+    async def warm(self, token_ids: TokenIds, scope: str, marks: Sequence[Mark]) -> str | None:
+        """Bring the state of known tokens to a device; why that can't be, if so."""
+        return await self._dispatcher.warm(token_ids, scope, marks)
 
     def unready(self) -> str | None:
         """Why a request could not be served now; None if it could.

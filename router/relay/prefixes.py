@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from router.relay.policy import Held
 from wire.digest import digests_at, packed, prefix_digest
-from wire.protocol import KeptEvent
+from wire.protocol import KeptEvent, Mark, Tier
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,14 +25,18 @@ def candidates(token_ids: Sequence[int], boundaries: Sequence[int], page_size: i
     """
     opening = len(token_ids) - boundaries[-1] if boundaries else 0
     at = {p for b in boundaries for p in (b - 1, b, b + opening - 1)} | {len(token_ids) - 1}
-    positions = sorted(p for p in at if 0 < p < len(token_ids))
+    marks = marks_at(token_ids, at, page_size, scope)
+    return Candidates(tuple((mark.position, mark.digest) for mark in marks))
+
+
+def marks_at(token_ids: Sequence[int], at: Iterable[int], page_size: int, scope: str) -> tuple[Mark, ...]:
+    """Names of the snapshots after the first p tokens, for those p of `at` that lie within; the longest first."""
+    positions = sorted({p for p in at if 0 < p < len(token_ids)})
     raw = memoryview(packed(token_ids))
     floors = digests_at(token_ids, [p // page_size * page_size for p in positions], scope)
-    return Candidates(
-        tuple(
-            (p, prefix_digest(floor, raw[p // page_size * page_size * 4 : p * 4]))
-            for p, floor in zip(reversed(positions), reversed(floors), strict=True)
-        )
+    return tuple(
+        Mark(p, prefix_digest(floor, raw[p // page_size * page_size * 4 : p * 4]))
+        for p, floor in zip(reversed(positions), reversed(floors), strict=True)
     )
 
 
@@ -42,7 +46,7 @@ class Prefixes:
     __slots__ = ("_tiers",)
 
     def __init__(self) -> None:
-        self._tiers: dict[int, bool] = {}  # digest -> whether the device has it
+        self._tiers: dict[int, Tier] = {}
 
     def __len__(self) -> int:
         return len(self._tiers)
@@ -53,17 +57,21 @@ class Prefixes:
             if event.tier is None:
                 self._tiers.pop(_short(event.digest), None)
             else:
-                self._tiers[_short(event.digest)] = event.tier == "device"
+                self._tiers[_short(event.digest)] = event.tier
 
     def longest(self, of: Candidates) -> Held | None:
         """The longest beginning of a prompt that the worker keeps."""
         if not self._tiers:
             return None
         for position, digest in of.positions:
-            device = self._tiers.get(_short(digest))
-            if device is not None:
-                return Held(position, device)
+            tier = self._tiers.get(_short(digest))
+            if tier is not None:
+                return Held(position, tier == "device")
         return None
+
+    def tier(self, mark: Mark) -> Tier | None:
+        """The nearest tier in which the worker keeps it."""
+        return self._tiers.get(_short(mark.digest))
 
 
 def _short(digest: bytes) -> int:

@@ -113,6 +113,12 @@ class SequenceStream:
         return len(self.choice.prompt.token_ids) + len(self._ids)
 
     @property
+    def token_ids(self) -> TokenIds:
+        """All tokens it has; without the one that an answer of no tokens takes to end."""
+        prompt = self.choice.prompt.token_ids
+        return prompt if self.choice.discard else TokenIds(prompt.packed + TokenIds.of(self._ids).packed)
+
+    @property
     def left(self) -> int:
         """Tokens it may still generate."""
         return self.choice.sampling.max_tokens - len(self._ids)

@@ -1,6 +1,7 @@
 """The table of workers: a connection to each, its figures, and the sequences it holds for this router."""
 
 import asyncio
+import itertools
 import logging
 import random
 import socket
@@ -8,17 +9,33 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from router.relay.leg import Leg
 from router.relay.policy import Held, WorkerState
 from router.relay.prefixes import Candidates, Prefixes
 from wire.codec import CLUSTER, WireError
 from wire.handshake import call
-from wire.protocol import Abort, Hello, Load, PeerRef, Role, StepOutputs, Submit, WorkerInfo
+from wire.protocol import (
+    Abort,
+    Hello,
+    Load,
+    Mark,
+    Park,
+    Parked,
+    PeerRef,
+    Pin,
+    Role,
+    StepOutputs,
+    Submit,
+    Tier,
+    Unpin,
+    WorkerInfo,
+)
 from wire.tls import connect, tls
 
 _log = logging.getLogger(__name__)
+TIERS: tuple[Tier, ...] = get_args(Tier)
 _CONNECT_S = 5.0
 _BACKOFF_S = (0.05, 2.0)
 
@@ -29,6 +46,15 @@ class ListedWorker:
 
     ref: PeerRef
     role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class KeptAt:
+    """A snapshot that some worker keeps: its tokens, the nearest tier it lies in, and its bytes there."""
+
+    position: int
+    tier: Tier
+    bytes: int
 
 
 class WorkerLink:
@@ -50,6 +76,8 @@ class WorkerLink:
         self._secret = secret
         self._on_live = on_live
         self._legs: dict[str, Leg] = {}  # by request id
+        self._calls = itertools.count()
+        self._parking: dict[int, asyncio.Future[str | None]] = {}
         self._writer: asyncio.StreamWriter | None = None
         self._reset()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link {self.ref.worker_id}")
@@ -92,6 +120,21 @@ class WorkerLink:
         """Send."""
         self._send(message)
 
+    def tell(self, message: Pin | Unpin) -> None:
+        """Send."""
+        self._send(message)
+
+    async def park(self, mark: Mark) -> str | None:
+        """Have a snapshot taken off the device; why it stays, if so."""
+        call = next(self._calls)
+        answer: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+        self._parking[call] = answer
+        self._send(Park(call, mark))
+        try:
+            return await answer
+        finally:
+            del self._parking[call]
+
     def forget(self, request_id: str) -> None:
         """Give the request's leg no more outputs."""
         self._legs.pop(request_id, None)
@@ -115,7 +158,7 @@ class WorkerLink:
         self._unseen: deque[int] = deque()
         self._unseen_tokens = 0
 
-    def _send(self, message: Submit | Abort) -> None:
+    def _send(self, message: Submit | Abort | Pin | Unpin | Park) -> None:
         # Closing: the reader is about to report it, and loses the streams.
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(CLUSTER.encode(message))
@@ -160,6 +203,9 @@ class WorkerLink:
             self._on_live()
         while True:
             message = await CLUSTER.read(reader)
+            if isinstance(message, Parked):
+                self._parked(message.call, message.reason)
+                continue
             if not isinstance(message, StepOutputs):
                 raise WireError(f"{type(message).__name__} is no message from a worker to a router")
             self._step(message)
@@ -185,8 +231,15 @@ class WorkerLink:
                 _log.exception("request %s", output.request_id)
                 leg.stream.broke(error)
 
+    def _parked(self, call: int, reason: str | None) -> None:
+        answer = self._parking.get(call)
+        if answer is not None and not answer.done():
+            answer.set_result(reason)
+
     def _lose(self) -> None:
         self.connected = False
+        for number in self._parking:  # what its device held is gone
+            self._parked(number, None)
         if self._writer is not None:
             self._writer.close()
             self._writer = None
@@ -244,6 +297,27 @@ class WorkerTable:
         """What each live worker keeps of a prompt, by its id."""
         found = ((w, link.prefixes.longest(of)) for w, link in self._links.items() if link.live)
         return {worker_id: held for worker_id, held in found if held is not None}
+
+    def kept(self, marks: Sequence[Mark]) -> KeptAt | None:
+        """The longest of these snapshots that a live worker keeps, where it lies nearest."""
+        links = [link for link in self._links.values() if link.live]
+        for mark in marks:
+            found = [(tier, link.info) for link in links if (tier := link.prefixes.tier(mark)) is not None]
+            if found:
+                tier, info = min(found, key=lambda pair: TIERS.index(pair[0]))
+                return KeptAt(mark.position, tier, info.state_bytes + mark.position * info.token_bytes)
+        return None
+
+    def tell_all(self, message: Pin | Unpin) -> None:
+        """Tell every live worker."""
+        for link in self._links.values():
+            if link.live:
+                link.tell(message)
+
+    async def park(self, mark: Mark) -> list[str | None]:
+        """Have every worker take a snapshot off its device: of each that had it there, why it stays, if so."""
+        there = [link for link in self._links.values() if link.live and link.prefixes.tier(mark) == "device"]
+        return list(await asyncio.gather(*(link.park(mark) for link in there)))
 
     def live(self) -> dict[Role, int]:
         """How many of each pool are live."""

@@ -6,13 +6,15 @@ the next step plan: the ranks hold the bytes.
 
 from collections.abc import Callable, Iterable, Sequence
 
+from wire.protocol import Tier
 from workers.cache.allocator import Allocator
 from workers.cache.budget import Budget
 from workers.cache.host import HostTier
 from workers.cache.index import Index, Tokens
 from workers.cache.kept import Kept
 from workers.cache.moves import Drop, Store
-from workers.cache.totals import CacheTotals, Tier
+from workers.cache.pins import Pins
+from workers.cache.totals import CacheTotals
 
 
 class PrefixCache:
@@ -28,6 +30,8 @@ class PrefixCache:
         self.index = Index(page_size)
         self.slots = Allocator("kept state", budget.device_states, first_slot)
         self.host = HostTier(budget)
+        self.pins = Pins()
+        self._parking: list[Kept] = []
         self.on_change: Callable[[Kept], None] = lambda kept: None
         self.pages = pages
         self.page_size = page_size
@@ -88,6 +92,20 @@ class PrefixCache:
         """The nearest tier that holds it; None once it is evicted from all."""
         return "device" if kept.slot >= 0 else "host" if kept in self.host else None
 
+    def park(self, kept: Kept, now: float) -> str | None:
+        """Take a snapshot off the device with the next plan; why it has to stay, if so."""
+        if kept.slot < 0:
+            return None
+        if kept not in self.host:
+            if not self.budget.host_bytes:
+                return "its worker keeps nothing below the device: set cache.host_bytes"
+            for gone in self.host.store(kept, self.page_size, now):
+                self._left_host(gone)
+            if kept not in self.host:
+                return "its worker's host memory has no room for it: raise cache.host_bytes"
+        self._parking.append(kept)
+        return None
+
     # Evicting
 
     def make_pages(self, count: int, now: float) -> bool:
@@ -122,7 +140,15 @@ class PrefixCache:
 
     def take_changes(self) -> tuple[tuple[Store, ...], tuple[Drop, ...]]:
         """What the ranks' host memory is to do with the next plan."""
-        return self.host.take_changes()
+        changes = self.host.take_changes()
+        parking, self._parking = self._parking, []
+        for kept in parking:
+            if kept.slot >= 0 and kept in self.host:
+                if kept.pins:  # a sequence of this plan begins from it
+                    self._parking.append(kept)
+                else:
+                    self._leave_device(kept)
+        return changes
 
     def _least(self, now: float, among: Iterable[Kept]) -> Kept | None:
         return min(among, key=lambda k: k.value(now) / self.budget.bytes_of(k.saved_tokens), default=None)
@@ -142,4 +168,5 @@ class PrefixCache:
     def _forget_if_gone(self, kept: Kept) -> None:
         if kept.slot < 0 and kept not in self.host:
             self.index.remove(kept)
+            self.pins.forget(kept)
         self.on_change(kept)

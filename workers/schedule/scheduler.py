@@ -11,7 +11,7 @@ import bisect
 from collections.abc import Sequence as Seq
 
 from wire.digest import PageDigests
-from wire.protocol import Finish, Load, SeqOutput
+from wire.protocol import Finish, Load, Mark, SeqOutput
 from workers.cache.allocator import Allocator
 from workers.cache.cache import PrefixCache
 from workers.cache.moves import Copy
@@ -108,6 +108,19 @@ class Scheduler:
             raise PullError(f"a peer that holds {have} latents can't have a snapshot of {seq.prompt_tokens} tokens")
         seq.peer = peer
         seq.exported = have
+
+    def pin(self, session: str, marks: Seq[Mark], until: float) -> None:
+        """A session stands at the first of these that is kept, and no more where it stood before."""
+        found = (self.cache.index.by_digest(mark.position, mark.digest) for mark in marks)
+        if (kept := next((k for k in found if k is not None), None)) is not None:
+            self.cache.pins.pin(session, kept, until)
+        else:
+            self.cache.pins.release(session)
+
+    def park(self, mark: Mark, now: float) -> str | None:
+        """Take a kept snapshot off the device; why it has to stay, if so. Nothing if it is not there."""
+        kept = self.cache.index.by_digest(mark.position, mark.digest)
+        return self.cache.park(kept, now) if kept is not None else None
 
     def sent(self, request_id: str, now: float) -> SeqOutput | None:
         """A snapshot has wholly left; the sequence ends here.
@@ -509,7 +522,7 @@ class Scheduler:
     def _sampled(self, seq: Sequence, result: StepResult, at: int, now: float) -> SeqOutput:
         output = sampled_output(seq, result, at, self.limits.max_model_len, now)
         if output.finish:
-            if not seq.handoff:
+            if not (seq.handoff or seq.warm):
                 self.keeping.save(seq, now)
             self.remove(seq.request_id)
         elif seq.handoff:
