@@ -353,10 +353,13 @@ class Scheduler:
         """Begin a sequence from a kept snapshot, or at zero."""
         kept, size = beginning.kept, self.limits.page_size
         shared: Seq[int] = ()
+        fetched = False
         if kept is not None:
             self.keeping.pin(kept)
             whole = kept.position // size
-            shared = kept.pages[:whole] if kept.slot >= 0 else self.cache.index.resident(seq.known, kept.position)
+            fetched = kept.slot < 0
+            shared = self.cache.index.resident(seq.known, kept.position) if fetched else kept.pages[:whole]
+        # What yields places to it may be kept on the device meanwhile, and be the very snapshot that is on the host.
         if not self._take(seq, shared, now):
             return False
         seq.keeps = beginning.keeps
@@ -364,7 +367,7 @@ class Scheduler:
         if kept is not None:
             kept.used = now
             kept.uses += 1
-        if kept is not None and kept.slot < 0:
+        if kept is not None and fetched:
             seq.fetching = kept
             kept.pins += 1
             self._pulling[seq.request_id] = seq
