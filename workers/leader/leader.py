@@ -143,6 +143,7 @@ class Leader:
     def readings(self) -> Iterator[Reading]:
         """Everything the worker tells of itself."""
         self.figures.cached(self._scheduler.cache)
+        self.figures.preempted(self._scheduler.preempted)
         return self.figures.read(self.info, self.load)
 
     # Stepping

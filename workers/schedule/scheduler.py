@@ -51,6 +51,7 @@ class Scheduler:
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
         self.steps = 0
+        self.preempted = 0
         self._order = 0
         self._step_s = 0.0
         self._token_s = 0.0  # what a token of a prompt takes, smoothed
@@ -460,6 +461,7 @@ class Scheduler:
 
     def _preempt(self, seq: Sequence) -> None:
         """Back to the queue without its places. Its tokens are computed anew, here, when there is room."""
+        self.preempted += 1
         self._free(seq)
         if seq.state is State.PULLING:
             seq.state = State.DISPLACED
