@@ -146,7 +146,7 @@ QUEUE_SECONDS = _worker(
 )  # fmt: skip
 PREEMPTIONS = _worker(
     "ling_preemptions_total", "counter", "sequences",
-    "Sequences that lost their slot and pages to others, and are computed anew",
+    "Sequences that lost their slot and pages to others, and wait for new ones",
 )  # fmt: skip
 FINISHED = _worker(
     "ling_finished_total", "counter", "sequences",
