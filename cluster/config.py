@@ -76,11 +76,13 @@ class RouterSection(_Section):
     max_file_bytes: of one upload;
     max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch; batch_concurrency: of them at once a
     router. max_responses, max_responses_bytes: kept responses of a tenant, in the cluster's temporary folder where
-    there is no data_dir. otlp_endpoint: where traces go, e.g. http://collector:4318/v1/traces; trace_share: of the
+    there is no data_dir. session_ttl_s: seconds after its last use at which a session ends; max_sessions: of a tenant.
+    otlp_endpoint: where traces go, e.g. http://collector:4318/v1/traces; trace_share: of the
     requests that bring no trace of their own. segment_cache_bytes: what a router keeps of conversations' texts and
     their token ids, so that a next turn costs its new texts alone. attachments:
     whether images and files in tools' results become a note to the model, or a 400. name_workers: whether answers say
-    which workers and processes computed them.
+    which workers and processes computed them. inter_token_target_s: routers give a decode worker no more than keeps its
+    steps within it, while others have room.
     """
 
     replicas: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], _READ] = "auto"
@@ -89,6 +91,7 @@ class RouterSection(_Section):
     retry_after_s: Count = 1
     body_timeout_s: Seconds = 30.0
     first_token_timeout_s: Seconds = 600.0
+    inter_token_target_s: Seconds = 0.05
     request_timeout_s: Seconds = 3600.0
     max_body_bytes: Annotated[int, Field(ge=1024), _READ] = 8 * 1024 * 1024
     tool_parser: Literal["qwen25", "hermes"] = "qwen25"
@@ -106,6 +109,8 @@ class RouterSection(_Section):
     max_responses: Count = 4096
     attachments: Literal["note", "refuse"] = "note"
     name_workers: Annotated[bool, _READ] = False
+    session_ttl_s: Count = 3600
+    max_sessions: Count = 1000
     max_responses_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
 
 
@@ -126,11 +131,13 @@ class HandoffSection(_Section):
 
     channel: "auto" is NCCL between GPUs, shared memory (else gloo) on one host, gloo between others, and TLS between
     hosts with RAY_USE_TLS. window: pulled at once by a decode worker. timeout_s: a finished prompt waits so long.
+    network_gb_s: what a card has towards other workers, in GB/s, for the routing policy's predictions.
     """
 
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     window: Count = 16
     timeout_s: Seconds = 60.0
+    network_gb_s: Seconds = 12.5
 
 
 class CacheSection(_Section):

@@ -16,6 +16,7 @@ from router.api.answering import Answering
 from router.api.info import Info
 from router.api.page import LivePage
 from router.api.responses.routes import keeping
+from router.api.sessions import SessionsApi
 from router.batch.batches import Batches
 from router.batch.files import Files
 from router.batch.message_batches import MessageBatches
@@ -78,7 +79,7 @@ def create_app(gateway: Gateway, exchange: Exchange | None = None) -> FastAPI:
 def _parts(gateway: Gateway, exchange: Exchange | None) -> Parts:
     """What answers; services among them start and end with the gateway."""
     config, info = gateway.config, Info(gateway, LISTED)
-    create, stored = keeping(gateway)
+    create, stored, sessions = keeping(gateway)
     files = batches = message_batches = None
     if config.data_dir is not None:
         store = Store(config.data_dir, config.database_url)
@@ -87,7 +88,8 @@ def _parts(gateway: Gateway, exchange: Exchange | None) -> Parts:
         files, batches = Files(store, config), Batches(store, runner, config)
         message_batches = MessageBatches(store, runner, config)
     page = LivePage(gateway, info, exchange)
-    return Parts(gateway, info, page, publish(config), create, stored, files, batches, message_batches)
+    shown = SessionsApi(gateway, sessions)
+    return Parts(gateway, info, page, publish(config), create, stored, sessions, shown, files, batches, message_batches)
 
 
 def _tracing(gateway: Gateway) -> "Tracing | None":

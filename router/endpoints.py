@@ -16,6 +16,7 @@ from router.api.answers.generated import ChatCompletion, ChatCompletionChunk, Co
 from router.api.answers.items import KeptItem
 from router.api.answers.records import BatchRecord, Deleted, FileRecord, Page
 from router.api.answers.server import ClusterStatus, Detokenized, Health, Model, ModelList, Ready, Root, Tokenized
+from router.api.answers.sessions import SessionList, SessionRecord
 from router.api.anthropic.counting import count_tokens
 from router.api.anthropic.messages import Messages
 from router.api.anthropic.schema import CountRequest, MessagesRequest
@@ -33,6 +34,7 @@ from router.api.responses.create import Create
 from router.api.responses.lines import ResponseLines
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.stored import ItemsQuery, ResponseQuery, Stored
+from router.api.sessions import ForkRequest, SessionsApi, SessionsQuery
 from router.batch.batches import Batches, BatchesQuery, BatchRequest
 from router.batch.files import Files, FilesQuery, FileUpload
 from router.batch.message_batches import MessageBatches, MessageBatchesQuery, MessageBatchRequest
@@ -41,6 +43,7 @@ from router.history import Series
 from router.http.dialect import ANTHROPIC, OPENAI
 from router.http.query import NoQuery
 from router.relay.gateway import Gateway
+from router.relay.sessions import Sessions
 
 Handler = ASGIApp | Callable[[Request], Awaitable[Response]]
 JSON, EVENTS, TEXT, HTML, BYTES, JSONL = (
@@ -68,6 +71,8 @@ class Parts:
     openapi: Callable[[Request], Awaitable[Response]]
     create: Create
     stored: Stored
+    sessions: Sessions
+    sessions_api: SessionsApi
     files: Files | None
     batches: Batches | None
     message_batches: MessageBatches | None
@@ -123,13 +128,14 @@ _MESSAGES_REFUSED = {
     "workspace_id": _REMOTE,
 }
 _MESSAGE_BATCH = "/v1/messages/batches/{batch_id}"
+_ONE_SESSION = "/v1/sessions/{session_id}"
 _ONE_RESPONSE, _ONE_FILE, _ONE_BATCH = "/v1/responses/{response_id}", "/v1/files/{file_id}", "/v1/batches/{batch_id}"
 ENDPOINTS = (
     Endpoint(
         "POST",
         "/v1/chat/completions",
         "Answer a conversation",
-        lambda parts: Generate(parts.gateway, Chat()),
+        lambda parts: Generate(parts.gateway, Chat(), parts.sessions),
         ChatCompletion,
         ChatCompletionChunk | OpenAIError,
         body=ChatRequest,
@@ -148,7 +154,7 @@ ENDPOINTS = (
         "POST",
         "/v1/completions",
         "Continue a text",
-        lambda parts: Generate(parts.gateway, Completions()),
+        lambda parts: Generate(parts.gateway, Completions(), parts.sessions),
         Completion,
         CompletionChunk | OpenAIError,
         body=CompletionRequest,
@@ -177,7 +183,7 @@ ENDPOINTS = (
         "POST",
         "/v1/messages",
         "Answer a conversation",
-        lambda parts: Generate(parts.gateway, Messages()),
+        lambda parts: Generate(parts.gateway, Messages(), parts.sessions),
         AnthropicMessage,
         MessageEvent,
         body=MessagesRequest,
@@ -292,6 +298,38 @@ ENDPOINTS = (
         lambda parts: parts.stored.input_items,
         Page[KeptItem],
         query=ItemsQuery,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/sessions",
+        "List sessions, newest first",
+        lambda parts: parts.sessions_api.page,
+        Page[SessionRecord],
+        query=SessionsQuery,
+    ),
+    Endpoint("GET", _ONE_SESSION, "Where a session stands", lambda parts: parts.sessions_api.retrieve, SessionRecord),
+    Endpoint("DELETE", _ONE_SESSION, "Forget a session", lambda parts: parts.sessions_api.delete, Deleted),
+    Endpoint(
+        "POST",
+        f"{_ONE_SESSION}/park",
+        "Take a session's snapshot off the device",
+        lambda parts: parts.sessions_api.park,
+        SessionRecord,
+    ),
+    Endpoint(
+        "POST",
+        f"{_ONE_SESSION}/resume",
+        "Bring a session's snapshot to the device, before its next request",
+        lambda parts: parts.sessions_api.resume,
+        SessionRecord,
+    ),
+    Endpoint(
+        "POST",
+        f"{_ONE_SESSION}/fork",
+        "Begin other sessions where one stands",
+        lambda parts: parts.sessions_api.fork,
+        SessionList,
+        body=ForkRequest,
     ),
     Endpoint("POST", "/v1/files", "Upload a file of requests", _files(Files.create), FileRecord, form=FileUpload),
     Endpoint("GET", "/v1/files", "List files", _files(Files.page), Page[FileRecord], query=FilesQuery),

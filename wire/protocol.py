@@ -1,7 +1,7 @@
 """Every message between routers, workers' leaders and their peers.
 
-Directions: router -> worker: `Hello`, `Submit`, `Abort`. Worker -> router: `WorkerInfo`,
-`StepOutputs`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`. Back: `WorkerInfo`,
+Directions: router -> worker: `Hello`, `Submit`, `Abort`, `Pin`, `Unpin`, `Park`. Worker -> router: `WorkerInfo`,
+`StepOutputs`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`. Back: `WorkerInfo`,
 `Header` (all of a snapshot is on its way), `PullRefused`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
@@ -13,6 +13,8 @@ from typing import Literal
 from wire.tokens import TokenIds
 
 Role = Literal["prefill", "decode"]
+# Where a worker keeps snapshots, the nearest first.
+Tier = Literal["device", "host"]
 # Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "abort": at a decode worker,
 # that the prefill worker ended the request, and has told the router how.
 Finish = Literal["stop", "length", "abort", "error", "handoff"]
@@ -95,7 +97,8 @@ class Submit:
     token and keep the snapshot for the worker that pulls it; else generate to the end.
     generated: how many of the last `token_ids` are generated ones, which the client has already got from another
     worker. They count for `max_tokens`, `min_tokens`, penalties and grammar, and outputs are numbered on from there.
-    Only with neither source nor handoff. prefix: what the prefix cache may know of them.
+    Only with neither source nor handoff. prefix: what the prefix cache may know of them. warm: the router only wants
+    their state on the device; the token that is sampled after them means nothing.
     """
 
     request_id: str
@@ -106,6 +109,7 @@ class Submit:
     handoff: bool = False
     generated: int = 0
     prefix: Prefix = Prefix()
+    warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +170,9 @@ class SeqOutput:
 class Load:
     """A worker's figures, as of the step they ride on.
 
-    token_s: seconds a prompt token takes to compute, smoothed. kept: snapshots the prefix cache holds; hit_tokens,
-    missed_tokens: prompt tokens that were not computed, and that were, since the worker's start.
+    token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds of a step that computes no prompt,
+    smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt tokens that were not computed,
+    and that were, since the worker's start.
     """
 
     queued: int
@@ -181,6 +186,7 @@ class Load:
     kept: int = 0
     hit_tokens: int = 0
     missed_tokens: int = 0
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,7 +198,50 @@ class KeptEvent:
 
     position: int
     digest: bytes
-    tier: Literal["device", "host"] | None
+    tier: Tier | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """Names a kept snapshot: its tokens, and the `wire.digest` of them."""
+
+    position: int
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A session stands at the first of `marks` that the worker keeps, and has left where it stood before.
+
+    For `ttl_s` seconds that snapshot does not age.
+    """
+
+    session: str
+    marks: tuple[Mark, ...]
+    ttl_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Unpin:
+    """The session is over: what it stood at ages from now on."""
+
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class Park:
+    """Take a snapshot off the device. `Parked` with the same `call` answers."""
+
+    call: int
+    mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """The snapshot leaves the device, if the worker had it there; else `reason` says why it stays."""
+
+    call: int
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,7 +275,10 @@ class RankInfo:
 
 @dataclass(frozen=True, slots=True)
 class WorkerInfo:
-    """What a worker is; fixed for its life. `layout` names what a snapshot's bytes mean (see Header)."""
+    """What a worker is; fixed for its life. `layout` names what a snapshot's bytes mean (see Header).
+
+    state_bytes, token_bytes: of a kept state and of a token's latents, over all ranks, as lower tiers hold them.
+    """
 
     worker_id: str
     role: Role
@@ -242,6 +294,8 @@ class WorkerInfo:
     slots: int
     max_model_len: int
     ranks: tuple[RankInfo, ...]
+    state_bytes: int = 0
+    token_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,4 +346,7 @@ class Header:
     weights_id: str
 
 
-Message = Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
+Message = (
+    Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
+    | Pin | Unpin | Park | Parked
+)  # fmt: skip

@@ -189,4 +189,5 @@ class FormattedRequest(GenerationRequest):
             priority=self.priority,
             cache_salt=self.cache_salt,
             names=Names() if isinstance(source, Conversation) else Names(turns="prompt"),
+            session=self.session_id,
         )

@@ -12,6 +12,7 @@ from router.api.answering import Answering, check_model
 from router.api.answers.generated import Head
 from router.api.prompts import make_choices
 from router.api.request import Request
+from router.api.session_turn import begin_turn, session_of
 from router.config import RouterConfig
 from router.errors import ApiError
 from router.http.body import ClientGone, read_body
@@ -22,6 +23,7 @@ from router.relay.choice import Choice, Delta
 from router.relay.gateway import Gateway
 from router.relay.job import Job
 from router.relay.prefixes import scope_of
+from router.relay.sessions import Sessions
 from router.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -93,9 +95,10 @@ def begin(gateway: Gateway, api: Api[R], asked: R, request: Request, choices: li
 class Generate(Answering, Generic[R]):
     """Any of the APIs that do nothing but generate."""
 
-    def __init__(self, gateway: Gateway, api: Api[R]) -> None:
+    def __init__(self, gateway: Gateway, api: Api[R], sessions: Sessions) -> None:
         super().__init__(gateway, api.name, api.dialect)
         self._api = api
+        self._sessions = sessions
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> str:
         gateway, api = self._gateway, self._api
@@ -105,6 +108,7 @@ class Generate(Answering, Generic[R]):
         asked = await gateway.apart(len(body), api.read, body)
         check_model(asked.model, gateway.config)
         request = await gateway.apart(len(body), api.lower, asked)
+        session = session_of(scope, request)
         with gateway.admitted(request.choices) as permit:
             choices = await make_choices(gateway, request, caller_of(scope).tenant)
             shape = begin(gateway, api, asked, request, choices)
@@ -112,7 +116,8 @@ class Generate(Answering, Generic[R]):
             caller.choices = choices
             caller.priority = request.priority
             job = job_of(request, choices, caller, gateway.config)
-            with gateway.flying(job, permit):
+            turn = await begin_turn(self._sessions, session, caller, job)
+            with self._sessions.held(turn), gateway.flying(job, permit):
                 headers += worker_headers(job, gateway.config)
                 watch = asyncio.create_task(watch_client(receive, job))
                 try:
@@ -157,6 +162,7 @@ async def whole_answer(send: Send, job: Job, shape: Answer, headers: Headers) ->
         raise ClientGone
     if job.error is not None:
         raise job.error
+    await job.settle()
     await shape.settle(None)
     weight = sum(c.generated if c.keep_logprobs else 0 for c in job.choices)
     weight += sum(len(c.prompt_logprobs) for c in job.choices)
@@ -191,6 +197,7 @@ async def stream_answer(send: Send, job: Job, shape: Answer, headers: Headers) -
         end = job.over
         body = b"" if error is not None else await chunks(job, shape)
         if end:
+            await job.settle()
             await shape.settle(error)
             body += shape.last() if error is None else shape.failed(error, headers[0][1].decode())
         elif not body:

@@ -132,13 +132,15 @@ class Sampling:
 class Request:
     """What is asked for. form: what the content must be. token_ids: the answer lists them.
 
-    cache_salt: only requests with the same one share prefixes that workers keep."""
+    cache_salt: only requests with the same one share prefixes that workers keep. session: the name of the session that
+    it continues."""
 
     source: Conversation | RawPrompts
     sampling: Sampling
     form: Form | None = None
     stream: bool = False
     cache_salt: str | None = None
+    session: str | None = None
     include_usage: bool = False
     continuous_usage: bool = False
     token_ids: bool = False

@@ -15,6 +15,8 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Short = Annotated[str, Field(max_length=512)]
+SESSION_NAME = r"^[A-Za-z0-9._~-]{1,128}$"
+SessionId = Annotated[str, Field(pattern=SESSION_NAME)]
 # More than any context holds, at some tokens a turn: what reading and rendering them takes is bounded.
 MAX_TURNS = 16_384
 
@@ -81,6 +83,7 @@ class GenerationRequest(Strict):
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
     cache_salt: Short | None = Field(None, min_length=1, description="only requests with the same salt share prefixes")
+    session_id: SessionId | None = Field(None, description="the session that this continues; see docs/SESSIONS.md")
     priority: int = Field(0, ge=SOONEST, le=LATEST, description="lower goes first, and takes the places of higher")
     # What follows changes nothing here, or has one value that asks for nothing.
     user: Short | None = meaningless(None)

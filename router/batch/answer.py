@@ -55,6 +55,8 @@ async def _answer(
         raise invalid("'stream' true is not supported in a batch: each answer is one line", "stream")
     check_model(asked.model, gateway.config)
     request = await gateway.apart(len(body), api.lower, asked)
+    if request.session is not None:
+        raise invalid("'session_id' is not supported in a batch: its lines have no order", "session_id")
     choices = await make_choices(gateway, request, tenant)
     shape = begin(gateway, api, asked, request, choices)
     job = Job(choices, stream=False, priority=BATCH + request.priority, live=False)

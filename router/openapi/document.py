@@ -35,6 +35,7 @@ _ANY = {
     "500": "The server failed",
 }
 _WORK = {
+    "403": "A quota is used up; the message names it",
     "409": "Something else still needs it",
     "413": "The body is too big",
     "415": "The body's content-encoding can't be read",

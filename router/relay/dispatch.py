@@ -7,16 +7,19 @@ import random
 import time
 import uuid
 from collections import deque
+from collections.abc import Sequence
 
 from router.errors import ApiError, invalid
 from router.metrics import Metrics
 from router.relay.job import Job
 from router.relay.policy import Need, NoPlan, Plan, choose
-from router.relay.prefixes import candidates
+from router.relay.prefixes import Candidates, candidates
 from router.relay.recovery import Cause
 from router.relay.stream import SequenceStream
 from router.relay.table import WorkerTable
-from wire.protocol import PeerRef, Prefix
+from router.relay.warming import ONE_TOKEN, Warming
+from wire.protocol import Mark, PeerRef, Prefix, Submit, WorkerInfo
+from wire.tokens import TokenIds
 
 _log = logging.getLogger(__name__)
 
@@ -47,10 +50,7 @@ class Dispatcher:
 
         begun_with: the weights that made its tokens so far. It goes on with no others, at one worker that computes all.
         """
-        workers = self._table.snapshot()
-        if begun_with is not None:
-            workers = [worker for worker in workers if worker.info.weights_id == begun_with]
-        return choose(workers, need, split=self._split and begun_with is None)
+        return choose(self._table.fleet(begun_with), need, split=self._split and begun_with is None)
 
     def submit(self, job: Job) -> None:
         """Start a job's sequences; ApiError if one can't be computed by any worker there is."""
@@ -69,6 +69,21 @@ class Dispatcher:
                 raise self._unavailable(plan.message)
             if plan is not None:
                 self._wait(stream)
+
+    async def warm(self, token_ids: TokenIds, scope: str, marks: Sequence[Mark]) -> str | None:
+        """Bring the state of known tokens to a decode worker's device; why that can't be, if so. marks: beginnings."""
+        held = self._table.held(Candidates.of((mark.position, mark.digest) for mark in marks))
+        need = Need(len(token_ids), 1, random.getrandbits(32), held)
+        plan = choose(self._table.fleet(), need, split=False)
+        if isinstance(plan, NoPlan):
+            return plan.message
+        prefix = Prefix(scope=scope, kept_tokens=plan.kept_tokens, source=_ref(plan.source))
+        submit = Submit(f"{self._name}-{next(self._jobs)}", token_ids, ONE_TOKEN, prefix=prefix, warm=True)
+        warming = Warming(self._table.link(plan.decode.worker_id), submit, plan.work)
+        try:
+            return await warming.done
+        finally:
+            warming.cancel()
 
     def again(self, stream: SequenceStream, cause: Cause, after_s: float, apart: bool) -> None:
         """Try a sequence elsewhere."""
@@ -127,7 +142,7 @@ class Dispatcher:
         self._metrics.routed("wait" if plan.waits else "room")
         link = self._table.link
         prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
-        stream.start(prefill, link(plan.decode.worker_id), _prefix(plan, stream))
+        stream.start(prefill, link(plan.decode.worker_id), _prefix(plan, stream), plan.work)
         return None
 
     def _need(self, stream: SequenceStream) -> Need:
@@ -149,5 +164,8 @@ class Dispatcher:
 
 
 def _prefix(plan: Plan, stream: SequenceStream) -> Prefix:
-    source = PeerRef(plan.source.worker_id, plan.source.host, plan.source.port) if plan.source is not None else None
-    return Prefix(stream.choice.prompt.boundaries, stream.prefix_scope, plan.kept_tokens, source)
+    return Prefix(stream.choice.prompt.boundaries, stream.prefix_scope, plan.kept_tokens, _ref(plan.source))
+
+
+def _ref(info: WorkerInfo | None) -> PeerRef | None:
+    return PeerRef(info.worker_id, info.host, info.port) if info is not None else None

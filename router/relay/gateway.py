@@ -14,8 +14,9 @@ from router.holds import Holds
 from router.metrics import Metrics, State
 from router.relay.admission import Permit, Refusal, admit, missing
 from router.relay.dispatch import Dispatcher
+from router.relay.fleet import capacity
 from router.relay.job import Job
-from router.relay.policy import Need, NoPlan, Plan, capacity
+from router.relay.policy import Need, NoPlan, Plan
 from router.relay.quota import token_quota
 from router.relay.table import ListedWorker, WorkerTable
 from router.text.exact import ExactTurns
@@ -24,6 +25,8 @@ from router.text.grammar_check import GrammarCheck
 from router.text.tokenizer import Tokenizer
 from router.text.tools import tool_parser
 from wire.progress import Starting
+from wire.protocol import Mark
+from wire.tokens import TokenIds
 
 # Of the token ids of past answers: some 100,000 answers of 100 tokens.
 _EXACT_BYTES = 64 * 1024 * 1024
@@ -62,7 +65,7 @@ class Gateway:
         self.tokenizer = Tokenizer(config.tokenizer, config.segment_cache_bytes)
         self.tool_parser = tool_parser(config.tool_parser)
         self._check_grammar = GrammarCheck(config.tokenizer)
-        self.table = WorkerTable(config.name, config.secret)
+        self.table = WorkerTable(config.name, config.secret, config.costs)
         self.exact = ExactTurns(_EXACT_BYTES)
         self.metrics = Metrics(self._observe)
         self.starting: tuple[Starting, ...] = ()  # workers that do not serve yet
@@ -135,6 +138,10 @@ class Gateway:
     def plan(self, need: Need) -> Plan | NoPlan:
         """Where a sequence would go now."""
         return self._dispatcher.plan(need)
+
+    async def warm(self, token_ids: TokenIds, scope: str, marks: Sequence[Mark]) -> str | None:
+        """Bring the state of known tokens to a device; why that can't be, if so."""
+        return await self._dispatcher.warm(token_ids, scope, marks)
 
     def unready(self) -> str | None:
         """Why a request could not be served now; None if it could.

@@ -1,7 +1,7 @@
 """One HTTP request under way: its choices' streams, and the wake-up of the coroutine that answers it."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from router.access.limits import Account
 from router.errors import ApiError
@@ -42,6 +42,8 @@ class Job:
         self._woken = False
         self._waiter: asyncio.Future[None] | None = None
         self._when_over: Callable[[], None] | None = None
+        # What is to be done before its client is told that it ended well.
+        self.at_end: Callable[[], Awaitable[None]] | None = None
 
     @property
     def over(self) -> bool:
@@ -51,6 +53,11 @@ class Job:
     def when_over(self, call: Callable[[], None]) -> None:
         """Call this once it is over, though its client may still have to read what came."""
         self._when_over = call
+
+    async def settle(self) -> None:
+        """It is over; its client is about to be told."""
+        if self.at_end is not None and self.error is None and not self.gone:
+            await self.at_end()
 
     def gained(self, choice: Choice) -> None:
         """The choice has something to take."""

@@ -12,20 +12,27 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 from wire.codec import CLUSTER
+from wire.digest import PageDigests
 from wire.handshake import accept
 from wire.protocol import (
     Abort,
     Finish,
     Hello,
+    KeptEvent,
     Load,
+    Park,
+    Parked,
     PeerRef,
+    Pin,
     RankInfo,
     Role,
     SeqOutput,
     StepOutputs,
     Submit,
+    Tier,
     Timings,
     TokenLogprob,
+    Unpin,
     WorkerInfo,
 )
 from wire.tls import listen
@@ -68,6 +75,7 @@ class Client:
     writer: asyncio.StreamWriter
     seen: int = 0
     outbox: list[SeqOutput] = field(default_factory=list)
+    kept: list[KeptEvent] = field(default_factory=list)
 
 
 class FakeWorker:
@@ -78,6 +86,7 @@ class FakeWorker:
     with this error, of which a router is to try again if `retry`, and
     which is the request's own fault if `unservable`. poison: a prompt's first token that ends the worker
     when it is computed; `ended` is set then.
+    tiers: where it keeps what, by digest, if `keeps`; host: whether it can park; pins: where sessions stand.
     Workers do not talk to each other: a decode worker begins at once.
     """
 
@@ -106,6 +115,10 @@ class FakeWorker:
         self.ended = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
+        self.keeps = False
+        self.host = True
+        self.tiers: dict[bytes, Tier] = {}
+        self.pins: dict[str, bytes] = {}
         self.received: list[Request] = []
         self.aborted: set[str] = set()
         self.arrived = asyncio.Event()  # set at every message
@@ -184,6 +197,19 @@ class FakeWorker:
         if isinstance(message, Abort):
             self.aborted.add(message.request_id)
             self.running.pop(message.request_id, None)
+        elif isinstance(message, Pin):
+            self.pins.pop(message.session, None)
+            if (mark := next((m for m in message.marks if m.digest in self.tiers), None)) is not None:
+                self.pins[message.session] = mark.digest
+        elif isinstance(message, Unpin):
+            self.pins.pop(message.session, None)
+        elif isinstance(message, Park):
+            if self.host:
+                self.put(message.mark.position, message.mark.digest, "host")
+            reason = None if self.host else "it keeps nothing below the device"
+            client.writer.write(CLUSTER.encode(StepOutputs(0, client.seen, self.load(), (), tuple(client.kept))))
+            client.kept.clear()
+            client.writer.write(CLUSTER.encode(Parked(message.call, reason)))
         else:
             assert isinstance(message, Submit)
             client.seen += 1
@@ -199,6 +225,24 @@ class FakeWorker:
         self.arrived.set()
         self._wake.set()
 
+    def put(self, position: int, digest: bytes, tier: Tier | None) -> None:
+        """A snapshot lies here from now on; None: nowhere."""
+        if tier is None:
+            del self.tiers[digest]
+        else:
+            self.tiers[digest] = tier
+        for client in self.clients:
+            client.kept.append(KeptEvent(position, digest, tier))
+
+    def _keep(self, request: Request, said: list[int]) -> None:
+        """As workers do: the state at the prompt's end, and at the answer's."""
+        digests = PageDigests(self.info.page_size, request.prefix.scope)
+        ids = [*request.token_ids, *said]
+        digests.extend(ids)
+        for position in {len(request.token_ids) - 1, len(ids) - 1 - request.warm}:
+            if position > 0:
+                self.put(position, digests.at(ids, position), "device")
+
     async def _run(self) -> None:
         while True:
             if not self.running and not any(c.outbox for c in self.clients):
@@ -213,10 +257,13 @@ class FakeWorker:
                 running.client.outbox.append(output)
                 if output.finish is not None:
                     self.running.pop(running.request.request_id, None)
+                    if self.keeps:
+                        self._keep(running.request, [running.answer(i) for i in range(running.at)])
             self._steps += 1
             for client in list(self.clients):
                 outputs, client.outbox = tuple(client.outbox), []
-                client.writer.write(CLUSTER.encode(StepOutputs(self._steps, client.seen, self.load(), outputs)))
+                kept, client.kept = tuple(client.kept), []
+                client.writer.write(CLUSTER.encode(StepOutputs(self._steps, client.seen, self.load(), outputs, kept)))
                 with contextlib.suppress(ConnectionError):
                     await client.writer.drain()
             await asyncio.sleep(self.pace_s)

@@ -87,6 +87,12 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("post", "/v1/responses/{response_id}/cancel", {}),
     ("delete", "/v1/responses/{response_id}", {}),
     ("delete", "/v1/files/{spare_file_id}", {}),
+    ("get", "/v1/sessions", {}),
+    ("get", "/v1/sessions/{session_id}", {}),
+    ("post", "/v1/sessions/{session_id}/fork", {"json": {"ids": ["fork"]}}),
+    ("post", "/v1/sessions/{session_id}/park", {}),
+    ("post", "/v1/sessions/{session_id}/resume", {}),
+    ("delete", "/v1/sessions/{session_id}", {}),
 ]
 ITEMS: list[Any] = [
     {"role": "developer", "content": "Be"},
@@ -156,8 +162,11 @@ def kept(stage: Stage, published: Any) -> dict[str, str]:
         while (answer := stage.http.get(stage.url + path)).json()["status"] not in ("completed", "failed"):
             check(published, "get", "/v1/batches/{batch_id}", answer)
             assert time.monotonic() < deadline, answer.text
+    named = {"model": "tiny", "messages": ASK, "max_tokens": 3, "session_id": "session"}
+    stage.http.post(f"{stage.url}{CHAT}", json=named).raise_for_status()
     return {
         "name": "tiny",
+        "session_id": "session",
         "file_id": file_id,
         "spare_file_id": upload("{}"),
         "batch_id": batch_id,

@@ -43,6 +43,10 @@ MESSAGES: list[p.Message] = [
     p.CancelPull("a"),
     p.PullRefused("a", "why", True),
     p.Header("a", 2, "hash", (4,), "lay", "wid"),
+    p.Pin("s", (p.Mark(5, b"digest"), p.Mark(3, b"d")), 3600.0),
+    p.Unpin("s"),
+    p.Park(1, p.Mark(5, b"digest")),
+    p.Parked(1, "why"),
 ]
 
 

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from wire.protocol import SamplingParams, SeqOutput
 from workers.cache.allocator import Allocator
 from workers.schedule.builder import InFlight
+from workers.schedule.keeping import PullError
 from workers.schedule.limits import Limits, Staging
-from workers.schedule.scheduler import PullError, Scheduler
+from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import StepPlan, StepResult
 

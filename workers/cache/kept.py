@@ -19,7 +19,8 @@ class Kept:
     floor: digest of the whole pages before `position`. tail: the ids after them.
     parent: the longest kept prefix of it; children: how many have it as theirs. pages, slot: where it lies on the
     device; () and -1 if it does not. pins: copies under way that read it.
-    used: when it was kept or last continued from, in seconds; uses: how often it was continued from.
+    used: when it was kept or last continued from, in seconds; uses: how often it was continued from. pinned: sessions
+    that stand at it.
     """
 
     position: int
@@ -31,6 +32,7 @@ class Kept:
     slot: int = -1
     pins: int = 0
     uses: int = 0
+    pinned: int = 0
     children: set["Kept"] = field(default_factory=set)
 
     @property
@@ -44,7 +46,11 @@ class Kept:
         return self.position - (self.parent.position if self.parent else 0)
 
     def value(self, now: float) -> float:
-        """What it is worth: the cost of its tokens, times how likely and how soon they are wanted."""
+        """What it is worth: the cost of its tokens, times how likely and how soon they are wanted.
+
+        One at which a session stands does not age.
+        """
         begin = self.position - self.saved_tokens
         cost = self.saved_tokens * (1 + (begin + self.position) / 2 / _ATTENTION_TOKENS)
-        return cost * (1 + self.uses) * math.exp2(-max(0.0, now - self.used) / _HALF_LIFE_S)
+        age = 0.0 if self.pinned else max(0.0, now - self.used)
+        return cost * (1 + self.uses) * math.exp2(-age / _HALF_LIFE_S)

@@ -15,7 +15,8 @@ from workers.cache.moves import Fetch
 from workers.leader.arrivals import Arrivals, header_mismatch
 from workers.leader.figures import TransferFailure
 from workers.leader.pulls import Puller, Pulls
-from workers.schedule.scheduler import PullError, Scheduler
+from workers.schedule.keeping import PullError
+from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Expect, Export, LinkAll, StepPlan, Unlink
 
@@ -220,7 +221,7 @@ class HandOffs:
 
     def kept_cancelled(self, request_id: str) -> None:
         """A peer wants no copy of a kept snapshot any more."""
-        self._scheduler.drop_kept(request_id)
+        self._scheduler.keeping.drop(request_id)
 
     def cancelled(self, request_id: str) -> list[Action]:
         """A decode worker wants a request's snapshot no more: nobody needs the request."""
@@ -306,7 +307,7 @@ class HandOffs:
 
     def _answer_kept(self, puller: Puller, pull: Pull, digest: bytes) -> Header | PullRefused:
         try:
-            self._scheduler.pull_kept(pull.request_id, puller.name, pull.position, digest, pull.have)
+            self._scheduler.keeping.pull(pull.request_id, puller.name, pull.position, digest, pull.have)
         except PullError as error:
             return PullRefused(pull.request_id, str(error), told=False)
         info = self._info

@@ -22,6 +22,7 @@ def sequence_of(message: Submit, now: float) -> Sequence:
         source=Source(source.worker_id, position, kept) if source else None,
         arrived=now,
         scope=prefix.scope,
+        warm=message.warm,
         boundaries=prefix.boundaries,
     )
 

@@ -21,13 +21,17 @@ from wire.protocol import (
     Hello,
     KeptEvent,
     Load,
+    Park,
+    Parked,
     PeerRef,
+    Pin,
     Pull,
     PullRefused,
     RankInfo,
     Role,
     SeqOutput,
     Submit,
+    Unpin,
     WorkerInfo,
 )  # fmt: skip
 from wire.tls import listen, tls
@@ -100,6 +104,8 @@ class Leader:
             slots=config.slots,
             max_model_len=limits.max_model_len,
             ranks=tuple(RankInfo(r.rank, r.pid, r.node, r.device, r.transfer_host, r.transfer_port) for r in ready),
+            state_bytes=limits.cache.state_bytes,
+            token_bytes=limits.cache.token_bytes,
         )
         self._handoffs = HandOffs(self._scheduler, self.info, config.handoff_timeout_s)
         self._peers = Peers(self.info, config.secret, self._handoffs.linked, self._on_peer_message, self._on_peer_lost)
@@ -226,6 +232,12 @@ class Leader:
             case CancelPull():
                 self._release(message.request_id)
                 self._perform(self._handoffs.cancelled(message.request_id))
+            case Pin():
+                self._scheduler.pin(message.session, message.marks, time.monotonic() + message.ttl_s)
+            case Unpin():
+                self._scheduler.cache.pins.release(message.session)
+            case Park():
+                client.tell(Parked(message.call, self._scheduler.park(message.mark, time.monotonic())))
             case _:
                 raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
         self._wake.set()
@@ -330,7 +342,9 @@ class Leader:
         """Fresh figures to every client though no step runs, and an end to what waits too long."""
         while True:
             await asyncio.sleep(_HEARTBEAT_S)
-            if overdue := self._handoffs.overdue(time.monotonic()):
+            now = time.monotonic()
+            self._scheduler.cache.pins.expire(now)
+            if overdue := self._handoffs.overdue(now):
                 self._perform(overdue)
             self._clients.beat(self._scheduler.steps, self._scheduler.load)
 

@@ -11,21 +11,18 @@ import bisect
 from collections.abc import Sequence as Seq
 
 from wire.digest import PageDigests
-from wire.protocol import Finish, Load, SeqOutput, Timings
+from wire.protocol import Finish, Load, Mark, SeqOutput
 from workers.cache.allocator import Allocator
 from workers.cache.cache import PrefixCache
-from workers.cache.kept import Kept
 from workers.cache.moves import Copy
 from workers.cache.totals import Origin
 from workers.schedule.beginning import Beginning, find
 from workers.schedule.builder import InFlight, StepBuilder
+from workers.schedule.keeping import Keeping, PullError
 from workers.schedule.limits import Limits
+from workers.schedule.outputs import ended_output, sampled_output
 from workers.schedule.sequence import Sequence, State
-from workers.schedule.step import Discard, Export, Install, StepResult
-
-
-class PullError(ValueError):
-    """A peer asked for a snapshot that it can't have; says why."""
+from workers.schedule.step import Discard, Install, StepResult
 
 
 def _queue_key(seq: Sequence) -> tuple[int, int]:
@@ -50,16 +47,14 @@ class Scheduler:
         self._active: list[Sequence] = []  # RUNNING, in the queue's order
         self._held: list[Sequence] = []
         self._pulling: dict[str, Sequence] = {}  # PULLING or DISPLACED
-        self._kept_wanted: list[tuple[str, str, Kept, int]] = []  # request, peer, snapshot, latents the peer has
-        self._pinned: list[Kept] = []  # until the plan that reads them is made
-        self._saves: list[Copy] = []
-        self._arrived: dict[str, int] = {}  # kept snapshots that the next plan installs: request, position
+        self.keeping = Keeping(self.cache)
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
         self.steps = 0
         self._order = 0
         self._step_s = 0.0
         self._token_s = 0.0  # what a token of a prompt takes, smoothed
+        self._decode_s = 0.0  # what a step without prompts takes, smoothed
 
     # What comes from outside
 
@@ -86,7 +81,7 @@ class Scheduler:
                 self._discards.append(Discard(request_id))
                 if seq.state is State.DISPLACED:
                     self._queue.remove(seq)
-                self._unpin(seq)
+                self.keeping.unpin(seq)
             case State.RUNNING:
                 self._active.remove(seq)
                 self._call_off_install(seq)
@@ -115,21 +110,18 @@ class Scheduler:
         seq.peer = peer
         seq.exported = have
 
-    def pull_kept(self, request_id: str, peer: str, position: int, digest: bytes, have: int) -> None:
-        """`peer` wants a copy of a kept snapshot for a request of its own; PullError if it can't have it."""
-        kept = self.cache.index.by_digest(position, digest)
-        if kept is None or kept.slot < 0:
-            raise PullError("it is no longer kept")
-        if not 0 <= have <= position:
-            raise PullError(f"a peer that holds {have} latents can't have a snapshot of {position} tokens")
-        kept.pins += 1
-        self._kept_wanted.append((request_id, peer, kept, have))
+    def pin(self, session: str, marks: Seq[Mark], until: float) -> None:
+        """A session stands at the first of these that is kept, and no more where it stood before."""
+        found = (self.cache.index.by_digest(mark.position, mark.digest) for mark in marks)
+        if (kept := next((k for k in found if k is not None), None)) is not None:
+            self.cache.pins.pin(session, kept, until)
+        else:
+            self.cache.pins.release(session)
 
-    def drop_kept(self, request_id: str) -> None:
-        """The peer wants no copy any more; what its ranks have asked ours for, they call off themselves."""
-        for wanted in [w for w in self._kept_wanted if w[0] == request_id]:
-            wanted[2].pins -= 1
-            self._kept_wanted.remove(wanted)
+    def park(self, mark: Mark, now: float) -> str | None:
+        """Take a kept snapshot off the device; why it has to stay, if so. Nothing if it is not there."""
+        kept = self.cache.index.by_digest(mark.position, mark.digest)
+        return self.cache.park(kept, now) if kept is not None else None
 
     def sent(self, request_id: str, now: float) -> SeqOutput | None:
         """A snapshot has wholly left; the sequence ends here.
@@ -159,7 +151,7 @@ class Scheduler:
         position = source.position if source else seq.fetching.position if seq.fetching else 0
         seq.tokens.extend(generated)
         seq.source = None
-        self._unpin(seq)
+        self.keeping.unpin(seq)
         seq.transfer_s = now - (seq.header_at or seq.started)
         if generated:
             seq.first_token = now
@@ -173,7 +165,7 @@ class Scheduler:
         seq.state = State.RUNNING
         if not generated:
             self._begun(seq, "host" if host else "peer", position)
-            self._arrived[request_id] = position
+            self.keeping.arrived(request_id, position)
         self._activate(seq)
 
     def not_coming(self, request_id: str, damaged: bool = False) -> None:
@@ -187,7 +179,7 @@ class Scheduler:
         kept = seq.fetching
         seq.missed = "peer" if seq.source else None
         seq.source = None
-        self._unpin(seq)
+        self.keeping.unpin(seq)
         if damaged and kept is not None:
             self.cache.lost_on_host(kept)
         self._discards.append(Discard(request_id, leaving=False))
@@ -232,14 +224,12 @@ class Scheduler:
             # Where there is no room for one, those behind it wait too: a long prompt is not overtaken for ever.
             admitting = admitting and self._admit(priority, step, now)
         self._export_held(step)
-        self._export_kept(step)
-        self._keep_arrived(step, now)
-        in_flight = step.plan(self.steps, self._saves, self.cache.take_changes(), self._discards, self._installs)
-        self._saves.clear()
+        self.keeping.export(step)
+        self.keeping.keep_arrived(self._installs, self.sequences, step, now)
+        in_flight = step.plan(self.steps, self.keeping.saves, self.cache.take_changes(), self._discards, self._installs)
+        self.keeping.planned()
         self._discards.clear()
         self._installs.clear()
-        while self._pinned:
-            self._pinned.pop().pins -= 1
         self.steps += 1
         return in_flight
 
@@ -260,7 +250,7 @@ class Scheduler:
             if seq.computed <= seq.prompt_tokens:
                 self.cache.index.note(seq.known, seq.computed)
             for count, slot in row.keeps:
-                self.cache.keep(seq.known, row.start + count, seq.pages, slot, now)
+                self.cache.keep(seq.known, row.start + count, seq.pages, slot, now, state_in=slot)
             seq.keeps = [p for p in seq.keeps if p > seq.computed]
             seq.prompt_logprobs.extend(result.prompt_logprobs[index] if result.prompt_logprobs else ())
             if row.sample and at in failures:
@@ -287,6 +277,7 @@ class Scheduler:
             kept=len(self.cache.index),
             hit_tokens=sum(self.cache.totals.hit_tokens.values()),
             missed_tokens=sum(self.cache.totals.missed_tokens.values()),
+            decode_s=self._decode_s,
         )
 
     # Inside
@@ -297,6 +288,8 @@ class Scheduler:
         if any(len(r.token_ids) > 1 for r in in_flight.plan.rows):
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
+        elif tokens:
+            self._decode_s += (seconds - self._decode_s) * (0.1 if self._decode_s else 1.0)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.page_size)
@@ -364,10 +357,13 @@ class Scheduler:
         """Begin a sequence from a kept snapshot, or at zero."""
         kept, size = beginning.kept, self.limits.page_size
         shared: Seq[int] = ()
+        fetched = False
         if kept is not None:
-            self._pin(kept)
+            self.keeping.pin(kept)
             whole = kept.position // size
-            shared = kept.pages[:whole] if kept.slot >= 0 else self.cache.index.resident(seq.known, kept.position)
+            fetched = kept.slot < 0
+            shared = self.cache.index.resident(seq.known, kept.position) if fetched else kept.pages[:whole]
+        # What yields places to it may be kept on the device meanwhile, and be the very snapshot that is on the host.
         if not self._take(seq, shared, now):
             return False
         seq.keeps = beginning.keeps
@@ -375,7 +371,7 @@ class Scheduler:
         if kept is not None:
             kept.used = now
             kept.uses += 1
-        if kept is not None and kept.slot < 0:
+        if kept is not None and fetched:
             seq.fetching = kept
             kept.pins += 1
             self._pulling[seq.request_id] = seq
@@ -448,7 +444,7 @@ class Scheduler:
         while not self.slots.free or not self.cache.make_pages(pages, now):
             if not yielding:
                 return False
-            self._preempt(yielding.pop())
+            self._preempt(yielding.pop(), now)
         return True
 
     def _yielding(self, priority: int) -> list[Sequence]:
@@ -464,13 +460,19 @@ class Scheduler:
                 seq.pages += self.pages.take(1)
                 continue
             victim = max((*self._active, *self._yielding(seq.priority)), key=_queue_key)
-            self._preempt(victim)
+            self._preempt(victim, now)
             if victim is seq:
                 return False
         return True
 
-    def _preempt(self, seq: Sequence) -> None:
-        """Back to the queue without its places. Its tokens are computed anew, here, when there is room."""
+    def _preempt(self, seq: Sequence, now: float) -> None:
+        """Back to the queue without its places.
+
+        When there is room it goes on here, from what is kept of it by then: all it has computed, unless its pages were
+        wanted too and host memory has no copy.
+        """
+        if seq.state is State.RUNNING and seq.computed and all(i.request_id != seq.request_id for i in self._installs):
+            self.keeping.save(seq, now)
         self._free(seq)
         if seq.state is State.PULLING:
             seq.state = State.DISPLACED
@@ -518,105 +520,25 @@ class Scheduler:
         seq.state = State.SENDING
         self._free(seq)
 
-    def _export_kept(self, step: StepBuilder) -> None:
-        """Copies of kept snapshots that peers asked for: the ranks read them within this plan."""
-        for request_id, peer, kept, have in self._kept_wanted:
-            pages = kept.pages[have // self.limits.page_size :]
-            step.send_kept(Export(request_id, peer, kept.slot, pages, have, kept.position, True))
-            self._pinned.append(kept)
-        self._kept_wanted.clear()
-
-    def _pin(self, kept: Kept) -> None:
-        """It must stay where it is until the plan that copies it is made."""
-        kept.pins += 1
-        self._pinned.append(kept)
-
-    def _unpin(self, seq: Sequence) -> None:
-        """The snapshot it waited for from host memory may go."""
-        if seq.fetching is not None:
-            seq.fetching.pins -= 1
-            seq.fetching = None
-
     def _begun(self, seq: Sequence, origin: Origin | None, begin: int) -> None:
         """A sequence begins after `begin` tokens; the first time, that is what its prompt cost less."""
         if not seq.begun:
             seq.begun, seq.begin, seq.origin = True, begin, origin
             self.cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new", self._token_s)
 
-    def _keep_arrived(self, step: StepBuilder, now: float) -> None:
-        """Keep here what came from host memory or a peer: the next sequence begins from it without a transfer."""
-        for install in self._installs:
-            position = self._arrived.pop(install.request_id, None)
-            seq = self.sequences.get(install.request_id)
-            if position is None or seq is None:
-                continue
-            slot = self.cache.reserve(seq.known, position, now)
-            if slot is not None:
-                step.copy(Copy(seq.slot, slot))
-                self.cache.keep(seq.known, position, seq.pages, slot, now, stored=False)
-        self._arrived.clear()
-
-    def _keep_end(self, seq: Sequence, now: float) -> None:
-        """An answer is whole: the next turn begins where it ends."""
-        slot = self.cache.reserve(seq.known, seq.computed, now)
-        if slot is not None:
-            self._saves.append(Copy(seq.slot, slot))
-            self.cache.keep(seq.known, seq.computed, seq.pages, slot, now)
-
     def _sampled(self, seq: Sequence, result: StepResult, at: int, now: float) -> SeqOutput:
-        token = result.tokens[at][0]
-        logprobs = result.logprobs[at] if result.logprobs else ()
-        seq.tokens.append(token)
-        first = not seq.first_token
-        if first:
-            seq.first_token = now
-            seq.prefill_s = now - seq.started
-        finish = self._finish(seq, token)
-        prompt_logprobs = (None, *seq.prompt_logprobs) if first and seq.sampling.prompt_logprobs is not None else ()
-        output = SeqOutput(
-            request_id=seq.request_id,
-            offset=seq.generated - 1,
-            token_ids=(token,),
-            logprobs=logprobs,
-            prompt_logprobs=prompt_logprobs,
-            finish=finish,
-            timings=self._timings(seq, now) if finish else None,
-            cached_tokens=seq.begin if first else 0,
-            cached_from=seq.origin if first else None,
-        )
-        if finish:
-            if not seq.handoff:
-                self._keep_end(seq, now)
+        output = sampled_output(seq, result, at, self.limits.max_model_len, now)
+        if output.finish:
+            if not (seq.handoff or seq.warm):
+                self.keeping.save(seq, now)
             self.remove(seq.request_id)
         elif seq.handoff:
             self._hold(seq, now)
         return output
 
-    def _finish(self, seq: Sequence, token: int) -> Finish | None:
-        if token in seq.sampling.stop_token_ids and seq.generated > seq.sampling.min_tokens:
-            return "stop"
-        if seq.generated >= seq.sampling.max_tokens or len(seq.tokens) >= self.limits.max_model_len:
-            return "length"
-        return None
-
-    def _timings(self, seq: Sequence, now: float) -> Timings:
-        return Timings(
-            queue_s=seq.queue_s,
-            prefill_s=seq.prefill_s,
-            transfer_s=seq.transfer_s,
-            decode_s=now - seq.first_token if seq.first_token and not seq.handoff else 0.0,
-        )
-
     def _end(
         self, seq: Sequence, finish: Finish, now: float, error: str | None = None, *, unservable: bool = False
     ) -> SeqOutput:
-        output = SeqOutput(
-            request_id=seq.request_id,
-            offset=seq.generated,
-            finish=finish,
-            error=error,
-            unservable=unservable,
-            timings=self._timings(seq, now),
-        )
+        output = ended_output(seq, finish, now, error, unservable)
         self.remove(seq.request_id)
         return output

@@ -45,8 +45,9 @@ class Sequence:
     snapshot until it is sent; gone: all of it has left, though the step that exported it is not committed yet.
     source: where its snapshot comes from; None once installed, or when the prompt is computed here.
     handoff: the snapshot leaves after the first token, to `peer` once that has pulled.
-    scope: whose prefixes it may share. boundaries: positions at which turns of the prompt end. keeps: positions at
-    which its state is yet to be kept. fetching: the kept snapshot it waits for from host memory.
+    warm: only its state is wanted, and nothing of what is computed after it. scope: whose prefixes it may share.
+    boundaries: positions at which turns of the prompt end. keeps: positions at which its state is yet to be kept.
+    fetching: the kept snapshot it waits for from host memory.
     have: latents that need not come with a snapshot, as they are on the device.
     begun: its first tokens are being computed; begin: prompt tokens that came from a snapshot, from `origin`; missed:
     why the others did not.
@@ -62,6 +63,7 @@ class Sequence:
     source: Source | None
     arrived: float
     scope: str = ""
+    warm: bool = False
     boundaries: tuple[int, ...] = ()
     state: State = State.QUEUED
     epoch: int = 0

@@ -46,7 +46,7 @@ class Deleted(TypedDict):
     """The object was deleted."""
 
     id: str
-    object: Literal["file", "response"]
+    object: Literal["file", "response", "session"]
     deleted: Literal[True]
 
 

@@ -17,7 +17,7 @@ from router.api.request import (
     choose_tools,
     shown_tool,
 )
-from router.api.schema import MAX_TURNS, Short, Strict, meaningless
+from router.api.schema import MAX_TURNS, SessionId, Short, Strict, meaningless
 from router.errors import invalid
 from router.text.grammar import Form, Schema, json_form
 from router.text.tools.form import OfferedFunction
@@ -172,6 +172,7 @@ class MessagesRequest(CountRequest):
     stop_sequences: list[Annotated[str, Field(min_length=1, max_length=1024)]] = Field(
         default_factory=list, max_length=16
     )
+    session_id: SessionId | None = Field(None, description="the session that this continues; see docs/SESSIONS.md")
     stream: bool = False
     temperature: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
     top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
@@ -199,4 +200,6 @@ class MessagesRequest(CountRequest):
             top_k=self.top_k,
             stop=self.stop_sequences,
         )
-        return Request(self.conversation(), sampling, self.form(), stream=self.stream, names=NAMES)
+        return Request(
+            self.conversation(), sampling, self.form(), stream=self.stream, session=self.session_id, names=NAMES
+        )

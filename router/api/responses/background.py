@@ -114,6 +114,7 @@ class Background:
 
     async def _end(self, run: _Run, error: ApiError | None, data: bytes, first: int) -> None:
         shape = run.shape
+        await run.job.settle()
         await shape.settle(error)
         if run.streamed:
             data += shape.last()

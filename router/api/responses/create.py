@@ -31,6 +31,7 @@ from router.api.responses.schema import ResponseRequest
 from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.store import ResponseStore
 from router.api.responses.tools import warning
+from router.api.session_turn import begin_turn, session_of
 from router.errors import fault, invalid
 from router.http.body import parse, read_body
 from router.http.caller import caller_of
@@ -40,13 +41,15 @@ from router.http.send import Headers, send_json
 from router.relay.choice import Choice
 from router.relay.gateway import Gateway
 from router.relay.job import Job
+from router.relay.sessions import Sessions
 
 
 class Create(Answering):
     """Makes responses."""
 
-    def __init__(self, gateway: Gateway, store: ResponseStore, background: Background) -> None:
+    def __init__(self, gateway: Gateway, store: ResponseStore, background: Background, sessions: Sessions) -> None:
         super().__init__(gateway, "responses", OPENAI)
+        self._sessions = sessions
         self._store = store
         self._background = background
 
@@ -64,6 +67,8 @@ class Create(Answering):
             caller.choices = [choice]
             account = caller.account
             job = job_of(lowered, [choice], caller, self._gateway.config)
+            turn = await begin_turn(self._sessions, session_of(scope, lowered), caller, job)
+            holds.enter_context(self._sessions.held(turn))
             holds.enter_context(self._gateway.flying(job, permit))
             headers += worker_headers(job, self._gateway.config)
             if (told := warning(request.tools)) is not None:

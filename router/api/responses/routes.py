@@ -12,27 +12,35 @@ from router.api.responses.store import ResponseStore
 from router.api.responses.stored import Stored
 from router.config import RouterConfig
 from router.relay.gateway import Gateway
+from router.relay.sessions import Sessions
+from router.store.records import records
+from router.store.sessions import SESSIONS
 
 _FILE = "responses.sqlite3"
+_SESSIONS_FILE = "sessions.sqlite3"
 
 
-def keeping(gateway: Gateway) -> tuple[Create, Stored]:
-    """What makes responses, and what shows those that are kept. What they hold ends with the gateway."""
+def keeping(gateway: Gateway) -> tuple[Create, Stored, Sessions]:
+    """What makes responses, what shows those that are kept, and sessions. What they hold ends with the gateway."""
     config = gateway.config
     folder = None if config.data_dir is not None else SharedFolder(_run_dir(config))
     path = folder.path if folder is not None else Path(config.data_dir or "")
+    table = records(config.database_url, path / _SESSIONS_FILE, SESSIONS)
+    sessions = Sessions(table, gateway.table, ttl_s=config.session_ttl_s, most=config.max_sessions)
+    gateway.alongside(sessions)
     bounds = Bounds(config.max_responses, config.max_responses_bytes)
     store = ResponseStore(path / _FILE, bounds, config.database_url)
     background = Background(store)
 
     async def close() -> None:
         await background.close()
+        await sessions.settle()
         await asyncio.to_thread(store.close)
         if folder is not None:
             folder.close()
 
     gateway.closers.append(close)
-    return Create(gateway, store, background), Stored(store, background)
+    return Create(gateway, store, background, sessions), Stored(store, background), sessions
 
 
 def _run_dir(config: RouterConfig) -> Path:

@@ -10,7 +10,7 @@ from router.api.request import Conversation, Request, Sampling, Tools, choose_to
 from router.api.responses.items import Attachment, FunctionCallOutput, InputItem, tag
 from router.api.responses.tools import AllowedTools, AnyTool, NamedTool, ToolChoice, lowered
 from router.api.responses.turns import NAMES, Item, turns
-from router.api.schema import MAX_TURNS, Short, Strict, meaningless
+from router.api.schema import MAX_TURNS, SessionId, Short, Strict, meaningless
 from router.errors import Path, invalid
 from router.priority import LATEST, SOONEST
 from router.text.grammar import Form, Schema, json_form
@@ -126,6 +126,7 @@ class ResponseRequest(Strict):
     )
     priority: int = Field(0, ge=SOONEST, le=LATEST, description="lower goes first, and takes the places of higher")
     cache_salt: Short | None = Field(None, min_length=1, description="only requests with the same salt share prefixes")
+    session_id: SessionId | None = Field(None, description="the session that this continues; see docs/SESSIONS.md")
     # What follows is repeated in the answer and changes nothing else here.
     user: Short | None = meaningless(None)
     safety_identifier: Short | None = meaningless(None)
@@ -178,6 +179,7 @@ class ResponseRequest(Strict):
             self._form(),
             stream=self.stream,
             cache_salt=self.cache_salt,
+            session=self.session_id,
             priority=self.priority,
             names=NAMES,
         )

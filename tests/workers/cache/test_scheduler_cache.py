@@ -4,14 +4,15 @@ import random
 from contextlib import nullcontext, suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.workers.cache.model import Memory
 from wire.protocol import SamplingParams, SeqOutput
 from workers.cache.budget import Budget
+from workers.schedule.keeping import PullError
 from workers.schedule.limits import Limits
-from workers.schedule.scheduler import PullError, Scheduler
+from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import StepPlan, StepResult
 
@@ -114,7 +115,11 @@ class Worker:
         assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
         assert cache.host.bytes <= cache.budget.host_bytes
         for k in cache.index:  # what the index promises is what the memory holds
-            if k.slot >= 0 and k.slot in self.memory.states and not any(c.to_slot == k.slot for c in scheduler._saves):
+            if (
+                k.slot >= 0
+                and k.slot in self.memory.states
+                and not any(c.to_slot == k.slot for c in scheduler.keeping.saves)
+            ):
                 state = self.memory.states[k.slot]
                 assert len(state) == k.position
                 assert state == self.memory.read(k.pages, 0, k.position)
@@ -194,6 +199,47 @@ def test_a_snapshot_evicted_from_the_device_comes_back_from_the_host() -> None:
     assert turn(worker, first, new=1)[1] == (9, "host")
 
 
+def test_all_that_ends_in_a_step_reaches_the_host_through_one_place_on_the_device() -> None:
+    worker = Worker(limits(states=1, host_bytes=10_000))
+    prompts = [[n * 10 + i for i in range(2)] for n in range(3)]
+    names = [worker.add(ids, new=2) for ids in prompts]
+    worker.finish()
+    ends = [[*ids, *worker.answers[name]] for ids, name in zip(prompts, names, strict=True)]
+    for ids in reversed(ends):
+        assert turn(worker, [*ids, 5, 6], new=1)[1] in ((3, "host"), (3, "device"))
+
+
+@pytest.mark.parametrize(("host_bytes", "handoff"), [(0, False), (10_000, False), (0, True)])
+def test_a_preempted_sequence_goes_on_where_it_was(host_bytes: int, handoff: bool) -> None:
+    worker = Worker(limits(states=3, host_bytes=host_bytes))
+    yielding = worker.add(list(range(20)), new=5, priority=9, handoff=handoff)
+    worker.step()
+    others = [worker.add([n * 30 + i for i in range(3)], new=2) for n in range(1, 5)]  # one for each slot
+    for _ in range(2):
+        worker.step()
+    assert worker.scheduler.sequences[yielding].state is State.QUEUED
+    while any(other in worker.scheduler.sequences for other in others):
+        plan = worker.step()
+    starts = [row.start for _ in range(2) for row in (*plan.rows, *worker.step().rows)]
+    assert 8 in starts
+    assert 0 not in starts
+
+
+def test_a_sequence_whose_pages_were_wanted_comes_back_from_the_host() -> None:
+    worker = Worker(limits(states=3, host_bytes=10_000, pages=10))
+    yielding = worker.add(list(range(20)), new=5, priority=9)
+    worker.step()
+    other = worker.add([30 + i for i in range(36)], new=2)  # needs all pages
+    worker.step()
+    assert worker.scheduler.sequences[yielding].state is State.QUEUED
+    while other in worker.scheduler.sequences:
+        worker.step()
+    fetches = [fetch for _ in range(3) for fetch in worker.step().fetches]
+    assert [(f.request_id, f.position) for f in fetches] == [(yielding, 8)]
+    worker.finish()
+    assert len(worker.answers[yielding]) == 5
+
+
 def test_what_the_host_lost_is_computed_again() -> None:
     worker = Worker(limits(states=1, host_bytes=10_000))
     first = list(range(10))
@@ -264,7 +310,7 @@ def test_a_kept_snapshot_is_refused_to_a_peer_that_can_not_continue_it(position:
     turn(worker, ids, new=1)
     kept = next(k for k in worker.scheduler.cache.index if k.position == 9)
     with pytest.raises(PullError):
-        worker.scheduler.pull_kept("theirs", "prefill-0", position, kept.digest, have)
+        worker.scheduler.keeping.pull("theirs", "prefill-0", position, kept.digest, have)
     assert kept.pins == 0
 
 
@@ -277,7 +323,7 @@ def test_a_kept_snapshot_is_sent_to_a_peer_that_asks_and_continued_there() -> No
     plan = taker.step()
     assert [(e.start, e.tokens) for e in plan.expects] == [(0, 12)]
     known = taker.scheduler.sequences[name].known
-    holder.scheduler.pull_kept(name, "prefill-0", 12, known.digests.at(known.ids, 12), 0)
+    holder.scheduler.keeping.pull(name, "prefill-0", 12, known.digests.at(known.ids, 12), 0)
     holder.step()
     taker.memory.pulled[name] = holder.memory.sent[name]
     taker.scheduler.install(name, (), 0.0)
@@ -292,7 +338,7 @@ def test_a_kept_snapshot_that_is_not_there_is_refused_and_computed() -> None:
     name = taker.add(list(range(10)), 2, source=Source("decode-0", 8, kept=True))
     taker.step()
     with pytest.raises(PullError, match="no longer kept"):
-        holder.scheduler.pull_kept(name, "prefill-0", 8, b"x" * 16, 0)
+        holder.scheduler.keeping.pull(name, "prefill-0", 8, b"x" * 16, 0)
     taker.scheduler.not_coming(name)
     taker.finish()
     assert taker.begun[name] == (0, None)
@@ -356,13 +402,13 @@ class Life:
         """A peer asks for a kept snapshot, or calls that off."""
         kept = list(self.worker.scheduler.cache.index)
         if self.lent and self.rng.random() < 0.3:
-            self.worker.scheduler.drop_kept(self.rng.choice(self.lent))
+            self.worker.scheduler.keeping.drop(self.rng.choice(self.lent))
         elif kept:
             one = self.rng.choice(kept)
             name = f"theirs{len(self.lent)}"
             self.lent.append(name)
             with suppress(PullError):
-                self.worker.scheduler.pull_kept(
+                self.worker.scheduler.keeping.pull(
                     name, "prefill-1", one.position, one.digest, self.rng.randint(-1, one.position + 1)
                 )
 
@@ -429,6 +475,8 @@ LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_fro
 @pytest.mark.parametrize("host_bytes", [0, 60])
 @settings(max_examples=200, deadline=None)
 @given(events=LIVES, seed=st.integers(0, 1_000_000), states=st.integers(0, 3))
+# A sequence begins from a snapshot on the host, which the one that yields its slot brings back to the device.
+@example(["handed", "fork", "pull", "new", "handed", "step", "new", "peer", "gone"], 5394, 2)
 def test_references_always_add_up_and_states_are_what_they_claim(
     host_bytes: int, events: list[str], seed: int, states: int
 ) -> None:

@@ -1,0 +1,32 @@
+"""Answers about sessions."""
+
+from typing import Literal
+
+from typing_extensions import TypedDict
+
+
+class SessionRecord(TypedDict):
+    """A session. Times are Unix time in seconds.
+
+    tokens: of the conversation up to its last answer's end. kept_tokens, bytes: of the snapshot that a worker keeps of
+    it; tier: the nearest one it lies in, null where it has to be computed again. parent: the session it was forked
+    from. last_request: the id of the request that moved its end.
+    """
+
+    id: str
+    object: Literal["session"]
+    tokens: int
+    kept_tokens: int
+    tier: Literal["device", "host"] | None
+    bytes: int
+    created_at: int
+    expires_at: int
+    parent: str | None
+    last_request: str | None
+
+
+class SessionList(TypedDict):
+    """Sessions."""
+
+    object: Literal["list"]
+    data: list[SessionRecord]

@@ -1,0 +1,202 @@
+"""Records of sessions, and who uses them: functions of a connection, to be given to `Records.run`.
+
+A turn, which is one request, holds the session's lease while it runs. A session whose first turn has not ended yet is
+seen by nobody.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from router.store.connection import Connection
+from router.store.files import Page
+from wire.protocol import Mark
+
+SESSIONS = """
+CREATE TABLE IF NOT EXISTS sessions (
+    serial INTEGER PRIMARY KEY AUTOINCREMENT,
+    tenant TEXT NOT NULL,
+    id TEXT NOT NULL,
+    scope TEXT NOT NULL,
+    token_ids BLOB NOT NULL,
+    tokens INTEGER NOT NULL,
+    marks TEXT NOT NULL,
+    created_at INTEGER NOT NULL,
+    expires_at INTEGER NOT NULL,
+    parent TEXT,
+    last_request TEXT,
+    owner TEXT,
+    owned_until REAL NOT NULL DEFAULT 0,
+    UNIQUE (tenant, id)
+);
+CREATE INDEX IF NOT EXISTS sessions_of_tenant ON sessions (tenant, serial);
+CREATE INDEX IF NOT EXISTS sessions_expiry ON sessions (expires_at);
+"""
+_COLUMNS = "id, scope, tokens, marks, created_at, expires_at, parent, last_request, owner, owned_until"
+# What a tenant sees.
+_THERE = "tenant = ? AND expires_at > ? AND tokens > 0"
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """A session's record without its token ids. marks: where workers may keep its end, the longest first."""
+
+    id: str
+    scope: str
+    tokens: int
+    marks: tuple[Mark, ...]
+    created_at: int
+    expires_at: int
+    parent: str | None
+    last_request: str | None
+    owner: str | None
+    owned_until: float
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """Where a turn has brought its session. token_ids: packed."""
+
+    token_ids: bytes
+    marks: tuple[Mark, ...]
+    request_id: str
+
+
+class Busy(Exception):
+    """A turn of the session runs."""
+
+
+class Full(Exception):
+    """The tenant has as many sessions as it may."""
+
+
+class Taken(Exception):
+    """There is a session of that name; the message is the name."""
+
+
+def find(db: Connection, tenant: str, session_id: str, now: int) -> StoredSession | None:
+    """A tenant's session."""
+    row = db.execute(f"SELECT {_COLUMNS} FROM sessions WHERE {_THERE} AND id = ?", (tenant, now, session_id)).fetchone()
+    return _stored(row) if row is not None else None
+
+
+def token_ids(db: Connection, tenant: str, session_id: str) -> bytes:
+    """All its tokens, packed."""
+    row = db.execute("SELECT token_ids FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id)).fetchone()
+    return bytes(row["token_ids"]) if row is not None else b""
+
+
+def page(db: Connection, tenant: str, span: Page, now: int) -> list[StoredSession] | None:
+    """Newest first, one more than `span.limit` where there are more; None if the tenant has no session `span.after`."""
+    where, values = _THERE, [tenant, now]
+    if span.after is not None:
+        last = db.execute("SELECT serial FROM sessions WHERE id = ? AND tenant = ?", (span.after, tenant)).fetchone()
+        if last is None:
+            return None
+        where, values = f"{where} AND serial < ?", [*values, last["serial"]]
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM sessions WHERE {where} ORDER BY serial DESC LIMIT ?", (*values, span.limit + 1)
+    )
+    return [_stored(row) for row in rows]
+
+
+def take(
+    db: Connection, tenant: str, session_id: str, owner: str, scope: str, most: int, now: float, until: float
+) -> StoredSession:
+    """Take the lease of a session for a turn, which makes it where there is none; Busy, Full."""
+    _expire(db, now)
+    row = db.execute(f"SELECT {_COLUMNS} FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id)).fetchone()
+    if row is None:
+        _room(db, tenant, 1, most)
+        # It expires with its lease, unless a turn ends well.
+        values = (tenant, session_id, scope, b"", int(now), int(until) + 1, owner, until)
+        db.execute(
+            "INSERT INTO sessions (tenant, id, scope, token_ids, tokens, marks, created_at, expires_at, owner, "
+            "owned_until) VALUES (?, ?, ?, ?, 0, '[]', ?, ?, ?, ?)",
+            values,
+        )
+        return StoredSession(session_id, scope, 0, (), int(now), int(until) + 1, None, None, owner, until)
+    found = _stored(row)
+    if found.owner is not None and found.owned_until > now:
+        raise Busy
+    where = "WHERE tenant = ? AND id = ?"
+    db.execute(f"UPDATE sessions SET owner = ?, owned_until = ? {where}", (owner, until, tenant, session_id))
+    return found
+
+
+def renew(db: Connection, owners: Sequence[str], until: float) -> None:
+    """The turns go on; new sessions live as long as their leases."""
+    for owner in owners:
+        db.execute("UPDATE sessions SET owned_until = ? WHERE owner = ?", (until, owner))
+        db.execute("UPDATE sessions SET expires_at = ? WHERE owner = ? AND tokens = 0", (int(until) + 1, owner))
+
+
+def end(db: Connection, owner: str, scope: str, reached: End, expires: int) -> bool:
+    """A turn has ended well; False if its session was deleted or its lease taken by another meanwhile."""
+    values = (scope, reached.token_ids, len(reached.token_ids) // 4, _marks(reached.marks), expires)
+    done = db.execute(
+        "UPDATE sessions SET scope = ?, token_ids = ?, tokens = ?, marks = ?, expires_at = ?, last_request = ?, "
+        "owner = NULL, owned_until = 0 WHERE owner = ?",
+        (*values, reached.request_id, owner),
+    )
+    return done.rowcount > 0
+
+
+def release(db: Connection, owner: str, expires: int | None = None) -> None:
+    """A turn has ended and its session stands where it stood, until `expires`; a new one is forgotten."""
+    db.execute("DELETE FROM sessions WHERE owner = ? AND tokens = 0", (owner,))
+    if expires is not None:
+        db.execute("UPDATE sessions SET expires_at = ? WHERE owner = ?", (expires, owner))
+    db.execute("UPDATE sessions SET owner = NULL, owned_until = 0 WHERE owner = ?", (owner,))
+
+
+def fork(
+    db: Connection, tenant: str, session_id: str, ids: Sequence[str], most: int, now: int, expires: int
+) -> list[StoredSession] | None:
+    """New sessions that begin where one stands; None if there is none. Taken, Full: then none is made."""
+    _expire(db, now)
+    if find(db, tenant, session_id, now) is None:
+        return None
+    _room(db, tenant, len(ids), most)
+    for new in ids:
+        if db.execute("SELECT 1 FROM sessions WHERE tenant = ? AND id = ?", (tenant, new)).fetchone() is not None:
+            raise Taken(new)
+        db.execute(
+            "INSERT INTO sessions (tenant, id, scope, token_ids, tokens, marks, created_at, expires_at, parent, "
+            "last_request) SELECT tenant, ?, scope, token_ids, tokens, marks, ?, ?, id, last_request FROM sessions "
+            "WHERE tenant = ? AND id = ?",
+            (new, now, expires, tenant, session_id),
+        )
+    made = [find(db, tenant, new, now) for new in ids]
+    return [one for one in made if one is not None]
+
+
+def delete(db: Connection, tenant: str, session_id: str, now: float) -> bool:
+    """False if there is none; Busy."""
+    found = find(db, tenant, session_id, int(now))
+    if found is None:
+        return False
+    if found.owner is not None and found.owned_until > now:
+        raise Busy
+    db.execute("DELETE FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id))
+    return True
+
+
+def _expire(db: Connection, now: float) -> None:
+    db.execute("DELETE FROM sessions WHERE expires_at <= ? AND owned_until <= ?", (int(now), now))
+
+
+def _room(db: Connection, tenant: str, more: int, most: int) -> None:
+    (count,) = db.execute("SELECT count(*) FROM sessions WHERE tenant = ?", (tenant,)).fetchone()
+    if count + more > most:
+        raise Full
+
+
+def _marks(marks: Sequence[Mark]) -> str:
+    return json.dumps([[mark.position, mark.digest.hex()] for mark in marks])
+
+
+def _stored(row: object) -> StoredSession:
+    values = dict(row)  # type: ignore[call-overload]
+    values["marks"] = tuple(Mark(position, bytes.fromhex(digest)) for position, digest in json.loads(values["marks"]))
+    return StoredSession(**values)

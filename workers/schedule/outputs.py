@@ -1,0 +1,58 @@
+"""What a router is told of a sequence: a sampled token, or its end. Pure."""
+
+from wire.protocol import Finish, SeqOutput, Timings
+from workers.schedule.sequence import Sequence
+from workers.schedule.step import StepResult
+
+
+def sampled_output(seq: Sequence, result: StepResult, at: int, max_model_len: int, now: float) -> SeqOutput:
+    """Append the token at index `at` of a step's result to its sequence; what its router is told of it."""
+    token = result.tokens[at][0]
+    logprobs = result.logprobs[at] if result.logprobs else ()
+    seq.tokens.append(token)
+    first = not seq.first_token
+    if first:
+        seq.first_token = now
+        seq.prefill_s = now - seq.started
+    finish = _finish(seq, token, max_model_len)
+    prompt_logprobs = (None, *seq.prompt_logprobs) if first and seq.sampling.prompt_logprobs is not None else ()
+    return SeqOutput(
+        request_id=seq.request_id,
+        offset=seq.generated - 1,
+        token_ids=(token,),
+        logprobs=logprobs,
+        prompt_logprobs=prompt_logprobs,
+        finish=finish,
+        timings=_timings(seq, now) if finish else None,
+        cached_tokens=seq.begin if first else 0,
+        cached_from=seq.origin if first else None,
+    )
+
+
+def ended_output(seq: Sequence, finish: Finish, now: float, error: str | None, unservable: bool) -> SeqOutput:
+    """What its router is told of a sequence that ends without a token."""
+    return SeqOutput(
+        request_id=seq.request_id,
+        offset=seq.generated,
+        finish=finish,
+        error=error,
+        unservable=unservable,
+        timings=_timings(seq, now),
+    )
+
+
+def _finish(seq: Sequence, token: int, max_model_len: int) -> Finish | None:
+    if token in seq.sampling.stop_token_ids and seq.generated > seq.sampling.min_tokens:
+        return "stop"
+    if seq.generated >= seq.sampling.max_tokens or len(seq.tokens) >= max_model_len:
+        return "length"
+    return None
+
+
+def _timings(seq: Sequence, now: float) -> Timings:
+    return Timings(
+        queue_s=seq.queue_s,
+        prefill_s=seq.prefill_s,
+        transfer_s=seq.transfer_s,
+        decode_s=now - seq.first_token if seq.first_token and not seq.handoff else 0.0,
+    )
