@@ -17,6 +17,14 @@ WORKERS = Board(
                 Panel("Running", "short", "In its steps.", (Query(total(t.RUNNING, "worker"), "{{worker}}"),)),
                 Panel("Queued", "short", "Waiting for room.", (Query(total(t.QUEUED, "worker"), "{{worker}}"),)),
                 Panel(
+                    "Time in the queue, p95", "s", "From arrival at the worker until there was a slot and pages.",
+                    (Query(quantile(0.95, t.QUEUE_SECONDS, "worker"), "{{worker}}"),),
+                ),
+                Panel(
+                    "Preemptions", "reqps", "Sequences that lost their places to others. Normal: none, or few.",
+                    (Query(rate(t.PREEMPTIONS, "worker"), "{{worker}}"),), stacked=True,
+                ),
+                Panel(
                     "Endings", "reqps", "How sequences end. handoff: their snapshots have left.",
                     (Query(rate(t.FINISHED, "role", "finish"), "{{role}} {{finish}}"),), stacked=True,
                 ),

@@ -68,6 +68,10 @@ REFUSED = _router(
 TENANT_REQUESTS = _router(
     "ling_tenant_requests_total", "counter", "requests", "Requests that came with a tenant's API key", "tenant"
 )
+TENANT_TOKENS = _router(
+    "ling_tenant_tokens_total", "counter", "tokens",
+    "Tokens of requests that came with a tenant's API key, by kind: prompt, generated", "tenant", "kind",
+)  # fmt: skip
 TTFT = _router(
     "ling_ttft_seconds", "histogram", "seconds", "From a sequence's submission to its first token, by class", "class"
 )
@@ -136,6 +140,14 @@ RANK_PHASES = _worker(
     "ling_rank_phase_seconds_total", "counter", "seconds",
     "Where rank 0's time goes: transfer, draft, forward, sample; in one step a second, which waits for its device",
     "phase",
+)  # fmt: skip
+QUEUE_SECONDS = _worker(
+    "ling_queue_seconds", "histogram", "seconds",
+    "How long a sequence waited in the worker for its slot and pages, told when it has been computed",
+)  # fmt: skip
+PREEMPTIONS = _worker(
+    "ling_preemptions_total", "counter", "sequences",
+    "Sequences that lost their slot and pages to others, and wait for new ones",
 )  # fmt: skip
 FINISHED = _worker(
     "ling_finished_total", "counter", "sequences",

@@ -42,6 +42,7 @@ class WorkerFigures:
         self._phases = [recorder.value(table.STEP_PHASES, *who, phase) for phase in ("plan", "ranks", "publish")]
         counters = (table.STEP_SEQUENCES, table.STEP_TOKENS, table.STEP_PAST, table.STEP_SAMPLED)
         self._counts = [recorder.value(metric, *who) for metric in counters]
+        self._queue = recorder.histogram(table.QUEUE_SECONDS, *who)
         self._transfer = recorder.histogram(table.TRANSFER_SECONDS, *who)
         self._failures = {why: recorder.value(table.TRANSFER_FAILURES, *who, why) for why in _FAILURES}
         self._totals = [0, 0.0, 0, 0, 0, 0]
@@ -64,6 +65,12 @@ class WorkerFigures:
         for output in outputs:
             if output.finish is not None:
                 self._recorder.value(table.FINISHED, *self._who, output.finish).add()
+                if output.timings is not None and output.finish not in ("abort", "error"):
+                    self._queue.observe(output.timings.queue_s)
+
+    def preempted(self, count: int) -> None:
+        """Sequences that lost their places to others, so far."""
+        self._recorder.value(table.PREEMPTIONS, *self._who).put(count)
 
     def transferred(self, seconds: float) -> None:
         """A snapshot has come, so long after its prompt was computed."""

@@ -146,6 +146,7 @@ class Leader:
         """Everything the worker tells of itself."""
         self.figures.cached(self._scheduler.cache)
         self.figures.drafted(self._scheduler.drafting.speculation.totals)
+        self.figures.preempted(self._scheduler.preempted)
         return self.figures.read(self.info, self.load)
 
     # Stepping

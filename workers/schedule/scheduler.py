@@ -53,6 +53,7 @@ class Scheduler:
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
         self.steps = 0
+        self.preempted = 0
         self._order = 0
         self._step_s = 0.0
         self._token_s = 0.0  # what a token of a prompt takes, smoothed
@@ -297,12 +298,11 @@ class Scheduler:
     def _measure(self, in_flight: InFlight, seconds: float) -> None:
         self._step_s = seconds
         tokens = sum(len(r.token_ids) for r in in_flight.plan.rows)
-        if all(len(r.token_ids) == 1 for r in in_flight.plan.rows):
-            self.drafting.speculation.took([r.drafts for r in in_flight.plan.rows], seconds)
-        else:
+        if any(len(r.token_ids) > 1 for r in in_flight.plan.rows):
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
         elif tokens:
+            self.drafting.speculation.took([r.drafts for r in in_flight.plan.rows], seconds)
             self._decode_s += (seconds - self._decode_s) * (0.1 if self._decode_s else 1.0)
 
     def _pages_for(self, tokens: int) -> int:
@@ -485,6 +485,7 @@ class Scheduler:
         When there is room it goes on here, from what is kept of it by then: all it has computed, unless its pages were
         wanted too and host memory has no copy.
         """
+        self.preempted += 1
         if seq.state is State.RUNNING and seq.computed and all(i.request_id != seq.request_id for i in self._installs):
             self.keeping.save(seq, now)
         self._free(seq)
