@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.cache.moves import Lend
 from workers.rank.state_codec import Packed, StateCodec
-from workers.schedule.step import FetchFailed, Received
+from workers.schedule.step import Export, FetchFailed, Received
 from workers.transfer.incoming import ReceivedSnapshot
 
 
@@ -81,6 +82,30 @@ class HostStore:
 
         self._fetched[request_id] = future = self._thread.submit(work)
         future.add_done_callback(lambda done: self._done(request_id, done))
+
+    def lend(self, lend: Lend, send: Callable[[Export, Tensor, Tensor | None], None]) -> None:
+        """Give a snapshot's parts to `send`, an entry at a time; FetchFailed tells if one is damaged.
+
+        They leave from host memory as they are, so that no memory of the device is needed.
+        """
+        entries = [self._entries[key] for key in lend.keys]
+
+        def work() -> None:
+            found = [entry.result() for entry in entries]
+            for entry in found:
+                entry.check()
+            stop = lend.position - sum(entry.tokens for entry in found)
+            for entry in found:
+                start, stop = stop, stop + entry.tokens
+                last = entry is found[-1]
+                state = self._codec.unpack(entry.state) if last else None
+                send(Export(lend.request_id, lend.peer, -1, (), start, stop, last), entry.rows, state)
+
+        def failed(done: Future[None]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self._notify(FetchFailed(self._rank, lend.request_id, str(error), lend.peer))
+
+        self._thread.submit(work).add_done_callback(failed)
 
     def take(self, request_id: str) -> ReceivedSnapshot:
         """Hand out what was notified as Received, once; KeyError for any other."""

@@ -164,6 +164,8 @@ class Runner:
             self._need_transfers().expect(expect)
         for fetch in plan.fetches:
             self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
+        for lend in plan.lends:
+            self._host.lend(lend, self._need_transfers().send)
 
     def _need_transfers(self) -> Transfers:
         if self._transfers is None:

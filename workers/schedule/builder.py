@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workers.cache.moves import Copy, Drop, Fetch, Store
+from workers.cache.moves import Copy, Drop, Fetch, Lend, Store
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import Admit, Discard, Expect, Export, Install, Row, StepPlan
 
@@ -41,6 +41,7 @@ class StepBuilder:
         self._exports: list[Export] = []
         self._fetches: list[Fetch] = []
         self._copies: list[Copy] = []
+        self._lends: list[Lend] = []
 
     def compute(self, seq: Sequence) -> None:
         """The sequence's next tokens, as many as are pending and fit; what of its snapshot is due leaves after them."""
@@ -91,6 +92,10 @@ class StepBuilder:
         """A kept snapshot leaves for a peer."""
         self._exports.append(export)
 
+    def lend(self, lend: Lend) -> None:
+        """A kept snapshot leaves for a peer from host memory."""
+        self._lends.append(lend)
+
     def export(self, seq: Sequence, stop: int) -> None:
         """Latents up to `stop` leave, and with the prompt's last the linear state."""
         assert seq.peer is not None
@@ -117,6 +122,7 @@ class StepBuilder:
             discards=tuple(discards),
             expects=tuple(self._expects),
             fetches=tuple(self._fetches),
+            lends=tuple(self._lends),
             installs=tuple(installs),
             copies=tuple(self._copies),
             admits=tuple(self._admits),

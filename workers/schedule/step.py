@@ -5,7 +5,7 @@ from typing import get_args
 
 from wire.codec import Codec
 from wire.protocol import Grammar, SamplingParams, TokenLogprob
-from workers.cache.moves import Copy, Drop, Fetch, Store
+from workers.cache.moves import Copy, Drop, Fetch, Lend, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +128,8 @@ class StepPlan:
     """One step, in this order.
 
     stores: copies to the host tier, of what lies on the device when the step begins; saves: states of sequences that
-    ended or yield, before their slots are used anew; drops of the host tier; transfers, fetches and installs; copies:
-    kept states and pages that sequences begin from; admits; rows together in one forward pass; exports.
+    ended or yield, before their slots are used anew; drops of the host tier; transfers, installs, fetches and lends;
+    copies: kept states and pages that sequences begin from; admits; rows together in one forward pass; exports.
     """
 
     step: int
@@ -141,6 +141,7 @@ class StepPlan:
     discards: tuple[Discard, ...] = ()
     expects: tuple[Expect, ...] = ()
     fetches: tuple[Fetch, ...] = ()
+    lends: tuple[Lend, ...] = ()
     installs: tuple[Install, ...] = ()
     copies: tuple[Copy, ...] = ()
     admits: tuple[Admit, ...] = ()
@@ -153,7 +154,7 @@ class StepPlan:
         return not any(
             (
                 self.saves, self.stores, self.drops, self.links, self.unlinks, self.discards, self.expects,
-                self.fetches, self.installs, self.copies, self.admits, self.rows, self.exports,
+                self.fetches, self.lends, self.installs, self.copies, self.admits, self.rows, self.exports,
             )
         )  # fmt: skip
 
@@ -230,11 +231,12 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """Host memory could not give a snapshot back intact."""
+    """Host memory could not give a snapshot back intact. peer: the worker it was to be sent to; "" for none."""
 
     rank: int
     request_id: str
     reason: str
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,12 +249,17 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class LinkLost:
-    """The transfer link to `peer` broke; `request_ids` were under way on it."""
+    """The transfer link to `peer` broke; `request_ids` were under way on it.
+
+    leaving: it is the link over which snapshots go to the peer, and may stand: the peer gave these up, or nobody asked
+    for them. Else the link over which they come from it.
+    """
 
     rank: int
     peer: str
     request_ids: tuple[str, ...]
     reason: str
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

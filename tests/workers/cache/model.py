@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from workers.cache.moves import Fetch, Lend
 from workers.schedule.step import StepPlan
 
 Ids = tuple[int, ...]
@@ -39,6 +40,14 @@ class Memory:
             page = self.pages.setdefault(pages[p // self.page_size - first], [-1] * self.page_size)
             page[p % self.page_size] = token
 
+    def from_host(self, what: Fetch | Lend) -> tuple[int, Ids, Ids]:
+        """What leaves host memory: the first position, latents from there on, and the state."""
+        entries = [self.host[key] for key in what.keys]
+        assert entries[0].start <= what.start
+        latents = tuple(i for entry in entries for i in entry.latents)[what.start - entries[0].start :]
+        assert what.start + len(latents) == what.position == len(entries[-1].state)
+        return what.start, latents, entries[-1].state
+
     def run(self, plan: StepPlan) -> None:
         """One plan, in the order that ranks keep."""
         for store in plan.stores:
@@ -52,12 +61,8 @@ class Memory:
         for discard in plan.discards:
             self.fetched.pop(discard.request_id, None)
             self.pulled.pop(discard.request_id, None)
-        for fetch in plan.fetches:
-            entries = [self.host[key] for key in fetch.keys]
-            assert entries[0].start <= fetch.start
-            latents = tuple(i for entry in entries for i in entry.latents)[fetch.start - entries[0].start :]
-            assert fetch.start + len(latents) == fetch.position == len(entries[-1].state)
-            self.fetched[fetch.request_id] = (fetch.start, latents, entries[-1].state)
+        self.fetched |= {fetch.request_id: self.from_host(fetch) for fetch in plan.fetches}
+        self.sent |= {lend.request_id: self.from_host(lend) for lend in plan.lends}
         for install in plan.installs:
             source = self.fetched if install.host else self.pulled
             start, latents, state = source.pop(install.request_id)

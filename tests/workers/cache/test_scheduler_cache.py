@@ -11,7 +11,7 @@ from tests.workers.cache.model import Memory
 from wire.protocol import SamplingParams, SeqOutput
 from workers.cache.budget import Budget
 from workers.schedule.keeping import PullError
-from workers.schedule.limits import Limits
+from workers.schedule.limits import Limits, Staging
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import StepPlan, StepResult
@@ -22,8 +22,9 @@ SIZE = 4
 def limits(states: int = 3, host_bytes: int = 0, pages: int = 24) -> Limits:
     budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1)
     return Limits(
-        pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget
-    )
+        pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget,
+        staging=Staging(budget=50, state=10, token=1),
+    )  # fmt: skip
 
 
 class Worker:
@@ -114,6 +115,9 @@ class Worker:
         assert all(k.slot >= 0 or k in cache.host for k in cache.index)
         assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
         assert cache.host.bytes <= cache.budget.host_bytes
+        leaving = [s.prompt_tokens for s in scheduler.sequences.values() if s.leaves]
+        staged = [10 + tokens for tokens in (*leaving, *scheduler.keeping.lending.leaving)]
+        assert sum(staged) <= 50 or len(staged) == 1
         for k in cache.index:  # what the index promises is what the memory holds
             if (
                 k.slot >= 0
@@ -333,6 +337,39 @@ def test_a_kept_snapshot_is_sent_to_a_peer_that_asks_and_continued_there() -> No
     assert turn(taker, second, new=1)[1][1] == "device"
 
 
+@pytest.mark.parametrize("have", [0, 4, 8])
+def test_a_kept_snapshot_that_only_host_memory_holds_is_sent_from_there(have: int) -> None:
+    worker = Worker(limits(states=1, host_bytes=10_000))
+    ids = list(range(10))
+    turn(worker, ids, new=1)
+    turn(worker, list(range(20, 32)), new=1)
+    kept = next(k for k in worker.scheduler.cache.index if k.position == 9)
+    assert kept.slot < 0
+    worker.scheduler.keeping.pull("theirs", "prefill-0", 9, kept.digest, have)
+    plan = worker.step()
+    assert [(lend.start, lend.position) for lend in plan.lends] == [(have, 9)]
+    assert worker.memory.sent["theirs"] == (have, tuple(ids[have:9]), tuple(ids[:9]))
+
+
+def test_copies_for_peers_wait_for_memory_on_the_ranks_in_order() -> None:
+    worker = Worker(limits(states=6))
+    turn(worker, list(range(30)), new=1)
+    kept = next(k for k in worker.scheduler.cache.index if k.position == 29)
+    for name in ("a", "b", "c"):
+        worker.scheduler.keeping.pull(name, "prefill-0", 29, kept.digest, 12)  # two of 10 + 17 do not fit into 50
+    assert [e.request_id for e in worker.step().exports] == ["a"]
+    assert worker.step().empty
+    assert kept.pins == 2
+    handed = worker.add(list(range(50, 62)), handoff=True)
+    worker.scheduler.pull(handed, "decode-0")  # 10 + 12 fit beside the copy, once that is planned first
+    exports = [e.request_id for _ in range(3) for e in worker.step().exports]
+    assert set(exports) == {handed}
+    worker.scheduler.keeping.lending.ended("a")
+    assert [e.request_id for e in worker.step().exports] == ["b"]
+    worker.scheduler.keeping.lending.call_off("c")
+    assert kept.pins == 0
+
+
 def test_a_kept_snapshot_that_is_not_there_is_refused_and_computed() -> None:
     holder, taker = Worker(limits()), Worker(limits())
     name = taker.add(list(range(10)), 2, source=Source("decode-0", 8, kept=True))
@@ -402,7 +439,7 @@ class Life:
         """A peer asks for a kept snapshot, or calls that off."""
         kept = list(self.worker.scheduler.cache.index)
         if self.lent and self.rng.random() < 0.3:
-            self.worker.scheduler.keeping.drop(self.rng.choice(self.lent))
+            self.worker.scheduler.keeping.lending.call_off(self.rng.choice(self.lent))
         elif kept:
             one = self.rng.choice(kept)
             name = f"theirs{len(self.lent)}"
@@ -455,6 +492,11 @@ class Life:
         if name in self.worker.memory.fetched:
             self.worker.scheduler.not_coming(name, damaged=True)
 
+    def lent_out(self) -> None:
+        """A copy has wholly left."""
+        if self.lent:
+            self.worker.scheduler.keeping.lending.ended(self.rng.choice(self.lent))
+
     def clear(self) -> None:
         self.worker.scheduler.cache.clear()
 
@@ -463,11 +505,13 @@ class Life:
             if s.handoff:
                 self.worker.scheduler.remove(s.request_id)
                 self.dropped.add(s.request_id)
+        for name in self.lent:
+            self.worker.scheduler.keeping.lending.call_off(name)
         self.worker.finish(self.now)
 
 
 EVENTS = ("new", "new", "fork", "fork", "handoff", "handed", "peer", "step", "step", "step", "step", "mid", "abort",
-          "pull", "sent", "arrive", "damaged", "gone", "lend", "clear")  # fmt: skip
+          "pull", "sent", "arrive", "damaged", "gone", "lend", "lent_out", "clear")  # fmt: skip
 # Without a least size, lists have five items on average.
 LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_from(EVENTS), min_size=40, max_size=80)
 
