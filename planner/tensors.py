@@ -37,7 +37,7 @@ _PLAIN = Quantization()
 class Stored:
     """One entry of a checkpoint file. suffix: what follows the module's name. dtype: as safetensors spells it.
 
-    held: the dtype it has in a worker's memory, None if it is not loaded.
+    held: its dtype in a worker's memory; None if it is not loaded.
     """
 
     suffix: str
@@ -47,12 +47,12 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        """In the file."""
+        """Bytes in the file."""
         return prod(self.shape) * BITS[self.dtype] // 8
 
     @property
     def held_bytes(self) -> int:
-        """In memory."""
+        """Bytes in memory."""
         return prod(self.shape) * BITS[self.held] // 8 if self.held else 0
 
 
@@ -76,12 +76,12 @@ class Tensor:
 
     @property
     def copies(self) -> int:
-        """How many such tensors there are."""
+        """How many tensors of this kind the model has."""
         return len(self.layers) * self.experts
 
     @property
     def parameters(self) -> int:
-        """Of all copies."""
+        """Parameters of all copies."""
         return self.copies * prod(self.shape)
 
     def quantized(self, scheme: Quantization) -> bool:
@@ -94,11 +94,11 @@ class Tensor:
         return self._entries(self.shape, scheme)
 
     def rank_copies(self, tp: int) -> int:
-        """Copies one of `tp` ranks holds a share of."""
+        """How many copies one of `tp` ranks has a share of."""
         return self.copies // tp if self.split == "experts" else self.copies
 
     def rank_shape(self, tp: int) -> tuple[int, ...]:
-        """What one of `tp` ranks holds of a copy."""
+        """The shape of a copy's share on one of `tp` ranks."""
         if self.split == "rows":
             return (-(-self.shape[0] // tp), *self.shape[1:])
         if self.split == "columns":
@@ -114,7 +114,7 @@ class Tensor:
         return self.rank_copies(tp) * sum(entry.held_bytes for entry in self._entries(self.rank_shape(tp), scheme))
 
     def modules(self) -> Iterator[str]:
-        """Each copy's name, up to its last dot."""
+        """The names of all copies, each up to its last dot."""
         module = self.name.rpartition(".")[0]
         for layer in self.layers:
             for expert in range(self.experts):
