@@ -115,7 +115,7 @@ def _layout(
 def _traffic(
     requests_per_s: float | None, prompt: int | None, output: int | None, hit_rate: float | None
 ) -> Traffic | None:
-    """The traffic the flags describe; PlanError if they describe half of one."""
+    """The traffic that the flags describe; PlanError if flags are missing."""
     if requests_per_s is None:
         for flag, value in (("--output-tokens", output), ("--hit-rate", hit_rate)):
             if value is not None:
