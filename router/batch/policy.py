@@ -6,7 +6,7 @@ only be preempted, which would compute their prompts twice.
 
 from collections.abc import Iterable
 
-from router.relay.policy import WorkerState
+from router.relay.fleet import WorkerState
 from wire.protocol import Role
 
 # Lines leave one in this many of a worker's slots and pages free for live requests to come.

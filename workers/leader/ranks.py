@@ -15,6 +15,7 @@ from workers.schedule.step import (
     RANKS,
     Compile,
     Compiled,
+    FetchFailed,
     Forget,
     LinkLost,
     Loading,
@@ -31,7 +32,7 @@ from workers.schedule.step import (
 # Starts the process of one rank, whose body is `workers.rank.process.rank_main`; what it returns ends with the process,
 # and ends the process when cancelled.
 Launch = Callable[[int, str, Rendezvous], Awaitable[object]]
-Event = Loading | Received | Sent | LinkLost | Compiled | RankStats
+Event = Loading | Received | FetchFailed | Sent | LinkLost | Compiled | RankStats
 _END_S = 2.0
 _MEMORY = "/dev/shm"
 
@@ -151,7 +152,7 @@ class Ranks:
                     self._all_ready.set()
             case RankFailed():
                 self._lose(f"rank {message.rank} failed: {message.reason}")
-            case Loading() | Received() | Sent() | LinkLost() | Compiled() | RankStats():
+            case Loading() | Received() | FetchFailed() | Sent() | LinkLost() | Compiled() | RankStats():
                 self._on_event(message)
             case StepPlan() | Compile() | Forget():
                 self._lose(f"a rank sent a {type(message).__name__}")

@@ -127,14 +127,14 @@ class Export:
 class StepPlan:
     """One step, in this order.
 
-    saves: states of sequences that ended or yield, before their slots are used anew; stores and drops of the host
-    tier; transfers, fetches and installs; copies: kept states and pages that sequences begin from; admits; rows
-    together in one forward pass; exports.
+    stores: copies to the host tier, of what lies on the device when the step begins; saves: states of sequences that
+    ended or yield, before their slots are used anew; drops of the host tier; transfers, fetches and installs; copies:
+    kept states and pages that sequences begin from; admits; rows together in one forward pass; exports.
     """
 
     step: int
-    saves: tuple[Copy, ...] = ()
     stores: tuple[Store, ...] = ()
+    saves: tuple[Copy, ...] = ()
     drops: tuple[Drop, ...] = ()
     links: tuple[LinkAll, ...] = ()
     unlinks: tuple[Unlink, ...] = ()
