@@ -23,7 +23,7 @@ DEFAULT_PROMPT = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PlanReport:
     """What `--json` prints. check: the running cluster's figures beside the plan's, with `--check`."""
 
     plan: Plan
@@ -91,7 +91,7 @@ def plan_command(
     except PlanError as error:
         raise typer.BadParameter(str(error)) from None
     if json:
-        typer.echo(TypeAdapter(Answer).dump_json(Answer(plan, compared), indent=2).decode())
+        typer.echo(TypeAdapter(PlanReport).dump_json(PlanReport(plan, compared), indent=2).decode())
     else:
         _print(plan, compared)
     if compared and not all(figure.same for figure in compared):

@@ -34,7 +34,7 @@ _PLAIN = Quantization()
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class CheckpointEntry:
     """One entry of a checkpoint file. suffix: what follows the module's name. dtype: as safetensors spells it.
 
     held: its dtype in a worker's memory; None if it is not loaded.
@@ -89,7 +89,7 @@ class Tensor:
         module = self.name.format(layer=0, expert=0).rpartition(".")[0]
         return len(self.shape) == 2 and is_quantized(scheme.method, module)
 
-    def stored(self, scheme: Quantization) -> tuple[Stored, ...]:
+    def stored(self, scheme: Quantization) -> tuple[CheckpointEntry, ...]:
         """The checkpoint entries of one copy."""
         return self._entries(self.shape, scheme)
 
@@ -120,18 +120,18 @@ class Tensor:
             for expert in range(self.experts):
                 yield module.format(layer=layer, expert=expert)
 
-    def _entries(self, shape: tuple[int, ...], scheme: Quantization) -> tuple[Stored, ...]:
+    def _entries(self, shape: tuple[int, ...], scheme: Quantization) -> tuple[CheckpointEntry, ...]:
         if self.wide:
-            return (Stored(self.name.rpartition(".")[2], "F32", shape, "F32"),)
+            return (CheckpointEntry(self.name.rpartition(".")[2], "F32", shape, "F32"),)
         return _stored(shape, scheme if self.quantized(scheme) else _PLAIN)
 
 
 @lru_cache(maxsize=4096)
-def _stored(shape: tuple[int, ...], scheme: Quantization) -> tuple[Stored, ...]:
+def _stored(shape: tuple[int, ...], scheme: Quantization) -> tuple[CheckpointEntry, ...]:
     """A module's entries; each scale stands for a block of rows and columns, or a group of columns."""
     method = scheme.method
     if method == "none":
-        return (Stored("weight", "BF16", shape, "BF16"),)
+        return (CheckpointEntry("weight", "BF16", shape, "BF16"),)
     rows, columns = shape
     groups, per_channel = -(-columns // scheme.group), method == "channel fp8"
     shapes = {
@@ -145,11 +145,11 @@ def _stored(shape: tuple[int, ...], scheme: Quantization) -> tuple[Stored, ...]:
     }
     found = [
         # Workers keep every scale of 8-bit floats in fp32.
-        Stored(suffix, dtype, shapes[suffix], "F32" if per_channel and suffix == "weight_scale" else dtype)
+        CheckpointEntry(suffix, dtype, shapes[suffix], "F32" if per_channel and suffix == "weight_scale" else dtype)
         for suffix, dtype in TENSORS[method].items()
     ]
     if method == "int4":
-        found.append(Stored("weight_shape", "I64", (2,), None))
+        found.append(CheckpointEntry("weight_shape", "I64", (2,), None))
     return tuple(found)
 
 
