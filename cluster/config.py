@@ -12,11 +12,11 @@ from workers.config import Dtype
 
 
 class ConfigError(ValueError):
-    """Settings that can't be served; each line of the message starts with the setting's path."""
+    """Invalid settings; each line of the message starts with the setting's path."""
 
 
 def _number(value: Any) -> Any:
-    """`serve run` passes every value as text; text that reads as a number is that number."""
+    """Parse text as a number: `serve run` passes every value as text."""
     if isinstance(value, str):
         try:
             parsed = yaml.safe_load(value)
@@ -81,7 +81,8 @@ class RouterSection(_Section):
     requests that bring no trace of their own. segment_cache_bytes: what a router keeps of conversations' texts and
     their token ids, so that a next turn costs its new texts alone. attachments:
     whether images and files in tools' results become a note to the model, or a 400. name_workers: whether answers say
-    which workers and processes computed them.
+    which workers and processes computed them. inter_token_target_s: routers give a decode worker no more than keeps its
+    steps within it, while others have room.
     """
 
     replicas: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], _READ] = "auto"
@@ -90,6 +91,7 @@ class RouterSection(_Section):
     retry_after_s: Count = 1
     body_timeout_s: Seconds = 30.0
     first_token_timeout_s: Seconds = 600.0
+    inter_token_target_s: Seconds = 0.05
     request_timeout_s: Seconds = 3600.0
     max_body_bytes: Annotated[int, Field(ge=1024), _READ] = 8 * 1024 * 1024
     tool_parser: Literal["qwen25", "hermes"] = "qwen25"
@@ -129,11 +131,13 @@ class HandoffSection(_Section):
 
     channel: "auto" is NCCL between GPUs, shared memory (else gloo) on one host, gloo between others, and TLS between
     hosts with RAY_USE_TLS. window: pulled at once by a decode worker. timeout_s: a finished prompt waits so long.
+    network_gb_s: what a card has towards other workers, in GB/s, for the routing policy's predictions.
     """
 
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     window: Count = 16
     timeout_s: Seconds = 60.0
+    network_gb_s: Seconds = 12.5
 
 
 class CacheSection(_Section):
@@ -153,7 +157,7 @@ class CacheSection(_Section):
     share: Literal["tenant", "all"] = "tenant"
 
     def states(self, slots: int) -> int:
-        """States a worker with so many slots keeps."""
+        """States that a worker with so many slots keeps."""
         return 0 if self.mode == "off" else self.device_states or slots
 
 
@@ -186,8 +190,11 @@ class ClusterConfig(_Section):
     serves them, rank by rank, where there is one, else from storage; "storage" never asks others; "synthetic" makes up
     weights of the shapes and format config.json gives, for benchmarks. verify: each worker reads all files first, and
     refuses bytes that differ from their checksums and values that can't be right, as `ling verify` does. cuda_graphs:
-    "auto" captures decode steps on GPUs, "off" launches every kernel by itself. card: what `ling plan` calls the GPUs,
-    for the metric that says how much of their limit is reached. host, port: where each router listens by itself;
+    "auto" captures decode steps on GPUs, "off" launches every kernel by itself. speculate: tokens that the MTP layer
+    drafts for a sequence in a step, for the model to verify at once: answers stay what they are, and come sooner.
+    "auto" drafts up to 3, fewer or none where that is not faster; a number drafts as many always. card: what `ling
+    plan` calls the GPUs, for the metric that says how much of their limit is reached. host, port: where each router
+    listens by itself;
     without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
     placement. drain_s: seconds that running streams get to end when the cluster shuts down.
     load_stall_s: seconds without progress after which a worker's start is taken for hung, and begun anew.
@@ -220,6 +227,7 @@ class ClusterConfig(_Section):
     load_stall_s: Seconds = 600.0
     verify: Annotated[bool, _READ] = False
     cuda_graphs: Literal["auto", "off"] = "auto"
+    speculate: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=1, le=8)], _READ] = "auto"
     card: Text | None = None
     host: Text = "127.0.0.1"
     port: Port = None
@@ -266,7 +274,7 @@ class ClusterConfig(_Section):
 
 
 def pages_too_few(pages: int, page_size: int, max_model_len: int) -> list[str]:
-    """The complaint about pages that can't hold one longest sequence, if there is one."""
+    """The error if the pages can't hold one longest sequence, else None."""
     need = -(-max_model_len // page_size)
     if pages >= need:
         return []
@@ -304,7 +312,7 @@ def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Lay settings over others, section by section."""
+    """Merge settings over others, section by section."""
     for key, value in over.items():
         below = under.get(key)
         if isinstance(below, dict) and isinstance(value, Mapping):

@@ -9,7 +9,8 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from router.priority import LATEST
-from router.relay.policy import NoPlanReason, WorkerState
+from router.relay.fleet import WorkerState
+from router.relay.policy import NoPlanReason
 from router.relay.recovery import Cause
 from wire.metrics import table
 from wire.metrics.load import LOAD, record_load
@@ -124,6 +125,11 @@ class Metrics(Collector):
     def asked(self, tenant: str) -> None:
         """A request with the tenant's key."""
         self._recorder.value(table.TENANT_REQUESTS, tenant).add()
+
+    def used(self, tenant: str, prompt: int, generated: int) -> None:
+        """A request with the tenant's key came to so many tokens."""
+        for kind, tokens in (("prompt", prompt), ("generated", generated)):
+            self._recorder.value(table.TENANT_TOKENS, tenant, kind).add(tokens)
 
     def batch_line(self, status: int) -> None:
         """A line of a batch was answered."""

@@ -8,10 +8,12 @@ import pytest
 
 from router.metrics import Metrics
 from router.relay.choice import Choice, Prompt
+from router.relay.costs import Costs
 from router.relay.dispatch import Dispatcher
+from router.relay.fleet import Fleet, WorkerState, fleet_of
 from router.relay.job import Job
 from router.relay.leg import Leg
-from router.relay.policy import Held, WorkerState
+from router.relay.policy import Held
 from router.relay.table import WorkerTable
 from router.text.tokenizer import Tokenizer
 from tests.router.test_policy import worker
@@ -27,7 +29,7 @@ class Wire:
         self.sent: list[Submit | Abort] = []
         self.legs: list[Leg] = []
 
-    def submit(self, message: Submit, leg: Leg) -> None:
+    def submit(self, message: Submit, leg: Leg, work: int) -> None:
         self.sent.append(message)
         self.legs.append(leg)
 
@@ -46,12 +48,12 @@ class Table(WorkerTable):
     """Of `there` workers; nothing is connected."""
 
     def __init__(self) -> None:
-        super().__init__("r", "")
+        super().__init__("r", "", Costs())
         self.wires = {"p0": Wire(worker("p0", "prefill")), "d0": Wire(worker("d0", "decode"))}
         self.there = True
 
-    def snapshot(self) -> list[WorkerState]:
-        return [wire.state for wire in self.wires.values()] if self.there else []
+    def fleet(self, weights_id: str | None = None) -> Fleet:
+        return fleet_of([wire.state for wire in self.wires.values()] if self.there else [], Costs())
 
     def infos(self) -> Iterable[WorkerInfo]:
         return [state.info for state in self.snapshot()]

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from wire.codec import CLUSTER, WireError
@@ -83,6 +84,7 @@ class Leader:
         identity = await asyncio.to_thread(weights_id, folder, config.load == "synthetic", config.version)
         ready = await self._ranks.start(launch)
         pages = min(r.pages for r in ready)
+        model = replace(model, drafts=all(r.drafts for r in ready))
         limits = limits_of(config, model, pages)
         self._scheduler = Scheduler(limits)
         self._scheduler.cache.on_change = lambda kept: self._clients.kept(self._event_of(kept))
@@ -143,6 +145,8 @@ class Leader:
     def readings(self) -> Iterator[Reading]:
         """Everything the worker tells of itself."""
         self.figures.cached(self._scheduler.cache)
+        self.figures.drafted(self._scheduler.drafting.speculation.totals)
+        self.figures.preempted(self._scheduler.preempted)
         return self.figures.read(self.info, self.load)
 
     # Stepping
