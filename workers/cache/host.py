@@ -3,6 +3,7 @@
 A snapshot's latents lie there once: each entry holds the state and the latents from its parent entry's end on.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from workers.cache.budget import Budget
@@ -30,6 +31,7 @@ class HostTier:
         self._stores: list[Store] = []
         self._storing: list[Kept] = []
         self._drops: list[Drop] = []
+        self.on_leaving: Callable[[Kept, float], None] = lambda kept, now: None  # told of what is about to go
 
     def __contains__(self, kept: Kept) -> bool:
         return kept in self._entries
@@ -51,6 +53,7 @@ class HostTier:
             victim = self._least(now, spared=parent)
             if victim is None:
                 return gone
+            self.on_leaving(victim, now)
             self.remove(victim)
             gone.append(victim)
         if parent is not None:

@@ -140,6 +140,10 @@ class Runner:
             rows = self._read_shard(store.pages, store.start, store.stop)
             state = snapshot.read_state(self._caches, store.slot)
             self._host.store(store.key, store.stop - store.start, rows, state)
+        for write in plan.writes:
+            self._host.write(write)
+        for erase in plan.erases:
+            self._host.erase(erase.file)
         for drop in plan.drops:
             self._host.drop(drop.key)
 
@@ -163,7 +167,10 @@ class Runner:
         for expect in plan.expects:
             self._need_transfers().expect(expect)
         for fetch in plan.fetches:
-            self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
+            if fetch.file is not None:
+                self._host.read(fetch.request_id, fetch.file, fetch.start)
+            else:
+                self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
 
     def _need_transfers(self) -> Transfers:
         if self._transfers is None:

@@ -109,11 +109,12 @@ class Scheduler:
         seq.peer = peer
         seq.exported = have
 
-    def pin(self, session: str, marks: Seq[Mark], until: float) -> None:
+    def pin(self, session: str, marks: Seq[Mark], now: float, until: float) -> None:
         """A session stands at the first of these that is kept, and no more where it stood before."""
         found = (self.cache.index.by_digest(mark.position, mark.digest) for mark in marks)
         if (kept := next((k for k in found if k is not None), None)) is not None:
             self.cache.pins.pin(session, kept, until)
+            self.cache.save(kept, now)
         else:
             self.cache.pins.release(session)
 
@@ -163,7 +164,7 @@ class Scheduler:
         seq.computed = position
         seq.state = State.RUNNING
         if not generated:
-            self._begun(seq, "host" if host else "peer", position)
+            self._begun(seq, seq.fetched_from if host else "peer", position)
             self.keeping.arrived(request_id, position)
         self._activate(seq)
 
@@ -180,7 +181,10 @@ class Scheduler:
         seq.source = None
         self.keeping.unpin(seq)
         if damaged and kept is not None:
-            self.cache.lost_on_host(kept)
+            if seq.fetched_from == "disk":
+                self.cache.lost_on_disk(kept)
+            else:
+                self.cache.lost_on_host(kept)
         self._discards.append(Discard(request_id, leaving=False))
         if seq.state is State.PULLING:
             self._free(seq)
@@ -225,7 +229,14 @@ class Scheduler:
         self._export_held(step)
         self.keeping.export(step)
         self.keeping.keep_arrived(self._installs, self.sequences, step, now)
-        in_flight = step.plan(self.steps, self.keeping.saves, self.cache.take_changes(), self._discards, self._installs)
+        in_flight = step.plan(
+            self.steps,
+            self.keeping.saves,
+            self.cache.take_changes(),
+            self.cache.disk.take_changes(),
+            self._discards,
+            self._installs,
+        )
         self.keeping.planned()
         self._discards.clear()
         self._installs.clear()
@@ -365,10 +376,10 @@ class Scheduler:
             kept.used = now
             kept.uses += 1
         if kept is not None and kept.slot < 0:
-            seq.fetching = kept
+            seq.fetching, seq.fetched_from = kept, self.cache.tier(kept)
             kept.pins += 1
             self._pulling[seq.request_id] = seq
-            step.fetch(seq, self.cache.host.keys(kept, seq.have))
+            step.fetch(seq, *self.cache.below_device(kept, seq.have))
             seq.state = State.PULLING
             return True
         if kept is not None:

@@ -5,7 +5,7 @@ from typing import get_args
 
 from wire.codec import Codec
 from wire.protocol import Grammar, SamplingParams, TokenLogprob
-from workers.cache.moves import Copy, Drop, Fetch, Store
+from workers.cache.moves import Copy, Drop, Erase, Fetch, Store, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +128,16 @@ class StepPlan:
     """One step, in this order.
 
     saves: states of sequences that ended or yield, before their slots are used anew; stores and drops of the host
-    tier; transfers, fetches and installs; copies: kept states and pages that sequences begin from; admits; rows
-    together in one forward pass; exports.
+    tier, and between them writes from it to disk; files to erase; transfers, fetches and installs; copies: kept states
+    and pages that sequences begin from; admits; rows together in one forward pass; exports.
     """
 
     step: int
     saves: tuple[Copy, ...] = ()
     stores: tuple[Store, ...] = ()
+    writes: tuple[Write, ...] = ()
     drops: tuple[Drop, ...] = ()
+    erases: tuple[Erase, ...] = ()
     links: tuple[LinkAll, ...] = ()
     unlinks: tuple[Unlink, ...] = ()
     discards: tuple[Discard, ...] = ()
@@ -152,8 +154,9 @@ class StepPlan:
         """Nothing to do."""
         return not any(
             (
-                self.saves, self.stores, self.drops, self.links, self.unlinks, self.discards, self.expects,
-                self.fetches, self.installs, self.copies, self.admits, self.rows, self.exports,
+                self.saves, self.stores, self.writes, self.drops, self.erases, self.links, self.unlinks,
+                self.discards, self.expects, self.fetches, self.installs, self.copies, self.admits, self.rows,
+                self.exports,
             )
         )  # fmt: skip
 
@@ -230,10 +233,19 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """Host memory could not give a snapshot back intact."""
+    """Host memory, or a file, could not give a snapshot back intact."""
 
     rank: int
     request_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFailed:
+    """A snapshot could not be written to its file."""
+
+    rank: int
+    file: str
     reason: str
 
 
@@ -294,6 +306,6 @@ class RankFailed:
 
 RankMessage = (
     StepPlan | StepResult | Compile | Compiled | Forget
-    | Loading | Ready | Received | FetchFailed | Sent | LinkLost | RankStats | RankFailed
+    | Loading | Ready | Received | FetchFailed | WriteFailed | Sent | LinkLost | RankStats | RankFailed
 )  # fmt: skip
 RANKS: Codec[RankMessage] = Codec(get_args(RankMessage))

@@ -23,6 +23,7 @@ class Memory:
     states: dict[int, Ids] = field(default_factory=dict)
     tables: dict[int, list[int]] = field(default_factory=dict)
     host: dict[int, Host] = field(default_factory=dict)
+    disk: dict[str, Host] = field(default_factory=dict)
     fetched: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)  # start, latents, state
     pulled: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)
     sent: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)
@@ -39,6 +40,17 @@ class Memory:
             page = self.pages.setdefault(pages[p // self.page_size - first], [-1] * self.page_size)
             page[p % self.page_size] = token
 
+    def files(self, plan: StepPlan) -> None:
+        """What is written and erased."""
+        for write in plan.writes:
+            entries = [self.host[key] for key in write.keys]
+            latents = tuple(i for entry in entries for i in entry.latents)
+            assert entries[0].start == 0
+            assert len(latents) == write.position == len(entries[-1].state)
+            self.disk[write.file] = Host(0, latents, entries[-1].state)
+        for erase in plan.erases:
+            self.disk.pop(erase.file, None)
+
     def run(self, plan: StepPlan) -> None:
         """One plan, in the order that ranks keep."""
         for copy in plan.saves:
@@ -47,13 +59,14 @@ class Memory:
             latents = self.read(store.pages, store.start, store.stop)
             assert len(self.states[store.slot]) == store.stop
             self.host[store.key] = Host(store.start, latents, self.states[store.slot])
+        self.files(plan)
         for drop in plan.drops:
             del self.host[drop.key]
         for discard in plan.discards:
             self.fetched.pop(discard.request_id, None)
             self.pulled.pop(discard.request_id, None)
         for fetch in plan.fetches:
-            entries = [self.host[key] for key in fetch.keys]
+            entries = [self.host[key] for key in fetch.keys] or [self.disk[fetch.file or ""]]
             assert entries[0].start <= fetch.start
             latents = tuple(i for entry in entries for i in entry.latents)[fetch.start - entries[0].start :]
             assert fetch.start + len(latents) == fetch.position == len(entries[-1].state)
