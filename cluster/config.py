@@ -81,7 +81,8 @@ class RouterSection(_Section):
     requests that bring no trace of their own. segment_cache_bytes: what a router keeps of conversations' texts and
     their token ids, so that a next turn costs its new texts alone. attachments:
     whether images and files in tools' results become a note to the model, or a 400. name_workers: whether answers say
-    which workers and processes computed them.
+    which workers and processes computed them. inter_token_target_s: routers give a decode worker no more than keeps its
+    steps within it, while others have room.
     """
 
     replicas: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], _READ] = "auto"
@@ -90,6 +91,7 @@ class RouterSection(_Section):
     retry_after_s: Count = 1
     body_timeout_s: Seconds = 30.0
     first_token_timeout_s: Seconds = 600.0
+    inter_token_target_s: Seconds = 0.05
     request_timeout_s: Seconds = 3600.0
     max_body_bytes: Annotated[int, Field(ge=1024), _READ] = 8 * 1024 * 1024
     tool_parser: Literal["qwen25", "hermes"] = "qwen25"
@@ -129,11 +131,13 @@ class HandoffSection(_Section):
 
     channel: "auto" is NCCL between GPUs, shared memory (else gloo) on one host, gloo between others, and TLS between
     hosts with RAY_USE_TLS. window: pulled at once by a decode worker. timeout_s: a finished prompt waits so long.
+    network_gb_s: what a card has towards other workers, in GB/s, for the routing policy's predictions.
     """
 
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     window: Count = 16
     timeout_s: Seconds = 60.0
+    network_gb_s: Seconds = 12.5
 
 
 class CacheSection(_Section):

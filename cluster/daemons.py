@@ -2,7 +2,6 @@
 
 import os
 import time
-from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,11 @@ import psutil
 import ray
 from ray._private import services
 
+from cluster.restarts import Restarts
+
 # A busy laptop takes minutes where an idle one takes seconds; what has failed is seen by its process's end.
 START_S = 300
 _POLL_S = 0.1
-# A GCS that ends so often in that time will not get well by another start.
-_RESTARTS = 3
-_WITHIN_S = 60.0
 
 
 class RayLost(RuntimeError):
@@ -69,7 +67,7 @@ class Daemons:
     def __init__(self, folder: Path) -> None:
         self._logs = folder / "session_latest" / "logs"
         self._found: dict[str, psutil.Process] = {}
-        self._restarts: deque[float] = deque(maxlen=_RESTARTS)
+        self._restarts = Restarts()
 
     def check(self) -> str | None:
         """What was done about a GCS that ended, None if nothing was; RayLost if one ended for good."""
@@ -79,10 +77,8 @@ class Daemons:
         if not self._ended("gcs_server"):
             return None
         node = ray._private.worker._global_node
-        now = time.monotonic()
-        if node is None or (len(self._restarts) == _RESTARTS and now - self._restarts[0] < _WITHIN_S):
+        if node is None or not self._restarts.allow(time.monotonic()):
             raise RayLost(self._told("gcs_server"))
-        self._restarts.append(now)
         node.kill_gcs_server(check_alive=False)
         node.start_gcs_server()
         del self._found["gcs_server"]

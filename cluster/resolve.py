@@ -9,6 +9,7 @@ from typing import Literal
 
 from cluster.checkpoint import find_checkpoint
 from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
+from cluster.costs import costs_of
 from cluster.fetch.fetch import Origin
 from cluster.fetch.location import remote
 from cluster.metrics_limit import limit_of
@@ -195,7 +196,8 @@ def router_config(resolved: Resolved, name: str, secret: str) -> RouterConfig:
         log_prompts=resolved.config.logs.prompts,
         max_model_len=resolved.max_model_len,
         cache_share_all=resolved.config.cache.share == "all",
-        **resolved.config.router.model_dump(exclude={"resources"}),
+        costs=costs_of(resolved.config, resolved.model),
+        **resolved.config.router.model_dump(exclude={"resources", "inter_token_target_s"}),
     )
 
 

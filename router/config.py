@@ -4,6 +4,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Literal
 
+from router.relay.costs import Costs
+
 
 @dataclass(frozen=True, slots=True)
 class Pools:
@@ -39,7 +41,8 @@ class RouterConfig:
     session_ttl_s: a session ends so long after its last use. max_sessions: of a tenant.
     attachments: whether images and files in tools' results become a note to the model or a 400. name_workers: whether
     answers tell which workers and processes computed them. max_model_len: what is told of the context before a worker
-    is live; None where that is unknown. cache_share_all: prefixes that workers keep are shared between tenants.
+    is live; None where that is unknown. costs: by which the routing policy predicts.
+    cache_share_all: prefixes that workers keep are shared between tenants.
     """
 
     served_model_name: str
@@ -73,5 +76,6 @@ class RouterConfig:
     max_responses: int = 4096
     max_responses_bytes: int = 256 * 1024 * 1024
     cache_share_all: bool = False
+    costs: Costs = field(default_factory=Costs)
     session_ttl_s: int = 3600
     max_sessions: int = 1000

@@ -9,7 +9,8 @@ from prometheus_client.core import Metric as Family
 from prometheus_client.registry import Collector
 
 from router.priority import LATEST
-from router.relay.policy import NoPlanReason, WorkerState
+from router.relay.fleet import WorkerState
+from router.relay.policy import NoPlanReason
 from router.relay.recovery import Cause
 from wire.metrics import table
 from wire.metrics.load import LOAD, record_load

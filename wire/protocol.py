@@ -170,8 +170,9 @@ class SeqOutput:
 class Load:
     """A worker's figures, as of the step they ride on.
 
-    token_s: seconds a prompt token takes to compute, smoothed. kept: snapshots the prefix cache holds; hit_tokens,
-    missed_tokens: prompt tokens that were not computed, and that were, since the worker's start.
+    token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds of a step that computes no prompt,
+    smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt tokens that were not computed,
+    and that were, since the worker's start.
     """
 
     queued: int
@@ -185,6 +186,7 @@ class Load:
     kept: int = 0
     hit_tokens: int = 0
     missed_tokens: int = 0
+    decode_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

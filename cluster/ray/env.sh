@@ -13,5 +13,10 @@ export RAY_health_check_initial_delay_ms=0
 export RAY_health_check_period_ms=500
 export RAY_health_check_timeout_ms=1000
 export RAY_health_check_failure_threshold="${RAY_health_check_failure_threshold:-3}"
+# What the head knows (its GCS) is on its disk: a GCS that is started anew, by cluster/keep_gcs.py or with the machine,
+# knows it again, and nodes wait for it so long. To begin from nothing, remove the folder while Ray is stopped.
+export RAY_gcs_storage="${RAY_gcs_storage:-rocksdb}"
+export RAY_gcs_storage_path="$HOME/ling-gcs"
+export RAY_gcs_rpc_server_reconnect_timeout_s=600
 # How often workers report what pools are sized by.
 export RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S=1

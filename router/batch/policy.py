@@ -6,7 +6,7 @@ being started only to be preempted, which would compute their prompts twice.
 
 from collections.abc import Iterable
 
-from router.relay.policy import WorkerState
+from router.relay.fleet import WorkerState
 from wire.protocol import Role
 
 # Of a worker's slots and pages, what lines leave free for live requests to come: one in so many.

@@ -50,10 +50,7 @@ class Dispatcher:
 
         begun_with: the weights that made its tokens so far. It goes on with no others, at one worker that computes all.
         """
-        workers = self._table.snapshot()
-        if begun_with is not None:
-            workers = [worker for worker in workers if worker.info.weights_id == begun_with]
-        return choose(workers, need, split=self._split and begun_with is None)
+        return choose(self._table.fleet(begun_with), need, split=self._split and begun_with is None)
 
     def submit(self, job: Job) -> None:
         """Start a job's sequences; ApiError if one can't be computed by any worker there is."""
@@ -75,14 +72,14 @@ class Dispatcher:
 
     async def warm(self, token_ids: TokenIds, scope: str, marks: Sequence[Mark]) -> str | None:
         """Bring the state of known tokens to a decode worker's device; why that can't be, if so. marks: beginnings."""
-        held = self._table.held(Candidates(tuple((mark.position, mark.digest) for mark in marks)))
+        held = self._table.held(Candidates.of((mark.position, mark.digest) for mark in marks))
         need = Need(len(token_ids), 1, random.getrandbits(32), held)
-        plan = choose(self._table.snapshot(), need, split=False)
+        plan = choose(self._table.fleet(), need, split=False)
         if isinstance(plan, NoPlan):
             return plan.message
         prefix = Prefix(scope=scope, kept_tokens=plan.kept_tokens, source=_ref(plan.source))
         submit = Submit(f"{self._name}-{next(self._jobs)}", token_ids, ONE_TOKEN, prefix=prefix, warm=True)
-        warming = Warming(self._table.link(plan.decode.worker_id), submit)
+        warming = Warming(self._table.link(plan.decode.worker_id), submit, plan.work)
         try:
             return await warming.done
         finally:
@@ -145,7 +142,7 @@ class Dispatcher:
         self._metrics.routed("wait" if plan.waits else "room")
         link = self._table.link
         prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
-        stream.start(prefill, link(plan.decode.worker_id), _prefix(plan, stream))
+        stream.start(prefill, link(plan.decode.worker_id), _prefix(plan, stream), plan.work)
         return None
 
     def _need(self, stream: SequenceStream) -> Need:

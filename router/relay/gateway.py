@@ -14,8 +14,9 @@ from router.holds import Holds
 from router.metrics import Metrics, State
 from router.relay.admission import Permit, Refusal, admit, missing
 from router.relay.dispatch import Dispatcher
+from router.relay.fleet import capacity
 from router.relay.job import Job
-from router.relay.policy import Need, NoPlan, Plan, capacity
+from router.relay.policy import Need, NoPlan, Plan
 from router.relay.quota import token_quota
 from router.relay.table import ListedWorker, WorkerTable
 from router.text.exact import ExactTurns
@@ -64,7 +65,7 @@ class Gateway:
         self.tokenizer = Tokenizer(config.tokenizer, config.segment_cache_bytes)
         self.tool_parser = tool_parser(config.tool_parser)
         self._check_grammar = GrammarCheck(config.tokenizer)
-        self.table = WorkerTable(config.name, config.secret)
+        self.table = WorkerTable(config.name, config.secret, config.costs)
         self.exact = ExactTurns(_EXACT_BYTES)
         self.metrics = Metrics(self._observe)
         self.starting: tuple[Starting, ...] = ()  # workers that do not serve yet

@@ -16,8 +16,8 @@ class Link(Protocol):
 
     info: WorkerInfo
 
-    def submit(self, message: Submit, leg: Leg) -> None:
-        """Send, and from now on give the leg the request's outputs."""
+    def submit(self, message: Submit, leg: Leg, work: int) -> None:
+        """Send, and from now on give the leg the request's outputs. work: tokens that the worker is to compute."""
 
     def abort(self, message: Abort) -> None:
         """Send."""
@@ -44,8 +44,8 @@ class Leg:
 
     __slots__ = ("_link", "info", "open", "request_id", "stage", "stream", "timings")
 
-    def __init__(self, stream: Stream, link: Link, message: Submit) -> None:
-        """Submit at once."""
+    def __init__(self, stream: Stream, link: Link, message: Submit, work: int) -> None:
+        """Submit at once. work: tokens that the worker is to compute."""
         self.stream = stream
         self.stage: Stage = "prefill" if message.handoff else "decode"
         self.request_id = message.request_id
@@ -54,7 +54,7 @@ class Leg:
         self.timings = _NONE
         self.open = True  # the worker holds the request
         self._link = link
-        link.submit(message, self)
+        link.submit(message, self, work)
 
     @property
     def name(self) -> str:

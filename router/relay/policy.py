@@ -1,24 +1,23 @@
-"""Which workers serve a request. Pure: a frozen snapshot of the table in, a plan or a refusal out."""
+"""Which workers serve a request. Pure: a fleet and a need in, a plan or a refusal out.
 
+Filter: workers that can hold the sequence, and whose snapshots fit together. Score: the predicted seconds to the first
+token, and what places cost. Pick: the least; equals by the need's salt.
+"""
+
+import math
 import zlib
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Literal
 
-from wire.protocol import Load, WorkerInfo
+from router.relay.costs import Costs
+from router.relay.fleet import Fleet, Group, Standing, identity, pressure
+from wire.protocol import WorkerInfo
 
-
-@dataclass(frozen=True, slots=True)
-class WorkerState:
-    """A live worker as this router sees it.
-
-    unseen, unseen_tokens: this router's submissions, and their prompt tokens, that `load` does not contain yet.
-    """
-
-    info: WorkerInfo
-    load: Load
-    unseen: int = 0
-    unseen_tokens: int = 0
+# A prompt of which a decode worker keeps nothing is computed there only if that is sooner by so much, one of which it
+# keeps all without: predictions are off by about this, and the prefill pool is there for prompts.
+_DOUBT_S = 0.05
+_NOBODY: Sequence[Standing] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,9 +40,9 @@ class Need:
     salt: int = 0
     held: Mapping[str, Held] = field(default_factory=dict)
 
-    def begin(self, info: WorkerInfo) -> int:
+    def begin(self, worker_id: str) -> int:
         """Tokens that the worker need not compute."""
-        held = self.held.get(info.worker_id)
+        held = self.held.get(worker_id)
         return held.position if held is not None else 0
 
 
@@ -53,6 +52,7 @@ class Plan:
 
     waits: none has room for it now, so that it waits at one of the two. source, kept_tokens: whose kept snapshot the
     worker that computes the prompt is to begin from, and of how many tokens; None to begin from what it has itself.
+    work: prompt tokens that are computed. first_token_s: the predicted time to the first token.
     """
 
     prefill: WorkerInfo | None
@@ -60,6 +60,8 @@ class Plan:
     waits: bool = field(default=False, compare=False)
     source: WorkerInfo | None = None
     kept_tokens: int = 0
+    work: int = field(default=0, compare=False)
+    first_token_s: float = field(default=0.0, compare=False)
 
 
 NoPlanReason = Literal["no_decode_worker", "mismatch", "too_long"]
@@ -73,175 +75,186 @@ class NoPlan:
     message: str
 
 
-Key = tuple[float, ...]
-Identity = tuple[int, str, str]
+def choose(fleet: Fleet, need: Need, *, split: bool) -> Plan | NoPlan:
+    """The plan with the least predicted time to first token, prices of places included.
 
-
-# In tokens of prefill, what else delays the first token. A pull moves a state and the latents that are missing, a
-# hand-off the state at least; at 50 k tokens/s and 10 GB/s a rank's 14 MiB take as long as some 70 tokens.
-_PULL_TOKENS = 64
-_HANDOFF_TOKENS = 64
-# A decode worker computes no longer suffix than this itself: all its sequences wait for such a step.
-_LOCAL_TOKENS = 512
-
-
-def choose(workers: Iterable[WorkerState], need: Need, *, split: bool) -> Plan | NoPlan:
-    """The pair that has room and the least to compute before the first token; with `split` False, one decode worker.
-
-    Also with `split`, a decode worker that keeps so much of the prompt that the rest is computed there sooner than it
-    is handed over. Where no prefill worker lives, decode workers compute prompts too. A pair must agree on ranks,
-    layout and weights, or its snapshots would be refused.
+    A plan is a prefill and a decode worker, or a decode worker that computes the prompt itself: with `split` False,
+    where no prefill worker lives, and where that is sooner. A pair must agree on ranks, layout and weights.
     """
-    live = list(workers)
-    decodes = [w for w in live if w.info.role == "decode"]
-    prefills = [w for w in live if w.info.role == "prefill"]
+    split = split and any(group.prefills for group in fleet.groups)
+    best: tuple[float, Plan] | None = None
+    for group in fleet.groups:
+        found = _Search(fleet.costs, need, group, split=split).best()
+        if found is not None and (best is None or found[0] < best[0]):
+            best = found
+    return best[1] if best is not None else _no_plan(fleet, need, split)
+
+
+class _Search:
+    """For the best plan of one request in one group of workers."""
+
+    def __init__(self, costs: Costs, need: Need, group: Group, *, split: bool) -> None:
+        self._costs, self._need, self._group, self._split = costs, need, group, split
+        self._tokens = need.prompt_tokens + need.max_tokens
+        self._source = self._find_source()
+        kept = need.begin(self._source.worker_id) if self._source is not None else 0
+        # Weighted tokens to compute: of one that keeps nothing, of one behind a pull, and by what a worker keeps.
+        self._all, self._rest = costs.work(0, need.prompt_tokens), costs.work(kept, need.prompt_tokens)
+        self._pull_s = costs.pull_s + costs.moved_s(kept) if self._source is not None else math.inf
+        self._works: dict[int, float] = {}
+
+    def best(self) -> tuple[float, Plan] | None:
+        """The best plan and its score; None if the group has none."""
+        if not self._split:
+            decode_s, decode = self._alone(0.0)
+            return self._on_one(decode_s, decode) if decode is not None else None
+        prefill_s, prefill = self._prefill()
+        if prefill is None:
+            return None
+        decode_s, decode = self._behind(prefill)
+        if decode is None:
+            return None
+        alone_s, alone = self._alone(_DOUBT_S)
+        if alone is not None and alone_s < prefill_s + decode_s:
+            return self._on_one(alone_s, alone)
+        prompt = self._need.prompt_tokens
+        waits = pressure(prefill.state, prompt) > 1 or pressure(decode.state, prompt) > 1
+        return prefill_s + decode_s, self._plan(prefill, prefill, decode, waits)
+
+    def _find_source(self) -> Standing | None:
+        """Whose device keeps most of the prompt."""
+        need, best, found = self._need, 0, None
+        if need.held:
+            longest = max(held.position for held in need.held.values())
+            for pool in (self._group.prefills, self._group.decodes):
+                for s in pool:
+                    held = need.held.get(s.worker_id)
+                    if held is not None and held.position > best and held.device:
+                        best, found = held.position, s
+                        if best == longest:
+                            return found
+        return found
+
+    def _prefill(self) -> tuple[float, Standing | None]:
+        """The prefill worker that has the prompt computed soonest, and the seconds until then."""
+        prompt, get, own_s = self._need.prompt_tokens, self._need.held.get, self._own_s
+        every, rest, pull_s = self._all, self._rest, self._pull_s
+        best, found = math.inf, _NOBODY
+        for s in self._group.prefills:
+            token_s = s.token_s
+            held = get(s.worker_id)
+            seconds = every * token_s if held is None else own_s(held, token_s)
+            pulled = pull_s + rest * token_s
+            seconds = s.ready_s + (pulled if pulled < seconds else seconds)
+            if seconds <= best and s.capacity > prompt:
+                best, found = self._keep(best, found, seconds, s)
+        return best, self._tied(found)
+
+    def _behind(self, prefill: Standing) -> tuple[float, Standing | None]:
+        """The decode worker that goes on soonest behind it, and the seconds that the second token takes longer."""
+        costs, get, tokens = self._costs, self._need.held.get, self._tokens
+        prompt = self._need.prompt_tokens
+        # Latents leave while the prompt is computed; the state leaves last.
+        overlapped = self._compute_s(prefill)
+        cold_s = max(costs.state_s, costs.moved_s(prompt) - overlapped)
+        best, found = math.inf, _NOBODY
+        for s in self._group.decodes:
+            held = get(s.worker_id)
+            if held is None or cold_s == costs.state_s:
+                seconds = s.entry_s + cold_s
+            else:
+                seconds = s.entry_s + max(costs.state_s, costs.moved_s(prompt - held.position) - overlapped)
+            if seconds <= best and s.capacity >= tokens:
+                best, found = self._keep(best, found, seconds, s)
+        return best, self._tied(found)
+
+    def _alone(self, doubt_s: float) -> tuple[float, Standing | None]:
+        """The decode worker that is soonest by itself. doubt_s: what it must save where it keeps little."""
+        tokens, get, own_s = self._tokens, self._need.held.get, self._own_s
+        every, rest, pull_s, prompt = self._all, self._rest, self._pull_s, self._need.prompt_tokens
+        best, found = math.inf, _NOBODY
+        for s in self._group.decodes:
+            token_s = s.token_s
+            held = get(s.worker_id)
+            if held is None:
+                seconds, doubt = every * token_s, doubt_s
+            else:
+                seconds, doubt = own_s(held, token_s), doubt_s * (1.0 - held.position / prompt)
+            pulled = pull_s + rest * token_s
+            if pulled < seconds:
+                seconds, doubt = pulled, doubt_s
+            seconds = s.ready_s + seconds * s.held_up + doubt
+            if seconds <= best and s.capacity >= tokens:
+                best, found = self._keep(best, found, seconds, s)
+        return best, self._tied(found)
+
+    def _on_one(self, seconds: float, decode: Standing) -> tuple[float, Plan]:
+        return seconds, self._plan(None, decode, decode, pressure(decode.state, self._need.prompt_tokens) > 1)
+
+    def _keep(
+        self, best: float, found: Sequence[Standing], seconds: float, s: Standing
+    ) -> tuple[float, Sequence[Standing]]:
+        """With the price of its pages counted, the best so far and those that are as good."""
+        seconds += s.pages_s(-(-(self._need.prompt_tokens + 1) // s.state.info.page_size))
+        if seconds < best:
+            return seconds, [s]
+        return best, [*found, s] if seconds == best else found
+
+    def _own_s(self, held: Held, token_s: float) -> float:
+        """Seconds to compute what a worker does not keep, and to bring back what it keeps in host memory."""
+        work = self._works.get(held.position)
+        if work is None:
+            work = self._works[held.position] = self._costs.work(held.position, self._need.prompt_tokens)
+        return work * token_s if held.device else work * token_s + self._costs.moved_s(held.position)
+
+    def _pulled_s(self, s: Standing) -> float:
+        """Seconds with a pull of what another keeps; infinite if none does."""
+        if self._source is None or self._source is s:
+            return math.inf
+        missing = self._need.begin(self._source.worker_id) - self._need.begin(s.worker_id)
+        if missing <= 0:
+            return math.inf
+        return self._costs.pull_s + self._costs.moved_s(missing) + self._rest * s.token_s
+
+    def _alone_s(self, s: Standing) -> float:
+        """Seconds without a pull."""
+        held = self._need.held.get(s.worker_id)
+        return self._all * s.token_s if held is None else self._own_s(held, s.token_s)
+
+    def _compute_s(self, s: Standing) -> float:
+        return min(self._alone_s(s), self._pulled_s(s))
+
+    def _plan(self, prefill: Standing | None, computing: Standing, decode: Standing, waits: bool) -> Plan:
+        need, source = self._need, self._source
+        own = self._alone_s(computing)
+        pulled = self._pulled_s(computing)
+        begin, first = need.begin(computing.worker_id), computing.queue_s + min(own, pulled)
+        info = prefill.state.info if prefill is not None else None
+        if source is None or pulled >= own:
+            work = need.prompt_tokens - begin
+            return Plan(info, decode.state.info, waits, work=work, first_token_s=first)
+        kept = need.begin(source.worker_id)
+        return Plan(info, decode.state.info, waits, source.state.info, kept, need.prompt_tokens - kept, first)
+
+    def _tied(self, found: Sequence[Standing]) -> Standing | None:
+        if len(found) <= 1:
+            return found[0] if found else None
+        salt = self._need.salt & 0xFFFFFFFF
+        return min(found, key=lambda s: zlib.crc32(s.worker_id.encode(), salt))
+
+
+def _no_plan(fleet: Fleet, need: Need, split: bool) -> NoPlan:
+    """Why nothing is left of the fleet."""
+    prefills, decodes = fleet.prefills if split else (), fleet.decodes
     if not decodes:
         return NoPlan("no_decode_worker", "no decode worker is live")
-    if split and prefills:
-        return _near(decodes, need, _choose_pair(prefills, decodes, need), prefills)
-    fitting = [w for w in decodes if capacity(w.info) >= need.prompt_tokens + need.max_tokens]
-    if not fitting:
-        return _too_long(need, decodes)
-    best = min(fitting, key=lambda w: _prefill_key(w, need, _source(live, need)))
-    return _sourced(Plan(None, best.info, waits=pressure(best, need) > 1), best.info, live, need)
-
-
-def capacity(info: WorkerInfo) -> int:
-    """Tokens the longest sequence may have in this worker."""
-    return min(info.max_model_len, info.pages * info.page_size)
-
-
-def pressure(worker: WorkerState, need: Need) -> float:
-    """The scarcer of pages and slots as a share of all, were the sequence added; above 1 it would wait.
-
-    Of sequences queued for a snapshot the worker's figures do not tell the length: each counts as the mean of
-    those it holds.
-    """
-    info, load = worker.info, worker.load
-    used_slots = info.slots - load.free_slots
-    used_pages = info.pages - load.free_pages
-    waiting = load.queued_tokens + worker.unseen_tokens
-    if info.role == "decode" and used_slots:
-        waiting += load.queued * used_pages * info.page_size // used_slots
-    pages = used_pages + -(-waiting // info.page_size) + -(-(need.prompt_tokens + 1) // info.page_size)
-    slots = used_slots + load.queued + worker.unseen + 1
-    return max(pages / info.pages, slots / info.slots)
-
-
-def _source(workers: Iterable[WorkerState], need: Need) -> WorkerState | None:
-    """The worker whose device keeps most of the prompt."""
-    there = [w for w in workers if (held := need.held.get(w.info.worker_id)) and held.device]
-    return max(there, key=lambda w: need.begin(w.info), default=None)
-
-
-def _work(worker: WorkerState, need: Need, source: WorkerState | None) -> int:
-    """Tokens of work before the prompt's first token: those ahead of it, its own, and what a pull costs."""
-    ahead = worker.load.queued_tokens + worker.unseen_tokens
-    own = need.prompt_tokens - need.begin(worker.info)
-    if source is not None and _fits(worker, source):
-        own = min(own, need.prompt_tokens - need.begin(source.info) + _PULL_TOKENS)
-    return ahead + own
-
-
-def _fits(worker: WorkerState, source: WorkerState) -> bool:
-    return _identity(worker.info) == _identity(source.info)
-
-
-def _sourced(plan: Plan, computing: WorkerInfo, workers: Iterable[WorkerState], need: Need) -> Plan:
-    """The plan, with whom to pull from where that saves more than it costs."""
-    source = _source(workers, need)
-    if source is None or _identity(computing) != _identity(source.info):
-        return plan
-    saved = need.begin(source.info) - need.begin(computing)
-    return replace(plan, source=source.info, kept_tokens=need.begin(source.info)) if saved > _PULL_TOKENS else plan
-
-
-def _near(decodes: list[WorkerState], need: Need, pair: Plan | NoPlan, prefills: list[WorkerState]) -> Plan | NoPlan:
-    """The decode worker alone, where that is sooner than `pair`."""
-    live = [*prefills, *decodes]
-    pair = pair if isinstance(pair, NoPlan) else _sourced(pair, pair.prefill or pair.decode, live, need)
-    able = [
-        w
-        for w in decodes
-        if need.prompt_tokens - need.begin(w.info) <= _LOCAL_TOKENS
-        and need.begin(w.info)
-        and capacity(w.info) >= need.prompt_tokens + need.max_tokens
-        and pressure(w, need) <= 1
-    ]
-    if not able:
-        return pair
-    best = min(able, key=lambda w: (_work(w, need, None), *_decode_key(w, need)))
-    if isinstance(pair, Plan):
-        prefill = next(w for w in prefills if w.info is pair.prefill)
-        if _work(prefill, need, _source(live, need)) + _HANDOFF_TOKENS < _work(best, need, None):
-            return pair
-    return Plan(None, best.info)
-
-
-def _choose_pair(prefills: list[WorkerState], decodes: list[WorkerState], need: Need) -> Plan | NoPlan:
-    source = _source([*prefills, *decodes], need)
-    best_prefill = _best(prefills, lambda w: _prefill_key(w, need, source), need.prompt_tokens + 1)
-    best_decode = _best(decodes, lambda w: _decode_key(w, need), need.prompt_tokens + need.max_tokens)
-    pairs = [
-        ((prefill_key[0] + decode_key[0], *prefill_key, *decode_key), prefill, decode)
-        for identity, (prefill_key, prefill) in best_prefill.items()
-        if identity in best_decode
-        for decode_key, decode in [best_decode[identity]]
-    ]
-    if pairs:
-        key, prefill, decode = min(pairs, key=lambda pair: pair[0])
-        return Plan(prefill, decode, waits=key[0] > 2)  # each of the two adds 1, or more if it is full
-    agreeing = {_identity(w.info) for w in prefills} & {_identity(w.info) for w in decodes}
-    if agreeing:
-        return _too_long(need, [w for w in [*prefills, *decodes] if _identity(w.info) in agreeing])
-    return NoPlan("mismatch", _differences(prefills[0].info, decodes[0].info))
-
-
-def _prefill_key(worker: WorkerState, need: Need, source: WorkerState | None) -> Key:
-    """Room first, then the tokens to be computed before the first token."""
-    load = worker.load
-    full = pressure(worker, need)
-    busy = load.running + load.queued + worker.unseen
-    return max(full, 1.0), _work(worker, need, source), busy, full, _tie(worker, need)
-
-
-def _decode_key(worker: WorkerState, need: Need) -> Key:
-    """Room first, then the scarcer resource, then how many sequences share each step.
-
-    What it keeps of the prompt need not be sent: that counts as much as a quarter of its room.
-    """
-    load = worker.load
-    full = pressure(worker, need)
-    busy = load.running + load.queued + load.transferring + worker.unseen
-    kept = need.begin(worker.info) / need.prompt_tokens
-    return max(full, 1.0), full - kept / 4, busy, _tie(worker, need)
-
-
-def _tie(worker: WorkerState, need: Need) -> int:
-    return zlib.crc32(worker.info.worker_id.encode(), need.salt & 0xFFFFFFFF)
-
-
-def _identity(info: WorkerInfo) -> Identity:
-    return len(info.ranks), info.layout, info.weights_id
-
-
-def _best(
-    workers: list[WorkerState], key_of: Callable[[WorkerState], Key], tokens: int
-) -> dict[Identity, tuple[Key, WorkerInfo]]:
-    """The best worker of each identity among those that take so many tokens."""
-    best: dict[Identity, tuple[Key, WorkerInfo]] = {}
-    for worker in workers:
-        if capacity(worker.info) < tokens:
-            continue
-        key, identity = key_of(worker), _identity(worker.info)
-        if identity not in best or key < best[identity][0]:
-            best[identity] = key, worker.info
-    return best
-
-
-def _too_long(need: Need, workers: list[WorkerState]) -> NoPlan:
-    roles = {w.info.role for w in workers}
-    longest = min(max(capacity(w.info) for w in workers if w.info.role == role) for role in roles)
+    whole = [group for group in fleet.groups if group.decodes and (group.prefills or not split)]
+    if not whole:
+        return NoPlan("mismatch", _differences(prefills[0].state.info, decodes[0].state.info))
+    pools = [[s.capacity for group in whole for s in group.decodes]]
+    if split:
+        pools.append([s.capacity for group in whole for s in group.prefills])
+    longest = min(max(pool) for pool in pools)
     return NoPlan(
         "too_long",
         f"the prompt's {need.prompt_tokens} tokens and an answer of {need.max_tokens} exceed the {longest} tokens "
@@ -253,7 +266,7 @@ def _differences(prefill: WorkerInfo, decode: WorkerInfo) -> str:
     names = ("ranks", "layout", "weights_id")
     parts = [
         f"{name} {a!r} and {b!r}"
-        for name, a, b in zip(names, _identity(prefill), _identity(decode), strict=True)
+        for name, a, b in zip(names, identity(prefill), identity(decode), strict=True)
         if a != b
     ]
     return (

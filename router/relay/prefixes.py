@@ -1,8 +1,10 @@
 """Which prefixes the workers keep, as their own events tell: the same on every router."""
 
+import array
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from router.relay.policy import Held
 from wire.digest import digests_at, packed, prefix_digest
@@ -11,9 +13,14 @@ from wire.protocol import KeptEvent, Mark, Tier
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The digests under which a prompt's beginnings may be kept, the longest first: (position, digest)."""
+    """Under what names a prompt's beginnings may be kept, the longest first: (position, shortened digest)."""
 
-    positions: tuple[tuple[int, bytes], ...]
+    positions: tuple[tuple[int, int], ...]
+
+    @staticmethod
+    def of(positions: Iterable[tuple[int, bytes]]) -> "Candidates":
+        """Of whole digests."""
+        return Candidates(tuple((position, _short(digest)) for position, digest in positions))
 
 
 def candidates(token_ids: Sequence[int], boundaries: Sequence[int], page_size: int, scope: str) -> Candidates:
@@ -25,8 +32,7 @@ def candidates(token_ids: Sequence[int], boundaries: Sequence[int], page_size: i
     """
     opening = len(token_ids) - boundaries[-1] if boundaries else 0
     at = {p for b in boundaries for p in (b - 1, b, b + opening - 1)} | {len(token_ids) - 1}
-    marks = marks_at(token_ids, at, page_size, scope)
-    return Candidates(tuple((mark.position, mark.digest) for mark in marks))
+    return Candidates.of((m.position, m.digest) for m in marks_at(token_ids, at, page_size, scope))
 
 
 def marks_at(token_ids: Sequence[int], at: Iterable[int], page_size: int, scope: str) -> tuple[Mark, ...]:
@@ -40,42 +46,130 @@ def marks_at(token_ids: Sequence[int], at: Iterable[int], page_size: int, scope:
     )
 
 
-class Prefixes:
-    """What one worker keeps. Digests are shortened to 8 bytes: a false match costs a refused pull, nothing else."""
+@dataclass(frozen=True, slots=True)
+class Sole:
+    """The only worker that keeps a prefix, and where."""
 
-    __slots__ = ("_tiers",)
+    worker_id: str
+    tier: Tier
+
+
+class Holder:
+    """A worker in the index, made anew for each connection to it. log: the digests it was entered under.
+
+    entries: how many of these still stand. sole: by tier, its entry where it is a prefix's only holder.
+    """
+
+    __slots__ = ("entries", "log", "sole", "worker_id")
+
+    def __init__(self, worker_id: str) -> None:
+        self.worker_id = worker_id
+        self.sole: dict[Tier, Sole] = {tier: Sole(worker_id, tier) for tier in get_args(Tier)}
+        self.log = array.array("Q")
+        self.entries = 0
+
+
+Shared = dict[Tier, dict[str, None]]  # the workers that keep a prefix, by tier: dicts, which are copied fast
+
+
+class PrefixIndex:
+    """Which workers keep which prefixes.
+
+    Digests are shortened to 60 bits, which fit in Python's small integers: a false match costs a refused pull, nothing
+    else. Most prefixes are one worker's, so that an entry is mostly an object that all of a worker's entries share.
+    """
+
+    __slots__ = ("_at",)
 
     def __init__(self) -> None:
-        self._tiers: dict[int, Tier] = {}
+        self._at: dict[int, Sole | Shared] = {}
 
     def __len__(self) -> int:
-        return len(self._tiers)
+        return len(self._at)
 
-    def update(self, events: Iterable[KeptEvent]) -> None:
-        """What has changed at the worker."""
+    def update(self, holder: Holder, events: Iterable[KeptEvent]) -> None:
+        """What has changed at a worker."""
         for event in events:
+            digest = _short(event.digest)
             if event.tier is None:
-                self._tiers.pop(_short(event.digest), None)
+                self._remove(holder, digest)
             else:
-                self._tiers[_short(event.digest)] = event.tier
+                self._enter(holder, digest, event.tier)
 
-    def longest(self, of: Candidates) -> Held | None:
-        """The longest beginning of a prompt that the worker keeps."""
-        if not self._tiers:
-            return None
+    def leave(self, holder: Holder) -> None:
+        """The connection to a worker ended: nothing is known of it any more."""
+        for digest in holder.log:
+            self._remove(holder, digest)
+        holder.log = array.array("Q")
+
+    def held(self, of: Candidates) -> dict[str, Held]:
+        """The longest beginning of a prompt that each worker keeps, by its id."""
+        found: dict[str, Held] = {}
+        at = self._at
         for position, digest in of.positions:
-            tier = self._tiers.get(_short(digest))
-            if tier is not None:
-                return Held(position, tier == "device")
-        return None
+            entry = at.get(digest)
+            if entry is None:
+                continue
+            if isinstance(entry, Sole):
+                if entry.worker_id not in found:
+                    found[entry.worker_id] = Held(position, entry.tier == "device")
+                continue
+            for tier, names in entry.items():
+                if not names.keys() <= found.keys():
+                    found = {**dict.fromkeys(names, Held(position, tier == "device")), **found}
+        return found
 
-    def tier(self, mark: Mark) -> Tier | None:
-        """The nearest tier in which the worker keeps it."""
-        return self._tiers.get(_short(mark.digest))
+    def tiers(self, mark: Mark) -> dict[str, Tier]:
+        """The nearest tier in which each worker keeps a snapshot, by its id."""
+        entry = self._at.get(_short(mark.digest))
+        if isinstance(entry, Sole):
+            return {entry.worker_id: entry.tier}
+        return {name: tier for tier, names in (entry or {}).items() for name in names}
+
+    def _enter(self, holder: Holder, digest: int, tier: Tier) -> None:
+        old, name = self._at.get(digest), holder.worker_id
+        new = not self._holds(name, digest)
+        if old is None or (isinstance(old, Sole) and not new):
+            self._at[digest] = holder.sole[tier]
+        else:
+            if isinstance(old, Sole):
+                old = self._at[digest] = {old.tier: {old.worker_id: None}}
+            _leave(old, name)
+            old.setdefault(tier, {})[name] = None
+        if new:
+            holder.entries += 1
+            holder.log.append(digest)
+            if len(holder.log) > 2 * holder.entries + 1024:
+                holder.log = array.array("Q", {d for d in holder.log if self._holds(name, d)})
+
+    def _holds(self, name: str, digest: int) -> bool:
+        entry = self._at.get(digest)
+        if isinstance(entry, dict):
+            return any(name in names for names in entry.values())
+        return entry is not None and entry.worker_id == name
+
+    def _remove(self, holder: Holder, digest: int) -> None:
+        old = self._at.get(digest)
+        if old is None or not self._holds(holder.worker_id, digest):
+            return
+        holder.entries -= 1
+        if isinstance(old, dict):
+            _leave(old, holder.worker_id)
+            if old:
+                return
+        del self._at[digest]
+
+
+def _leave(shared: Shared, name: str) -> None:
+    for tier, names in list(shared.items()):
+        if name in names:
+            del names[name]
+            if not names:
+                del shared[tier]
 
 
 def _short(digest: bytes) -> int:
-    return int.from_bytes(digest[:8], "little")
+    return int.from_bytes(digest[:8], "little") >> 4
 
 
 def scope_of(tenant: str | None, salt: str | None, share_all: bool) -> str:

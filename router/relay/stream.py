@@ -132,10 +132,10 @@ class SequenceStream:
         """Its client waits from now on."""
         self._submitted_at = now
 
-    def start(self, prefill: Link | None, decode: Link, prefix: Prefix) -> None:
+    def start(self, prefill: Link | None, decode: Link, prefix: Prefix, work: int = 0) -> None:
         """Submit to both workers at once: the decode worker may pull the first chunks while later ones compute.
 
-        Without `prefill` the decode worker computes all tokens there are.
+        Without `prefill` the decode worker computes all tokens there are. work: of these, those that are not kept.
         """
         request_id = f"{self.request_id}.{self._tries}" if self._tries else self.request_id
         self._tries += 1
@@ -147,11 +147,11 @@ class SequenceStream:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
             self.legs.append(
-                Leg(self, prefill, Submit(request_id, ids, sampling, self._priority, handoff=True, prefix=prefix))
+                Leg(self, prefill, Submit(request_id, ids, sampling, self._priority, handoff=True, prefix=prefix), work)
             )
             prefix = Prefix(prefix.boundaries, prefix.scope)
         submit = Submit(request_id, ids, sampling, self._priority, source, generated=len(self._ids), prefix=prefix)
-        self.legs.append(Leg(self, decode, submit))
+        self.legs.append(Leg(self, decode, submit, work if source is None else 0))
 
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
         """An output of one of the legs."""

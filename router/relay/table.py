@@ -11,9 +11,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from router.relay.costs import Costs
+from router.relay.fleet import Fleet, Roster, Standing, WorkerState, standing
 from router.relay.leg import Leg
-from router.relay.policy import Held, WorkerState
-from router.relay.prefixes import Candidates, Prefixes
+from router.relay.policy import Held
+from router.relay.prefixes import Candidates, Holder, PrefixIndex
 from wire.codec import CLUSTER, WireError
 from wire.handshake import call
 from wire.protocol import (
@@ -63,15 +65,27 @@ class WorkerLink:
     listed: whether it takes new requests; one that is not any more serves its streams to their end.
     """
 
-    def __init__(self, listed: ListedWorker, router_name: str, secret: str, on_live: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        listed: ListedWorker,
+        router_name: str,
+        secret: str,
+        on_live: Callable[[], None],
+        changed: "Callable[[WorkerLink], None]",
+        prefixes: PrefixIndex,
+        costs: Costs,
+    ) -> None:
         self.listed: ListedWorker | None = listed
         self.ref = listed.ref
         self.role = listed.role
         self.connected = False
         self.info: WorkerInfo
         self.load: Load
-        self.prefixes = Prefixes()
         self.problem = "connecting"
+        self._prefixes = prefixes
+        self._holder = Holder(self.ref.worker_id)
+        self._costs = costs
+        self._changed = changed
         self._router_name = router_name
         self._secret = secret
         self._on_live = on_live
@@ -105,15 +119,21 @@ class WorkerLink:
         return "live" if self.listed is not None else "draining"
 
     def snapshot(self) -> WorkerState:
-        """For the policy."""
-        return WorkerState(self.info, self.load, len(self._unseen), self._unseen_tokens)
+        """Its figures."""
+        return WorkerState(self.info, self.load, len(self._unseen), self._unseen_tokens, self._unseen_work)
 
-    def submit(self, message: Submit, leg: Leg) -> None:
-        """Send, and from now on give the leg the request's outputs."""
+    def standing(self) -> Standing:
+        """What its figures say to the policy."""
+        return standing(self.snapshot(), self._costs)
+
+    def submit(self, message: Submit, leg: Leg, work: int) -> None:
+        """Send, and from now on give the leg the request's outputs. work: tokens that the worker is to compute."""
         self._legs[message.request_id] = leg
         tokens = len(message.token_ids)
-        self._unseen.append(tokens)
+        self._unseen.append((tokens, work))
         self._unseen_tokens += tokens
+        self._unseen_work += work
+        self._changed(self)
         self._send(message)
 
     def abort(self, message: Abort) -> None:
@@ -144,6 +164,7 @@ class WorkerLink:
     def unlist(self) -> None:
         """No new requests; leave when the last stream is over."""
         self.listed = None
+        self._changed(self)
         if not self._legs:
             self._task.cancel()
 
@@ -155,8 +176,9 @@ class WorkerLink:
 
     def _reset(self) -> None:
         self._seen = 0
-        self._unseen: deque[int] = deque()
+        self._unseen: deque[tuple[int, int]] = deque()  # tokens, and those of them to be computed
         self._unseen_tokens = 0
+        self._unseen_work = 0
 
     def _send(self, message: Submit | Abort | Pin | Unpin | Park) -> None:
         # Closing: the reader is about to report it, and loses the streams.
@@ -196,9 +218,10 @@ class WorkerLink:
             )
         self._reset()
         self.info = info
-        self.prefixes = Prefixes()
+        self._holder = Holder(info.worker_id)
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
         self.connected = True
+        self._changed(self)
         if self.listed is not None:
             self._on_live()
         while True:
@@ -212,13 +235,17 @@ class WorkerLink:
 
     def _step(self, message: StepOutputs) -> None:
         self.load = message.load
-        self.prefixes.update(message.kept)
+        if message.kept:
+            self._prefixes.update(self._holder, message.kept)
         newly = message.seen - self._seen
         if newly > len(self._unseen):
             raise WireError(f"it has seen {newly} new requests of {len(self._unseen)} sent")
         for _ in range(newly):
-            self._unseen_tokens -= self._unseen.popleft()
+            tokens, work = self._unseen.popleft()
+            self._unseen_tokens -= tokens
+            self._unseen_work -= work
         self._seen = message.seen
+        self._changed(self)
         now = time.monotonic()
         legs = self._legs
         for output in message.outputs:
@@ -238,6 +265,8 @@ class WorkerLink:
 
     def _lose(self) -> None:
         self.connected = False
+        self._changed(self)
+        self._prefixes.leave(self._holder)
         for number in self._parking:  # what its device held is gone
             self._parked(number, None)
         if self._writer is not None:
@@ -252,11 +281,15 @@ class WorkerLink:
 class WorkerTable:
     """All workers this router knows of. on_live: called when one begins to take requests."""
 
-    def __init__(self, router_name: str, secret: str) -> None:
+    def __init__(self, router_name: str, secret: str, costs: Costs) -> None:
         """TlsError if connections are to be encrypted and can't be."""
         tls()
         self._router_name = router_name
         self._secret = secret
+        self._costs = costs
+        self._prefixes = PrefixIndex()
+        self._roster = Roster(costs)
+        self._changed: set[WorkerLink] = set()  # since the roster was made
         self._links: dict[str, WorkerLink] = {}
         self._leaving: list[WorkerLink] = []
         self.on_live: Callable[[], None] = lambda: None
@@ -270,7 +303,9 @@ class WorkerTable:
                 self._leaving.append(self._links.pop(worker_id))
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
-                self._links[worker_id] = WorkerLink(worker, self._router_name, self._secret, self._came)
+                self._links[worker_id] = WorkerLink(
+                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self._costs
+                )
         self._leaving = [link for link in self._leaving if not link.over]
 
     async def close(self) -> None:
@@ -281,6 +316,9 @@ class WorkerTable:
     def _came(self) -> None:
         self.on_live()
 
+    def _change(self, link: WorkerLink) -> None:
+        self._changed.add(link)
+
     def links(self) -> list[WorkerLink]:
         """All, those that are leaving too."""
         return [*self._links.values(), *(link for link in self._leaving if not link.over)]
@@ -290,23 +328,37 @@ class WorkerTable:
         return self._links[worker_id]
 
     def snapshot(self) -> list[WorkerState]:
-        """The live ones, for the policy."""
+        """The live ones' figures."""
         return [link.snapshot() for link in self._links.values() if link.live]
 
+    def fleet(self, weights_id: str | None = None) -> Fleet:
+        """The live ones, for the policy; with `weights_id` those that serve these weights."""
+        for link in self._changed:
+            current = self._links.get(link.ref.worker_id)
+            if link.live:
+                self._roster.put(link.standing())
+            elif current is None or current is link or not current.live:
+                self._roster.drop(link.ref.worker_id)
+        self._changed.clear()
+        return self._roster.fleet(weights_id)
+
     def held(self, of: Candidates) -> dict[str, Held]:
-        """What each live worker keeps of a prompt, by its id."""
-        found = ((w, link.prefixes.longest(of)) for w, link in self._links.items() if link.live)
-        return {worker_id: held for worker_id, held in found if held is not None}
+        """What each worker keeps of a prompt, by its id."""
+        return self._prefixes.held(of)
 
     def kept(self, marks: Sequence[Mark]) -> KeptAt | None:
         """The longest of these snapshots that a live worker keeps, where it lies nearest."""
-        links = [link for link in self._links.values() if link.live]
         for mark in marks:
-            found = [(tier, link.info) for link in links if (tier := link.prefixes.tier(mark)) is not None]
+            found = [(tier, link.info) for link, tier in self._keepers(mark)]
             if found:
                 tier, info = min(found, key=lambda pair: TIERS.index(pair[0]))
                 return KeptAt(mark.position, tier, info.state_bytes + mark.position * info.token_bytes)
         return None
+
+    def _keepers(self, mark: Mark) -> list[tuple[WorkerLink, Tier]]:
+        """The live workers that keep a snapshot, and in which tier."""
+        tiers = self._prefixes.tiers(mark)
+        return [(link, tiers[w]) for w, link in self._links.items() if link.live and w in tiers]
 
     def tell_all(self, message: Pin | Unpin) -> None:
         """Tell every live worker."""
@@ -316,7 +368,7 @@ class WorkerTable:
 
     async def park(self, mark: Mark) -> list[str | None]:
         """Have every worker take a snapshot off its device: of each that had it there, why it stays, if so."""
-        there = [link for link in self._links.values() if link.live and link.prefixes.tier(mark) == "device"]
+        there = [link for link, tier in self._keepers(mark) if tier == "device"]
         return list(await asyncio.gather(*(link.park(mark) for link in there)))
 
     def live(self) -> dict[Role, int]:

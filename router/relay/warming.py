@@ -7,11 +7,11 @@ from wire.protocol import SamplingParams, SeqOutput, Submit
 
 
 class Warming:
-    """One worker's work; `done` says why it failed, or None once the state is there."""
+    """One worker's work; `done` says why it failed, or None once the state is there. work: tokens it computes."""
 
-    def __init__(self, link: Link, message: Submit) -> None:
+    def __init__(self, link: Link, message: Submit, work: int) -> None:
         self.done: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
-        self._leg = Leg(self, link, message)
+        self._leg = Leg(self, link, message, work)
 
     def cancel(self) -> None:
         """Nobody waits for it any more; harmless when it is done."""

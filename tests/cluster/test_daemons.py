@@ -10,9 +10,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster import daemons
+from cluster import daemons, keep_gcs
 from cluster.daemons import Daemons, RayLost, patient
 from cluster.ray_thread import RayThread
+from cluster.restarts import Restarts
 from tests.cluster.serving import Serving, kill
 
 BODY = {"model": "auto", "max_tokens": 40, "messages": [{"role": "user", "content": "Hello"}]}
@@ -30,6 +31,18 @@ def test_a_slow_node_is_waited_for_and_one_that_never_comes_is_not() -> None:
     assert patient(ask, seconds=60, sleep=lambda _: None)("node") == "node there"
     with pytest.raises(RuntimeError, match="never"):
         patient(lambda: (_ for _ in ()).throw(RuntimeError("never")), seconds=0)()
+
+
+def test_what_ends_again_and_again_is_started_anew_three_times_a_minute() -> None:
+    restarts = Restarts()
+    assert [restarts.allow(now) for now in (0.0, 1.0, 2.0, 3.0, 59.0, 60.0, 60.5, 61.0)] == [
+        True, True, True, False, False, True, False, True,
+    ]  # fmt: skip
+
+
+def test_a_head_that_is_not_there_is_named() -> None:
+    with pytest.raises(SystemExit, match="no Ray head with a GCS at port 1 runs here"):
+        keep_gcs.keep(1)
 
 
 def test_what_a_check_raises_ends_the_wait_and_the_work_goes_on() -> None:

@@ -44,7 +44,9 @@ _PORTS = (
 class RayNodes:
     """A head and further nodes, with token authentication, listening on 127.0.0.x only."""
 
-    def __init__(self) -> None:
+    def __init__(self, head: dict[str, str] | None = None) -> None:
+        """head: variables of the head's processes."""
+        self._head = head or {}
         # Ray's sockets lie below it, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="ling-", dir="/tmp"))
         self.gcs = free_port()
@@ -53,17 +55,37 @@ class RayNodes:
         self._token = secrets.token_hex(32)
         self._processes: list[subprocess.Popen[bytes]] = []
 
-    def start_head(self, marks: dict[str, int]) -> None:
-        """The head, until its dashboard and its agent answer."""
+    def start_head(self, marks: dict[str, int], own: str = "--block") -> None:
+        """The head, until its dashboard and its agent answer; again, once it has ended. own: further options."""
         port = self.dashboard.rsplit(":", 1)[1]
-        self._start("head", HEAD, marks, f"--port={self.gcs} --dashboard-port={port} --autoscaling-config=")
+        self._start("head", HEAD, marks, f"--port={self.gcs} --dashboard-port={port} --autoscaling-config= {own}")
         self.until(lambda: self.ask("/api/version") == 200, _NODE_S)
         self.until(lambda: self.healthy(HEAD), _NODE_S)
 
+    def keep_gcs(self) -> None:
+        """The recipe's command that looks after the head's GCS, which comes after the head's start."""
+        (command,) = [c for c in _RECIPE["head_start_ray_commands"] if "keep_gcs" in c]
+        command = command.replace("cluster.keep_gcs", f"cluster.keep_gcs {self.gcs}")
+        subprocess.run(["bash", "-c", command], env=self._environment(HEAD), cwd=self.folder, check=True, timeout=60)
+        log = self.folder / HEAD / "keep_gcs.log"
+        self.until(lambda: "looks after" in log.read_text(), _NODE_S)
+
+    def kill_gcs(self) -> None:
+        """End it by SIGKILL, and wait until it has ended."""
+        (gcs,) = [p for p in self.processes() if p.name() == "gcs_server"]
+        gcs.kill()
+        psutil.wait_procs([gcs], timeout=10)
+
     def start_worker(self, address: str, marks: dict[str, int]) -> None:
         """A node, until it answers: nodes that start together on few cores keep each other from it."""
-        self._start("worker", address, marks, f"--address={HEAD}:{self.gcs}")
+        self._start("worker", address, marks, f"--address={HEAD}:{self.gcs} --block")
         self.until(lambda: self.healthy(address), _NODE_S)
+
+    def wait_for_the_head_s_end(self) -> None:
+        """Until the head's start command, which blocks, has ended with its processes."""
+        self._processes.pop(0).wait(timeout=_NODE_S)
+        # On a machine of its own there is no other raylet that names the same GCS.
+        (self.folder / "ray/ray_current_cluster").unlink(missing_ok=True)
 
     def healthy(self, address: str) -> bool:
         """What a probe of a container asks a node's agent, without a token."""
@@ -91,18 +113,18 @@ class RayNodes:
         return done.stdout
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of every node: descendants of the start commands, and whatever names the cluster's folder."""
-        found = {p.pid: p for started in self._processes for p in _family(started.pid)}
-        for process in psutil.process_iter(["cmdline"]):
-            if str(self.folder) in " ".join(process.info["cmdline"] or []):
-                found[process.pid] = process
-        return list(found.values())
+        """Every process of every node: the start commands, whatever names the cluster's folder, and who descends."""
+        named = [
+            p.pid for p in psutil.process_iter(["cmdline"]) if str(self.folder) in " ".join(p.info["cmdline"] or [])
+        ]
+        roots = [*named, *(started.pid for started in self._processes)]
+        return list({p.pid: p for root in roots for p in _family(root)}.values())
 
     def until(self, condition: Callable[[], bool], seconds: float) -> None:
         """Poll a condition of the outside world, up to a deadline."""
         deadline = time.monotonic() + seconds
         while not condition():
-            assert all(p.poll() is None for p in self._processes), self.logs()
+            assert not any(p.poll() for p in self._processes), self.logs()
             assert time.monotonic() < deadline, f"not within {seconds} s:\n{self.logs()}"
             time.sleep(0.2)
 
@@ -134,7 +156,7 @@ class RayNodes:
         # Given ports: a raylet waits only so long for an agent to say what it has found itself.
         ports = {name: free_port() for name in _PORTS}
         self.agents[address] = f"http://{address}:{ports['dashboard-agent-listen-port']}"
-        apart = f"--node-ip-address={address} --num-cpus=1 --object-store-memory={_OBJECT_STORE} --block"
+        apart = f"--node-ip-address={address} --num-cpus=1 --object-store-memory={_OBJECT_STORE}"
         apart += "".join(f" --{name}={port}" for name, port in ports.items())
         if kind == "head":
             apart += f" --temp-dir={self.folder}/ray"
@@ -151,23 +173,28 @@ class RayNodes:
 
     def _home(self, address: str, marks: dict[str, int]) -> None:
         home = self.folder / address
+        if home.exists():
+            return
         (home / ".ray").mkdir(parents=True)
         (home / ".ray/auth_token").write_text(self._token)
         (home / "ling").symlink_to(ROOT)
-        (home / "ling-venv").mkdir()
-        (home / "ling-venv/bin").symlink_to(_BIN)
+        (home / "ling-venv").symlink_to(_BIN.parent)
         (home / "ling-node.json").write_text(json.dumps(marks))
 
     def _environment(self, address: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
-        return kept | {
-            "HOME": str(self.folder / address),
-            "RAY_HEAD_IP": HEAD,
-            "PYTHONPATH": str(ROOT),
-            # Tests share their cores: a node that is late is not lost.
-            "RAY_health_check_failure_threshold": "60",
-            "RAY_raylet_start_wait_time_s": str(_NODE_S),
-        }
+        return (
+            kept
+            | (self._head if address == HEAD else {})
+            | {
+                "HOME": str(self.folder / address),
+                "RAY_HEAD_IP": HEAD,
+                "PYTHONPATH": str(ROOT),
+                # Tests share their cores: a node that is late is not lost.
+                "RAY_health_check_failure_threshold": "60",
+                "RAY_raylet_start_wait_time_s": str(_NODE_S),
+            }
+        )
 
 
 def _family(pid: int) -> list[psutil.Process]:
@@ -201,8 +228,8 @@ def write_config(folder: Path, content: dict[str, Any], port: int) -> Path:
 
 
 @contextmanager
-def ray_nodes() -> Iterator[RayNodes]:
-    nodes = RayNodes()
+def ray_nodes(head: dict[str, str] | None = None) -> Iterator[RayNodes]:
+    nodes = RayNodes(head)
     try:
         yield nodes
     finally:

@@ -15,7 +15,7 @@ from cluster.metrics_limit import limit_of
 from cluster.resolve import resolve
 from router.metrics import Metrics, State, class_of
 from router.priority import BATCH, LATEST, SOONEST
-from router.relay.policy import WorkerState
+from router.relay.fleet import WorkerState
 from wire.metrics import table
 from wire.metrics.recorder import Reading, Recorder
 from wire.protocol import Load, SeqOutput, WorkerInfo

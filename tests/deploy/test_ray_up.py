@@ -50,6 +50,14 @@ def test_every_node_starts_with_the_token_and_the_dashboard_stays_on_loopback(pa
     assert "--port=6379" in head
 
 
+@pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
+def test_the_head_s_state_is_kept_and_its_gcs_looked_after(path: Path) -> None:
+    assert load(path)["head_start_ray_commands"][-1].startswith(
+        ". ~/ling/cluster/ray/env.sh; setsid nohup python -m cluster.keep_gcs > "
+    )
+    assert 'export RAY_gcs_storage="${RAY_gcs_storage:-rocksdb}"' in (ROOT / "cluster/ray/env.sh").read_text()
+
+
 @pytest.mark.parametrize("recipe", ["aws", "gcp"])
 @pytest.mark.parametrize("app", TRUE_SIZES)
 def test_the_node_types_hold_the_documented_sizes(recipe: str, app: str) -> None:

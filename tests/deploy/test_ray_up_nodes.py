@@ -4,49 +4,28 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import Any
 
 import httpx
+import psutil
 import pytest
 
-from tests.cluster.serving import free_port
 from tests.deploy.chart import CHART, example
-from tests.deploy.ray_nodes import HEAD, LOOPBACK, RayNodes, listening, ray_nodes, write_config
+from tests.deploy.deployed import Deployed, Load, deploy
+from tests.deploy.ray_nodes import HEAD, LOOPBACK, listening, ray_nodes
 
 pytestmark = [pytest.mark.recipe, pytest.mark.timeout(300)]
 
 PREFILL, DECODE = "127.0.0.12", "127.0.0.13"
-READY_S = 150
-
-
-@dataclass(frozen=True)
-class Deployed:
-    nodes: RayNodes
-    url: str
-
-    def ready(self) -> bool:
-        try:
-            return httpx.get(f"{self.url}/ready", timeout=5, trust_env=False).status_code == 200
-        except httpx.TransportError:
-            return False
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(f"{self.url}/status", timeout=10, trust_env=False).json()
-        return found
 
 
 @pytest.fixture(scope="module")
 def deployed() -> Iterator[Deployed]:
     with ray_nodes() as nodes:
-        nodes.start_head({"router": 8})
+        nodes.start_head({"router": 8}, own="")
+        nodes.keep_gcs()
         nodes.start_worker(PREFILL, {"prefill": 1})
         nodes.start_worker(DECODE, {"decode": 1})
-        port = free_port()
-        nodes.run("serve", "deploy", str(write_config(nodes.folder, example("cpu-mini").serve, port)))
-        found = Deployed(nodes, f"http://{LOOPBACK}:{port}")
-        nodes.until(found.ready, READY_S)
-        yield found
+        yield deploy(nodes)
 
 
 def test_each_pool_is_on_its_own_node(deployed: Deployed) -> None:
@@ -87,3 +66,18 @@ def test_a_node_s_health_is_told_without_the_token_as_the_chart_s_probes_ask(dep
         container = example("cpu-mini").templates[component]["spec"]["containers"][0]
         assert container["readinessProbe"]["httpGet"] == {"path": "/api/healthz", "port": "agent"}
     assert all(deployed.nodes.healthy(address) for address in (HEAD, PREFILL, DECODE))
+
+
+def test_a_gcs_that_dies_under_load_comes_back_and_no_stream_breaks(deployed: Deployed) -> None:
+    before, load = deployed.decode_worker(), Load(deployed.url)
+    assert before is not None
+    with load.running():
+        deployed.nodes.kill_gcs()
+        deployed.nodes.until(deployed.serve_is_running, 60)
+        answered = load.answered
+        deployed.nodes.until(lambda: load.answered >= answered + 6, 60)
+    assert load.problems == []
+    assert deployed.decode_worker() == before
+    # Ray still starts anew what ends.
+    psutil.Process(before[1]).kill()
+    deployed.nodes.until(lambda: deployed.decode_worker() not in (None, before), 120)

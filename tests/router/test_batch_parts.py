@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from router.batch.lines import check, read
 from router.batch.policy import room
-from router.relay.policy import WorkerState
+from router.relay.fleet import WorkerState
 from router.store import batches, files
 from router.store.batches import Lease, LeaseLost, Result, StoredBatch, TooMany
 from router.store.connection import DatabaseError

@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.relay import policy
 from router.relay.admission import admit, missing
-from router.relay.policy import Need, NoPlan, Plan, WorkerState, capacity, choose, pressure
+from router.relay.costs import Costs
+from router.relay.fleet import WorkerState, capacity, fleet_of, pressure
+from router.relay.policy import Held, Need, NoPlan, Plan
 from wire.protocol import Load, RankInfo, Role, WorkerInfo
 
 
@@ -24,17 +27,23 @@ def worker(
     max_model_len: int = 1000,
     unseen: int = 0,
     unseen_tokens: int = 0,
-    **load: int,
+    unseen_work: int = 0,
+    **load: float,
 ) -> WorkerState:
     ranks = tuple(RankInfo(r, 1, "n", "cpu", "h", 1) for r in range(tp))
     info = WorkerInfo(
         worker_id, role, "h", 1, "n", 1, weights, layout, 256, 16, pages, slots, max_model_len, ranks
     )  # fmt: skip
     idle = Load(0, 0, 0, pages, slots, 0, 0.0)
-    return WorkerState(info, dataclasses.replace(idle, **load), unseen, unseen_tokens)
+    return WorkerState(info, dataclasses.replace(idle, **load), unseen, unseen_tokens, unseen_work)
 
 
 NEED = Need(100, 100)
+COSTS = Costs()
+
+
+def choose(table: list[WorkerState], need: Need, *, split: bool, costs: Costs = COSTS) -> Plan | NoPlan:
+    return policy.choose(fleet_of(table, costs), need, split=split)
 
 
 @st.composite
@@ -86,7 +95,7 @@ def test_a_plan_is_sound(table: list[WorkerState], need: Need, split: bool) -> N
     assert isinstance(plan, Plan) == possible
     if isinstance(plan, Plan):
         assert plan.decode in [w.info for w in fits]
-        assert (plan.prefill is None) == (not split)
+        assert plan.prefill is None or split
         if plan.prefill is not None:
             assert plan.prefill in [w.info for w in starts]
             assert together(plan.prefill, plan.decode)
@@ -109,8 +118,8 @@ def test_a_worker_with_room_goes_before_one_without(table: list[WorkerState], ne
         fits = [
             w for w in alike if w.info.role == "decode" and capacity(w.info) >= need.prompt_tokens + need.max_tokens
         ]
-        if any(pressure(w, need) <= 1 for w in fits):
-            assert pressure(state[plan.decode.worker_id], need) <= 1
+        if any(pressure(w, need.prompt_tokens) <= 1 for w in fits):
+            assert pressure(state[plan.decode.worker_id], need.prompt_tokens) <= 1
 
 
 def test_slots_and_pages_both_count() -> None:
@@ -122,7 +131,10 @@ def test_slots_and_pages_both_count() -> None:
 
 
 def test_own_submissions_count_before_the_worker_reports_them() -> None:
-    table = [worker("p0", "prefill", unseen=1, unseen_tokens=500), worker("p1", "prefill", queued_tokens=400)]
+    table = [
+        worker("p0", "prefill", unseen=1, unseen_tokens=500, unseen_work=500),
+        worker("p1", "prefill", queued_tokens=400),
+    ]
     decodes = [worker("d0", "decode", unseen=2, unseen_tokens=20), worker("d1", "decode", running=1, free_slots=9)]
     assert choose(table + decodes, NEED, split=True) == Plan(table[1].info, decodes[1].info)
 
@@ -169,6 +181,74 @@ def test_the_pool_without_a_worker_is_named() -> None:
     words = missing({"decode": 1, "prefill": 0}, split=True)
     assert words is not None
     assert ("prefill" in words, "decode" in words) == (True, False)
+
+
+LONG = {"pages": 10_000, "slots": 64, "max_model_len": 130_000}
+
+
+def plan_of(table: list[WorkerState], need: Need, **costs: float) -> Plan:
+    plan = choose(table, need, split=True, costs=dataclasses.replace(Costs(), **costs))
+    assert isinstance(plan, Plan)
+    return plan
+
+
+def test_a_prompt_goes_where_most_of_it_is_kept_unless_more_waits_there() -> None:
+    need = Need(20_000, 100, held={"p0": Held(18_000, True)})
+    decode = worker("d", "decode", **LONG)
+    for ahead, expected in ((1_000, "p0"), (40_000, "p1")):
+        table = [worker("p0", "prefill", **LONG, queued_tokens=ahead), worker("p1", "prefill", **LONG), decode]
+        plan = plan_of(table, need, pull_s=10.0)  # a pull would cost more than all the prompt
+        assert plan.prefill is not None
+        assert plan.prefill.worker_id == expected
+        assert plan.source is None
+        assert plan.work == (2_000 if expected == "p0" else 20_000)
+
+
+def test_an_idle_worker_pulls_what_a_busy_one_keeps() -> None:
+    need = Need(20_000, 100, held={"p0": Held(18_000, True)})
+    table = [worker("p0", "prefill", **LONG, queued_tokens=40_000), worker("p1", "prefill", **LONG)]
+    plan = plan_of([*table, worker("d", "decode", **LONG)], need)
+    assert plan == Plan(table[1].info, worker("d", "decode", **LONG).info, source=table[0].info, kept_tokens=18_000)
+
+
+@pytest.mark.parametrize(("suffix", "running", "alone"), [(100, 0, True), (100, 20, True), (8_000, 60, False)])
+def test_a_short_suffix_is_computed_where_the_prompt_is_kept(suffix: int, running: int, alone: bool) -> None:
+    need = Need(20_000, 100, held={"d": Held(20_000 - suffix, True)})
+    decode = worker("d", "decode", **LONG, running=running, free_slots=64 - running)
+    plan = plan_of([worker("p", "prefill", **LONG), decode], need, itl_s=0.02)
+    assert (plan.prefill is None) == alone
+
+
+def test_a_cold_prompt_goes_to_a_decode_worker_only_where_much_waits_at_the_prefill_workers() -> None:
+    decode = worker("d", "decode", **LONG)
+    for queued, alone in ((0, False), (1_000, False), (100_000, True)):
+        plan = plan_of([worker("p", "prefill", **LONG, queued_tokens=queued), decode], Need(500, 100))
+        assert (plan.prefill is None) == alone
+
+
+def test_decode_workers_are_kept_within_their_inter_token_target() -> None:
+    """d0 keeps the whole prompt, but its steps are measured to be beyond the target."""
+    need = Need(20_000, 100, held={"d0": Held(19_000, True)})
+    for measured, expected in ((0.03, "d0"), (0.06, "d1")):
+        slow = worker("d0", "decode", **LONG, running=8, free_slots=56, decode_s=measured)
+        other = worker("d1", "decode", **LONG, running=8, free_slots=56, decode_s=0.0295)
+        plan = plan_of([worker("p", "prefill", **LONG), slow, other], need, itl_s=0.05, latent_s=1e-5)
+        assert plan.decode.worker_id == expected
+
+
+@pytest.mark.parametrize("scarce", [{"free_slots": 2}, {"free_pages": 400}])
+def test_scarce_places_cost_more_than_a_transfer(scarce: dict[str, int]) -> None:
+    need = Need(2_000, 100, held={"d0": Held(1_900, True)})
+    table = [worker("d0", "decode", **{**LONG, "free_slots": 40, "running": 20, **scarce})]
+    table += [worker("p", "prefill", **LONG), worker("d1", "decode", **LONG, running=20, free_slots=44)]
+    assert plan_of(table, need).decode.worker_id == "d1"
+
+
+def test_what_a_worker_measured_counts_for_more_than_the_costs() -> None:
+    table = [worker("p0", "prefill", **LONG, token_s=1e-3), worker("p1", "prefill", **LONG, queued_tokens=1_000)]
+    plan = plan_of([*table, worker("d", "decode", **LONG)], Need(5_000, 100))
+    assert plan.prefill == table[1].info
+    assert plan.first_token_s == pytest.approx(2e-5 * (1_000 + 5_000 * (1 + 5_000 / 200_000)))
 
 
 def test_decode_workers_compute_prompts_while_no_prefill_worker_lives() -> None:

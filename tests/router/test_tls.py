@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from router.relay.costs import Costs
 from router.relay.table import ListedWorker, WorkerTable
 from tests.certificates import environment, recording
 from tests.router.conftest import Stage, pair, served
@@ -92,7 +93,7 @@ def test_a_router_without_tls_gets_no_worker(checkpoint: Path, monkeypatch: pyte
             monkeypatch.setenv("RAY_USE_TLS", "0")
             tls.cache_clear()
             monkeypatch.setattr("router.relay.table._CONNECT_S", 0.2)
-            table = WorkerTable("plain", "")
+            table = WorkerTable("plain", "", Costs())
             await table.update(stage.listed)
             await stage.until(lambda: all("Timeout" in link.problem for link in table.links()))
             assert table.live() == {"prefill": 0, "decode": 0}
@@ -104,4 +105,4 @@ def test_a_router_without_tls_gets_no_worker(checkpoint: Path, monkeypatch: pyte
 def test_a_file_that_is_missing_ends_the_router_before_it_serves(variables: dict[str, str]) -> None:
     Path(variables["RAY_TLS_SERVER_KEY"]).unlink()
     with pytest.raises(TlsError, match=r"^RAY_TLS_SERVER_KEY: can't read .*: No such file"):
-        WorkerTable("r", "")
+        WorkerTable("r", "", Costs())

@@ -38,6 +38,7 @@ class PrefixCache:
         self.disk = DiskTier(budget)
         self.pins = Pins()
         self._parking: list[Kept] = []
+        self._elsewhere: dict[Kept, int] = {}  # where states are that the next plan copies to their kept slot
         self.on_change: Callable[[Kept], None] = lambda kept: None
         self.pages = pages
         self.page_size = page_size
@@ -47,7 +48,7 @@ class PrefixCache:
     def reserve(self, tokens: Tokens, position: int, now: float) -> int | None:
         """A state slot for the snapshot of the first `position` tokens; `keep` or `release` it.
 
-        None if that is kept already, or if all slots are being copied from.
+        None if that is kept already, or if copies under way read all slots.
         """
         if not self.slots.size:
             return None
@@ -67,12 +68,12 @@ class PrefixCache:
         self.slots.give([slot], cached=True)
 
     def keep(
-        self, tokens: Tokens, position: int, pages: Sequence[int], slot: int, now: float, stored: bool = True
+        self, tokens: Tokens, position: int, pages: Sequence[int], slot: int, now: float, state_in: int | None
     ) -> Kept:
         """Enter the snapshot of the first `position` tokens.
 
-        pages: the sequence's, which go on being its too. slot: a reserved one. stored: it holds the state when the next
-        plan begins, so that it can be copied to the host then.
+        pages: the sequence's, which go on being its too. slot: a reserved one. state_in: the slot that holds the state
+        when the next plan begins, from where it is copied to the host; None to keep it on the device alone.
         """
         kept = self.index.at(tokens, position)
         if kept is not None and kept.slot >= 0:  # another sequence kept the same within the step
@@ -91,9 +92,10 @@ class PrefixCache:
         else:
             self.index.place(kept)
         self.on_change(kept)
-        if stored and self.budget.host_bytes:
-            for gone in self.host.store(kept, self.page_size, now):
-                self._left_host(gone)
+        if state_in is not None:
+            self._elsewhere[kept] = state_in
+            if self.budget.host_bytes:
+                self._store(kept, now)
         return kept
 
     def tier(self, kept: Kept) -> Tier | None:
@@ -154,8 +156,7 @@ class PrefixCache:
         if kept not in self.host:
             if not self.budget.host_bytes:
                 return "its worker keeps nothing below the device: set cache.host_bytes"
-            for gone in self.host.store(kept, self.page_size, now):
-                self._left_host(gone)
+            self._store(kept, now)
             if kept not in self.host:
                 return "its worker's host memory has no room for it: raise cache.host_bytes"
         self._parking.append(kept)
@@ -198,6 +199,7 @@ class PrefixCache:
     def take_changes(self) -> tuple[tuple[Store, ...], tuple[Drop, ...]]:
         """What the ranks' host memory is to do with the next plan."""
         changes = self.host.take_changes()
+        self._elsewhere.clear()
         parking, self._parking = self._parking, []
         for kept in parking:
             if kept.slot >= 0 and kept in self.host:
@@ -217,6 +219,11 @@ class PrefixCache:
         self.slots.give([kept.slot], cached=True)
         kept.pages, kept.slot = (), -1
         self._forget_if_gone(kept)
+
+    def _store(self, kept: Kept, now: float) -> None:
+        """Copy a snapshot to the host, if it fits there."""
+        for gone in self.host.store(kept, self._elsewhere.get(kept, kept.slot), self.page_size, now):
+            self._left_host(gone)
 
     def _left_host(self, kept: Kept) -> None:
         self._left(kept, "host")

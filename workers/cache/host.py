@@ -29,7 +29,6 @@ class HostTier:
         self._next = 0
         self.bytes = 0
         self._stores: list[Store] = []
-        self._storing: list[Kept] = []
         self._drops: list[Drop] = []
         self.on_leaving: Callable[[Kept, float], None] = lambda kept, now: None  # told of what is about to go
 
@@ -39,8 +38,12 @@ class HostTier:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def store(self, kept: Kept, page_size: int, now: float) -> list[Kept]:
-        """Copy a snapshot from the device, if it fits; those that went for it."""
+    def store(self, kept: Kept, slot: int, page_size: int, now: float) -> list[Kept]:
+        """Copy a snapshot from the device, if it fits; those that went for it.
+
+        slot: where its state lies when the next plan begins. Ranks make the copy before that plan changes anything, so
+        its places on the device may be given away at once.
+        """
         if kept in self._entries:
             return []
         parent = kept.parent
@@ -61,10 +64,8 @@ class HostTier:
         self._entries[kept] = _Entry(self._next, parent, 0, size, start)
         self.bytes += size
         pages = kept.pages[start // page_size :]
-        self._stores.append(Store(self._next, kept.slot, pages, start, kept.position))
+        self._stores.append(Store(self._next, slot, pages, start, kept.position))
         self._next += 1
-        kept.pins += 1  # until the plan that copies it is made
-        self._storing.append(kept)
         return gone
 
     def remove(self, kept: Kept) -> None:
@@ -99,8 +100,6 @@ class HostTier:
         stores, drops = tuple(self._stores), tuple(self._drops)
         self._stores.clear()
         self._drops.clear()
-        while self._storing:
-            self._storing.pop().pins -= 1
         return stores, drops
 
     def _least(self, now: float, spared: Kept | None) -> Kept | None:

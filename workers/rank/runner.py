@@ -133,13 +133,13 @@ class Runner:
             self._copy(copy)
 
     def _save(self, plan: StepPlan) -> None:
-        """States that are kept of what ended, and copies on the host."""
-        for copy in plan.saves:
-            self._copy(copy)
+        """Copies on the host, then states that are kept of what ended."""
         for store in plan.stores:
             rows = self._read_shard(store.pages, store.start, store.stop)
             state = snapshot.read_state(self._caches, store.slot)
             self._host.store(store.key, store.stop - store.start, rows, state)
+        for copy in plan.saves:
+            self._copy(copy)
         for write in plan.writes:
             self._host.write(write)
         for erase in plan.erases:

@@ -90,12 +90,12 @@ class Keeping:
             slot = self._cache.reserve(seq.known, position, now)
             if slot is not None:
                 step.copy(Copy(seq.slot, slot))
-                self._cache.keep(seq.known, position, seq.pages, slot, now, stored=False)
+                self._cache.keep(seq.known, position, seq.pages, slot, now, state_in=None)
         self._arrived.clear()
 
-    def keep_end(self, seq: Sequence, now: float) -> None:
-        """An answer is whole: the next turn begins where it ends."""
+    def save(self, seq: Sequence, now: float) -> None:
+        """Keep what a sequence that gives up its places has computed: its own rest or the next turn begins there."""
         slot = self._cache.reserve(seq.known, seq.computed, now)
         if slot is not None:
             self.saves.append(Copy(seq.slot, slot))
-            self._cache.keep(seq.known, seq.computed, seq.pages, slot, now)
+            self._cache.keep(seq.known, seq.computed, seq.pages, slot, now, state_in=seq.slot)

@@ -54,6 +54,7 @@ class Scheduler:
         self._order = 0
         self._step_s = 0.0
         self._token_s = 0.0  # what a token of a prompt takes, smoothed
+        self._decode_s = 0.0  # what a step without prompts takes, smoothed
 
     # What comes from outside
 
@@ -260,7 +261,7 @@ class Scheduler:
             if seq.computed <= seq.prompt_tokens:
                 self.cache.index.note(seq.known, seq.computed)
             for count, slot in row.keeps:
-                self.cache.keep(seq.known, row.start + count, seq.pages, slot, now)
+                self.cache.keep(seq.known, row.start + count, seq.pages, slot, now, state_in=slot)
             seq.keeps = [p for p in seq.keeps if p > seq.computed]
             seq.prompt_logprobs.extend(result.prompt_logprobs[index] if result.prompt_logprobs else ())
             if row.sample and at in failures:
@@ -287,6 +288,7 @@ class Scheduler:
             kept=len(self.cache.index),
             hit_tokens=sum(self.cache.totals.hit_tokens.values()),
             missed_tokens=sum(self.cache.totals.missed_tokens.values()),
+            decode_s=self._decode_s,
         )
 
     # Inside
@@ -297,6 +299,8 @@ class Scheduler:
         if any(len(r.token_ids) > 1 for r in in_flight.plan.rows):
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
+        elif tokens:
+            self._decode_s += (seconds - self._decode_s) * (0.1 if self._decode_s else 1.0)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.page_size)
@@ -364,10 +368,13 @@ class Scheduler:
         """Begin a sequence from a kept snapshot, or at zero."""
         kept, size = beginning.kept, self.limits.page_size
         shared: Seq[int] = ()
+        fetched = False
         if kept is not None:
             self.keeping.pin(kept)
             whole = kept.position // size
-            shared = kept.pages[:whole] if kept.slot >= 0 else self.cache.index.resident(seq.known, kept.position)
+            fetched = kept.slot < 0
+            shared = self.cache.index.resident(seq.known, kept.position) if fetched else kept.pages[:whole]
+        # What yields places to it may be kept on the device meanwhile, and be the very snapshot that is on the host.
         if not self._take(seq, shared, now):
             return False
         seq.keeps = beginning.keeps
@@ -375,8 +382,8 @@ class Scheduler:
         if kept is not None:
             kept.used = now
             kept.uses += 1
-        if kept is not None and kept.slot < 0:
-            seq.fetching, seq.fetched_from = kept, self.cache.tier(kept)
+        if kept is not None and fetched:
+            seq.fetching, seq.fetched_from = kept, "host" if kept in self.cache.host else "disk"
             kept.pins += 1
             self._pulling[seq.request_id] = seq
             step.fetch(seq, *self.cache.below_device(kept, seq.have))
@@ -448,7 +455,7 @@ class Scheduler:
         while not self.slots.free or not self.cache.make_pages(pages, now):
             if not yielding:
                 return False
-            self._preempt(yielding.pop())
+            self._preempt(yielding.pop(), now)
         return True
 
     def _yielding(self, priority: int) -> list[Sequence]:
@@ -464,13 +471,19 @@ class Scheduler:
                 seq.pages += self.pages.take(1)
                 continue
             victim = max((*self._active, *self._yielding(seq.priority)), key=_queue_key)
-            self._preempt(victim)
+            self._preempt(victim, now)
             if victim is seq:
                 return False
         return True
 
-    def _preempt(self, seq: Sequence) -> None:
-        """Back to the queue without its places. Its tokens are computed anew, here, when there is room."""
+    def _preempt(self, seq: Sequence, now: float) -> None:
+        """Back to the queue without its places.
+
+        When there is room it goes on here, from what is kept of it by then: all it has computed, unless its pages were
+        wanted too and host memory has no copy.
+        """
+        if seq.state is State.RUNNING and seq.computed and all(i.request_id != seq.request_id for i in self._installs):
+            self.keeping.save(seq, now)
         self._free(seq)
         if seq.state is State.PULLING:
             seq.state = State.DISPLACED
@@ -528,7 +541,7 @@ class Scheduler:
         output = sampled_output(seq, result, at, self.limits.max_model_len, now)
         if output.finish:
             if not (seq.handoff or seq.warm):
-                self.keeping.keep_end(seq, now)
+                self.keeping.save(seq, now)
             self.remove(seq.request_id)
         elif seq.handoff:
             self._hold(seq, now)

@@ -127,14 +127,15 @@ class Export:
 class StepPlan:
     """One step, in this order.
 
-    saves: states of sequences that ended or yield, before their slots are used anew; stores and drops of the host
-    tier, and between them writes from it to disk; files to erase; transfers, fetches and installs; copies: kept states
-    and pages that sequences begin from; admits; rows together in one forward pass; exports.
+    stores: copies to the host tier, of what lies on the device when the step begins; saves: states of sequences that
+    ended or yield, before their slots are used anew; writes from the host tier to disk; drops of the host tier, and
+    files to erase; transfers, fetches and installs; copies: kept states and pages that sequences begin from; admits;
+    rows together in one forward pass; exports.
     """
 
     step: int
-    saves: tuple[Copy, ...] = ()
     stores: tuple[Store, ...] = ()
+    saves: tuple[Copy, ...] = ()
     writes: tuple[Write, ...] = ()
     drops: tuple[Drop, ...] = ()
     erases: tuple[Erase, ...] = ()

@@ -53,12 +53,12 @@ class Memory:
 
     def run(self, plan: StepPlan) -> None:
         """One plan, in the order that ranks keep."""
-        for copy in plan.saves:
-            self.states[copy.to_slot] = self.states[copy.slot]
         for store in plan.stores:
             latents = self.read(store.pages, store.start, store.stop)
             assert len(self.states[store.slot]) == store.stop
             self.host[store.key] = Host(store.start, latents, self.states[store.slot])
+        for copy in plan.saves:
+            self.states[copy.to_slot] = self.states[copy.slot]
         self.files(plan)
         for drop in plan.drops:
             del self.host[drop.key]

@@ -4,7 +4,7 @@ import random
 from contextlib import nullcontext, suppress
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.workers.cache.model import Memory
@@ -201,6 +201,47 @@ def test_a_snapshot_evicted_from_the_device_comes_back_from_the_host() -> None:
     turn(worker, first, new=1)
     turn(worker, list(range(20, 32)), new=1)
     assert turn(worker, first, new=1)[1] == (9, "host")
+
+
+def test_all_that_ends_in_a_step_reaches_the_host_through_one_place_on_the_device() -> None:
+    worker = Worker(limits(states=1, host_bytes=10_000))
+    prompts = [[n * 10 + i for i in range(2)] for n in range(3)]
+    names = [worker.add(ids, new=2) for ids in prompts]
+    worker.finish()
+    ends = [[*ids, *worker.answers[name]] for ids, name in zip(prompts, names, strict=True)]
+    for ids in reversed(ends):
+        assert turn(worker, [*ids, 5, 6], new=1)[1] in ((3, "host"), (3, "device"))
+
+
+@pytest.mark.parametrize(("host_bytes", "handoff"), [(0, False), (10_000, False), (0, True)])
+def test_a_preempted_sequence_goes_on_where_it_was(host_bytes: int, handoff: bool) -> None:
+    worker = Worker(limits(states=3, host_bytes=host_bytes))
+    yielding = worker.add(list(range(20)), new=5, priority=9, handoff=handoff)
+    worker.step()
+    others = [worker.add([n * 30 + i for i in range(3)], new=2) for n in range(1, 5)]  # one for each slot
+    for _ in range(2):
+        worker.step()
+    assert worker.scheduler.sequences[yielding].state is State.QUEUED
+    while any(other in worker.scheduler.sequences for other in others):
+        plan = worker.step()
+    starts = [row.start for _ in range(2) for row in (*plan.rows, *worker.step().rows)]
+    assert 8 in starts
+    assert 0 not in starts
+
+
+def test_a_sequence_whose_pages_were_wanted_comes_back_from_the_host() -> None:
+    worker = Worker(limits(states=3, host_bytes=10_000, pages=10))
+    yielding = worker.add(list(range(20)), new=5, priority=9)
+    worker.step()
+    other = worker.add([30 + i for i in range(36)], new=2)  # needs all pages
+    worker.step()
+    assert worker.scheduler.sequences[yielding].state is State.QUEUED
+    while other in worker.scheduler.sequences:
+        worker.step()
+    fetches = [fetch for _ in range(3) for fetch in worker.step().fetches]
+    assert [(f.request_id, f.position) for f in fetches] == [(yielding, 8)]
+    worker.finish()
+    assert len(worker.answers[yielding]) == 5
 
 
 def test_what_the_host_lost_is_computed_again() -> None:
@@ -459,6 +500,8 @@ LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_fro
 @pytest.mark.parametrize(("host_bytes", "disk_bytes"), [(0, 0), (60, 0), (60, 150)])
 @settings(max_examples=200, deadline=None)
 @given(events=LIVES, seed=st.integers(0, 1_000_000), states=st.integers(0, 3))
+# A sequence begins from a snapshot on the host, which the one that yields its slot brings back to the device.
+@example(["handed", "fork", "pull", "new", "handed", "step", "new", "peer", "gone"], 5394, 2)
 def test_references_always_add_up_and_states_are_what_they_claim(
     host_bytes: int, disk_bytes: int, events: list[str], seed: int, states: int
 ) -> None:

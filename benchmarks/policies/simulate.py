@@ -1,0 +1,127 @@
+"""A fleet under a workload, one policy at a time."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+
+from benchmarks.policies.baselines import Policy
+from benchmarks.policies.workers import Clock, Flight, SimulatedWorker
+from benchmarks.policies.workload import Ask, Session
+from router.relay.costs import Costs
+from router.relay.fleet import fleet_of
+from router.relay.policy import Need, Plan
+from wire.protocol import Role
+
+
+@dataclass(frozen=True, slots=True)
+class Setup:
+    """The simulated fleet. slow: by worker, how much longer than the costs say its steps take, 1 where unnamed."""
+
+    costs: Costs
+    prefills: int = 4
+    decodes: int = 4
+    slots: int = 64
+    pages: int = 40_000
+    slow: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Seconds to the first token, and between tokens in the mean, that a good answer keeps to."""
+
+    first_s: float
+    token_s: float
+
+    def met(self, flight: Flight) -> bool:
+        """Whether an answer did."""
+        gap = (flight.over - flight.first) / max(1, flight.ask.output - 1)
+        return flight.first - flight.arrived <= self.first_s and gap <= self.token_s
+
+
+class Simulation:
+    """One run."""
+
+    def __init__(self, setup: Setup, policy: Policy, seed: int) -> None:
+        self.clock = Clock()
+        self.flights: list[Flight] = []
+        self._policy = policy
+        self._seed = seed
+        self._costs = setup.costs
+        slow = dict(setup.slow)
+        roles: tuple[tuple[Role, int], ...] = (("prefill", setup.prefills), ("decode", setup.decodes))
+        self.workers = {
+            name: SimulatedWorker(self.clock, name, role, setup.costs, setup.slots, setup.pages, slow.get(name, 1.0))
+            for role, count in roles
+            for name in (f"{role}{n}" for n in range(count))
+        }
+
+    def run(self, sessions: Iterable[Session]) -> list[Flight]:
+        """All answers."""
+        for session in sessions:
+            self.clock.at(session.begins, lambda session=session: self._ask(session, 0))  # type: ignore[misc]
+        self.clock.run()
+        return self.flights
+
+    def _ask(self, session: Session, turn: int) -> None:
+        flight = Flight(session.asks[turn], self.clock.now)
+        number = len(self.flights)
+        self.flights.append(flight)
+
+        def over() -> None:
+            flight.over = self.clock.now
+            if turn + 1 < len(session.asks):
+                self.clock.at(self.clock.now + session.gaps[turn], lambda: self._ask(session, turn + 1))
+
+        fleet = fleet_of([worker.state() for worker in self.workers.values()], self._costs)
+        plan = self._policy(fleet, self._need(flight.ask, number), number)
+        assert isinstance(plan, Plan), plan
+        self._start(flight, plan, over)
+
+    def _need(self, ask: Ask, number: int) -> Need:
+        kept = {name: worker.held(ask) for name, worker in self.workers.items()}
+        held = {name: found for name, found in kept.items() if found is not None}
+        return Need(ask.prompt, ask.output, (self._seed * 1_000_003 + number * 7_919) & 0xFFFFFFFF, held)
+
+    def _start(self, flight: Flight, plan: Plan, over: Callable[[], None]) -> None:
+        ask, clock, costs = flight.ask, self.clock, self._costs
+        decode = self.workers[plan.decode.worker_id]
+        computing = self.workers[plan.prefill.worker_id] if plan.prefill is not None else decode
+        begin, pulled_s = 0, 0.0
+        if plan.source is not None:
+            there = self.workers[plan.source.worker_id].kept.longest(ask)
+            begin = min(there, plan.kept_tokens)
+            pulled_s = costs.pull_s + costs.moved_s(max(0, begin - computing.kept.longest(ask)))
+        tokens = ask.prompt + ask.output
+
+        def ended() -> None:
+            decode.leave(tokens)
+            over()
+
+        def alone() -> None:
+            flight.first = clock.now
+            decode.decode(flight, ended)
+
+        def handed_off() -> None:
+            flight.first = clock.now
+            computing.leave(ask.prompt)
+            missing = ask.prompt - decode.kept.longest(ask)
+            exposed = max(costs.state_s, costs.moved_s(missing) - flight.computing_s)
+            clock.at(clock.now + exposed, lambda: decode.enter(tokens, lambda: decode.decode(flight, ended)))
+
+        def compute() -> None:
+            computing.coming -= plan.work
+            computing.compute(flight, begin, then)
+
+        computing.coming += plan.work
+        then, room = (alone, tokens) if plan.prefill is None else (handed_off, ask.prompt)
+        computing.enter(room, lambda: clock.at(clock.now + pulled_s, compute))
+
+
+def scaled(costs: Costs, reached: float) -> Costs:
+    """Costs of a fleet that reaches such a share of the cost model's limit; transfers are taken as they are."""
+    return replace(
+        costs,
+        token_s=costs.token_s / reached,
+        step_s=costs.step_s / reached,
+        sequence_s=costs.sequence_s / reached,
+        context_s=costs.context_s / reached,
+    )

@@ -1,0 +1,60 @@
+"""The policies' harness: nothing is lost in it, and it says who leads."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from benchmarks.policies.__main__ import costs, figures
+from benchmarks.policies.baselines import POLICIES
+from benchmarks.policies.simulate import Setup, Simulation, Targets
+from benchmarks.policies.workload import Ask, Session, agents, trace
+from router.relay.costs import Costs
+
+TARGETS = Targets(1.0, 0.03)
+
+
+@pytest.mark.parametrize("name", POLICIES)
+def test_every_answer_ends_and_gives_its_places_back(name: str) -> None:
+    setup = Setup(costs(0.03), prefills=2, decodes=2, slots=8, pages=4_000)
+    sessions = list(agents(1.0, 20.0, seed=3))
+    simulation = Simulation(setup, POLICIES[name], 3)
+    flights = simulation.run(sessions)
+    assert len(flights) == sum(len(session.asks) for session in sessions)
+    assert all(f.arrived <= f.first <= f.over for f in flights)
+    for worker in simulation.workers.values():
+        state = worker.state()
+        assert (state.load.free_slots, state.load.free_pages, state.load.running) == (8, 4_000, 0)
+        assert (state.load.queued, state.unseen_work) == (0, 0)
+
+
+def test_one_request_alone_takes_what_the_costs_say() -> None:
+    """A prompt of 10,000 tokens on an idle fleet, and 100 steps of one sequence behind its hand-off."""
+    fleet = Setup(Costs(knee_tokens=1e12), prefills=1, decodes=1)
+    (flight,) = Simulation(fleet, POLICIES["round robin"], 0).run([Session(1.0, [Ask(10_000, 101, ())])])
+    assert flight.first - flight.arrived == pytest.approx(10_000 * 2e-5)
+    step = 5e-3 + 5e-5 + 1e-9 * 10_000
+    assert flight.over - flight.first == pytest.approx(1.5e-3 + 100 * step)
+
+
+def test_the_default_leads_every_baseline_with_agents() -> None:
+    came = {}
+    for name, policy in POLICIES.items():
+        came[name] = figures(Simulation(Setup(costs(0.03)), policy, 0).run(agents(2.0, 25.0, seed=0)), TARGETS)
+    ours = came.pop("default")
+    assert all(ours.goodput > theirs.goodput and ours.p99_s < theirs.p99_s for theirs in came.values())
+
+
+def test_a_trace_s_turns_end_where_prompts_went_on_differently(tmp_path: Path) -> None:
+    rows = [
+        {"timestamp": 0, "input_length": 1600, "output_length": 5, "hash_ids": [1, 2, 3, 4]},
+        {"timestamp": 2000, "input_length": 2100, "output_length": 7, "hash_ids": [1, 2, 5, 6, 7]},
+        {"timestamp": 3000, "input_length": 2100, "output_length": 1, "hash_ids": [1, 2, 5, 8, 9]},
+    ]
+    file = tmp_path / "trace.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    first, second, third = trace(file, 2.0, 0, 10)
+    assert first.asks[0].prefixes == ((1536, "3"),)
+    assert (second.begins, second.asks[0].prefixes) == (1.0, ((1024, "2"), (2048, "6")))
+    assert third.asks[0].prefixes == ((1024, "2"), (1536, "5"), (2048, "8"))
+    assert [s.asks[0].output for s in trace(file, 1.0, 1, 1)] == [7]
