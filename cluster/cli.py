@@ -87,6 +87,9 @@ def serve(
     cache: Annotated[
         str | None, _capacity_option("on, off: keep what prompts that begin alike need not compute again. Default on.")
     ] = None,
+    speculate: Annotated[
+        str | None, _capacity_option("Tokens drafted ahead: auto (as many as pay, up to 3), off, or a number.")
+    ] = None,
     host: Annotated[str | None, _http_option("Address to listen on. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, _http_option(f"Port to listen on. Default {DEFAULT_PORT}.")] = None,
     metrics_port: Annotated[
@@ -116,6 +119,7 @@ def serve(
         "max_model_len": max_model_len,
         "max_step_tokens": max_step_tokens,
         "cache.mode": cache,
+        "speculate": speculate,
         "host": host,
         "port": port,
     }

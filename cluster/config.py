@@ -194,8 +194,11 @@ class ClusterConfig(_Section):
     serves them, rank by rank, where there is one, else from storage; "storage" never asks others; "synthetic" makes up
     weights of the shapes and format config.json gives, for benchmarks. verify: each worker reads all files first, and
     refuses bytes that differ from their checksums and values that can't be right, as `ling verify` does. cuda_graphs:
-    "auto" captures decode steps on GPUs, "off" launches every kernel by itself. card: what `ling plan` calls the GPUs,
-    for the metric that says how much of their limit is reached. host, port: where each router listens by itself;
+    "auto" captures decode steps on GPUs, "off" launches every kernel by itself. speculate: tokens that the MTP layer
+    drafts for a sequence in a step, for the model to verify at once: answers stay what they are, and come sooner.
+    "auto" drafts up to 3, fewer or none where that is not faster; a number drafts as many always. card: what `ling
+    plan` calls the GPUs, for the metric that says how much of their limit is reached. host, port: where each router
+    listens by itself;
     without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
     placement. drain_s: seconds that running streams get to end when the cluster shuts down.
     load_stall_s: seconds without progress after which a worker's start is taken for hung, and begun anew.
@@ -228,6 +231,7 @@ class ClusterConfig(_Section):
     load_stall_s: Seconds = 600.0
     verify: Annotated[bool, _READ] = False
     cuda_graphs: Literal["auto", "off"] = "auto"
+    speculate: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=1, le=8)], _READ] = "auto"
     card: Text | None = None
     host: Text = "127.0.0.1"
     port: Port = None

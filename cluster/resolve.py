@@ -135,6 +135,10 @@ def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
         model.check_tp(config.decode.tp)
     except ValueError as error:
         raise ConfigError(f"decode.tp: {error}") from error
+    if isinstance(config.speculate, int) and not model.mtp_layers:
+        raise ConfigError(
+            f"speculate: {config.speculate} drafts need an MTP layer, and {folder} has none; use auto or off"
+        )
     longest = config.max_model_len or model.max_model_len
     if longest > model.max_model_len:
         raise ConfigError(
@@ -174,6 +178,7 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         load=config.load,
         verify=config.verify,
         cuda_graphs=config.cuda_graphs,
+        speculate=config.speculate,
         host=host,
         secret=secret,
         logs=log_settings(resolved.config),

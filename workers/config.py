@@ -41,8 +41,9 @@ class WorkerConfig:
     "storage" only reads; "synthetic" makes some up, of the shapes and format its config.json gives. lender: the live
     worker, where there is one. verify: the ranks read all files before they load, a share
     each, and refuse what is damaged. cuda_graphs: "auto" captures decode steps on a GPU, "off"
-    launches every kernel by itself. secret: what every connection between processes of the
-    cluster has to prove it knows (`wire.handshake`). logs: what its processes write to standard error.
+    launches every kernel by itself. speculate: tokens drafted for a sequence in a step by the MTP layer: so many, or
+    "auto" for up to 3 as far as they pay, where the checkpoint has that layer. secret: what every connection between
+    processes of the cluster has to prove it knows (`wire.handshake`). logs: what its processes write to standard error.
     """
 
     model: str
@@ -70,6 +71,7 @@ class WorkerConfig:
     lender: Lender | None = None
     verify: bool = False
     cuda_graphs: Literal["auto", "off"] = "auto"
+    speculate: Literal["auto", "off"] | int = "off"
     secret: str = field(default="", repr=False)
     logs: LogSettings = field(default_factory=LogSettings)
 

@@ -133,6 +133,7 @@ def job_of(request: Request, choices: list[Choice], caller: Caller, config: Rout
         stream=request.stream,
         priority=request.priority,
         account=caller.account,
+        tenant=caller.tenant,
         length_field=request.names.max_tokens,
         prefix_scope=scope_of(caller.tenant, request.cache_salt, config.cache_share_all),
     )

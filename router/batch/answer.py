@@ -59,7 +59,7 @@ async def _answer(
         raise invalid("'session_id' is not supported in a batch: its lines have no order", "session_id")
     choices = await make_choices(gateway, request, tenant)
     shape = begin(gateway, api, asked, request, choices)
-    job = Job(choices, stream=False, priority=BATCH + request.priority, live=False)
+    job = Job(choices, stream=False, priority=BATCH + request.priority, tenant=tenant, live=False)
     with gateway.flying(job):
         sent()
         while not job.over:

@@ -1,9 +1,9 @@
 """/v1/files: what batches read and write."""
 
 import asyncio
-from collections.abc import Callable
+import tempfile
 from functools import partial
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
@@ -16,8 +16,9 @@ from router.api.answers.records import Deleted, FileRecord
 from router.api.schema import Strict
 from router.config import RouterConfig
 from router.errors import ApiError, invalid
-from router.http.body import ClientGone, explain
+from router.http.body import ClientGone, encoding_of, explain, undecodable
 from router.http.caller import caller_of
+from router.http.encodings import DECODERS, DecodeError
 from router.http.query import NoQuery, json_response, listed, read_query
 from router.store import files
 from router.store.files import InUse, NoRoom, Page, StoredFile, new_file_id
@@ -68,13 +69,13 @@ class Files:
         config = self._config
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise invalid("a file is sent as multipart/form-data, with 'file' and 'purpose'", code="invalid_form")
-        limited = Request(request.scope, _bounded(request.receive, config))
-        try:
-            form = await limited.form(max_files=1, max_fields=8, max_part_size=_FORM_BYTES)
-        except HTTPException as error:
-            raise invalid(f"the form can't be read: {error.detail}", code="invalid_form") from None
-        except (LookupError, UnicodeDecodeError) as error:
-            raise invalid(f"the form's charset can't be read: {error}", code="invalid_form") from None
+        encoding, receive = encoding_of(request.scope), _bounded(request.receive, config)
+        # An encoded form waits on disk until it is whole: read bit by bit, its decoder could give gigabytes at once.
+        with tempfile.TemporaryFile() as kept:
+            if encoding is not None:
+                await _keep_body(receive, kept)
+                receive = _bounded(_decoded(kept, encoding), config)
+            form = await _form(Request(request.scope, receive))
         try:
             return json_response(_shown(await self._keep(caller_of(request.scope).tenant, _read_form(form))))
         finally:
@@ -149,6 +150,38 @@ def no_file(file_id: str, param: str | None = None) -> ApiError:
     return ApiError(404, f"there is no file {file_id[:80]!r}", param=param, code="file_not_found")
 
 
+async def _form(request: Request) -> FormData:
+    try:
+        return await request.form(max_files=1, max_fields=8, max_part_size=_FORM_BYTES)
+    except HTTPException as error:
+        raise invalid(f"the form can't be read: {error.detail}", code="invalid_form") from None
+    except (LookupError, UnicodeDecodeError) as error:
+        raise invalid(f"the form's charset can't be read: {error}", code="invalid_form") from None
+
+
+async def _keep_body(receive: Receive, file: BinaryIO) -> None:
+    more = True
+    while more:
+        message = await receive()
+        await asyncio.to_thread(file.write, message.get("body", b""))
+        more = message.get("more_body", False)
+    file.seek(0)
+
+
+def _decoded(file: BinaryIO, encoding: str) -> Receive:
+    """A `receive` of what an encoded body stands for; 400 where it is not in its encoding."""
+    parts = DECODERS[encoding](file)
+
+    async def receive() -> Message:
+        try:
+            part = await asyncio.to_thread(next, parts, b"")
+        except DecodeError as error:
+            raise undecodable(encoding, error) from None
+        return {"type": "http.request", "body": part, "more_body": bool(part)}
+
+    return receive
+
+
 def _read_form(form: FormData) -> FileUpload:
     """`a[b]` names a field of an object, as the SDKs write them."""
     content: dict[str, Any] = {}
@@ -169,7 +202,7 @@ def _read_form(form: FormData) -> FileUpload:
     return upload
 
 
-def _bounded(receive: Receive, config: RouterConfig) -> Callable[[], Any]:
+def _bounded(receive: Receive, config: RouterConfig) -> Receive:
     """`receive` of an upload: 413 beyond the largest, 408 if nothing comes for too long."""
     left = config.max_file_bytes + _FORM_BYTES
 

@@ -11,6 +11,7 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from router.errors import invalid
 from router.text.grammar import Form, Marks
+from router.text.schema_endless import endless
 from router.text.schema_fault import Fault, brief, fault_of
 
 _LIMITS = LLParserLimits(verbose_errors=False)
@@ -54,6 +55,9 @@ class GrammarCheck:
             raise invalid(f"'{fault.param}': {fault.reason}", fault.param, "invalid_grammar")
 
     def _fault(self, form: Form, text: str) -> Fault | None:
+        for schema in form.schemas:
+            if (reference := endless(schema.content)) is not None:
+                return Fault(schema.param, f"nothing can satisfy it: {reference!r} is required within itself")
         # Only a client's own grammar may name tokens that there may not be.
         message: str | None = LLMatcher.validate_grammar(text, self._index() if form.given else None, limits=_LIMITS)
         if not message or message.startswith("WARNING"):

@@ -68,6 +68,10 @@ REFUSED = _router(
 TENANT_REQUESTS = _router(
     "ling_tenant_requests_total", "counter", "requests", "Requests that came with a tenant's API key", "tenant"
 )
+TENANT_TOKENS = _router(
+    "ling_tenant_tokens_total", "counter", "tokens",
+    "Tokens of requests that came with a tenant's API key, by kind: prompt, generated", "tenant", "kind",
+)  # fmt: skip
 TTFT = _router(
     "ling_ttft_seconds", "histogram", "seconds", "From a sequence's submission to its first token, by class", "class"
 )
@@ -134,7 +138,16 @@ STEP_PHASES = _worker(
 )  # fmt: skip
 RANK_PHASES = _worker(
     "ling_rank_phase_seconds_total", "counter", "seconds",
-    "Where rank 0's time goes: transfer, forward, sample; in one step a second, which waits for its device", "phase",
+    "Where rank 0's time goes: transfer, draft, forward, sample; in one step a second, which waits for its device",
+    "phase",
+)  # fmt: skip
+QUEUE_SECONDS = _worker(
+    "ling_queue_seconds", "histogram", "seconds",
+    "How long a sequence waited in the worker for its slot and pages, told when it has been computed",
+)  # fmt: skip
+PREEMPTIONS = _worker(
+    "ling_preemptions_total", "counter", "sequences",
+    "Sequences that lost their slot and pages to others, and wait for new ones",
 )  # fmt: skip
 FINISHED = _worker(
     "ling_finished_total", "counter", "sequences",
@@ -177,7 +190,7 @@ TRANSFER_FAILURES = _worker(
 
 CACHE_HITS = _worker(
     "ling_cache_hits_total", "counter", "requests",
-    "Prompts that began from a kept snapshot, by where that was: device, host, peer", "origin",
+    "Prompts that began from a kept snapshot, by where that was: device, host, disk, peer", "origin",
 )  # fmt: skip
 CACHE_HIT_TOKENS = _worker(
     "ling_cache_hit_tokens_total", "counter", "tokens", "Prompt tokens that were not computed, by origin", "origin"
@@ -209,6 +222,14 @@ CACHE_DISK_IGNORED = _worker(
 CACHE_SAVED_SECONDS = _worker(
     "ling_cache_saved_seconds_total", "counter", "seconds",
     "What computing the hits' tokens would have taken, at the pace of the prompts that were computed",
+)  # fmt: skip
+
+# Speculation
+
+DRAFTS = _worker(
+    "ling_drafts_total", "counter", "tokens",
+    "Drafted tokens that were verified, by their place in the run, 1 the first, and whether they stood: accepted, "
+    "rejected. Drafts behind a rejected one are not counted", "place", "verdict",
 )  # fmt: skip
 
 # Experts

@@ -9,6 +9,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from wire.codec import CLUSTER, WireError
@@ -87,6 +88,7 @@ class Leader:
         identity = await asyncio.to_thread(weights_id, folder, config.load == "synthetic", config.version)
         ready = await self._ranks.start(launch)
         pages = min(r.pages for r in ready)
+        model = replace(model, drafts=all(r.drafts for r in ready))
         limits = limits_of(config, model, pages)
         self._scheduler = Scheduler(limits)
         self._disk = await asyncio.to_thread(open_disk, config, model, identity, self._scheduler.cache)
@@ -152,6 +154,8 @@ class Leader:
         if self._disk is not None:
             self.figures.disk(self._disk.foreign, self._disk.damaged)
         self.figures.cached(self._scheduler.cache)
+        self.figures.drafted(self._scheduler.drafting.speculation.totals)
+        self.figures.preempted(self._scheduler.preempted)
         return self.figures.read(self.info, self.load)
 
     # Stepping

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from workers.cache.moves import Copy, Drop, Erase, Fetch, Store, Write
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import Admit, Discard, Expect, Export, Install, Row, StepPlan
+from workers.schedule.step import Admit, Commit, Discard, Expect, Export, Install, Row, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +42,13 @@ class StepBuilder:
         self._fetches: list[Fetch] = []
         self._copies: list[Copy] = []
 
-    def compute(self, seq: Sequence) -> None:
-        """The sequence's next tokens, as many as are pending and fit; what of its snapshot is due leaves after them."""
+    def compute(self, seq: Sequence, drafts: int = 0) -> None:
+        """The sequence's next tokens, as many as are pending and fit; what of its snapshot is due leaves after them.
+
+        drafts: tokens to be drafted and verified behind the only one that is pending.
+        """
         count = min(self.budget, seq.pending)
-        self.budget -= count
+        self.budget -= count + drafts
         start, stop = seq.computed, seq.computed + count
         if not seq.admitted_on_ranks:
             history = tuple(seq.tokens) if seq.needs_history else ()
@@ -65,6 +68,8 @@ class StepBuilder:
                 sample=stop == len(seq.tokens),
                 next_ids=next_ids,
                 keeps=self._keeps(seq, start, stop),
+                drafts=drafts,
+                follows=seq.tokens[stop] if stop < len(seq.tokens) else -1,
             )
         )
         seq.pages_on_ranks = len(seq.pages)
@@ -103,6 +108,7 @@ class StepBuilder:
     def plan(
         self,
         step: int,
+        commits: list[Commit],
         saves: list[Copy],
         host: tuple[tuple[Store, ...], tuple[Drop, ...]],
         disk: tuple[tuple[Write, ...], tuple[Erase, ...]],
@@ -110,8 +116,11 @@ class StepBuilder:
         installs: list[Install],
     ) -> InFlight:
         """The step as decided."""
+        # Rows with drafts first, as ranks take them.
+        order = sorted(range(len(self._rows)), key=lambda at: not self._rows[at].drafts)
         plan = StepPlan(
             step=step,
+            commits=tuple(commits),
             saves=tuple(saves),
             stores=host[0],
             drops=host[1],
@@ -123,10 +132,10 @@ class StepBuilder:
             installs=tuple(installs),
             copies=tuple(self._copies),
             admits=tuple(self._admits),
-            rows=tuple(self._rows),
+            rows=tuple(self._rows[at] for at in order),
             exports=tuple(self._exports),
         )
-        return InFlight(plan, tuple(self._computing))
+        return InFlight(plan, tuple(self._computing[at] for at in order))
 
     def _keeps(self, seq: Sequence, start: int, stop: int) -> tuple[tuple[int, int], ...]:
         """Where the row's states go that are to be kept on the way."""

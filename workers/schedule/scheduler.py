@@ -18,11 +18,12 @@ from workers.cache.moves import Copy
 from workers.cache.totals import Origin
 from workers.schedule.beginning import Beginning, find
 from workers.schedule.builder import InFlight, StepBuilder
+from workers.schedule.drafting import Drafting
 from workers.schedule.keeping import Keeping, PullError
 from workers.schedule.limits import Limits
 from workers.schedule.outputs import ended_output, sampled_output
 from workers.schedule.sequence import Sequence, State
-from workers.schedule.step import Discard, Install, StepResult
+from workers.schedule.step import Discard, Install, Row, StepResult
 
 
 def _queue_key(seq: Sequence) -> tuple[int, int]:
@@ -48,9 +49,11 @@ class Scheduler:
         self._held: list[Sequence] = []
         self._pulling: dict[str, Sequence] = {}  # PULLING or DISPLACED
         self.keeping = Keeping(self.cache)
+        self.drafting = Drafting(limits, self.pages)
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
         self.steps = 0
+        self.preempted = 0
         self._order = 0
         self._step_s = 0.0
         self._token_s = 0.0  # what a token of a prompt takes, smoothed
@@ -222,9 +225,10 @@ class Scheduler:
             lambda seq, position: self.cache.reserve(seq.known, position, now),
             self._may_leave,
         )
+        drafts = self.drafting.each(self._active, step.budget)
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
-            self._continue(priority, step, now)
+            self._continue(priority, step, drafts, now)
             # Where there is no room for one, those behind it wait too: a long prompt is not overtaken for ever.
             admitting = admitting and self._admit(priority, step, now)
         self._export_held(step)
@@ -232,6 +236,7 @@ class Scheduler:
         self.keeping.keep_arrived(self._installs, self.sequences, step, now)
         in_flight = step.plan(
             self.steps,
+            self.drafting.commits,
             self.keeping.saves,
             self.cache.take_changes(),
             self.cache.disk.take_changes(),
@@ -239,6 +244,7 @@ class Scheduler:
             self._installs,
         )
         self.keeping.planned()
+        self.drafting.commits.clear()
         self._discards.clear()
         self._installs.clear()
         self.steps += 1
@@ -257,6 +263,7 @@ class Scheduler:
                 for _, slot in row.keeps:
                     self.cache.release(slot)
                 continue
+            # Of a row with drafts it is not known before its tokens are taken how far it stands.
             seq.computed = row.start + len(row.token_ids)
             if seq.computed <= seq.prompt_tokens:
                 self.cache.index.note(seq.known, seq.computed)
@@ -267,7 +274,7 @@ class Scheduler:
             if row.sample and at in failures:
                 outputs.append(self._end(seq, "error", now, failures[at], unservable=True))
             elif row.sample:
-                outputs.append(self._sampled(seq, result, at, now))
+                outputs.append(self._sampled(seq, row, result, at, now))
             elif seq.handoff and seq.pending == 0:  # computed anew after its first token had left
                 self._hold(seq, now)
         return outputs
@@ -300,6 +307,7 @@ class Scheduler:
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
         elif tokens:
+            self.drafting.speculation.took([r.drafts for r in in_flight.plan.rows], seconds)
             self._decode_s += (seconds - self._decode_s) * (0.1 if self._decode_s else 1.0)
 
     def _pages_for(self, tokens: int) -> int:
@@ -325,11 +333,11 @@ class Scheduler:
             self._installs = kept
             self._discards.append(Discard(seq.request_id))
 
-    def _continue(self, priority: int, step: StepBuilder, now: float) -> None:
-        """Rows for what runs at a priority."""
+    def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> None:
+        """Rows for what runs at a priority, with so many drafts where a sequence can take them."""
         for seq in [s for s in self._active if s.priority == priority and s.pending == 1]:
             if step.budget and seq.state is State.RUNNING and self._grow(seq, now):
-                step.compute(seq)
+                step.compute(seq, self.drafting.fitting(seq, drafts))
         for seq in [s for s in self._active if s.priority == priority and s.pending > 1]:
             if step.budget:
                 step.compute(seq)
@@ -482,6 +490,7 @@ class Scheduler:
         When there is room it goes on here, from what is kept of it by then: all it has computed, unless its pages were
         wanted too and host memory has no copy.
         """
+        self.preempted += 1
         if seq.state is State.RUNNING and seq.computed and all(i.request_id != seq.request_id for i in self._installs):
             self.keeping.save(seq, now)
         self._free(seq)
@@ -537,8 +546,10 @@ class Scheduler:
             seq.begun, seq.begin, seq.origin = True, begin, origin
             self.cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new", self._token_s)
 
-    def _sampled(self, seq: Sequence, result: StepResult, at: int, now: float) -> SeqOutput:
+    def _sampled(self, seq: Sequence, row: Row, result: StepResult, at: int, now: float) -> SeqOutput:
         output = sampled_output(seq, result, at, self.limits.max_model_len, now)
+        if row.drafts:
+            self.drafting.verified(seq, row, len(output.token_ids), len(result.tokens[at]) - 1)
         if output.finish:
             if not (seq.handoff or seq.warm):
                 self.keeping.save(seq, now)

@@ -15,7 +15,9 @@ class Row:
     new_pages: pages added to the slot's page table from index `page_offset` on, before the step.
     sample: sample a token after the last one. next_ids: where the prompt's log-probabilities were asked for,
     the prompt ids that follow the row's first tokens; else (). keeps: (count, state slot) pairs: the state after the
-    row's first `count` tokens is copied into that slot on the way.
+    row's first `count` tokens is copied into that slot on the way. drafts: so many more are drafted, and verified
+    behind the row's one token; the state stays as it is until a `Commit`. follows: the token after the row where it
+    is known, else -1.
     """
 
     slot: int
@@ -26,6 +28,21 @@ class Row:
     sample: bool
     next_ids: tuple[int, ...] = ()
     keeps: tuple[tuple[int, int], ...] = ()
+    drafts: int = 0
+    follows: int = -1
+
+    @property
+    def count(self) -> int:
+        """Tokens the row computes."""
+        return len(self.token_ids) + self.drafts
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Of the row that the step before verified in `slot`, the first `tokens` tokens stand: the state takes them in."""
+
+    slot: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,13 +144,15 @@ class Export:
 class StepPlan:
     """One step, in this order.
 
-    stores: copies to the host tier, of what lies on the device when the step begins; saves: states of sequences that
-    ended or yield, before their slots are used anew; writes from the host tier to disk; drops of the host tier, and
-    files to erase; transfers, fetches and installs; copies: kept states and pages that sequences begin from; admits;
-    rows together in one forward pass; exports.
+    commits: how far the rows verified in the step before stand; stores: copies to the host tier, of what lies on the
+    device when the step begins; saves: states of sequences that ended or yield, before their slots are used anew;
+    writes from the host tier to disk; drops of the host tier, and files to erase; transfers, fetches and installs;
+    copies: kept states and pages that sequences begin from; admits; rows together in one forward pass, those with
+    drafts first; exports.
     """
 
     step: int
+    commits: tuple[Commit, ...] = ()
     stores: tuple[Store, ...] = ()
     saves: tuple[Copy, ...] = ()
     writes: tuple[Write, ...] = ()
@@ -155,7 +174,7 @@ class StepPlan:
         """Nothing to do."""
         return not any(
             (
-                self.saves, self.stores, self.writes, self.drops, self.erases, self.links, self.unlinks,
+                self.commits, self.saves, self.stores, self.writes, self.drops, self.erases, self.links, self.unlinks,
                 self.discards, self.expects, self.fetches, self.installs, self.copies, self.admits, self.rows,
                 self.exports,
             )
@@ -213,7 +232,7 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A rank has loaded its weights. pages: latent pages it has memory for."""
+    """A rank has loaded its weights. pages: latent pages it has memory for. drafts: it has an MTP layer."""
 
     rank: int
     pid: int
@@ -222,6 +241,7 @@ class Ready:
     transfer_host: str
     transfer_port: int
     pages: int
+    drafts: bool = False
 
 
 @dataclass(frozen=True, slots=True)

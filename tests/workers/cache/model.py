@@ -27,6 +27,7 @@ class Memory:
     fetched: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)  # start, latents, state
     pulled: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)
     sent: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)
+    verified: dict[int, Ids] = field(default_factory=dict)  # of the step before, by slot
 
     def read(self, pages: Ids | list[int], start: int, stop: int) -> Ids:
         """Ids of positions [start, stop); `pages` from start // page_size on."""
@@ -51,8 +52,15 @@ class Memory:
         for erase in plan.erases:
             self.disk.pop(erase.file, None)
 
-    def run(self, plan: StepPlan) -> None:
-        """One plan, in the order that ranks keep."""
+    def run(self, plan: StepPlan, drafts: dict[int, Ids] | None = None) -> None:
+        """One plan, in the order that ranks keep. drafts: those of each slot whose row has some."""
+        self._receive(plan)
+        self._compute(plan, drafts)
+
+    def _receive(self, plan: StepPlan) -> None:
+        for commit in plan.commits:
+            self.states[commit.slot] = (*self.states[commit.slot], *self.verified[commit.slot][: commit.tokens])
+        self.verified = {}
         for store in plan.stores:
             latents = self.read(store.pages, store.start, store.stop)
             assert len(self.states[store.slot]) == store.stop
@@ -81,6 +89,8 @@ class Memory:
             self.states[copy.to_slot] = self.states[copy.slot]
             if copy.page >= 0:
                 self.pages[copy.to_page] = list(self.pages[copy.page])
+
+    def _compute(self, plan: StepPlan, drafts: dict[int, Ids] | None) -> None:
         for row in plan.rows:
             if row.page_offset == 0 and row.new_pages:
                 self.tables[row.slot] = []
@@ -92,8 +102,14 @@ class Memory:
             assert state == self.read(table, 0, row.start)
             for count, slot in row.keeps:
                 self.states[slot] = (*state, *row.token_ids[:count])
-            self.states[row.slot] = (*state, *row.token_ids)
-            self.write(table[row.start // self.page_size :], row.start, row.token_ids)
+            ids = row.token_ids
+            if row.drafts:
+                assert drafts is not None
+                assert (len(ids), row.keeps, len(drafts[row.slot])) == (1, (), row.drafts)
+                ids = self.verified[row.slot] = (*ids, *drafts[row.slot])
+            else:
+                self.states[row.slot] = (*state, *ids)
+            self.write(table[row.start // self.page_size :], row.start, ids)
         for export in plan.exports:
             start, latents, _ = self.sent.get(export.request_id, (export.start, (), ()))
             latents += self.read(export.pages, export.start, export.stop)

@@ -20,10 +20,19 @@ from workers.schedule.step import StepPlan, StepResult
 SIZE = 4
 
 
-def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: int = 0) -> Limits:
+def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: int = 0, drafts: int = 0) -> Limits:
     budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1, disk_bytes=disk_bytes)
     return Limits(
-        pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget
+        pages=pages,
+        page_size=SIZE,
+        slots=4,
+        max_model_len=40,
+        max_step_tokens=8,
+        window=2,
+        hold_s=5.0,
+        cache=budget,
+        drafts=drafts,
+        adapts=False,
     )
 
 
@@ -35,6 +44,7 @@ class Worker:
         if of.cache.disk_bytes:
             self.scheduler.cache.open_disk(Place("/disk", "w", "l", "float32"), (), 0.0)
         self.memory = Memory(SIZE)
+        self.luck = random.Random(7)
         self.made = 0
         self.begun: dict[str, tuple[int, str | None]] = {}
         self.answers: dict[str, list[int]] = {}
@@ -63,10 +73,18 @@ class Worker:
 
     def step(self, now: float = 0.0, between: "list[str] | None" = None) -> StepPlan:
         flight = self.scheduler.plan(now)
-        self.memory.run(flight.plan)
+        # The right token at a position is 100 more than that; a wrong draft is -9.
+        stand = [self.luck.randint(0, r.drafts) for r in flight.plan.rows]
+        right = [[101 + r.start + n for n in range(s)] for r, s in zip(flight.plan.rows, stand, strict=True)]
+        drafts = {r.slot: (*ids, *[-9] * (r.drafts - len(ids))) for r, ids in zip(flight.plan.rows, right, strict=True)}
+        self.memory.run(flight.plan, drafts)
         for name in between or []:
             self.scheduler.remove(name)
-        tokens = tuple((100 + r.start + len(r.token_ids),) for r in flight.plan.rows if r.sample)
+        tokens = tuple(
+            (*ids, 100 + r.start + len(r.token_ids) + len(ids))
+            for r, ids in zip(flight.plan.rows, right, strict=True)
+            if r.sample
+        )
         result = StepResult(flight.plan.step, tokens, ((),) * len(tokens), (), 0.001)
         for output in self.scheduler.update(flight, result, now):
             self.take(output)
@@ -499,13 +517,13 @@ LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_fro
 
 @pytest.mark.parametrize(("host_bytes", "disk_bytes"), [(0, 0), (60, 0), (60, 150)])
 @settings(max_examples=200, deadline=None)
-@given(events=LIVES, seed=st.integers(0, 1_000_000), states=st.integers(0, 3))
+@given(events=LIVES, seed=st.integers(0, 1_000_000), states=st.integers(0, 3), drafts=st.sampled_from((0, 3)))
 # A sequence begins from a snapshot on the host, which the one that yields its slot brings back to the device.
-@example(["handed", "fork", "pull", "new", "handed", "step", "new", "peer", "gone"], 5394, 2)
+@example(["handed", "fork", "pull", "new", "handed", "step", "new", "peer", "gone"], 5394, 2, 0)
 def test_references_always_add_up_and_states_are_what_they_claim(
-    host_bytes: int, disk_bytes: int, events: list[str], seed: int, states: int
+    host_bytes: int, disk_bytes: int, events: list[str], seed: int, states: int, drafts: int
 ) -> None:
-    worker = Worker(limits(states, host_bytes if states else 0, 14, disk_bytes if states else 0))
+    worker = Worker(limits(states, host_bytes if states else 0, 14, disk_bytes if states else 0, drafts))
     life = Life(worker, random.Random(seed))
     for event in events:
         life.now += life.rng.choice((0.0, 0.5, 30.0))

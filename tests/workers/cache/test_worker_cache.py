@@ -40,7 +40,7 @@ def session() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
 
 
 async def pair(started: Workers, tp: int, **settings: object) -> tuple[Worker, Worker]:
-    kept = {"cache_states": 16, **settings}
+    kept = {"cache_states": 16, "speculate": 3 if tp > 1 else "off", **settings}
     prefill, decode = await asyncio.gather(
         started.start(config(tp, **kept), "prefill"), started.start(config(tp, **kept), "decode")
     )
