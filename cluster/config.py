@@ -12,11 +12,11 @@ from workers.config import Dtype
 
 
 class ConfigError(ValueError):
-    """Settings that can't be served; each line of the message starts with the setting's path."""
+    """Invalid settings; each line of the message starts with the setting's path."""
 
 
 def _number(value: Any) -> Any:
-    """`serve run` passes every value as text; text that reads as a number is that number."""
+    """Parse text as a number: `serve run` passes every value as text."""
     if isinstance(value, str):
         try:
             parsed = yaml.safe_load(value)
@@ -161,7 +161,7 @@ class CacheSection(_Section):
     share: Literal["tenant", "all"] = "tenant"
 
     def states(self, slots: int) -> int:
-        """States a worker with so many slots keeps."""
+        """States that a worker with so many slots keeps."""
         return 0 if self.mode == "off" else self.device_states or slots
 
 
@@ -280,7 +280,7 @@ class ClusterConfig(_Section):
 
 
 def pages_too_few(pages: int, page_size: int, max_model_len: int) -> list[str]:
-    """The complaint about pages that can't hold one longest sequence, if there is one."""
+    """The error if the pages can't hold one longest sequence, else None."""
     need = -(-max_model_len // page_size)
     if pages >= need:
         return []
@@ -318,7 +318,7 @@ def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Lay settings over others, section by section."""
+    """Merge settings over others, section by section."""
     for key, value in over.items():
         below = under.get(key)
         if isinstance(below, dict) and isinstance(value, Mapping):

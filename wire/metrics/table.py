@@ -14,7 +14,7 @@ Source = Literal["router", "worker", "both"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. source: whose figure it is; "both": a worker's own, which routers show too as it last told them."""
+    """One metric. source: who records it; "both": a worker records it, and routers repeat what it last told them."""
 
     name: str
     kind: Kind
@@ -26,7 +26,7 @@ class Metric:
 
 
 _WORKER = ("worker", "role")
-# Three a decade. No answer is awaited for longer than the last.
+# Three buckets a decade. No answer is awaited for longer than the last bucket.
 _WAITS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0),
