@@ -146,7 +146,9 @@ class CacheSection(_Section):
     mode: "off" keeps nothing. device_states: linear states a worker keeps on its device beside those of running
     sequences; unset, as many as `slots`. Latents are kept in whatever pages running sequences leave. host_bytes: host
     memory a worker may fill with copies, over all its ranks; 0 for none. state_dtype: how states lie there; bfloat16
-    and int8 take half and a quarter of the room and change answers a little. share: whose prefixes a request may use,
+    and int8 take half and a quarter of the room and change answers a little. disk_dir: a local folder below the host's
+    memory, for sessions' ends and what that memory gives up; it outlives workers, needs host_bytes, and takes at most
+    disk_bytes for each worker. share: whose prefixes a request may use,
     its tenant's or everybody's: a hit is felt in time, so "all" lets tenants find out what others asked.
     """
 
@@ -154,6 +156,8 @@ class CacheSection(_Section):
     device_states: CountOrNone = None
     host_bytes: Annotated[int, Field(ge=0), _READ] = 0
     state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    disk_dir: Text | None = None
+    disk_bytes: Annotated[int, Field(ge=1), _READ] = 100_000_000_000
     share: Literal["tenant", "all"] = "tenant"
 
     def states(self, slots: int) -> int:
@@ -264,6 +268,8 @@ class ClusterConfig(_Section):
             found.append(f"collectives: {self.collectives} joins ranks without GPUs; on cuda use auto, nccl or symm")
         if self.verify and self.load == "synthetic":
             found.append("verify: synthetic weights lie in no files; leave it out, or load: auto")
+        if self.cache.disk_dir is not None and not (self.cache.host_bytes and self.cache.mode == "on"):
+            found.append("cache.disk_dir: files are written from host memory; set cache.host_bytes, with cache.mode on")
         if self.pages is not None and self.max_model_len is not None:
             found += pages_too_few(self.pages, self.page_size, self.max_model_len)
         return found

@@ -77,7 +77,7 @@ def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> R
     found = found or find(config)
     folder = found.folder
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    settled = {"model": str(folder), "device": device, **_routers(config), **_keys_file(config), **_data_dir(config)}
+    settled = {"model": str(folder), "device": device, **_routers(config), **_keys_file(config), **_folders(config)}
     resolved = parse(config.model_dump(), settled)
     longest = _check_checkpoint(resolved, folder)
     try:
@@ -110,14 +110,16 @@ def _keys_file(config: ClusterConfig) -> dict[str, str]:
     return {"router.api_keys": str(file)}
 
 
-def _data_dir(config: ClusterConfig) -> dict[str, str]:
-    """The folder's absolute path; the folder is created with the first file."""
-    if config.router.data_dir is None:
-        return {}
-    folder = Path(config.router.data_dir).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"router.data_dir: {folder} is no folder")
-    return {"router.data_dir": str(folder)}
+def _folders(config: ClusterConfig) -> dict[str, str]:
+    """Absolute paths of folders, which are created with their first files."""
+    found: dict[str, str] = {}
+    for setting, given in (("router.data_dir", config.router.data_dir), ("cache.disk_dir", config.cache.disk_dir)):
+        if given is not None:
+            folder = Path(given).expanduser().resolve()
+            if folder.exists() and not folder.is_dir():
+                raise ConfigError(f"{setting}: {folder} is no folder")
+            found[setting] = str(folder)
+    return found
 
 
 def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
@@ -164,6 +166,8 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         cache_states=config.cache.states(config.slots),
         cache_host_bytes=config.cache.host_bytes,
         cache_state_dtype=config.cache.state_dtype,
+        cache_disk_dir=config.cache.disk_dir,
+        cache_disk_bytes=config.cache.disk_bytes,
         collectives=config.collectives,
         channel=config.handoff.channel,
         model_overrides=config.model_overrides,

@@ -291,7 +291,7 @@ def test_damage_in_host_memory_is_told_to_the_peers_that_wait_for_it(pair: Pair)
     holder.step()
     (refused,) = holder.handoffs.fetch_failed("r", "d")
     assert isinstance(refused, ToPuller)
-    assert refused.message == PullRefused("r", "its copy in host memory is damaged", told=False)
+    assert refused.message == PullRefused("r", "its copy below the device is damaged", told=False)
     assert holder.handoffs.fetch_failed("r", "d") == []  # the other rank's part was damaged too
     assert list(holder.scheduler.keeping.lending.leaving) == []
 

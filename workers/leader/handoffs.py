@@ -303,7 +303,7 @@ class HandOffs:
         return self._install(self._arrivals.part(request_id, rank), now)
 
     def fetch_failed(self, request_id: str, peer: str) -> list[Action]:
-        """A kept snapshot in host memory is damaged: the request that was to begin from it is computed, here or there.
+        """A kept snapshot in host memory or a file is damaged: the request that waits for it is computed.
 
         peer: the worker it was to be sent to; "" for none.
         """
@@ -311,14 +311,23 @@ class HandOffs:
             self._arrivals.drop(request_id)
             return self._not_lent(self._scheduler.not_coming(request_id, damaged=True))
         lent = self._end_lending(request_id)
-        return self._not_lent([lent, *self._scheduler.keeping.lost_on_host(lent.kept)]) if lent else []
+        if lent is None:
+            return []
+        on_disk = lent.kept not in self._scheduler.cache.host
+        return self._not_lent([lent, *self._scheduler.keeping.lost(lent.kept, on_disk)])
+
+    def write_failed(self, file: str) -> list[Action]:
+        """A kept snapshot could not be written to its file."""
+        cache, lending = self._scheduler.cache, self._scheduler.keeping.lending
+        cache.write_failed(file)
+        return self._not_lent(lending.forget(lambda lent: cache.tier(lent.kept) is None))
 
     # Inside
 
     def _not_lent(self, copies: Iterable[Lent]) -> list[Action]:
         """Copies of kept snapshots that their pullers will not get."""
         pullers = ((self._pulls.worker(lent.peer), lent.request_id) for lent in copies)
-        reason = "its copy in host memory is damaged"
+        reason = "its copy below the device is damaged"
         return [ToPuller(to, PullRefused(request_id, reason, told=False)) for to, request_id in pullers if to]
 
     def _stop_lending(self, peer: str) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workers.cache.moves import Copy, Drop, Fetch, Lend, Store
+from workers.cache.moves import Copy, Drop, Erase, Fetch, Lend, Store, Write
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import Admit, Commit, Discard, Expect, Export, Install, Row, StepPlan
 
@@ -84,10 +84,10 @@ class StepBuilder:
         assert seq.source is not None
         self._expects.append(Expect(seq.request_id, seq.source.peer, seq.source.position, seq.have))
 
-    def fetch(self, seq: Sequence, keys: tuple[int, ...]) -> None:
-        """Its snapshot is to come from host memory, but for what is on the device already."""
+    def fetch(self, seq: Sequence, keys: tuple[int, ...], file: str | None) -> None:
+        """Its snapshot is to come from host memory or a file, but for what is on the device already."""
         assert seq.fetching is not None
-        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position))
+        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position, file))
 
     def copy(self, copy: Copy) -> None:
         """A kept state, and the page its prefix ends in, go to a sequence's own places."""
@@ -116,6 +116,7 @@ class StepBuilder:
         commits: list[Commit],
         saves: list[Copy],
         host: tuple[tuple[Store, ...], tuple[Drop, ...]],
+        disk: tuple[tuple[Write, ...], tuple[Erase, ...]],
         discards: list[Discard],
         installs: list[Install],
     ) -> InFlight:
@@ -128,6 +129,8 @@ class StepBuilder:
             saves=tuple(saves),
             stores=host[0],
             drops=host[1],
+            writes=disk[0],
+            erases=disk[1],
             discards=tuple(discards),
             expects=tuple(self._expects),
             fetches=tuple(self._fetches),

@@ -53,12 +53,15 @@ class Keeping:
                 pages = kept.pages[have // self._cache.page_size :]
                 step.send_kept(Export(lent.request_id, lent.peer, kept.slot, pages, have, kept.position, True))
             else:
-                keys = self._cache.host.keys(kept, have)
-                step.lend(Lend(lent.request_id, lent.peer, keys, have, kept.position))
+                keys, file = self._cache.below_device(kept, have)
+                step.lend(Lend(lent.request_id, lent.peer, keys, have, kept.position, file))
 
-    def lost_on_host(self, kept: Kept) -> list[Lent]:
-        """Host memory could not give a snapshot back intact; copies that wait and can't be had any more."""
-        self._cache.lost_on_host(kept)
+    def lost(self, kept: Kept, on_disk: bool) -> list[Lent]:
+        """Host memory, or a file, could not give a snapshot back; copies that wait and can't be had any more."""
+        if on_disk:
+            self._cache.lost_on_disk(kept)
+        else:
+            self._cache.lost_on_host(kept)
         return self.lending.forget(lambda lent: self._cache.tier(lent.kept) is None)
 
     # Pins

@@ -114,11 +114,12 @@ class Scheduler:
         seq.peer = peer
         seq.exported = have
 
-    def pin(self, session: str, marks: Seq[Mark], until: float) -> None:
+    def pin(self, session: str, marks: Seq[Mark], now: float, until: float) -> None:
         """A session stands at the first of these that is kept, and no more where it stood before."""
         found = (self.cache.index.by_digest(mark.position, mark.digest) for mark in marks)
         if (kept := next((k for k in found if k is not None), None)) is not None:
             self.cache.pins.pin(session, kept, until)
+            self.cache.save(kept, now)
         else:
             self.cache.pins.release(session)
 
@@ -168,7 +169,7 @@ class Scheduler:
         seq.computed = position
         seq.state = State.RUNNING
         if not generated:
-            self._begun(seq, "host" if host else "peer", position)
+            self._begun(seq, seq.fetched_from if host else "peer", position)
             self.keeping.arrived(request_id, position)
         self._activate(seq)
 
@@ -187,7 +188,7 @@ class Scheduler:
         seq.missed = "peer" if seq.source else None
         seq.source = None
         self.keeping.unpin(seq)
-        lost = self.keeping.lost_on_host(kept) if damaged and kept is not None else []
+        lost = self.keeping.lost(kept, seq.fetched_from == "disk") if damaged and kept is not None else []
         self._discards.append(Discard(request_id, leaving=False))
         if seq.state is State.PULLING:
             self._free(seq)
@@ -239,6 +240,7 @@ class Scheduler:
             self.drafting.commits,
             self.keeping.saves,
             self.cache.take_changes(),
+            self.cache.disk.take_changes(),
             self._discards,
             self._installs,
         )
@@ -390,10 +392,10 @@ class Scheduler:
             kept.used = now
             kept.uses += 1
         if kept is not None and fetched:
-            seq.fetching = kept
+            seq.fetching, seq.fetched_from = kept, "host" if kept in self.cache.host else "disk"
             kept.pins += 1
             self._pulling[seq.request_id] = seq
-            step.fetch(seq, self.cache.host.keys(kept, seq.have))
+            step.fetch(seq, *self.cache.below_device(kept, seq.have))
             seq.state = State.PULLING
             return True
         if kept is not None:
