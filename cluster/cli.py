@@ -132,7 +132,7 @@ def serve(
 
 
 def settle(file: Path | None, flags: dict[str, Any], settings: list[str]) -> ClusterConfig:
-    """`ling serve`'s own defaults, the YAML file, `--set` and the flags, later ones over earlier ones."""
+    """Merge `ling serve`'s own defaults, the YAML file, `--set` and the flags; later ones override earlier ones."""
     defaults: dict[str, Any] = {"port": DEFAULT_PORT, **_state_dir()}
     if file is None:
         defaults |= {"prefill.tp": 2, "decode.tp": 2}
@@ -146,7 +146,7 @@ def settle(file: Path | None, flags: dict[str, Any], settings: list[str]) -> Clu
 
 
 def _state_dir() -> dict[str, str]:
-    """Where a user's programs keep what outlives them, if they may; else nothing is kept."""
+    """The user's folder for programs' state, if it can be written to; else None, and nothing outlives the run."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ling-cluster"
     nearest = next(path for path in folder.absolute().parents if path.exists())
     return {"router.data_dir": str(folder)} if os.access(nearest, os.W_OK) else {}

@@ -33,7 +33,8 @@ class WorkerConfig:
     max_step_tokens: token budget of a step. handoff_window: snapshots a decode worker pulls at once.
     handoff_timeout_s: how long a finished prompt waits to be pulled. cache_states: linear states kept on the device
     beside those of running sequences; 0 turns the prefix cache off. cache_host_bytes: host memory for kept snapshots,
-    over all ranks; cache_state_dtype: how states lie there. collectives, channel: "auto" picks by
+    over all ranks; cache_state_dtype: how states lie there. cache_disk_dir: local folder in which the worker
+    takes one of its own for kept snapshots, of cache_disk_bytes at most. collectives, channel: "auto" picks by
     device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling).
     host: the address the leader and its ranks listen on. version: of a checkpoint that was fetched, the commit or state
     that stands for its content. load: "auto" takes weights from a live worker that holds them, else reads the folder's;
@@ -59,6 +60,8 @@ class WorkerConfig:
     cache_states: int = 0
     cache_host_bytes: int = 0
     cache_state_dtype: StateDtype = "float32"
+    cache_disk_dir: str | None = None
+    cache_disk_bytes: int = 0
     collectives: Literal["auto", "shm", "gloo", "nccl", "symm"] = "auto"
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     model_overrides: dict[str, Any] = field(default_factory=dict)

@@ -98,7 +98,9 @@ def cache_budget(config: WorkerConfig, model: LingConfig) -> Budget:
     heads, key, value = model.state_shape(config.tp)
     state = model.linear_layers * heads * key * value * config.tp * _STATE_BYTES[config.cache_state_dtype]
     latent = model.latent_layers * model.latent_width * _DTYPE_BYTES[dtype_name(config, model)]
-    return Budget(config.cache_states, config.cache_host_bytes if config.cache_states else 0, state, latent)
+    host = config.cache_host_bytes if config.cache_states else 0
+    disk = config.cache_disk_bytes if host and config.cache_disk_dir is not None else 0
+    return Budget(config.cache_states, host, state, latent, disk)
 
 
 def layout_of(config: WorkerConfig, model: LingConfig) -> str:

@@ -86,6 +86,14 @@ WORKERS = Board(
                     (Query(total(t.CACHE_HOST_BYTES, "worker"), "{{worker}}"),),
                 ),
                 Panel(
+                    "Files", "bytes", "Of the disk tier.",
+                    (Query(total(t.CACHE_DISK_BYTES, "worker"), "{{worker}}"),),
+                ),
+                Panel(
+                    "Files not used", "short", "Found at a worker's start: of other weights or layouts, or damaged.",
+                    (Query(total(t.CACHE_DISK_IGNORED, "worker", "reason"), "{{worker}} {{reason}}"),),
+                ),
+                Panel(
                     "Workers' time saved", "short", "Seconds of computing saved, a second.",
                     (Query(rate(t.CACHE_SAVED_SECONDS, "role"), "{{role}}"),),
                 ),

@@ -103,14 +103,20 @@ class WorkerFigures:
         for reason in MISSES:
             put(table.CACHE_MISSES, *self._who, reason).put(totals.misses[reason])
             put(table.CACHE_MISSED_TOKENS, *self._who, reason).put(totals.missed_tokens[reason])
-        held = {"device": cache.slots.size - cache.slots.free, "host": len(cache.host)}
+        held = {"device": cache.slots.size - cache.slots.free, "host": len(cache.host), "disk": len(cache.disk)}
         for tier in TIERS:
             put(table.CACHE_EVICTED, *self._who, tier).put(totals.evicted[tier])
             put(table.CACHE_SNAPSHOTS, *self._who, tier).put(held[tier])
         put(table.CACHE_CAPACITY, *self._who).put(cache.slots.size)
         put(table.CACHE_PAGES, *self._who).put(cache.pages.reclaimable)
         put(table.CACHE_HOST_BYTES, *self._who).put(cache.host.bytes)
+        put(table.CACHE_DISK_BYTES, *self._who).put(cache.disk.bytes)
         put(table.CACHE_SAVED_SECONDS, *self._who).put(totals.saved_s)
+
+    def disk(self, foreign: int, damaged: int) -> None:
+        """Files that the disk tier found when the worker started, and does not use."""
+        for why, count in (("foreign", foreign), ("damaged", damaged)):
+            self._recorder.value(table.CACHE_DISK_IGNORED, *self._who, why).put(count)
 
     def drafted(self, drafted: Drafted) -> None:
         """The drafts so far."""

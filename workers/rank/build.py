@@ -22,7 +22,7 @@ from workers.rank.load import Tell, load_weights, silent
 from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
 from workers.rank.warm import warm
-from workers.schedule.step import FetchFailed, Received
+from workers.schedule.step import FetchFailed, Received, WriteFailed
 from workers.sizes import dtype_name, max_model_len, most_drafts
 from workers.transfer.endpoint import Transfers
 
@@ -70,14 +70,14 @@ def build_rank(
     config: WorkerConfig,
     collectives: Collectives,
     transfers: Transfers | None,
-    notify: Callable[[Received | FetchFailed], None],
+    notify: Callable[[Received | FetchFailed | WriteFailed], None],
     say: Callable[[str], None] = _say,
     tell: Tell = silent,
 ) -> BuiltRank:
     """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time;
     every rank tells `tell`.
 
-    notify: told, from a thread, of what has come from host memory.
+    notify: told, from threads, of what has come from host memory and files.
     """
     model_config = LingConfig.load(Path(config.model), config.model_overrides)
     model_config.check_tp(config.tp)
@@ -103,7 +103,7 @@ def build_rank(
     table = -(-(max_model_len(config, model_config) + 1) // config.page_size)
     grammars = Grammars(Path(config.model), model_config.vocab_size)
     capture = captures(device) if captured else None
-    host = HostStore(collectives.rank, device, StateCodec(config.cache_state_dtype), notify)
+    host = HostStore(collectives.rank, device, StateCodec(config.cache_state_dtype), notify, config.tp)
     runner = Runner(model, caches, collectives, table, transfers, grammars, config.slots, host, capture, most)
     if device.type == "cuda":
         # Nobody owns a page or a slot yet.

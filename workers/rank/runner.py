@@ -181,6 +181,10 @@ class Runner:
             self._host.store(store.key, store.stop - store.start, rows, state)
         for copy in plan.saves:
             self._copy(copy)
+        for write in plan.writes:
+            self._host.write(write)
+        for erase in plan.erases:
+            self._host.erase(erase.file)
         for drop in plan.drops:
             self._host.drop(drop.key)
 
@@ -204,7 +208,12 @@ class Runner:
         for expect in plan.expects:
             self._need_transfers().expect(expect)
         for fetch in plan.fetches:
-            self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
+            if fetch.file is not None:
+                self._host.read(fetch.request_id, fetch.file, fetch.start)
+            else:
+                self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
+        for lend in plan.lends:
+            self._host.lend(lend, self._need_transfers().send)
 
     def _need_transfers(self) -> Transfers:
         if self._transfers is None:

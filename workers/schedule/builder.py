@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workers.cache.moves import Copy, Drop, Fetch, Store
+from workers.cache.moves import Copy, Drop, Erase, Fetch, Lend, Store, Write
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import Admit, Commit, Discard, Expect, Export, Install, Row, StepPlan
 
@@ -41,6 +41,7 @@ class StepBuilder:
         self._exports: list[Export] = []
         self._fetches: list[Fetch] = []
         self._copies: list[Copy] = []
+        self._lends: list[Lend] = []
 
     def compute(self, seq: Sequence, drafts: int = 0) -> None:
         """The sequence's next tokens, as many as are pending and fit; what of its snapshot is due leaves after them.
@@ -83,10 +84,10 @@ class StepBuilder:
         assert seq.source is not None
         self._expects.append(Expect(seq.request_id, seq.source.peer, seq.source.position, seq.have))
 
-    def fetch(self, seq: Sequence, keys: tuple[int, ...]) -> None:
-        """Its snapshot is to come from host memory, but for what is on the device already."""
+    def fetch(self, seq: Sequence, keys: tuple[int, ...], file: str | None) -> None:
+        """Its snapshot is to come from host memory or a file, but for what is on the device already."""
         assert seq.fetching is not None
-        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position))
+        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position, file))
 
     def copy(self, copy: Copy) -> None:
         """A kept state, and the page its prefix ends in, go to a sequence's own places."""
@@ -95,6 +96,10 @@ class StepBuilder:
     def send_kept(self, export: Export) -> None:
         """A kept snapshot leaves for a peer."""
         self._exports.append(export)
+
+    def lend(self, lend: Lend) -> None:
+        """A kept snapshot leaves for a peer from host memory."""
+        self._lends.append(lend)
 
     def export(self, seq: Sequence, stop: int) -> None:
         """Latents up to `stop` leave, and with the prompt's last the linear state."""
@@ -111,6 +116,7 @@ class StepBuilder:
         commits: list[Commit],
         saves: list[Copy],
         host: tuple[tuple[Store, ...], tuple[Drop, ...]],
+        disk: tuple[tuple[Write, ...], tuple[Erase, ...]],
         discards: list[Discard],
         installs: list[Install],
     ) -> InFlight:
@@ -123,9 +129,12 @@ class StepBuilder:
             saves=tuple(saves),
             stores=host[0],
             drops=host[1],
+            writes=disk[0],
+            erases=disk[1],
             discards=tuple(discards),
             expects=tuple(self._expects),
             fetches=tuple(self._fetches),
+            lends=tuple(self._lends),
             installs=tuple(installs),
             copies=tuple(self._copies),
             admits=tuple(self._admits),

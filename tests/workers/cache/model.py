@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from workers.cache.moves import Fetch, Lend
 from workers.schedule.step import StepPlan
 
 Ids = tuple[int, ...]
@@ -23,6 +24,7 @@ class Memory:
     states: dict[int, Ids] = field(default_factory=dict)
     tables: dict[int, list[int]] = field(default_factory=dict)
     host: dict[int, Host] = field(default_factory=dict)
+    disk: dict[str, Host] = field(default_factory=dict)
     fetched: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)  # start, latents, state
     pulled: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)
     sent: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)
@@ -40,6 +42,25 @@ class Memory:
             page = self.pages.setdefault(pages[p // self.page_size - first], [-1] * self.page_size)
             page[p % self.page_size] = token
 
+    def files(self, plan: StepPlan) -> None:
+        """What is written and erased."""
+        for write in plan.writes:
+            entries = [self.host[key] for key in write.keys]
+            latents = tuple(i for entry in entries for i in entry.latents)
+            assert entries[0].start == 0
+            assert len(latents) == write.position == len(entries[-1].state)
+            self.disk[write.file] = Host(0, latents, entries[-1].state)
+        for erase in plan.erases:
+            self.disk.pop(erase.file, None)
+
+    def below_device(self, what: Fetch | Lend) -> tuple[int, Ids, Ids]:
+        """What leaves host memory or a file: the first position, latents from there on, and the state."""
+        entries = [self.host[key] for key in what.keys] or [self.disk[what.file or ""]]
+        assert entries[0].start <= what.start
+        latents = tuple(i for entry in entries for i in entry.latents)[what.start - entries[0].start :]
+        assert what.start + len(latents) == what.position == len(entries[-1].state)
+        return what.start, latents, entries[-1].state
+
     def run(self, plan: StepPlan, drafts: dict[int, Ids] | None = None) -> None:
         """One plan, in the order that ranks keep. drafts: those of each slot whose row has some."""
         self._receive(plan)
@@ -55,17 +76,14 @@ class Memory:
             self.host[store.key] = Host(store.start, latents, self.states[store.slot])
         for copy in plan.saves:
             self.states[copy.to_slot] = self.states[copy.slot]
+        self.files(plan)
         for drop in plan.drops:
             del self.host[drop.key]
         for discard in plan.discards:
             self.fetched.pop(discard.request_id, None)
             self.pulled.pop(discard.request_id, None)
-        for fetch in plan.fetches:
-            entries = [self.host[key] for key in fetch.keys]
-            assert entries[0].start <= fetch.start
-            latents = tuple(i for entry in entries for i in entry.latents)[fetch.start - entries[0].start :]
-            assert fetch.start + len(latents) == fetch.position == len(entries[-1].state)
-            self.fetched[fetch.request_id] = (fetch.start, latents, entries[-1].state)
+        self.fetched |= {fetch.request_id: self.below_device(fetch) for fetch in plan.fetches}
+        self.sent |= {lend.request_id: self.below_device(lend) for lend in plan.lends}
         for install in plan.installs:
             source = self.fetched if install.host else self.pulled
             start, latents, state = source.pop(install.request_id)
