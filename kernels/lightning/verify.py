@@ -25,7 +25,9 @@ def lightning_verify_reference(q: Tensor, k: Tensor, v: Tensor, state: Tensor, l
     scores = torch.matmul(query, key.transpose(2, 3)) * fade
     out = (torch.matmul(query * grown, held) + torch.matmul(scores, value)).transpose(1, 2).flatten(0, 1)
     places = [row * rows.longest + i for row, count in enumerate(rows.counts) for i in range(count)]
-    return out.contiguous() if len(places) == len(out) else out.index_select(0, to_device(places, torch.int64, q.device))
+    if len(places) == len(out):
+        return out.contiguous()
+    return out.index_select(0, to_device(places, torch.int64, q.device))
 
 
 def lightning_commit_reference(
