@@ -42,11 +42,12 @@ def lightning_commit_reference(
     # A token's weight: e^(g distance to the last accepted one), none beyond that.
     left = accepted[:, None] - 1 - n
     weight = torch.exp(log_decay * left.clamp(min=0)[..., None]) * (left >= 0)[..., None]
-    added = torch.einsum("bnh,bnhk,bnhv->bhkv", weight, k.float()[token], v.float()[token])
-    before = state.index_select(0, rows.slots)
-    held = before.masked_fill((rows.row_starts == 0)[:, None, None, None], 0.0)
-    after = held * torch.exp(log_decay * accepted[:, None])[..., None, None] + added
-    state.index_copy_(0, rows.slots, torch.where((accepted > 0)[:, None, None, None], after, before))
+    added = torch.matmul((k.float()[token] * weight[..., None]).permute(0, 2, 3, 1), v.float()[token].transpose(1, 2))
+    held = state.index_select(0, rows.slots)
+    # Times 1, plus nothing: where none is accepted the state stays as it is, whatever it holds.
+    held.masked_fill_(((rows.row_starts == 0) & (accepted > 0))[:, None, None, None], 0.0)
+    held.mul_(torch.exp(log_decay * accepted[:, None])[..., None, None])
+    state.index_copy_(0, rows.slots, held.add_(added))
 
 
 def lightning_verify_triton(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows) -> Tensor:
