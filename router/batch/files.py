@@ -1,4 +1,4 @@
-"""/v1/files: what batches read and write."""
+"""/v1/files: inputs and outputs of batches."""
 
 import asyncio
 import tempfile
@@ -24,14 +24,14 @@ from router.store import files
 from router.store.files import InUse, NoRoom, Page, StoredFile, new_file_id
 from router.store.store import Store, now
 
-# As long as a file is kept that says nothing of it.
+# How long a file is kept whose request does not say.
 DEFAULT_SECONDS = 30 * 24 * 3600
-# What a form has besides the file.
+# The form's fields besides the file.
 _FORM_BYTES = 16 * 1024
 
 
 class Keeping(Strict):
-    """How long a file is kept."""
+    """How long a file is kept after its creation."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3600, le=DEFAULT_SECONDS)
@@ -57,14 +57,14 @@ class FilesQuery(BaseModel):
 
 
 class Files:
-    """Handlers over one store. What belongs to another tenant is not there."""
+    """Handlers over one store. They treat what belongs to another tenant as missing."""
 
     def __init__(self, store: Store, config: RouterConfig) -> None:
         self._store = store
         self._config = config
 
     async def create(self, request: Request) -> Response:
-        """Upload."""
+        """Upload a file."""
         read_query(request, NoQuery)
         config = self._config
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
@@ -82,7 +82,7 @@ class Files:
             await form.close()
 
     async def page(self, request: Request) -> Response:
-        """The tenant's files."""
+        """List the tenant's files."""
         query = read_query(request, FilesQuery)
         span = Page(query.after, query.limit, query.order == "desc")
         tenant = caller_of(request.scope).tenant
@@ -92,12 +92,12 @@ class Files:
         return listed([_shown(file) for file in found], query.limit)
 
     async def retrieve(self, request: Request) -> Response:
-        """One file's record."""
+        """A file's record."""
         read_query(request, NoQuery)
         return json_response(_shown(await self._find(request)))
 
     async def content(self, request: Request) -> Response:
-        """One file's bytes."""
+        """A file's bytes."""
         read_query(request, NoQuery)
         file = await self._find(request)
         path = self._store.contents.path(file.id)
@@ -106,7 +106,7 @@ class Files:
         return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
 
     async def delete(self, request: Request) -> Response:
-        """Forget a file and its content."""
+        """Delete a file's record and content."""
         read_query(request, NoQuery)
         file_id = request.path_params["file_id"]
         tenant = caller_of(request.scope).tenant
@@ -146,7 +146,7 @@ class Files:
 
 
 def no_file(file_id: str, param: str | None = None) -> ApiError:
-    """404."""
+    """The 404 for a file that does not exist."""
     return ApiError(404, f"there is no file {file_id[:80]!r}", param=param, code="file_not_found")
 
 
@@ -183,7 +183,7 @@ def _decoded(file: BinaryIO, encoding: str) -> Receive:
 
 
 def _read_form(form: FormData) -> FileUpload:
-    """`a[b]` names a field of an object, as the SDKs write them."""
+    """Parse a form; `a[b]` names a field of an object, as the SDKs write them."""
     content: dict[str, Any] = {}
     for name, value in form.multi_items():
         outer, bracket, inner = name.partition("[")
@@ -203,7 +203,7 @@ def _read_form(form: FormData) -> FileUpload:
 
 
 def _bounded(receive: Receive, config: RouterConfig) -> Receive:
-    """`receive` of an upload: 413 beyond the largest, 408 if nothing comes for too long."""
+    """`receive` of an upload, with 413 beyond the largest size and 408 if no byte comes for too long."""
     left = config.max_file_bytes + _FORM_BYTES
 
     async def bounded() -> Message:
