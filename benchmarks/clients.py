@@ -1,8 +1,13 @@
 """Real clients, unmodified, against a running cluster: `python -m benchmarks.clients URL`.
 
-Each is given one task by the lines of docs/CLIENTS.md. One that is not installed is skipped with the line that
-installs it; `--bin FOLDER` is looked in before PATH, `--only NAME` runs one. Agents' own prompts are long: serve with
+Each is run by the lines of docs/CLIENTS.md. One that is not installed is skipped with the line that installs it;
+`--bin FOLDER` is looked in before PATH, `--only NAME` runs one. Agents' own prompts are long: serve with
 `--max-model-len 200000 --set model_overrides.max_position_embeddings=200000`.
+
+Agents get two tasks. "call": their shell runs a command and its result comes back to the model; a relay between agent
+and cluster makes the small model's call certain (`benchmarks.client_relay`). "too long": a prompt of more tokens than
+the context has; the agent must end by itself, say in its own words that the context is too small, and not ask again
+and again.
 """
 
 import argparse
@@ -19,13 +24,20 @@ from pathlib import Path
 
 import httpx
 
-_TASK = "Run the command: echo hello"
+from benchmarks.client_relay import COMMAND, Notes, relay
+
+_TASK = f"Run the command: {COMMAND}"
+# Of a prompt that is too long: some 360,000 of ling-nano's tokens. By its bytes, agents take it for 112,000.
+_LONG_BYTES = 450_000
+# An agent may shorten what it has, and name the session meanwhile.
+_LONG_REQUESTS = 6
 
 
 @dataclass(frozen=True)
 class Client:
     """command: its arguments, of the cluster's URL, the model's name and the tokenizer's folder. told: what a run that
-    worked prints. files: by their path below the folder it runs in."""
+    worked prints. files: by their path below the folder it runs in. too_long: what an agent says of a prompt that is
+    too long; None for what is no agent. Agents take their task from standard input."""
 
     name: str
     program: str
@@ -34,6 +46,7 @@ class Client:
     told: str = ""
     env: Callable[[str, str], Mapping[str, str]] = lambda url, model: {}
     files: Callable[[str, str], Mapping[str, str]] = field(default=lambda url, model: {})
+    too_long: str | None = None
 
 
 def _codex_home(url: str, model: str) -> Mapping[str, str]:
@@ -81,10 +94,11 @@ CLIENTS = (
         "codex",
         "codex",
         "npm install -g @openai/codex",
-        lambda url, model, _: ["exec", "--skip-git-repo-check", "--sandbox", "danger-full-access", _TASK],
+        lambda url, model, _: ["exec", "--skip-git-repo-check", "--sandbox", "danger-full-access", "-"],
         "tokens used",
         lambda url, model: {"CODEX_HOME": ".codex", "LING_KEY": "x"},
         _codex_home,
+        "ran out of room in the model's context window",
     ),
     Client(
         "claude",
@@ -92,7 +106,6 @@ CLIENTS = (
         "npm install -g @anthropic-ai/claude-code",
         lambda url, model, _: [
             "-p",
-            _TASK,
             "--system-prompt",
             "Be short.",
             "--tools",
@@ -105,22 +118,29 @@ CLIENTS = (
             "ANTHROPIC_AUTH_TOKEN": "x",
             "ANTHROPIC_MODEL": model,
             "ANTHROPIC_SMALL_FAST_MODEL": model,
+            "CLAUDE_CODE_MAX_CONTEXT_TOKENS": "200000",
             "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
         },
+        too_long="Prompt is too long",
     ),
     Client(
         "qwen",
         "qwen",
         "npm install -g @qwen-code/qwen-code",
-        lambda url, model, _: ["--auth-type", "openai", "-p", _TASK, "--yolo"],
+        lambda url, model, _: [
+            *("--auth-type", "openai", "--yolo", "--system-prompt", "Be short."),
+            *("--core-tools", "run_shell_command"),
+        ],
         env=lambda url, model: {"OPENAI_BASE_URL": f"{url}/v1", "OPENAI_API_KEY": "x", "OPENAI_MODEL": model},
+        too_long="prompt is too long",
     ),
     Client(
         "opencode",
         "opencode",
         "npm install -g opencode-ai",
-        lambda url, model, _: ["run", "--print-logs", "--model", f"ling/{model}", _TASK],
+        lambda url, model, _: ["run", "--print-logs", "--model", f"ling/{model}"],
         files=_opencode,
+        too_long="agent=compaction",
     ),
     Client(
         "guidellm",
@@ -164,28 +184,81 @@ def run(client: Client, folder: str, url: str, model: str, tokenizer: str, limit
     program = shutil.which(client.program, path=path)
     if program is None:
         return f"skipped: not installed; {client.install}"
-    with tempfile.TemporaryDirectory(prefix="ling-client-") as home:
-        for name, text in client.files(url, model).items():
-            file = Path(home, name)
-            file.parent.mkdir(parents=True, exist_ok=True)
-            file.write_text(text)
-        env = {**os.environ, "PATH": path, "HOME": home, "NO_COLOR": "1", **client.env(url, model)}
-        if "CODEX_HOME" in env:
-            env["CODEX_HOME"] = str(Path(home, env["CODEX_HOME"]))
-        command = [program, *client.command(url, model, tokenizer)]
-        begun = time.monotonic()
-        try:
-            done = subprocess.run(
-                command, cwd=home, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=limit_s, check=False
+
+    def one(at: str, task: str) -> tuple[int, str, float]:
+        with tempfile.TemporaryDirectory(prefix="ling-client-") as home:
+            command = [program, *client.command(at, model, tokenizer)]
+            return _run(
+                command, home, client.files(at, model), _environment(client, at, model, home, path), task, limit_s
             )
-        except subprocess.TimeoutExpired as error:
-            print((error.stdout or b"").decode(errors="replace")[-4000:])
-            return f"FAILED: not done in {limit_s:g} s"
-    told = (done.stdout + done.stderr).decode(errors="replace")
-    if done.returncode or client.told not in told:
+
+    try:
+        if client.too_long is not None:
+            return _agent(client, client.too_long, url, one)
+        code, told, seconds = one(url, "")
+    except _Late as error:
+        return f"FAILED: {error}"
+    if code or client.told not in told:
         print(told[-6000:])
-        return f"FAILED: exit {done.returncode}"
-    return f"worked, {time.monotonic() - begun:.0f} s"
+        return f"FAILED: exit {code}"
+    return f"worked, {seconds:.0f} s"
+
+
+class _Late(Exception):
+    """It did not end in time."""
+
+
+def _agent(client: Client, too_long: str, url: str, one: Callable[[str, str], tuple[int, str, float]]) -> str:
+    """Both tasks of an agent."""
+    with relay(url, force=True) as (at, notes):
+        code, told, called_s = one(at, _TASK)
+    if code or client.told not in told or not notes.returned:
+        print(told[-6000:], *notes.exchanges, sep="\n")
+        return f"FAILED: call: exit {code}, {notes.forced} forced, the command's result did not come back"
+    with relay(url, force=False) as (at, long_notes):
+        code, told, long_s = one(at, _too_long())
+    if too_long not in told or not _refused_as_too_long(long_notes):
+        print(told[-6000:], *long_notes.exchanges, sep="\n")
+        return f"FAILED: too long: exit {code}, {len(long_notes.exchanges)} requests"
+    asked = len(long_notes.exchanges)
+    return f"worked: call, {called_s:.0f} s; too long, {asked} requests, {long_s:.0f} s, {too_long!r}"
+
+
+def _refused_as_too_long(notes: Notes) -> bool:
+    refused = [e for e in notes.refused if "prompt is too long" in e.error]
+    return len(refused) > 0 and len(notes.exchanges) <= _LONG_REQUESTS
+
+
+def _too_long() -> str:
+    """A task of words that differ, so that nothing makes it short."""
+    words = (f"{word}{at}" for at in range(_LONG_BYTES // 6) for word in ("ship", "wind"))
+    return "Summarize this.\n" + " ".join(words)[:_LONG_BYTES]
+
+
+def _environment(client: Client, url: str, model: str, home: str, path: str) -> dict[str, str]:
+    env = {**os.environ, "PATH": path, "HOME": home, "PWD": home, "NO_COLOR": "1", **client.env(url, model)}
+    if "CODEX_HOME" in env:
+        env["CODEX_HOME"] = str(Path(home, env["CODEX_HOME"]))
+    return env
+
+
+def _run(
+    command: Sequence[str], home: str, files: Mapping[str, str], env: Mapping[str, str], task: str, limit_s: float
+) -> tuple[int, str, float]:
+    """Exit code, output and seconds; _Late if it did not end."""
+    for name, text in files.items():
+        file = Path(home, name)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+    begun = time.monotonic()
+    try:
+        done = subprocess.run(
+            command, cwd=home, env=env, input=task.encode(), capture_output=True, timeout=limit_s, check=False
+        )
+    except subprocess.TimeoutExpired as error:
+        print((error.stdout or b"").decode(errors="replace")[-4000:])
+        raise _Late(f"not done in {limit_s:g} s") from None
+    return done.returncode, (done.stdout + done.stderr).decode(errors="replace"), time.monotonic() - begun
 
 
 def main(arguments: Sequence[str]) -> int:

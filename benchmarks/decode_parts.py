@@ -36,14 +36,14 @@ def parts(model: LingModel, caches: Caches, context: int, pages: Tensor, width: 
     step = model.step_inputs(rows, table, caches.page_size)
     x = torch.randn(batch, model.config.hidden_size, device=device).to(caches.latent.dtype)
     residual = torch.randn_like(x)
-    rounded = any(layer._mlp.rounds_inputs or layer._attention.rounds_inputs for layer in model._layers)
+    rounded = any(layer._mlp.rounds_inputs or layer.attention.rounds_inputs for layer in model._layers)
     normed = Normed(x, quantize_fp8(x) if rounded else None)
     logits = model.logits(x)
     off = torch.zeros(batch, dtype=torch.int64, device=device)
     ones = torch.ones(batch, device=device)
 
     def attention(latent: bool) -> Part:
-        chosen = [m._attention for m in model._layers if isinstance(m._attention, LatentAttention) == latent]
+        chosen = [m.attention for m in model._layers if isinstance(m.attention, LatentAttention) == latent]
 
         def run() -> None:
             for block in chosen:
@@ -62,18 +62,18 @@ def parts(model: LingModel, caches: Caches, context: int, pages: Tensor, width: 
 
     def norms() -> None:
         for layer in model._layers:
-            layer._add_norm(x, residual, layer._in_norm, layer._attention.rounds_inputs)
+            layer._add_norm(x, residual, layer._in_norm, layer.attention.rounds_inputs)
             layer._add_norm(x, residual, layer._mlp_norm, layer._mlp.rounds_inputs)
         add_rms_norm(x, residual, model._norm, model.config.rms_norm_eps)
 
     def inputs() -> None:
         again = make_rows(slots, positions, rows.starts, rows.counts)
-        fresh = model.step_inputs(again, table, caches.page_size)
+        model.step_inputs(again, table, caches.page_size)
         torch.zeros_like(model._embedding(ids))
         # As the first layer that asks has them made.
         for name in ("token_offsets", "row_starts"):
-            getattr(fresh.rows, name)
-        fresh.rows.blocks(1)
+            getattr(again, name)
+        again.blocks(1)
 
     def head() -> None:
         model.logits(x)

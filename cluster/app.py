@@ -20,7 +20,7 @@ from wire.protocol import Role
 # Serve lets 5 requests run at a replica by default; here the router's own admission decides.
 _NO_LIMIT = 100_000
 _LIGHT = {"num_cpus": 0.01}
-# Beside Serve's controller, whatever nodes come and go; a head that offers no CPU takes it too.
+# It runs beside Serve's controller, on a node that stays; a head that offers no CPU takes it too.
 _ON_HEAD = {"num_cpus": 0, "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}}
 _LOGGING = {"enable_access_log": False}
 # On top of draining: what ending streams, ranks and connections takes.
@@ -28,9 +28,10 @@ _CLOSING_S = 10.0
 
 
 def build(args: dict[str, Any]) -> Application:
-    """The application for settings as `cluster.config.ClusterConfig` names them; ConfigError if they can't be.
+    """The application for settings as `cluster.config.ClusterConfig` names them; ConfigError if they are invalid.
 
-    Of a checkpoint that lies elsewhere, FetchError if what describes it can't be had; each worker fetches the weights.
+    For a checkpoint that is stored elsewhere, only its description is fetched here (FetchError); each worker fetches
+    the weights.
     """
     config = parse(args)
     resolved = resolve(config, gpus())
@@ -63,7 +64,7 @@ def application(resolved: Resolved) -> Application:
         ray_actor_options=_LIGHT | {"resources": config.router.resources},
         max_ongoing_requests=_NO_LIMIT,
         logging_config=_LOGGING,
-        # A router needs no GPU: there is room for its successor beside it, on the port they share.
+        # A router needs no GPU, so its successor fits beside it, on the port they share.
         max_surge_percent=_surge(config, 100),
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.drain_s + _CLOSING_S,
@@ -73,7 +74,7 @@ def application(resolved: Resolved) -> Application:
 
 
 def _surge(config: ClusterConfig, unset: int) -> int:
-    """Replicas beyond their number that Serve may start before it ends those they replace, in percent."""
+    """How many extra replicas, in percent of their number, Serve may start before it ends those they replace."""
     return unset if config.surge is None else config.surge
 
 

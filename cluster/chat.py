@@ -1,4 +1,4 @@
-"""A chat with a running cluster in the terminal."""
+"""Chat with a running cluster in the terminal."""
 
 import json
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from rich.markup import escape
 
 _KEY_HINT = "; give it as --api-key or in LING_API_KEY"
 _HELP = "/clear forgets the conversation, /exit ends. Ctrl-C stops an answer."
-# An answer may wait in a queue for long; a server that is gone refuses at once.
+# An answer may wait in a queue for long; a server that has ended refuses connections at once.
 _TIMEOUT = httpx.Timeout(10.0, read=600.0)
 
 
@@ -19,12 +19,12 @@ class AnswerError(RuntimeError):
 
 
 class Chat:
-    """One conversation, kept here: each turn sends all of it."""
+    """One conversation, kept on this side: each turn sends all of it."""
 
     def __init__(
         self, url: str, console: Console, system: str | None, settings: dict[str, Any], api_key: str | None = None
     ) -> None:
-        """`settings` go into every request as they are. api_key: sent with each, where there is one."""
+        """settings: sent with every request as they are. api_key: sent with every request, if there is one."""
         self._url = url.rstrip("/")
         self._console = console
         self._opening = [{"role": "system", "content": system}] if system else []
@@ -33,7 +33,7 @@ class Chat:
         self.messages: list[dict[str, str]] = list(self._opening)
 
     def run(self) -> None:
-        """Read, answer, until /exit or the input's end."""
+        """Read a message and stream its answer, until /exit or the input's end."""
         self._console.print(f"[dim]{self._url}. {_HELP}[/]", highlight=False)
         with httpx.Client(timeout=_TIMEOUT, headers=self._headers) as client:
             while (text := self._read()) is not None:
@@ -53,7 +53,7 @@ class Chat:
         return None if text == "/exit" else text
 
     def _turn(self, client: httpx.Client, text: str) -> None:
-        """Stream one answer. What came of a stopped or broken one stays in the conversation."""
+        """Stream one answer. The text of a stopped or broken answer stays in the conversation."""
         asked = {"role": "user", "content": text}
         said: list[str] = []
         try:

@@ -1,4 +1,4 @@
-"""The checkpoint that was given, before anything starts: is it one, and are its files there and whole."""
+"""Checks of a checkpoint before anything starts: whether it is one, and whether its files are complete."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ _GGUF = "GGUF files are not read: give the folder of a release, with config.json
 
 
 def find_checkpoint(model: str) -> Path:
-    """The folder of `model`, that holds a config.json; ConfigError tells what there is instead."""
+    """The folder of `model`, which holds a config.json; ConfigError says what is there instead."""
     folder = Path(model).expanduser().resolve()
     if folder.is_file():
         told = _GGUF if folder.suffix == ".gguf" else "give the folder it lies in"
@@ -29,16 +29,16 @@ def find_checkpoint(model: str) -> Path:
 
 
 def check_files(config: ClusterConfig, folder: Path, weights: bool = True) -> None:
-    """ConfigError that lists what keeps a checkpoint from being served; of its weights only headers are read.
+    """ConfigError lists what keeps a checkpoint from being served; of its weights only headers are read.
 
-    config: as given; one that names no model is served the embedded checkpoint, which nobody waits to have looked at.
-    weights: whether they lie in the folder too.
+    config: as given; one that names no model gets the embedded checkpoint, which needs no check. weights: whether they
+    are in the folder too.
     """
     if config.model is None:
         return
     if not (folder / "tokenizer.json").is_file():
         raise ConfigError(f"model: {folder} holds no tokenizer.json; copy it from the release the weights are of")
-    # Here, as `plan` below, for every `ling` command would wait for what they import.
+    # Imported here, as `plan` below: else every `ling` command would wait for their imports.
     from router.text.tokenizer import Tokenizer  # noqa: PLC0415
 
     try:

@@ -87,6 +87,9 @@ def serve(
     cache: Annotated[
         str | None, _capacity_option("on, off: keep what prompts that begin alike need not compute again. Default on.")
     ] = None,
+    speculate: Annotated[
+        str | None, _capacity_option("Tokens drafted ahead: auto (as many as pay, up to 3), off, or a number.")
+    ] = None,
     host: Annotated[str | None, _http_option("Address to listen on. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, _http_option(f"Port to listen on. Default {DEFAULT_PORT}.")] = None,
     metrics_port: Annotated[
@@ -116,6 +119,7 @@ def serve(
         "max_model_len": max_model_len,
         "max_step_tokens": max_step_tokens,
         "cache.mode": cache,
+        "speculate": speculate,
         "host": host,
         "port": port,
     }
@@ -128,7 +132,7 @@ def serve(
 
 
 def settle(file: Path | None, flags: dict[str, Any], settings: list[str]) -> ClusterConfig:
-    """`ling serve`'s own defaults, the YAML file, `--set` and the flags, later ones over earlier ones."""
+    """Merge `ling serve`'s own defaults, the YAML file, `--set` and the flags; later ones override earlier ones."""
     defaults: dict[str, Any] = {"port": DEFAULT_PORT, **_state_dir()}
     if file is None:
         defaults |= {"prefill.tp": 2, "decode.tp": 2}
@@ -142,7 +146,7 @@ def settle(file: Path | None, flags: dict[str, Any], settings: list[str]) -> Clu
 
 
 def _state_dir() -> dict[str, str]:
-    """Where a user's programs keep what outlives them, if they may; else nothing is kept."""
+    """The user's folder for programs' state, if it can be written to; else None, and nothing outlives the run."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ling-cluster"
     nearest = next(path for path in folder.absolute().parents if path.exists())
     return {"router.data_dir": str(folder)} if os.access(nearest, os.W_OK) else {}

@@ -12,11 +12,11 @@ from workers.config import Dtype
 
 
 class ConfigError(ValueError):
-    """Settings that can't be served; each line of the message starts with the setting's path."""
+    """Invalid settings; each line of the message starts with the setting's path."""
 
 
 def _number(value: Any) -> Any:
-    """`serve run` passes every value as text; text that reads as a number is that number."""
+    """Parse text as a number: `serve run` passes every value as text."""
     if isinstance(value, str):
         try:
             parsed = yaml.safe_load(value)
@@ -148,7 +148,9 @@ class CacheSection(_Section):
     mode: "off" keeps nothing. device_states: linear states a worker keeps on its device beside those of running
     sequences; unset, as many as `slots`. Latents are kept in whatever pages running sequences leave. host_bytes: host
     memory a worker may fill with copies, over all its ranks; 0 for none. state_dtype: how states lie there; bfloat16
-    and int8 take half and a quarter of the room and change answers a little. share: whose prefixes a request may use,
+    and int8 take half and a quarter of the room and change answers a little. disk_dir: a local folder below the host's
+    memory, for sessions' ends and what that memory gives up; it outlives workers, needs host_bytes, and takes at most
+    disk_bytes for each worker. share: whose prefixes a request may use,
     its tenant's or everybody's: a hit is felt in time, so "all" lets tenants find out what others asked.
     """
 
@@ -156,10 +158,12 @@ class CacheSection(_Section):
     device_states: CountOrNone = None
     host_bytes: Annotated[int, Field(ge=0), _READ] = 0
     state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
+    disk_dir: Text | None = None
+    disk_bytes: Annotated[int, Field(ge=1), _READ] = 100_000_000_000
     share: Literal["tenant", "all"] = "tenant"
 
     def states(self, slots: int) -> int:
-        """States a worker with so many slots keeps."""
+        """States that a worker with so many slots keeps."""
         return 0 if self.mode == "off" else self.device_states or slots
 
 
@@ -192,8 +196,11 @@ class ClusterConfig(_Section):
     serves them, rank by rank, where there is one, else from storage; "storage" never asks others; "synthetic" makes up
     weights of the shapes and format config.json gives, for benchmarks. verify: each worker reads all files first, and
     refuses bytes that differ from their checksums and values that can't be right, as `ling verify` does. cuda_graphs:
-    "auto" captures decode steps on GPUs, "off" launches every kernel by itself. card: what `ling plan` calls the GPUs,
-    for the metric that says how much of their limit is reached. host, port: where each router listens by itself;
+    "auto" captures decode steps on GPUs, "off" launches every kernel by itself. speculate: tokens that the MTP layer
+    drafts for a sequence in a step, for the model to verify at once: answers stay what they are, and come sooner.
+    "auto" drafts up to 3, fewer or none where that is not faster; a number drafts as many always. card: what `ling
+    plan` calls the GPUs, for the metric that says how much of their limit is reached. host, port: where each router
+    listens by itself;
     without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
     placement. drain_s: seconds that running streams get to end when the cluster shuts down.
     load_stall_s: seconds without progress after which a worker's start is taken for hung, and begun anew.
@@ -226,6 +233,7 @@ class ClusterConfig(_Section):
     load_stall_s: Seconds = 600.0
     verify: Annotated[bool, _READ] = False
     cuda_graphs: Literal["auto", "off"] = "auto"
+    speculate: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=1, le=8)], _READ] = "auto"
     card: Text | None = None
     host: Text = "127.0.0.1"
     port: Port = None
@@ -262,6 +270,8 @@ class ClusterConfig(_Section):
             found.append(f"collectives: {self.collectives} joins ranks without GPUs; on cuda use auto, nccl or symm")
         if self.verify and self.load == "synthetic":
             found.append("verify: synthetic weights lie in no files; leave it out, or load: auto")
+        if self.cache.disk_dir is not None and not (self.cache.host_bytes and self.cache.mode == "on"):
+            found.append("cache.disk_dir: files are written from host memory; set cache.host_bytes, with cache.mode on")
         if self.pages is not None and self.max_model_len is not None:
             found += pages_too_few(self.pages, self.page_size, self.max_model_len)
         return found
@@ -272,7 +282,7 @@ class ClusterConfig(_Section):
 
 
 def pages_too_few(pages: int, page_size: int, max_model_len: int) -> list[str]:
-    """The complaint about pages that can't hold one longest sequence, if there is one."""
+    """The error if the pages can't hold one longest sequence, else None."""
     need = -(-max_model_len // page_size)
     if pages >= need:
         return []
@@ -310,7 +320,7 @@ def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Lay settings over others, section by section."""
+    """Merge settings over others, section by section."""
     for key, value in over.items():
         below = under.get(key)
         if isinstance(below, dict) and isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Ray's own processes on this machine: they are waited for with patience, and one that dies is seen."""
+"""Ray's own processes on this machine: waits long enough for them to start, and notices one that dies."""
 
 import os
 import time
@@ -12,7 +12,7 @@ from ray._private import services
 
 from cluster.restarts import Restarts
 
-# A busy laptop takes minutes where an idle one takes seconds; what has failed is seen by its process's end.
+# A busy laptop takes minutes where an idle one takes seconds. A failure shows earlier, by its process's end.
 START_S = 300
 _POLL_S = 0.1
 
@@ -22,15 +22,15 @@ class RayLost(RuntimeError):
 
 
 def be_patient(folder: Path) -> None:
-    """Settings for the processes of a cluster that starts next in this one. `folder`: where the GCS keeps its tables.
+    """Set Ray's timeouts for the processes of the cluster that this process starts next. folder: for the GCS's tables.
 
-    With its tables on disk a GCS that is started anew knows what the one before it knew.
+    With its tables on disk, a GCS that is started anew knows what the one before it knew.
     """
     os.environ.update(
         RAY_gcs_storage="rocksdb",
         RAY_gcs_storage_path=str(folder / "gcs"),
         RAY_gcs_server_port_wait_time_s=str(START_S),
-        # A raylet ends itself when its agents are later than this.
+        # A raylet ends itself when its agents take longer than this to start.
         RAY_agent_register_timeout_ms=str(START_S * 1000),
         RAY_worker_register_timeout_seconds=str(START_S),
         # The GCS takes the only node for lost after so many checks of 3 s.
@@ -41,7 +41,7 @@ def be_patient(folder: Path) -> None:
 def patient(
     ask: Callable[..., Any], seconds: float = START_S, sleep: Callable[[float], None] = time.sleep
 ) -> Callable[..., Any]:
-    """A function that asks again for so long before it raises RuntimeError as `ask` does."""
+    """Wrap `ask` so that it is repeated for so long before its RuntimeError is raised."""
 
     def asked(*arguments: Any) -> Any:
         deadline = time.monotonic() + seconds
@@ -62,7 +62,7 @@ def wait_for_the_node() -> None:
 
 
 class Daemons:
-    """The raylet and the GCS that descend from this process. `check` is called often, by the main thread."""
+    """The raylet and the GCS that descend from this process. The main thread calls `check` often."""
 
     def __init__(self, folder: Path) -> None:
         self._logs = folder / "session_latest" / "logs"
@@ -70,7 +70,7 @@ class Daemons:
         self._restarts = Restarts()
 
     def check(self) -> str | None:
-        """What was done about a GCS that ended, None if nothing was; RayLost if one ended for good."""
+        """Returns what was done about a GCS that ended, None if none did; RayLost if a process ended for good."""
         self._find()
         if self._ended("raylet"):
             raise RayLost(self._told("raylet"))
@@ -107,7 +107,7 @@ class Daemons:
 
 
 def _last_line(log: Path) -> str:
-    """The last line of a log that has something in it."""
+    """The last line of a log that is not empty."""
     try:
         lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
     except OSError:

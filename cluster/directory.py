@@ -1,4 +1,4 @@
-"""Which workers there are: workers enter themselves, routers and the `ling` command watch."""
+"""The directory of workers: workers enter themselves; routers and the `ling` command watch it."""
 
 import asyncio
 import secrets
@@ -11,7 +11,7 @@ from wire.progress import Starting
 from wire.protocol import WorkerInfo
 
 _WATCH_S = 10.0
-# After a restart: until every worker has had the time to enter itself again.
+# After a restart, until every worker has had the time to enter itself again.
 _SETTLE_S = 4 * ENTER_EVERY_S
 
 
@@ -27,27 +27,29 @@ class Directory:
         self._settled = asyncio.create_task(asyncio.sleep(_SETTLE_S))
 
     async def enter(self, info: WorkerInfo) -> None:
-        """A worker says that it is there."""
+        """A worker serves."""
         await self._note(self._entries.enter(info, time.monotonic()))
 
     async def start(self, worker: Starting) -> None:
-        """A worker says how far it is on its way to serving."""
+        """A worker reports the progress of its start."""
         await self._note(self._entries.start(worker, time.monotonic()))
 
     async def leave(self, worker_id: str) -> None:
-        """A worker says that it takes no more work."""
+        """A worker takes no more work."""
         await self._note(self._entries.leave(worker_id))
 
     async def fail(self, failure: Failure) -> None:
-        """A worker says why it ends."""
+        """A worker ends, for this reason."""
         await self._note(self._entries.fail(failure))
 
     async def exchange(self, router: str, figures: Figures) -> dict[str, Figures]:
-        """A router tells its figures, and is told those of the others."""
+        """A router hands in its figures and gets those of the other routers."""
         return self._figures.tell(router, figures, time.monotonic())
 
     async def watch(self, version: str) -> Listing:
-        """The listing once it differs from `version`, or after _WATCH_S as it is. `version` is "" the first time."""
+        """Return the listing once it differs from `version`, or unchanged after _WATCH_S. `version` is "" the first
+        time.
+        """
         if version and not self._entries.made(version):
             # The caller knows the listing of a directory before this one: an emptier one would take workers from it.
             await asyncio.shield(self._settled)
@@ -57,7 +59,7 @@ class Directory:
             if self._entries.listing.version != version:
                 break
             async with self._changed:
-                # At most a tick, so that entries expire though nobody enters.
+                # Wait one tick at most, so that entries expire though nobody enters.
                 try:
                     await asyncio.wait_for(self._changed.wait(), min(deadline - now, ENTER_EVERY_S))
                 except TimeoutError:

@@ -1,4 +1,4 @@
-"""The certain end of what this process has started: every process that descends from it, by its id, and its folder."""
+"""Ends everything that this process has started: its descendants, by process id, and its folder."""
 
 import os
 import shutil
@@ -21,7 +21,9 @@ def abandon(folder: Path) -> NoReturn:
 
 
 def end_descendants(patience_s: float) -> None:
-    """Terminate, after `patience_s` kill, until none is left; what ends may leave new orphans."""
+    """Terminate all descendants, kill them after `patience_s`, and repeat until none is left: an end may leave new
+    orphans.
+    """
     kill_from = time.monotonic() + patience_s
     own = psutil.Process()
     while living := [p for p in own.children(recursive=True) if _runs(p)]:
@@ -45,7 +47,7 @@ def remove(folder: Path) -> None:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether it still runs; one that has ended but was adopted is reaped."""
+    """Whether the process still runs; an adopted one that has ended is reaped."""
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             process.wait(timeout=0)

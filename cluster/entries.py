@@ -1,4 +1,4 @@
-"""Which workers there are, as plain bookkeeping."""
+"""The directory's bookkeeping of workers. Pure."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -33,10 +33,10 @@ class Listing:
 
 
 class Entries:
-    """The bookkeeping: entries that expire unless renewed. Time is passed in."""
+    """Entries that expire unless they are renewed. Time is passed in."""
 
     def __init__(self, epoch: str) -> None:
-        """`epoch` keeps the versions of a restarted directory apart from the old one's."""
+        """epoch: separates the versions of a restarted directory from the earlier one's."""
         self._epoch = epoch
         self._count = 0
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
@@ -44,31 +44,31 @@ class Entries:
         self._failures: deque[Failure] = deque(maxlen=_KEPT_FAILURES)
 
     def enter(self, info: WorkerInfo, now: float) -> bool:
-        """Add or renew a worker; whether the listing changed."""
+        """Add or renew a worker; returns whether the listing changed."""
         self._starting.pop(info.worker_id, None)
         known = self._workers.get(info.worker_id)
         self._workers[info.worker_id] = (info, now + EXPIRY_S)
         return self._bump(known is None or known[0] != info)
 
     def start(self, worker: Starting, now: float) -> bool:
-        """Note how far a worker is that does not serve yet; whether the listing changed."""
+        """Record the progress of a worker that does not serve yet; returns whether the listing changed."""
         known = self._starting.get(worker.worker_id)
         self._starting[worker.worker_id] = (worker, now + EXPIRY_S)
         return self._bump(known is None or known[0] != worker)
 
     def leave(self, worker_id: str) -> bool:
-        """Take a worker out; whether it was in."""
+        """Remove a worker; returns whether it was listed."""
         return self._bump(self._workers.pop(worker_id, None) is not None)
 
     def fail(self, failure: Failure) -> bool:
-        """Note a failure and take the worker out."""
+        """Record a failure and remove the worker."""
         self._workers.pop(failure.worker_id, None)
         self._starting.pop(failure.worker_id, None)
         self._failures.append(failure)
         return self._bump(True)
 
     def expire(self, now: float) -> bool:
-        """Take out workers that were not renewed in time; whether there were any."""
+        """Remove workers that were not renewed in time; returns whether there were any."""
         late = [i for i, (_, until) in self._workers.items() if until <= now]
         for worker_id in late:
             del self._workers[worker_id]
@@ -88,7 +88,7 @@ class Entries:
         )
 
     def made(self, version: str) -> bool:
-        """Whether a version is of these entries, not of another directory's."""
+        """Whether a version was made by this directory, not by an earlier one."""
         return version.startswith(f"{self._epoch}.")
 
     def _bump(self, changed: bool) -> bool:

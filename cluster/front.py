@@ -14,7 +14,7 @@ from cluster.http_limits import LimitedHttp
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Signals belong to the process this server is a guest in."""
+        """Leave signals alone: they belong to the process that this server runs in."""
         yield
 
 
@@ -62,6 +62,6 @@ class Front:
         self._socket.close()
 
     async def drained(self) -> None:
-        """Return once all requests have ended by themselves."""
+        """Return once all requests have ended, without any deadline."""
         if self._serving is not None:
             await asyncio.shield(self._serving)

@@ -1,4 +1,4 @@
-"""Which GPUs Ray assigned to a worker, as its ranks' processes count them."""
+"""Maps the GPUs that Ray assigned to a worker to the indexes that its ranks' processes see."""
 
 import os
 from typing import Any
@@ -11,7 +11,7 @@ SEES_ALL_GPUS: dict[str, Any] = {"env_vars": {"RAY_EXPERIMENTAL_NOSET_CUDA_VISIB
 
 
 def assigned_gpus() -> tuple[int, ...]:
-    """The indexes of this actor's GPUs, a rank each."""
+    """The indexes of this actor's GPUs, one for each rank."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     return tuple(gpu_index(gpu, visible) for gpu in ray.get_runtime_context().get_accelerator_ids()["GPU"])
 

@@ -1,4 +1,4 @@
-"""What a user may type once a cluster serves."""
+"""Commands that a user may type once a cluster serves."""
 
 import shlex
 
@@ -6,7 +6,7 @@ _BODY = '{"model": "auto", "stream": true, "max_tokens": 64, "messages": [{"role
 
 
 def hints(url: str, api_keys: str | None) -> str:
-    """Commands against a cluster at `url`. api_keys: its file of keys, if it asks for one."""
+    """Commands for a cluster at `url`. api_keys: the file of its keys, if it asks for one."""
     curl = f"curl -N {url}/v1/chat/completions -H 'content-type: application/json'"
     lines = []
     if api_keys is not None:

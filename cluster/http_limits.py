@@ -1,4 +1,4 @@
-"""uvicorn's HTTP, with bounds on what a client may send before its request and on how slowly it may read."""
+"""uvicorn's HTTP protocol with limits on a request's head and on how slowly a client may read its answer."""
 
 import asyncio
 from typing import Any
@@ -10,13 +10,13 @@ from router.errors import ApiError
 from router.http.entrance import MAX_HEAD_BYTES
 
 HEAD_TIMEOUT_S = 30.0
-# What a client has to read what is buffered for it: so many seconds, and as many more as this rate takes.
+# A client must read what is buffered for it within so many seconds, and as many more as this rate takes.
 READ_TIMEOUT_S = 30.0
 LEAST_BYTES_PER_S = 4096
 
 
 def _unframed(cycle: RequestResponseCycle) -> None:
-    """Answer without chunks, which HTTP/1.0 does not know: the connection's end is the answer's."""
+    """Send the answer without chunks, which HTTP/1.0 lacks: the end of the connection ends the answer."""
     send = cycle.send
 
     async def unframed(message: ASGISendEvent) -> None:
@@ -29,9 +29,10 @@ def _unframed(cycle: RequestResponseCycle) -> None:
 
 
 class LimitedHttp(HttpToolsProtocol):
-    """Requests begin with a head, or end with trailers, of at most so many bytes (431), whole in so many seconds (408).
+    """A request's head, and its trailers, are at most so many bytes (431) and come within so many seconds (408).
 
-    The connection of a client that does not read its answer is cut: what waits to send to it then sees it as gone.
+    The connection of a client that does not read its answer is cut; whatever waits to send to it then sees that it
+    left.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

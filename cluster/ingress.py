@@ -22,7 +22,7 @@ from wire.protocol import PeerRef
 
 _RETRY_S = 0.5
 _EXCHANGE_S = 2.0
-# What in-stream errors need to reach the clients, once draining is over.
+# Time for in-stream errors to reach the clients, after draining.
 _FLUSH_S = 2.0
 _LOG = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Router:
         config = self._config
         await self._gateway.start()
         self._watching = asyncio.create_task(self._watch())
-        # What workers are and have, they tell by themselves.
+        # Workers report what they are themselves.
         metrics, tags = self._gateway.metrics, {"router": self._gateway.config.name}
         own = Bridge(lambda: (r for r in metrics.read() if r.metric.source == "router"), tags)
         self._telling = asyncio.create_task(own.run())
@@ -61,7 +61,9 @@ class Router:
         return await asyncio.wait_for(self._directory.exchange.remote(name, own), _EXCHANGE_S)
 
     async def _watch(self) -> None:
-        """Keep the gateway's table as the directory lists it; without a directory the last listing stands."""
+        """Keep the gateway's table equal to the directory's listing; while there is no directory, keep the last
+        listing.
+        """
         version = ""
         while True:
             try:
@@ -78,7 +80,7 @@ class Router:
                 )
 
     async def __del__(self) -> None:
-        """Accept nothing more, let streams end, then end them with an error their readers see."""
+        """Accept nothing more, let streams end for `drain_s`, then end the rest with an error event."""
         if self._front is not None:
             self._front.stop_accepting()
             try:

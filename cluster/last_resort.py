@@ -1,7 +1,8 @@
-"""A small process that ends this one and all below it and removes its folder, if a signal is not heeded in time.
+"""A small process that ends this one with all its descendants, and removes its folder, if a signal is not handled in
+time.
 
-Ray connects to its GCS in native code that keeps Python's lock: while the GCS does not answer, no handler of a signal
-runs here. Python still writes each signal's number to the wake-up pipe, and the other process reads it there.
+Ray connects to its GCS in native code that holds Python's lock. While the GCS does not answer, no signal handler runs
+here. Python still writes each signal's number to the wake-up pipe, which the other process reads.
 """
 
 import os
@@ -40,12 +41,12 @@ class LastResort:
         signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
 
     def serves(self) -> None:
-        """From now on signals mean that running requests get their time."""
+        """From now on, signals leave running requests their time to end."""
         os.write(self._pipe, bytes([_SERVES]))
 
 
 def _heeded(source: int, watched: frozenset[int], patience: tuple[float, float]) -> bool:
-    """Wait for the process's end, or until a signal has not been heeded in time."""
+    """Wait until the process ends, or until a signal was not handled in time."""
     serves, deadline = False, None
     while True:
         left = None if deadline is None else max(0.0, deadline - time.monotonic())
@@ -60,7 +61,7 @@ def _heeded(source: int, watched: frozenset[int], patience: tuple[float, float])
 
 
 def _end(pid: int) -> None:
-    """Kill a process and its descendants but this one, the parent first so that it starts no more."""
+    """Kill a process and its descendants, but not this one; the parent first, so that it starts no more."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         process.suspend()

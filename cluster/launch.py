@@ -1,4 +1,4 @@
-"""`ling serve`, up to the point where Ray is imported: Ray reads its environment then."""
+"""`ling serve` up to the import of Ray, which reads its environment when it is imported."""
 
 import functools
 import os
@@ -53,7 +53,7 @@ def serve_here(config: ClusterConfig, metrics_port: int | None = None) -> None:
 
 
 def _folder_that_goes() -> tuple[Path, EndingSignals]:
-    """A folder for the cluster's files. From now on an ending signal ends what was started and removes it."""
+    """A temporary folder for the cluster's files. From now on an ending signal ends what was started and removes it."""
     # No signal may come between the two.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
@@ -64,7 +64,9 @@ def _folder_that_goes() -> tuple[Path, EndingSignals]:
 
 
 def _check_port(host: str, port: int, setting: str) -> None:
-    """Routers share their port: one of another cluster would be no obstacle, it would get half of the requests."""
+    """ConfigError if the port is taken. Routers share their port, so binding beside another cluster's would succeed,
+    and split the requests.
+    """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -74,10 +76,10 @@ def _check_port(host: str, port: int, setting: str) -> None:
 
 
 def _set_environment(fork_server: str) -> None:
-    """Loopback only, a secret of this run's own, and nothing that chatters."""
+    """Configure Ray: loopback only, a secret for this run, and no needless background work."""
     os.environ.update(
         {FORK_SERVER: fork_server},
-        # Ray's switch, whatever its name, for binding to loopback instead of the machine's address.
+        # This switch of Ray's makes it bind to loopback instead of the machine's address.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),

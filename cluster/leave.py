@@ -1,7 +1,7 @@
-"""A node leaves the cluster: `python -m cluster.leave SECONDS`, before its container is stopped.
+"""Takes a node out of the cluster: `python -m cluster.leave SECONDS`, before its container is stopped.
 
-Ray is told that the node goes. Serve then starts the node's replicas on others first, where there is room, and ends
-them here as it always does, with time for what runs; by SECONDS it has ended them anyway.
+Ray is told that the node leaves. Serve then starts the node's replicas on other nodes first, where there is room, and
+ends those here with the usual time for running requests; after SECONDS it ends them in any case.
 """
 
 import argparse
@@ -13,18 +13,18 @@ from collections.abc import Callable
 import psutil
 
 _POLL_S = 1.0
-# How processes of Ray call themselves.
+# The process titles that Ray sets.
 _REPLICA = "ray::ServeReplica"
 
 
 def replicas() -> int:
-    """Serve replicas on this machine, or in this container."""
+    """Serve replicas on this machine or in this container."""
     lines = (process.info["cmdline"] for process in psutil.process_iter(["cmdline"]))
     return sum(bool(line) and line[0].startswith(_REPLICA) for line in lines)
 
 
 def drain(seconds: int) -> bool:
-    """Tell Ray; False, after its own words, if it could not be told: then nothing here will end by itself."""
+    """Tell Ray; False, after printing Ray's reason, if that failed: then nothing here ends by itself."""
     options = {
         "reason": "DRAIN_NODE_REASON_PREEMPTION",
         "reason-message": "the node is stopped",
@@ -35,7 +35,7 @@ def drain(seconds: int) -> bool:
 
 
 def wait(deadline: float, left: Callable[[], int] = replicas, sleep: Callable[[float], None] = time.sleep) -> bool:
-    """Until no replica is left, or `deadline` by the monotonic clock; whether none is."""
+    """Wait until no replica is left; False if `deadline`, by the monotonic clock, comes first."""
     while left():
         if time.monotonic() >= deadline:
             return False

@@ -20,10 +20,10 @@ _PATIENCE_S = 1.0
 
 
 class LocalRay:
-    """Starts on `start`; `end` leaves no process and no file of it behind."""
+    """Starts on `start`; `end` leaves no process and no file behind."""
 
     def __init__(self, folder: Path, metrics_port: int | None) -> None:
-        """`folder` takes all its files. `metrics_port`: its metrics agent listens there; None for any free port."""
+        """folder: for all its files. metrics_port: where its metrics agent listens; None for any free port."""
         self._metrics_port = metrics_port
         self.folder = folder
         self.daemons = Daemons(folder)
@@ -55,8 +55,10 @@ class LocalRay:
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
     def end(self, keep_logs: bool, disconnect: bool) -> None:
-        """End every process that descends from this one, by its id. `disconnect`: whether nothing calls Ray any more;
-        a call that goes on after a disconnection would start Ray anew."""
+        """End every descendant of this process, by its id.
+
+        disconnect: whether nothing calls Ray any more; a call after a disconnection would start Ray anew.
+        """
         if disconnect:
             ray.shutdown()
         else:
@@ -68,10 +70,10 @@ class LocalRay:
 
 
 def _leave_out(*starts: str) -> None:
-    """Let this process's Ray do without: the autoscaler (one machine does not grow), what brings workers' output to the
-    driver (nobody reads it there), and the server of the dashboard, which runs even where there is no dashboard.
+    """Start Ray without what one machine does not need: the autoscaler, the log monitor that brings workers' output to
+    the driver, and the dashboard's server, which runs even where there is no dashboard.
 
-    `ray.init` has no setting for them. The names are Ray's own; its release is pinned.
+    `ray.init` has no setting for them. The names are private to Ray; its release is pinned.
     """
     for name in starts:
         if not hasattr(Node, name):
@@ -80,6 +82,6 @@ def _leave_out(*starts: str) -> None:
 
 
 def _adopt_orphans() -> None:
-    """Processes whose parent dies become this process's children (Linux), so that none gets out of sight."""
+    """Make processes whose parent dies children of this process (Linux), so that all can be found at the end."""
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)

@@ -1,8 +1,8 @@
-"""Figures of routers and workers into Ray's metrics pipeline, which every node's agent shows to Prometheus.
+"""Copies figures of routers and workers into Ray's metrics pipeline, which each node's agent shows to Prometheus.
 
-All of them go as Ray's gauges, with their cumulative values as they were recorded: Ray's own counters can't start at
-0, so that the first failure would raise no rate; and its histograms guess their sums, at a cost for each observation.
-To PromQL it is the same; only the TYPE line reads gauge. Ray puts `ray_` before every name.
+All of them are Ray gauges that carry the cumulative values as recorded: Ray's own counters can't start at 0, so that a
+first failure would raise no rate, and its histograms estimate their sums, at a cost for each observation. For PromQL it
+makes no difference; only the TYPE line reads gauge. Ray puts `ray_` before every name.
 """
 
 import asyncio
@@ -18,9 +18,9 @@ _LOG = logging.getLogger(__name__)
 
 
 class Bridge:
-    """Hands over what `read` gives, twice in each of Ray's report intervals of 10 s.
+    """Hands over what `read` returns, twice in each of Ray's report intervals of 10 s.
 
-    tags: what tells this process's series from others'.
+    tags: labels that tell this process's series from others'.
     """
 
     def __init__(self, read: Callable[[], Iterable[Reading]], tags: dict[str, str]) -> None:
@@ -29,7 +29,7 @@ class Bridge:
         self._gauges: dict[str, Gauge] = {}
 
     async def run(self) -> None:
-        """Until cancelled. What fails is tried again, and logged where it is not what failed before."""
+        """Hand values over until cancelled. Errors are logged, once for each different one, and retried."""
         failure = ""
         while True:
             try:
@@ -41,7 +41,7 @@ class Bridge:
             await asyncio.sleep(EVERY_S)
 
     def hand_over(self) -> None:
-        """All values, now. A series that is not set any more leaves Ray's pages after two of its report intervals."""
+        """Hand over all values now. A series that is no longer set leaves Ray's pages after two report intervals."""
         for reading in self._read():
             for name, labels, value in reading.samples:
                 tags = labels | self._tags

@@ -1,4 +1,4 @@
-"""How near a worker's steps come to what the planner takes to be possible on its card."""
+"""Compares a worker's steps with what the planner says its card can do."""
 
 from planner.cards import Card, find_card
 from planner.errors import PlanError
@@ -16,7 +16,7 @@ class Limit:
         self._before = StepTotals(0, 0.0, 0, 0, 0, 0)
 
     def reached(self, totals: StepTotals) -> float | None:
-        """Share of the limit since the last call, 1 for all of it; None if there were no steps."""
+        """The share of the limit since the last call, 1 for all of it; None if there were no steps."""
         before, self._before = self._before, totals
         steps, seconds = totals.steps - before.steps, totals.seconds - before.seconds
         if not steps or seconds <= 0:
@@ -32,7 +32,7 @@ class Limit:
 
 
 def limit_of(model: str, card: str | None, tp: int) -> Limit | None:
-    """For a checkpoint folder on cards of a name; None without a name. ValueError for a card or model not known."""
+    """The comparison for a checkpoint and a card's name; None without a name. ValueError if either is unknown."""
     if card is None:
         return None
     try:

@@ -23,7 +23,7 @@ DEFAULT_PROMPT = 8192
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class PlanReport:
     """What `--json` prints. check: the running cluster's figures beside the plan's, with `--check`."""
 
     plan: Plan
@@ -91,7 +91,7 @@ def plan_command(
     except PlanError as error:
         raise typer.BadParameter(str(error)) from None
     if json:
-        typer.echo(TypeAdapter(Answer).dump_json(Answer(plan, compared), indent=2).decode())
+        typer.echo(TypeAdapter(PlanReport).dump_json(PlanReport(plan, compared), indent=2).decode())
     else:
         _print(plan, compared)
     if compared and not all(figure.same for figure in compared):
@@ -115,7 +115,7 @@ def _layout(
 def _traffic(
     requests_per_s: float | None, prompt: int | None, output: int | None, hit_rate: float | None
 ) -> Traffic | None:
-    """The traffic the flags describe; PlanError if they describe half of one."""
+    """The traffic that the flags describe; PlanError if flags are missing."""
     if requests_per_s is None:
         for flag, value in (("--output-tokens", output), ("--hit-rate", hit_rate)):
             if value is not None:

@@ -1,4 +1,4 @@
-"""A worker as a Serve replica: the replica is the leader, its ranks are processes beside it on the same node."""
+"""A worker as a Serve replica: the replica is the leader; its ranks are processes beside it on the same node."""
 
 import asyncio
 import functools
@@ -36,14 +36,14 @@ from workers.local import FORK_SERVER, ForkServer, fork_launcher
 
 _LEADER_CPUS = 0.01
 _CALL_S = 2.0
-# For in-stream errors to reach the routers before the process is gone.
+# Time for in-stream errors to reach the routers before the process ends.
 _CLOSE_S = 2.0
 _IDLE_POLL_S = 0.05
 _LOG = logging.getLogger(__name__)
 
 
 def actor_options(config: ClusterConfig, role: Role) -> dict[str, Any]:
-    """What a worker asks of Ray for its leader and all its ranks, which stand on one node with it."""
+    """The resources that a worker asks of Ray for its leader and all its ranks, which run on one node."""
     pool, cuda = config.pool(role), config.device == "cuda"
     return {
         "num_cpus": round(_LEADER_CPUS + pool.tp * config.rank_cpus, 4),
@@ -54,7 +54,7 @@ def actor_options(config: ClusterConfig, role: Role) -> dict[str, Any]:
 
 
 class Worker:
-    """The leader's replica. It enters itself in the directory while it works, and ends its process if a rank ends."""
+    """The leader's replica. It is in the directory while it serves, and ends its process if a rank ends."""
 
     async def __init__(self, resolved: Resolved, role: Role, directory: Any) -> None:  # type: ignore[misc] # Serve awaits it
         close_side_door()
@@ -77,7 +77,7 @@ class Worker:
         self._telling = asyncio.create_task(Bridge(self._figures, {}).run())
 
     async def _start(self, resolved: Resolved) -> None:
-        """Load the weights from a live worker, else from storage; what lies elsewhere is fetched only then."""
+        """Load the weights from a live worker, else from storage; a remote checkpoint is fetched only then."""
         origin = resolved.origin
         if origin is not None:
             resolved = resolved.moved((await asyncio.to_thread(origin.description)).folder)
@@ -103,7 +103,7 @@ class Worker:
         await _within(self._directory.start.remote(starting), _CALL_S, "telling the directory of the start")
 
     async def _live(self) -> tuple[WorkerInfo, ...]:
-        """Workers that serve now; none while the directory can't be asked."""
+        """The workers that serve now; none while the directory does not answer."""
         try:
             listing: Listing = await asyncio.wait_for(_awaited(self._directory.watch.remote("")), _CALL_S)
         except Exception as error:
@@ -139,17 +139,17 @@ class Worker:
         await _within(self._directory.fail.remote(failure), _CALL_S, "telling the directory of the failure")
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
-        """Serve asks, and gives it to the pool's autoscaling policy."""
+        """Serve calls this and hands the result to the pool's autoscaling policy."""
         return {DEMAND: self._demand()}
 
     def _demand(self) -> float:
         return demand(self._leader.info, self._leader.load, self._config.max_step_tokens, self._target)
 
     async def check_health(self) -> None:
-        """Serve asks; a leader whose loop hangs does not answer."""
+        """Serve calls this; a leader whose loop hangs does not answer."""
 
     async def __del__(self) -> None:
-        """Take no more work, let what runs end, then end it with an error its readers see."""
+        """Take no more work, let running requests end for `drain_s`, then end the rest with an error event."""
         self._entering.cancel()
         # When all of the application goes, the directory may be gone already: nothing waits for its answer.
         leaving = asyncio.create_task(
@@ -167,7 +167,7 @@ class Worker:
 
 
 async def _within(call: Any, seconds: float, what: str) -> None:
-    """Wait for it so long and no longer. A failure is logged, as `what`, and the worker goes on."""
+    """Wait for it this long at most. A failure is logged under the name `what`, and the worker goes on."""
     try:
         await asyncio.wait_for(_awaited(call), seconds)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""One thread for all that calls Ray, so that the main thread is free to heed signals and to look after Ray."""
+"""One thread makes all calls to Ray, so that the main thread is free for signals and for watching Ray's processes."""
 
 import threading
 from collections.abc import Callable
@@ -21,7 +21,7 @@ class RayThread:
         threading.Thread(target=self._run, name="ray", daemon=True).start()
 
     def do(self, work: Callable[[], T], check: Callable[[], None]) -> T:
-        """`work`'s result or error. Meanwhile `check` is called often; an error of its own ends the wait alone."""
+        """The result or error of `work`. Meanwhile `check` is called often; an error of `check` ends only the wait."""
         future: Future[T] = Future()
 
         def run() -> None:
@@ -42,7 +42,7 @@ class RayThread:
 
     @property
     def idle(self) -> bool:
-        """Whether all work that was given to it is done."""
+        """Whether all work given to it has ended."""
         return self._done == self._given
 
     def _run(self) -> None:

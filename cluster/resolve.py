@@ -1,4 +1,4 @@
-"""A config against the machine and the checkpoint: what is left open is filled in, what can't be is refused."""
+"""Completes a config for this machine and its checkpoint: fills in what is open, and refuses what does not fit."""
 
 import os
 import tempfile
@@ -20,7 +20,7 @@ from workers.config import WorkerConfig
 from workers.model.config import LingConfig
 from workers.sizes import default_step_tokens
 
-# The embedded default: a small trained checkpoint that the checkout carries.
+# The default: a small trained checkpoint that comes with the code.
 EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
 
 
@@ -46,9 +46,9 @@ class Resolved:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A checkpoint that is described in a folder of this host, and by what name clients know it.
+    """A checkpoint whose description is in a folder of this host, and the name that clients know it by.
 
-    origin: where every host gets the weights from; None where they lie in the folder, at the same path everywhere.
+    origin: where every host gets the weights from; None where they are in the folder, at the same path on every host.
     """
 
     folder: Path
@@ -57,10 +57,7 @@ class Found:
 
 
 def find(config: ClusterConfig) -> Found:
-    """The checkpoint that `model` names; of one that lies elsewhere, only what describes it is fetched.
-
-    ConfigError, FetchError.
-    """
+    """The checkpoint that `model` names; of a remote one only the description is fetched. ConfigError, FetchError."""
     if config.model is None:
         return Found(EMBEDDED, EMBEDDED.name)
     place = remote(config.model)
@@ -73,14 +70,14 @@ def find(config: ClusterConfig) -> Found:
 
 
 def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> Resolved:
-    """Fill in the checkpoint and the device; ConfigError if it can't be.
+    """Fill in the checkpoint and the device; ConfigError if that fails.
 
-    gpus: how many the Ray cluster has. found: the checkpoint, where it was looked for already.
+    gpus: how many the Ray cluster has. found: the checkpoint, if it was looked for already.
     """
     found = found or find(config)
     folder = found.folder
     device = config.device if config.device != "auto" else "cuda" if gpus else "cpu"
-    settled = {"model": str(folder), "device": device, **_routers(config), **_keys_file(config), **_data_dir(config)}
+    settled = {"model": str(folder), "device": device, **_routers(config), **_keys_file(config), **_folders(config)}
     resolved = parse(config.model_dump(), settled)
     longest = _check_checkpoint(resolved, folder)
     try:
@@ -91,7 +88,7 @@ def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> R
 
 
 def routers_for(cores: int) -> int:
-    """Routers of a host of so many cores, where their number is left open. Each keeps one core busy at the most."""
+    """The number of routers on a host with so many cores, where it is left open. Each keeps at most one core busy."""
     return max(1, min(4, cores // 8))
 
 
@@ -102,7 +99,7 @@ def _routers(config: ClusterConfig) -> dict[str, int]:
 
 
 def _keys_file(config: ClusterConfig) -> dict[str, str]:
-    """The keys' file by its whole path: replicas start in folders of their own."""
+    """The absolute path of the keys' file: replicas start in folders of their own."""
     if config.router.api_keys is None:
         return {}
     file = Path(config.router.api_keys).expanduser().resolve()
@@ -113,18 +110,20 @@ def _keys_file(config: ClusterConfig) -> dict[str, str]:
     return {"router.api_keys": str(file)}
 
 
-def _data_dir(config: ClusterConfig) -> dict[str, str]:
-    """The folder by its whole path; it is made when there is something to keep."""
-    if config.router.data_dir is None:
-        return {}
-    folder = Path(config.router.data_dir).expanduser().resolve()
-    if folder.exists() and not folder.is_dir():
-        raise ConfigError(f"router.data_dir: {folder} is no folder")
-    return {"router.data_dir": str(folder)}
+def _folders(config: ClusterConfig) -> dict[str, str]:
+    """Absolute paths of folders, which are created with their first files."""
+    found: dict[str, str] = {}
+    for setting, given in (("router.data_dir", config.router.data_dir), ("cache.disk_dir", config.cache.disk_dir)):
+        if given is not None:
+            folder = Path(given).expanduser().resolve()
+            if folder.exists() and not folder.is_dir():
+                raise ConfigError(f"{setting}: {folder} is no folder")
+            found[setting] = str(folder)
+    return found
 
 
 def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
-    """The longest context that is served, in tokens."""
+    """Check the config against the checkpoint; returns the longest context, in tokens."""
     try:
         model = LingConfig.load(folder, config.model_overrides)
     except (OSError, ValueError) as error:
@@ -133,6 +132,10 @@ def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
         model.check_tp(config.decode.tp)
     except ValueError as error:
         raise ConfigError(f"decode.tp: {error}") from error
+    if isinstance(config.speculate, int) and not model.mtp_layers:
+        raise ConfigError(
+            f"speculate: {config.speculate} drafts need an MTP layer, and {folder} has none; use auto or off"
+        )
     longest = config.max_model_len or model.max_model_len
     if longest > model.max_model_len:
         raise ConfigError(
@@ -145,7 +148,7 @@ def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
 
 
 def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> WorkerConfig:
-    """What one worker of a pool needs; it listens on `host`, to those that know the secret."""
+    """The settings of one worker of a pool; it listens on `host`, to processes that know the secret."""
     config = resolved.config
     device: Literal["cpu", "cuda"] = "cuda" if config.device == "cuda" else "cpu"
     return WorkerConfig(
@@ -163,6 +166,8 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         cache_states=config.cache.states(config.slots),
         cache_host_bytes=config.cache.host_bytes,
         cache_state_dtype=config.cache.state_dtype,
+        cache_disk_dir=config.cache.disk_dir,
+        cache_disk_bytes=config.cache.disk_bytes,
         collectives=config.collectives,
         channel=config.handoff.channel,
         model_overrides=config.model_overrides,
@@ -170,6 +175,7 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         load=config.load,
         verify=config.verify,
         cuda_graphs=config.cuda_graphs,
+        speculate=config.speculate,
         host=host,
         secret=secret,
         logs=log_settings(resolved.config),
@@ -177,12 +183,12 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
 
 
 def log_settings(config: ClusterConfig) -> LogSettings:
-    """How every process of the cluster logs."""
+    """The log settings of every process of the cluster."""
     return LogSettings(config.logs.format, config.logs.level)
 
 
 def router_config(resolved: Resolved, name: str, secret: str) -> RouterConfig:
-    """What one router replica needs; `name` is how it calls itself to workers, and `secret` what it proves to them."""
+    """The settings of one router. name: what workers call it. secret: what it proves to workers."""
     return RouterConfig(
         served_model_name=resolved.served_name,
         tokenizer=resolved.model,
@@ -198,5 +204,5 @@ def router_config(resolved: Resolved, name: str, secret: str) -> RouterConfig:
 
 
 def pools(resolved: Resolved) -> Pools:
-    """How many workers each pool is configured to have."""
+    """The configured number of workers of each pool."""
     return Pools(resolved.config.prefill.replicas, resolved.config.decode.replicas)

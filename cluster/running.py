@@ -1,4 +1,4 @@
-"""A cluster on this machine, from its first process to its last."""
+"""Runs a cluster on this machine, from its first process to its last."""
 
 import os
 import time
@@ -33,23 +33,23 @@ _APP = "ling"
 _POLL_S = 0.2
 _SIGNAL_POLL_S = 0.5
 _CALL_S = 5.0
-# On top of draining: what ending streams, ranks and connections takes.
+# Time for ending streams, ranks and connections, after draining.
 _CLOSING_S = 5.0
-# After a signal; whoever takes longer is ended from outside.
+# After a signal; a process that takes longer is ended from outside.
 _HEEDED_S = 5.0
 
 
 class _Watch:
-    """What the directory says, as it changes."""
+    """The directory's listings, as they change."""
 
     def __init__(self, every_s: float) -> None:
-        """`every_s`: how often the caller wants to look at other things."""
+        """every_s: how often the caller wants to check other things meanwhile."""
         self._every_s = every_s
         self._listing = Listing("", (), ())
         self._call: Any = None
 
     def __iter__(self) -> Iterator[Listing]:
-        """The listing: once it has changed, and every so many seconds."""
+        """The latest listing: as soon as it changes, and every so many seconds."""
         while True:
             try:
                 if self._call is None:
@@ -72,9 +72,11 @@ class StartError(RuntimeError):
 def run(
     config: ClusterConfig, found: Found, folder: Path, metrics_port: int | None, signals: EndingSignals
 ) -> NoReturn:
-    """Start, serve until an ending signal, drain, end this process. A second signal ends without draining.
+    """Start the cluster, serve until an ending signal, drain, and end this process. A second signal ends it without
+    draining.
 
-    `folder`: for the cluster's files; it goes with it. ConfigError and StartError if it did not come up.
+    folder: for the cluster's files; it is removed at the end. ConfigError and StartError if the cluster did not come
+    up.
     """
     began = time.monotonic()
     local = LocalRay(folder, metrics_port)
@@ -114,7 +116,7 @@ def run(
 
 
 def _start(config: ClusterConfig, found: Found, progress: Status, signals: EndingSignals) -> Resolved:
-    """Returns once the cluster serves; InterruptedError at an ending signal."""
+    """Return once the cluster serves; InterruptedError at an ending signal."""
     resolved = _on_device(config, found)
     progress.update("starting Serve…")
     target = serve.RunTarget(application(resolved), name=_APP)
@@ -140,7 +142,7 @@ def _start(config: ClusterConfig, found: Found, progress: Status, signals: Endin
 
 
 def _follow(signals: EndingSignals, console: Console) -> None:
-    """Tell of workers that end, until a signal."""
+    """Print which workers end, until a signal."""
     told = 0
     for listing in _Watch(_SIGNAL_POLL_S):
         for failure in listing.failures[told:]:
@@ -151,7 +153,7 @@ def _follow(signals: EndingSignals, console: Console) -> None:
 
 
 def _on_device(config: ClusterConfig, found: Found) -> Resolved:
-    """The config on the device Ray found; ConfigError if it has too few."""
+    """The config for the device that Ray found; ConfigError if Ray has too few GPUs."""
     there = gpus()
     resolved = resolve(config, there, found)
     need = sum(pool.replicas * pool.tp for pool in (config.prefill, config.decode))
@@ -164,7 +166,7 @@ def _on_device(config: ClusterConfig, found: Found) -> Resolved:
 
 
 def _check_deployed() -> None:
-    """StartError once Serve has given up on a deployment; reasons a worker could not report itself are here."""
+    """StartError once Serve has given up on a deployment, with reasons that a worker could not report itself."""
     app = serve.status().applications.get(_APP)
     if app is not None and app.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
         reasons = [d.message for d in app.deployments.values() if d.message] or [app.message]
@@ -184,7 +186,7 @@ def _router(resolved: Resolved) -> httpx.Client:
 
 
 def _url(resolved: Resolved) -> str:
-    """Where this machine reaches the routers."""
+    """The routers' address, as reached from this machine."""
     config = resolved.config
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(config.host, config.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{config.port}"
@@ -205,9 +207,9 @@ def _announce(resolved: Resolved, seconds: float, console: Console) -> None:
 
 
 def _drain(drain_s: float, signals: EndingSignals, in_ray: RayThread) -> None:
-    """Take the application down: routers stop accepting, running requests get `drain_s` to end.
+    """Shut the application down: routers stop accepting, and running requests get `drain_s` to end.
 
-    It takes no longer than that and _CLOSING_S, whatever has become of Ray.
+    It takes at most that and _CLOSING_S, in whatever state Ray is.
     """
     deadline = time.monotonic() + drain_s + _CLOSING_S
 

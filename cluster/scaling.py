@@ -1,4 +1,4 @@
-"""How many workers a pool needs, by the figures its workers report to Serve, which then starts and drains them."""
+"""How many workers a pool needs, from figures that its workers report to Serve, which starts and drains them."""
 
 import math
 from typing import Any
@@ -14,17 +14,17 @@ _LOOK_BACK_S = 15.0
 
 
 def demand(info: WorkerInfo, load: Load, step_tokens: int, target: AutoscalingSection) -> float:
-    """What is on a worker, in workers that have as much as they are to have: 1 is just right, 2 asks for another."""
+    """The load of a worker relative to its target: 1 is the target, 2 asks for one more worker."""
     return max(_prompts(load, step_tokens, target), 0.0 if info.role == "prefill" else _held(info, load, target))
 
 
 def _prompts(load: Load, step_tokens: int, target: AutoscalingSection) -> float:
-    """Seconds of prompt that wait, over those that may."""
+    """Seconds of prompt that wait, relative to the target."""
     return load.queued_tokens / step_tokens * load.step_s / target.wait_s
 
 
 def _held(info: WorkerInfo, load: Load, target: AutoscalingSection) -> float:
-    """The fuller of slots and pages; who waits for a slot counts as having one."""
+    """Use of slots or of pages, whichever is fuller; a request that waits for a slot counts as having one."""
     slots = (info.slots - load.free_slots + load.queued) / info.slots
     pages = (info.pages - load.free_pages) / info.pages
     return max(slots, pages) / target.busy
@@ -43,7 +43,7 @@ def autoscaling(pool: PoolConfig, target: AutoscalingSection) -> AutoscalingConf
 
 
 def policy(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
-    """Serve asks, every few hundred milliseconds: as many workers as all demands add up to."""
+    """Serve calls this every few hundred milliseconds: the pool's size is the sum of all demands."""
     reported = (context.aggregated_metrics or {}).get(DEMAND)
     if not reported:
         return context.target_num_replicas, {}
@@ -51,6 +51,6 @@ def policy(context: AutoscalingContext) -> tuple[int, dict[str, Any]]:
 
 
 def wanted(demands: list[float]) -> int:
-    """Workers for the sum of demands, and 1 for none."""
-    # A sum that is a whole number but for its last digits asks for no further worker.
+    """Workers for the sum of demands; 1 for no demand."""
+    # A sum that exceeds a whole number only by rounding asks for no further worker.
     return max(1, math.ceil(sum(demands) - 1e-6))

@@ -6,9 +6,9 @@ import ray
 
 
 def cluster_secret() -> str:
-    """Derived from Ray's auth token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token); "" without one.
+    """Derive it from Ray's auth token (RAY_AUTH_TOKEN, RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token); "" without one.
 
-    Ray's token itself never goes over these connections, and a secret that leaks from them does not open Ray.
+    Ray's token itself never goes over these connections, and a leaked secret does not give access to Ray.
     """
     token = ray._raylet.AuthenticationTokenLoader.instance().get_raw_token()
     raw = token.encode() if isinstance(token, str) else bytes(token or b"")

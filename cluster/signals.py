@@ -1,4 +1,4 @@
-"""What Ctrl-C and its kin do, phase by phase. Nothing is raised into code that does not expect it."""
+"""Handles Ctrl-C and other ending signals, by phase. No exception is raised into code that does not expect it."""
 
 import signal
 from collections.abc import Callable
@@ -24,12 +24,12 @@ class EndingSignals:
         self.take()
 
     def take(self) -> None:
-        """Handle the signals; again after Ray has connected, as its native code then takes SIGTERM for itself."""
+        """Install the handlers; call it again once Ray has connected, as its native code takes SIGTERM for itself."""
         for number in ENDING:
             signal.signal(number, self._handle)
 
     def defer(self) -> None:
-        """From now on count signals in `asked`. Any thread may call it."""
+        """From now on count signals in `asked`. May be called from any thread."""
         self._deferred = True
 
     def ignore(self) -> None:
@@ -38,7 +38,7 @@ class EndingSignals:
             signal.signal(number, signal.SIG_IGN)
 
     def restore(self) -> None:
-        """Give the signals back to whoever had them before."""
+        """Reinstall the handlers that were there before."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
 

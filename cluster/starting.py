@@ -1,4 +1,4 @@
-"""A worker's way to serving: told while it moves, ended when it does not."""
+"""Watches a worker's start: reports progress while it moves, and ends the start when it does not."""
 
 import asyncio
 import logging
@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Hung(RuntimeError):
-    """A start whose progress does not move; it is begun anew."""
+    """The start's progress does not move; the worker starts anew."""
 
 
 class Movement:
@@ -26,18 +26,18 @@ class Movement:
         self._moved = now
 
     def take(self, progress: Progress, now: float) -> None:
-        """What is reported now."""
+        """Record a reported progress."""
         if (progress.stage, progress.done) != (self.progress.stage, self.progress.done):
             self._moved = now
         self.progress = progress
 
     def still(self, now: float) -> float:
-        """Seconds since it moved."""
+        """Seconds since it last moved."""
         return now - self._moved
 
 
 class Start:
-    """Watches over a start. report: takes progress, and the seconds it has not moved for."""
+    """Watches one start. report: is called with progress, and the seconds for which it has not moved."""
 
     def __init__(self, report: Callable[[Progress, float], Awaitable[None]], patience_s: float) -> None:
         self._report = report
@@ -45,11 +45,11 @@ class Start:
         self._movement = Movement(time.monotonic())
 
     def tell(self, progress: Progress) -> None:
-        """Progress, from any thread."""
+        """Report progress, from any thread."""
         self._movement.take(progress, time.monotonic())
 
     async def run(self, work: Coroutine[Any, Any, T], every_s: float = _EVERY_S) -> T:
-        """The work's result; Hung if its progress does not move for as long as the patience."""
+        """The work's result; Hung if its progress does not move for `patience` seconds."""
         task = asyncio.create_task(work)
         logged = time.monotonic()
         while not (await asyncio.wait((task,), timeout=every_s))[0]:

@@ -1,4 +1,4 @@
-"""What `/status` says, for the terminal."""
+"""`/status` as text for the terminal."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from rich.text import Text
 
 from wire.progress import Progress
 
-# Beyond this a start that does not move is worth a look.
+# A start that has not moved for longer than this is marked.
 _STILL_S = 30.0
 _COLUMNS = ("worker", "state", "pid", "on", "queued", "running", "moving", "free\nslots", "free\npages")
 
@@ -48,7 +48,7 @@ def _add(table: Table, worker: dict[str, Any]) -> None:
 
 
 def _way(worker: dict[str, Any]) -> str:
-    """How far a starting worker is."""
+    """How far a worker's start is."""
     files, size = (worker["done_files"], worker["total_files"]), (worker["done_bytes"], worker["total_bytes"])
     said = str(Progress(worker["stage"], *size, *files, worker["bytes_per_s"]))
     return said if worker["still_s"] < _STILL_S else f"{said}, still for {worker['still_s']:.0f} s"

@@ -1,4 +1,4 @@
-"""The terminal, kept for what the command itself says."""
+"""Reserves the terminal for the command's own output."""
 
 import os
 import sys
@@ -19,9 +19,9 @@ def console_for_tables() -> Console:
 
 @contextmanager
 def own_console(log: Path) -> Iterator[Console]:
-    """Within, only what is printed on the console reaches standard output; all else, and errors, go to `log`.
+    """Inside the block, only what is printed on the console reaches standard output; all other output goes to `log`.
 
-    Ray and its threads write to the driver's standard output and error as they please.
+    Ray and its threads write to the driver's standard output and error on their own.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -2,7 +2,7 @@
 
 from kernels.group_norm_gate import group_rms_norm_gate
 from kernels.lightning.attention import lightning_attention
-from kernels.lightning.layer import lightning_layer
+from kernels.lightning.layer import lightning_layer, lightning_layer_verify
 from kernels.lightning.verify import lightning_commit, lightning_verify
 from kernels.linear.fp32 import linear_fp32
 from kernels.linear.linear import linear
@@ -34,6 +34,7 @@ __all__ = [
     "lightning_attention",
     "lightning_commit",
     "lightning_layer",
+    "lightning_layer_verify",
     "lightning_verify",
     "linear",
     "linear_fp32",

@@ -174,6 +174,11 @@ class Pages:
     write_at: Tensor
 
     @cached_property
+    def apart(self) -> tuple[Rows, "Pages"]:
+        """`spread` of the rows."""
+        return spread(self.rows, self)
+
+    @cached_property
     def alone(self) -> tuple[tuple[int, Tensor], ...]:
         """(row, its page ids) of each row that is computed by itself: the longer ones, or the only one."""
         rows = self.rows
@@ -201,6 +206,14 @@ class Pages:
             last=ends - 1,
             unused=place > singles.starts[which, None],
         )
+
+
+def spread(rows: Rows, pages: Pages) -> tuple[Rows, Pages]:
+    """The same tokens as rows of one token each: what each attends to is the same."""
+    starts = tuple(s + n for s, count in zip(rows.starts, rows.counts, strict=True) for n in range(count))
+    slots = rows.slots.repeat_interleave(rows.token_offsets.diff(), output_size=len(starts))
+    apart = Rows(slots, rows.positions, starts, (1,) * len(starts))
+    return apart, Pages(apart, pages.table, pages.page_size, pages.write_at)
 
 
 def make_rows(

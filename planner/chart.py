@@ -1,7 +1,7 @@
-"""The planner's figures that the Helm chart checks pools by.
+"""The planner's figures with which the Helm chart checks pools.
 
-`python -m planner.chart > helm/files/memory.json` writes them. A template knows whole numbers only, so these
-are MiB and KiB of one card, rounded against whoever is checked.
+`python -m planner.chart > helm/files/memory.json` writes them. A template computes with whole numbers only, so these
+are MiB and KiB of one card, rounded to the safe side.
 """
 
 import json

@@ -8,14 +8,14 @@ import httpx
 from planner.errors import PlanError
 from planner.plan import Plan
 
-# Pages are sized from what a card has free when the worker starts, so a little is no difference.
+# Pages are sized from what a card has free when the worker starts, so a small difference counts as none.
 PAGES_TOLERANCE = 0.02
 _TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One figure of one running worker; `same` within what may vary."""
+    """One figure of one running worker, beside the plan's. same: whether they agree within the tolerance."""
 
     worker: str
     figure: str

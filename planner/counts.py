@@ -7,7 +7,7 @@ from planner.tensors import KINDS, Kind, Tensor, tensors
 
 
 def parameters(model: Model) -> dict[Kind, int]:
-    """By kind, those of the MTP layers the config promises under "MTP"."""
+    """By kind; those of the MTP layers that the config declares are under "MTP"."""
     return _sum(tensors(model, mtp=True), lambda tensor: tensor.parameters)
 
 
@@ -17,7 +17,7 @@ def main_parameters(model: Model) -> int:
 
 
 def active_parameters(model: Model) -> int:
-    """Taking part in one token: all but the MTP layers and the experts the token is not routed to."""
+    """Parameters that compute one token: all but the MTP layers and the experts that are not chosen for it."""
     chosen, experts = model.config.num_experts_per_tok, model.config.num_experts
     return sum(
         tensor.parameters * chosen // experts if tensor.routed else tensor.parameters

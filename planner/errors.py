@@ -1,4 +1,4 @@
-"""What the planner refuses."""
+"""The planner's error."""
 
 
 class PlanError(ValueError):

@@ -81,7 +81,7 @@ def page_bytes(model: Model, layout: Layout) -> int:
 
 
 def pages_of(tokens: int, page_size: int) -> int:
-    """Pages that hold so many tokens."""
+    """Pages that this many tokens take."""
     return -(-tokens // page_size)
 
 
@@ -139,19 +139,19 @@ def capacity(model: Model, card: Card, layout: Layout) -> Capacity:
 
 
 def enough(held: Capacity, layout: Layout) -> bool:
-    """Whether all sessions asked for fit (one, if none are), and a session of full context among them."""
+    """Whether all sessions asked for fit (one, if no number is given), one session of full context among them."""
     return held.fits >= (layout.sessions or 1) and held.longest_fits
 
 
 def mean_length_for(model: Model, card: Card, layout: Layout, sessions: int) -> int:
-    """Tokens of the longest mean at which so many sessions fit; 0 if even their states don't."""
+    """The longest mean length, in tokens, at which so many sessions fit; 0 if even their states don't."""
     slot = model.state_bytes(layout.tp) + logit_bytes(model)
     left = free_bytes(model, card, layout) - sessions * slot
     return max(0, left // page_bytes(model, layout) // sessions * layout.page_size)
 
 
 def divide(model: Model, card: Card, layout: Layout, held: Capacity) -> Memory:
-    """Where a card's bytes go with that many slots and pages."""
+    """The card's bytes by kind, with that many slots and pages."""
     states, logits = held.slots * model.state_bytes(layout.tp), held.slots * logit_bytes(model)
     latents = held.pages * page_bytes(model, layout)
     return Memory(

@@ -9,7 +9,7 @@ from workers.model.config import LingConfig, ModelConfigError
 from workers.model.quantization import Method, Quantization
 
 Format = Literal["bf16", "fp8-channel", "fp8", "int4", "awq"]
-# Each format's usual scheme: 128x128 blocks, groups of 32 in INT4 and 128 in AWQ. The heaviest first.
+# Each format's usual scheme: 128x128 blocks, groups of 32 in INT4 and 128 in AWQ. Ordered by bytes, the most first.
 _SCHEMES: dict[Format, Quantization] = {
     "bf16": Quantization("none"),
     "fp8-channel": Quantization("channel fp8"),
@@ -25,7 +25,7 @@ _MODELS = Path(__file__).parent / "models"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """name: what the plan calls it. weights: their format. mtp_layers: as its config promises them."""
+    """name: as the plan shows it. weights: their format. mtp_layers: as its config declares them."""
 
     name: str
     config: LingConfig
@@ -76,9 +76,9 @@ class Model:
 
 
 def load_model(model: str, weights: Format | None = None) -> Model:
-    """A checkpoint folder or the released model's name; PlanError says what is wrong with it.
+    """Load a checkpoint folder's config, or the released model by name; PlanError says what is wrong with it.
 
-    weights: their format; without it the one the config says they have. Only config.json is read.
+    weights: their format; without it the one that the config states. Only config.json is read.
     """
     folder = _MODELS / model if model == RELEASED else Path(model).expanduser().resolve()
     try:

@@ -1,4 +1,4 @@
-"""One question, one plan: every figure of the planner for a model on some cards."""
+"""Answers one question: every figure of the planner for a model on some cards."""
 
 from dataclasses import dataclass
 
@@ -54,9 +54,10 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer. Without room for a session there is nothing to say of speed: those fields are empty.
+    """The answer. Where not even one session fits, the fields about speed are empty.
 
-    fits: all sessions asked for, and one of them at full context, on these cards. words: what stands out.
+    fits: whether all sessions asked for, and one of them at full context, fit on these cards. words: remarks in
+    sentences.
     """
 
     model: str
@@ -75,7 +76,7 @@ class Plan:
 
 
 def make_plan(question: Question) -> Plan:
-    """All figures; PlanError for a question without an answer."""
+    """All figures; PlanError for a question that has no plan."""
     check(question)
     model, card, layout = question.model, question.card, question.layout
     held = capacity(model, card, layout)
@@ -103,7 +104,7 @@ def make_plan(question: Question) -> Plan:
 
 
 def size_of(model: Model, layout: Layout) -> Size:
-    """The model's size, whole and on each of the layout's cards."""
+    """The model's size, as a whole and on each card of the layout."""
     return Size(
         parameters=parameters(model),
         main_parameters=main_parameters(model),

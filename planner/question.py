@@ -1,4 +1,4 @@
-"""What a plan is asked for, and which questions have no answer."""
+"""The question that a plan answers, and its checks."""
 
 import math
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Question:
 
 
 def check(question: Question) -> None:
-    """PlanError, with the flag at fault, for a question that has no answer."""
+    """Raise PlanError, which names the flag at fault, if the question has no answer."""
     model, card, layout, traffic = question.model, question.card, question.layout, question.traffic
     try:
         model.config.check_tp(layout.tp)

@@ -11,7 +11,7 @@ from workers.memory import GIB
 
 
 def render(plan: Plan) -> Group:
-    """Headline, tables, then what stands out in words."""
+    """Headline, tables, then the remarks in words."""
     tables = [_model(plan), _memory(plan)]
     if plan.decode:
         tables += [_capacity(plan), _decode(plan), _prompt(plan)]

@@ -33,7 +33,7 @@ class StepTime:
 
     @property
     def bound(self) -> Bound:
-        """What takes most of it."""
+        """The largest part of it."""
         if self.exchange_s > max(self.memory_s, self.compute_s):
             return "exchange"
         return "bandwidth" if self.memory_s >= self.compute_s else "compute"
@@ -62,7 +62,7 @@ def gather_seconds(card: Card, tp: int, size: float) -> float:
 
 
 def time_of(card: Card, done: Work, tp: int) -> StepTime:
-    """A rank's work in seconds."""
+    """Seconds that a rank's work takes."""
     gather = gather_seconds(card, tp, done.gather_bytes) if done.gather_bytes else 0.0
     return StepTime(
         memory_s=done.bytes / card.bandwidth,
@@ -73,7 +73,7 @@ def time_of(card: Card, done: Work, tp: int) -> StepTime:
 
 @lru_cache(maxsize=4096)
 def step_time(model: Model, card: Card, tp: int, step: Step) -> StepTime:
-    """The shortest a step can take on tp such cards."""
+    """The shortest time of a step on tp such cards."""
     return time_of(card, work(model, step, tp), tp)
 
 
@@ -88,7 +88,7 @@ def decode_limit(model: Model, card: Card, tp: int, batch: int, context: int) ->
 
 
 def fraction_of_limit(measured_s: float, limit_s: float) -> float:
-    """How much of the limit a measured step reaches, 1 for all; ValueError for a time that is not positive."""
+    """The share of the limit that a measured step reaches, 1 for all of it; ValueError for a time of 0 or less."""
     if measured_s <= 0 or limit_s <= 0:
         raise ValueError(f"times must be above 0 s, got {measured_s} measured against a limit of {limit_s}")
     return limit_s / measured_s

@@ -34,10 +34,10 @@ _PLAIN = Quantization()
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class CheckpointEntry:
     """One entry of a checkpoint file. suffix: what follows the module's name. dtype: as safetensors spells it.
 
-    held: the dtype it has in a worker's memory, None if it is not loaded.
+    held: its dtype in a worker's memory; None if it is not loaded.
     """
 
     suffix: str
@@ -47,12 +47,12 @@ class Stored:
 
     @property
     def bytes(self) -> int:
-        """In the file."""
+        """Bytes in the file."""
         return prod(self.shape) * BITS[self.dtype] // 8
 
     @property
     def held_bytes(self) -> int:
-        """In memory."""
+        """Bytes in memory."""
         return prod(self.shape) * BITS[self.held] // 8 if self.held else 0
 
 
@@ -76,12 +76,12 @@ class Tensor:
 
     @property
     def copies(self) -> int:
-        """How many such tensors there are."""
+        """How many tensors of this kind the model has."""
         return len(self.layers) * self.experts
 
     @property
     def parameters(self) -> int:
-        """Of all copies."""
+        """Parameters of all copies."""
         return self.copies * prod(self.shape)
 
     def quantized(self, scheme: Quantization) -> bool:
@@ -89,16 +89,16 @@ class Tensor:
         module = self.name.format(layer=0, expert=0).rpartition(".")[0]
         return len(self.shape) == 2 and is_quantized(scheme.method, module)
 
-    def stored(self, scheme: Quantization) -> tuple[Stored, ...]:
+    def stored(self, scheme: Quantization) -> tuple[CheckpointEntry, ...]:
         """The checkpoint entries of one copy."""
         return self._entries(self.shape, scheme)
 
     def rank_copies(self, tp: int) -> int:
-        """Copies one of `tp` ranks holds a share of."""
+        """How many copies one of `tp` ranks has a share of."""
         return self.copies // tp if self.split == "experts" else self.copies
 
     def rank_shape(self, tp: int) -> tuple[int, ...]:
-        """What one of `tp` ranks holds of a copy."""
+        """The shape of a copy's share on one of `tp` ranks."""
         if self.split == "rows":
             return (-(-self.shape[0] // tp), *self.shape[1:])
         if self.split == "columns":
@@ -114,24 +114,24 @@ class Tensor:
         return self.rank_copies(tp) * sum(entry.held_bytes for entry in self._entries(self.rank_shape(tp), scheme))
 
     def modules(self) -> Iterator[str]:
-        """Each copy's name, up to its last dot."""
+        """The names of all copies, each up to its last dot."""
         module = self.name.rpartition(".")[0]
         for layer in self.layers:
             for expert in range(self.experts):
                 yield module.format(layer=layer, expert=expert)
 
-    def _entries(self, shape: tuple[int, ...], scheme: Quantization) -> tuple[Stored, ...]:
+    def _entries(self, shape: tuple[int, ...], scheme: Quantization) -> tuple[CheckpointEntry, ...]:
         if self.wide:
-            return (Stored(self.name.rpartition(".")[2], "F32", shape, "F32"),)
+            return (CheckpointEntry(self.name.rpartition(".")[2], "F32", shape, "F32"),)
         return _stored(shape, scheme if self.quantized(scheme) else _PLAIN)
 
 
 @lru_cache(maxsize=4096)
-def _stored(shape: tuple[int, ...], scheme: Quantization) -> tuple[Stored, ...]:
+def _stored(shape: tuple[int, ...], scheme: Quantization) -> tuple[CheckpointEntry, ...]:
     """A module's entries; each scale stands for a block of rows and columns, or a group of columns."""
     method = scheme.method
     if method == "none":
-        return (Stored("weight", "BF16", shape, "BF16"),)
+        return (CheckpointEntry("weight", "BF16", shape, "BF16"),)
     rows, columns = shape
     groups, per_channel = -(-columns // scheme.group), method == "channel fp8"
     shapes = {
@@ -145,11 +145,11 @@ def _stored(shape: tuple[int, ...], scheme: Quantization) -> tuple[Stored, ...]:
     }
     found = [
         # Workers keep every scale of 8-bit floats in fp32.
-        Stored(suffix, dtype, shapes[suffix], "F32" if per_channel and suffix == "weight_scale" else dtype)
+        CheckpointEntry(suffix, dtype, shapes[suffix], "F32" if per_channel and suffix == "weight_scale" else dtype)
         for suffix, dtype in TENSORS[method].items()
     ]
     if method == "int4":
-        found.append(Stored("weight_shape", "I64", (2,), None))
+        found.append(CheckpointEntry("weight_shape", "I64", (2,), None))
     return tuple(found)
 
 

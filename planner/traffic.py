@@ -10,13 +10,13 @@ from planner.memory import Binds, Capacity, Layout, capacity
 from planner.model import Model
 from planner.speed import Prefill, StepTime, decode_time, gather_seconds, prefill
 
-# A pool is sized so that the mean load leaves this much for bursts.
+# A pool is sized so that the mean load is this share of what it can do; the rest is for bursts.
 TARGET_LOAD = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Requests a second; prompt and output tokens of the mean one; share of the prompt found in a kept snapshot."""
+    """Requests a second; mean tokens of a prompt and an answer; the share of a prompt that a kept snapshot covers."""
 
     requests_per_s: float
     prompt_tokens: int
@@ -25,7 +25,7 @@ class Traffic:
 
     @property
     def past_tokens(self) -> int:
-        """Prompt tokens that need no computing; the last one always does."""
+        """Prompt tokens that a kept snapshot covers; the last token is always computed."""
         return min(int(self.prompt_tokens * self.hit_rate), self.prompt_tokens - 1)
 
     @property
@@ -76,12 +76,12 @@ class Fleet:
 
 
 def snapshot_bytes(model: Model, tokens: int) -> int:
-    """A sequence's state and latents, once."""
+    """Bytes of a sequence's state and latents, each counted once."""
     return model.state_bytes() + tokens * model.latent_bytes()
 
 
 def handoff(model: Model, card: Card, layout: Layout, network: float, prompt: Prefill) -> Handoff:
-    """Moving a prompt's snapshot over `network` bytes/s a card, ranks side by side."""
+    """Time to move a prompt's snapshot over `network` bytes/s a card, with all ranks sending at once."""
     tokens = prompt.new_tokens + prompt.past_tokens
     per_card = snapshot_bytes(model, tokens) / layout.tp
     gather = gather_seconds(card, layout.tp, tokens * model.latent_bytes())

@@ -1,4 +1,4 @@
-"""The plan in sentences: what does not fit and what would, what binds, what the figures leave out."""
+"""Remarks on a plan, in sentences: what does not fit and what would, what limits it, what the figures leave out."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -22,12 +22,12 @@ from planner.traffic import TARGET_LOAD, Fleet
 from workers.memory import GIB
 from workers.sizes import PREFILL_STEP_TOKENS, STEP_TOKENS
 
-# Formats there are releases in, and `ling convert` writes: those a plan proposes.
+# Formats that a plan proposes: those of releases, and those that `ling convert` writes.
 _RELEASED: tuple[Format, ...] = ("fp8", "int4")
 
 
 def say(question: Question, held: Capacity, prompt: Prefill | None, pools: Fleet | None) -> tuple[str, ...]:
-    """All sentences, the verdict first."""
+    """All remarks, the verdict first."""
     found = [_verdict(question, held)]
     if not enough(held, question.layout):
         found.append(_remedies(question))
@@ -79,7 +79,7 @@ def _remedies(question: Question) -> str:
 
 
 def _what_would(question: Question) -> Iterator[str]:
-    """Changes of one thing that make everything asked for fit, the nearest first."""
+    """Single changes that make everything asked for fit, the smallest first."""
     model, card, layout = question.model, question.card, question.layout
     held = capacity(model, card, layout)
     if held.binds != "weights" and layout.sessions:
@@ -109,7 +109,7 @@ def _what_would(question: Question) -> Iterator[str]:
 
 
 def _both(question: Question) -> Iterator[str]:
-    """A larger card and more of them, where neither alone does."""
+    """A larger card together with more cards, where neither alone suffices."""
     model, layout = question.model, question.layout
     for tp in model.allowed_tp():
         wider = replace(layout, tp=tp)
@@ -120,7 +120,7 @@ def _both(question: Question) -> Iterator[str]:
 
 
 def _prefill(question: Question, prompt: Prefill) -> str:
-    """What bounds a prefill step, and the budget at which it is no more the weights' bandwidth."""
+    """What limits a prefill step, and the token budget from which on it is no longer the bandwidth of weights."""
     layout, card = question.layout, question.card
     said = f"{_budget(question, prompt)} A prefill step of {layout.step_tokens:,} tokens is bound by {prompt.bound}"
     if prompt.bound != "bandwidth":
@@ -144,7 +144,7 @@ def _prefill(question: Question, prompt: Prefill) -> str:
 
 
 def _budget(question: Question, prompt: Prefill) -> str:
-    """Which token budgets workers take by default, and why."""
+    """The token budgets that workers take by default, and why."""
     narrow = prefill(question.model, question.card, question.layout.tp, STEP_TOKENS, question.prompt, 0)
     gain = prompt.tokens_per_s / narrow.tokens_per_s
     return (
@@ -189,7 +189,7 @@ def _notes(question: Question) -> Iterator[str]:
 
 
 def gib(size: float) -> str:
-    """Bytes in words: GiB, or MiB below one."""
+    """A number of bytes in words: GiB, or MiB below one GiB."""
     return f"{size / GIB:,.2f} GiB" if abs(size) >= GIB else f"{size / (1 << 20):,.1f} MiB"
 
 

@@ -29,8 +29,8 @@ class Step:
 class Work:
     """One rank's share of a step.
 
-    weights, states, latents: bytes read and written in device memory. bf16_flops, fp8_flops: by the units that
-    can do them. reduces: all-reduces, of `reduce_bytes` each; gather_bytes: logits each rank gathers at the end.
+    weights, states, latents: bytes read and written in device memory. bf16_flops, fp8_flops: FLOPs on the units of that
+    precision. reduces: all-reduces, of `reduce_bytes` each; gather_bytes: logits that each rank gathers at the end.
     """
 
     weights: float
@@ -44,7 +44,7 @@ class Work:
 
     @property
     def bytes(self) -> float:
-        """Of device memory."""
+        """All bytes of device memory."""
         return self.weights + self.states + self.latents
 
 
@@ -54,8 +54,9 @@ def touched_share(model: Model, tokens: int) -> float:
 
 
 def weights_read(model: Model, step: Step, tp: int) -> float:
-    """Bytes of weights one rank reads: all but the embedding, of which only the tokens' rows, the routed experts
-    that no token chose, and the head if nothing is sampled. Experts are taken as evenly chosen across ranks."""
+    """Bytes of weights that one rank reads: all but the rows of the embedding that no token needs, the routed experts
+    that no token chose, and the head if nothing is sampled. Experts are assumed to be chosen evenly across ranks.
+    """
     split = _by_use(model, tp)
     rows = step.new * model.config.hidden_size * 2 / tp
     head = split.head_bytes if step.sampled else 0
@@ -102,7 +103,7 @@ def attention_flops(model: Model, step: Step, tp: int) -> float:
 
 
 def work(model: Model, step: Step, tp: int) -> Work:
-    """All of one rank's share. Two all-reduces a layer (attention, MLP) and one of the embedding, bf16."""
+    """One rank's share of a whole step. All-reduces: two a layer (attention, MLP) and one of the embedding, in bf16."""
     bf16, fp8 = matmul_flops(model, step, tp)
     return Work(
         weights=weights_read(model, step, tp),

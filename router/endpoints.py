@@ -33,7 +33,7 @@ from router.api.responses import answers as responses
 from router.api.responses.create import Create
 from router.api.responses.lines import ResponseLines
 from router.api.responses.schema import ResponseRequest
-from router.api.responses.stored import ItemsQuery, ResponseQuery, Stored
+from router.api.responses.stored import ItemsQuery, ResponseQuery, StoredResponses
 from router.api.sessions import ForkRequest, SessionsApi, SessionsQuery
 from router.batch.batches import Batches, BatchesQuery, BatchRequest
 from router.batch.files import Files, FilesQuery, FileUpload
@@ -70,7 +70,7 @@ class Parts:
     page: LivePage
     openapi: Callable[[Request], Awaitable[Response]]
     create: Create
-    stored: Stored
+    stored: StoredResponses
     sessions: Sessions
     sessions_api: SessionsApi
     files: Files | None

@@ -8,7 +8,7 @@ from router.access.limits import Denied
 from router.http.json import encode
 
 
-class Fault(TypedDict):
+class ErrorBody(TypedDict):
     """What went wrong. param: the field at fault. code: for programs."""
 
     message: str
@@ -20,7 +20,7 @@ class Fault(TypedDict):
 class OpenAIError(TypedDict):
     """An answer that failed, or an event of a stream that did."""
 
-    error: Fault
+    error: ErrorBody
 
 
 class ApiError(Exception):

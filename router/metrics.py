@@ -128,6 +128,11 @@ class Metrics(Collector):
         """A request with the tenant's key."""
         self._recorder.value(table.TENANT_REQUESTS, tenant).add()
 
+    def used(self, tenant: str, prompt: int, generated: int) -> None:
+        """A request with the tenant's key came to so many tokens."""
+        for kind, tokens in (("prompt", prompt), ("generated", generated)):
+            self._recorder.value(table.TENANT_TOKENS, tenant, kind).add(tokens)
+
     def batch_line(self, status: int) -> None:
         """A line of a batch was answered."""
         self._recorder.value(table.BATCH_LINES, str(status)).add()

@@ -14,7 +14,7 @@ from wire import protocol
 
 M = TypeVar("M")
 _HEAD = struct.Struct("<IB")
-# A prompt of 256k tokens takes 1.3 MB; anything far larger is not ours.
+# A prompt of 256k tokens takes 1.3 MB; a far larger frame is not from this cluster.
 MAX_FRAME = 256 * 1024 * 1024
 
 
@@ -36,7 +36,7 @@ class Codec(Generic[M]):
         return _HEAD.pack(len(body), self._index[type(message)]) + body
 
     def decode(self, kind: int, body: bytes) -> M:
-        """The message of a frame's type byte and body; WireError if it is none."""
+        """The message of a type byte and a body; WireError if there is none."""
         try:
             message: M = self._decoders[kind](body)
         except (IndexError, msgspec.MsgspecError) as error:

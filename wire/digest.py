@@ -46,10 +46,11 @@ def _hasher(scope: str) -> "hashlib.blake2b":
 class PageDigests:
     """The page digests of a growing sequence. `pages[k]` is of the first (k + 1) * page_size ids, `root` of none."""
 
-    __slots__ = ("_hasher", "page_size", "pages", "root")
+    __slots__ = ("_hasher", "page_size", "pages", "root", "scope")
 
     def __init__(self, page_size: int, scope: str = "") -> None:
         self._hasher = _hasher(scope)
+        self.scope = scope
         self.page_size = page_size
         self.root = self._hasher.digest()
         self.pages: list[bytes] = []

@@ -1,9 +1,10 @@
-"""Both ends of a new connection prove that they know the cluster's secret, before either reads a message.
+"""Both ends of a new connection prove that they know the cluster's secret before either reads a message.
 
 The acceptor sends a nonce A. The caller answers with a nonce C and HMAC(secret, "caller" A C); the acceptor with
-HMAC(secret, "acceptor" A C). All pieces are of fixed size, so a stranger can't make anyone read more than 64 bytes.
-It keeps strangers out; it does not hide what is sent, nor keep out who can change a connection under way.
-With the secret "" the proofs are made all the same, and everyone can make them.
+HMAC(secret, "acceptor" A C). All pieces have a fixed size, so a stranger can't make anyone read more than 64 bytes.
+
+The handshake keeps strangers out. It does not encrypt, and does not protect against changes to a connection under way.
+With the secret "" the same proofs are exchanged, and everyone can make them.
 """
 
 import asyncio

@@ -23,14 +23,14 @@ def describe(error: BaseException) -> str:
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """format: how lines look. level: the least that is written."""
+    """format: "text" or "json". level: the lowest level that is written."""
 
     format: Format = "text"
     level: Level = "info"
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record. `always`: members of every one, e.g. which process writes."""
+    """One JSON object for each record. always: members of every object, e.g. the name of the writing process."""
 
     def __init__(self, always: Mapping[str, Any]) -> None:
         super().__init__()
@@ -53,7 +53,7 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """For people."""
+    """Log lines for people."""
 
     def __init__(self, always: Mapping[str, Any]) -> None:
         who = " ".join(str(value) for value in always.values())
@@ -66,7 +66,7 @@ class TextLines(logging.Formatter):
 
 
 def set_up(settings: LogSettings, **always: str) -> None:
-    """Write this process's records to standard error from now on, instead of wherever they went before."""
+    """Write this process's records to standard error from now on, and nowhere else."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter((JsonLines if settings.format == "json" else TextLines)(always))
     for package in PACKAGES:

@@ -1,4 +1,4 @@
-"""How far the start of a worker has come: said by ranks and leaders, shown by routers and the terminal."""
+"""Progress of a worker's start: reported by ranks and leaders, shown by routers and the terminal."""
 
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class Progress:
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left at this rate; None while it can't be told."""
+        """Seconds left at this rate; None while it is unknown."""
         return (self.total - self.done) / self.rate if self.rate > 0 else None
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from wire.tokens import TokenIds
 
 Role = Literal["prefill", "decode"]
 # Where a worker keeps snapshots, the nearest first.
-Tier = Literal["device", "host"]
+Tier = Literal["device", "host", "disk"]
 # Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "abort": at a decode worker,
 # that the prefill worker ended the request, and has told the router how.
 Finish = Literal["stop", "length", "abort", "error", "handoff"]
@@ -149,7 +149,7 @@ class SeqOutput:
     The stop token itself is in `token_ids`. retry: the error is of a snapshot that did not come, so that another try
     may succeed. unservable: the error is of the request, whose own parts contradict each other. With the first output
     come `cached_tokens`, the prompt tokens that were not computed, and `cached_from`, where their snapshot was:
-    "device" or "host" of the worker, or "peer".
+    "device", "host" or "disk" of the worker, or "peer".
     """
 
     request_id: str

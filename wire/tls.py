@@ -25,7 +25,7 @@ class TlsError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """What the two ends of a connection are made with: `acceptor` where it is taken, `caller` where it is opened."""
+    """The contexts of a connection's ends: `acceptor` for the listening side, `caller` for the connecting side."""
 
     acceptor: ssl.SSLContext
     caller: ssl.SSLContext
@@ -38,7 +38,7 @@ def tls() -> Tls | None:
 
 
 def load(environment: Mapping[str, str]) -> Tls | None:
-    """As `tls`, of a given environment."""
+    """As `tls`, from the given environment."""
     if environment.get(_SWITCH, "").lower() not in ("1", "true"):
         return None
     files = {name: _file(environment, name) for name in (_CERTIFICATE, _KEY, _AUTHORITY)}
@@ -48,7 +48,7 @@ def load(environment: Mapping[str, str]) -> Tls | None:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_REQUIRED
         try:
-            # A password that is given, were it a wrong one: OpenSSL would ask for it at the terminal.
+            # Pass some password, even a wrong one: otherwise OpenSSL would ask for it at the terminal.
             context.load_cert_chain(files[_CERTIFICATE], files[_KEY], password="")
         except ssl.SSLError as error:
             raise TlsError(
@@ -76,7 +76,7 @@ def _file(environment: Mapping[str, str], name: str) -> str:
 
 
 async def connect(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A connection to another process of the cluster; OSError, an ssl.SSLError too, where there can be none."""
+    """Open a connection to another process of the cluster; OSError (also ssl.SSLError) if that fails."""
     own = tls()
     return await asyncio.open_connection(host, port, ssl=own.caller if own else None)
 
@@ -84,7 +84,7 @@ async def connect(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.S
 async def listen(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], host: str, port: int = 0
 ) -> asyncio.Server:
-    """Takes such connections, at a free port if none is given."""
+    """Listen for such connections, at any free port if none is given."""
     own = tls()
     if own is None:
         return await asyncio.start_server(serve, host, port)

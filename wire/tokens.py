@@ -1,6 +1,6 @@
-"""Token ids as packed bytes, four a token, in which a prompt is kept and sent.
+"""Token ids as packed bytes, four a token: the form in which prompts are stored and sent.
 
-100,000 ids as Python integers take milliseconds to make, to check and to send; as 400 kB of bytes almost none.
+100,000 ids as Python integers take milliseconds to create, check and send; as 400 kB of bytes next to nothing.
 """
 
 import array
@@ -19,7 +19,7 @@ class TokenIds(Sequence[int]):
 
     @classmethod
     def of(cls, token_ids: Iterable[int]) -> "TokenIds":
-        """Of Python integers; OverflowError for one beyond 32 bits."""
+        """Pack Python integers; OverflowError for one beyond 32 bits."""
         return cls(array.array("i", token_ids).tobytes())
 
     def __len__(self) -> int:
@@ -36,7 +36,7 @@ class TokenIds(Sequence[int]):
         return self.array()[at]
 
     def array(self) -> "array.array[int]":
-        """A copy that can be indexed, and has `min`, `max` and sums at the speed of C."""
+        """A copy that can be indexed, and whose `min`, `max` and sums run at the speed of C."""
         out = array.array("i")
         out.frombytes(self.packed)
         return out

@@ -1,3 +1,3 @@
-"""The version of the whole: pyproject.toml and /openapi.json take it from here."""
+"""The version of the whole project; pyproject.toml and /openapi.json read it from here."""
 
 VERSION = "0.1.0"

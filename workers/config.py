@@ -33,15 +33,17 @@ class WorkerConfig:
     max_step_tokens: token budget of a step. handoff_window: snapshots a decode worker pulls at once.
     handoff_timeout_s: how long a finished prompt waits to be pulled. cache_states: linear states kept on the device
     beside those of running sequences; 0 turns the prefix cache off. cache_host_bytes: host memory for kept snapshots,
-    over all ranks; cache_state_dtype: how states lie there. collectives, channel: "auto" picks by
+    over all ranks; cache_state_dtype: how states lie there. cache_disk_dir: local folder in which the worker
+    takes one of its own for kept snapshots, of cache_disk_bytes at most. collectives, channel: "auto" picks by
     device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling).
     host: the address the leader and its ranks listen on. version: of a checkpoint that was fetched, the commit or state
     that stands for its content. load: "auto" takes weights from a live worker that holds them, else reads the folder's;
     "storage" only reads; "synthetic" makes some up, of the shapes and format its config.json gives. lender: the live
     worker, where there is one. verify: the ranks read all files before they load, a share
     each, and refuse what is damaged. cuda_graphs: "auto" captures decode steps on a GPU, "off"
-    launches every kernel by itself. secret: what every connection between processes of the
-    cluster has to prove it knows (`wire.handshake`). logs: what its processes write to standard error.
+    launches every kernel by itself. speculate: tokens drafted for a sequence in a step by the MTP layer: so many, or
+    "auto" for up to 3 as far as they pay, where the checkpoint has that layer. secret: what every connection between
+    processes of the cluster has to prove it knows (`wire.handshake`). logs: what its processes write to standard error.
     """
 
     model: str
@@ -58,6 +60,8 @@ class WorkerConfig:
     cache_states: int = 0
     cache_host_bytes: int = 0
     cache_state_dtype: StateDtype = "float32"
+    cache_disk_dir: str | None = None
+    cache_disk_bytes: int = 0
     collectives: Literal["auto", "shm", "gloo", "nccl", "symm"] = "auto"
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
     model_overrides: dict[str, Any] = field(default_factory=dict)
@@ -67,6 +71,7 @@ class WorkerConfig:
     lender: Lender | None = None
     verify: bool = False
     cuda_graphs: Literal["auto", "off"] = "auto"
+    speculate: Literal["auto", "off"] | int = "off"
     secret: str = field(default="", repr=False)
     logs: LogSettings = field(default_factory=LogSettings)
 

@@ -8,6 +8,9 @@ from workers.config import StateDtype, WorkerConfig
 from workers.model.config import LingConfig
 from workers.schedule.limits import Limits, Staging
 
+# Drafts a sequence and step: the vendor's setting.
+USUAL_DRAFTS = 3
+
 _STATE_BYTES: dict[StateDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 # As many tokens as a snapshot is expected to have: a window of such is pulled without a wait for memory.
@@ -49,6 +52,13 @@ def max_model_len(config: WorkerConfig, model: LingConfig) -> int:
     return config.max_model_len
 
 
+def most_drafts(config: WorkerConfig, model: LingConfig) -> int:
+    """Tokens drafted for a sequence in a step at most; 0 where the MTP layer is not loaded."""
+    if config.speculate == "off" or not model.drafts:
+        return 0
+    return USUAL_DRAFTS if config.speculate == "auto" else config.speculate
+
+
 def limits_of(config: WorkerConfig, model: LingConfig, pages: int) -> Limits:
     """The scheduler's limits."""
     return Limits(
@@ -61,6 +71,8 @@ def limits_of(config: WorkerConfig, model: LingConfig, pages: int) -> Limits:
         hold_s=config.handoff_timeout_s,
         cache=cache_budget(config, model),
         staging=staging_of(config, model),
+        drafts=most_drafts(config, model),
+        adapts=config.speculate == "auto",
     )
 
 
@@ -77,7 +89,7 @@ def staging(model: LingConfig, tp: int, longest: int, window: int = USUAL_WINDOW
     """
     heads, key, value = model.state_shape(tp)
     state = model.linear_layers * heads * key * value * _STATE_BYTES["float32"]
-    sizes = Staging(0, state, model.mla_layers * model.latent_width * value_bytes, tp)
+    sizes = Staging(0, state, model.latent_layers * model.latent_width * value_bytes, tp)
     return replace(sizes, budget=max(window * sizes.bytes_of(min(_STAGED_TOKENS, longest)), sizes.bytes_of(longest)))
 
 
@@ -85,14 +97,16 @@ def cache_budget(config: WorkerConfig, model: LingConfig) -> Budget:
     """What the prefix cache may keep, and what it takes on the host."""
     heads, key, value = model.state_shape(config.tp)
     state = model.linear_layers * heads * key * value * config.tp * _STATE_BYTES[config.cache_state_dtype]
-    latent = model.mla_layers * model.latent_width * _DTYPE_BYTES[dtype_name(config, model)]
-    return Budget(config.cache_states, config.cache_host_bytes if config.cache_states else 0, state, latent)
+    latent = model.latent_layers * model.latent_width * _DTYPE_BYTES[dtype_name(config, model)]
+    host = config.cache_host_bytes if config.cache_states else 0
+    disk = config.cache_disk_bytes if host and config.cache_disk_dir is not None else 0
+    return Budget(config.cache_states, host, state, latent, disk)
 
 
 def layout_of(config: WorkerConfig, model: LingConfig) -> str:
     """Names what a rank's snapshot bytes mean; equal layouts read each other's snapshots."""
     heads, key, value = model.state_shape(config.tp)
     return (
-        f"latent[{model.mla_layers}x{model.latent_width}]{dtype_name(config, model)}"
+        f"latent[{model.latent_layers}x{model.latent_width}]{dtype_name(config, model)}"
         f"+state[{model.linear_layers}x{heads}x{key}x{value}]float32/tp{config.tp}/page{config.page_size}"
     )

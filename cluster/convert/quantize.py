@@ -16,7 +16,7 @@ _PACK = 8
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class QuantizedTensor:
     """A tensor of a quantized module. suffix: what follows the module's name. dtype: as safetensors spells it."""
 
     suffix: str
@@ -24,21 +24,21 @@ class Layout:
     shape: tuple[int, ...]
 
 
-def layouts(scheme: Scheme, shape: tuple[int, int]) -> tuple[Layout, ...]:
+def quantized_tensors(scheme: Scheme, shape: tuple[int, int]) -> tuple[QuantizedTensor, ...]:
     """The tensors a matrix [out, in] becomes, in the order `quantize` gives them."""
     rows, cols = shape
     if scheme == "fp8":
         blocks = (-(-rows // FP8_BLOCK), -(-cols // FP8_BLOCK))
-        return Layout("weight", "F8_E4M3", shape), Layout("weight_scale_inv", "F32", blocks)
+        return QuantizedTensor("weight", "F8_E4M3", shape), QuantizedTensor("weight_scale_inv", "F32", blocks)
     return (
-        Layout("weight_packed", "I32", (rows, cols // _PACK)),
-        Layout("weight_scale", "BF16", (rows, cols // INT4_GROUP)),
-        Layout("weight_shape", "I64", (2,)),
+        QuantizedTensor("weight_packed", "I32", (rows, cols // _PACK)),
+        QuantizedTensor("weight_scale", "BF16", (rows, cols // INT4_GROUP)),
+        QuantizedTensor("weight_shape", "I64", (2,)),
     )
 
 
 def quantize(scheme: Scheme, weight: Tensor) -> tuple[Tensor, ...]:
-    """The tensors of `layouts` for a matrix [out, in] of floats, in fp32."""
+    """The tensors of `quantized_tensors` for a matrix [out, in] of floats, in fp32."""
     return _fp8(weight) if scheme == "fp8" else _int4(weight)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from cluster.convert.errors import ConvertError
 from cluster.convert.folder import new_folder
 from cluster.convert.progress import Tell, silent
-from cluster.convert.quantize import FP8_BLOCK, INT4_GROUP, Scheme, dequantize, layouts, quantize
+from cluster.convert.quantize import FP8_BLOCK, INT4_GROUP, Scheme, dequantize, quantize, quantized_tensors
 from cluster.convert.writer import Promised, ShardWriter
 from workers.model.config import LingConfig
 from workers.model.files import INDEX, WeightError, weight_map
@@ -125,7 +125,9 @@ def _plan(scheme: Scheme, checkpoint: Checkpoint, source: Path) -> dict[str, lis
             shape = (entry.shape[0], entry.shape[1])
             if scheme == "int4" and shape[1] % INT4_GROUP:
                 raise ConvertError(f"{name}: its {shape[1]} inputs are no multiple of the group of {INT4_GROUP}")
-            outputs = tuple(Promised(f"{module}.{s.suffix}", s.dtype, s.shape) for s in layouts(scheme, shape))
+            outputs = tuple(
+                Promised(f"{module}.{s.suffix}", s.dtype, s.shape) for s in quantized_tensors(scheme, shape)
+            )
         elif entry.dtype not in DTYPES:
             raise ConvertError(f"{name} is stored as {entry.dtype}, which is not served")
         shards[file].append(_Step(name, entry.dtype, entry.shape, entry.bytes, module if chosen else None, outputs))

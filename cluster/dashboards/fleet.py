@@ -87,6 +87,10 @@ FLEET = Board(
                     "Requests by tenant", "reqps", "Only where keys are asked for.",
                     (Query(rate(t.TENANT_REQUESTS, "tenant"), "{{tenant}}"),), stacked=True,
                 ),
+                Panel(
+                    "Tokens by tenant", "short", "A second, of prompts and of answers. Only where keys are asked for.",
+                    (Query(rate(t.TENANT_TOKENS, "tenant", "kind"), "{{tenant}} {{kind}}"),), stacked=True,
+                ),
             ),
         ),
         Row(

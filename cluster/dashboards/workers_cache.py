@@ -17,6 +17,14 @@ WORKERS = Board(
                 Panel("Running", "short", "In its steps.", (Query(total(t.RUNNING, "worker"), "{{worker}}"),)),
                 Panel("Queued", "short", "Waiting for room.", (Query(total(t.QUEUED, "worker"), "{{worker}}"),)),
                 Panel(
+                    "Time in the queue, p95", "s", "From arrival at the worker until there was a slot and pages.",
+                    (Query(quantile(0.95, t.QUEUE_SECONDS, "worker"), "{{worker}}"),),
+                ),
+                Panel(
+                    "Preemptions", "reqps", "Sequences that lost their places to others. Normal: none, or few.",
+                    (Query(rate(t.PREEMPTIONS, "worker"), "{{worker}}"),), stacked=True,
+                ),
+                Panel(
                     "Endings", "reqps", "How sequences end. handoff: their snapshots have left.",
                     (Query(rate(t.FINISHED, "role", "finish"), "{{role}} {{finish}}"),), stacked=True,
                 ),
@@ -78,6 +86,14 @@ WORKERS = Board(
                     (Query(total(t.CACHE_HOST_BYTES, "worker"), "{{worker}}"),),
                 ),
                 Panel(
+                    "Files", "bytes", "Of the disk tier.",
+                    (Query(total(t.CACHE_DISK_BYTES, "worker"), "{{worker}}"),),
+                ),
+                Panel(
+                    "Files not used", "short", "Found at a worker's start: of other weights or layouts, or damaged.",
+                    (Query(total(t.CACHE_DISK_IGNORED, "worker", "reason"), "{{worker}} {{reason}}"),),
+                ),
+                Panel(
                     "Workers' time saved", "short", "Seconds of computing saved, a second.",
                     (Query(rate(t.CACHE_SAVED_SECONDS, "role"), "{{role}}"),),
                 ),
@@ -113,11 +129,41 @@ WORKERS = Board(
                     (Query(shares(t.STEP_PHASES, "phase", "role"), "{{role}} {{phase}}"),), most=1,
                 ),
                 Panel(
-                    "Rank 0's time", "percentunit", "transfer, forward and sample, of one measured step a second.",
+                    "Rank 0's time", "percentunit", "transfer, draft, forward, sample, of one measured step a second.",
                     (Query(shares(t.RANK_PHASES, "phase", "role"), "{{role}} {{phase}}"),), most=1,
                 ),
                 Panel(
                     "The latest step", "s", "As routers are told.", (Query(total(t.STEP_TIME, "worker"), "{{worker}}"),)
+                ),
+            ),
+        ),
+        Row(
+            "Speculation",
+            (
+                Panel(
+                    "Drafts that stand", "percentunit", "Of those verified, by place in the run, 1 the first.",
+                    (
+                        Query(
+                            f"{rate(t.DRAFTS, 'role', 'place', verdict='accepted')} "
+                            f"/ {rate(t.DRAFTS, 'role', 'place')}",
+                            "{{role}} {{place}}",
+                        ),
+                    ),
+                    most=1,
+                ),
+                Panel(
+                    "Drafts a second", "short", "Verified, by whether they stood.",
+                    (Query(rate(t.DRAFTS, "role", "verdict"), "{{role}} {{verdict}}"),), stacked=True,
+                ),
+                Panel(
+                    "Tokens a sequence and step", "short", "Sampled in decode workers; 1 without speculation.",
+                    (
+                        Query(
+                            f"{rate(t.STEP_SAMPLED, 'worker', role='decode')} "
+                            f"/ {rate(t.STEP_SEQUENCES, 'worker', role='decode')}",
+                            "{{worker}}",
+                        ),
+                    ),
                 ),
             ),
         ),

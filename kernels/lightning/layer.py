@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from kernels.dispatch import dispatch
-from kernels.group_norm_gate import group_rms_norm_gate_reference, group_rms_norm_gate_triton
+from kernels.group_norm_gate import group_rms_norm_gate, group_rms_norm_gate_reference, group_rms_norm_gate_triton
 from kernels.lightning.attention import lightning_attention_reference, lightning_attention_triton
 from kernels.lightning.step import Around, step
-from kernels.rope import qk_norm_rope_reference, qk_norm_rope_triton
+from kernels.lightning.verify import lightning_verify
+from kernels.rope import qk_norm_rope, qk_norm_rope_reference, qk_norm_rope_triton
 from kernels.varlen import Rows
 
 # Up to so many rows of one token a step is bound by launches, not by the states it moves.
@@ -62,3 +63,28 @@ def lightning_layer_triton(
 
 
 lightning_layer = dispatch(lightning_layer_reference, lightning_layer_triton)
+
+
+def lightning_layer_verify(
+    projected: Tensor,
+    qk_weight: Tensor,
+    out_weight: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    groups: int,
+    eps: float,
+    state: Tensor,
+    log_decay: Tensor,
+    rows: Rows,
+    keys: Tensor,
+    values: Tensor,
+) -> Tensor:
+    """What `lightning_layer` returns for rows that end in drafts, while every state stays as it is.
+
+    keys, values: [>= T, H, d]; their first T take what `lightning_commit` needs to move the states on later.
+    """
+    tokens = projected.shape[0]
+    q, k = qk_norm_rope(projected[:, :2], qk_weight, cos, sin, eps).unbind(1)
+    keys[:tokens], values[:tokens] = k, projected[:, 2]
+    out = lightning_verify(q, k, projected[:, 2], state, log_decay, rows)
+    return group_rms_norm_gate(out, projected[:, 3].flatten(1), out_weight, groups, eps)

@@ -1,12 +1,9 @@
 """Lightning attention over drafted tokens: outputs first, and the state only as far as they are accepted."""
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from kernels.dispatch import dispatch
-from kernels.lightning.attention import lightning_attention_reference
 from kernels.lightning.step import step
 from kernels.varlen import Rows
 
@@ -14,10 +11,23 @@ from kernels.varlen import Rows
 def lightning_verify_reference(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows) -> Tensor:
     """What `lightning_attention` returns, while every state stays as it is. Meant for a few tokens a row.
 
-    Moves 64 KiB a row and head at d = 128, however many tokens: half of a decode step.
+    Moves 64 KiB a row and head at d = 128, however many tokens: half of a decode step. As the decay is constant, token
+    j's output is e^(g (j + 1)) q_j S plus the sum over i <= j of e^(g (j - i)) (q_j k_i) v_i.
     """
-    own = replace(rows, slots=torch.arange(len(rows.counts), device=state.device), keeps=())
-    return lightning_attention_reference(q, k, v, state.index_select(0, rows.slots), log_decay, own)
+    n, device = torch.arange(rows.longest, device=q.device), q.device
+    token = rows.token_offsets[:-1, None] + n
+    inside = token < rows.token_offsets[1:, None]
+    token = token.clamp(max=q.shape[0] - 1)
+    # [B, H, n, d]
+    query, key, value = ((x.float()[token]).transpose(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
+    held = state.index_select(0, rows.slots).masked_fill((rows.row_starts == 0)[:, None, None, None], 0.0)
+    grown = torch.exp(log_decay[:, None] * (n + 1))[..., None]
+    distance = n[:, None] - n
+    fade = torch.exp(log_decay[:, None, None] * distance.clamp(min=0)) * (distance >= 0)
+    scores = torch.matmul(query, key.transpose(2, 3)) * fade
+    out = torch.matmul(query * grown, held) + torch.matmul(scores, value)
+    places = inside.flatten().nonzero()[:, 0]
+    return out.transpose(1, 2).flatten(0, 1).index_select(0, places.to(device))
 
 
 def lightning_commit_reference(

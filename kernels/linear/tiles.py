@@ -24,7 +24,7 @@ _ANY_RUN = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class MatrixLayout:
     """A matrix or stack as kernels take it: tensors and, between matrices of a stack, elements. format: above.
 
     group, height: inputs and rows that share a scale, 0 if that differs from scale to scale.
@@ -58,22 +58,22 @@ class Layout:
         }
 
 
-def layout(matrix: Matrix) -> Layout:
+def layout(matrix: Matrix) -> MatrixLayout:
     """How a matrix [out, in] or stack [E, out, in] lies. ValueError if its numbers don't lie one after another."""
     match matrix:
         case Tensor():
-            found = Layout(PLAIN.value, matrix, matrix, matrix, matrix, matrix, 0, 0)
+            found = MatrixLayout(PLAIN.value, matrix, matrix, matrix, matrix, matrix, 0, 0)
         case BlockFp8(weight, scale, row_block, col_block):
             kind = FP8_BOTH if matrix.rounds_inputs else FP8
             group = matrix.width if scale.shape[-1] > 1 else _ANY_RUN
             columns = scale.shape[-1]
-            found = Layout(kind.value, weight, scale, scale, row_block, col_block, columns, group, matrix.height)
+            found = MatrixLayout(kind.value, weight, scale, scale, row_block, col_block, columns, group, matrix.height)
         case PackedInt4(packed, scale):
             columns = scale.shape[-1]
-            found = Layout(INT4.value, packed, scale, scale, scale, scale, columns, matrix.shape[-1] // columns)
+            found = MatrixLayout(INT4.value, packed, scale, scale, scale, scale, columns, matrix.shape[-1] // columns)
         case Awq(weight, zeros, scale):
             group = matrix.shape[-1] // scale.shape[-2]
-            found = Layout(AWQ.value, weight, scale, zeros, scale, scale, scale.shape[-1], group)
+            found = MatrixLayout(AWQ.value, weight, scale, zeros, scale, scale, scale.shape[-1], group)
         case _:
             raise TypeError(f"no kernel reads {type(matrix).__name__}")
     if not all(t.is_contiguous() for t in (found.weight, found.scale, found.zeros)):
@@ -81,7 +81,7 @@ def layout(matrix: Matrix) -> Layout:
     return found
 
 
-def check_blocks(form: Layout, chosen: Config) -> None:
+def check_blocks(form: MatrixLayout, chosen: Config) -> None:
     """ValueError for a configuration that would scale products by other inputs' scales."""
     if form.format == FP8_BOTH.value and chosen["BLOCK_K"] != ROUNDED:
         raise ValueError(f"products of 8-bit floats take BLOCK_K {ROUNDED}, not {chosen['BLOCK_K']}")

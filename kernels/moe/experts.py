@@ -12,7 +12,7 @@ from kernels.device import Device, device_of
 from kernels.dispatch import dispatch
 from kernels.linear.quantize import Rounded, quantize_fp8
 from kernels.linear.quantized import Matrix, operands
-from kernels.linear.tiles import FP8_BOTH, Layout, check_blocks, layout, tile_bytes
+from kernels.linear.tiles import FP8_BOTH, MatrixLayout, check_blocks, layout, tile_bytes
 from kernels.moe.experts_kernels import combine_kernel, expert_kernel, place_kernel, rank_kernel, starts_kernel
 from kernels.pdl import LAUNCH
 from kernels.split_k import arrivals
@@ -204,7 +204,13 @@ def _sort(ids: Tensor, first_expert: int, experts: int, blocks: int, block_m: in
 
 
 def _grouped(
-    x: Tensor, form: Layout, out: Tensor, blocks: int, chosen: dict[str, Any], rounded: Rounded | None, **fixed: int
+    x: Tensor,
+    form: MatrixLayout,
+    out: Tensor,
+    blocks: int,
+    chosen: dict[str, Any],
+    rounded: Rounded | None,
+    **fixed: int,
 ) -> None:
     """x's rows, TOP_K pairs to a row, through their experts' matrices into out [pairs, ...]."""
     check_blocks(form, chosen)

@@ -31,7 +31,7 @@ _Stamp = tuple[int, int, int]
 
 
 def hashed(key: str) -> str:
-    """What is kept of a key. A plain hash will do: a key of `make_key` is too random to be guessed."""
+    """The stored form of a key. A plain hash is safe: keys of `make_key` are too random to be guessed."""
     return hashlib.sha256(key.encode("utf-8", "surrogateescape")).hexdigest()
 
 
@@ -42,14 +42,14 @@ def make_key() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Whose a key is. account: what it may use, shared with all keys it shares its limits with; None without any."""
+    """The owner of a key. account: its limits and use, shared by all keys under the same limits; None: no limits."""
 
     tenant: str
     account: Account | None
 
 
 class Keys:
-    """Who a key belongs to. replicas: how many routers read the file; each grants its share of the limits."""
+    """Maps keys to their owners. replicas: how many routers read the file; each grants its share of the limits."""
 
     def __init__(self, path: str, replicas: int = 1) -> None:
         """OSError if the file can't be read, ValueError naming the line that is no entry."""
@@ -60,12 +60,12 @@ class Keys:
         self._holders = self._load()
 
     def holder(self, key: str) -> Holder | None:
-        """Whose the key is; None if nobody's."""
+        """The owner of a key; None if the key is unknown."""
         self._refresh()
         return self._holders.get(hashed(key))
 
     def _refresh(self) -> None:
-        # Looked at for each request: a withdrawn key must not live on. What can't be read leaves all as it was.
+        # Checked for each request, so that revocation is immediate. If the file can't be read, the old keys stay valid.
         try:
             stamp = self._look()
             if stamp != self._stamp:
@@ -102,7 +102,7 @@ class Keys:
         return self._hold(keys, tenants)
 
     def _hold(self, keys: dict[str, tuple[str, KeyLimits | None]], tenants: dict[str, KeyLimits]) -> dict[str, Holder]:
-        """Each key's holder. An account lives on while its limits do, so that reading the file anew refills none."""
+        """Each key's owner. Accounts outlive a reload while their limits stand, so that none is refilled by it."""
         kept: dict[str, Account] = {}
 
         def account(name: str, limits: KeyLimits | None) -> Account | None:
@@ -124,7 +124,7 @@ class Keys:
 
 
 def _limits(words: list[str]) -> KeyLimits | None:
-    """None without words; ValueError saying what one is not."""
+    """The limits that the words state; None if there are none. ValueError names the word that is wrong."""
     given: dict[str, int] = {}
     for word in words:
         kind, _, number = word.partition("=")

@@ -1,23 +1,23 @@
-"""What a key may use up: requests and tokens a minute, and requests at once. Pure: time is passed in."""
+"""Limits of a key: requests and tokens a minute, and concurrent requests. Pure: time is passed in."""
 
 import math
 from dataclasses import dataclass
 
 _MINUTE_S = 60.0
-# A place among the concurrent ones becomes free whenever it does.
+# Retry hint in seconds: when a concurrent request will end can't be predicted.
 _CONCURRENT_WAIT_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class KeyLimits:
-    """requests, tokens: a minute. concurrent: requests under way at once. None: as many as come."""
+    """requests, tokens: per minute. concurrent: requests under way at once. None: unlimited."""
 
     requests: int | None = None
     tokens: int | None = None
     concurrent: int | None = None
 
     def share(self, replicas: int) -> "KeyLimits":
-        """What each of so many routers grants by itself; rounded up, so that none grants nothing."""
+        """The limits that each of so many routers grants by itself; rounded up, so that none grants nothing."""
 
         def part(limit: int | None) -> int | None:
             return None if limit is None else math.ceil(limit / replicas)
@@ -27,7 +27,7 @@ class KeyLimits:
 
 @dataclass(frozen=True, slots=True)
 class Denied:
-    """Not now. wait_s: after which it may be tried again; None if it never could."""
+    """A refusal. wait_s: seconds until a retry may succeed; None if it never can."""
 
     message: str
     wait_s: float | None
@@ -35,7 +35,7 @@ class Denied:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """One limit as its headers tell it. remaining: left now. reset_s: until all of it is there again."""
+    """One limit as response headers state it. remaining: left now. reset_s: seconds until it is full again."""
 
     kind: str
     limit: int
@@ -44,7 +44,7 @@ class Standing:
 
 
 class Bucket:
-    """Holds up to `limit` and fills evenly within a minute. What was used beyond it is owed first."""
+    """A token bucket that holds up to `limit` and refills evenly within a minute. Overuse becomes a debt."""
 
     def __init__(self, limit: int, now: float) -> None:
         self.limit = limit
@@ -52,35 +52,35 @@ class Bucket:
         self._at = now
 
     def level(self, now: float) -> float:
-        """What is in it; below 0 what is owed."""
+        """What is in it; below 0 is a debt."""
         self._level = min(self._level + (now - self._at) * self.limit / _MINUTE_S, float(self.limit))
         self._at = now
         return self._level
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Seconds until `amount` is there, at most `limit`."""
+        """Seconds until `amount`, at most `limit`, is there."""
         return max(0.0, (amount - self.level(now)) * _MINUTE_S / self.limit)
 
     def take(self, amount: int, now: float) -> None:
-        """Take it out, or with a negative amount put it back."""
+        """Take an amount out; a negative one puts it back."""
         self._level = min(self.level(now) - amount, float(self.limit))
 
 
 class Account:
-    """The use of one holder of limits: a tenant with all its keys, or a key with limits of its own."""
+    """The use under one set of limits: of a tenant with all its keys, or of a key with limits of its own."""
 
     def __init__(self, limits: KeyLimits, now: float) -> None:
         self.running = 0
         self.change(limits, now)
 
     def change(self, limits: KeyLimits, now: float) -> None:
-        """Other limits from now on; what is under way stays counted."""
+        """Apply other limits from now on; requests under way stay counted."""
         self.limits = limits
         self._requests = None if limits.requests is None else Bucket(limits.requests, now)
         self._tokens = None if limits.tokens is None else Bucket(limits.tokens, now)
 
     def enter(self, now: float) -> Denied | None:
-        """A request begins; unless it is denied, `leave` must follow."""
+        """A request begins. Call `leave` at its end, unless it is denied."""
         at_once = self.limits.concurrent
         if at_once is not None and self.running >= at_once:
             return Denied(f"{self.running} requests of this key are under way of at most {at_once}", _CONCURRENT_WAIT_S)
@@ -93,11 +93,11 @@ class Account:
         return None
 
     def leave(self) -> None:
-        """A request is over."""
+        """A request has ended."""
         self.running -= 1
 
     def charge(self, tokens: int, now: float) -> Denied | None:
-        """Take what a request may use at most; `settle` gives back what it did not."""
+        """Reserve the most tokens that a request may use; `settle` returns the unused part."""
         bucket = self._tokens
         if bucket is None:
             return None
@@ -114,12 +114,12 @@ class Account:
         return None
 
     def settle(self, charged: int, used: int, now: float) -> None:
-        """What was charged has come to so many tokens, be it more."""
+        """The reserved `charged` tokens have become `used` ones, which may be more."""
         if self._tokens is not None:
             self._tokens.take(used - charged, now)
 
     def standing(self, now: float) -> list[Standing]:
-        """The limits a minute, as of now."""
+        """The state of each per-minute limit now."""
         return [
             Standing(kind, bucket.limit, max(0, int(bucket.level(now))), bucket.wait_s(bucket.limit, now))
             for kind, bucket in (("requests", self._requests), ("tokens", self._tokens))

@@ -1,4 +1,4 @@
-"""What a key has left, as each API's clients read it."""
+"""Response headers that state a key's remaining limits, in each API's format."""
 
 import math
 from collections.abc import Iterable
@@ -35,7 +35,7 @@ def anthropic_headers(standing: Iterable[Standing], clock: float) -> Headers:
 
 
 def _duration(seconds: float) -> str:
-    """As Go writes them: 30ms, 1.5s, 6m0s."""
+    """A duration as Go writes it: 30ms, 1.5s, 6m0s."""
     milliseconds = math.ceil(seconds * 1000)
     if milliseconds < 1000:
         return f"{milliseconds}ms"

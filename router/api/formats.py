@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
-from router.api.request import Conversation, RawPrompts, Request, Sampling
+from router.api.request import Conversation, Names, RawPrompts, Request, Sampling
 from router.api.schema import GenerationRequest, Strict, meaningless
 from router.errors import invalid
 from router.text.grammar import Form, Schema, grammar_of, json_form
@@ -188,5 +188,6 @@ class FormattedRequest(GenerationRequest):
             token_ids=self.return_token_ids,
             priority=self.priority,
             cache_salt=self.cache_salt,
+            names=Names() if isinstance(source, Conversation) else Names(turns="prompt"),
             session=self.session_id,
         )

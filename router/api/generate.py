@@ -47,7 +47,7 @@ class Asked(Protocol):
 R = TypeVar("R", bound=Asked)
 
 
-class Answer(Protocol):
+class AnswerSerializer(Protocol):
     """One request's answer as JSON."""
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
@@ -79,11 +79,13 @@ class Api(Protocol[R]):
     def lower(self, asked: R) -> Request:
         """In neutral form; 400 where its parts contradict each other."""
 
-    def serializer(self, head: Head, asked: R, request: Request, choices: list[Choice], tokenizer: Tokenizer) -> Answer:
+    def serializer(
+        self, head: Head, asked: R, request: Request, choices: list[Choice], tokenizer: Tokenizer
+    ) -> AnswerSerializer:
         """Its answer as JSON."""
 
 
-def begin(gateway: Gateway, api: Api[R], asked: R, request: Request, choices: list[Choice]) -> Answer:
+def begin(gateway: Gateway, api: Api[R], asked: R, request: Request, choices: list[Choice]) -> AnswerSerializer:
     """The answer to choices that are about to be computed, under an id of its own: clients use theirs twice."""
     head: Head = {
         "id": api.id_prefix + uuid.uuid4().hex,
@@ -112,7 +114,7 @@ class Generate(Answering, Generic[R]):
         session = session_of(scope, request)
         with gateway.admitted(request.choices) as permit:
             choices = await make_choices(gateway, request, caller_of(scope).tenant)
-            shape = begin(gateway, api, asked, request, choices)
+            serializer = begin(gateway, api, asked, request, choices)
             caller = caller_of(scope)
             caller.choices = choices
             caller.priority = request.priority
@@ -122,7 +124,7 @@ class Generate(Answering, Generic[R]):
                 headers += worker_headers(job, gateway.config)
                 watch = asyncio.create_task(watch_client(receive, job))
                 try:
-                    return await (stream_answer if request.stream else whole_answer)(send, job, shape, headers)
+                    return await (stream_answer if request.stream else whole_answer)(send, job, serializer, headers)
                 finally:
                     watch.cancel()
 
@@ -136,6 +138,7 @@ def job_of(
         stream=request.stream,
         priority=request.priority,
         account=caller.account,
+        tenant=caller.tenant,
         length_field=request.names.max_tokens,
         prefix_scope=scope_of(caller.tenant, request.cache_salt, config.cache_share_all),
         tenant=caller.tenant,
@@ -159,8 +162,8 @@ async def watch_client(receive: Receive, job: Job) -> None:
     job.leave()
 
 
-async def whole_answer(send: Send, job: Job, shape: Answer, headers: Headers) -> str:
-    """Answer once all of it is there; the HTTP status. ApiError if it failed."""
+async def whole_answer(send: Send, job: Job, serializer: AnswerSerializer, headers: Headers) -> str:
+    """Send the answer once all of it is there; the HTTP status. ApiError if it failed."""
     while not job.over:
         await job.wait()
     if job.gone:
@@ -168,28 +171,30 @@ async def whole_answer(send: Send, job: Job, shape: Answer, headers: Headers) ->
     if job.error is not None:
         raise job.error
     await job.settle()
-    await shape.settle(None)
+    await serializer.settle(None)
     weight = sum(c.generated if c.keep_logprobs else 0 for c in job.choices)
     weight += sum(len(c.prompt_logprobs) for c in job.choices)
-    await send_json(send, 200, shape.whole() if weight < HEAVY else await asyncio.to_thread(shape.whole), headers)
+    await send_json(
+        send, 200, serializer.whole() if weight < HEAVY else await asyncio.to_thread(serializer.whole), headers
+    )
     return "200"
 
 
-async def chunks(job: Job, shape: Answer) -> bytes:
+async def chunks(job: Job, serializer: AnswerSerializer) -> bytes:
     """The events for what the job gained since the last call."""
     parts = []
     for choice in job.ready():
         delta, over = choice.take(), choice.served_by is not None
         weight = len(delta.logprobs) + (0 if choice.started else len(choice.prompt_logprobs))
         if weight < HEAVY:
-            parts.append(shape.chunk(choice, delta, over))
+            parts.append(serializer.chunk(choice, delta, over))
         else:
-            parts.append(await asyncio.to_thread(shape.chunk, choice, delta, over))
+            parts.append(await asyncio.to_thread(serializer.chunk, choice, delta, over))
     return b"".join(parts)
 
 
-async def stream_answer(send: Send, job: Job, shape: Answer, headers: Headers) -> str:
-    """Answer as it comes; the HTTP status, or "error" if it failed within. ApiError if it failed before."""
+async def stream_answer(send: Send, job: Job, serializer: AnswerSerializer, headers: Headers) -> str:
+    """Send the answer as it comes; the HTTP status, or "error" if it failed within. ApiError if it failed before."""
     # The head waits for the first output: what fails before it still gets an HTTP status.
     begun = False
     while True:
@@ -200,11 +205,11 @@ async def stream_answer(send: Send, job: Job, shape: Answer, headers: Headers) -
         if error is not None and not begun:
             raise error
         end = job.over
-        body = b"" if error is not None else await chunks(job, shape)
+        body = b"" if error is not None else await chunks(job, serializer)
         if end:
             await job.settle()
-            await shape.settle(error)
-            body += shape.last() if error is None else shape.failed(error, headers[0][1].decode())
+            await serializer.settle(error)
+            body += serializer.last() if error is None else serializer.failed(error, headers[0][1].decode())
         elif not body:
             continue
         if not begun:

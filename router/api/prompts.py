@@ -174,7 +174,7 @@ def _too_long(tokens: int, limits: Limits, names: Names) -> ApiError:
     return invalid(
         f"the prompt is too long: {tokens} tokens > {context - 1} maximum; "
         f"with one to be generated they exceed context limit {context}",
-        names.prompt,
+        names.turns,
         "context_length_exceeded",
     )
 

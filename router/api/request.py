@@ -14,13 +14,12 @@ RawPrompt = str | list[int]
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """How an API spells the fields that checks of a neutral request name. result: what it calls a tool's answer.
+    """How an API spells the fields that checks of a neutral request name. turns: what is to be answered or continued.
 
-    values: it gives calls' arguments as JSON values, not as text.
+    result: what it calls a tool's answer. values: it gives calls' arguments as JSON values, not as text.
     """
 
     turns: str = "messages"
-    prompt: str = "prompt"
     max_tokens: str = "max_tokens"
     result: str = "a tool message"
     values: bool = False

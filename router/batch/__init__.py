@@ -1,1 +1,1 @@
-"""Batches: files of requests that are answered when nobody else needs the workers."""
+"""Batches: files of requests that are answered with capacity that live requests leave free."""

@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer's HTTP status and JSON, and the tokens it took. error: why it is none of success."""
+    """An answer's HTTP status and JSON, and the tokens it took. error: why it is no success."""
 
     status: int
     body: bytes
@@ -33,9 +33,9 @@ class Answered:
 async def answer(
     gateway: Gateway, api: Api[Any], body: bytes, tenant: str, request_id: str, sent: Callable[[], None]
 ) -> Answered:
-    """Whatever goes wrong is an answer too. `sent` is called once it is on its way to the workers.
+    """Answer a line; an error is returned as an answer too. `sent` is called once the request is at the workers.
 
-    Cancelled, it leaves nothing there.
+    If this is cancelled, nothing of the request is left at the workers.
     """
     try:
         return await _answer(gateway, api, body, tenant, request_id, sent)
@@ -59,7 +59,7 @@ async def _answer(
         raise invalid("'session_id' is not supported in a batch: its lines have no order", "session_id")
     choices = await make_choices(gateway, request, tenant)
     shape = begin(gateway, api, asked, request, choices)
-    job = Job(choices, stream=False, priority=BATCH + request.priority, live=False)
+    job = Job(choices, stream=False, priority=BATCH + request.priority, tenant=tenant, live=False)
     with gateway.flying(job):
         sent()
         while not job.over:
@@ -71,7 +71,7 @@ async def _answer(
 
 
 def _tokens(choices: Iterable[Choice]) -> tuple[int, int, int]:
-    """Of prompts, of those cached, of answers; the choices of one prompt share it."""
+    """Prompt, cached and generated tokens; the choices of one prompt share it."""
     prompts = {id(c.prompt): c for c in choices}.values()
     cached = sum(c.cached_tokens for c in prompts)
     return sum(len(c.prompt.token_ids) for c in prompts), cached, sum(c.generated for c in choices)

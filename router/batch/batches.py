@@ -50,7 +50,7 @@ class BatchesQuery(BaseModel):
 
 
 class Batches:
-    """Handlers over one store. What belongs to another tenant is not there."""
+    """Handlers over one store. They treat what belongs to another tenant as missing."""
 
     def __init__(self, store: Store, runner: BatchRunner, config: RouterConfig) -> None:
         self._store = store
@@ -58,7 +58,7 @@ class Batches:
         self._config = config
 
     async def create(self, request: Request) -> Response:
-        """A batch, about to be validated."""
+        """Create a batch; its input is validated next."""
         read_query(request, NoQuery)
         wanted = parse(await read_body(request.scope, request.receive, self._config), BatchRequest)
         tenant, made = caller_of(request.scope).tenant, now()
@@ -104,14 +104,14 @@ class Batches:
         return listed([_shown(batch) for batch in found], query.limit)
 
     async def retrieve(self, request: Request) -> Response:
-        """How far a batch has come."""
+        """A batch's status and counts."""
         read_query(request, NoQuery)
         batch_id = request.path_params["batch_id"]
         find = partial(batches.find, tenant=caller_of(request.scope).tenant, batch_id=batch_id)
         return self._answer(batch_id, await self._store.run(find))
 
     async def cancel(self, request: Request) -> Response:
-        """Start no further line and give up those under way; what has been answered stays."""
+        """Start no further line and abort those under way; what has been answered stays."""
         read_query(request, NoQuery)
         batch_id = request.path_params["batch_id"]
         cancel = partial(batches.cancel, tenant=caller_of(request.scope).tenant, batch_id=batch_id, now=now())

@@ -1,9 +1,9 @@
-"""/v1/files: what batches read and write."""
+"""/v1/files: inputs and outputs of batches."""
 
 import asyncio
-from collections.abc import Callable
+import tempfile
 from functools import partial
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
@@ -16,21 +16,22 @@ from router.api.answers.records import Deleted, FileRecord
 from router.api.schema import Strict
 from router.config import RouterConfig
 from router.errors import ApiError, invalid
-from router.http.body import ClientGone, explain
+from router.http.body import ClientGone, encoding_of, explain, undecodable
 from router.http.caller import caller_of
+from router.http.encodings import DECODERS, DecodeError
 from router.http.query import NoQuery, json_response, listed, read_query
 from router.store import files
 from router.store.files import InUse, NoRoom, Page, StoredFile, new_file_id
 from router.store.store import Store, now
 
-# As long as a file is kept that says nothing of it.
+# How long a file is kept whose request does not say.
 DEFAULT_SECONDS = 30 * 24 * 3600
-# What a form has besides the file.
+# The form's fields besides the file.
 _FORM_BYTES = 16 * 1024
 
 
 class Keeping(Strict):
-    """How long a file is kept."""
+    """How long a file is kept after its creation."""
 
     anchor: Literal["created_at"]
     seconds: int = Field(ge=3600, le=DEFAULT_SECONDS)
@@ -56,32 +57,32 @@ class FilesQuery(BaseModel):
 
 
 class Files:
-    """Handlers over one store. What belongs to another tenant is not there."""
+    """Handlers over one store. They treat what belongs to another tenant as missing."""
 
     def __init__(self, store: Store, config: RouterConfig) -> None:
         self._store = store
         self._config = config
 
     async def create(self, request: Request) -> Response:
-        """Upload."""
+        """Upload a file."""
         read_query(request, NoQuery)
         config = self._config
         if not request.headers.get("content-type", "").startswith("multipart/form-data"):
             raise invalid("a file is sent as multipart/form-data, with 'file' and 'purpose'", code="invalid_form")
-        limited = Request(request.scope, _bounded(request.receive, config))
-        try:
-            form = await limited.form(max_files=1, max_fields=8, max_part_size=_FORM_BYTES)
-        except HTTPException as error:
-            raise invalid(f"the form can't be read: {error.detail}", code="invalid_form") from None
-        except (LookupError, UnicodeDecodeError) as error:
-            raise invalid(f"the form's charset can't be read: {error}", code="invalid_form") from None
+        encoding, receive = encoding_of(request.scope), _bounded(request.receive, config)
+        # An encoded form waits on disk until it is whole: read bit by bit, its decoder could give gigabytes at once.
+        with tempfile.TemporaryFile() as kept:
+            if encoding is not None:
+                await _keep_body(receive, kept)
+                receive = _bounded(_decoded(kept, encoding), config)
+            form = await _form(Request(request.scope, receive))
         try:
             return json_response(_shown(await self._keep(caller_of(request.scope).tenant, _read_form(form))))
         finally:
             await form.close()
 
     async def page(self, request: Request) -> Response:
-        """The tenant's files."""
+        """List the tenant's files."""
         query = read_query(request, FilesQuery)
         span = Page(query.after, query.limit, query.order == "desc")
         tenant = caller_of(request.scope).tenant
@@ -91,12 +92,12 @@ class Files:
         return listed([_shown(file) for file in found], query.limit)
 
     async def retrieve(self, request: Request) -> Response:
-        """One file's record."""
+        """A file's record."""
         read_query(request, NoQuery)
         return json_response(_shown(await self._find(request)))
 
     async def content(self, request: Request) -> Response:
-        """One file's bytes."""
+        """A file's bytes."""
         read_query(request, NoQuery)
         file = await self._find(request)
         path = self._store.contents.path(file.id)
@@ -105,7 +106,7 @@ class Files:
         return FileResponse(path, media_type="application/octet-stream", filename=file.filename)
 
     async def delete(self, request: Request) -> Response:
-        """Forget a file and its content."""
+        """Delete a file's record and content."""
         read_query(request, NoQuery)
         file_id = request.path_params["file_id"]
         tenant = caller_of(request.scope).tenant
@@ -145,12 +146,44 @@ class Files:
 
 
 def no_file(file_id: str, param: str | None = None) -> ApiError:
-    """404."""
+    """The 404 for a file that does not exist."""
     return ApiError(404, f"there is no file {file_id[:80]!r}", param=param, code="file_not_found")
 
 
+async def _form(request: Request) -> FormData:
+    try:
+        return await request.form(max_files=1, max_fields=8, max_part_size=_FORM_BYTES)
+    except HTTPException as error:
+        raise invalid(f"the form can't be read: {error.detail}", code="invalid_form") from None
+    except (LookupError, UnicodeDecodeError) as error:
+        raise invalid(f"the form's charset can't be read: {error}", code="invalid_form") from None
+
+
+async def _keep_body(receive: Receive, file: BinaryIO) -> None:
+    more = True
+    while more:
+        message = await receive()
+        await asyncio.to_thread(file.write, message.get("body", b""))
+        more = message.get("more_body", False)
+    file.seek(0)
+
+
+def _decoded(file: BinaryIO, encoding: str) -> Receive:
+    """A `receive` of what an encoded body stands for; 400 where it is not in its encoding."""
+    parts = DECODERS[encoding](file)
+
+    async def receive() -> Message:
+        try:
+            part = await asyncio.to_thread(next, parts, b"")
+        except DecodeError as error:
+            raise undecodable(encoding, error) from None
+        return {"type": "http.request", "body": part, "more_body": bool(part)}
+
+    return receive
+
+
 def _read_form(form: FormData) -> FileUpload:
-    """`a[b]` names a field of an object, as the SDKs write them."""
+    """Parse a form; `a[b]` names a field of an object, as the SDKs write them."""
     content: dict[str, Any] = {}
     for name, value in form.multi_items():
         outer, bracket, inner = name.partition("[")
@@ -169,8 +202,8 @@ def _read_form(form: FormData) -> FileUpload:
     return upload
 
 
-def _bounded(receive: Receive, config: RouterConfig) -> Callable[[], Any]:
-    """`receive` of an upload: 413 beyond the largest, 408 if nothing comes for too long."""
+def _bounded(receive: Receive, config: RouterConfig) -> Receive:
+    """`receive` of an upload, with 413 beyond the largest size and 408 if no byte comes for too long."""
     left = config.max_file_bytes + _FORM_BYTES
 
     async def bounded() -> Message:

@@ -1,36 +1,36 @@
-"""Lets lines start as `router.batch.policy` has room for them."""
+"""Decides when lines start: as many as `router.batch.policy` has room for."""
 
 import asyncio
 
 from router.batch.policy import room
 from router.relay.gateway import Gateway
 
-# Workers' figures change with each of their steps; so often they are looked at while a line waits.
+# Workers' figures change with each step; a line that waits reads them this often (seconds).
 _LOOK_S = 0.02
 
 
 class Permit:
-    """A line that has entered."""
+    """The right of one line to run."""
 
     def __init__(self, gate: "Gate") -> None:
         self._gate = gate
         self.starting = True
 
     def sent(self) -> None:
-        """It is on its way to the workers: from here on their figures tell of it."""
+        """The line is at the workers: from now on their figures include it."""
         if self.starting:
             self.starting = False
             self._gate.starting -= 1
 
     async def again(self) -> None:
-        """Return when it may start anew."""
+        """Return when the line may be sent once more."""
         self.sent()
         await self._gate.wait(inside=1)
         self.starting = True
         self._gate.starting += 1
 
     def leave(self) -> None:
-        """It is over."""
+        """The line has ended."""
         self.sent()
         self._gate.running -= 1
 
@@ -46,14 +46,14 @@ class Gate:
         self._turn = asyncio.Lock()
 
     async def enter(self) -> Permit:
-        """Return when a line may start, first come first served; its permit is to be given back by `leave`."""
+        """Return when a line may start, first come first served; its permit must be returned by `leave`."""
         await self.wait(inside=0)
         self.running += 1
         self.starting += 1
         return Permit(self)
 
     async def wait(self, inside: int) -> None:
-        """Until there is room for one more; `inside`: whether that one counts as running already."""
+        """Return once there is room for one more. inside: whether that one counts as running already."""
         gateway = self._gateway
         async with self._turn:
             while not room(

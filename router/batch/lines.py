@@ -9,7 +9,7 @@ import msgspec
 
 from router.store.batches import BatchFault
 
-# As many problems of an input as its batch tells.
+# The most problems of an input that its batch reports.
 _MOST_ERRORS = 100
 
 
@@ -25,7 +25,7 @@ _decode = msgspec.json.Decoder(_Entry).decode
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One request. number: from 0, lines without anything not counted. body: JSON, not yet looked into."""
+    """One request. number: from 0, empty lines not counted. body: its JSON, not yet validated."""
 
     number: int
     custom_id: str
@@ -34,21 +34,21 @@ class Line:
 
 @dataclass(frozen=True, slots=True)
 class Checked:
-    """What an input holds. errors: as the API lists them; with any of them the batch can't be run."""
+    """The result of checking an input. errors: as the API lists them; a batch with any of them can't be run."""
 
     total: int
     errors: tuple[BatchFault, ...]
 
 
 def read(path: Path) -> Iterator[Line]:
-    """The lines of an input that `check` found no fault with."""
+    """The lines of an input in which `check` found no error."""
     for number, (_, raw) in enumerate(_raw_lines(path, None)):
         entry = _decode(raw)
         yield Line(number, entry.custom_id, bytes(entry.body))
 
 
 def check(path: Path, endpoint: str, most_lines: int, line_bytes: int) -> Checked:
-    """Whether each line is a request to `endpoint` of a name of its own; what the bodies ask for is not looked at."""
+    """Check that each line is a request to `endpoint` with an id of its own. Bodies are validated when they run."""
     total = 0
     errors: list[BatchFault] = []
     seen: set[str] = set()
@@ -100,7 +100,7 @@ def _check(entry: _Entry, endpoint: str, seen: set[str]) -> None:
 
 
 def _raw_lines(path: Path, most: int | None) -> Iterator[tuple[int, bytes]]:
-    """Lines with anything in them and their places in the file, from 1. Of one longer than `most` only a beginning."""
+    """Lines that are not empty, with their places in the file, from 1. A line longer than `most` is cut."""
     with open(path, "rb") as file:
         at = 0
         while raw := file.readline(-1 if most is None else most + 2):

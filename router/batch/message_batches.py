@@ -38,7 +38,7 @@ _WITHOUT_ANSWER = {"batch_expired": "expired", "batch_cancelled": "canceled"}
 
 
 class BatchEntry(Strict):
-    """One message of a batch. params: the body of /v1/messages, looked at when its turn comes."""
+    """One message of a batch. params: the body of /v1/messages, which is validated when the message is run."""
 
     custom_id: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     params: dict[str, Any]
@@ -61,7 +61,7 @@ class MessageBatchesQuery(BaseModel):
 
 
 class MessageBatches:
-    """Handlers over one store. What belongs to another tenant is not there."""
+    """Handlers over one store. They treat what belongs to another tenant as missing."""
 
     def __init__(self, store: Store, runner: BatchRunner, config: RouterConfig) -> None:
         self._store = store
@@ -69,7 +69,7 @@ class MessageBatches:
         self._config = config
 
     async def create(self, request: Request) -> Response:
-        """A batch, about to run."""
+        """Create a batch; it runs next."""
         wanted = parse(await read_body(request.scope, request.receive, self._config), MessageBatchRequest)
         _check(wanted, self._config.max_batch_lines)
         tenant, made = caller_of(request.scope).tenant, now()
@@ -121,12 +121,12 @@ class MessageBatches:
         return json_response(page)
 
     async def retrieve(self, request: Request) -> Response:
-        """How far a batch has come."""
+        """A batch's status and counts."""
         read_query(request, NoQuery)
         return json_response(_shown(await self._find(request), request))
 
     async def cancel(self, request: Request) -> Response:
-        """Start no further request and give up those under way; what has been answered stays."""
+        """Start no further request and abort those under way; what has been answered stays."""
         read_query(request, NoQuery)
         batch = await self._find(request)
         cancel = partial(batches.cancel, tenant=batch.tenant, batch_id=batch.id, now=now())
@@ -135,7 +135,7 @@ class MessageBatches:
         return json_response(_shown(cancelled or batch, request))
 
     async def delete(self, request: Request) -> Response:
-        """Forget a batch that has ended, and its results."""
+        """Delete a batch that has ended, and its results."""
         read_query(request, NoQuery)
         batch = await self._find(request)
         _ended(batch)
@@ -145,7 +145,7 @@ class MessageBatches:
         return json_response(deleted)
 
     async def results(self, request: Request) -> Response:
-        """A line for each request: a message, an error, or why there is neither."""
+        """A line for each request: its message, its error, or why it has neither."""
         read_query(request, NoQuery)
         batch = await self._find(request)
         _ended(batch)
@@ -161,7 +161,7 @@ class MessageBatches:
         return batch
 
     async def _keep(self, tenant: str, wanted: MessageBatchRequest, made: int) -> StoredFile:
-        """The requests as the input of a batch."""
+        """Store the requests as the input of a batch."""
         content = b"".join(
             encode({"custom_id": e.custom_id, "method": "POST", "url": _ENDPOINT, "body": e.params}) + b"\n"
             for e in wanted.requests
@@ -239,7 +239,7 @@ def _shown(batch: StoredBatch, request: Request) -> MessageBatch:
 
 
 def _counts(batch: StoredBatch, *, over: bool) -> RequestCounts:
-    """All that is counted before the end is what is left, as Anthropic has it."""
+    """As Anthropic counts: until the batch ends, every request counts as processing."""
     rest = batch.total - batch.completed - batch.failed
     lost = rest if batch.status == "failed" else 0
     return {

@@ -1,4 +1,4 @@
-"""A batch's output and error files, of what was recorded. Everything here blocks: call it in a thread."""
+"""Writes a batch's output and error files from the recorded results. Everything here blocks: call it in a thread."""
 
 import itertools
 import uuid
@@ -23,9 +23,10 @@ _UNANSWERED = {
 def compose(
     store: Store, batch: StoredBatch, ending: Literal["completed", "expired", "cancelled"]
 ) -> tuple[StoredFile | None, StoredFile | None]:
-    """The two files, their contents on disk, their records yet to be added; None for one that would be empty.
+    """The output and the error file. Contents are on disk, records yet to be added; None for an empty file.
 
-    Answers stand in the order of their lines. Of a batch that was not completed the unanswered lines end the errors.
+    Answers stand in the order of their lines. Where a batch did not complete, the error file ends with its unanswered
+    lines.
     """
     output = _keep(store, batch, "output", _recorded(store, batch, ok=True))
     errors = _recorded(store, batch, ok=False)
@@ -43,7 +44,7 @@ def _recorded(store: Store, batch: StoredBatch, ok: bool) -> Iterator[bytes]:
 
 def _unanswered(store: Store, batch: StoredBatch, code: str, message: str) -> Iterator[bytes]:
     if batch.total == 0:
-        return  # it was never validated: its lines may be anything
+        return  # it was never validated: its lines may be malformed
     done = store.call(partial(batches.lines_done, batch_id=batch.id))
     for line in read(store.contents.path(batch.input_file_id)):
         if line.number not in done:

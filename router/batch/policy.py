@@ -1,7 +1,7 @@
 """When a batch's lines may start. Pure.
 
-Live requests need no help once they are at a worker: there they take the places of batch lines. This keeps lines from
-being started only to be preempted, which would compute their prompts twice.
+At a worker, live requests take the places of batch lines by themselves. This policy avoids starting lines that would
+only be preempted, which would compute their prompts twice.
 """
 
 from collections.abc import Iterable
@@ -9,18 +9,18 @@ from collections.abc import Iterable
 from router.relay.fleet import WorkerState
 from wire.protocol import Role
 
-# Of a worker's slots and pages, what lines leave free for live requests to come: one in so many.
+# Lines leave one in this many of a worker's slots and pages free for live requests to come.
 _SPARE = 8
 
 
 def room(
     workers: Iterable[WorkerState], running: int, starting: int, most: int, *, split: bool, waiting: int = 0
 ) -> int:
-    """How many more lines this router may start beside `running` of at most `most`.
+    """How many more lines this router may start beside `running`, of at most `most`.
 
-    starting: those among them that no worker's figures can contain yet. waiting: live requests that wait in this router
-    for their turn: lines only fill gaps. Both pools must have places to spare, and a
-    worker where anything waits has none.
+    starting: running lines that no worker's figures can contain yet. waiting: live requests that wait in this router
+    for their turn; lines start only where there are none. Both pools must have places to spare; a worker at which any
+    request waits has none.
     """
     if waiting:
         return 0

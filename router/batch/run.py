@@ -1,4 +1,4 @@
-"""One batch, from wherever it stands to its end."""
+"""Runs one batch from its recorded state to its end."""
 
 import asyncio
 import itertools
@@ -24,7 +24,7 @@ from router.store.store import Store, now
 
 _log = logging.getLogger(__name__)
 _READ_AHEAD = 64
-# A line may be what kills the workers it comes to.
+# A line may be the cause of its workers' deaths.
 _ATTEMPTS = 5
 _PAUSE_S = (0.1, 5.0)
 Ending = Literal["completed", "expired", "cancelled"]
@@ -37,7 +37,7 @@ _GONE: BatchFault = {
 
 
 class Run:
-    """`task` ends with the batch, or with the lease; cancelled, it leaves the batch for another runner."""
+    """One batch. `task` ends with the batch, or with the lease; cancelled, it leaves the batch to another runner."""
 
     def __init__(
         self,
@@ -60,7 +60,7 @@ class Run:
         self.task = asyncio.get_running_loop().create_task(self._run(), name=f"batch {batch.id}")
 
     def heed(self, batch: StoredBatch) -> None:
-        """The batch as its record is now: it may have been cancelled."""
+        """Follow the batch's record: it may have been cancelled."""
         if batch.status == "cancelling":
             self._cancelled = True
             if self._answering is not None:
@@ -87,7 +87,7 @@ class Run:
         return True
 
     async def _answered(self) -> Ending:
-        """Once nothing more will be answered: why."""
+        """Run all lines; return how the batch ended."""
         if self._batch.status == "in_progress" and not self._cancelled:
             self._answering = asyncio.create_task(self._answer_all())
             try:
@@ -145,7 +145,7 @@ class Run:
 
 
 def _written(line: Line, answered: Answered, request_id: str) -> bytes:
-    """The line of the output or the error file."""
+    """The result as a line of the output or the error file."""
     response = {"status_code": answered.status, "request_id": request_id, "body": msgspec.Raw(answered.body)}
     content = {"id": f"batch_req_{request_id}", "custom_id": line.custom_id, "response": response, "error": None}
     return encode(content) + b"\n"

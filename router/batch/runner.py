@@ -1,4 +1,4 @@
-"""Runs the batches of a store beside the requests of clients, as the gateway's service."""
+"""Runs a store's batches beside the requests of clients, as a service of the gateway."""
 
 import asyncio
 import logging
@@ -18,22 +18,22 @@ from router.store.batches import Lease, LeaseLost
 from router.store.store import Store, now
 
 _log = logging.getLogger(__name__)
-# How often records are looked at, and for how long a batch stays its runner's though nothing is heard of that.
+# Poll interval of the records; lease of a batch without renewal (seconds).
 _LOOK_S = 1.0
 _LEASE_S = 15.0
 # Batches at once; they share one gate, so more would only go slower.
 _MOST = 8
 _SWEEP_S = 3600.0
-# For how long a batch that is over is remembered, and a content that a crash left without a record may lie.
+# How long an ended batch is remembered, and how long a content without a record (left by a crash) is kept.
 _REMEMBER_S = 90 * 24 * 3600
 _STRAY_S = 3600.0
 
 
 class BatchRunner:
-    """One router's. Several over one store share the batches out by leases."""
+    """Runs batches for one router. Several routers over one store divide the batches by leases."""
 
     def __init__(self, gateway: Gateway, store: Store, apis: Mapping[str, Api[Any]]) -> None:
-        """`apis`: what answers a line, by endpoint."""
+        """apis: what answers a line, by endpoint."""
         self._gateway = gateway
         self._store = store
         self._apis = apis
@@ -46,7 +46,7 @@ class BatchRunner:
 
     @property
     def endpoints(self) -> tuple[str, ...]:
-        """What a batch may be for."""
+        """The endpoints that a batch may name."""
         return tuple(self._apis)
 
     def start(self) -> None:
@@ -54,11 +54,11 @@ class BatchRunner:
         self._task = asyncio.get_running_loop().create_task(self._watch(), name="batches")
 
     def wake(self) -> None:
-        """A record has changed: look now."""
+        """A record has changed: look now instead of at the next poll."""
         self._woken.set()
 
     async def close(self) -> None:
-        """Stop where everything stands, and leave the batches to whoever runs next."""
+        """Stop at once; other runners take the batches over."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -115,7 +115,7 @@ class BatchRunner:
     def _ended(self, run: Run, task: asyncio.Task[None]) -> None:
         self._runs.discard(run)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Its lease runs out before it is tried again: so long the trouble may pass.
+            # Nobody retries it before its lease expires: the fault has that long to pass.
             _log.error("batch %s stopped, and is tried again", run.lease.batch_id, exc_info=error)
         self.wake()
 

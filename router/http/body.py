@@ -1,6 +1,7 @@
 """From bytes on the wire to a validated request, or an `ApiError` that names what is wrong."""
 
 import asyncio
+import io
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -9,7 +10,7 @@ from starlette.types import Receive, Scope
 
 from router.config import RouterConfig
 from router.errors import ApiError, invalid, spelled
-from router.http.encodings import DECODERS, DecodeError
+from router.http.encodings import DECODERS, DecodeError, decode
 
 _ENCODING = b"content-encoding"
 R = TypeVar("R", bound=BaseModel)
@@ -48,20 +49,35 @@ async def read_body(scope: Scope, receive: Receive, config: RouterConfig) -> byt
 
 
 async def _decoded(body: bytes, scope: Scope, limit: int) -> bytes:
-    """The body without its content-encoding: 415 for an unknown one, 413 if it becomes longer than `limit`."""
-    encodings = [value.decode("latin-1").strip().lower() for name, value in scope["headers"] if name == _ENCODING]
-    if encodings in ([], ["identity"], [""]):
+    """The body without its content-encoding: 413 if it becomes longer than `limit`."""
+    encoding = encoding_of(scope)
+    if encoding is None:
         return body
-    if len(encodings) > 1 or encodings[0] not in DECODERS:
-        message = f"content-encoding {', '.join(encodings)[:80]!r} can't be read: send one of {', '.join(DECODERS)}"
-        raise ApiError(415, message, param="content-encoding", code="unsupported_encoding")
     try:
-        decoded = await asyncio.to_thread(DECODERS[encodings[0]], body, limit)
+        decoded = await asyncio.to_thread(decode, io.BytesIO(body), encoding, limit)
     except DecodeError as error:
-        raise invalid(f"the body is not {encodings[0]}: {error}", code="invalid_encoding") from None
+        raise undecodable(encoding, error) from None
     if len(decoded) > limit:
         raise ApiError(413, f"the body exceeds {limit} bytes when it is decoded", code="body_too_large")
     return decoded
+
+
+def encoding_of(scope: Scope) -> str | None:
+    """The body's content-encoding, if it has one; 415 for one that can't be read."""
+    encodings: list[str] = [
+        value.decode("latin-1").strip().lower() for name, value in scope["headers"] if name == _ENCODING
+    ]
+    if encodings in ([], ["identity"], [""]):
+        return None
+    if len(encodings) > 1 or encodings[0] not in DECODERS:
+        message = f"content-encoding {', '.join(encodings)[:80]!r} can't be read: send one of {', '.join(DECODERS)}"
+        raise ApiError(415, message, param="content-encoding", code="unsupported_encoding")
+    return encodings[0]
+
+
+def undecodable(encoding: str, error: DecodeError) -> ApiError:
+    """400."""
+    return invalid(f"the body is not {encoding}: {error}", code="invalid_encoding")
 
 
 def parse(body: bytes, model: type[R]) -> R:

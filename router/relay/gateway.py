@@ -223,6 +223,8 @@ class Gateway:
                 timer.cancel()
             job.cancel()
             self._dispatcher.drop(job)
+            if job.tenant and job.streams:
+                self.metrics.used(job.tenant, *job.tokens)
 
     def _observe(self) -> State:
         return State(

@@ -11,6 +11,7 @@ from router.relay.stream import SequenceStream
 
 class Job:
     """stream: whether each gain wakes the answering coroutine, or only the end. account: whose tokens it uses.
+    tenant: whose key it came with, "" where none is asked for.
 
     live: whether a client waits for it; else no timeout applies. length_field: the request's field that bounds the
     answer, for errors. prefix_scope: whose kept prefixes it may use. tenant: who shares a lane of the queue with it.
@@ -24,6 +25,7 @@ class Job:
         stream: bool,
         priority: int,
         account: Account | None = None,
+        tenant: str = "",
         live: bool = True,
         length_field: str = "max_tokens",
         prefix_scope: str = "",
@@ -33,6 +35,7 @@ class Job:
         self.choices = choices
         self.priority = priority
         self.account = account
+        self.tenant = tenant
         self.live = live
         self.length_field = length_field
         self.prefix_scope = prefix_scope
@@ -49,6 +52,12 @@ class Job:
         self._when_over: Callable[[], None] | None = None
         # What is to be done before its client is told that it ended well.
         self.at_end: Callable[[], Awaitable[None]] | None = None
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Of its prompts and, so far, of its answers; the choices of one prompt share it."""
+        prompts = {id(choice.prompt): choice.prompt for choice in self.choices}.values()
+        return sum(len(prompt.token_ids) for prompt in prompts), sum(choice.generated for choice in self.choices)
 
     @property
     def over(self) -> bool:

@@ -15,14 +15,12 @@ def token_quota(job: Job) -> Iterator[None]:
     if account is None:
         yield
         return
-    # The n choices of one prompt share it.
-    prompts = sum(len(prompt.token_ids) for prompt in {id(c.prompt): c.prompt for c in job.choices}.values())
-    charge = prompts + sum(choice.reserve for choice in job.choices)
+    charge = job.tokens[0] + sum(choice.reserve for choice in job.choices)
     if (denied := account.charge(charge, time.monotonic())) is not None:
         raise too_many(denied, job.length_field)
     try:
         yield
     finally:
         # What never left for a worker cost nothing.
-        used = prompts + sum(choice.generated for choice in job.choices) if job.streams else 0
+        used = sum(job.tokens) if job.streams else 0
         account.settle(charge, used, time.monotonic())

@@ -1,7 +1,7 @@
-"""Records of batches, who runs them, and what has come of their lines: functions of a connection, for `Store.run`.
+"""Records of batches, who runs them, and the results of their lines: functions of a connection, for `Store.run`.
 
-A batch is run by whoever holds its lease. Whatever a runner writes is written only while it holds it, so a line's
-result is recorded once, whoever else takes the batch over.
+The runner that holds a batch's lease runs it, and writes to its record only while it holds the lease. So each line's
+result is recorded once, even if another runner takes the batch over.
 """
 
 import json
@@ -71,9 +71,9 @@ class BatchFault(TypedDict):
 class StoredBatch:
     """A batch's record.
 
-    model: the name it was made for; only routers that serve it run it. output_seconds: how long what comes of it is
-    kept. times: when it came into each status, by the field's name in the API. errors: why it is "failed".
-    total, completed, failed: lines.
+    model: the name it was made for; only routers that serve it run it. output_seconds: how long its output files are
+    kept. times: when it reached each status, by the field's name in the API. errors: why it is "failed". total,
+    completed, failed: numbers of lines.
     """
 
     id: str
@@ -105,7 +105,7 @@ _JSON = ("metadata", "times", "errors")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a line: its JSON in the output or the error file, and the tokens it took."""
+    """A line's result: its JSON in the output or the error file, and the tokens it took."""
 
     line: int
     ok: bool
@@ -155,7 +155,7 @@ def find(db: Connection, tenant: str, batch_id: str) -> StoredBatch | None:
 
 
 def page(db: Connection, tenant: str, span: Page, prefix: str = "", *, newer: bool = False) -> list[StoredBatch] | None:
-    """Newest first; one more than `span.limit` where there are more; None if the tenant has none `span.after`.
+    """Newest first; one more than `span.limit` where there are more; None if the tenant has no batch `span.after`.
 
     prefix: of their ids, which tells the APIs' batches apart. newer: those made after `span.after`, nearest to it.
     """
@@ -179,7 +179,7 @@ def delete(db: Connection, tenant: str, batch_id: str) -> None:
 
 
 def cancel(db: Connection, tenant: str, batch_id: str, now: int) -> StoredBatch | None:
-    """Its record after that, unchanged if nothing of it is left to run; None if there is none."""
+    """Cancel a batch. Returns its record, unchanged if it had ended already; None if there is no such batch."""
     db.execute(
         "UPDATE batches SET status = 'cancelling', times = json_set(times, '$.cancelling_at', ?) "
         "WHERE id = ? AND tenant = ? AND status IN ('validating', 'in_progress')",
@@ -194,7 +194,7 @@ def cancel(db: Connection, tenant: str, batch_id: str, now: int) -> StoredBatch 
 def claim(
     db: Connection, owner: str, model: str, endpoints: Sequence[str], now: float, lease_s: float
 ) -> StoredBatch | None:
-    """The oldest unfinished batch for these that nobody runs, leased for `lease_s`; None if there is none."""
+    """Lease the oldest unfinished batch of these models and endpoints that no runner holds; None if there is none."""
     among = ", ".join("?" * len(endpoints))
     row = db.execute(
         "UPDATE batches SET owner = ?, owned_until = ? WHERE id = (SELECT id FROM batches WHERE open = 1 AND model = ? "
@@ -205,19 +205,19 @@ def claim(
 
 
 def renew(db: Connection, lease: Lease, now: float, lease_s: float) -> StoredBatch:
-    """The batch as it is now, leased for longer; LeaseLost."""
+    """Extend the lease; the batch's record as it is now. LeaseLost if another runner holds it."""
     _own(db, lease)
     db.execute("UPDATE batches SET owned_until = ? WHERE id = ?", (now + lease_s, lease.batch_id))
     return _read(db, lease)
 
 
 def release(db: Connection, lease: Lease) -> None:
-    """Whoever likes may go on with it."""
+    """Give the lease back: any runner may take the batch."""
     db.execute("UPDATE batches SET owned_until = 0 WHERE id = ? AND owner = ?", (lease.batch_id, lease.owner))
 
 
 def begin(db: Connection, lease: Lease, total: int, now: int) -> StoredBatch:
-    """Validated: it has `total` lines. Unchanged if it was cancelled meanwhile; LeaseLost."""
+    """The input is valid and has `total` lines. No change if the batch was cancelled meanwhile. LeaseLost."""
     _own(db, lease)
     db.execute(
         "UPDATE batches SET status = 'in_progress', total = ?, times = json_set(times, '$.in_progress_at', ?) "
@@ -228,7 +228,7 @@ def begin(db: Connection, lease: Lease, total: int, now: int) -> StoredBatch:
 
 
 def fail(db: Connection, lease: Lease, errors: Sequence[BatchFault], now: int) -> None:
-    """It can't be run; LeaseLost."""
+    """The batch can't be run, for these reasons. LeaseLost."""
     _own(db, lease)
     db.execute(
         "UPDATE batches SET status = 'failed', errors = ?, times = json_set(times, '$.failed_at', ?) WHERE id = ?",
@@ -238,7 +238,7 @@ def fail(db: Connection, lease: Lease, errors: Sequence[BatchFault], now: int) -
 
 
 def record(db: Connection, lease: Lease, results: Sequence[Result]) -> None:
-    """What came of lines that have no result yet; LeaseLost."""
+    """Record results of lines that have none yet. LeaseLost."""
     _own(db, lease)
     for result in results:
         db.execute("INSERT INTO results VALUES (?, ?, ?, ?)", (lease.batch_id, result.line, result.ok, result.body))
@@ -258,12 +258,12 @@ def record(db: Connection, lease: Lease, results: Sequence[Result]) -> None:
 
 
 def lines_done(db: Connection, batch_id: str) -> set[int]:
-    """Lines that have a result."""
+    """Numbers of the lines that have a result."""
     return {row["line"] for row in db.execute("SELECT line FROM results WHERE batch_id = ?", (batch_id,))}
 
 
 def results(db: Connection, batch_id: str, ok: bool, after: int, limit: int) -> list[tuple[int, bytes]]:
-    """So many results beyond line `after`, in order, as (line, body)."""
+    """Up to this many results after line `after`, in order, as (line, body)."""
     rows = db.execute(
         "SELECT line, body FROM results WHERE batch_id = ? AND ok = ? AND line > ? ORDER BY line LIMIT ?",
         (batch_id, ok, after, limit),
@@ -272,7 +272,7 @@ def results(db: Connection, batch_id: str, ok: bool, after: int, limit: int) -> 
 
 
 def finalize(db: Connection, lease: Lease, now: int) -> StoredBatch:
-    """Every line has its result. Unchanged if it was cancelled meanwhile; LeaseLost."""
+    """Every line has its result. No change if the batch was cancelled meanwhile. LeaseLost."""
     _own(db, lease)
     db.execute(
         "UPDATE batches SET status = 'finalizing', times = json_set(times, '$.finalizing_at', ?) "
@@ -290,7 +290,7 @@ def finish(
     error: StoredFile | None,
     now: int,
 ) -> None:
-    """It is over, and its files are there; LeaseLost."""
+    """The batch has ended and its files are written. LeaseLost."""
     _own(db, lease)
     for file in (output, error):
         if file is not None:
@@ -304,7 +304,7 @@ def finish(
 
 
 def forget(db: Connection, before: int) -> None:
-    """Drop the records of batches that were made before then and are over."""
+    """Delete the records of batches that were made before this time and have ended."""
     db.execute("DELETE FROM batches WHERE open = 0 AND created_at < ?", (before,))
 
 

@@ -1,4 +1,4 @@
-"""What records are read and written by, whichever database holds them."""
+"""The interface through which records are read and written, whichever database holds them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
@@ -7,11 +7,11 @@ T = TypeVar("T")
 
 
 class DatabaseError(OSError):
-    """The database can't be reached, or can't do what it was asked."""
+    """The database can't be reached, or refused a statement."""
 
 
 class Cursor(Protocol):
-    """What came of a statement. Rows are read by their columns' names or places."""
+    """The result of a statement. Columns of a row are read by name or by place."""
 
     @property
     def rowcount(self) -> int: ...
@@ -21,24 +21,24 @@ class Cursor(Protocol):
 
 
 class Connection(Protocol):
-    """What records are read and written by, within a transaction. Statements are SQL that both databases take."""
+    """Reads and writes records within a transaction. Statements are SQL that both databases accept."""
 
     def execute(self, sql: str, parameters: Sequence[Any] = (), /) -> Cursor: ...
     def executemany(self, sql: str, parameters: Sequence[Sequence[Any]], /) -> Any: ...
 
 
 class Records(Protocol):
-    """Either database."""
+    """The interface of both databases."""
 
     @property
     def begun(self) -> bool:
-        """Whether anything was ever kept there."""
+        """Whether anything was ever stored."""
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """`work`'s result, in a transaction of its own that is kept when this returns, and undone if it raises."""
+        """Run `work` in a transaction of its own and return its result; the transaction is undone if it raises."""
 
     def call(self, work: Callable[[Connection], T]) -> T:
-        """The same, for a thread that may block."""
+        """As `run`, for a thread that may block."""
 
     def close(self) -> None:
-        """Finish what was given, then close. A second call does nothing."""
+        """Finish the work that was given, then close. A second call does nothing."""

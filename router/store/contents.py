@@ -1,4 +1,4 @@
-"""Contents of files by id, whole or not there at all. Everything here blocks: call it in a thread."""
+"""Contents of files by id; a content is there whole or not at all. Everything here blocks: call it in a thread."""
 
 import os
 import shutil
@@ -12,18 +12,18 @@ _PART = ".part"
 
 
 class Contents:
-    """A folder with one file an id; what is being written has another name."""
+    """A folder with one file for each id. A file that is being written has another name until it is whole."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def path(self, file_id: str) -> Path:
-        """Where a content lies. The id is one that a record has, never a client's word."""
+        """Where a content is stored. The id must come from a record, never from a client."""
         return self._folder / file_id
 
     @contextmanager
     def writing(self, file_id: str) -> Iterator[BinaryIO]:
-        """A new content, on disk when the block ends; gone if the block raises."""
+        """Write a new content: it is on disk when the block ends, and removed if the block raises."""
         self._folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._folder.mkdir(mode=0o700, exist_ok=True)
         part = self._folder / f"{file_id}{_PART}"
@@ -39,16 +39,16 @@ class Contents:
             raise
 
     def keep(self, file_id: str, source: BinaryIO) -> None:
-        """A new content, of all that can be read from `source`."""
+        """Store all that can be read from `source` as a new content."""
         with self.writing(file_id) as out:
             shutil.copyfileobj(source, out, 1 << 20)
 
     def delete(self, file_id: str) -> None:
-        """Delete a content; one that is gone is no error."""
+        """Delete a content; a missing one is no error."""
         self.path(file_id).unlink(missing_ok=True)
 
     def sweep(self, known: Collection[str], older_than_s: float) -> None:
-        """Delete what no record knows of and nobody has written to for so long: a crash left it."""
+        """Delete contents that no record names and that nobody has written to for so long: a crash left them."""
         if not self._folder.is_dir():
             return
         latest = time.time() - older_than_s

@@ -14,10 +14,10 @@ _BUSY_S = 10.0
 
 
 class Database:
-    """SQLite: one connection in one thread: work runs in the order it was given.
+    """SQLite, with one connection in one thread: work runs in the order in which it was given.
 
-    schema: statements that make what is missing (`CREATE … IF NOT EXISTS`). The file and its folder, readable by
-    their owner alone, are made with the first work.
+    schema: statements that create what is missing (`CREATE … IF NOT EXISTS`). The file and its folder are created with
+    the first work, readable by their owner alone.
     """
 
     def __init__(self, path: Path, schema: str) -> None:
@@ -28,19 +28,21 @@ class Database:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was ever kept there."""
+        """Whether anything was ever stored."""
         return self.path.exists()
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """`work`'s result, in a transaction of its own that is on disk when this returns, and undone if it raises."""
+        """Run `work` in a transaction of its own and return its result. The transaction is on disk when this returns,
+        and undone if `work` raises.
+        """
         return await asyncio.wrap_future(self._thread.submit(self._run, work))
 
     def call(self, work: Callable[[Connection], T]) -> T:
-        """The same, for a thread that may block."""
+        """As `run`, for a thread that may block."""
         return self._thread.submit(self._run, work).result()
 
     def close(self) -> None:
-        """Finish what was given, then close. A second call does nothing."""
+        """Finish the work that was given, then close. A second call does nothing."""
         self._thread.shutdown(wait=True)
         if self._connection is not None:
             self._connection.close()

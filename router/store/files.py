@@ -26,7 +26,7 @@ _IN_USE = "SELECT input_file_id FROM batches WHERE open = 1"
 
 @dataclass(frozen=True, slots=True)
 class StoredFile:
-    """A file's record. purpose: "batch" for what a client sent, "batch_output" for what came of it. Times: seconds."""
+    """A file's record. purpose: "batch" for a client's upload, "batch_output" for a batch's results. Times: seconds."""
 
     id: str
     tenant: str
@@ -39,7 +39,7 @@ class StoredFile:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """Where a list begins and how it goes on. after: the id of the last one seen."""
+    """Which part of a list to return. after: the id of the last entry that the client has."""
 
     after: str | None
     limit: int
@@ -51,16 +51,16 @@ class InUse(Exception):
 
 
 class NoRoom(Exception):
-    """The tenant's files would exceed the limit; the message is how many bytes it has."""
+    """The tenant's files would exceed the limit; the message is the number of bytes that are stored now."""
 
 
 def new_file_id() -> str:
-    """An id no file has."""
+    """A new, unique file id."""
     return f"file-{uuid.uuid4().hex}"
 
 
 def add(db: Connection, file: StoredFile, limit: int | None) -> None:
-    """NoRoom beyond `limit` bytes of the tenant's files, all together; None for no limit."""
+    """Add a record; NoRoom if the tenant's files would exceed `limit` bytes together. None: no limit."""
     if limit is not None:
         (held,) = db.execute("SELECT coalesce(sum(bytes), 0) FROM files WHERE tenant = ?", (file.tenant,)).fetchone()
         if held + file.bytes > limit:
@@ -70,7 +70,7 @@ def add(db: Connection, file: StoredFile, limit: int | None) -> None:
 
 
 def find(db: Connection, tenant: str, file_id: str, now: int) -> StoredFile | None:
-    """A tenant's file that has not expired, or that a batch still reads."""
+    """A tenant's file, unless it has expired. A file that a batch still reads does not expire."""
     where = f"id = ? AND tenant = ? AND (expires_at > ? OR id IN ({_IN_USE}))"
     row = db.execute(f"SELECT {_COLUMNS} FROM files WHERE {where}", (file_id, tenant, now)).fetchone()
     return StoredFile(**row) if row is not None else None
@@ -94,7 +94,7 @@ def page(db: Connection, tenant: str, purpose: str | None, span: Page, now: int)
 
 
 def delete(db: Connection, tenant: str, file_id: str, now: int) -> bool:
-    """False if there is none; InUse if a batch still reads it. The content is the caller's to delete, after this."""
+    """Delete a record; False if there is none, InUse if a batch still reads it. The caller then deletes the content."""
     if find(db, tenant, file_id, now) is None:
         return False
     used = db.execute("SELECT id FROM batches WHERE open = 1 AND input_file_id = ?", (file_id,)).fetchone()
@@ -105,7 +105,7 @@ def delete(db: Connection, tenant: str, file_id: str, now: int) -> bool:
 
 
 def expire(db: Connection, now: int) -> list[str]:
-    """Forget files whose time is over and that no batch reads; their ids."""
+    """Delete the records of expired files that no batch reads; returns their ids."""
     rows = db.execute(f"DELETE FROM files WHERE expires_at <= ? AND id NOT IN ({_IN_USE}) RETURNING id", (now,))
     return [row["id"] for row in rows]
 

@@ -1,4 +1,4 @@
-"""The same records in PostgreSQL, for routers of several hosts."""
+"""Records in PostgreSQL, for routers of several hosts."""
 
 import asyncio
 import re
@@ -27,7 +27,7 @@ CREATE OR REPLACE FUNCTION json_set(document text, path text, value bigint) RETU
 
 
 def translated(schema: str) -> str:
-    """A schema of SQLite in PostgreSQL's words: types, and triggers as functions."""
+    """A SQLite schema in PostgreSQL's SQL: types, and triggers as functions."""
     schema = "\n".join(line for line in schema.splitlines() if not line.startswith("PRAGMA"))
     for theirs, ours in _TYPES:
         schema = schema.replace(theirs, ours)
@@ -39,7 +39,7 @@ def translated(schema: str) -> str:
 
 
 class Row:
-    """A row by names and by places, as SQLite's."""
+    """A row whose columns are read by name or by place, as SQLite's."""
 
     __slots__ = ("_names", "_values")
 
@@ -78,12 +78,12 @@ class _Adapted:
 
 
 class Postgres:
-    """As `Database`, at a URL. schema: as SQLite takes it; name: sets its transactions apart from other schemas'.
+    """As `Database`, at a URL. schema: in SQLite's SQL. name: separates its transactions from those of other schemas.
 
     Transactions of one name run one after another, whichever router runs them, as they do on a SQLite file.
     """
 
-    # Another router may have kept something.
+    # Another router may have stored something.
     begun = True
 
     def __init__(self, url: str, schema: str, name: str) -> None:
@@ -93,15 +93,17 @@ class Postgres:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"postgres-{name}")
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """`work`'s result, in a transaction of its own, undone if it raises; DatabaseError if there is no database."""
+        """Run `work` in a transaction of its own and return its result. The transaction is undone if it raises;
+        DatabaseError if the database can't be reached.
+        """
         return await asyncio.wrap_future(self._thread.submit(self._run, work))
 
     def call(self, work: Callable[[Connection], T]) -> T:
-        """The same, for a thread that may block."""
+        """As `run`, for a thread that may block."""
         return self._thread.submit(self._run, work).result()
 
     def close(self) -> None:
-        """Finish what was given, then close. A second call does nothing."""
+        """Finish the work that was given, then close. A second call does nothing."""
         self._thread.shutdown(wait=True)
         if self._connection is not None:
             self._connection.close()
@@ -117,11 +119,11 @@ class Postgres:
             raise DatabaseError(f"router.database_url: {str(error).strip()}") from error
 
     def _open(self) -> "psycopg.Connection[Any]":
-        """The connection; another where the last one broke, as when the database was started anew."""
+        """The connection; a new one if the last one broke, for example because the database restarted."""
         if self._connection is None or self._connection.closed:
             connection = psycopg.connect(self._url, autocommit=True, row_factory=_rows, connect_timeout=_CONNECT_S)
             with connection.transaction():
-                # Routers that start together would make the same tables.
+                # Routers that start together would create the same tables.
                 connection.execute("SELECT pg_advisory_xact_lock(%s)", (zlib.crc32(b"ling schema"),))
                 connection.execute(translated(self._schema).encode())
             self._connection = connection

@@ -1,4 +1,4 @@
-"""Files and batches: their records in a database, and below `files/` of a folder a content by each file's id."""
+"""Files and batches: their records in a database, and each file's content under its id in the folder `files/`."""
 
 import os
 import time
@@ -16,12 +16,13 @@ T = TypeVar("T")
 
 
 class Store:
-    """Records and contents. Nothing is made in the folder before there is something to keep."""
+    """Records and contents. Nothing is created in the folder until there is something to store."""
 
     def __init__(self, folder: str, url: str | None = None) -> None:
-        """`url`: of the database, for a folder that several hosts share; else it is `store.sqlite3` in the folder.
+        """url: of a database, where several hosts share the folder; else the records are in `store.sqlite3` there.
 
-        PermissionError if the folder, or the nearest one above it that there is, can't be written to."""
+        PermissionError if the folder can't be written to, or the nearest folder above it that exists.
+        """
         path = Path(folder)
         nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
         if not os.access(nearest, os.W_OK | os.X_OK):
@@ -31,7 +32,7 @@ class Store:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was ever kept here."""
+        """Whether anything was ever stored."""
         return self._database.begun
 
     async def run(self, work: Callable[[Connection], T]) -> T:
@@ -39,11 +40,11 @@ class Store:
         return await self._database.run(work)
 
     def call(self, work: Callable[[Connection], T]) -> T:
-        """The same, for a thread that may block."""
+        """As `run`, for a thread that may block."""
         return self._database.call(work)
 
     def close(self) -> None:
-        """Finish what was given, then close."""
+        """Finish the work that was given, then close."""
         self._database.close()
 
 

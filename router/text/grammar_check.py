@@ -11,7 +11,8 @@ from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from router.errors import invalid
 from router.text.grammar import Form, Marks
-from router.text.schema_fault import Fault, brief, fault_of
+from router.text.schema_endless import endless
+from router.text.schema_fault import SchemaFault, brief, fault_of
 
 _LIMITS = LLParserLimits(verbose_errors=False)
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
@@ -26,7 +27,7 @@ class GrammarCheck:
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
         self._tokenizer: LLTokenizer | None = None
-        self._known: OrderedDict[bytes, Fault | None] = OrderedDict()
+        self._known: OrderedDict[bytes, SchemaFault | None] = OrderedDict()
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="grammar")
 
     def close(self) -> None:
@@ -53,7 +54,10 @@ class GrammarCheck:
         if fault is not None:
             raise invalid(f"'{fault.param}': {fault.reason}", fault.param, "invalid_grammar")
 
-    def _fault(self, form: Form, text: str) -> Fault | None:
+    def _fault(self, form: Form, text: str) -> SchemaFault | None:
+        for schema in form.schemas:
+            if (reference := endless(schema.content)) is not None:
+                return SchemaFault(schema.param, f"nothing can satisfy it: {reference!r} is required within itself")
         # Only a client's own grammar may name tokens that there may not be.
         message: str | None = LLMatcher.validate_grammar(text, self._index() if form.given else None, limits=_LIMITS)
         if not message or message.startswith("WARNING"):
@@ -64,9 +68,9 @@ class GrammarCheck:
             if (fault := fault_of(schema)) is not None:
                 return fault
         if len(form.schemas) == 1:
-            return Fault(form.schemas[0].param, _PLACE.sub("", brief(message)))
+            return SchemaFault(form.schemas[0].param, _PLACE.sub("", brief(message)))
         # Places in a grammar of ours mean nothing to clients.
-        return Fault(form.param, brief(message if form.given else _PLACE.sub("", message)))
+        return SchemaFault(form.param, brief(message if form.given else _PLACE.sub("", message)))
 
     def _first_mask(self, text: str) -> str | None:
         """What is wrong with a grammar that reads well and allows no beginning, such as a reference that never ends."""

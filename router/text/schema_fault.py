@@ -21,7 +21,7 @@ _TRIES = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class SchemaFault:
     """param: the path in the request of what is at fault. reason: what is wrong with it."""
 
     param: str
@@ -33,7 +33,7 @@ def brief(message: str) -> str:
     return " ".join(_QUOTED.split(message, maxsplit=1)[0].split())[:300]
 
 
-def fault_of(schema: Schema) -> Fault | None:
+def fault_of(schema: Schema) -> SchemaFault | None:
     """The innermost part of a schema that is at fault; None if nothing is.
 
     Each part is tried by itself, with the whole at hand for its references: that of the same fault as what it is
@@ -57,7 +57,7 @@ def fault_of(schema: Schema) -> Fault | None:
             if _try(whole, inner, schema.strict) == reason:
                 path = inner
                 break
-    return Fault(schema.param + "".join(map(_step, path)), brief(reason))
+    return SchemaFault(schema.param + "".join(map(_step, path)), brief(reason))
 
 
 def _try(whole: Any, path: Path, strict: bool) -> str | None:

@@ -13,7 +13,7 @@ import typer
 from pydantic import TypeAdapter
 from typer.testing import CliRunner, Result
 
-from cluster.plan import Answer, plan_command
+from cluster.plan import PlanReport, plan_command
 
 TABLE = Path(__file__).with_name("test_plan_table.txt")
 ISSUE = ["--gpu", "h200-141gb", "--gpus-per-worker", "4", "--dtype", "fp8", "--context", "131072", "--sessions", "200"]
@@ -27,8 +27,8 @@ def run(*args: str) -> Result:
     return CliRunner().invoke(app, list(args), env={"TERMINAL_WIDTH": "150", "NO_COLOR": "1"})
 
 
-def answer(*args: str) -> Answer:
-    return TypeAdapter(Answer).validate_json(run(*args, "--json").stdout)
+def answer(*args: str) -> PlanReport:
+    return TypeAdapter(PlanReport).validate_json(run(*args, "--json").stdout)
 
 
 def test_table() -> None:

@@ -18,7 +18,7 @@ from router.priority import BATCH, LATEST, SOONEST
 from router.relay.fleet import WorkerState
 from wire.metrics import table
 from wire.metrics.recorder import Reading, Recorder
-from wire.protocol import Load, SeqOutput, WorkerInfo
+from wire.protocol import Load, SeqOutput, Timings, WorkerInfo
 from workers.leader.figures import StepTotals, WorkerFigures
 from workers.schedule.step import Moved, RankStats, Row, StepPlan
 
@@ -106,7 +106,10 @@ def test_a_worker_tells_of_its_steps_ranks_and_snapshots() -> None:
     rows = (Row(0, 10, (1,), 0, (), True), Row(1, 0, (1, 2, 3), 0, (), False))
     figures.stepped(StepPlan(0, rows=rows), 1, 0.0, 0.25, 1.25, 1.75)
     figures.stepped(StepPlan(1), 0, 2.0, 2.5, 3.0, 3.0)  # one that computes nothing
-    figures.ended([SeqOutput("a", 0, finish="stop"), SeqOutput("b", 0)])
+    waited = Timings(0.25, 1.0, 0.0, 1.0)
+    figures.ended([SeqOutput("a", 0, finish="stop", timings=waited), SeqOutput("b", 0)])
+    figures.ended([SeqOutput("c", 0, finish="abort", timings=Timings(0.0, 0.0, 0.0, 0.0))])
+    figures.preempted(2)
     figures.transferred(0.25)
     figures.transfer_failed("link")
     none = Moved(0, 0.0)
@@ -120,6 +123,8 @@ def test_a_worker_tells_of_its_steps_ranks_and_snapshots() -> None:
     assert found["ling_step_phase_seconds_total{phase=publish}"] == 0.5
     assert found["ling_rank_phase_seconds_total{phase=forward}"] == 2.0
     assert found["ling_finished_total{finish=stop}"] == 1
+    assert (found["ling_queue_seconds_count"], found["ling_queue_seconds_sum"]) == (1, 0.25)
+    assert found["ling_preemptions_total"] == 2
     assert found["ling_transfer_seconds_sum"] == 0.25
     assert found["ling_transfer_failures_total{reason=link}"] == 1
     assert found["ling_transfer_failures_total{reason=peer}"] == 0

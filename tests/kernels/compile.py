@@ -37,11 +37,13 @@ _GLOBAL = re.compile(r"\b(ld|st|atom|red)\.(\w+\.)*global|\bcp\.async\.c")
 class Compiled:
     """One compiled kernel. shared: bytes a block; registers: a thread; stack: bytes a thread spilled or indexed.
 
+    floats: its first tensor is fp32.
     barriers: places in its code where all warps wait for each other. early: it is launched to overlap its predecessor,
     and touches memory before it waits for that.
     """
 
     kernel: str
+    floats: bool
     warps: int
     shared: int
     registers: int
@@ -133,11 +135,14 @@ def _compile(name: str, card: int) -> list[Compiled]:
 
 def _compiled(c: Any) -> Compiled:
     known, ptx = c.metadata, c.asm["ptx"]
-    return Compiled(known.name, known.num_warps, known.shared, *_usage(c), ptx.count("bar.sync"), _early(c))
+    first = next((kind for kind in c.src.signature.values() if kind.startswith("*")), "")
+    return Compiled(
+        known.name, first == "*fp32", known.num_warps, known.shared, *_usage(c), ptx.count("bar.sync"), _early(c)
+    )
 
 
 def matrix() -> str:
-    """What the hungriest variant of each kernel takes on each card."""
+    """What the hungriest variant of each kernel takes on each card; fp32 ones apart where there are others."""
     found: dict[str, dict[int, str]] = {}
     for card, known in CARDS.items():
         by_kernel: dict[str, list[Compiled]] = {}
@@ -146,6 +151,10 @@ def matrix() -> str:
                 raise RuntimeError(f"{name} on {known.name}: {kernels}")
             for kernel in kernels:
                 by_kernel.setdefault(kernel.kernel.strip("_").removesuffix("_kernel"), []).append(kernel)
+        for kernel_name in [name for name, variants in by_kernel.items() if len({v.floats for v in variants}) == 2]:
+            variants = by_kernel.pop(kernel_name)
+            by_kernel[kernel_name] = [v for v in variants if not v.floats]
+            by_kernel[f"{kernel_name}, fp32"] = [v for v in variants if v.floats]
         for kernel_name, variants in by_kernel.items():
             shared, registers, stack = (
                 max(getattr(v, field) for v in variants) for field in ("shared", "registers", "stack")

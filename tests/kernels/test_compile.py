@@ -22,6 +22,13 @@ def test_compiles_and_fits(card: int) -> None:
             assert not kernel.early, f"{module}: {kernel}"
 
 
+@pytest.mark.parametrize("card", [89, 90])
+def test_linear_attention_hardly_spills(card: int) -> None:
+    (compiled,) = compile_all(["tests.kernels.test_triton_lightning"], card).values()
+    assert not isinstance(compiled, str), compiled
+    assert all(kernel.stack <= 96 for kernel in compiled), compiled
+
+
 def test_the_choice_of_experts_does_not_wait_for_other_warps() -> None:
     (gates,) = compile_all(["tests.kernels.test_triton_moe_gate"], 90).values()
     assert not isinstance(gates, str), gates

@@ -57,3 +57,17 @@ def test_each_api_names_its_own_field(stage: Stage, path: str, body: dict[str, A
     error = stage.http.post(stage.url + path, json={"model": "tiny"} | body).json()["error"]
     assert (error["param"], error["code"]) == (field, "context_length_exceeded")
     assert f"`{field}`" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "field"),
+    [
+        (CHAT, {"messages": [{"role": "user", "content": "x" * 5000}]}, "messages"),
+        (RESPONSES, {"input": "x" * 5000}, "input"),
+        ("/v1/completions", {"prompt": "x" * 5000}, "prompt"),
+    ],
+)
+def test_each_api_names_what_is_too_long(stage: Stage, path: str, body: dict[str, Any], field: str) -> None:
+    error = stage.http.post(stage.url + path, json={"model": "tiny"} | body).json()["error"]
+    assert (error["param"], error["code"]) == (field, "context_length_exceeded")
+    assert error["message"].startswith("the prompt is too long: ")

@@ -1,11 +1,15 @@
 """Files: their limits, their lists, and what is no upload."""
 
 import asyncio
+import gzip
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import openai
 import pytest
+import zstandard
 
 from tests.router.batching import CHAT, desk, lines
 from tests.router.conftest import pair, served
@@ -167,3 +171,35 @@ def test_a_folder_that_can_not_be_written_to_is_refused_at_the_start(
 
     with pytest.raises(PermissionError, match="can't be written to"):
         asyncio.run(play())
+
+
+ENCODERS: dict[str, Callable[[bytes], bytes]] = {
+    "gzip": gzip.compress,
+    "deflate": zlib.compress,
+    "zstd": zstandard.compress,
+}
+
+
+def test_an_encoded_form_is_read_within_its_bounds(checkpoint: Path, tmp_path: Path) -> None:
+    data = lines(3).encode()
+
+    async def play() -> None:
+        async with desk(checkpoint, tmp_path, max_file_bytes=1 << 20) as at, at.stage.client() as http:
+
+            async def upload(data: bytes, encoding: str, encode: Callable[[bytes], bytes]) -> httpx.Response:
+                form = httpx.Request("POST", "http://x", files={"file": ("x.jsonl", data)}, data={"purpose": "batch"})
+                headers = {"content-type": form.headers["content-type"], "content-encoding": encoding}
+                return await http.post("/v1/files", content=encode(form.read()), headers=headers)
+
+            for encoding, encode in ENCODERS.items():
+                kept = await upload(data, encoding, encode)
+                assert kept.status_code == 200, kept.text
+                assert (await at.sdk.files.content(kept.json()["id"])).content == data
+                bomb = await upload(bytes(64 << 20), encoding, encode)
+                assert (bomb.status_code, bomb.json()["error"]["code"]) == (413, "file_too_large")
+                wrong = await upload(data, encoding, lambda body: b"\x00\x01" + body)
+                assert (wrong.status_code, wrong.json()["error"]["code"]) == (400, "invalid_encoding")
+            unknown = await upload(data, "br", bytes)
+            assert (unknown.status_code, unknown.json()["error"]["param"]) == (415, "content-encoding")
+
+    asyncio.run(play())

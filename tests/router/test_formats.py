@@ -11,7 +11,7 @@ from router.api.chat_schema import ChatRequest
 from router.api.formats import StructuredOutputs
 from router.text.grammar import Schema
 from router.text.schema_closed import closed
-from router.text.schema_fault import Fault, fault_of
+from router.text.schema_fault import SchemaFault, fault_of
 from tests.router.conftest import Stage
 from wire.protocol import Grammar
 
@@ -213,12 +213,12 @@ def test_the_innermost_part_at_fault_is_found(schema: dict[str, Any], path: str)
 def test_sound_schemas_have_no_fault() -> None:
     assert fault_of(Schema(OBJECT, "s")) is None
     assert fault_of(Schema({"not": {}}, "s", strict=False)) is None
-    assert isinstance(fault_of(Schema({"not": {}}, "s")), Fault)
+    assert isinstance(fault_of(Schema({"not": {}}, "s")), SchemaFault)
 
 
 def test_the_search_in_a_large_schema_has_an_end() -> None:
     wide = {"properties": {f"p{i}": {"type": "string"} for i in range(400)} | {"last": {"type": "x"}}}
-    assert fault_of(Schema(wide, "s")) == Fault("s", "Invalid type: x")
+    assert fault_of(Schema(wide, "s")) == SchemaFault("s", "Invalid type: x")
 
 
 CLOSED = {"additionalProperties": False}

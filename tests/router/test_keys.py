@@ -71,6 +71,17 @@ def test_both_sdks_need_a_key_and_keys_rotate(guarded: tuple[Stage, Path]) -> No
     assert 'ling_tenant_requests_total{tenant="other"} 4.0' in stage.http.get(f"{stage.url}/metrics").text
 
 
+def test_tokens_are_counted_for_their_tenant(guarded: tuple[Stage, Path]) -> None:
+    stage, _ = guarded
+    with openai.OpenAI(base_url=f"{stage.url}/v1", api_key=OLD, max_retries=0) as sdk:
+        answered = sdk.completions.create(model="tiny", prompt=["Hello there", "Hi"], n=2, max_tokens=3)
+    assert answered.usage is not None
+    page = stage.http.get(f"{stage.url}/metrics").text
+    counted = {"prompt": answered.usage.prompt_tokens, "generated": answered.usage.completion_tokens}
+    for kind, tokens in counted.items():
+        assert f'ling_tenant_tokens_total{{kind="{kind}",tenant="acme"}} {float(tokens)}' in page
+
+
 def test_pages_of_a_listed_origin_may_call(guarded: tuple[Stage, Path]) -> None:
     stage, _ = guarded
     asks = {"access-control-request-method": "POST", "access-control-request-headers": "authorization"}

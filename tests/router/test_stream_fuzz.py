@@ -18,7 +18,7 @@ from router.api.answers.generated import Head
 from router.api.anthropic.serializer import MessageSerializer
 from router.api.chat import ChatSerializer
 from router.api.chat_schema import ChatRequest
-from router.api.generate import Answer
+from router.api.generate import AnswerSerializer
 from router.api.responses.resource import resource
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.serializer import ResponseSerializer
@@ -72,7 +72,7 @@ def small(checkpoint: Path) -> Tokenizer:
 class Api:
     """One API's shape, its clients' way to put a stream together, and what of an answer must be the same."""
 
-    make: Callable[[Choice], Answer]
+    make: Callable[[Choice], AnswerSerializer]
     join: Callable[[bytes], Any]
     seen: Callable[[Any], Any]
 
@@ -183,7 +183,7 @@ def a_choice(tokenizer: Tokenizer, stop: tuple[str, ...], single: bool) -> Choic
     )
 
 
-def the_whole(shape: Answer) -> Any:
+def the_whole(shape: AnswerSerializer) -> Any:
     asyncio.run(shape.settle(None))
     return json.loads(shape.whole())
 

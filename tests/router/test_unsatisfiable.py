@@ -6,12 +6,16 @@ from typing import Any
 
 import pytest
 
+from router.text.schema_endless import endless
 from tests.router.conftest import Stage, pair, served
 
 CHAT, MESSAGES, RESPONSES = "/v1/chat/completions", "/v1/messages", "/v1/responses"
 HELLO = [{"role": "user", "content": "hello"}]
 ENDLESS: dict[str, Any] = {"$ref": "#/$defs/n", "$defs": {"n": {"$ref": "#/$defs/n"}}}
 MUTUAL: dict[str, Any] = {"$ref": "#/$defs/a", "$defs": {"a": {"$ref": "#/$defs/b"}, "b": {"$ref": "#/$defs/a"}}}
+
+
+NESTED: dict[str, Any] = {"type": "object", "properties": {"n": {"$ref": "#"}}, "required": ["n"]}
 
 
 def chat(schema: dict[str, Any]) -> dict[str, Any]:
@@ -28,7 +32,7 @@ def responses(schema: dict[str, Any]) -> dict[str, Any]:
     return {"input": "hello", "text": {"format": spec}}
 
 
-@pytest.mark.parametrize("schema", [ENDLESS, MUTUAL], ids=["itself", "each other"])
+@pytest.mark.parametrize("schema", [ENDLESS, MUTUAL, NESTED], ids=["itself", "each other", "required"])
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
@@ -45,6 +49,41 @@ def test_a_reference_that_never_ends_is_named(
     assert answer.status_code == 400, answer.text
     assert f"'{field}" in answer.json()["error"]["message"]
     assert len(stage["d0"].received) == asked
+
+
+def obj(required: list[str], **properties: Any) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "required": required}
+
+
+def many(items: Any, least: int) -> dict[str, Any]:
+    return {"type": "array", "items": items, "minItems": least}
+
+
+SELF, NODE, LEAF = {"$ref": "#"}, {"$ref": "#/$defs/node"}, {"type": "string"}
+
+
+@pytest.mark.parametrize(
+    ("schema", "found"),
+    [
+        (NESTED, "#"),
+        (ENDLESS, "#/$defs/n"),
+        (MUTUAL, "#/$defs/a"),
+        (obj(["n"], n=many(SELF, 1)), "#"),
+        (obj(["n"], n={"anyOf": [SELF, obj(["m"], m=SELF)]}), "#"),
+        (obj(["n"], n={"allOf": [LEAF, SELF]}), "#"),
+        (obj(["n"], n={"type": "array", "prefixItems": [LEAF, SELF], "minItems": 2}), "#"),
+        (NODE | {"$defs": {"node": obj(["next"], value=LEAF, next=NODE)}}, "#/$defs/node"),
+        # A value ends where the part may be left out, empty, or something else.
+        (obj([], n=SELF), None),
+        (obj(["n"], n=many(SELF, 0)), None),
+        (obj(["n"], n={"type": "array", "prefixItems": [LEAF, SELF], "minItems": 1}), None),
+        (obj(["n"], n={"anyOf": [SELF, {"type": "null"}]}), None),
+        (NODE | {"$defs": {"node": obj(["next"], next={"oneOf": [NODE, {"const": 0}]})}}, None),
+        (obj(["n"], n={"$ref": "https://elsewhere"}), None),
+    ],
+)
+def test_what_is_required_within_itself_is_found(schema: dict[str, Any], found: str | None) -> None:
+    assert endless(schema) == found
 
 
 CHOICE = {"structured_outputs": {"choice": ["yes"]}, "min_tokens": 20, "max_tokens": 30}

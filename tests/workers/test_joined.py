@@ -8,7 +8,7 @@ from workers.collectives import Solo
 from workers.model.config import LingConfig
 from workers.model.joined import Joined
 from workers.model.linear import Linear, Normed, Shard, column_parts
-from workers.model.loader import Loader, Stored
+from workers.model.loader import Loader, SourceTensor
 from workers.model.quantization import Quantization
 from workers.model.synthetic import Synthetic
 
@@ -22,10 +22,10 @@ class Mixed(Synthetic):
         super().__init__(Quantization("fp8"))
         self._plain = plain
 
-    def find(self, name: str) -> Stored | None:
+    def find(self, name: str) -> SourceTensor | None:
         module, _, suffix = name.rpartition(".")
         if module in self._plain:
-            return Stored("BF16", None) if suffix == "weight" else None
+            return SourceTensor("BF16", None) if suffix == "weight" else None
         return super().find(name)
 
 

@@ -17,12 +17,14 @@ from workers.schedule.step import (
     Ready,
     Received,
     Sent,
+    WriteFailed,
 )
 
 EVENTS: list[Event] = [
     Loading(0, "weights", 1, 2),
     Received(0, "a"),
     FetchFailed(0, "a", "its checksum in host memory does not match"),
+    WriteFailed(0, "/disk/1", "no space left"),
     Sent(0, "a"),
     LinkLost(0, "decode-0", ("a",), "closed"),
     Compiled(Grammar('start: "a"')),

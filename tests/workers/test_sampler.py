@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from wire.protocol import SamplingParams
 from workers.rank.grammar import Grammars
-from workers.rank.sampler import Sampler
+from workers.rank.sampler import Run, Sampler
 from workers.schedule.step import Admit
 
 VOCAB, SLOTS = 300, 6
@@ -24,6 +24,12 @@ def sampler() -> Sampler:
 
 def _logits(rows: int) -> Tensor:
     return 3 * torch.randn(rows, VOCAB, generator=torch.Generator().manual_seed(1))
+
+
+def _tokens(sampler: Sampler, logits: Tensor, slots: list[int], positions: list[int]) -> list[int]:
+    """Of rows without drafts."""
+    runs = [Run(slot, position) for slot, position in zip(slots, positions, strict=True)]
+    return [token for (token,) in sampler(logits, runs).tokens]
 
 
 SETTINGS = [
@@ -39,25 +45,25 @@ def test_a_row_gets_what_it_gets_alone(sampler: Sampler) -> None:
     for slot, sampling in enumerate(SETTINGS):
         sampler.admit(Admit(slot, sampling, (), 1))
     order, logits = [3, 0, 4, 2, 1], _logits(5)
-    together = sampler(logits, order, [20 + s for s in order]).token_ids
-    alone = [sampler(logits[i : i + 1], [s], [20 + s]).token_ids[0] for i, s in enumerate(order)]
+    together = _tokens(sampler, logits, order, [20 + s for s in order])
+    alone = [_tokens(sampler, logits[i : i + 1], [s], [20 + s])[0] for i, s in enumerate(order)]
     assert together == alone
     assert together[1] == int(logits[1].argmax())
     # Seeds and positions make the noise: another position, another draw.
-    draws = {sampler(logits[:1], [1], [at]).token_ids[0] for at in range(40)}
+    draws = {_tokens(sampler, logits[:1], [1], [at])[0] for at in range(40)}
     assert len(draws) > 3
 
 
 def test_a_slot_taken_again_forgets(sampler: Sampler) -> None:
     logits = _logits(1)
     sampler.admit(Admit(2, SETTINGS[1], (), 1))
-    first = [sampler(logits, [2], [at]).token_ids[0] for at in range(20)]
+    first = [_tokens(sampler, logits, [2], [at])[0] for at in range(20)]
     sampler.admit(Admit(2, SETTINGS[2], (), 1))
-    assert {sampler(logits, [2], [at]).token_ids[0] for at in range(60)} <= set(logits[0].topk(3).indices.tolist())
+    assert {_tokens(sampler, logits, [2], [at])[0] for at in range(60)} <= set(logits[0].topk(3).indices.tolist())
     sampler.admit(Admit(2, SETTINGS[0], (), 1))
-    assert {sampler(logits, [2], [at]).token_ids[0] for at in range(20)} == {int(logits.argmax())}
+    assert {_tokens(sampler, logits, [2], [at])[0] for at in range(20)} == {int(logits.argmax())}
     sampler.admit(Admit(2, SETTINGS[1], (), 1))
-    assert [sampler(logits, [2], [at]).token_ids[0] for at in range(20)] == first
+    assert [_tokens(sampler, logits, [2], [at])[0] for at in range(20)] == first
 
 
 class _Operations(TorchDispatchMode):
@@ -103,7 +109,7 @@ def test_penalties_biases_and_early_stops_of_several_rows(sampler: Sampler) -> N
         # A stop token would win, and does once it may.
         logits[:, 40] = 4.5
         position = len(PROMPT) + len(OUTPUT) + step
-        got = sampler(logits, [3, 0, 1, 4], [position] * 4).token_ids
+        got = _tokens(sampler, logits, [3, 0, 1, 4], [position] * 4)
         assert got[1] == int(logits[1].argmax())
         for row, slot in ((0, 3), (2, 1), (3, 4)):
             assert got[row] == int(_expected(logits[row], outputs[slot], position).argmax())
@@ -117,7 +123,7 @@ def test_a_row_with_penalties_adds_no_operation_and_no_wait(sampler: Sampler) ->
         for slot in range(rows):
             sampler.admit(Admit(slot, ADJUSTED, (*PROMPT, *OUTPUT), len(PROMPT)))
         with _Operations() as operations:
-            sampler(_logits(rows), list(range(rows)), [8] * rows)
+            _tokens(sampler, _logits(rows), list(range(rows)), [8] * rows)
         counted.append(operations.seen)
     assert counted[0] == counted[1]
     # What reads a number back from the device.

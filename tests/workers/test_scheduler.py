@@ -283,6 +283,7 @@ def test_a_full_worker_preempts_the_last_in_line_and_still_ends_it() -> None:
         if not scheduler.sequences:
             break
     assert preempted
+    assert scheduler.preempted > 0
     assert sorted(ends) == ["a", "b", "c"]
     assert ends[0] == "a"
 

@@ -1,1 +1,1 @@
-"""What a process counts and measures: the table of metrics, and where values are kept until somebody reads them."""
+"""Metrics of a process: the table of all metrics, and their values until a reader takes them."""

@@ -1,4 +1,4 @@
-"""A worker's room and load as gauges: recorded by the worker itself, and by each router from what it was told."""
+"""A worker's room and load as gauges, which the worker records for itself, and each router from its messages."""
 
 from wire.metrics import table
 from wire.metrics.recorder import Recorder
@@ -8,7 +8,7 @@ LOAD = tuple(metric for metric in table.TABLE if metric.source == "both")
 
 
 def record_load(recorder: Recorder, info: WorkerInfo, load: Load) -> None:
-    """Put all of a worker's."""
+    """Set all gauges of a worker."""
     for metric, value in (
         (table.QUEUED, load.queued),
         (table.QUEUED_TOKENS, load.queued_tokens),

@@ -1,4 +1,4 @@
-"""Values of metrics, kept in plain numbers: one event loop records and reads them, so nothing is locked."""
+"""Values of metrics as plain numbers. One event loop records and reads them, so there are no locks."""
 
 import bisect
 from collections.abc import Iterable, Iterator
@@ -8,7 +8,7 @@ from wire.metrics.table import Metric
 
 
 class Value:
-    """A counter's or a gauge's."""
+    """The value of a counter or a gauge."""
 
     __slots__ = ("value",)
 
@@ -16,20 +16,20 @@ class Value:
         self.value = 0.0
 
     def add(self, amount: float = 1.0) -> None:
-        """Count."""
+        """Count an event, or an amount."""
         self.value += amount
 
     def put(self, value: float) -> None:
-        """Set; of a counter, to a total counted elsewhere."""
+        """Set a gauge; or set a counter to a total that was counted elsewhere."""
         self.value = value
 
     def samples(self) -> Iterator[tuple[str, tuple[tuple[str, str], ...], float]]:
-        """One."""
+        """The one sample."""
         yield "", (), self.value
 
 
 class Histogram:
-    """A histogram's: counts by bucket, and their exact sum."""
+    """Counts by bucket, and the exact sum of all observations."""
 
     __slots__ = ("_bounds", "_counts", "_sum")
 
@@ -62,7 +62,7 @@ class Reading:
 
 
 class Recorder:
-    """One process's values, by metric and labels. A series is there, at 0, from when it is first asked for."""
+    """A process's values, by metric and labels. A series exists, at 0, from its first request on."""
 
     def __init__(self) -> None:
         self._series: dict[Metric, dict[tuple[str, ...], Value | Histogram]] = {}
@@ -86,12 +86,12 @@ class Recorder:
         return found
 
     def clear(self, metrics: Iterable[Metric]) -> None:
-        """Forget all their series."""
+        """Remove all series of these metrics."""
         for metric in metrics:
             self._series.pop(metric, None)
 
     def read(self) -> Iterator[Reading]:
-        """Everything there is."""
+        """All readings."""
         for metric, series in self._series.items():
             yield Reading(
                 metric,

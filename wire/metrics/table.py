@@ -14,7 +14,7 @@ Source = Literal["router", "worker", "both"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. source: whose figure it is; "both": a worker's own, which routers show too as it last told them."""
+    """One metric. source: who records it; "both": a worker records it, and routers repeat what it last told them."""
 
     name: str
     kind: Kind
@@ -26,7 +26,7 @@ class Metric:
 
 
 _WORKER = ("worker", "role")
-# Three a decade. No answer is awaited for longer than the last.
+# Three buckets a decade. No answer is awaited for longer than the last bucket.
 _WAITS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0),
@@ -68,6 +68,10 @@ REFUSED = _router(
 TENANT_REQUESTS = _router(
     "ling_tenant_requests_total", "counter", "requests", "Requests that came with a tenant's API key", "tenant"
 )
+TENANT_TOKENS = _router(
+    "ling_tenant_tokens_total", "counter", "tokens",
+    "Tokens of requests that came with a tenant's API key, by kind: prompt, generated", "tenant", "kind",
+)  # fmt: skip
 TTFT = _router(
     "ling_ttft_seconds", "histogram", "seconds", "From a sequence's submission to its first token, by class", "class"
 )
@@ -139,7 +143,16 @@ STEP_PHASES = _worker(
 )  # fmt: skip
 RANK_PHASES = _worker(
     "ling_rank_phase_seconds_total", "counter", "seconds",
-    "Where rank 0's time goes: transfer, forward, sample; in one step a second, which waits for its device", "phase",
+    "Where rank 0's time goes: transfer, draft, forward, sample; in one step a second, which waits for its device",
+    "phase",
+)  # fmt: skip
+QUEUE_SECONDS = _worker(
+    "ling_queue_seconds", "histogram", "seconds",
+    "How long a sequence waited in the worker for its slot and pages, told when it has been computed",
+)  # fmt: skip
+PREEMPTIONS = _worker(
+    "ling_preemptions_total", "counter", "sequences",
+    "Sequences that lost their slot and pages to others, and wait for new ones",
 )  # fmt: skip
 FINISHED = _worker(
     "ling_finished_total", "counter", "sequences",
@@ -182,7 +195,7 @@ TRANSFER_FAILURES = _worker(
 
 CACHE_HITS = _worker(
     "ling_cache_hits_total", "counter", "requests",
-    "Prompts that began from a kept snapshot, by where that was: device, host, peer", "origin",
+    "Prompts that began from a kept snapshot, by where that was: device, host, disk, peer", "origin",
 )  # fmt: skip
 CACHE_HIT_TOKENS = _worker(
     "ling_cache_hit_tokens_total", "counter", "tokens", "Prompt tokens that were not computed, by origin", "origin"
@@ -202,9 +215,26 @@ CACHE_SNAPSHOTS = _worker("ling_cache_snapshots", "gauge", "count", "Kept snapsh
 CACHE_CAPACITY = _worker("ling_cache_capacity_snapshots", "gauge", "count", "Snapshots the device may keep")
 CACHE_PAGES = _worker("ling_cache_pages", "gauge", "pages", "Latent pages that only kept snapshots hold")
 CACHE_HOST_BYTES = _worker("ling_cache_host_bytes", "gauge", "bytes", "Host memory that copies fill")
+CACHE_DISK_BYTES = _worker("ling_cache_disk_bytes", "gauge", "bytes", "Files of the disk tier")
+CACHE_DISK_IGNORED = _worker(
+    "ling_cache_disk_ignored",
+    "gauge",
+    "count",
+    "Snapshots on disk that the worker found at its start and does not use. foreign: of other weights or layouts, "
+    "which stay; damaged: erased",
+    "reason",
+)
 CACHE_SAVED_SECONDS = _worker(
     "ling_cache_saved_seconds_total", "counter", "seconds",
     "What computing the hits' tokens would have taken, at the pace of the prompts that were computed",
+)  # fmt: skip
+
+# Speculation
+
+DRAFTS = _worker(
+    "ling_drafts_total", "counter", "tokens",
+    "Drafted tokens that were verified, by their place in the run, 1 the first, and whether they stood: accepted, "
+    "rejected. Drafts behind a rejected one are not counted", "place", "verdict",
 )  # fmt: skip
 
 # Experts

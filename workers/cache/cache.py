@@ -6,9 +6,13 @@ the next step plan: the ranks hold the bytes.
 
 from collections.abc import Callable, Iterable, Sequence
 
+from wire.digest import PageDigests, packed
 from wire.protocol import Tier
+from wire.tokens import TokenIds
 from workers.cache.allocator import Allocator
 from workers.cache.budget import Budget
+from workers.cache.disk import DiskTier, Place
+from workers.cache.disk_folder import Found
 from workers.cache.host import HostTier
 from workers.cache.index import Index, Tokens
 from workers.cache.kept import Kept
@@ -30,6 +34,8 @@ class PrefixCache:
         self.index = Index(page_size)
         self.slots = Allocator("kept state", budget.device_states, first_slot)
         self.host = HostTier(budget)
+        self.host.on_leaving = self._leaves_host
+        self.disk = DiskTier(budget)
         self.pins = Pins()
         self._parking: list[Kept] = []
         self._elsewhere: dict[Kept, int] = {}  # where states are that the next plan copies to their kept slot
@@ -77,6 +83,8 @@ class PrefixCache:
         new = kept is None
         if kept is None:
             kept = Kept(position, tokens.digests.floor(position), tokens.tail(position), None, now)
+            if self.disk.place is not None:
+                kept.ids, kept.scope = packed(tokens.ids[:position]), tokens.digests.scope
         kept.pages, kept.slot, kept.used = tuple(pages[: -(-position // self.page_size)]), slot, now
         self.pages.share(kept.pages, cached=True)
         if new:
@@ -92,7 +100,54 @@ class PrefixCache:
 
     def tier(self, kept: Kept) -> Tier | None:
         """The nearest tier that holds it; None once it is evicted from all."""
-        return "device" if kept.slot >= 0 else "host" if kept in self.host else None
+        if kept.slot >= 0:
+            return "device"
+        return "host" if kept in self.host else "disk" if kept in self.disk else None
+
+    # The disk
+
+    def open_disk(self, place: Place, left: Iterable[Found], now: float) -> None:
+        """Files go here from now on, and those that an earlier worker left are its."""
+        self.disk = DiskTier(self.budget, place)
+        for found in left:
+            content = found.content
+            ids, position = TokenIds(content.token_ids).array(), content.head.position
+            digests = PageDigests(self.page_size, content.head.scope)
+            digests.extend(ids)
+            tokens = Tokens(ids, digests)
+            if self.index.at(tokens, position) is not None or self.disk.bytes + found.bytes > self.budget.disk_bytes:
+                continue
+            kept = Kept(position, digests.floor(position), tokens.tail(position), None, now)
+            kept.ids, kept.scope = content.token_ids, content.head.scope
+            self.index.insert(kept, tokens)
+            self.disk.add(kept, found.file, found.bytes)
+            self.on_change(kept)
+
+    def save(self, kept: Kept, now: float) -> None:
+        """Write a snapshot to disk, if host memory holds it."""
+        if kept in self.host and kept.ids:
+            for gone in self.disk.write(kept, self.host.keys(kept, 0), kept.ids, kept.scope, now):
+                self._left(gone, "disk")
+
+    def below_device(self, kept: Kept, have: int) -> tuple[tuple[int, ...], str | None]:
+        """Where a snapshot lies that is not on the device: keys in host memory of all behind `have`, or a file."""
+        return (self.host.keys(kept, have), None) if kept in self.host else ((), self.disk.file(kept))
+
+    def _leaves_host(self, kept: Kept, now: float) -> None:
+        """Host memory gives it up: what nothing kept continues goes to disk."""
+        if not kept.children:
+            self.save(kept, now)
+
+    def write_failed(self, file: str) -> None:
+        """A file could not be written."""
+        if (kept := self.disk.by_file(file)) is not None:
+            self.lost_on_disk(kept)
+
+    def lost_on_disk(self, kept: Kept) -> None:
+        """Its file could not be written, or not be read intact."""
+        if kept in self.disk:
+            self.disk.remove(kept)
+            self._left(kept, "disk")
 
     def park(self, kept: Kept, now: float) -> str | None:
         """Take a snapshot off the device with the next plan; why it has to stay, if so."""
@@ -138,6 +193,8 @@ class PrefixCache:
                 self._left_host(kept)
             if kept.slot >= 0:
                 self._leave_device(kept)
+            if kept in self.disk:
+                self.lost_on_disk(kept)
 
     def take_changes(self) -> tuple[tuple[Store, ...], tuple[Drop, ...]]:
         """What the ranks' host memory is to do with the next plan."""
@@ -169,11 +226,14 @@ class PrefixCache:
             self._left_host(gone)
 
     def _left_host(self, kept: Kept) -> None:
-        self.totals.evicted["host"] += 1
+        self._left(kept, "host")
+
+    def _left(self, kept: Kept, tier: Tier) -> None:
+        self.totals.evicted[tier] += 1
         self._forget_if_gone(kept)
 
     def _forget_if_gone(self, kept: Kept) -> None:
-        if kept.slot < 0 and kept not in self.host:
+        if self.tier(kept) is None and kept in self.index:
             self.index.remove(kept)
             self.pins.forget(kept)
         self.on_change(kept)

@@ -3,6 +3,7 @@
 A snapshot's latents lie there once: each entry holds the state and the latents from its parent entry's end on.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from workers.cache.budget import Budget
@@ -29,6 +30,7 @@ class HostTier:
         self.bytes = 0
         self._stores: list[Store] = []
         self._drops: list[Drop] = []
+        self.on_leaving: Callable[[Kept, float], None] = lambda kept, now: None  # told of what is about to go
 
     def __contains__(self, kept: Kept) -> bool:
         return kept in self._entries
@@ -54,6 +56,7 @@ class HostTier:
             victim = self._least(now, spared=parent)
             if victim is None:
                 return gone
+            self.on_leaving(victim, now)
             self.remove(victim)
             gone.append(victim)
         if parent is not None:

@@ -53,6 +53,9 @@ class Index:
     def __len__(self) -> int:
         return len(self._pages_of)
 
+    def __contains__(self, kept: Kept) -> bool:
+        return kept in self._pages_of
+
     def longest(self, tokens: Tokens, limit: int) -> Kept | None:
         """The longest snapshot that is a prefix of at most `limit` of the tokens."""
         return next(self._prefixes(tokens, limit), None)

@@ -20,7 +20,7 @@ class Kept:
     parent: the longest kept prefix of it; children: how many have it as theirs. pages, slot: where it lies on the
     device; () and -1 if it does not. pins: copies under way that read it.
     used: when it was kept or last continued from, in seconds; uses: how often it was continued from. pinned: sessions
-    that stand at it.
+    that stand at it. ids, scope: all its tokens, packed, and whose prefix it is; kept where there is a disk tier.
     """
 
     position: int
@@ -33,6 +33,8 @@ class Kept:
     pins: int = 0
     uses: int = 0
     pinned: int = 0
+    ids: bytes = b""
+    scope: str = ""
     children: set["Kept"] = field(default_factory=set)
 
     @property

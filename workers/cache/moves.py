@@ -35,14 +35,56 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Lend:
+    """Send a kept snapshot of `position` tokens from host memory or a file to `peer`, beside the steps.
+
+    keys, file: as of `Fetch`. The peer has its first `start` latents: what leaves begins there, or
+    earlier where an entry does. `Sent`, `LinkLost` or `FetchFailed` says how it ended.
+    """
+
+    request_id: str
+    peer: str
+    keys: tuple[int, ...]
+    start: int
+    position: int
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """Bring a kept snapshot of `position` tokens to the device, beside the steps.
 
-    keys: what holds its latents from `start` on one after another, the last its state too. `Received` or
-    `FetchFailed` says when it has come, and `Install` takes it.
+    keys: what holds its latents in host memory from `start` on one after another, the last its state too. file: of a
+    snapshot on disk, which then has no keys. `Received` or `FetchFailed` says when it has come, and `Install` takes it.
     """
 
     request_id: str
     keys: tuple[int, ...]
     start: int
     position: int
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Write a kept snapshot from host memory to a file, beside the steps; `WriteFailed` tells if that can't be.
+
+    file: its path, but for the rank. keys: what holds it in host memory, from its first token on. token_ids: packed.
+    The rest as in `SnapshotHead`.
+    """
+
+    file: str
+    keys: tuple[int, ...]
+    position: int
+    token_ids: bytes
+    scope: str
+    weights_id: str
+    layout: str
+    state_dtype: str
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Remove a snapshot's file."""
+
+    file: str

@@ -10,6 +10,7 @@ from wire.metrics.recorder import Reading, Recorder
 from wire.protocol import Load, Role, SeqOutput, WorkerInfo
 from workers.cache.cache import PrefixCache
 from workers.cache.totals import MISSES, ORIGINS, TIERS
+from workers.schedule.speculation import Drafted
 from workers.schedule.step import RankStats, StepPlan
 
 # link: a rank's connection broke. peer: the other worker is gone or refuses to be connected. refused: the prefill
@@ -41,6 +42,7 @@ class WorkerFigures:
         self._phases = [recorder.value(table.STEP_PHASES, *who, phase) for phase in ("plan", "ranks", "publish")]
         counters = (table.STEP_SEQUENCES, table.STEP_TOKENS, table.STEP_PAST, table.STEP_SAMPLED)
         self._counts = [recorder.value(metric, *who) for metric in counters]
+        self._queue = recorder.histogram(table.QUEUE_SECONDS, *who)
         self._transfer = recorder.histogram(table.TRANSFER_SECONDS, *who)
         self._failures = {why: recorder.value(table.TRANSFER_FAILURES, *who, why) for why in _FAILURES}
         self._totals = [0, 0.0, 0, 0, 0, 0]
@@ -52,7 +54,7 @@ class WorkerFigures:
         rows = plan.rows
         if rows:
             self._step.observe(back - sent)
-            counted = (len(rows), sum(len(r.token_ids) for r in rows), sum(r.start for r in rows), sampled)
+            counted = (len(rows), sum(r.count for r in rows), sum(r.start for r in rows), sampled)
             for value, count in zip(self._counts, counted, strict=True):
                 value.add(count)
             for index, amount in enumerate((1, back - sent, *counted)):
@@ -63,6 +65,12 @@ class WorkerFigures:
         for output in outputs:
             if output.finish is not None:
                 self._recorder.value(table.FINISHED, *self._who, output.finish).add()
+                if output.timings is not None and output.finish not in ("abort", "error"):
+                    self._queue.observe(output.timings.queue_s)
+
+    def preempted(self, count: int) -> None:
+        """Sequences that lost their places to others, so far."""
+        self._recorder.value(table.PREEMPTIONS, *self._who).put(count)
 
     def transferred(self, seconds: float) -> None:
         """A snapshot has come, so long after its prompt was computed."""
@@ -95,14 +103,26 @@ class WorkerFigures:
         for reason in MISSES:
             put(table.CACHE_MISSES, *self._who, reason).put(totals.misses[reason])
             put(table.CACHE_MISSED_TOKENS, *self._who, reason).put(totals.missed_tokens[reason])
-        held = {"device": cache.slots.size - cache.slots.free, "host": len(cache.host)}
+        held = {"device": cache.slots.size - cache.slots.free, "host": len(cache.host), "disk": len(cache.disk)}
         for tier in TIERS:
             put(table.CACHE_EVICTED, *self._who, tier).put(totals.evicted[tier])
             put(table.CACHE_SNAPSHOTS, *self._who, tier).put(held[tier])
         put(table.CACHE_CAPACITY, *self._who).put(cache.slots.size)
         put(table.CACHE_PAGES, *self._who).put(cache.pages.reclaimable)
         put(table.CACHE_HOST_BYTES, *self._who).put(cache.host.bytes)
+        put(table.CACHE_DISK_BYTES, *self._who).put(cache.disk.bytes)
         put(table.CACHE_SAVED_SECONDS, *self._who).put(totals.saved_s)
+
+    def disk(self, foreign: int, damaged: int) -> None:
+        """Files that the disk tier found when the worker started, and does not use."""
+        for why, count in (("foreign", foreign), ("damaged", damaged)):
+            self._recorder.value(table.CACHE_DISK_IGNORED, *self._who, why).put(count)
+
+    def drafted(self, drafted: Drafted) -> None:
+        """The drafts so far."""
+        for place, (offered, accepted) in enumerate(zip(drafted.offered, drafted.accepted, strict=True), 1):
+            for verdict, count in (("accepted", accepted), ("rejected", offered - accepted)):
+                self._recorder.value(table.DRAFTS, *self._who, str(place), verdict).put(count)
 
     def limit(self, ratio: float | None) -> None:
         """Share of what the planner takes to be possible; None where that is not known."""

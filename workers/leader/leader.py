@@ -4,10 +4,12 @@ One event loop, no threads. Messages are handled while the ranks compute; decisi
 """
 
 import asyncio
+import logging
 import os
 import socket
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from wire.codec import CLUSTER, WireError
@@ -36,6 +38,7 @@ from wire.protocol import (
 )  # fmt: skip
 from wire.tls import listen, tls
 from workers.cache.kept import Kept
+from workers.cache.opening import Disk, open_disk
 from workers.config import WorkerConfig
 from workers.leader.clients import Client, Clients
 from workers.leader.figures import WorkerFigures
@@ -49,9 +52,10 @@ from workers.model.config import LingConfig
 from workers.model.files import weights_id
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import Compiled, FetchFailed, LinkLost, Loading, RankStats, Received, Sent
+from workers.schedule.step import Compiled, FetchFailed, LinkLost, Loading, RankStats, Received, Sent, WriteFailed
 from workers.sizes import layout_of, limits_of
 
+_LOG = logging.getLogger(__name__)
 _HEARTBEAT_S = 0.2
 
 
@@ -70,6 +74,7 @@ class Leader:
         self._ranks = Ranks(config, self._on_event)
         self._loading = LoadProgress()
         self.on_progress: Callable[[Progress], None] = lambda progress: None
+        self._disk: Disk | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -83,8 +88,10 @@ class Leader:
         identity = await asyncio.to_thread(weights_id, folder, config.load == "synthetic", config.version)
         ready = await self._ranks.start(launch)
         pages = min(r.pages for r in ready)
+        model = replace(model, drafts=all(r.drafts for r in ready))
         limits = limits_of(config, model, pages)
         self._scheduler = Scheduler(limits)
+        self._disk = await asyncio.to_thread(open_disk, config, model, identity, self._scheduler.cache)
         self._scheduler.cache.on_change = lambda kept: self._clients.kept(self._event_of(kept))
         self._grammars = GrammarDesk(self._ranks.tell_first, self._scheduler.sequences.values)
         self._vocab = model.vocab_size
@@ -129,6 +136,8 @@ class Leader:
             task.cancel()
         self._clients.close()
         await self._ranks.close()
+        if self._disk is not None:
+            self._disk.close()
 
     @property
     def idle(self) -> bool:
@@ -142,7 +151,11 @@ class Leader:
 
     def readings(self) -> Iterator[Reading]:
         """Everything the worker tells of itself."""
+        if self._disk is not None:
+            self.figures.disk(self._disk.foreign, self._disk.damaged)
         self.figures.cached(self._scheduler.cache)
+        self.figures.drafted(self._scheduler.drafting.speculation.totals)
+        self.figures.preempted(self._scheduler.preempted)
         return self.figures.read(self.info, self.load)
 
     # Stepping
@@ -233,7 +246,8 @@ class Leader:
                 self._release(message.request_id)
                 self._perform(self._handoffs.cancelled(message.request_id))
             case Pin():
-                self._scheduler.pin(message.session, message.marks, time.monotonic() + message.ttl_s)
+                now = time.monotonic()
+                self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s)
             case Unpin():
                 self._scheduler.cache.pins.release(message.session)
             case Park():
@@ -300,16 +314,19 @@ class Leader:
         now = time.monotonic()
         match event:
             case FetchFailed():
-                self._handoffs.fetch_failed(event.request_id)
-                self._wake.set()
+                self._perform(self._handoffs.fetch_failed(event.request_id, event.peer))
+            case WriteFailed():
+                _LOG.warning("rank %d could not write %s: %s", event.rank, event.file, event.reason)
+                self._perform(self._handoffs.write_failed(event.file))
             case Received():
                 self._perform(self._handoffs.received(event.request_id, event.rank, now))
             case Sent():
                 self._perform(self._handoffs.sent(event.request_id, event.rank, now))
             case LinkLost():
-                if self._peers.known(event.peer) is not None:
+                if not event.leaving and self._peers.known(event.peer) is not None:
                     self._peers.drop_lost(event.peer, f"is out of reach of rank {event.rank}: {event.reason}")
-                self._perform(self._handoffs.link_lost(event.peer, event.request_ids, event.reason, now))
+                lost = self._handoffs.link_lost
+                self._perform(lost(event.peer, event.request_ids, event.reason, now, leaving=event.leaving))
             case Compiled():
                 self._on_compiled(event)
             case Loading():

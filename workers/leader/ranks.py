@@ -27,12 +27,13 @@ from workers.schedule.step import (
     Sent,
     StepPlan,
     StepResult,
+    WriteFailed,
 )
 
 # Starts the process of one rank, whose body is `workers.rank.process.rank_main`; what it returns ends with the process,
 # and ends the process when cancelled.
 Launch = Callable[[int, str, Rendezvous], Awaitable[object]]
-Event = Loading | Received | FetchFailed | Sent | LinkLost | Compiled | RankStats
+Event = Loading | Received | FetchFailed | WriteFailed | Sent | LinkLost | Compiled | RankStats
 _END_S = 2.0
 _MEMORY = "/dev/shm"
 
@@ -152,10 +153,10 @@ class Ranks:
                     self._all_ready.set()
             case RankFailed():
                 self._lose(f"rank {message.rank} failed: {message.reason}")
-            case Loading() | Received() | FetchFailed() | Sent() | LinkLost() | Compiled() | RankStats():
-                self._on_event(message)
             case StepPlan() | Compile() | Forget():
                 self._lose(f"a rank sent a {type(message).__name__}")
+            case _:
+                self._on_event(message)
 
     def _ended(self, rank: int, done: "asyncio.Future[object]") -> None:
         reason = "was cancelled" if done.cancelled() else repr(done.exception() or "returned")

@@ -16,7 +16,8 @@ class Batch:
     sequence computed before this step; counts: its tokens in this step (>= 1), so sum(counts) = T. A start of
     0 means: the slot's old content is not its own and counts as zero. page_table: [num_slots, max_pages]
     int32, row s lists the pages of the sequence in slot s; position p lies in page p // page_size at
-    p % page_size. keeps: linear states to copy into other slots on the way.
+    p % page_size. keeps: linear states to copy into other slots on the way. verified: how many of the first rows end
+    in drafts: their linear states stay as they are until `LingModel.commit` says how many tokens were accepted.
     """
 
     token_ids: Tensor
@@ -26,19 +27,23 @@ class Batch:
     counts: tuple[int, ...]
     page_table: Tensor
     keeps: tuple[Keep, ...] = ()
+    verified: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Caches:
     """One rank's share of every sequence's state.
 
-    latent: [mla_layers, pages, page_size, kv_lora_rank + qk_rope_head_dim] in the compute dtype, the same on
+    latent: [latent_layers, pages, page_size, kv_lora_rank + qk_rope_head_dim] in the compute dtype, the same on
     all ranks: normed latent, then roped key. state: [linear_layers, slots, heads/tp, head_dim, head_dim] fp32,
-    indexed [key dim, value dim].
+    indexed [key dim, value dim]. verified: keys in fp32 and values in the compute dtype of the latest verified rows,
+    each [linear_layers, tokens, heads/tp, head_dim], what moves their states on once it is known how far; None where
+    nothing is drafted.
     """
 
     latent: Tensor
     state: Tensor
+    verified: tuple[Tensor, Tensor] | None = None
 
     @property
     def page_size(self) -> int:
@@ -46,6 +51,6 @@ class Caches:
         return self.latent.shape[2]
 
     @staticmethod
-    def bytes_per_page(mla_layers: int, page_size: int, width: int, dtype: torch.dtype) -> int:
-        """Bytes of one page over all MLA layers."""
-        return mla_layers * page_size * width * dtype.itemsize
+    def bytes_per_page(latent_layers: int, page_size: int, width: int, dtype: torch.dtype) -> int:
+        """Bytes of one page over all layers that keep latents."""
+        return latent_layers * page_size * width * dtype.itemsize

@@ -126,7 +126,8 @@ class LingConfig:
     group_norm_size: the number of groups. q_lora_rank: None where queries have no low rank.
     eos_token_ids: of config.json and generation_config.json together. max_model_len: tokens of context,
     YaRN's if it is longer. torch_dtype: "float32" or "bfloat16". mtp_layers: multi-token-prediction layers that
-    config.json promises (num_nextn_predict_layers); the files may hold none.
+    config.json promises (num_nextn_predict_layers); the files may hold none. drafts: whether the first of them is
+    loaded, to draft tokens; its latents are then kept beside those of the other MLA layers.
     """
 
     vocab_size: int
@@ -159,6 +160,7 @@ class LingConfig:
     torch_dtype: str
     quantization: Quantization
     mtp_layers: int
+    drafts: bool = False
 
     @classmethod
     def load(cls, folder: Path, overrides: dict[str, Any]) -> "LingConfig":
@@ -194,6 +196,7 @@ class LingConfig:
             torch_dtype=_dtype(raw),
             quantization=_quantization(raw),
             mtp_layers=_count({"num_nextn_predict_layers": 0} | raw, "num_nextn_predict_layers", least=0),
+            drafts=False,
         )
         config._check()
         return config
@@ -211,6 +214,11 @@ class LingConfig:
     def mla_layers(self) -> int:
         """Layers with a latent cache."""
         return sum(self.is_mla(i) for i in range(self.num_hidden_layers))
+
+    @property
+    def latent_layers(self) -> int:
+        """Layers whose latents are cached: the MLA layers and, if it drafts, the MTP layer as the last."""
+        return self.mla_layers + self.drafts
 
     @property
     def linear_layers(self) -> int:

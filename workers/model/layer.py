@@ -20,7 +20,7 @@ class DecoderLayer:
         self._shard = shard
         self._prefix = f"model.layers.{layer}"
         self._eps = config.rms_norm_eps
-        self._attention: LatentAttention | LightningAttention = (
+        self.attention: LatentAttention | LightningAttention = (
             LatentAttention(shard, layer) if config.is_mla(layer) else LightningAttention(shard, layer)
         )
         mlp = f"{self._prefix}.mlp"
@@ -31,7 +31,7 @@ class DecoderLayer:
 
     def load(self, loader: Loader) -> None:
         """Ask for this rank's share."""
-        self._attention.load(loader)
+        self.attention.load(loader)
         self._mlp.load(loader)
         hidden = self._shard.config.hidden_size
         self._in_norm = load_vector(self._shard, loader, f"{self._prefix}.input_layernorm.weight", hidden)
@@ -46,8 +46,8 @@ class DecoderLayer:
     def __call__(self, x: Tensor, residual: Tensor, caches: Caches, step: StepInputs) -> tuple[Tensor, Tensor]:
         """(this layer's contribution, the stream it adds to), both [T, hidden], from those of the layer before."""
         all_reduce = self._shard.collectives.all_reduce
-        normed, residual = self._add_norm(x, residual, self._in_norm, self._attention.rounds_inputs)
-        attended = all_reduce(self._attention(normed, caches, step))
+        normed, residual = self._add_norm(x, residual, self._in_norm, self.attention.rounds_inputs)
+        attended = all_reduce(self.attention(normed, caches, step))
         normed, residual = self._add_norm(attended, residual, self._mlp_norm, self._mlp.rounds_inputs)
         return all_reduce(self._mlp(normed)), residual
 

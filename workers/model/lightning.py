@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from kernels import lightning_layer
+from kernels import Rows, lightning_commit, lightning_layer, lightning_layer_verify
 from workers.model.batch import Caches
 from workers.model.config import LingConfig
 from workers.model.joined import Joined
@@ -59,15 +59,48 @@ class LightningAttention:
 
     def __call__(self, x: Normed, caches: Caches, step: StepInputs) -> Tensor:
         """This rank's term [T, hidden] of the layer's output."""
-        gated = lightning_layer(
-            self._in(x).view(-1, 4, self._heads, self._dim),
-            self._qk_norm,
-            self._out_norm,
-            *step.linear_rope,
-            self._groups,
-            self._eps,
-            caches.state[self._cache],
-            self._decay,
-            step.rows,
-        )
-        return self._dense(gated)
+        projected = self._in(x).view(-1, 4, self._heads, self._dim)
+        rows, state = step.linear, caches.state[self._cache]
+        gated = []
+        if rows.verified is not None:
+            assert caches.verified is not None, "these caches were made without room for drafts"
+            keys, values = (part[self._cache] for part in caches.verified)
+            gated.append(
+                lightning_layer_verify(
+                    projected[: rows.tokens],
+                    self._qk_norm,
+                    self._out_norm,
+                    step.linear_rope[0][: rows.tokens],
+                    step.linear_rope[1][: rows.tokens],
+                    self._groups,
+                    self._eps,
+                    state,
+                    self._decay,
+                    rows.verified,
+                    keys,
+                    values,
+                )
+            )
+        if rows.plain is not None:
+            gated.append(
+                lightning_layer(
+                    projected[rows.tokens :],
+                    self._qk_norm,
+                    self._out_norm,
+                    step.linear_rope[0][rows.tokens :],
+                    step.linear_rope[1][rows.tokens :],
+                    self._groups,
+                    self._eps,
+                    state,
+                    self._decay,
+                    rows.plain,
+                )
+            )
+        return self._dense(gated[0] if len(gated) == 1 else torch.cat(gated))
+
+    def commit(self, rows: Rows, accepted: Tensor, caches: Caches) -> None:
+        """Move the states of the latest verified rows on by the first accepted [B] of their tokens."""
+        assert caches.verified is not None, "these caches were made without room for drafts"
+        tokens = sum(rows.counts)
+        keys, values = (part[self._cache, :tokens] for part in caches.verified)
+        lightning_commit(keys, values, caches.state[self._cache], self._decay, rows, accepted)

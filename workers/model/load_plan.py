@@ -1,6 +1,7 @@
 """What a rank would read, without reading it: checks of a checkpoint, and the order pre-sharded copies keep."""
 
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -46,3 +47,8 @@ def lacks_mtp(source: Source, config: LingConfig) -> bool:
     """Whether the config promises MTP layers that the weights don't hold."""
     first = config.num_hidden_layers
     return config.mtp_layers > 0 and source.find(f"model.layers.{first}.input_layernorm.weight") is None
+
+
+def with_mtp(config: LingConfig, source: Source) -> LingConfig:
+    """The config with its MTP layer to be loaded, where the weights hold one."""
+    return replace(config, drafts=config.mtp_layers > 0 and not lacks_mtp(source, config))

@@ -31,7 +31,7 @@ FLOATS = ("F32", "BF16", "F16")
 
 
 @dataclass(frozen=True, slots=True)
-class Stored:
+class SourceTensor:
     """A tensor as its source has it. dtype: safetensors' name. shape: None if the source makes any shape."""
 
     dtype: str
@@ -67,7 +67,7 @@ class Read:
 class Source(Protocol):
     """Where weights come from."""
 
-    def find(self, name: str) -> Stored | None:
+    def find(self, name: str) -> SourceTensor | None:
         """What there is under that name."""
 
     def missing(self, name: str) -> str:
@@ -109,7 +109,7 @@ class Loader:
         self.problems: list[str] = []
         self._after: list[Callable[[], None]] = []
 
-    def find(self, name: str) -> Stored | None:
+    def find(self, name: str) -> SourceTensor | None:
         """What the source has under that name."""
         return self.source.find(name)
 

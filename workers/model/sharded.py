@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 from workers.model.files import MANIFEST, Entry, WeightError, read_header
-from workers.model.loader import Read, Stored
+from workers.model.loader import Read, SourceTensor
 from workers.model.mapped import Files
 
 
@@ -18,12 +18,14 @@ def made_for(folder: Path) -> int:
     return _manifest(folder)[0] if is_sharded(folder) else 1
 
 
-def _manifest(folder: Path) -> tuple[int, dict[str, Stored]]:
+def _manifest(folder: Path) -> tuple[int, dict[str, SourceTensor]]:
     """A copy's number of ranks, and what the whole tensors looked like."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
-        return int(manifest["tp"]), {str(n): Stored(str(d), tuple(s)) for n, (d, s) in manifest["tensors"].items()}
+        return int(manifest["tp"]), {
+            str(n): SourceTensor(str(d), tuple(s)) for n, (d, s) in manifest["tensors"].items()
+        }
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightError(f"{path} can't be read: {error!r}") from error
 
@@ -55,7 +57,7 @@ class RankFiles:
             pairs = tuple((int(a), int(b)) for a, _, b in (s.partition(":") for s in spans.split(",") if s))
             self._starts.setdefault(name, []).append((pairs, entry))
 
-    def find(self, name: str) -> Stored | None:
+    def find(self, name: str) -> SourceTensor | None:
         """The whole tensor, of which the file holds slices."""
         return self._whole.get(name)
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import msgspec
 
 from workers.model.files import WeightError
-from workers.model.loader import Read, Source, Stored
+from workers.model.loader import Read, Source, SourceTensor
 
 _Answers = dict[str, tuple[str, tuple[int, ...] | None] | None]
 
@@ -18,7 +18,7 @@ class Recorded:
         self._source = source
         self._answers: _Answers = {}
 
-    def find(self, name: str) -> Stored | None:
+    def find(self, name: str) -> SourceTensor | None:
         """What the source has under that name."""
         found = self._source.find(name)
         self._answers[name] = None if found is None else (found.dtype, found.shape)
@@ -57,12 +57,12 @@ class Borrowed:
             catalogue, type=_Answers
         )
 
-    def find(self, name: str) -> Stored | None:
+    def find(self, name: str) -> SourceTensor | None:
         """What the lender found; WeightError where it did not ask, so runs another version."""
         if name not in self._answers:
             raise WeightError(f"the lender was not asked for {name}: it runs another version")
         found = self._answers[name]
-        return None if found is None else Stored(*found)
+        return None if found is None else SourceTensor(*found)
 
     def missing(self, name: str) -> str:
         """Why `find` gives None."""

@@ -10,7 +10,7 @@ import zlib
 import torch
 from torch import Tensor
 
-from workers.model.loader import DTYPES, Read, Stored
+from workers.model.loader import DTYPES, Read, SourceTensor
 from workers.model.quantization import Quantization
 from workers.model.released import TENSORS, is_quantized
 
@@ -34,13 +34,13 @@ class Synthetic:
         self._tables: dict[tuple[torch.dtype, torch.device], Tensor] = {}
         self._lock = threading.Lock()
 
-    def find(self, name: str) -> Stored | None:
+    def find(self, name: str) -> SourceTensor | None:
         """Any tensor a module has in this format, of any shape."""
         module, _, suffix = name.rpartition(".")
         if suffix == "expert_bias":
-            return Stored("F32", None)
+            return SourceTensor("F32", None)
         dtype = TENSORS[self._method if is_quantized(self._method, module) else "none"].get(suffix)
-        return Stored(dtype, None) if dtype is not None else None
+        return SourceTensor(dtype, None) if dtype is not None else None
 
     def missing(self, name: str) -> str:
         """Why `find` gives None."""

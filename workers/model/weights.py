@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Protocol
 
 from workers.model.files import Entry, read_header, weight_map
-from workers.model.loader import Loader, Progress, Read, Source, Stored
+from workers.model.loader import Loader, Progress, Read, Source, SourceTensor
 from workers.model.mapped import Files
 from workers.model.sharded import RankFiles, is_sharded
 
@@ -27,10 +27,10 @@ class Checkpoint:
         """A tensor's place in its file."""
         return self._entries[self._file_of[name]].get(name) if name in self._file_of else None
 
-    def find(self, name: str) -> Stored | None:
+    def find(self, name: str) -> SourceTensor | None:
         """What the folder has under that name."""
         entry = self.entry(name)
-        return Stored(entry.dtype, entry.shape) if entry is not None else None
+        return SourceTensor(entry.dtype, entry.shape) if entry is not None else None
 
     def missing(self, name: str) -> str:
         """Why `find` gives None."""

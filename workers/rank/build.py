@@ -1,5 +1,6 @@
 """Puts a rank together: config, weights, caches, runner."""
 
+import dataclasses
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from workers.collectives.base import Collectives
 from workers.config import WorkerConfig
 from workers.memory import pages_beside, reserve
 from workers.model.batch import Caches
-from workers.model.config import LingConfig
+from workers.model.config import LingConfig, ModelConfigError
 from workers.model.ling import LingModel, make_caches
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import captures
@@ -21,8 +22,8 @@ from workers.rank.load import Tell, load_weights, silent
 from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
 from workers.rank.warm import warm
-from workers.schedule.step import FetchFailed, Received
-from workers.sizes import dtype_name, max_model_len
+from workers.schedule.step import FetchFailed, Received, WriteFailed
+from workers.sizes import dtype_name, max_model_len, most_drafts
 from workers.transfer.endpoint import Transfers
 
 # Without a GPU, pages for this many tokens a slot: laptops hold short conversations.
@@ -57,7 +58,7 @@ def _pages(config: WorkerConfig, model: LingConfig, dtype: torch.dtype) -> int:
     free, card = torch.cuda.mem_get_info()
     heads, key, value = model.state_shape(config.tp)
     states = (config.slots + 1 + config.cache_states) * model.linear_layers * heads * key * value * 4
-    page = Caches.bytes_per_page(model.mla_layers, config.page_size, model.latent_width, dtype)
+    page = Caches.bytes_per_page(model.latent_layers, config.page_size, model.latent_width, dtype)
     return pages_beside(free, states, page, reserve(config, model, card))
 
 
@@ -69,32 +70,39 @@ def build_rank(
     config: WorkerConfig,
     collectives: Collectives,
     transfers: Transfers | None,
-    notify: Callable[[Received | FetchFailed], None],
+    notify: Callable[[Received | FetchFailed | WriteFailed], None],
     say: Callable[[str], None] = _say,
     tell: Tell = silent,
 ) -> BuiltRank:
     """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time;
     every rank tells `tell`.
 
-    notify: told, from a thread, of what has come from host memory.
+    notify: told, from threads, of what has come from host memory and files.
     """
     model_config = LingConfig.load(Path(config.model), config.model_overrides)
     model_config.check_tp(config.tp)
     device = torch.device(config.device)
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_name(config, model_config)]
-    model = LingModel(model_config, collectives, device, dtype)
+    if isinstance(config.speculate, int) and not model_config.mtp_layers:
+        raise ModelConfigError(f"speculate {config.speculate}: {config.model} has no MTP layer; use auto or off")
+    drafts = config.speculate != "off" and model_config.mtp_layers > 0
+    model = LingModel(dataclasses.replace(model_config, drafts=drafts), collectives, device, dtype)
     load_weights(config, model, transfers, say, tell)
+    model_config = model.config
     collectives.barrier(_LOAD_PATIENCE_S)
     pages = _pages(config, model_config, dtype)
     # References ask the host what a captured step may not.
     captured = config.cuda_graphs == "auto" and device.type == "cuda" and uses_triton(torch.empty(0, device=device))
     states = config.slots + 1 + config.cache_states
-    caches = make_caches(model_config, config.tp, pages + int(captured), config.page_size, states, device, dtype)
+    verified = config.slots * (1 + most) if (most := most_drafts(config, model_config)) else 0
+    caches = make_caches(
+        model_config, config.tp, pages + int(captured), config.page_size, states, device, dtype, verified
+    )
     # One page more than the longest sequence fills: the token after the last computed one has its place too.
     table = -(-(max_model_len(config, model_config) + 1) // config.page_size)
     grammars = Grammars(Path(config.model), model_config.vocab_size)
     capture = captures(device) if captured else None
-    host = HostStore(collectives.rank, device, StateCodec(config.cache_state_dtype), notify)
+    host = HostStore(collectives.rank, device, StateCodec(config.cache_state_dtype), notify, config.tp)
     runner = Runner(model, caches, collectives, table, transfers, grammars, config.slots, host, capture)
     if device.type == "cuda":
         # Nobody owns a page or a slot yet.

@@ -5,14 +5,17 @@ import queue
 import time
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
+from pathlib import Path
 
 from wire.protocol import Finish, SamplingParams, SeqOutput, TokenLogprob
+from workers.cache.opening import open_disk
 from workers.collectives.base import Solo
 from workers.config import WorkerConfig
+from workers.model.files import weights_id
 from workers.rank.build import build_rank
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import FetchFailed, Received
+from workers.schedule.step import FetchFailed, Received, WriteFailed
 from workers.sizes import limits_of
 
 
@@ -32,10 +35,11 @@ class Engine:
     def __init__(self, config: WorkerConfig) -> None:
         if config.tp != 1:
             raise ValueError(f"the bare engine runs one rank in this process, tp is {config.tp}")
-        self._events: queue.SimpleQueue[Received | FetchFailed] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Received | FetchFailed | WriteFailed] = queue.SimpleQueue()
         built = build_rank(config, Solo(), None, self._events.put)
         self.model_config = built.model.config
         self.scheduler = Scheduler(limits_of(config, built.model.config, built.pages))
+        self.disk = open_disk(config, built.model.config, weights_id(Path(config.model)), self.scheduler.cache)
         self._runner = built.runner
         self._grammars = built.grammars
         self.host = built.host
@@ -82,6 +86,8 @@ class Engine:
             wait = False
             if isinstance(event, Received):
                 self.scheduler.install(event.request_id, (), time.monotonic())
+            elif isinstance(event, WriteFailed):
+                self.scheduler.cache.write_failed(event.file)
             else:
                 self.scheduler.not_coming(event.request_id, damaged=True)
 

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from workers.cache.moves import Lend, Write
+from workers.rank.disk_store import erase_part, read_part, write_part
 from workers.rank.state_codec import Packed, StateCodec
-from workers.schedule.step import FetchFailed, Received
+from workers.schedule.step import Export, FetchFailed, Received, WriteFailed
 from workers.transfer.incoming import ReceivedSnapshot
 
 
@@ -33,12 +35,18 @@ class _Entry:
 
 
 class HostStore:
-    """`notify` gets `Received` and `FetchFailed`, from the thread."""
+    """And in files. `notify` gets `Received`, `FetchFailed` and `WriteFailed`, from the threads. tp: ranks."""
 
     def __init__(
-        self, rank: int, device: torch.device, codec: StateCodec, notify: Callable[[Received | FetchFailed], None]
+        self,
+        rank: int,
+        device: torch.device,
+        codec: StateCodec,
+        notify: Callable[[Received | FetchFailed | WriteFailed], None],
+        tp: int = 1,
     ) -> None:
         self._rank = rank
+        self._tp = tp
         self._device = device
         self._codec = codec
         self._notify = notify
@@ -46,6 +54,8 @@ class HostStore:
         self._fetched: dict[str, Future[ReceivedSnapshot]] = {}
         # One thread: what is stored, fetched and dropped keeps its order.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="host-tier")
+        # Files take longer than memory, which is not to wait for them.
+        self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk-tier")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def store(self, key: int, tokens: int, rows: Tensor, state: Tensor) -> None:
@@ -65,6 +75,40 @@ class HostStore:
         """Free an entry; fetches under way keep what they need."""
         self._entries.pop(key, None)
 
+    def write(self, write: Write) -> None:
+        """Write a snapshot to a file, from the entries that hold it now."""
+        entries = [self._entries[key] for key in write.keys]
+
+        def work() -> None:
+            found = [entry.result() for entry in entries]
+            for entry in found:
+                entry.check()
+            rows = [(entry.tokens, entry.rows) for entry in found]
+            write_part(write, self._rank, self._tp, rows, found[-1].state)
+
+        def done(future: "Future[None]") -> None:
+            if not future.cancelled() and (error := future.exception()) is not None:
+                self._notify(WriteFailed(self._rank, write.file, str(error)))
+
+        self._disk.submit(work).add_done_callback(done)
+
+    def erase(self, file: str) -> None:
+        """Remove a file, after what was asked of it before."""
+        self._disk.submit(erase_part, file, self._rank, self._tp)
+
+    def read(self, request_id: str, file: str, start: int) -> None:
+        """Bring latents from `start` on and the state to the device; Received or FetchFailed tells."""
+
+        def work() -> ReceivedSnapshot:
+            rows, packed = read_part(file, self._rank, self._tp)
+            parts = tuple((tokens, self._to_device(shard)) for tokens, shard in rows)
+            state = self._codec.unpack(packed.map(self._to_device))
+            self._wait()
+            return ReceivedSnapshot(parts, state, start)
+
+        self._fetched[request_id] = future = self._disk.submit(work)
+        future.add_done_callback(lambda done: self._done(request_id, done))
+
     def fetch(self, request_id: str, keys: tuple[int, ...], start: int, position: int) -> None:
         """Bring latents [start, position) and the last entry's state to the device; Received or FetchFailed tells."""
         entries = [self._entries[key] for key in keys]
@@ -82,6 +126,35 @@ class HostStore:
         self._fetched[request_id] = future = self._thread.submit(work)
         future.add_done_callback(lambda done: self._done(request_id, done))
 
+    def lend(self, lend: Lend, send: Callable[[Export, Tensor, Tensor | None], None]) -> None:
+        """Give a snapshot's parts to `send`, as they lie in host memory or a file; FetchFailed tells if one is damaged.
+
+        They leave as they are, so that no memory of the device is needed.
+        """
+        entries = [self._entries[key] for key in lend.keys]
+
+        def work() -> None:
+            if lend.file is not None:
+                parts, packed = read_part(lend.file, self._rank, self._tp)
+            else:
+                found = [entry.result() for entry in entries]
+                for entry in found:
+                    entry.check()
+                parts, packed = [(entry.tokens, entry.rows) for entry in found], found[-1].state
+            start = lend.position - sum(tokens for tokens, _ in parts)
+            for n, (tokens, rows) in enumerate(parts, 1):
+                state = self._codec.unpack(packed) if n == len(parts) else None
+                part = Export(lend.request_id, lend.peer, -1, (), start, start + tokens, state is not None)
+                send(part, rows, state)
+                start += tokens
+
+        def failed(done: Future[None]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self._notify(FetchFailed(self._rank, lend.request_id, str(error), lend.peer))
+
+        thread = self._disk if lend.file is not None else self._thread
+        thread.submit(work).add_done_callback(failed)
+
     def take(self, request_id: str) -> ReceivedSnapshot:
         """Hand out what was notified as Received, once; KeyError for any other."""
         return self._fetched.pop(request_id).result()
@@ -91,7 +164,8 @@ class HostStore:
         self._fetched.pop(request_id, None)
 
     def close(self) -> None:
-        """End the thread; entries are gone."""
+        """End the threads; entries are gone, and files are whole."""
+        self._disk.shutdown(wait=True)
         self._thread.shutdown(wait=True, cancel_futures=True)
 
     def _done(self, request_id: str, done: Future[ReceivedSnapshot]) -> None:

@@ -70,9 +70,13 @@ def _read(
     if config.verify:
         verify(folder, model.rank, model.tp, shown("verifying weights", f"verifying {folder.name}"))
     with closing(Recorded(open_checkpoint(folder, model.rank, model.tp))) as source:
-        if lacks_mtp(source, model.config) and model.rank == 0:
-            promised = f"{folder}: config.json promises {model.config.mtp_layers} MTP layer(s)"
-            say(f"{promised}, its files hold none: serving without speculation")
+        if lacks_mtp(source, model.config):
+            promised = f"{folder}: config.json promises {model.config.mtp_layers} MTP layer(s), its files hold none"
+            if isinstance(config.speculate, int):
+                raise WeightError(f"{promised}: set speculate to auto or off")
+            model.forgo_drafts()
+            if model.rank == 0:
+                say(f"{promised}: serving without speculation")
         loader = Loader(source)
         model.load(loader)
         loader.run(shown("loading weights", f"weights of {folder.name}"))
@@ -85,7 +89,10 @@ def _borrow(lender: Lender, model: LingModel, transfers: Transfers, shown: Calla
     host, port = lender.addresses[model.rank]
     start = time.monotonic()
     with closing(transfers.borrow(host, port, lender.weights_id)) as link:
-        loader = Loader(Borrowed(link.catalogue))
+        source = Borrowed(link.catalogue)
+        if lacks_mtp(source, model.config):
+            model.forgo_drafts()
+        loader = Loader(source)
         model.load(loader)
         raise_problems(loader.problems)
         if plan_of(loader.reads) != link.plan:

@@ -84,6 +84,7 @@ def rank_main(
                     transfers.host,
                     transfers.port,
                     built.pages,
+                    built.model.config.drafts,
                 )
             )
             _serve(leader, built, rank, transfers)

@@ -7,19 +7,20 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from kernels import Keep
+from kernels import Keep, Rows, make_rows
 from wire.protocol import TokenLogprob
 from workers.cache.moves import Copy
 from workers.collectives.base import Collectives
 from workers.model.batch import Batch, Caches
 from workers.model.ling import LingModel
+from workers.rank.drafter import Drafter
 from workers.rank.expert_load import ExpertLoad
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import Capture, DecodeGraphs
 from workers.rank.host_store import HostStore
-from workers.rank.sampler import Sampled, Sampler, token_logprobs
+from workers.rank.sampler import Run, Sampled, Sampler, token_logprobs
 from workers.rank.watch import StepWatch
-from workers.schedule.step import Export, Install, Moved, RankStats, Row, StepPlan, StepResult
+from workers.schedule.step import Commit, Export, Install, Moved, RankStats, Row, StepPlan, StepResult
 from workers.transfer import snapshot
 from workers.transfer.device import used_here
 from workers.transfer.endpoint import Transfers
@@ -59,6 +60,8 @@ class Runner:
         self._sampler = Sampler(model.config.vocab_size, slots, self._device, grammars)
         self._watch = StepWatch(self._device)
         self._experts = ExpertLoad(model.config, collectives.size, self._device)
+        self._drafter = Drafter(model, caches, self._page_table) if model.config.drafts else None
+        self._verified: tuple[Rows, tuple[int, ...]] | None = None  # the latest verified rows, and the slot of each
         self._graphs: DecodeGraphs | None = None
         if capture is not None:
             with torch.inference_mode():
@@ -80,25 +83,9 @@ class Runner:
         sampled = Sampled([], [], {})
         prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
         if plan.rows:
-            if self._collectives.rank == 0:
-                for admit in plan.admits:
-                    self._sampler.admit(admit)
             if counting:
                 self._model.count_experts(self._experts.counts)
-            self._turn_pages(plan.rows)
-            if graphs is not None:
-                hidden = graphs(plan.rows)
-            else:
-                hidden = self._model.forward(self._batch(plan.rows), self._caches)
-            self._watch.lap("forward")
-            rows = [r for r in plan.rows if r.sample]
-            if rows:
-                logits = self._model.logits(self._last_of(plan.rows, hidden))
-                if self._collectives.rank == 0:
-                    sampled = self._sampler(logits, [r.slot for r in rows], [r.start + len(r.token_ids) for r in rows])
-            if any(r.next_ids for r in plan.rows):
-                prompt_logprobs = self._prompt_logprobs(plan.rows, hidden)
-            self._watch.lap("sample")
+            sampled, prompt_logprobs = self._compute(plan, graphs)
         for export in plan.exports:
             self._export(export)
         self._watch.lap("transfer")
@@ -107,12 +94,36 @@ class Runner:
             self._experts.settle()
         return StepResult(
             step=plan.step,
-            tokens=tuple((token,) for token in sampled.token_ids),
-            logprobs=tuple(() if item is None else (item,) for item in sampled.logprobs),
+            tokens=tuple(map(tuple, sampled.tokens)),
+            logprobs=tuple(map(tuple, sampled.logprobs)),
             prompt_logprobs=tuple(prompt_logprobs),
             elapsed_s=time.monotonic() - begun,
             failures=tuple(sampled.failures.items()),
         )
+
+    def _compute(self, plan: StepPlan, graphs: DecodeGraphs | None) -> tuple[Sampled, list[tuple[TokenLogprob, ...]]]:
+        """The rows: what was sampled of them, and the log-probabilities of prompts."""
+        for admit in plan.admits:
+            if self._drafter is not None:
+                self._drafter.admit(admit.slot)
+            if self._collectives.rank == 0:
+                self._sampler.admit(admit)
+        self._turn_pages(plan.rows)
+        drafts = self._draft(plan.rows)
+        self._watch.lap("draft")
+        ids = self._ids(plan.rows, drafts)
+        hidden = graphs(plan.rows) if graphs else self._model.forward(self._batch(plan.rows, ids), self._caches)
+        if self._drafter is not None:
+            self._drafter.take(plan.rows, ids, hidden)
+        self._watch.lap("forward")
+        sampled = Sampled([], [], {})
+        if any(r.sample for r in plan.rows):
+            logits = self._model.logits(self._sampled_of(plan.rows, hidden))
+            if self._collectives.rank == 0:
+                sampled = self._sampler(logits, self._runs(plan.rows, drafts))
+        prompt_logprobs = self._prompt_logprobs(plan.rows, hidden) if any(r.next_ids for r in plan.rows) else []
+        self._watch.lap("sample")
+        return sampled, prompt_logprobs
 
     def stats(self) -> RankStats | None:
         """This rank's totals; None unless the latest step was a measured one."""
@@ -127,10 +138,46 @@ class Runner:
         return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks)
 
     def _before(self, plan: StepPlan) -> None:
+        self._commit(plan.commits)
         self._save(plan)
         self._receive(plan)
         for copy in plan.copies:
             self._copy(copy)
+
+    def _commit(self, commits: tuple[Commit, ...]) -> None:
+        """Linear states take in what stands of the rows verified last; of sequences that are gone, nothing does."""
+        if self._verified is None:
+            return
+        (rows, slots), self._verified = self._verified, None
+        if commits and self._drafter is not None:
+            self._drafter.commit(commits)
+            stands = {commit.slot: commit.tokens for commit in commits}
+            self._model.commit(rows, self._integers([stands.get(slot, 0) for slot in slots]), self._caches)
+
+    def _draft(self, rows: tuple[Row, ...]) -> Tensor | None:
+        """Drafts of the rows that have some, which are the first: [rows, most drafts]."""
+        drafted = [r for r in rows if r.drafts]
+        return self._drafter.draft(drafted) if drafted and self._drafter is not None else None
+
+    def _ids(self, rows: tuple[Row, ...], drafts: Tensor | None) -> Tensor:
+        """All rows' tokens [T], drafts behind each row's own."""
+        ids = self._integers([t for r in rows for t in (*r.token_ids, *[0] * r.drafts)])
+        if drafts is not None:
+            begins = list(accumulate((r.count for r in rows), initial=0))
+            places = [(begins[at] + 1 + n, at, n) for at, r in enumerate(rows) for n in range(r.drafts)]
+            into, at, n = self._integers(places).unbind(1)
+            ids[into] = drafts[at, n]
+        return ids
+
+    def _runs(self, rows: tuple[Row, ...], drafts: Tensor | None) -> list[Run]:
+        """What rank 0 samples: of each row that does, a token after its last one and after each draft before that."""
+        known: list[list[int]] = [] if drafts is None else drafts.tolist()
+        runs = []
+        for at, row in enumerate(rows):
+            if row.sample:
+                drafted = tuple(known[at][: row.drafts]) if row.drafts else ()
+                runs.append(Run(row.slot, row.start + len(row.token_ids), drafted))
+        return runs
 
     def _save(self, plan: StepPlan) -> None:
         """Copies on the host, then states that are kept of what ended."""
@@ -140,6 +187,10 @@ class Runner:
             self._host.store(store.key, store.stop - store.start, rows, state)
         for copy in plan.saves:
             self._copy(copy)
+        for write in plan.writes:
+            self._host.write(write)
+        for erase in plan.erases:
+            self._host.erase(erase.file)
         for drop in plan.drops:
             self._host.drop(drop.key)
 
@@ -163,7 +214,12 @@ class Runner:
         for expect in plan.expects:
             self._need_transfers().expect(expect)
         for fetch in plan.fetches:
-            self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
+            if fetch.file is not None:
+                self._host.read(fetch.request_id, fetch.file, fetch.start)
+            else:
+                self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
+        for lend in plan.lends:
+            self._host.lend(lend, self._need_transfers().send)
 
     def _need_transfers(self) -> Transfers:
         if self._transfers is None:
@@ -203,24 +259,32 @@ class Runner:
             slots, places, pages = self._integers(new).unbind(1)
             self._page_table[slots, places] = pages.int()
 
-    def _batch(self, rows: tuple[Row, ...]) -> Batch:
-        positions = [p for r in rows for p in range(r.start, r.start + len(r.token_ids))]
-        return Batch(
-            token_ids=self._integers([t for r in rows for t in r.token_ids]),
-            positions=self._integers(positions),
+    def _batch(self, rows: tuple[Row, ...], ids: Tensor) -> Batch:
+        batch = Batch(
+            token_ids=ids,
+            positions=self._integers([p for r in rows for p in range(r.start, r.start + r.count)]),
             slots=self._integers([r.slot for r in rows]),
             starts=tuple(r.start for r in rows),
-            counts=tuple(len(r.token_ids) for r in rows),
+            counts=tuple(r.count for r in rows),
             page_table=self._page_table,
             keeps=tuple(Keep(at, count, slot) for at, r in enumerate(rows) for count, slot in r.keeps),
+            verified=sum(r.drafts > 0 for r in rows),
         )
+        if batch.verified:
+            n, tokens = batch.verified, sum(batch.counts[: batch.verified])
+            verified = make_rows(batch.slots[:n], batch.positions[:tokens], batch.starts[:n], batch.counts[:n])
+            self._verified = verified, tuple(r.slot for r in rows[:n])
+        return batch
 
-    def _last_of(self, rows: tuple[Row, ...], hidden: Tensor) -> Tensor:
-        """Hidden states after the last token of each row that samples, of those of all tokens."""
-        if len(rows) == len(hidden) and all(r.sample for r in rows):
-            return hidden
-        ends = accumulate(len(r.token_ids) for r in rows)
-        return hidden[self._integers([end - 1 for r, end in zip(rows, ends, strict=True) if r.sample])]
+    def _sampled_of(self, rows: tuple[Row, ...], hidden: Tensor) -> Tensor:
+        """Hidden states after each token that another is sampled after: a row's last, and those drafts follow."""
+        wanted: list[int] = []
+        end = 0
+        for row in rows:
+            end += row.count
+            if row.sample:
+                wanted += range(end - 1 - row.drafts, end)
+        return hidden if len(wanted) == len(hidden) else hidden[self._integers(wanted)]
 
     def _integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
         """A copy that doesn't wait for the device's earlier work."""
@@ -237,5 +301,5 @@ class Runner:
                 if self._collectives.rank == 0:
                     wanted += token_logprobs(logits, ids, [self._sampler.prompt_top(row.slot)] * len(ids))
             out.append(tuple(wanted))
-            first += len(row.token_ids)
+            first += row.count
         return out

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -39,11 +40,26 @@ class SlotSampler:
 
 
 @dataclass(frozen=True, slots=True)
-class Sampled:
-    """One item a row. failures: rows whose sequences can't go on, and why; their tokens mean nothing."""
+class Run:
+    """What is sampled of one slot: the token at `position` and, as far as `drafts` prove right, those after it.
 
-    token_ids: list[int]
-    logprobs: list[TokenLogprob | None]
+    The run has a row of logits for the token at `position` and one after each draft.
+    """
+
+    slot: int
+    position: int
+    drafts: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Sampled:
+    """One item a run: the tokens it gained, and as many log-probabilities where they were asked for.
+
+    failures: runs whose sequences can't go on, and why; their tokens mean nothing.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[TokenLogprob]]
     failures: dict[int, str]
 
 
@@ -87,11 +103,64 @@ class Sampler:
         """How many alternatives the slot's prompt log-probabilities list."""
         return self._slots[slot].sampling.prompt_logprobs or 0
 
-    def __call__(self, logits: Tensor, slots: list[int], positions: list[int]) -> Sampled:
-        """Sample one token a row.
+    def __call__(self, logits: Tensor, runs: Sequence[Run]) -> Sampled:
+        """Sample the runs' tokens: of each as many as one by one, without drafts, would come out the same.
 
-        logits [R, V] fp32; slots: each row's slot; positions: each new token's position in its sequence.
+        logits [R, V] fp32: the runs' rows, one run's behind the other's. A draft stands if it is what was sampled in
+        its place, so each token is drawn from the model's own distribution by the noise of its seed and position. (That
+        is rejection sampling where a draft is a single guess: it stands with the probability the model gives it.)
         """
+        sampled = Sampled([[] for _ in runs], [[] for _ in runs], {})
+        firsts = list(accumulate((1 + len(run.drafts) for run in runs), initial=0))
+        # A run whose next token depends on those before it, by penalties or a grammar, goes on token by token.
+        wave = [(i, n) for i, run in enumerate(runs) for n in range(1 + (0 if self._depends(run) else len(run.drafts)))]
+        ended: set[int] = set()
+        while wave:
+            rows = [firsts[i] + n for i, n in wave]
+            places = [(runs[i].slot, runs[i].position + n) for i, n in wave]
+            some = logits if len(rows) == len(logits) else logits[self._sent(torch.tensor(rows))]
+            tokens, failures = self._choose(some, places)
+            goes_on = []
+            for at, ((i, n), token) in enumerate(zip(wave, tokens, strict=True)):
+                if at in failures:
+                    ended.add(i)
+                    # What came before it stands; the next step meets the failure again.
+                    if not sampled.tokens[i]:
+                        sampled.failures[i] = failures[at]
+                if i in ended:
+                    continue
+                run = runs[i]
+                sampled.tokens[i].append(token)
+                stops = self._slots[run.slot].sampling.stop_token_ids
+                if n == len(run.drafts) or token != run.drafts[n] or token in stops:
+                    ended.add(i)
+                elif self._depends(run):
+                    goes_on.append((i, n + 1))
+            wave = goes_on
+        for i in sampled.failures:
+            sampled.tokens[i] = [0]
+        self._tell_logprobs(logits, runs, firsts, sampled)
+        return sampled
+
+    def _depends(self, run: Run) -> bool:
+        slot = self._slots[run.slot]
+        return slot.penalized or slot.matcher is not None
+
+    def _tell_logprobs(self, logits: Tensor, runs: Sequence[Run], firsts: list[int], sampled: Sampled) -> None:
+        asked = [
+            (i, firsts[i] + n, token, top)
+            for i, run in enumerate(runs)
+            if (top := self._slots[run.slot].sampling.logprobs) is not None
+            for n, token in enumerate(sampled.tokens[i])
+        ]
+        if asked:
+            which, at, ids, tops = map(list, zip(*asked, strict=True))
+            for i, item in zip(which, token_logprobs(logits[at], ids, tops), strict=True):
+                sampled.logprobs[i].append(item)
+
+    def _choose(self, logits: Tensor, places: list[tuple[int, int]]) -> tuple[list[int], dict[int, str]]:
+        """One token a row of logits [R, V], and which rows' sequences can't go on. places: their (slot, position)."""
+        slots, positions = map(list, zip(*places, strict=True))
         rows = [self._slots[s] for s in slots]
         # Before anything waits for the device: on a GPU the logits are still being computed.
         mask, failures = self._mask(rows, positions)
@@ -110,13 +179,7 @@ class Sampler:
             self._history[at, tokens] = (self._history[at, tokens] | 1) + 2
         out: list[int] = tokens.tolist()
         self._advance(rows, out, failures)
-        asked = [i for i, r in enumerate(rows) if r.sampling.logprobs is not None]
-        logprobs: list[TokenLogprob | None] = [None] * len(rows)
-        if asked:
-            tops = [rows[i].sampling.logprobs or 0 for i in asked]
-            for i, item in zip(asked, token_logprobs(logits[asked], [out[i] for i in asked], tops), strict=True):
-                logprobs[i] = item
-        return Sampled(out, logprobs, failures)
+        return out, failures
 
     def _mask(self, rows: list[SlotSampler], positions: list[int]) -> tuple[Tensor | None, dict[int, str]]:
         if all(r.matcher is None for r in rows):

@@ -6,7 +6,7 @@ from typing import Protocol, cast
 import torch
 
 _EVERY_S = 1.0
-PHASES = ("transfer", "forward", "sample")
+PHASES = ("transfer", "draft", "forward", "sample")
 
 
 class Mark(Protocol):

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workers.cache.moves import Copy, Drop, Fetch, Store
+from workers.cache.moves import Copy, Drop, Erase, Fetch, Lend, Store, Write
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import Admit, Discard, Expect, Export, Install, Row, StepPlan
+from workers.schedule.step import Admit, Commit, Discard, Expect, Export, Install, Row, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,11 +41,15 @@ class StepBuilder:
         self._exports: list[Export] = []
         self._fetches: list[Fetch] = []
         self._copies: list[Copy] = []
+        self._lends: list[Lend] = []
 
-    def compute(self, seq: Sequence) -> None:
-        """The sequence's next tokens, as many as are pending and fit; what of its snapshot is due leaves after them."""
+    def compute(self, seq: Sequence, drafts: int = 0) -> None:
+        """The sequence's next tokens, as many as are pending and fit; what of its snapshot is due leaves after them.
+
+        drafts: tokens to be drafted and verified behind the only one that is pending.
+        """
         count = min(self.budget, seq.pending)
-        self.budget -= count
+        self.budget -= count + drafts
         start, stop = seq.computed, seq.computed + count
         if not seq.admitted_on_ranks:
             history = tuple(seq.tokens) if seq.needs_history else ()
@@ -65,6 +69,8 @@ class StepBuilder:
                 sample=stop == len(seq.tokens),
                 next_ids=next_ids,
                 keeps=self._keeps(seq, start, stop),
+                drafts=drafts,
+                follows=seq.tokens[stop] if stop < len(seq.tokens) else -1,
             )
         )
         seq.pages_on_ranks = len(seq.pages)
@@ -78,10 +84,10 @@ class StepBuilder:
         assert seq.source is not None
         self._expects.append(Expect(seq.request_id, seq.source.peer, seq.source.position, seq.have))
 
-    def fetch(self, seq: Sequence, keys: tuple[int, ...]) -> None:
-        """Its snapshot is to come from host memory, but for what is on the device already."""
+    def fetch(self, seq: Sequence, keys: tuple[int, ...], file: str | None) -> None:
+        """Its snapshot is to come from host memory or a file, but for what is on the device already."""
         assert seq.fetching is not None
-        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position))
+        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position, file))
 
     def copy(self, copy: Copy) -> None:
         """A kept state, and the page its prefix ends in, go to a sequence's own places."""
@@ -90,6 +96,10 @@ class StepBuilder:
     def send_kept(self, export: Export) -> None:
         """A kept snapshot leaves for a peer."""
         self._exports.append(export)
+
+    def lend(self, lend: Lend) -> None:
+        """A kept snapshot leaves for a peer from host memory."""
+        self._lends.append(lend)
 
     def export(self, seq: Sequence, stop: int) -> None:
         """Latents up to `stop` leave, and with the prompt's last the linear state."""
@@ -103,27 +113,35 @@ class StepBuilder:
     def plan(
         self,
         step: int,
+        commits: list[Commit],
         saves: list[Copy],
         host: tuple[tuple[Store, ...], tuple[Drop, ...]],
+        disk: tuple[tuple[Write, ...], tuple[Erase, ...]],
         discards: list[Discard],
         installs: list[Install],
     ) -> InFlight:
         """The step as decided."""
+        # Rows with drafts first, as ranks take them.
+        order = sorted(range(len(self._rows)), key=lambda at: not self._rows[at].drafts)
         plan = StepPlan(
             step=step,
+            commits=tuple(commits),
             saves=tuple(saves),
             stores=host[0],
             drops=host[1],
+            writes=disk[0],
+            erases=disk[1],
             discards=tuple(discards),
             expects=tuple(self._expects),
             fetches=tuple(self._fetches),
+            lends=tuple(self._lends),
             installs=tuple(installs),
             copies=tuple(self._copies),
             admits=tuple(self._admits),
-            rows=tuple(self._rows),
+            rows=tuple(self._rows[at] for at in order),
             exports=tuple(self._exports),
         )
-        return InFlight(plan, tuple(self._computing))
+        return InFlight(plan, tuple(self._computing[at] for at in order))
 
     def _keeps(self, seq: Sequence, start: int, stop: int) -> tuple[tuple[int, int], ...]:
         """Where the row's states go that are to be kept on the way."""

@@ -34,7 +34,8 @@ class Limits:
     """A worker's sizes. window: snapshots pulled at once. hold_s: how long a snapshot waits to be pulled.
 
     cache: what may be kept of sequences that have gone on or ended. staging: memory for snapshots that come, and as
-    much again for those that go.
+    much again for those that go. drafts: tokens drafted for a sequence in a step at most; adapts: fewer where they do
+    not pay.
     """
 
     pages: int
@@ -46,6 +47,8 @@ class Limits:
     hold_s: float
     cache: Budget = field(default_factory=Budget)
     staging: Staging = field(default_factory=Staging)
+    drafts: int = 0
+    adapts: bool = True
 
     def __post_init__(self) -> None:
         if self.max_step_tokens < self.slots:

@@ -1,4 +1,4 @@
-"""What a router is told of a sequence: a sampled token, or its end. Pure."""
+"""What a router is told of a sequence: sampled tokens, or its end. Pure."""
 
 from wire.protocol import Finish, SeqOutput, Timings
 from workers.schedule.sequence import Sequence
@@ -6,21 +6,28 @@ from workers.schedule.step import StepResult
 
 
 def sampled_output(seq: Sequence, result: StepResult, at: int, max_model_len: int, now: float) -> SeqOutput:
-    """Append the token at index `at` of a step's result to its sequence; what its router is told of it."""
-    token = result.tokens[at][0]
-    logprobs = result.logprobs[at] if result.logprobs else ()
-    seq.tokens.append(token)
+    """Append the tokens at index `at` of a step's result to their sequence; what its router is told of them.
+
+    Tokens behind the one that ends it are left out.
+    """
+    offset = seq.generated
+    finish = None
+    for token in result.tokens[at]:
+        seq.tokens.append(token)
+        finish = _finish(seq, token, max_model_len)
+        if finish:
+            break
+    gained = tuple(seq.tokens[seq.prompt_tokens + offset :])
     first = not seq.first_token
     if first:
         seq.first_token = now
         seq.prefill_s = now - seq.started
-    finish = _finish(seq, token, max_model_len)
     prompt_logprobs = (None, *seq.prompt_logprobs) if first and seq.sampling.prompt_logprobs is not None else ()
     return SeqOutput(
         request_id=seq.request_id,
-        offset=seq.generated - 1,
-        token_ids=(token,),
-        logprobs=logprobs,
+        offset=offset,
+        token_ids=gained,
+        logprobs=result.logprobs[at][: len(gained)] if result.logprobs else (),
         prompt_logprobs=prompt_logprobs,
         finish=finish,
         timings=_timings(seq, now) if finish else None,

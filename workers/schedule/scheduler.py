@@ -18,11 +18,13 @@ from workers.cache.moves import Copy
 from workers.cache.totals import Origin
 from workers.schedule.beginning import Beginning, find
 from workers.schedule.builder import InFlight, StepBuilder
+from workers.schedule.drafting import Drafting
 from workers.schedule.keeping import Keeping, PullError
+from workers.schedule.lending import Lent
 from workers.schedule.limits import Limits
 from workers.schedule.outputs import ended_output, sampled_output
 from workers.schedule.sequence import Sequence, State
-from workers.schedule.step import Discard, Install, StepResult
+from workers.schedule.step import Discard, Install, Row, StepResult
 
 
 def _queue_key(seq: Sequence) -> tuple[int, int]:
@@ -48,9 +50,11 @@ class Scheduler:
         self._held: list[Sequence] = []
         self._pulling: dict[str, Sequence] = {}  # PULLING or DISPLACED
         self.keeping = Keeping(self.cache)
+        self.drafting = Drafting(limits, self.pages)
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
         self.steps = 0
+        self.preempted = 0
         self._order = 0
         self._step_s = 0.0
         self._token_s = 0.0  # what a token of a prompt takes, smoothed
@@ -110,11 +114,12 @@ class Scheduler:
         seq.peer = peer
         seq.exported = have
 
-    def pin(self, session: str, marks: Seq[Mark], until: float) -> None:
+    def pin(self, session: str, marks: Seq[Mark], now: float, until: float) -> None:
         """A session stands at the first of these that is kept, and no more where it stood before."""
         found = (self.cache.index.by_digest(mark.position, mark.digest) for mark in marks)
         if (kept := next((k for k in found if k is not None), None)) is not None:
             self.cache.pins.pin(session, kept, until)
+            self.cache.save(kept, now)
         else:
             self.cache.pins.release(session)
 
@@ -164,29 +169,32 @@ class Scheduler:
         seq.computed = position
         seq.state = State.RUNNING
         if not generated:
-            self._begun(seq, "host" if host else "peer", position)
+            self._begun(seq, seq.fetched_from if host else "peer", position)
             self.keeping.arrived(request_id, position)
         self._activate(seq)
 
-    def not_coming(self, request_id: str, damaged: bool = False) -> None:
-        """A kept snapshot can't be had: the sequence is computed here instead. damaged: nor later, from host memory."""
+    def not_coming(self, request_id: str, damaged: bool = False) -> list[Lent]:
+        """A kept snapshot can't be had: the sequence is computed here instead.
+
+        damaged: nor later, from host memory; copies of it that peers wait for in vain are returned.
+        """
         seq = self._pulling.pop(request_id, None)
         if seq is None:
             queued = self.sequences.get(request_id)
             if queued is not None and queued.state is State.QUEUED and queued.source is not None:
                 queued.source, queued.missed = None, "peer"
-            return
+            return []
         kept = seq.fetching
         seq.missed = "peer" if seq.source else None
         seq.source = None
         self.keeping.unpin(seq)
-        if damaged and kept is not None:
-            self.cache.lost_on_host(kept)
+        lost = self.keeping.lost(kept, seq.fetched_from == "disk") if damaged and kept is not None else []
         self._discards.append(Discard(request_id, leaving=False))
         if seq.state is State.PULLING:
             self._free(seq)
             bisect.insort(self._queue, seq, key=_queue_key)
         seq.state = State.QUEUED
+        return lost
 
     def pulling_from(self, peer: str) -> list[str]:
         """Requests whose snapshots are on the way from `peer`, or are to come from it."""
@@ -218,16 +226,26 @@ class Scheduler:
             lambda seq, position: self.cache.reserve(seq.known, position, now),
             self._may_leave,
         )
+        self.keeping.lend(step, lambda tokens: not self.limits.staging.full(self._leaving(), tokens))
+        drafts = self.drafting.each(self._active, step.budget)
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
-            self._continue(priority, step, now)
+            self._continue(priority, step, drafts, now)
             # Where there is no room for one, those behind it wait too: a long prompt is not overtaken for ever.
             admitting = admitting and self._admit(priority, step, now)
         self._export_held(step)
-        self.keeping.export(step)
         self.keeping.keep_arrived(self._installs, self.sequences, step, now)
-        in_flight = step.plan(self.steps, self.keeping.saves, self.cache.take_changes(), self._discards, self._installs)
+        in_flight = step.plan(
+            self.steps,
+            self.drafting.commits,
+            self.keeping.saves,
+            self.cache.take_changes(),
+            self.cache.disk.take_changes(),
+            self._discards,
+            self._installs,
+        )
         self.keeping.planned()
+        self.drafting.commits.clear()
         self._discards.clear()
         self._installs.clear()
         self.steps += 1
@@ -246,6 +264,7 @@ class Scheduler:
                 for _, slot in row.keeps:
                     self.cache.release(slot)
                 continue
+            # Of a row with drafts it is not known before its tokens are taken how far it stands.
             seq.computed = row.start + len(row.token_ids)
             if seq.computed <= seq.prompt_tokens:
                 self.cache.index.note(seq.known, seq.computed)
@@ -256,7 +275,7 @@ class Scheduler:
             if row.sample and at in failures:
                 outputs.append(self._end(seq, "error", now, failures[at], unservable=True))
             elif row.sample:
-                outputs.append(self._sampled(seq, result, at, now))
+                outputs.append(self._sampled(seq, row, result, at, now))
             elif seq.handoff and seq.pending == 0:  # computed anew after its first token had left
                 self._hold(seq, now)
         return outputs
@@ -289,6 +308,7 @@ class Scheduler:
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
         elif tokens:
+            self.drafting.speculation.took([r.drafts for r in in_flight.plan.rows], seconds)
             self._decode_s += (seconds - self._decode_s) * (0.1 if self._decode_s else 1.0)
 
     def _pages_for(self, tokens: int) -> int:
@@ -314,11 +334,11 @@ class Scheduler:
             self._installs = kept
             self._discards.append(Discard(seq.request_id))
 
-    def _continue(self, priority: int, step: StepBuilder, now: float) -> None:
-        """Rows for what runs at a priority."""
+    def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> None:
+        """Rows for what runs at a priority, with so many drafts where a sequence can take them."""
         for seq in [s for s in self._active if s.priority == priority and s.pending == 1]:
             if step.budget and seq.state is State.RUNNING and self._grow(seq, now):
-                step.compute(seq)
+                step.compute(seq, self.drafting.fitting(seq, drafts))
         for seq in [s for s in self._active if s.priority == priority and s.pending > 1]:
             if step.budget:
                 step.compute(seq)
@@ -372,10 +392,10 @@ class Scheduler:
             kept.used = now
             kept.uses += 1
         if kept is not None and fetched:
-            seq.fetching = kept
+            seq.fetching, seq.fetched_from = kept, "host" if kept in self.cache.host else "disk"
             kept.pins += 1
             self._pulling[seq.request_id] = seq
-            step.fetch(seq, self.cache.host.keys(kept, seq.have))
+            step.fetch(seq, *self.cache.below_device(kept, seq.have))
             seq.state = State.PULLING
             return True
         if kept is not None:
@@ -471,6 +491,7 @@ class Scheduler:
         When there is room it goes on here, from what is kept of it by then: all it has computed, unless its pages were
         wanted too and host memory has no copy.
         """
+        self.preempted += 1
         if seq.state is State.RUNNING and seq.computed and all(i.request_id != seq.request_id for i in self._installs):
             self.keeping.save(seq, now)
         self._free(seq)
@@ -511,9 +532,13 @@ class Scheduler:
         # What only waits for this goes first: it holds slot and pages.
         if seq.state is not State.HELD and any(s.peer is not None for s in self._held):
             return False
-        leaving = (s.prompt_tokens for s in self.sequences.values() if s.leaves)
-        seq.leaves = not self.limits.staging.full(leaving, seq.prompt_tokens)
+        seq.leaves = not self.limits.staging.full(self._leaving(), seq.prompt_tokens)
         return seq.leaves
+
+    def _leaving(self) -> list[int]:
+        """Tokens of all snapshots that the ranks hold memory for until they are sent."""
+        handed_off = (s.prompt_tokens for s in self.sequences.values() if s.leaves)
+        return [*handed_off, *self.keeping.lending.leaving]
 
     def _send_off(self, seq: Sequence) -> None:
         """The ranks copy the snapshot out within the plan that exports it, so its places are free from there on."""
@@ -526,8 +551,10 @@ class Scheduler:
             seq.begun, seq.begin, seq.origin = True, begin, origin
             self.cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new", self._token_s)
 
-    def _sampled(self, seq: Sequence, result: StepResult, at: int, now: float) -> SeqOutput:
+    def _sampled(self, seq: Sequence, row: Row, result: StepResult, at: int, now: float) -> SeqOutput:
         output = sampled_output(seq, result, at, self.limits.max_model_len, now)
+        if row.drafts:
+            self.drafting.verified(seq, row, len(output.token_ids), len(result.tokens[at]) - 1)
         if output.finish:
             if not (seq.handoff or seq.warm):
                 self.keeping.save(seq, now)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from wire.digest import PageDigests
-from wire.protocol import SamplingParams, TokenLogprob
+from wire.protocol import SamplingParams, Tier, TokenLogprob
 from workers.cache.index import Tokens
 from workers.cache.kept import Kept
 from workers.cache.totals import Miss, Origin
@@ -47,7 +47,7 @@ class Sequence:
     handoff: the snapshot leaves after the first token, to `peer` once that has pulled.
     warm: only its state is wanted, and nothing of what is computed after it. scope: whose prefixes it may share.
     boundaries: positions at which turns of the prompt end. keeps: positions at which its state is yet to be kept.
-    fetching: the kept snapshot it waits for from host memory.
+    fetching: the kept snapshot it waits for from host memory or disk; fetched_from: which of the two.
     have: latents that need not come with a snapshot, as they are on the device.
     begun: its first tokens are being computed; begin: prompt tokens that came from a snapshot, from `origin`; missed:
     why the others did not.
@@ -78,6 +78,7 @@ class Sequence:
     digests: PageDigests = field(default_factory=lambda: PageDigests(1))
     keeps: list[int] = field(default_factory=list)
     fetching: Kept | None = None
+    fetched_from: Tier | None = None
     have: int = 0
     begun: bool = False
     begin: int = 0

@@ -5,7 +5,7 @@ from typing import get_args
 
 from wire.codec import Codec
 from wire.protocol import Grammar, SamplingParams, TokenLogprob
-from workers.cache.moves import Copy, Drop, Fetch, Store
+from workers.cache.moves import Copy, Drop, Erase, Fetch, Lend, Store, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +15,9 @@ class Row:
     new_pages: pages added to the slot's page table from index `page_offset` on, before the step.
     sample: sample a token after the last one. next_ids: where the prompt's log-probabilities were asked for,
     the prompt ids that follow the row's first tokens; else (). keeps: (count, state slot) pairs: the state after the
-    row's first `count` tokens is copied into that slot on the way.
+    row's first `count` tokens is copied into that slot on the way. drafts: so many more are drafted, and verified
+    behind the row's one token; the state stays as it is until a `Commit`. follows: the token after the row where it
+    is known, else -1.
     """
 
     slot: int
@@ -26,6 +28,21 @@ class Row:
     sample: bool
     next_ids: tuple[int, ...] = ()
     keeps: tuple[tuple[int, int], ...] = ()
+    drafts: int = 0
+    follows: int = -1
+
+    @property
+    def count(self) -> int:
+        """Tokens the row computes."""
+        return len(self.token_ids) + self.drafts
+
+
+@dataclass(frozen=True, slots=True)
+class Commit:
+    """Of the row that the step before verified in `slot`, the first `tokens` tokens stand: the state takes them in."""
+
+    slot: int
+    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,20 +144,26 @@ class Export:
 class StepPlan:
     """One step, in this order.
 
-    stores: copies to the host tier, of what lies on the device when the step begins; saves: states of sequences that
-    ended or yield, before their slots are used anew; drops of the host tier; transfers, fetches and installs; copies:
-    kept states and pages that sequences begin from; admits; rows together in one forward pass; exports.
+    commits: how far the rows verified in the step before stand; stores: copies to the host tier, of what lies on the
+    device when the step begins; saves: states of sequences that ended or yield, before their slots are used anew;
+    writes from the host tier to disk; drops of the host tier, and files to erase; transfers, installs, fetches and
+    lends; copies: kept states and pages that sequences begin from; admits; rows together in one forward pass, those
+    with drafts first; exports.
     """
 
     step: int
+    commits: tuple[Commit, ...] = ()
     stores: tuple[Store, ...] = ()
     saves: tuple[Copy, ...] = ()
+    writes: tuple[Write, ...] = ()
     drops: tuple[Drop, ...] = ()
+    erases: tuple[Erase, ...] = ()
     links: tuple[LinkAll, ...] = ()
     unlinks: tuple[Unlink, ...] = ()
     discards: tuple[Discard, ...] = ()
     expects: tuple[Expect, ...] = ()
     fetches: tuple[Fetch, ...] = ()
+    lends: tuple[Lend, ...] = ()
     installs: tuple[Install, ...] = ()
     copies: tuple[Copy, ...] = ()
     admits: tuple[Admit, ...] = ()
@@ -152,8 +175,10 @@ class StepPlan:
         """Nothing to do."""
         return not any(
             (
-                self.saves, self.stores, self.drops, self.links, self.unlinks, self.discards, self.expects,
-                self.fetches, self.installs, self.copies, self.admits, self.rows, self.exports,
+                self.commits, self.saves, self.stores, self.writes, self.drops, self.erases, self.links, self.unlinks,
+                self.discards, self.expects, self.fetches, self.lends, self.installs, self.copies, self.admits,
+                self.rows,
+                self.exports,
             )
         )  # fmt: skip
 
@@ -209,7 +234,7 @@ class Loading:
 
 @dataclass(frozen=True, slots=True)
 class Ready:
-    """A rank has loaded its weights. pages: latent pages it has memory for."""
+    """A rank has loaded its weights. pages: latent pages it has memory for. drafts: it has an MTP layer."""
 
     rank: int
     pid: int
@@ -218,6 +243,7 @@ class Ready:
     transfer_host: str
     transfer_port: int
     pages: int
+    drafts: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,10 +256,23 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """Host memory could not give a snapshot back intact."""
+    """Host memory, or a file, could not give a snapshot back intact.
+
+    peer: the worker it was to be sent to; "" for none.
+    """
 
     rank: int
     request_id: str
+    reason: str
+    peer: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFailed:
+    """A snapshot could not be written to its file."""
+
+    rank: int
+    file: str
     reason: str
 
 
@@ -247,12 +286,17 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class LinkLost:
-    """The transfer link to `peer` broke; `request_ids` were under way on it."""
+    """The transfer link to `peer` broke; `request_ids` were under way on it.
+
+    leaving: it is the link over which snapshots go to the peer, and may stand: the peer gave these up, or nobody asked
+    for them. Else the link over which they come from it.
+    """
 
     rank: int
     peer: str
     request_ids: tuple[str, ...]
     reason: str
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +338,6 @@ class RankFailed:
 
 RankMessage = (
     StepPlan | StepResult | Compile | Compiled | Forget
-    | Loading | Ready | Received | FetchFailed | Sent | LinkLost | RankStats | RankFailed
+    | Loading | Ready | Received | FetchFailed | WriteFailed | Sent | LinkLost | RankStats | RankFailed
 )  # fmt: skip
 RANKS: Codec[RankMessage] = Codec(get_args(RankMessage))

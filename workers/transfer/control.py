@@ -9,7 +9,7 @@ from wire.codec import WireError
 from wire.handshake import accept_blocking, call_blocking
 from wire.tls import Tls
 from workers.transfer.channel import LinkBroken
-from workers.transfer.messages import LINK, Fault, LinkMessage
+from workers.transfer.messages import LINK, LinkFault, LinkMessage
 from workers.transfer.seal import Seal
 
 # A host that vanishes sends no end of stream: probe after 10 s of silence, give up some 10 s later.
@@ -67,7 +67,7 @@ class Control:
             raise LinkBroken("the peer stopped reading")
 
     def receive(self) -> LinkMessage:
-        """The next message; LinkBroken at the stream's end, on a broken frame, and on the peer's own Fault."""
+        """The next message; LinkBroken at the stream's end, on a broken frame, and on the peer's own LinkFault."""
         try:
             message = LINK.read_blocking(self._exactly)
         except EOFError:
@@ -76,14 +76,14 @@ class Control:
             raise LinkBroken("the peer said nothing for too long") from None
         except (OSError, WireError) as error:
             raise LinkBroken(f"the connection broke: {error}") from error
-        if isinstance(message, Fault):
+        if isinstance(message, LinkFault):
             raise LinkBroken(message.reason)
         return message
 
     def fault(self, reason: str) -> None:
         """Tell the peer why the link closes, if it still listens; then close."""
         with contextlib.suppress(LinkBroken):
-            self.send(Fault(reason))
+            self.send(LinkFault(reason))
         self.close()
 
     def gone(self) -> bool:

@@ -29,7 +29,7 @@ _STALL_S = 30
 class ReceivedSnapshot:
     """This rank's share of a snapshot, on its device.
 
-    parts: (n, rows) in order of position: of n latents this rank's shard, [ceil(n / ranks), mla_layers, width];
+    parts: (n, rows) in order of position: of n latents this rank's shard, [ceil(n / ranks), latent_layers, width];
     the n add up to the tokens that were to come. state: [linear_layers, heads/tp, head_dim, head_dim]. skip: latents
     at the beginning of the first part that are not wanted.
     """

@@ -51,14 +51,14 @@ class StreamOffer:
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class OfferAnswer:
     """Receiver: the offered channel stands, or why it can't."""
 
     refusal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
-class Fault:
+class LinkFault:
     """Either end: why it closes the link now."""
 
     reason: str
@@ -137,7 +137,7 @@ class WeightsHead:
 
 
 LinkMessage = (
-    Hail | ArenaOffer | GroupOffer | StreamOffer | Answer | Fault | Want | Unwant | Whole | PartHead | Filled | Emptied
-    | WantWeights | WeightsHead
+    Hail | ArenaOffer | GroupOffer | StreamOffer | OfferAnswer | LinkFault | Want | Unwant | Whole | PartHead | Filled
+    | Emptied | WantWeights | WeightsHead
 )  # fmt: skip
 LINK: Codec[LinkMessage] = Codec(get_args(LinkMessage))

@@ -9,7 +9,7 @@ import torch
 from wire.tls import Tls
 from workers.transfer.channel import LinkBroken, ReceiveChannel, SendChannel
 from workers.transfer.control import Control
-from workers.transfer.messages import Answer, ArenaOffer, Choice, GroupOffer, Hail, Kind, StreamOffer
+from workers.transfer.messages import ArenaOffer, Choice, GroupOffer, Hail, Kind, OfferAnswer, StreamOffer
 from workers.transfer.shm import ShmReceiver, ShmSender
 from workers.transfer.stream import StreamMeeting, StreamVisit
 from workers.transfer.torch_dist import GroupReceiver, GroupSender, Meeting, Visit
@@ -136,10 +136,10 @@ def accept_channel(me: Identity, control: Control) -> ReceiveChannel:
                 case _:
                     raise LinkBroken(f"expected an offer, got {type(offer).__name__}")
         except (OSError, LinkBroken) as error:
-            control.send(Answer(str(error)))
+            control.send(OfferAnswer(str(error)))
             continue
         # To join a group waits for the other end, and can't be cut short: do it when that is about to join too.
-        control.send(Answer())
+        control.send(OfferAnswer())
         match opening:
             case ShmReceiver():
                 return opening
@@ -151,6 +151,6 @@ def accept_channel(me: Identity, control: Control) -> ReceiveChannel:
 
 def _answer(control: Control) -> str:
     answer = control.receive()
-    if not isinstance(answer, Answer):
+    if not isinstance(answer, OfferAnswer):
         raise LinkBroken(f"expected an answer, got {type(answer).__name__}")
     return answer.refusal or ""

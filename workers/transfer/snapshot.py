@@ -1,6 +1,6 @@
 """The one code path that reads and writes a sequence's share of a rank's caches.
 
-Latents are laid token by token, [n, mla_layers, width], so that a range of tokens is one range of bytes and pages
+Latents are laid token by token, [n, latent_layers, width], so that a range of tokens is one range of bytes and pages
 of any size can take it. They are the same on all ranks: in a hand-off each rank ships one shard of the rows.
 
 Nothing here waits for a GPU, and copies on the way are of at most _BLOCK_TOKENS tokens.
@@ -17,7 +17,7 @@ _BLOCK_TOKENS = 8192
 
 
 def read_latents(caches: Caches, pages: tuple[int, ...], start: int, stop: int) -> Tensor:
-    """Latents of positions [start, stop), copied: [stop - start, mla_layers, width], contiguous.
+    """Latents of positions [start, stop), copied: [stop - start, latent_layers, width], contiguous.
 
     `pages` hold those positions, the first of them being page start // page_size of the sequence. ValueError if
     they are too few.
@@ -39,7 +39,7 @@ def read_latents(caches: Caches, pages: tuple[int, ...], start: int, stop: int) 
 def read_shard(caches: Caches, pages: tuple[int, ...], start: int, stop: int, rank: int, size: int) -> Tensor:
     """Rank `rank`'s shard of latents [start, stop), copied, and pages as for `read_latents`.
 
-    [ceil((stop - start) / size), mla_layers, width]: padded with zeros where the ranks before have all rows.
+    [ceil((stop - start) / size), latent_layers, width]: padded with zeros where the ranks before have all rows.
     """
     share = -(-(stop - start) // size)
     first, last = (min(start + r * share, stop) for r in (rank, rank + 1))
@@ -49,7 +49,7 @@ def read_shard(caches: Caches, pages: tuple[int, ...], start: int, stop: int, ra
 
 
 def write_latents(caches: Caches, pages: tuple[int, ...], latents: Tensor, start: int = 0) -> None:
-    """Put latents [n, mla_layers, width] at positions start … start+n-1 of a sequence.
+    """Put latents [n, latent_layers, width] at positions start … start+n-1 of a sequence.
 
     `pages` are the sequence's from start // page_size on.
 

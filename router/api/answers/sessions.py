@@ -17,7 +17,7 @@ class SessionRecord(TypedDict):
     object: Literal["session"]
     tokens: int
     kept_tokens: int
-    tier: Literal["device", "host"] | None
+    tier: Literal["device", "host", "disk"] | None
     bytes: int
     created_at: int
     expires_at: int

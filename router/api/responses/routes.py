@@ -9,7 +9,7 @@ from router.api.responses.create import Create
 from router.api.responses.folder import SharedFolder
 from router.api.responses.rows import Bounds
 from router.api.responses.store import ResponseStore
-from router.api.responses.stored import Stored
+from router.api.responses.stored import StoredResponses
 from router.config import RouterConfig
 from router.relay.gateway import Gateway
 from router.relay.sessions import Sessions
@@ -20,7 +20,7 @@ _FILE = "responses.sqlite3"
 _SESSIONS_FILE = "sessions.sqlite3"
 
 
-def keeping(gateway: Gateway) -> tuple[Create, Stored, Sessions]:
+def keeping(gateway: Gateway) -> tuple[Create, StoredResponses, Sessions]:
     """What makes responses, what shows those that are kept, and sessions. What they hold ends with the gateway."""
     config = gateway.config
     folder = None if config.data_dir is not None else SharedFolder(_run_dir(config))
@@ -40,7 +40,7 @@ def keeping(gateway: Gateway) -> tuple[Create, Stored, Sessions]:
             folder.close()
 
     gateway.closers.append(close)
-    return Create(gateway, store, background, sessions), Stored(store, background), sessions
+    return Create(gateway, store, background, sessions), StoredResponses(store, background), sessions
 
 
 def _run_dir(config: RouterConfig) -> Path:

@@ -41,7 +41,7 @@ class ItemsQuery(BaseModel):
     include: Include = Field(default_factory=list)
 
 
-class Stored:
+class StoredResponses:
     """Handlers over one store. What belongs to another tenant is not there."""
 
     def __init__(self, store: ResponseStore, background: Background) -> None:

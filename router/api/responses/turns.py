@@ -8,7 +8,7 @@ from router.api.request import Names, Turn, check_calls
 from router.api.responses.calls import lowered_call
 from router.errors import Path
 
-NAMES = Names(turns="input", prompt="input", max_tokens="max_output_tokens", result="an output")
+NAMES = Names(turns="input", max_tokens="max_output_tokens", result="an output")
 _ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
     "developer": "system",

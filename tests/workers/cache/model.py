@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from workers.cache.moves import Fetch, Lend
 from workers.schedule.step import StepPlan
 
 Ids = tuple[int, ...]
@@ -23,9 +24,11 @@ class Memory:
     states: dict[int, Ids] = field(default_factory=dict)
     tables: dict[int, list[int]] = field(default_factory=dict)
     host: dict[int, Host] = field(default_factory=dict)
+    disk: dict[str, Host] = field(default_factory=dict)
     fetched: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)  # start, latents, state
     pulled: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)
     sent: dict[str, tuple[int, Ids, Ids]] = field(default_factory=dict)
+    verified: dict[int, Ids] = field(default_factory=dict)  # of the step before, by slot
 
     def read(self, pages: Ids | list[int], start: int, stop: int) -> Ids:
         """Ids of positions [start, stop); `pages` from start // page_size on."""
@@ -39,25 +42,48 @@ class Memory:
             page = self.pages.setdefault(pages[p // self.page_size - first], [-1] * self.page_size)
             page[p % self.page_size] = token
 
-    def run(self, plan: StepPlan) -> None:
-        """One plan, in the order that ranks keep."""
+    def files(self, plan: StepPlan) -> None:
+        """What is written and erased."""
+        for write in plan.writes:
+            entries = [self.host[key] for key in write.keys]
+            latents = tuple(i for entry in entries for i in entry.latents)
+            assert entries[0].start == 0
+            assert len(latents) == write.position == len(entries[-1].state)
+            self.disk[write.file] = Host(0, latents, entries[-1].state)
+        for erase in plan.erases:
+            self.disk.pop(erase.file, None)
+
+    def below_device(self, what: Fetch | Lend) -> tuple[int, Ids, Ids]:
+        """What leaves host memory or a file: the first position, latents from there on, and the state."""
+        entries = [self.host[key] for key in what.keys] or [self.disk[what.file or ""]]
+        assert entries[0].start <= what.start
+        latents = tuple(i for entry in entries for i in entry.latents)[what.start - entries[0].start :]
+        assert what.start + len(latents) == what.position == len(entries[-1].state)
+        return what.start, latents, entries[-1].state
+
+    def run(self, plan: StepPlan, drafts: dict[int, Ids] | None = None) -> None:
+        """One plan, in the order that ranks keep. drafts: those of each slot whose row has some."""
+        self._receive(plan)
+        self._compute(plan, drafts)
+
+    def _receive(self, plan: StepPlan) -> None:
+        for commit in plan.commits:
+            self.states[commit.slot] = (*self.states[commit.slot], *self.verified[commit.slot][: commit.tokens])
+        self.verified = {}
         for store in plan.stores:
             latents = self.read(store.pages, store.start, store.stop)
             assert len(self.states[store.slot]) == store.stop
             self.host[store.key] = Host(store.start, latents, self.states[store.slot])
         for copy in plan.saves:
             self.states[copy.to_slot] = self.states[copy.slot]
+        self.files(plan)
         for drop in plan.drops:
             del self.host[drop.key]
         for discard in plan.discards:
             self.fetched.pop(discard.request_id, None)
             self.pulled.pop(discard.request_id, None)
-        for fetch in plan.fetches:
-            entries = [self.host[key] for key in fetch.keys]
-            assert entries[0].start <= fetch.start
-            latents = tuple(i for entry in entries for i in entry.latents)[fetch.start - entries[0].start :]
-            assert fetch.start + len(latents) == fetch.position == len(entries[-1].state)
-            self.fetched[fetch.request_id] = (fetch.start, latents, entries[-1].state)
+        self.fetched |= {fetch.request_id: self.below_device(fetch) for fetch in plan.fetches}
+        self.sent |= {lend.request_id: self.below_device(lend) for lend in plan.lends}
         for install in plan.installs:
             source = self.fetched if install.host else self.pulled
             start, latents, state = source.pop(install.request_id)
@@ -68,6 +94,8 @@ class Memory:
             self.states[copy.to_slot] = self.states[copy.slot]
             if copy.page >= 0:
                 self.pages[copy.to_page] = list(self.pages[copy.page])
+
+    def _compute(self, plan: StepPlan, drafts: dict[int, Ids] | None) -> None:
         for row in plan.rows:
             if row.page_offset == 0 and row.new_pages:
                 self.tables[row.slot] = []
@@ -79,8 +107,14 @@ class Memory:
             assert state == self.read(table, 0, row.start)
             for count, slot in row.keeps:
                 self.states[slot] = (*state, *row.token_ids[:count])
-            self.states[row.slot] = (*state, *row.token_ids)
-            self.write(table[row.start // self.page_size :], row.start, row.token_ids)
+            ids = row.token_ids
+            if row.drafts:
+                assert drafts is not None
+                assert (len(ids), row.keeps, len(drafts[row.slot])) == (1, (), row.drafts)
+                ids = self.verified[row.slot] = (*ids, *drafts[row.slot])
+            else:
+                self.states[row.slot] = (*state, *ids)
+            self.write(table[row.start // self.page_size :], row.start, ids)
         for export in plan.exports:
             start, latents, _ = self.sent.get(export.request_id, (export.start, (), ()))
             latents += self.read(export.pages, export.start, export.stop)

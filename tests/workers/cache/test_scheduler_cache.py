@@ -8,10 +8,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.workers.cache.model import Memory
-from wire.protocol import SamplingParams, SeqOutput
+from wire.protocol import Mark, SamplingParams, SeqOutput
 from workers.cache.budget import Budget
+from workers.cache.disk import Place
 from workers.schedule.keeping import PullError
-from workers.schedule.limits import Limits
+from workers.schedule.limits import Limits, Staging
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import StepPlan, StepResult
@@ -19,11 +20,12 @@ from workers.schedule.step import StepPlan, StepResult
 SIZE = 4
 
 
-def limits(states: int = 3, host_bytes: int = 0, pages: int = 24) -> Limits:
-    budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1)
+def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: int = 0, drafts: int = 0) -> Limits:
+    budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1, disk_bytes=disk_bytes)
     return Limits(
-        pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget
-    )
+        pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget,
+        staging=Staging(budget=50, state=10, token=1), drafts=drafts, adapts=False,
+    )  # fmt: skip
 
 
 class Worker:
@@ -31,7 +33,10 @@ class Worker:
 
     def __init__(self, of: Limits) -> None:
         self.scheduler = Scheduler(of)
+        if of.cache.disk_bytes:
+            self.scheduler.cache.open_disk(Place("/disk", "w", "l", "float32"), (), 0.0)
         self.memory = Memory(SIZE)
+        self.luck = random.Random(7)
         self.made = 0
         self.begun: dict[str, tuple[int, str | None]] = {}
         self.answers: dict[str, list[int]] = {}
@@ -60,10 +65,18 @@ class Worker:
 
     def step(self, now: float = 0.0, between: "list[str] | None" = None) -> StepPlan:
         flight = self.scheduler.plan(now)
-        self.memory.run(flight.plan)
+        # The right token at a position is 100 more than that; a wrong draft is -9.
+        stand = [self.luck.randint(0, r.drafts) for r in flight.plan.rows]
+        right = [[101 + r.start + n for n in range(s)] for r, s in zip(flight.plan.rows, stand, strict=True)]
+        drafts = {r.slot: (*ids, *[-9] * (r.drafts - len(ids))) for r, ids in zip(flight.plan.rows, right, strict=True)}
+        self.memory.run(flight.plan, drafts)
         for name in between or []:
             self.scheduler.remove(name)
-        tokens = tuple((100 + r.start + len(r.token_ids),) for r in flight.plan.rows if r.sample)
+        tokens = tuple(
+            (*ids, 100 + r.start + len(r.token_ids) + len(ids))
+            for r, ids in zip(flight.plan.rows, right, strict=True)
+            if r.sample
+        )
         result = StepResult(flight.plan.step, tokens, ((),) * len(tokens), (), 0.001)
         for output in self.scheduler.update(flight, result, now):
             self.take(output)
@@ -111,9 +124,13 @@ class Worker:
         slots = [k.slot for k in cache.index if k.slot >= 0]
         assert len(set(slots)) == len(slots)
         assert cache.slots.free == cache.slots.size - len(slots)
-        assert all(k.slot >= 0 or k in cache.host for k in cache.index)
+        assert all(k.slot >= 0 or k in cache.host or k in cache.disk for k in cache.index)
+        assert cache.disk.bytes <= cache.budget.disk_bytes
         assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
         assert cache.host.bytes <= cache.budget.host_bytes
+        leaving = [s.prompt_tokens for s in scheduler.sequences.values() if s.leaves]
+        staged = [10 + tokens for tokens in (*leaving, *scheduler.keeping.lending.leaving)]
+        assert sum(staged) <= 50 or len(staged) == 1
         for k in cache.index:  # what the index promises is what the memory holds
             if (
                 k.slot >= 0
@@ -333,6 +350,39 @@ def test_a_kept_snapshot_is_sent_to_a_peer_that_asks_and_continued_there() -> No
     assert turn(taker, second, new=1)[1][1] == "device"
 
 
+@pytest.mark.parametrize("have", [0, 4, 8])
+def test_a_kept_snapshot_that_only_host_memory_holds_is_sent_from_there(have: int) -> None:
+    worker = Worker(limits(states=1, host_bytes=10_000))
+    ids = list(range(10))
+    turn(worker, ids, new=1)
+    turn(worker, list(range(20, 32)), new=1)
+    kept = next(k for k in worker.scheduler.cache.index if k.position == 9)
+    assert kept.slot < 0
+    worker.scheduler.keeping.pull("theirs", "prefill-0", 9, kept.digest, have)
+    plan = worker.step()
+    assert [(lend.start, lend.position) for lend in plan.lends] == [(have, 9)]
+    assert worker.memory.sent["theirs"] == (have, tuple(ids[have:9]), tuple(ids[:9]))
+
+
+def test_copies_for_peers_wait_for_memory_on_the_ranks_in_order() -> None:
+    worker = Worker(limits(states=6))
+    turn(worker, list(range(30)), new=1)
+    kept = next(k for k in worker.scheduler.cache.index if k.position == 29)
+    for name in ("a", "b", "c"):
+        worker.scheduler.keeping.pull(name, "prefill-0", 29, kept.digest, 12)  # two of 10 + 17 do not fit into 50
+    assert [e.request_id for e in worker.step().exports] == ["a"]
+    assert worker.step().empty
+    assert kept.pins == 2
+    handed = worker.add(list(range(50, 62)), handoff=True)
+    worker.scheduler.pull(handed, "decode-0")  # 10 + 12 fit beside the copy, once that is planned first
+    exports = [e.request_id for _ in range(3) for e in worker.step().exports]
+    assert set(exports) == {handed}
+    worker.scheduler.keeping.lending.ended("a")
+    assert [e.request_id for e in worker.step().exports] == ["b"]
+    worker.scheduler.keeping.lending.call_off("c")
+    assert kept.pins == 0
+
+
 def test_a_kept_snapshot_that_is_not_there_is_refused_and_computed() -> None:
     holder, taker = Worker(limits()), Worker(limits())
     name = taker.add(list(range(10)), 2, source=Source("decode-0", 8, kept=True))
@@ -402,7 +452,7 @@ class Life:
         """A peer asks for a kept snapshot, or calls that off."""
         kept = list(self.worker.scheduler.cache.index)
         if self.lent and self.rng.random() < 0.3:
-            self.worker.scheduler.keeping.drop(self.rng.choice(self.lent))
+            self.worker.scheduler.keeping.lending.call_off(self.rng.choice(self.lent))
         elif kept:
             one = self.rng.choice(kept)
             name = f"theirs{len(self.lent)}"
@@ -455,6 +505,33 @@ class Life:
         if name in self.worker.memory.fetched:
             self.worker.scheduler.not_coming(name, damaged=True)
 
+    def lent_out(self) -> None:
+        """A copy has wholly left."""
+        if self.lent:
+            self.worker.scheduler.keeping.lending.ended(self.rng.choice(self.lent))
+
+    def pin(self) -> None:
+        """A session stands at one of its snapshots, or leaves."""
+        kept, session = list(self.worker.scheduler.cache.index), f"session{self.rng.randint(0, 2)}"
+        marks = [Mark(k.position, k.digest) for k in self.rng.sample(kept, min(2, len(kept)))]
+        self.worker.scheduler.pin(session, marks, self.now, self.now + 40.0)
+
+    def unpin(self) -> None:
+        self.worker.scheduler.cache.pins.expire(self.now)
+
+    def park(self) -> None:
+        kept = list(self.worker.scheduler.cache.index)
+        if kept:
+            one = self.rng.choice(kept)
+            self.worker.scheduler.park(Mark(one.position, one.digest), self.now)
+
+    def unwritten(self) -> None:
+        """A file could not be written."""
+        if self.worker.memory.disk:
+            scheduler = self.worker.scheduler
+            scheduler.cache.write_failed(self.rng.choice(list(self.worker.memory.disk)))
+            scheduler.keeping.lending.forget(lambda lent: scheduler.cache.tier(lent.kept) is None)
+
     def clear(self) -> None:
         self.worker.scheduler.cache.clear()
 
@@ -463,24 +540,27 @@ class Life:
             if s.handoff:
                 self.worker.scheduler.remove(s.request_id)
                 self.dropped.add(s.request_id)
+        for name in self.lent:
+            self.worker.scheduler.keeping.lending.call_off(name)
         self.worker.finish(self.now)
 
 
 EVENTS = ("new", "new", "fork", "fork", "handoff", "handed", "peer", "step", "step", "step", "step", "mid", "abort",
-          "pull", "sent", "arrive", "damaged", "gone", "lend", "clear")  # fmt: skip
+          "pull", "sent", "arrive", "damaged", "gone", "lend", "lent_out", "clear",
+          "pin", "pin", "unpin", "park", "unwritten")  # fmt: skip
 # Without a least size, lists have five items on average.
 LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_from(EVENTS), min_size=40, max_size=80)
 
 
-@pytest.mark.parametrize("host_bytes", [0, 60])
+@pytest.mark.parametrize(("host_bytes", "disk_bytes"), [(0, 0), (60, 0), (60, 150)])
 @settings(max_examples=200, deadline=None)
-@given(events=LIVES, seed=st.integers(0, 1_000_000), states=st.integers(0, 3))
+@given(events=LIVES, seed=st.integers(0, 1_000_000), states=st.integers(0, 3), drafts=st.sampled_from((0, 3)))
 # A sequence begins from a snapshot on the host, which the one that yields its slot brings back to the device.
-@example(["handed", "fork", "pull", "new", "handed", "step", "new", "peer", "gone"], 5394, 2)
+@example(["handed", "fork", "pull", "new", "handed", "step", "new", "peer", "gone"], 5394, 2, 0)
 def test_references_always_add_up_and_states_are_what_they_claim(
-    host_bytes: int, events: list[str], seed: int, states: int
+    host_bytes: int, disk_bytes: int, events: list[str], seed: int, states: int, drafts: int
 ) -> None:
-    worker = Worker(limits(states, host_bytes if states else 0, pages=14))
+    worker = Worker(limits(states, host_bytes if states else 0, 14, disk_bytes if states else 0, drafts))
     life = Life(worker, random.Random(seed))
     for event in events:
         life.now += life.rng.choice((0.0, 0.5, 30.0))
@@ -495,3 +575,4 @@ def test_references_always_add_up_and_states_are_what_they_claim(
     assert scheduler.cache.slots.free == scheduler.cache.slots.size
     worker.memory.run(scheduler.plan(life.now).plan)
     assert not worker.memory.host
+    assert not worker.memory.disk

@@ -121,7 +121,7 @@ def test_a_pinned_snapshot_outlives_younger_ones_and_goes_once_its_time_is_over(
         turn(worker, list(range(10)))
         kept = next(k for k in worker.scheduler.cache.index if k.position == 12)
         if pinned:
-            worker.scheduler.pin("s", [Mark(99, b"gone"), Mark(kept.position, kept.digest)], until=1000.0)
+            worker.scheduler.pin("s", [Mark(99, b"gone"), Mark(kept.position, kept.digest)], 0.0, until=1000.0)
         now = 600.0
         worker.scheduler.cache.pins.expire(1001.0 if released else now)
         for n in range(4):
@@ -140,7 +140,7 @@ def test_pins_never_keep_a_sequence_from_running() -> None:
     for n in range(12):
         turn(worker, [rng.randrange(90) for _ in range(20)])
         for kept in list(worker.scheduler.cache.index):
-            worker.scheduler.pin(f"s{n}-{kept.position}", [Mark(kept.position, kept.digest)], until=1e9)
+            worker.scheduler.pin(f"s{n}-{kept.position}", [Mark(kept.position, kept.digest)], 0.0, until=1e9)
     assert all(kept.pinned for kept in worker.scheduler.cache.index)
     pinned = sum(kept.pinned for kept in worker.scheduler.cache.index)
     assert pinned == len(worker.scheduler.cache.pins)

@@ -1,0 +1,105 @@
+"""The folder of a worker's disk tier: which one it takes, and what an earlier worker left there."""
+
+import fcntl
+import os
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from pathlib import Path
+
+from workers.cache.disk import Place
+from workers.cache.snapshot_file import SnapshotFile, SnapshotFileError, read_head
+
+SUFFIX = ".safetensors"
+_LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A whole snapshot that lies there. file: its path, but for the rank; bytes: of all ranks' files."""
+
+    file: str
+    content: SnapshotFile
+    bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Left:
+    """What an earlier worker left. foreign: snapshots of other weights, layouts or ranks, which stay where they are;
+    damaged: files that were no whole snapshots, and are erased.
+    """
+
+    found: tuple[Found, ...]
+    foreign: int
+    damaged: int
+
+
+def rank_file(file: str, rank: int, tp: int) -> str:
+    """The path of one rank's part of a snapshot."""
+    return f"{file}.rank{rank}of{tp}{SUFFIX}"
+
+
+class DiskFolder:
+    """`worker-0`, `worker-1`, … below the configured folder: the first one that no other worker of the host uses.
+
+    So a worker that starts anew finds what it had. Folders have mode 0700.
+    """
+
+    def __init__(self, below: str) -> None:
+        """OSError if the folder can't be made."""
+        number = 0
+        while (lock := _claim(Path(below) / f"worker-{number}")) is None:
+            number += 1
+        self.path = Path(below) / f"worker-{number}"
+        self._lock = lock
+
+    def close(self) -> None:
+        """Leave it to another worker."""
+        os.close(self._lock)
+
+    def look(self, place: Place, tp: int) -> Left:
+        """What lies here; files that were being written when their worker ended are erased."""
+        ranks: dict[str, list[Path]] = defaultdict(list)
+        for path in self.path.iterdir():
+            if path.name.endswith(SUFFIX):
+                ranks[path.name.rsplit(".", 2)[0]].append(path)
+            elif path.name.endswith(".partial"):
+                path.unlink(missing_ok=True)
+        own = (place.weights_id, place.layout, place.state_dtype)
+        found: list[Found] = []
+        count: Counter[str] = Counter()
+        for name, paths in sorted(ranks.items()):
+            file = str(self.path / name)
+            try:
+                heads = [read_head(path) for path in sorted(paths)]
+            except SnapshotFileError:
+                heads = []
+            head = heads[0].head if heads else None
+            if head is None:
+                count["damaged"] += 1
+                _erase(paths)
+            elif (head.weights_id, head.layout, head.state_dtype) != own:
+                count["foreign"] += 1
+            elif sorted(paths) != sorted(Path(rank_file(file, rank, tp)) for rank in range(tp)):
+                count["damaged"] += 1
+                _erase(paths)
+            else:
+                found.append(Found(file, heads[0], sum(one.bytes for one in heads)))
+        return Left(tuple(found), count["foreign"], count["damaged"])
+
+
+def _erase(paths: list[Path]) -> None:
+    for path in paths:
+        path.unlink(missing_ok=True)
+
+
+def _claim(folder: Path) -> int | None:
+    """A lock on the folder, which is made if need be; None if another process has it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    os.chmod(folder, 0o700)
+    lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        return None
+    return lock

@@ -1,0 +1,44 @@
+"""Opens a worker's disk tier, with what an earlier worker left there."""
+
+import logging
+import time
+from dataclasses import dataclass
+
+from workers.cache.cache import PrefixCache
+from workers.cache.disk import Place
+from workers.cache.disk_folder import DiskFolder
+from workers.config import WorkerConfig
+from workers.model.config import LingConfig
+from workers.sizes import layout_of
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """An open disk tier. foreign, damaged: files that were found and are not used, as `Left` has them."""
+
+    folder: DiskFolder
+    place: Place
+    foreign: int
+    damaged: int
+
+    def close(self) -> None:
+        """Leave the folder to another worker."""
+        self.folder.close()
+
+
+def open_disk(config: WorkerConfig, model: LingConfig, weights_id: str, cache: PrefixCache) -> Disk | None:
+    """None where the settings ask for no disk tier; OSError if its folder can't be used."""
+    if config.cache_disk_dir is None or not cache.budget.disk_bytes:
+        return None
+    folder = DiskFolder(config.cache_disk_dir)
+    place = Place(str(folder.path), weights_id, layout_of(config, model), config.cache_state_dtype)
+    left = folder.look(place, config.tp)
+    cache.open_disk(place, left.found, time.monotonic())
+    if left.foreign or left.damaged:
+        _LOG.warning(
+            "%s: %d snapshots of other weights or layouts are not used, %d damaged ones were erased",
+            folder.path, left.foreign, left.damaged,
+        )  # fmt: skip
+    return Disk(folder, place, left.foreign, left.damaged)

@@ -1,0 +1,139 @@
+"""Drafts of the next tokens by the MTP layer, which every rank makes alike, and that layer's own latents.
+
+The layer's latent at position p needs the model's hidden state at p and the token at p + 1. So it is computed one token
+late: what it needs of the latest positions waits in a small window a slot.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kernels.varlen import to_device
+from workers.model.batch import Batch, Caches
+from workers.model.ling import LingModel
+from workers.schedule.step import Commit, Row
+
+# Positions that wait for the layer at most: sequences that draft nothing for a while cost one pass in so many tokens.
+_WINDOW = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One sequence's positions start, start + 1, … for the layer. ids: each one's next token; hidden: [n, hidden]."""
+
+    slot: int
+    start: int
+    ids: Tensor
+    hidden: Tensor
+
+
+class Drafter:
+    """The windows of all slots. page_table: [slots, max_pages] int32, as every step's.
+
+    Hidden states of tokens that are given up are overwritten, as are their latents: nothing is undone.
+    """
+
+    def __init__(self, model: LingModel, caches: Caches, page_table: Tensor) -> None:
+        slots, device = page_table.shape[0], page_table.device
+        self._model = model
+        self._caches = caches
+        self._page_table = page_table
+        self._hidden = torch.zeros(slots, _WINDOW, model.config.hidden_size, dtype=caches.latent.dtype, device=device)
+        self._ids = torch.zeros(slots, _WINDOW, dtype=torch.int64, device=device)
+        self._waiting = [0] * slots
+
+    def admit(self, slot: int) -> None:
+        """Another sequence takes the slot."""
+        self._waiting[slot] = 0
+
+    def commit(self, commits: Sequence[Commit]) -> None:
+        """Of the latest verified rows' positions, those accepted wait for the layer."""
+        for commit in commits:
+            self._waiting[commit.slot] = commit.tokens
+
+    def draft(self, rows: Sequence[Row]) -> Tensor:
+        """The likeliest tokens after each row's own, [rows, most drafts] int64; past a row's `drafts` anything.
+
+        Rows' sequences have computed at least one token here.
+        """
+        device, most = self._page_table.device, max(row.drafts for row in rows)
+        own = to_device([row.token_ids[0] for row in rows], torch.int64, device)
+        parts = []
+        for i, row in enumerate(rows):
+            n = self._waiting[row.slot]
+            ids = torch.cat((self._ids[row.slot, 1:n], own[i : i + 1]))
+            parts.append(_Part(row.slot, row.start - n, ids, self._hidden[row.slot, :n]))
+        hidden = self._last(parts)
+        drafts = torch.zeros(len(rows), most, dtype=torch.int64, device=device)
+        going = list(range(len(rows)))
+        for n in range(most):
+            drafts[to_device(going, torch.int64, device), n] = ids = self._model.logits(hidden).argmax(-1)
+            left = [i for i in going if rows[i].drafts > n + 1]
+            if not left:
+                break
+            if len(left) < len(going):
+                places = to_device([at for at, i in enumerate(going) if i in left], torch.int64, device)
+                ids, hidden, going = ids[places], hidden[places], left
+            starts = tuple(rows[i].start + n for i in going)
+            hidden = self._ahead([rows[i].slot for i in going], starts, (1,) * len(going), ids, hidden)
+        return drafts
+
+    def take(self, rows: Sequence[Row], ids: Tensor, hidden: Tensor) -> None:
+        """What a step has computed. ids [T], hidden [T, hidden]: of all its rows' tokens, drafts among them."""
+        due: list[_Part] = []
+        kept: list[tuple[int, int, int]] = []  # slot, place in its window, which of the step's tokens
+        first = 0
+        for row in rows:
+            count, waiting = row.count, self._waiting[row.slot]
+            if row.drafts:
+                kept += [(row.slot, n, first + n) for n in range(count)]
+                self._waiting[row.slot] = count
+            elif count == 1 and row.sample and waiting < _WINDOW:
+                kept.append((row.slot, waiting, first))
+                self._waiting[row.slot] += 1
+            else:
+                due.append(self._part(row, ids[first : first + count], hidden[first : first + count]))
+                self._waiting[row.slot] = int(row.sample)
+                if row.sample:
+                    kept.append((row.slot, 0, first + count - 1))
+            first += count
+        if due:
+            self._last([part for part in due if len(part.ids)])
+        if kept:
+            slots, places, tokens = to_device([list(entry) for entry in kept], torch.int64, ids.device).unbind(1)
+            self._hidden[slots, places] = hidden[tokens]
+            self._ids[slots, places] = ids[tokens]
+
+    def _part(self, row: Row, ids: Tensor, hidden: Tensor) -> _Part:
+        """All of a row that has a next token, after what waits of its sequence."""
+        n = self._waiting[row.slot]
+        after = [] if row.follows < 0 else [to_device([row.follows], torch.int64, ids.device)]
+        ids = torch.cat((self._ids[row.slot, :n], ids, *after))[1:]
+        hidden = torch.cat((self._hidden[row.slot, :n], hidden))[: len(ids)]
+        return _Part(row.slot, row.start - n, ids, hidden)
+
+    def _last(self, parts: Sequence[_Part]) -> Tensor:
+        """Move the layer on over some sequences' positions; its hidden states [parts, hidden] at the last of each."""
+        counts = tuple(len(part.ids) for part in parts)
+        if not counts:
+            return self._hidden[:0, 0]
+        ids, hidden = torch.cat([part.ids for part in parts]), torch.cat([part.hidden for part in parts])
+        out = self._ahead([part.slot for part in parts], tuple(part.start for part in parts), counts, ids, hidden)
+        return out[to_device(list(counts), torch.int64, out.device).cumsum(0) - 1]
+
+    def _ahead(
+        self, slots: list[int], starts: tuple[int, ...], counts: tuple[int, ...], ids: Tensor, hidden: Tensor
+    ) -> Tensor:
+        device = ids.device
+        positions = [start + n for start, count in zip(starts, counts, strict=True) for n in range(count)]
+        batch = Batch(
+            token_ids=ids,
+            positions=to_device(positions, torch.int64, device),
+            slots=to_device(slots, torch.int64, device),
+            starts=starts,
+            counts=counts,
+            page_table=self._page_table,
+        )
+        return self._model.ahead(batch, hidden, self._caches)

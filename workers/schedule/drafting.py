@@ -1,0 +1,44 @@
+"""Drafts in a worker's steps: which sequences take how many, and how far what was verified stands. Pure."""
+
+from collections.abc import Iterable
+
+from workers.cache.allocator import Allocator
+from workers.schedule.limits import Limits
+from workers.schedule.sequence import Sequence
+from workers.schedule.speculation import Speculation
+from workers.schedule.step import Commit, Row
+
+
+class Drafting:
+    """speculation: how many drafts pay. commits: what the next plan tells the ranks of the rows verified last."""
+
+    def __init__(self, limits: Limits, pages: Allocator) -> None:
+        self._limits = limits
+        self._pages = pages
+        self.speculation = Speculation(limits.drafts, limits.adapts)
+        self.commits: list[Commit] = []
+
+    def each(self, active: Iterable[Sequence], budget: int) -> int:
+        """Drafts of every decoding sequence in a step of so many tokens: each has room for its own token first."""
+        decoding = sum(seq.pending == 1 for seq in active)
+        return self.speculation.drafts(decoding, budget - decoding)
+
+    def fitting(self, seq: Sequence, drafts: int) -> int:
+        """How many of so many drafts a decoding sequence can use. It gets free pages for them, but nobody else's."""
+        # The first token after a snapshot finds no hidden state to draft from.
+        if seq.handoff or not seq.generated or not seq.admitted_on_ranks:
+            return 0
+        left = min(seq.sampling.max_tokens - seq.generated, self._limits.max_model_len - len(seq.tokens))
+        drafts = min(drafts, left - 1)
+        size = self._limits.page_size
+        more = -(-(seq.computed + 1 + drafts) // size) - len(seq.pages)
+        if drafts > 0 and more > 0:
+            seq.pages += self._pages.take(min(more, self._pages.free))
+            drafts = min(drafts, len(seq.pages) * size - seq.computed - 1)
+        return max(drafts, 0)
+
+    def verified(self, seq: Sequence, row: Row, gained: int, stood: int) -> None:
+        """Of a row with drafts the sequence gained so many tokens, all but the last computed; `stood` drafts did."""
+        seq.computed = row.start + gained
+        self.commits.append(Commit(row.slot, gained))
+        self.speculation.verified(row.drafts, stood)

@@ -1,0 +1,99 @@
+"""How many tokens a step drafts: as many as make a token cheapest, by what steps have taken and drafts have proved."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+# A new measurement's weight in an average; the first few weigh more.
+_WEIGHT = 0.02
+# One step in so many tries a number of drafts that is not the best by what is known.
+_TRY_EVERY = 64
+# So many steps of a kind are measured before its average is believed.
+_BELIEVED = 3
+
+
+@dataclass(slots=True)
+class _Average:
+    """Of late, with the number of values so far."""
+
+    value: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.count += 1
+        self.value += max(_WEIGHT, 1 / self.count) * (value - self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Drafted:
+    """Totals by place in the run, the first draft first: drafts verified, and how many of them stood."""
+
+    offered: tuple[int, ...]
+    accepted: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class Speculation:
+    """most: drafts a sequence at most, 0 for none. adapts: fewer where they do not pay, else always as many.
+
+    Steps are told apart by how many sequences decode in them, in powers of two: drafts pay where a step is bound by the
+    weights it reads, and cost where it is bound by arithmetic.
+    """
+
+    most: int
+    adapts: bool = True
+    steps: int = 0
+    _offered: list[int] = field(default_factory=list)
+    _accepted: list[int] = field(default_factory=list)
+    _stands: list[_Average] = field(default_factory=list)
+    _seconds: dict[tuple[int, int], _Average] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._offered = [0] * self.most
+        self._accepted = [0] * self.most
+        self._stands = [_Average() for _ in range(self.most)]
+
+    @property
+    def totals(self) -> Drafted:
+        """Since the start."""
+        return Drafted(tuple(self._offered), tuple(self._accepted))
+
+    def drafts(self, rows: int, room: int) -> int:
+        """Drafts of each sequence in a step in which `rows` decode, with room for `room` tokens beside theirs."""
+        most = min(self.most, room // rows if rows else 0)
+        if not most or not self.adapts:
+            return most
+        self.steps += 1
+        kind = rows.bit_length()
+        choices = range(most + 1)
+        unknown = [n for n in choices if self._measured(kind, n) < _BELIEVED]
+        if unknown:
+            return unknown[-1]
+        if self.steps % _TRY_EVERY == 0:
+            return min(choices, key=lambda n: self._measured(kind, n))
+        return min(choices, key=lambda n: self._seconds[kind, n].value / self._gained(n))
+
+    def verified(self, drafts: int, accepted: int) -> None:
+        """One run's drafts, and how many of them stood."""
+        for n in range(min(accepted + 1, drafts)):
+            self._offered[n] += 1
+            self._accepted[n] += n < accepted
+            self._stands[n].add(float(n < accepted))
+
+    def took(self, drafts: Sequence[int], seconds: float) -> None:
+        """A step of decoding sequences alone took so long; drafts: of each of them."""
+        if self.adapts and self.most and drafts:
+            # Sequences near their end have fewer: the step is of the kind that most of them are.
+            usual = max(set(drafts), key=list(drafts).count)
+            self._seconds.setdefault((len(drafts).bit_length(), usual), _Average()).add(seconds)
+
+    def _measured(self, kind: int, drafts: int) -> int:
+        average = self._seconds.get((kind, drafts))
+        return average.count if average else 0
+
+    def _gained(self, drafts: int) -> float:
+        """Tokens a sequence gains in a step: one, and each draft if all before it stand too."""
+        gained = chance = 1.0
+        for average in self._stands[:drafts]:
+            chance *= average.value
+            gained += chance
+        return gained
