@@ -141,7 +141,6 @@ def job_of(
         tenant=caller.tenant,
         length_field=request.names.max_tokens,
         prefix_scope=scope_of(caller.tenant, request.cache_salt, config.cache_share_all),
-        tenant=caller.tenant,
         deadline_s=deadline_s,
     )
 
