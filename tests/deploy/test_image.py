@@ -92,8 +92,9 @@ def test_a_workflow_publishes_both_images_by_tag() -> None:
 
 
 def test_compose_s_own_schema_takes_the_file() -> None:
-    command = [Path(sys.executable).with_name("check-jsonschema"), "--builtin-schema", "vendor.compose-spec"]
-    checked = subprocess.run([*command, ROOT / "compose.yaml"], capture_output=True, text=True, timeout=60, check=False)
+    checker = Path(sys.executable).with_name("check-jsonschema")
+    command = [checker, "--builtin-schema", "vendor.compose-spec", ROOT / "compose.yaml"]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert checked.returncode == 0, checked.stdout
 
 
