@@ -10,6 +10,7 @@ from router.errors import ApiError, invalid
 from router.metrics import StreamTimes
 from router.relay.choice import Choice, ServedBy
 from router.relay.leg import Leg, Link, Stage
+from router.relay.prefixes import Candidates
 from router.relay.recovery import Cause, Enough, Setbacks
 from wire.protocol import PeerRef, Prefix, SamplingParams, SeqOutput, Submit
 from wire.tokens import TokenIds
@@ -57,15 +58,16 @@ class SequenceStream:
         "_metrics",
         "_owner",
         "_parked",
-        "_priority",
         "_set_back_since",
         "_setbacks",
         "_submitted_at",
         "_tries",
         "choice",
         "legs",
+        "names",
         "over",
         "prefix_scope",
+        "priority",
         "request_id",
     )
 
@@ -82,11 +84,12 @@ class SequenceStream:
         self.request_id = request_id
         self.choice = choice
         self.legs: list[Leg] = []
+        self.names: Candidates | None = None  # of the prompt's beginnings, once they have been looked for
         self.over = False  # nothing more is to be computed
         self._owner = owner
         self._metrics = metrics
         self._dispatch = dispatch
-        self._priority = priority
+        self.priority = priority
         self.prefix_scope = prefix_scope
         self._ids: list[int] = []  # generated so far
         self._parked: dict[int, SeqOutput] = {}  # outputs that overtook others, by index of their first token
@@ -147,10 +150,10 @@ class SequenceStream:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
             self.legs.append(
-                Leg(self, prefill, Submit(request_id, ids, sampling, self._priority, handoff=True, prefix=prefix), work)
+                Leg(self, prefill, Submit(request_id, ids, sampling, self.priority, handoff=True, prefix=prefix), work)
             )
             prefix = Prefix(prefix.boundaries, prefix.scope)
-        submit = Submit(request_id, ids, sampling, self._priority, source, generated=len(self._ids), prefix=prefix)
+        submit = Submit(request_id, ids, sampling, self.priority, source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit, work if source is None else 0))
 
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
