@@ -35,6 +35,11 @@ class Pins:
         if kept.pinned:
             self._release(name for name, (pinned, _) in self._by_session.items() if pinned is kept)
 
+    def at(self, position: int, digest: bytes) -> list[str]:
+        """Who stands at a snapshot."""
+        found = ((name, kept) for name, (kept, _) in self._by_session.items())
+        return [name for name, kept in found if kept.position == position and kept.digest == digest]
+
     def _release(self, sessions: Iterable[str]) -> None:
         for name in list(sessions):
             self.release(name)

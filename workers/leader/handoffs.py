@@ -20,6 +20,9 @@ from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Expect, Export, LinkAll, StepPlan, Unlink
 
+# For a router to find another worker, and that one to pull: then a snapshot that was kept for it is given up.
+_MOVE_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class ToPuller:
@@ -80,6 +83,8 @@ class HandOffs:
         self._pulls = Pulls()
         self._arrivals = Arrivals(len(info.ranks))
         self._departures: dict[str, set[int]] = defaultdict(set)  # the ranks that have sent their part
+        self._leaving = False
+        self._lent: dict[str, tuple[Pull, set[int]]] = {}  # what leaves for peers while the worker is to end
         self._links: list[LinkAll] = []
         self._unlinks: list[Unlink] = []
 
@@ -230,6 +235,7 @@ class HandOffs:
 
     def sent(self, request_id: str, rank: int, now: float) -> list[Action]:
         """A rank has sent its part of a snapshot; the request ends here with the last part."""
+        self._moved(request_id, rank)
         seq = self._scheduler.sequences.get(request_id)
         if seq is None or not seq.handoff:
             return []
@@ -290,7 +296,29 @@ class HandOffs:
         self._arrivals.drop(request_id)
         self._scheduler.not_coming(request_id, damaged=True)
 
+    # The worker is to end
+
+    def move_away(self, now: float) -> list[Action]:
+        """Whatever is answered here goes on at other workers, from what is kept of it here for a while."""
+        self._leaving = True
+        actions: list[Action] = []
+        for seq in self._scheduler.answered_here():
+            actions += self._cancel(seq)
+            actions += self.end(self._scheduler.move(seq, now + _MOVE_S, now))
+        return actions
+
     # Inside
+
+    def _moved(self, request_id: str, rank: int) -> None:
+        """A rank has sent its part of a kept snapshot; with the last one it need not be kept for its taker any more."""
+        if (lent := self._lent.get(request_id)) is None:
+            return
+        pull, ranks = lent
+        ranks.add(rank)
+        if len(ranks) == len(self._info.ranks):
+            del self._lent[request_id]
+            for name in self._scheduler.moving.at(pull.position, pull.kept or b""):
+                self._scheduler.moving.release(name)
 
     def _header_of(self, fetch: Fetch) -> Header:
         """The header of a snapshot from host memory: the index knows it, so only the ranks' parts are to come."""
@@ -310,6 +338,8 @@ class HandOffs:
             self._scheduler.keeping.pull(pull.request_id, puller.name, pull.position, digest, pull.have)
         except PullError as error:
             return PullRefused(pull.request_id, str(error), told=False)
+        if self._leaving:
+            self._lent[pull.request_id] = (pull, set())
         info = self._info
         return Header(pull.request_id, pull.position, digest.hex(), (), info.layout, info.weights_id)
 
