@@ -64,10 +64,11 @@ class RouterSection(_Section):
     """The HTTP front.
 
     replicas: routers, which share the port; "auto" is one for each 8 cores of the host that starts the cluster, at
-    most 4. resources: of each, as a pool's. max_queue: choices in flight at one replica before 429. retry_after_s: what
-    429 and 503 tell clients to wait. body_timeout_s, first_token_timeout_s, request_timeout_s: seconds from arrival to
-    the whole body, the first token, the whole answer. max_body_bytes: beyond it, 413. tool_parser: how the model writes
-    tool calls. api_keys: file of hashed keys (made by `python -m router.access.keys TENANT`), read anew when it
+    most 4. resources: of each, as a pool's. max_queue: choices in flight at one replica before 429.
+    max_waiting: of these, those of one tenant at one priority that wait for their turn. retry_after_s: what 429 and 503
+    tell clients to wait. body_timeout_s, first_token_timeout_s, request_timeout_s: seconds from arrival to the whole
+    body, the first token, the whole answer. max_body_bytes: beyond it, 413. tool_parser: how the model
+    writes tool calls. api_keys: file of hashed keys (made by `python -m router.access.keys TENANT`), read anew when it
     changes; without it nobody is asked for a key. cors_origins: whose pages in browsers may call. data_dir: folder of
     what outlives the cluster, shared by the routers of one host: files, batches and responses; `ling serve` takes the
     user's state directory, else there are no files and batches without it.
@@ -89,6 +90,7 @@ class RouterSection(_Section):
     replicas: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], _READ] = "auto"
     resources: Resources = Field(default_factory=dict)
     max_queue: Count = 1024
+    max_waiting: Count = 512
     retry_after_s: Count = 1
     body_timeout_s: Seconds = 30.0
     first_token_timeout_s: Seconds = 600.0

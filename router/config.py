@@ -25,7 +25,8 @@ class RouterConfig:
 
     served_model_name: the `model` clients ask for ("auto" always works). tokenizer: checkpoint folder with
     tokenizer.json. tool_parser: how the model writes calls, a name of `router.text.tools`. name: how the replica calls
-    itself to workers. max_queue: choices (a request has `n` for each prompt) in flight before 429. retry_after_s:
+    itself to workers. max_queue: choices (a request has `n` for each prompt) in flight before 429.
+    max_waiting: choices of one tenant at one priority that wait for their turn before 429. retry_after_s:
     what 429 and 503 tell clients to wait. body_timeout_s: for the whole body to arrive. first_token_timeout_s,
     request_timeout_s: from arrival. max_body_bytes: beyond it, 413. api_keys: file of `router.access.keys`; without one
     nobody is asked for a key. replicas: how many routers there are, which share each key's limits. cors_origins:
@@ -50,6 +51,7 @@ class RouterConfig:
     tokenizer: str
     name: str = field(default_factory=lambda: f"router-{os.getpid()}")
     max_queue: int = 1024
+    max_waiting: int = 512
     retry_after_s: int = 1
     tool_parser: str = "qwen25"
     body_timeout_s: float = 30.0

@@ -10,6 +10,7 @@ from router.errors import ApiError, invalid
 from router.metrics import StreamTimes
 from router.relay.choice import Choice, ServedBy
 from router.relay.leg import Leg, Link, Stage
+from router.relay.prefixes import Candidates
 from router.relay.recovery import Cause, Enough, Setbacks
 from wire.protocol import PeerRef, Prefix, SamplingParams, SeqOutput, Submit
 from wire.tokens import TokenIds
@@ -57,7 +58,6 @@ class SequenceStream:
         "_metrics",
         "_owner",
         "_parked",
-        "_priority",
         "_set_back_since",
         "_setbacks",
         "_submitted_at",
@@ -65,8 +65,10 @@ class SequenceStream:
         "choice",
         "legs",
         "moved",
+        "names",
         "over",
         "prefix_scope",
+        "priority",
         "request_id",
     )
 
@@ -83,12 +85,13 @@ class SequenceStream:
         self.request_id = request_id
         self.choice = choice
         self.legs: list[Leg] = []
+        self.names: Candidates | None = None  # of the prompt's beginnings, once they have been looked for
         self.over = False  # nothing more is to be computed
         self.moved: tuple[PeerRef, int] | None = None  # who keeps its state, of how many tokens, for the next worker
         self._owner = owner
         self._metrics = metrics
         self._dispatch = dispatch
-        self._priority = priority
+        self.priority = priority
         self.prefix_scope = prefix_scope
         self._ids: list[int] = []  # generated so far
         self._parked: dict[int, SeqOutput] = {}  # outputs that overtook others, by index of their first token
@@ -150,10 +153,10 @@ class SequenceStream:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
             self.legs.append(
-                Leg(self, prefill, Submit(request_id, ids, sampling, self._priority, handoff=True, prefix=prefix), work)
+                Leg(self, prefill, Submit(request_id, ids, sampling, self.priority, handoff=True, prefix=prefix), work)
             )
             prefix = Prefix(prefix.boundaries, prefix.scope)
-        submit = Submit(request_id, ids, sampling, self._priority, source, generated=len(self._ids), prefix=prefix)
+        submit = Submit(request_id, ids, sampling, self.priority, source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit, work if source is None else 0))
 
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:

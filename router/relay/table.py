@@ -280,20 +280,24 @@ class WorkerLink:
 
 
 class WorkerTable:
-    """All workers this router knows of. on_live: called when one begins to take requests."""
+    """All workers this router knows of.
+
+    on_live: called when one begins to take requests. on_load: called when the figures of one have changed.
+    """
 
     def __init__(self, router_name: str, secret: str, costs: Costs) -> None:
         """TlsError if connections are to be encrypted and can't be."""
         tls()
         self._router_name = router_name
         self._secret = secret
-        self._costs = costs
+        self.costs = costs
         self._prefixes = PrefixIndex()
         self._roster = Roster(costs)
         self._changed: set[WorkerLink] = set()  # since the roster was made
         self._links: dict[str, WorkerLink] = {}
         self._leaving: list[WorkerLink] = []
         self.on_live: Callable[[], None] = lambda: None
+        self.on_load: Callable[[], None] = lambda: None
 
     async def update(self, listed: Sequence[ListedWorker]) -> None:
         """Discovery's full list. New ones are connected to; one gone from it takes no new requests."""
@@ -305,7 +309,7 @@ class WorkerTable:
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
                 self._links[worker_id] = WorkerLink(
-                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self._costs
+                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self.costs
                 )
         self._leaving = [link for link in self._leaving if not link.over]
 
@@ -319,6 +323,7 @@ class WorkerTable:
 
     def _change(self, link: WorkerLink) -> None:
         self._changed.add(link)
+        self.on_load()
 
     def links(self) -> list[WorkerLink]:
         """All, those that are leaving too."""

@@ -236,10 +236,76 @@ def test_a_peer_lost_after_the_request_was_queued_fails_it_when_it_is_planned(pa
 
 def test_a_broken_link_fails_the_snapshots_that_were_on_it(pair: Pair) -> None:
     pair.start_pull()
-    failed, cancel, end = pair.decode.handoffs.link_lost("p", ["r", "unknown"], "reset", 0.0)
+    failed, cancel, end = pair.decode.handoffs.link_lost("p", ["r", "unknown"], "reset", 0.0, leaving=False)
     assert failed == Failed("link")
     assert isinstance(cancel, ToPeer)
     assert ended([end])[0].error == "the transfer link to p broke: reset"
+
+
+def keep(worker: Worker, name: str, length: int) -> Pull:
+    """Compute and keep a prompt; what a peer that has nothing asks for it with."""
+    worker.add(seq(name, length, new=1))
+    while worker.scheduler.sequences:
+        worker.step()
+    kept = max(worker.scheduler.cache.index, key=lambda k: k.position)
+    return Pull("r", 0, kept.position, kept.digest)
+
+
+def test_a_kept_snapshot_leaves_memory_once_every_rank_has_sent_its_part(pair: Pair) -> None:
+    holder = pair.prefill
+    pull = keep(holder, "old", 5)
+    (header,) = holder.handoffs.asked(pair.connection, pull, 0.0)
+    assert isinstance(header, ToPuller)
+    assert isinstance(header.message, Header)
+    assert [e.request_id for e in holder.step()[0].exports] == ["r"]
+    lending = holder.scheduler.keeping.lending
+    assert list(lending.leaving) == [pull.position]
+    assert holder.handoffs.sent("r", 0, 0.0) == []
+    assert list(lending.leaving) == [pull.position]
+    assert holder.handoffs.sent("r", 1, 0.0) == []
+    assert list(lending.leaving) == []
+
+
+@pytest.mark.parametrize("how", ["given up", "puller left", "peer lost"])
+def test_a_kept_snapshot_that_nobody_takes_leaves_memory_and_harms_no_request(pair: Pair, how: str) -> None:
+    holder = pair.prefill
+    holder.handoffs.asked(pair.connection, keep(holder, "old", 5), 0.0)
+    holder.step()
+    # The same request is answered here, once its prompt is computed by the puller: that goes on.
+    holder.add(seq("r", 5, source="d"))
+    holder.handoffs.linked(pair.decode.info)
+    holder.step()
+    if how == "given up":
+        assert holder.handoffs.link_lost("d", ["r"], "d gave it up", 0.0, leaving=True) == []
+    elif how == "puller left":
+        assert holder.handoffs.puller_left(pair.connection, 0.0) == []
+    else:
+        assert next(iter(holder.handoffs.peer_lost("d", "closed", 0.0))) == Failed("peer")
+    assert list(holder.scheduler.keeping.lending.leaving) == []
+    assert ("r" in holder.scheduler.sequences) == (how != "peer lost")
+
+
+def test_damage_in_host_memory_is_told_to_the_peers_that_wait_for_it(pair: Pair) -> None:
+    holder = pair.prefill
+    holder.handoffs.asked(pair.connection, keep(holder, "old", 5), 0.0)
+    holder.step()
+    (refused,) = holder.handoffs.fetch_failed("r", "d")
+    assert isinstance(refused, ToPuller)
+    assert refused.message == PullRefused("r", "its copy below the device is damaged", told=False)
+    assert holder.handoffs.fetch_failed("r", "d") == []  # the other rank's part was damaged too
+    assert list(holder.scheduler.keeping.lending.leaving) == []
+
+
+def test_a_request_that_is_computed_here_by_now_does_not_end_with_the_second_link_that_breaks(pair: Pair) -> None:
+    taker = pair.decode
+    request = seq("r", 5)
+    request.source = Source("p", 4, kept=True)
+    taker.add(request)
+    taker.step()
+    for rank in range(2):
+        actions = taker.handoffs.link_lost("p", ["r"], f"rank {rank}", 0.0, leaving=False)
+        assert ended(actions) == []
+    assert taker.step()[0].rows[0].start == 0
 
 
 def test_a_request_waits_for_its_peer_to_be_connected() -> None:

@@ -227,10 +227,26 @@ def test_a_part_after_the_last() -> None:
     assert inbox.finish(serial, last, "nothing", "state") == "r"
     with pytest.raises(PartError, match="after the last"):
         inbox.begin(serial, "P", last)
-    assert inbox.take("r") == (((4, "a"),), "state")
+    assert inbox.take("r") == (((4, "a"),), "state", 0)
     assert not inbox.begin(serial, "P", last)
     with pytest.raises(KeyError, match="not wholly come"):
         inbox.take("r")
+
+
+@pytest.mark.parametrize(("start", "skip"), [(0, 5), (3, 2), (5, 0)])
+def test_a_first_part_may_begin_before_what_was_asked_for(start: int, skip: int) -> None:
+    inbox: Inbox[str] = Inbox()
+    serial = inbox.expect("r", "P", 8, start=5)
+    with pytest.raises(PartError, match="from 5 on was due"):
+        inbox.begin(serial, "P", Span(6, 8, True, ROW))
+    first, last = Span(start, 6, False, ROW), Span(6, 8, True, ROW)
+    assert inbox.begin(serial, "P", first)
+    assert inbox.finish(serial, first, "a", None) is None
+    with pytest.raises(PartError, match="from 6 on was due"):
+        inbox.begin(serial, "P", Span(5, 8, True, ROW))
+    assert inbox.begin(serial, "P", last)
+    assert inbox.finish(serial, last, "b", "state") == "r"
+    assert inbox.take("r") == (((6 - start, "a"), (2, "b")), "state", skip)
 
 
 def test_another_peer_can_not_answer() -> None:
@@ -265,7 +281,7 @@ def test_whole_snapshots_outlive_their_link() -> None:
         if request_id == "whole":
             inbox.finish(serial, Span(0, 2, True, ROW), "a", "s")
     assert inbox.lose("P") == ("half",)
-    assert inbox.take("whole") == (((2, "a"),), "s")
+    assert inbox.take("whole") == (((2, "a"),), "s", 0)
 
 
 def test_overdue_names_what_nobody_asked_for_or_acknowledged() -> None:

@@ -86,6 +86,11 @@ PROMPT_LENGTH = _router(
 PROMPT_TOKENS = _router("ling_prompt_tokens_total", "counter", "tokens", "Prompt tokens accepted")
 GENERATED_TOKENS = _router("ling_generated_tokens_total", "counter", "tokens", "Tokens received from workers")
 IN_FLIGHT = _router("ling_in_flight", "gauge", "sequences", "Choices in flight in this router")
+WAITING = _router("ling_waiting", "gauge", "sequences", "Choices in flight that wait in this router for their turn")
+LATE = _router(
+    "ling_deadline_refused_total", "counter", "requests",
+    "Requests refused at once as their first token could not come within their deadline: 503",
+)  # fmt: skip
 IN_FLIGHT_LIMIT = _router(
     "ling_in_flight_limit", "gauge", "sequences", "Choices in flight from which on 429 is answered"
 )

@@ -35,6 +35,22 @@ class Drop:
 
 
 @dataclass(frozen=True, slots=True)
+class Lend:
+    """Send a kept snapshot of `position` tokens from host memory or a file to `peer`, beside the steps.
+
+    keys, file: as of `Fetch`. The peer has its first `start` latents: what leaves begins there, or
+    earlier where an entry does. `Sent`, `LinkLost` or `FetchFailed` says how it ended.
+    """
+
+    request_id: str
+    peer: str
+    keys: tuple[int, ...]
+    start: int
+    position: int
+    file: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Fetch:
     """Bring a kept snapshot of `position` tokens to the device, beside the steps.
 

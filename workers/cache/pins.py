@@ -30,15 +30,10 @@ class Pins:
         """Release the sessions whose time is over."""
         self._release(name for name, (_, until) in self._by_session.items() if until <= now)
 
-    def forget(self, kept: Kept) -> None:
-        """The snapshot is gone from every tier."""
+    def release_all(self, kept: Kept) -> None:
+        """Nobody stands at this snapshot any more."""
         if kept.pinned:
             self._release(name for name, (pinned, _) in self._by_session.items() if pinned is kept)
-
-    def at(self, position: int, digest: bytes) -> list[str]:
-        """Who stands at a snapshot."""
-        found = ((name, kept) for name, (kept, _) in self._by_session.items())
-        return [name for name, kept in found if kept.position == position and kept.digest == digest]
 
     def _release(self, sessions: Iterable[str]) -> None:
         for name in list(sessions):

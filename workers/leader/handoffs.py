@@ -16,6 +16,7 @@ from workers.leader.arrivals import Arrivals, header_mismatch
 from workers.leader.figures import TransferFailure
 from workers.leader.pulls import Puller, Pulls
 from workers.schedule.keeping import PullError
+from workers.schedule.lending import Lent
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Expect, Export, LinkAll, StepPlan, Unlink
@@ -82,9 +83,8 @@ class HandOffs:
         self._joining: set[str] = set()  # requests whose peer is being connected
         self._pulls = Pulls()
         self._arrivals = Arrivals(len(info.ranks))
-        self._departures: dict[str, set[int]] = defaultdict(set)  # the ranks that have sent their part
-        self._leaving = False
-        self._lent: dict[str, tuple[Pull, set[int]]] = {}  # what leaves for peers while the worker is to end
+        # The ranks that have sent their part, of a request's own snapshot and of a kept one for it.
+        self._departures: dict[tuple[str, bool], set[int]] = defaultdict(set)
         self._links: list[LinkAll] = []
         self._unlinks: list[Unlink] = []
 
@@ -130,14 +130,14 @@ class HandOffs:
 
     def end(self, output: SeqOutput) -> list[Action]:
         """A request ends with this output, outside any step."""
-        self._departures.pop(output.request_id, None)
+        self._departures.pop((output.request_id, False), None)
         self._pulls.drop(output.request_id)
         return [Ended(output)]
 
     def drop(self, request_id: str) -> list[Action]:
         """The owner of a request gave it up: free it without an output."""
         self._joining.discard(request_id)
-        self._departures.pop(request_id, None)
+        self._departures.pop((request_id, False), None)
         seq = self._scheduler.sequences.get(request_id)
         if seq is None:
             return []
@@ -204,6 +204,7 @@ class HandOffs:
         """A connection ended: what its decode worker was to get has no taker, if it has no other connection."""
         actions: list[Action] = []
         if self._pulls.leave(puller):
+            self._stop_lending(puller.name)
             for seq in [s for s in self._scheduler.sequences.values() if s.peer == puller.name]:
                 actions += self._fail(seq.request_id, f"decode worker {puller.name} went away", "peer", now)
         return actions
@@ -226,7 +227,7 @@ class HandOffs:
 
     def kept_cancelled(self, request_id: str) -> None:
         """A peer wants no copy of a kept snapshot any more."""
-        self._scheduler.keeping.drop(request_id)
+        self._scheduler.keeping.lending.call_off(request_id)
 
     def cancelled(self, request_id: str) -> list[Action]:
         """A decode worker wants a request's snapshot no more: nobody needs the request."""
@@ -234,16 +235,19 @@ class HandOffs:
         return self.drop(request_id)
 
     def sent(self, request_id: str, rank: int, now: float) -> list[Action]:
-        """A rank has sent its part of a snapshot; the request ends here with the last part."""
-        self._moved(request_id, rank)
+        """A rank has sent its part of a snapshot; the request ends here with the last part, if it was its own."""
         seq = self._scheduler.sequences.get(request_id)
-        if seq is None or not seq.handoff:
+        kept = seq is None or not seq.handoff
+        if kept and request_id not in self._scheduler.keeping.lending:
             return []
-        gone = self._departures[request_id]
+        gone = self._departures[request_id, kept]
         gone.add(rank)
         if len(gone) < len(self._info.ranks):
             return []
-        del self._departures[request_id]
+        del self._departures[request_id, kept]
+        if kept:
+            self._end_lending(request_id)
+            return []
         return self._finish(self._scheduler.sent(request_id, now))
 
     # Peers that this worker pulls from
@@ -256,17 +260,27 @@ class HandOffs:
     def peer_lost(self, worker_id: str, reason: str, now: float) -> list[Action]:
         """A peer went away; what was to come from it does not come."""
         self._peers.discard(worker_id)
+        self._stop_lending(worker_id)
         self._unlinks.append(Unlink(worker_id))
         actions: list[Action] = []
         for request_id in self._scheduler.pulling_from(worker_id):
             actions += self._fail(request_id, reason, "peer", now)
         return actions
 
-    def link_lost(self, worker_id: str, request_ids: Iterable[str], reason: str, now: float) -> list[Action]:
-        """A rank's connection to a peer's rank broke, with these requests' snapshots on it."""
+    def link_lost(
+        self, worker_id: str, request_ids: Iterable[str], reason: str, now: float, *, leaving: bool
+    ) -> list[Action]:
+        """A rank's connection to a peer's rank broke, with these requests' snapshots on it.
+
+        leaving: they were on their way to the peer, not from it. A request may have one of each.
+        """
         actions: list[Action] = []
         for request_id in request_ids:
-            actions += self._fail(request_id, f"the transfer link to {worker_id} broke: {reason}", "link", now)
+            if leaving:
+                self._end_lending(request_id)
+            seq = self._scheduler.sequences.get(request_id)
+            if seq is not None and (seq.peer if leaving else seq.source and seq.source.peer) == worker_id:
+                actions += self._fail(request_id, f"the transfer link to {worker_id} broke: {reason}", "link", now)
         return actions
 
     def told(self, worker_id: str, message: Header | PullRefused, now: float) -> list[Action]:
@@ -291,16 +305,30 @@ class HandOffs:
         """A rank has its part of a snapshot."""
         return self._install(self._arrivals.part(request_id, rank), now)
 
-    def fetch_failed(self, request_id: str) -> None:
-        """A kept snapshot in host memory is damaged: the request is computed instead."""
-        self._arrivals.drop(request_id)
-        self._scheduler.not_coming(request_id, damaged=True)
+    def fetch_failed(self, request_id: str, peer: str) -> list[Action]:
+        """A kept snapshot in host memory or a file is damaged: the request that waits for it is computed.
+
+        peer: the worker it was to be sent to; "" for none.
+        """
+        if not peer:
+            self._arrivals.drop(request_id)
+            return self._not_lent(self._scheduler.not_coming(request_id, damaged=True))
+        lent = self._end_lending(request_id)
+        if lent is None:
+            return []
+        on_disk = lent.kept not in self._scheduler.cache.host
+        return self._not_lent([lent, *self._scheduler.keeping.lost(lent.kept, on_disk)])
+
+    def write_failed(self, file: str) -> list[Action]:
+        """A kept snapshot could not be written to its file."""
+        cache, lending = self._scheduler.cache, self._scheduler.keeping.lending
+        cache.write_failed(file)
+        return self._not_lent(lending.forget(lambda lent: cache.tier(lent.kept) is None))
 
     # The worker is to end
 
     def move_away(self, now: float) -> list[Action]:
         """Whatever is answered here goes on at other workers, from what is kept of it here for a while."""
-        self._leaving = True
         actions: list[Action] = []
         for seq in self._scheduler.answered_here():
             actions += self._cancel(seq)
@@ -309,16 +337,22 @@ class HandOffs:
 
     # Inside
 
-    def _moved(self, request_id: str, rank: int) -> None:
-        """A rank has sent its part of a kept snapshot; with the last one it need not be kept for its taker any more."""
-        if (lent := self._lent.get(request_id)) is None:
-            return
-        pull, ranks = lent
-        ranks.add(rank)
-        if len(ranks) == len(self._info.ranks):
-            del self._lent[request_id]
-            for name in self._scheduler.moving.at(pull.position, pull.kept or b""):
-                self._scheduler.moving.release(name)
+    def _not_lent(self, copies: Iterable[Lent]) -> list[Action]:
+        """Copies of kept snapshots that their pullers will not get."""
+        pullers = ((self._pulls.worker(lent.peer), lent.request_id) for lent in copies)
+        reason = "its copy below the device is damaged"
+        return [ToPuller(to, PullRefused(request_id, reason, told=False)) for to, request_id in pullers if to]
+
+    def _stop_lending(self, peer: str) -> None:
+        for request_id in self._scheduler.keeping.lending.drop(peer):
+            self._departures.pop((request_id, True), None)
+
+    def _end_lending(self, request_id: str) -> Lent | None:
+        self._departures.pop((request_id, True), None)
+        lent = self._scheduler.keeping.lending.ended(request_id)
+        if lent is not None:  # an answer that went on elsewhere needs it here no more
+            self._scheduler.moving.release_all(lent.kept)
+        return lent
 
     def _header_of(self, fetch: Fetch) -> Header:
         """The header of a snapshot from host memory: the index knows it, so only the ranks' parts are to come."""
@@ -338,8 +372,6 @@ class HandOffs:
             self._scheduler.keeping.pull(pull.request_id, puller.name, pull.position, digest, pull.have)
         except PullError as error:
             return PullRefused(pull.request_id, str(error), told=False)
-        if self._leaving:
-            self._lent[pull.request_id] = (pull, set())
         info = self._info
         return Header(pull.request_id, pull.position, digest.hex(), (), info.layout, info.weights_id)
 

@@ -328,19 +328,19 @@ class Leader:
         now = time.monotonic()
         match event:
             case FetchFailed():
-                self._handoffs.fetch_failed(event.request_id)
-                self._wake.set()
+                self._perform(self._handoffs.fetch_failed(event.request_id, event.peer))
             case WriteFailed():
                 _LOG.warning("rank %d could not write %s: %s", event.rank, event.file, event.reason)
-                self._scheduler.cache.write_failed(event.file)
+                self._perform(self._handoffs.write_failed(event.file))
             case Received():
                 self._perform(self._handoffs.received(event.request_id, event.rank, now))
             case Sent():
                 self._perform(self._handoffs.sent(event.request_id, event.rank, now))
             case LinkLost():
-                if self._peers.known(event.peer) is not None:
+                if not event.leaving and self._peers.known(event.peer) is not None:
                     self._peers.drop_lost(event.peer, f"is out of reach of rank {event.rank}: {event.reason}")
-                self._perform(self._handoffs.link_lost(event.peer, event.request_ids, event.reason, now))
+                lost = self._handoffs.link_lost
+                self._perform(lost(event.peer, event.request_ids, event.reason, now, leaving=event.leaving))
             case Compiled():
                 self._on_compiled(event)
             case Loading():

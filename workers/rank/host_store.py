@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workers.cache.moves import Write
+from workers.cache.moves import Lend, Write
 from workers.rank.disk_store import erase_part, read_part, write_part
 from workers.rank.state_codec import Packed, StateCodec
-from workers.schedule.step import FetchFailed, Received, WriteFailed
+from workers.schedule.step import Export, FetchFailed, Received, WriteFailed
 from workers.transfer.incoming import ReceivedSnapshot
 
 
@@ -125,6 +125,35 @@ class HostStore:
 
         self._fetched[request_id] = future = self._thread.submit(work)
         future.add_done_callback(lambda done: self._done(request_id, done))
+
+    def lend(self, lend: Lend, send: Callable[[Export, Tensor, Tensor | None], None]) -> None:
+        """Give a snapshot's parts to `send`, as they lie in host memory or a file; FetchFailed tells if one is damaged.
+
+        They leave as they are, so that no memory of the device is needed.
+        """
+        entries = [self._entries[key] for key in lend.keys]
+
+        def work() -> None:
+            if lend.file is not None:
+                parts, packed = read_part(lend.file, self._rank, self._tp)
+            else:
+                found = [entry.result() for entry in entries]
+                for entry in found:
+                    entry.check()
+                parts, packed = [(entry.tokens, entry.rows) for entry in found], found[-1].state
+            start = lend.position - sum(tokens for tokens, _ in parts)
+            for n, (tokens, rows) in enumerate(parts, 1):
+                state = self._codec.unpack(packed) if n == len(parts) else None
+                part = Export(lend.request_id, lend.peer, -1, (), start, start + tokens, state is not None)
+                send(part, rows, state)
+                start += tokens
+
+        def failed(done: Future[None]) -> None:
+            if not done.cancelled() and (error := done.exception()) is not None:
+                self._notify(FetchFailed(self._rank, lend.request_id, str(error), lend.peer))
+
+        thread = self._disk if lend.file is not None else self._thread
+        thread.submit(work).add_done_callback(failed)
 
     def take(self, request_id: str) -> ReceivedSnapshot:
         """Hand out what was notified as Received, once; KeyError for any other."""

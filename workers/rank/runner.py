@@ -218,6 +218,8 @@ class Runner:
                 self._host.read(fetch.request_id, fetch.file, fetch.start)
             else:
                 self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
+        for lend in plan.lends:
+            self._host.lend(lend, self._need_transfers().send)
 
     def _need_transfers(self) -> Transfers:
         if self._transfers is None:

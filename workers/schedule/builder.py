@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from workers.cache.moves import Copy, Drop, Erase, Fetch, Store, Write
+from workers.cache.moves import Copy, Drop, Erase, Fetch, Lend, Store, Write
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import Admit, Commit, Discard, Expect, Export, Install, Row, StepPlan
 
@@ -41,6 +41,7 @@ class StepBuilder:
         self._exports: list[Export] = []
         self._fetches: list[Fetch] = []
         self._copies: list[Copy] = []
+        self._lends: list[Lend] = []
 
     def compute(self, seq: Sequence, drafts: int = 0) -> None:
         """The sequence's next tokens, as many as are pending and fit; what of its snapshot is due leaves after them.
@@ -96,6 +97,10 @@ class StepBuilder:
         """A kept snapshot leaves for a peer."""
         self._exports.append(export)
 
+    def lend(self, lend: Lend) -> None:
+        """A kept snapshot leaves for a peer from host memory."""
+        self._lends.append(lend)
+
     def export(self, seq: Sequence, stop: int) -> None:
         """Latents up to `stop` leave, and with the prompt's last the linear state."""
         assert seq.peer is not None
@@ -129,6 +134,7 @@ class StepBuilder:
             discards=tuple(discards),
             expects=tuple(self._expects),
             fetches=tuple(self._fetches),
+            lends=tuple(self._lends),
             installs=tuple(installs),
             copies=tuple(self._copies),
             admits=tuple(self._admits),

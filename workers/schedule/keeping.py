@@ -1,11 +1,12 @@
 """What moves between a worker's sequences and its prefix cache, gathered for the next plan. Pure."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from workers.cache.cache import PrefixCache
 from workers.cache.kept import Kept
-from workers.cache.moves import Copy
+from workers.cache.moves import Copy, Lend
 from workers.schedule.builder import StepBuilder
+from workers.schedule.lending import Lending, Lent
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import Export, Install
 
@@ -22,7 +23,7 @@ class Keeping:
 
     def __init__(self, cache: PrefixCache) -> None:
         self._cache = cache
-        self._wanted: list[tuple[str, str, Kept, int]] = []  # request, peer, snapshot, latents the peer has
+        self.lending = Lending()
         self._pinned: list[Kept] = []  # until the plan that reads them is made
         self._arrived: dict[str, int] = {}  # kept snapshots that the next plan installs: request, position
         self.saves: list[Copy] = []
@@ -32,26 +33,36 @@ class Keeping:
     def pull(self, request_id: str, peer: str, position: int, digest: bytes, have: int) -> None:
         """`peer` wants a copy of a kept snapshot for a request of its own; PullError if it can't have it."""
         kept = self._cache.index.by_digest(position, digest)
-        if kept is None or kept.slot < 0:
+        if kept is None:
             raise PullError("it is no longer kept")
+        if request_id in self.lending:
+            raise PullError("a kept snapshot leaves for this request already")
         if not 0 <= have <= position:
             raise PullError(f"a peer that holds {have} latents can't have a snapshot of {position} tokens")
-        kept.pins += 1
-        self._wanted.append((request_id, peer, kept, have))
+        self.lending.ask(Lent(request_id, peer, kept, have))
 
-    def drop(self, request_id: str) -> None:
-        """The peer wants no copy any more; what its ranks have asked ours for, they call off themselves."""
-        for wanted in [w for w in self._wanted if w[0] == request_id]:
-            wanted[2].pins -= 1
-            self._wanted.remove(wanted)
+    def lend(self, step: StepBuilder, fits: Callable[[int], bool]) -> None:
+        """Copies that peers asked for leave with this plan, as far as the ranks have memory for them.
 
-    def export(self, step: StepBuilder) -> None:
-        """Copies that peers asked for: the ranks read them within this plan."""
-        for request_id, peer, kept, have in self._wanted:
-            pages = kept.pages[have // self._cache.page_size :]
-            step.send_kept(Export(request_id, peer, kept.slot, pages, have, kept.position, True))
+        fits: whether there is memory for a snapshot with so many latents.
+        """
+        while lent := self.lending.next(fits):
+            kept, have = lent.kept, lent.have
             self._pinned.append(kept)
-        self._wanted.clear()
+            if kept.slot >= 0:
+                pages = kept.pages[have // self._cache.page_size :]
+                step.send_kept(Export(lent.request_id, lent.peer, kept.slot, pages, have, kept.position, True))
+            else:
+                keys, file = self._cache.below_device(kept, have)
+                step.lend(Lend(lent.request_id, lent.peer, keys, have, kept.position, file))
+
+    def lost(self, kept: Kept, on_disk: bool) -> list[Lent]:
+        """Host memory, or a file, could not give a snapshot back; copies that wait and can't be had any more."""
+        if on_disk:
+            self._cache.lost_on_disk(kept)
+        else:
+            self._cache.lost_on_host(kept)
+        return self.lending.forget(lambda lent: self._cache.tier(lent.kept) is None)
 
     # Pins
 

@@ -22,6 +22,7 @@ from workers.schedule.beginning import Beginning, find
 from workers.schedule.builder import InFlight, StepBuilder
 from workers.schedule.drafting import Drafting
 from workers.schedule.keeping import Keeping, PullError
+from workers.schedule.lending import Lent
 from workers.schedule.limits import Limits
 from workers.schedule.outputs import ended_output, sampled_output
 from workers.schedule.sequence import Sequence, State
@@ -175,28 +176,28 @@ class Scheduler:
             self.keeping.arrived(request_id, position)
         self._activate(seq)
 
-    def not_coming(self, request_id: str, damaged: bool = False) -> None:
-        """A kept snapshot can't be had: the sequence is computed here instead. damaged: nor later, from host memory."""
+    def not_coming(self, request_id: str, damaged: bool = False) -> list[Lent]:
+        """A kept snapshot can't be had: the sequence is computed here instead.
+
+        damaged: nor later, from host memory; copies of it that peers wait for in vain are returned.
+        """
         seq = self._pulling.pop(request_id, None)
         if seq is None:
             queued = self.sequences.get(request_id)
             if queued is not None and queued.state is State.QUEUED and queued.source is not None:
                 queued.source, queued.missed = None, "peer"
-            return
+            return []
         kept = seq.fetching
         seq.missed = "peer" if seq.source else None
         seq.source = None
         self.keeping.unpin(seq)
-        if damaged and kept is not None:
-            if seq.fetched_from == "disk":
-                self.cache.lost_on_disk(kept)
-            else:
-                self.cache.lost_on_host(kept)
+        lost = self.keeping.lost(kept, seq.fetched_from == "disk") if damaged and kept is not None else []
         self._discards.append(Discard(request_id, leaving=False))
         if seq.state is State.PULLING:
             self._free(seq)
             bisect.insort(self._queue, seq, key=_queue_key)
         seq.state = State.QUEUED
+        return lost
 
     def pulling_from(self, peer: str) -> list[str]:
         """Requests whose snapshots are on the way from `peer`, or are to come from it."""
@@ -243,6 +244,7 @@ class Scheduler:
             lambda seq, position: self.cache.reserve(seq.known, position, now),
             self._may_leave,
         )
+        self.keeping.lend(step, lambda tokens: not self.limits.staging.full(self._leaving(), tokens))
         drafts = self.drafting.each(self._active, step.budget)
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
@@ -250,7 +252,6 @@ class Scheduler:
             # Where there is no room for one, those behind it wait too: a long prompt is not overtaken for ever.
             admitting = admitting and self._admit(priority, step, now)
         self._export_held(step)
-        self.keeping.export(step)
         self.keeping.keep_arrived(self._installs, self.sequences, step, now)
         in_flight = step.plan(
             self.steps,
@@ -549,9 +550,13 @@ class Scheduler:
         # What only waits for this goes first: it holds slot and pages.
         if seq.state is not State.HELD and any(s.peer is not None for s in self._held):
             return False
-        leaving = (s.prompt_tokens for s in self.sequences.values() if s.leaves)
-        seq.leaves = not self.limits.staging.full(leaving, seq.prompt_tokens)
+        seq.leaves = not self.limits.staging.full(self._leaving(), seq.prompt_tokens)
         return seq.leaves
+
+    def _leaving(self) -> list[int]:
+        """Tokens of all snapshots that the ranks hold memory for until they are sent."""
+        handed_off = (s.prompt_tokens for s in self.sequences.values() if s.leaves)
+        return [*handed_off, *self.keeping.lending.leaving]
 
     def _send_off(self, seq: Sequence) -> None:
         """The ranks copy the snapshot out within the plan that exports it, so its places are free from there on."""

@@ -5,7 +5,7 @@ from typing import get_args
 
 from wire.codec import Codec
 from wire.protocol import Grammar, SamplingParams, TokenLogprob
-from workers.cache.moves import Copy, Drop, Erase, Fetch, Store, Write
+from workers.cache.moves import Copy, Drop, Erase, Fetch, Lend, Store, Write
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,9 +146,9 @@ class StepPlan:
 
     commits: how far the rows verified in the step before stand; stores: copies to the host tier, of what lies on the
     device when the step begins; saves: states of sequences that ended or yield, before their slots are used anew;
-    writes from the host tier to disk; drops of the host tier, and files to erase; transfers, fetches and installs;
-    copies: kept states and pages that sequences begin from; admits; rows together in one forward pass, those with
-    drafts first; exports.
+    writes from the host tier to disk; drops of the host tier, and files to erase; transfers, installs, fetches and
+    lends; copies: kept states and pages that sequences begin from; admits; rows together in one forward pass, those
+    with drafts first; exports.
     """
 
     step: int
@@ -163,6 +163,7 @@ class StepPlan:
     discards: tuple[Discard, ...] = ()
     expects: tuple[Expect, ...] = ()
     fetches: tuple[Fetch, ...] = ()
+    lends: tuple[Lend, ...] = ()
     installs: tuple[Install, ...] = ()
     copies: tuple[Copy, ...] = ()
     admits: tuple[Admit, ...] = ()
@@ -175,7 +176,8 @@ class StepPlan:
         return not any(
             (
                 self.commits, self.saves, self.stores, self.writes, self.drops, self.erases, self.links, self.unlinks,
-                self.discards, self.expects, self.fetches, self.installs, self.copies, self.admits, self.rows,
+                self.discards, self.expects, self.fetches, self.lends, self.installs, self.copies, self.admits,
+                self.rows,
                 self.exports,
             )
         )  # fmt: skip
@@ -254,11 +256,15 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """Host memory, or a file, could not give a snapshot back intact."""
+    """Host memory, or a file, could not give a snapshot back intact.
+
+    peer: the worker it was to be sent to; "" for none.
+    """
 
     rank: int
     request_id: str
     reason: str
+    peer: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,12 +286,17 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class LinkLost:
-    """The transfer link to `peer` broke; `request_ids` were under way on it."""
+    """The transfer link to `peer` broke; `request_ids` were under way on it.
+
+    leaving: it is the link over which snapshots go to the peer, and may stand: the peer gave these up, or nobody asked
+    for them. Else the link over which they come from it.
+    """
 
     rank: int
     peer: str
     request_ids: tuple[str, ...]
     reason: str
+    leaving: bool = False
 
 
 @dataclass(frozen=True, slots=True)

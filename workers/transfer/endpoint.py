@@ -93,11 +93,11 @@ class Transfers:
 
         It leaves once the peer asks for the snapshot. Sent is notified when the peer has all of it; LinkLost, with
         the request's id, if the link breaks, or nobody asks within 30 s. The tensors belong to the transfer layer
-        from here on; the current stream may still be computing them.
+        from here on; the current stream may still be computing them. Any thread may call it.
         """
         if export.last != (state is not None):
             raise ValueError(f"snapshot {export.request_id}: the state goes with the last part and with no other")
-        part = Part(export.start, export.stop, latent_rows, state, once_computed(self._device))
+        part = Part(export.start, export.stop, latent_rows, state, once_computed(latent_rows.device))
         self._outgoing.put(export.request_id, export.peer, part, time.monotonic())
 
     # Weights

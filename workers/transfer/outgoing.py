@@ -87,7 +87,7 @@ class Outgoing:
             overdue = self._outbox.overdue(now)
         for peer, request_ids in overdue.items():
             reason = f"{peer} did not ask for the snapshot, or not acknowledge it, within {PATIENCE_S:g} s"
-            self._notify(LinkLost(self._me.rank, peer, request_ids, reason))
+            self._notify(LinkLost(self._me.rank, peer, request_ids, reason, leaving=True))
 
     def close(self) -> None:
         """Close all links."""
@@ -139,7 +139,8 @@ class Outgoing:
                 with self._lock:
                     request_id = self._outbox.unwant(link.number, message.serial)
                 if request_id is not None:
-                    self._notify(LinkLost(self._me.rank, link.peer, (request_id,), f"{link.peer} gave it up"))
+                    reason = f"{link.peer} gave it up"
+                    self._notify(LinkLost(self._me.rank, link.peer, (request_id,), reason, leaving=True))
             case Whole():
                 with self._lock:
                     request_id = self._outbox.acknowledged(link.number, message.serial)
@@ -200,7 +201,7 @@ class Outgoing:
         if link.channel is not None:
             link.channel.close()
         if known and link.peer:
-            self._notify(LinkLost(self._me.rank, link.peer, lost, reason))
+            self._notify(LinkLost(self._me.rank, link.peer, lost, reason, leaving=True))
 
     def _end(self, link: _Link) -> None:
         """Close the link on purpose; nobody is told."""

@@ -35,6 +35,7 @@ class _Arrival(Generic[T]):
     peer: str
     tokens: int
     have: int = 0
+    skip: int = 0
     whole: bool = False
     row: tuple[object, ...] | None = None
     parts: list[tuple[int, T]] = field(default_factory=list)
@@ -75,7 +76,8 @@ class Inbox(Generic[T]):
         name = f"snapshot {arrival.request_id}: part [{span.start}, {span.stop})"
         if arrival.whole:
             raise PartError(f"{name} came after the last one")
-        if span.start != arrival.have:
+        # The first part may begin early: a sender's host memory holds latents in pieces of its own.
+        if span.start != arrival.have and (arrival.row is not None or span.start > arrival.have):
             raise PartError(f"{name} came where one from {arrival.have} on was due")
         if not span.start <= span.stop <= arrival.tokens or (span.start == span.stop and not span.last):
             raise PartError(f"{name} is not within the {arrival.tokens} tokens expected")
@@ -90,6 +92,8 @@ class Inbox(Generic[T]):
         arrival = self._arrivals.get(serial)
         if arrival is None:
             return None
+        if arrival.row is None:
+            arrival.skip = arrival.have - span.start
         if span.stop > span.start:
             arrival.parts.append((span.stop - span.start, latents))
         arrival.have = span.stop
@@ -100,8 +104,9 @@ class Inbox(Generic[T]):
         arrival.whole = True
         return arrival.request_id
 
-    def take(self, request_id: str) -> tuple[tuple[tuple[int, T], ...], T]:
-        """Hand out and forget a whole snapshot: its parts as (tokens, latents) in order, and its state.
+    def take(self, request_id: str) -> tuple[tuple[tuple[int, T], ...], T, int]:
+        """Hand out and forget a whole snapshot: its parts as (tokens, latents) in order, its state, and how many of the
+        first part's latents come before those that were asked for.
 
         KeyError if it has not wholly come.
         """
@@ -110,7 +115,7 @@ class Inbox(Generic[T]):
         if arrival is None or not arrival.whole or arrival.state is None:
             raise KeyError(f"snapshot {request_id} has not wholly come")
         self._forget(serial)
-        return tuple(arrival.parts), arrival.state
+        return tuple(arrival.parts), arrival.state, arrival.skip
 
     def discard(self, request_id: str) -> tuple[str, int] | None:
         """Give a snapshot up; the peer and serial it was asked for with, if it is still to come."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from workers.cache.moves import Fetch, Lend
 from workers.schedule.step import StepPlan
 
 Ids = tuple[int, ...]
@@ -52,6 +53,14 @@ class Memory:
         for erase in plan.erases:
             self.disk.pop(erase.file, None)
 
+    def below_device(self, what: Fetch | Lend) -> tuple[int, Ids, Ids]:
+        """What leaves host memory or a file: the first position, latents from there on, and the state."""
+        entries = [self.host[key] for key in what.keys] or [self.disk[what.file or ""]]
+        assert entries[0].start <= what.start
+        latents = tuple(i for entry in entries for i in entry.latents)[what.start - entries[0].start :]
+        assert what.start + len(latents) == what.position == len(entries[-1].state)
+        return what.start, latents, entries[-1].state
+
     def run(self, plan: StepPlan, drafts: dict[int, Ids] | None = None) -> None:
         """One plan, in the order that ranks keep. drafts: those of each slot whose row has some."""
         self._receive(plan)
@@ -73,12 +82,8 @@ class Memory:
         for discard in plan.discards:
             self.fetched.pop(discard.request_id, None)
             self.pulled.pop(discard.request_id, None)
-        for fetch in plan.fetches:
-            entries = [self.host[key] for key in fetch.keys] or [self.disk[fetch.file or ""]]
-            assert entries[0].start <= fetch.start
-            latents = tuple(i for entry in entries for i in entry.latents)[fetch.start - entries[0].start :]
-            assert fetch.start + len(latents) == fetch.position == len(entries[-1].state)
-            self.fetched[fetch.request_id] = (fetch.start, latents, entries[-1].state)
+        self.fetched |= {fetch.request_id: self.below_device(fetch) for fetch in plan.fetches}
+        self.sent |= {lend.request_id: self.below_device(lend) for lend in plan.lends}
         for install in plan.installs:
             source = self.fetched if install.host else self.pulled
             start, latents, state = source.pop(install.request_id)

@@ -12,7 +12,7 @@ from wire.protocol import Mark, SamplingParams, SeqOutput
 from workers.cache.budget import Budget
 from workers.cache.disk import Place
 from workers.schedule.keeping import PullError
-from workers.schedule.limits import Limits
+from workers.schedule.limits import Limits, Staging
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import StepPlan, StepResult
@@ -23,17 +23,9 @@ SIZE = 4
 def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: int = 0, drafts: int = 0) -> Limits:
     budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1, disk_bytes=disk_bytes)
     return Limits(
-        pages=pages,
-        page_size=SIZE,
-        slots=4,
-        max_model_len=40,
-        max_step_tokens=8,
-        window=2,
-        hold_s=5.0,
-        cache=budget,
-        drafts=drafts,
-        adapts=False,
-    )
+        pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget,
+        staging=Staging(budget=50, state=10, token=1), drafts=drafts, adapts=False,
+    )  # fmt: skip
 
 
 class Worker:
@@ -136,6 +128,9 @@ class Worker:
         assert cache.disk.bytes <= cache.budget.disk_bytes
         assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
         assert cache.host.bytes <= cache.budget.host_bytes
+        leaving = [s.prompt_tokens for s in scheduler.sequences.values() if s.leaves]
+        staged = [10 + tokens for tokens in (*leaving, *scheduler.keeping.lending.leaving)]
+        assert sum(staged) <= 50 or len(staged) == 1
         for k in cache.index:  # what the index promises is what the memory holds
             if (
                 k.slot >= 0
@@ -355,6 +350,39 @@ def test_a_kept_snapshot_is_sent_to_a_peer_that_asks_and_continued_there() -> No
     assert turn(taker, second, new=1)[1][1] == "device"
 
 
+@pytest.mark.parametrize("have", [0, 4, 8])
+def test_a_kept_snapshot_that_only_host_memory_holds_is_sent_from_there(have: int) -> None:
+    worker = Worker(limits(states=1, host_bytes=10_000))
+    ids = list(range(10))
+    turn(worker, ids, new=1)
+    turn(worker, list(range(20, 32)), new=1)
+    kept = next(k for k in worker.scheduler.cache.index if k.position == 9)
+    assert kept.slot < 0
+    worker.scheduler.keeping.pull("theirs", "prefill-0", 9, kept.digest, have)
+    plan = worker.step()
+    assert [(lend.start, lend.position) for lend in plan.lends] == [(have, 9)]
+    assert worker.memory.sent["theirs"] == (have, tuple(ids[have:9]), tuple(ids[:9]))
+
+
+def test_copies_for_peers_wait_for_memory_on_the_ranks_in_order() -> None:
+    worker = Worker(limits(states=6))
+    turn(worker, list(range(30)), new=1)
+    kept = next(k for k in worker.scheduler.cache.index if k.position == 29)
+    for name in ("a", "b", "c"):
+        worker.scheduler.keeping.pull(name, "prefill-0", 29, kept.digest, 12)  # two of 10 + 17 do not fit into 50
+    assert [e.request_id for e in worker.step().exports] == ["a"]
+    assert worker.step().empty
+    assert kept.pins == 2
+    handed = worker.add(list(range(50, 62)), handoff=True)
+    worker.scheduler.pull(handed, "decode-0")  # 10 + 12 fit beside the copy, once that is planned first
+    exports = [e.request_id for _ in range(3) for e in worker.step().exports]
+    assert set(exports) == {handed}
+    worker.scheduler.keeping.lending.ended("a")
+    assert [e.request_id for e in worker.step().exports] == ["b"]
+    worker.scheduler.keeping.lending.call_off("c")
+    assert kept.pins == 0
+
+
 def test_a_kept_snapshot_that_is_not_there_is_refused_and_computed() -> None:
     holder, taker = Worker(limits()), Worker(limits())
     name = taker.add(list(range(10)), 2, source=Source("decode-0", 8, kept=True))
@@ -424,7 +452,7 @@ class Life:
         """A peer asks for a kept snapshot, or calls that off."""
         kept = list(self.worker.scheduler.cache.index)
         if self.lent and self.rng.random() < 0.3:
-            self.worker.scheduler.keeping.drop(self.rng.choice(self.lent))
+            self.worker.scheduler.keeping.lending.call_off(self.rng.choice(self.lent))
         elif kept:
             one = self.rng.choice(kept)
             name = f"theirs{len(self.lent)}"
@@ -477,6 +505,11 @@ class Life:
         if name in self.worker.memory.fetched:
             self.worker.scheduler.not_coming(name, damaged=True)
 
+    def lent_out(self) -> None:
+        """A copy has wholly left."""
+        if self.lent:
+            self.worker.scheduler.keeping.lending.ended(self.rng.choice(self.lent))
+
     def pin(self) -> None:
         """A session stands at one of its snapshots, or leaves."""
         kept, session = list(self.worker.scheduler.cache.index), f"session{self.rng.randint(0, 2)}"
@@ -495,7 +528,9 @@ class Life:
     def unwritten(self) -> None:
         """A file could not be written."""
         if self.worker.memory.disk:
-            self.worker.scheduler.cache.write_failed(self.rng.choice(list(self.worker.memory.disk)))
+            scheduler = self.worker.scheduler
+            scheduler.cache.write_failed(self.rng.choice(list(self.worker.memory.disk)))
+            scheduler.keeping.lending.forget(lambda lent: scheduler.cache.tier(lent.kept) is None)
 
     def clear(self) -> None:
         self.worker.scheduler.cache.clear()
@@ -505,11 +540,13 @@ class Life:
             if s.handoff:
                 self.worker.scheduler.remove(s.request_id)
                 self.dropped.add(s.request_id)
+        for name in self.lent:
+            self.worker.scheduler.keeping.lending.call_off(name)
         self.worker.finish(self.now)
 
 
 EVENTS = ("new", "new", "fork", "fork", "handoff", "handed", "peer", "step", "step", "step", "step", "mid", "abort",
-          "pull", "sent", "arrive", "damaged", "gone", "lend", "clear",
+          "pull", "sent", "arrive", "damaged", "gone", "lend", "lent_out", "clear",
           "pin", "pin", "unpin", "park", "unwritten")  # fmt: skip
 # Without a least size, lists have five items on average.
 LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_from(EVENTS), min_size=40, max_size=80)

@@ -39,6 +39,12 @@ def session() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
     raise AssertionError("every session has a near tie")
 
 
+def digest(ids: tuple[int, ...], position: int) -> bytes:
+    digests = PageDigests(16)
+    digests.extend(ids)
+    return digests.at(ids, position)
+
+
 async def pair(started: Workers, tp: int, **settings: object) -> tuple[Worker, Worker]:
     kept = {"cache_states": 16, "speculate": 3 if tp > 1 else "off", **settings}
     prefill, decode = await asyncio.gather(
@@ -65,10 +71,8 @@ def test_turns_over_split_workers_return_from_decode(tp: int) -> None:
             for worker in started.all:
                 await worker.caller.idle(worker.info)
             # Whoever continues is told where: the decode worker keeps each turn's end.
-            digests = PageDigests(16)
-            ids = [*session()[-1][0], *session()[-1][1]]
-            digests.extend(ids)
-            assert decode.caller.kept[ends[-1], digests.at(ids, ends[-1])] == "device"
+            ids = (*session()[-1][0], *session()[-1][1])
+            assert decode.caller.kept[ends[-1], digest(ids, ends[-1])] == "device"
 
     asyncio.run(run())
 
@@ -133,6 +137,34 @@ def test_a_pull_that_can_not_be_served_is_refused_with_its_reason() -> None:
             prefill.caller.send(Abort("early"))
             writer.close()
             await prefill.caller.idle(prefill.info)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_pulled_from_the_host_memory_of_another_worker(tp: int) -> None:
+    async def run() -> None:
+        async with workers() as started:
+            kept: dict[str, object] = {"cache_states": 2, "cache_host_bytes": 1 << 30}
+            prefill, decode = await pair(started, tp, **kept)
+            begin = 0
+            for n, (prompt, answer) in enumerate(session()):
+                prefix = Prefix(source=decode.ref, kept_tokens=begin)
+                stream = started.split(prefill, decode, prompt, greedy(NEW), prefix)
+                await stream.end()
+                assert stream.token_ids == answer
+                assert stream.cached == ((begin, "peer") if n else (0, None))
+                begin = len(prompt) + NEW - 1
+                for i in range(2):  # what takes the device's places
+                    other = started.whole(
+                        decode, tuple(random.Random(9 * n + i).choices(range(2, 256), k=200)), greedy(2)
+                    )
+                    await other.end()
+                await decode.caller.idle(decode.info)
+                assert decode.caller.kept[begin, digest((*prompt, *answer), begin)] == "host"
+            for worker in started.all:
+                await worker.caller.idle(worker.info)
+                assert not list(worker.leader._scheduler.keeping.lending.leaving)
 
     asyncio.run(run())
 
