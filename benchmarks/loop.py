@@ -7,6 +7,7 @@ step: taking the result, planning, and the frame; routers are sent theirs while 
 
 import argparse
 import time
+from array import array
 from collections import defaultdict
 
 from wire.codec import CLUSTER
@@ -30,7 +31,7 @@ def scheduler(sequences: int, drafts: int) -> Scheduler:
     for n in range(sequences):
         made.add(
             Sequence(
-                request_id=f"request-{n}", tokens=[n + t for t in range(_LENGTH)], prompt_tokens=_LENGTH,
+                request_id=f"request-{n}", tokens=array("i", range(n, n + _LENGTH)), prompt_tokens=_LENGTH,
                 sampling=SamplingParams(max_tokens=2000, seed=n, stop_token_ids=(1, 2)), priority=0, order=0,
                 handoff=False, source=None, arrived=0.0,
             )
