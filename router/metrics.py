@@ -100,7 +100,8 @@ class Metrics(Collector):
         for reason in ("room", "wait"):
             self.routed(reason, 0)
         value(table.BATCH_LINES, "200")
-        value(table.RESUMED, "death")
+        for cause in ("death", "moved"):
+            value(table.RESUMED, cause)
 
     def times(self, priority: int) -> StreamTimes:
         """Where a sequence of this priority tells its times."""

@@ -22,6 +22,7 @@ from wire.handshake import call
 from wire.protocol import (
     Abort,
     Attach,
+    Drain,
     Find,
     Found,
     Hello,
@@ -155,7 +156,7 @@ class WorkerLink:
         self._legs[message.request_id] = leg
         self._send(message)
 
-    def tell(self, message: Pin | Unpin) -> None:
+    def tell(self, message: Pin | Unpin | Drain) -> None:
         """Send."""
         self._send(message)
 
@@ -195,7 +196,7 @@ class WorkerLink:
         self._unseen_tokens = 0
         self._unseen_work = 0
 
-    def _send(self, message: Submit | Find | Attach | Abort | Pin | Unpin | Park) -> None:
+    def _send(self, message: Submit | Find | Attach | Abort | Pin | Unpin | Park | Drain) -> None:
         # Closing: the reader is about to report it, and loses the streams.
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(CLUSTER.encode(message))
@@ -403,6 +404,14 @@ class WorkerTable:
         for link in self._links.values():
             if link.live:
                 link.tell(message)
+
+    def drain(self, worker_id: str) -> bool:
+        """Tell a worker to end; False if there is no live one of that id."""
+        link = self._links.get(worker_id)
+        if link is None or not link.live:
+            return False
+        link.tell(Drain())
+        return True
 
     async def park(self, mark: Mark) -> list[str | None]:
         """Have every worker take a snapshot off its device: of each that had it there, why it stays, if so."""

@@ -17,6 +17,7 @@ from wire.handshake import accept
 from wire.protocol import (
     Abort,
     Attach,
+    Drain,
     Find,
     Finish,
     Found,
@@ -117,6 +118,7 @@ class FakeWorker:
         self.unservable = False
         self.poison: int | None = None
         self.ended = asyncio.Event()
+        self.drained = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
         self.keeps = False
@@ -161,6 +163,15 @@ class FakeWorker:
         for request_id, running in self.running.items():
             if running.client is not None:
                 running.client.outbox.append(SeqOutput(request_id, running.at, finish="error", error=reason))
+        self.running.clear()
+        self._wake.set()
+
+    def move(self, kept: bool = True) -> None:
+        """Give up what runs, as a worker does that is to end. kept: it keeps the states."""
+        for request_id, running in self.running.items():
+            tokens = len(running.request.token_ids) - running.request.generated + running.at
+            kept_tokens = tokens - 1 if kept else 0
+            running.client.outbox.append(SeqOutput(request_id, running.at, finish="moved", kept_tokens=kept_tokens))
         self.running.clear()
         self._wake.set()
 
@@ -213,6 +224,8 @@ class FakeWorker:
             self.pins.pop(message.session, None)
             if (mark := next((m for m in message.marks if m.digest in self.tiers), None)) is not None:
                 self.pins[message.session] = mark.digest
+        elif isinstance(message, Drain):
+            self.drained.set()
         elif isinstance(message, Unpin):
             self.pins.pop(message.session, None)
         elif isinstance(message, Park):

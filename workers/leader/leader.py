@@ -20,6 +20,7 @@ from wire.protocol import (
     Abort,
     Attach,
     CancelPull,
+    Drain,
     Find,
     Found,
     Header,
@@ -80,6 +81,8 @@ class Leader:
         self._ranks = Ranks(config, self._on_event)
         self._loading = LoadProgress()
         self.on_progress: Callable[[Progress], None] = lambda progress: None
+        self._draining = False
+        self.on_drain: Callable[[], None] = lambda: None  # told that an operator wants the worker to end
         self._disk: Disk | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -145,10 +148,17 @@ class Leader:
         if self._disk is not None:
             self._disk.close()
 
+    def drain(self) -> None:
+        """From now on answers go on at other workers, from their states here; prompts are computed to their end."""
+        self._draining = True
+        self._wake.set()
+
     @property
     def idle(self) -> bool:
-        """No request is here."""
-        return not self._scheduler.sequences and self._handoffs.idle and self._grammars.idle
+        """No request is here, and nobody needs a snapshot of one that went elsewhere."""
+        scheduler = self._scheduler
+        here = scheduler.sequences or len(scheduler.moving)
+        return not here and self._handoffs.idle and self._grammars.idle
 
     @property
     def load(self) -> Load:
@@ -179,6 +189,8 @@ class Leader:
 
     async def _step(self) -> None:
         began = time.monotonic()
+        if self._draining:
+            self._perform(self._handoffs.move_away(began))
         step = self._scheduler.plan(began)
         plan = self._handoffs.with_links(step.plan)
         if plan.empty:
@@ -246,13 +258,11 @@ class Leader:
                 self._perform(self._handoffs.asked(client, message, time.monotonic()))
             case Find():
                 entry = self._resumable.find(message.key)
-                client.tell(Found(message.key, entry.request_id if entry else "", entry.body if entry else b""))
+                client.tell(Found(message.key, entry.request_id, entry.body) if entry else Found(message.key, "", b""))
             case Attach():
                 self._attach(client, message.request_id)
             case Abort():
-                if self._clients.owner(message.request_id) in (None, client):  # else another router has it by now
-                    self._resumable.dropped(message.request_id, time.monotonic())
-                    self._drop(message.request_id)
+                self._abort(client, message.request_id)
             case CancelPull(kept=True):
                 self._handoffs.kept_cancelled(message.request_id)
             case CancelPull():
@@ -265,6 +275,8 @@ class Leader:
                 self._scheduler.cache.pins.release(message.session)
             case Park():
                 client.tell(Parked(message.call, self._scheduler.park(message.mark, time.monotonic())))
+            case Drain():
+                self.on_drain()
             case _:
                 raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
         self._wake.set()
@@ -337,6 +349,12 @@ class Leader:
             self._clients.own(request_id, client)
         client.flush(self._scheduler.steps, self._scheduler.load)
 
+    def _abort(self, client: Client, request_id: str) -> None:
+        """A router wants no more of a request, unless another one has it by now."""
+        if self._clients.owner(request_id) in (None, client):
+            self._resumable.dropped(request_id, time.monotonic())
+            self._drop(request_id)
+
     def _drop(self, request_id: str) -> None:
         """Free a request without an output: its owner wants none."""
         self._release(request_id)
@@ -394,10 +412,13 @@ class Leader:
         if self._resumable:
             now = time.monotonic()
             for output in outputs:
-                seq = self._scheduler.sequences.get(output.request_id)
-                before = seq.tokens[seq.prompt_tokens :][: output.offset] if seq is not None else []
-                self._resumable.took(output, before, now)
+                self._resumable.took(output, self._generated, now)
         self._clients.publish(outputs, self._scheduler.steps, self._scheduler.load)
+
+    def _generated(self, request_id: str, count: int) -> list[int]:
+        """The first tokens of a sequence; none of one that has ended."""
+        seq = self._scheduler.sequences.get(request_id)
+        return list(seq.tokens[seq.prompt_tokens : seq.prompt_tokens + count]) if seq is not None else []
 
     async def _heartbeat(self) -> None:
         """Fresh figures to every client though no step runs, and an end to what waits too long."""
@@ -407,6 +428,7 @@ class Leader:
             self._scheduler.cache.pins.expire(now)
             for request_id in self._resumable.expired(now):
                 self._drop(request_id)
+            self._scheduler.moving.expire(now)
             if overdue := self._handoffs.overdue(now):
                 self._perform(overdue)
             self._clients.beat(self._scheduler.steps, self._scheduler.load)

@@ -4,6 +4,7 @@ Pure: time is passed in.
 """
 
 import array
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from wire.protocol import Finish, SeqOutput, Submit
@@ -56,13 +57,13 @@ class Resumable:
         self._remove(stale)
         return stale.request_id
 
-    def took(self, output: SeqOutput, before: list[int], now: float) -> None:
-        """What a step gave it. before: its tokens before the output, where they came with a snapshot."""
+    def took(self, output: SeqOutput, first: Callable[[str, int], list[int]], now: float) -> None:
+        """What a step gave it. first: so many of a request's first tokens, which may have come with a snapshot."""
         entry = self._by_request.get(output.request_id)
         if entry is None:
             return
         if len(entry.tokens) < output.offset:
-            entry.tokens.extend(before)
+            entry.tokens = array.array("i", first(output.request_id, output.offset))
         if len(entry.tokens) == output.offset:
             entry.tokens.extend(output.token_ids)
         elif not entry.handoff and output.token_ids:  # a part of it is not known: nobody can go on from here
