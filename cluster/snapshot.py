@@ -67,9 +67,8 @@ def replay(file: File, url: Url = _URL, api_key: Key = None) -> None:
         if got != want:
             pairs = enumerate(zip(got, want, strict=False))
             at = next((i for i, (mine, theirs) in pairs if mine != theirs), min(len(got), len(want)))
-            raise _Problem(
-                f"the answers differ from token {at} on: {want[at : at + 8]} was saved, now {got[at : at + 8]}"
-            )
+            there, here = want[at : at + 8], got[at : at + 8]
+            raise _Problem(f"the answers differ from token {at} on: {there} was saved, {here} was computed")
         Console().print(f"equal: {len(want)} tokens", highlight=False)
 
 

@@ -45,10 +45,7 @@ def test_a_session_is_saved_shown_and_replayed(stage: Stage, tmp_path: Path) -> 
 
 def _changed(**fields: Any) -> Callable[[SessionFile], bytes]:
     def change(saved: SessionFile) -> bytes:
-        values = {
-            name: getattr(saved, name) for name in ("model", "weights_id", "prompt_tokens", "sampling", "token_ids")
-        }
-        return SessionFile(**(values | fields)).pack()
+        return replace(saved, **fields).pack()
 
     return change
 
