@@ -1,6 +1,7 @@
 """`ling snapshot` against a router with fake workers, whose answers depend on the prompt and the seed."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
