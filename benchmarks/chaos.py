@@ -41,7 +41,7 @@ _RETURNS = 30
 
 @dataclass
 class Heard:
-    """One answer: what it says, and when its chunks came."""
+    """One answer: its text, and the times of its chunks."""
 
     message: dict[str, Any]
     finish: str | None
@@ -51,7 +51,7 @@ class Heard:
 
 @dataclass
 class Tally:
-    """What came of all streams under kills."""
+    """Results of all streams under kills."""
 
     streams: int = 0
     failed: list[str] = field(default_factory=list)
@@ -196,7 +196,7 @@ async def _under_kills(
 
 
 async def chaos(client: httpx.AsyncClient, sessions: int, seconds: float, every: float, seed: int) -> Tally:
-    """Play the sessions undisturbed, then under kills."""
+    """Play the sessions without kills, then under kills."""
     begun = time.monotonic()
     tally = Tally()
     undisturbed = await asyncio.gather(*(_session(client, n, tally) for n in range(sessions)))

@@ -252,8 +252,10 @@ class Gateway:
             job.cancel()
             self._dispatcher.drop(job)
             self._leave_key(job)
-            if job.tenant and job.streams:
-                self.metrics.used(job.tenant, *job.tokens)
+            if job.streams:
+                self.metrics.ended(choice.generated for choice in job.choices)
+                if job.tenant:
+                    self.metrics.used(job.tenant, *job.tokens)
 
     def _observe(self) -> State:
         return State(
