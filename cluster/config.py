@@ -64,10 +64,11 @@ class RouterSection(_Section):
     """The HTTP front.
 
     replicas: routers, which share the port; "auto" is one for each 8 cores of the host that starts the cluster, at
-    most 4. resources: of each, as a pool's. max_queue: choices in flight at one replica before 429. retry_after_s: what
-    429 and 503 tell clients to wait. body_timeout_s, first_token_timeout_s, request_timeout_s: seconds from arrival to
-    the whole body, the first token, the whole answer. max_body_bytes: beyond it, 413. tool_parser: how the model writes
-    tool calls. api_keys: file of hashed keys (made by `python -m router.access.keys TENANT`), read anew when it
+    most 4. resources: of each, as a pool's. max_queue: choices in flight at one replica before 429.
+    max_waiting: of these, those of one tenant at one priority that wait for their turn. retry_after_s: what 429 and 503
+    tell clients to wait. body_timeout_s, first_token_timeout_s, request_timeout_s: seconds from arrival to the whole
+    body, the first token, the whole answer. max_body_bytes: beyond it, 413. tool_parser: how the model
+    writes tool calls. api_keys: file of hashed keys (made by `python -m router.access.keys TENANT`), read anew when it
     changes; without it nobody is asked for a key. cors_origins: whose pages in browsers may call. data_dir: folder of
     what outlives the cluster, shared by the routers of one host: files, batches and responses; `ling serve` takes the
     user's state directory, else there are no files and batches without it.
@@ -77,6 +78,7 @@ class RouterSection(_Section):
     max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch; batch_concurrency: of them at once a
     router. max_responses, max_responses_bytes: kept responses of a tenant, in the cluster's temporary folder where
     there is no data_dir. session_ttl_s: seconds after its last use at which a session ends; max_sessions: of a tenant.
+    operators: tenants that may drain workers, where keys are asked for.
     otlp_endpoint: where traces go, e.g. http://collector:4318/v1/traces; trace_share: of the
     requests that bring no trace of their own. segment_cache_bytes: what a router keeps of conversations' texts and
     their token ids, so that a next turn costs its new texts alone. attachments:
@@ -88,6 +90,7 @@ class RouterSection(_Section):
     replicas: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], _READ] = "auto"
     resources: Resources = Field(default_factory=dict)
     max_queue: Count = 1024
+    max_waiting: Count = 512
     retry_after_s: Count = 1
     body_timeout_s: Seconds = 30.0
     first_token_timeout_s: Seconds = 600.0
@@ -111,6 +114,7 @@ class RouterSection(_Section):
     name_workers: Annotated[bool, _READ] = False
     session_ttl_s: Count = 3600
     max_sessions: Count = 1000
+    operators: Annotated[tuple[Text, ...], Field(strict=False), _SPLIT] = ()
     max_responses_bytes: Annotated[int, Field(ge=1024 * 1024), _READ] = 256 * 1024 * 1024
 
 

@@ -25,7 +25,8 @@ class RouterConfig:
 
     served_model_name: the `model` clients ask for ("auto" always works). tokenizer: checkpoint folder with
     tokenizer.json. tool_parser: how the model writes calls, a name of `router.text.tools`. name: how the replica calls
-    itself to workers. max_queue: choices (a request has `n` for each prompt) in flight before 429. retry_after_s:
+    itself to workers. max_queue: choices (a request has `n` for each prompt) in flight before 429.
+    max_waiting: choices of one tenant at one priority that wait for their turn before 429. retry_after_s:
     what 429 and 503 tell clients to wait. body_timeout_s: for the whole body to arrive. first_token_timeout_s,
     request_timeout_s: from arrival. max_body_bytes: beyond it, 413. api_keys: file of `router.access.keys`; without one
     nobody is asked for a key. replicas: how many routers there are, which share each key's limits. cors_origins:
@@ -38,7 +39,8 @@ class RouterConfig:
     one share it, and the last to end removes it. segment_cache_bytes: kept of conversations' texts and their token ids,
     so that a next turn costs its new
     texts alone. max_responses, max_responses_bytes: kept responses of a tenant.
-    session_ttl_s: a session ends so long after its last use. max_sessions: of a tenant.
+    session_ttl_s: a session ends so long after its last use. max_sessions: of a tenant. operators: tenants that may
+    drain workers, where keys are asked for.
     attachments: whether images and files in tools' results become a note to the model or a 400. name_workers: whether
     answers tell which workers and processes computed them. max_model_len: what is told of the context before a worker
     is live; None where that is unknown. costs: by which the routing policy predicts.
@@ -49,6 +51,7 @@ class RouterConfig:
     tokenizer: str
     name: str = field(default_factory=lambda: f"router-{os.getpid()}")
     max_queue: int = 1024
+    max_waiting: int = 512
     retry_after_s: int = 1
     tool_parser: str = "qwen25"
     body_timeout_s: float = 30.0
@@ -79,3 +82,4 @@ class RouterConfig:
     costs: Costs = field(default_factory=Costs)
     session_ttl_s: int = 3600
     max_sessions: int = 1000
+    operators: tuple[str, ...] = ()

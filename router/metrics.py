@@ -75,6 +75,7 @@ class State:
     workers: Sequence[WorkerState]
     configured: Mapping[Role, int]
     in_flight: int
+    waiting: int
     limit: int
     loop_hold_s: float
 
@@ -89,6 +90,7 @@ class Metrics(Collector):
         self._prompt_tokens = value(table.PROMPT_TOKENS)
         self._prompt_length = self._recorder.histogram(table.PROMPT_LENGTH)
         self.refused = value(table.REFUSED)
+        self.late = value(table.LATE)
         self._generated = value(table.GENERATED_TOKENS)
         self._times: dict[Class, _Times] = {}
         self.times(0)
@@ -98,7 +100,8 @@ class Metrics(Collector):
         for reason in ("room", "wait"):
             self.routed(reason, 0)
         value(table.BATCH_LINES, "200")
-        value(table.RESUMED, "death")
+        for cause in ("death", "moved"):
+            value(table.RESUMED, cause)
 
     def times(self, priority: int) -> StreamTimes:
         """Where a sequence of this priority tells its times."""
@@ -157,6 +160,7 @@ class Metrics(Collector):
             value(table.WORKERS_CONFIGURED, role).put(count)
             value(table.WORKERS_LIVE, role).put(sum(w.info.role == role for w in state.workers))
         value(table.IN_FLIGHT).put(state.in_flight)
+        value(table.WAITING).put(state.waiting)
         value(table.IN_FLIGHT_LIMIT).put(state.limit)
         value(table.LOOP_HOLD).put(state.loop_hold_s)
         return self._recorder.read()

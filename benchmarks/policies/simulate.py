@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from benchmarks.policies.baselines import Policy
 from benchmarks.policies.workers import Clock, Flight, SimulatedWorker
 from benchmarks.policies.workload import Ask, Session
+from router.relay.admission import roomy
 from router.relay.costs import Costs
+from router.relay.fair import FairQueue
 from router.relay.fleet import fleet_of
 from router.relay.policy import Need, Plan
 from wire.protocol import Role
+
+_LOOK_S = 0.01
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,15 @@ class Targets:
 class Simulation:
     """One run."""
 
-    def __init__(self, setup: Setup, policy: Policy, seed: int) -> None:
+    def __init__(self, setup: Setup, policy: Policy, seed: int, fair: FairQueue[int] | None = None) -> None:
+        """fair: where requests wait for their turn, as routers let them; without one each goes to workers at once."""
         self.clock = Clock()
         self.flights: list[Flight] = []
         self._policy = policy
+        self._fair = fair
+        self._ends: dict[int, Callable[[], None]] = {}
+        self._plan: Plan | None = None
+        self._looks_at = 0.0
         self._seed = seed
         self._costs = setup.costs
         slow = dict(setup.slow)
@@ -71,10 +80,33 @@ class Simulation:
             if turn + 1 < len(session.asks):
                 self.clock.at(self.clock.now + session.gaps[turn], lambda: self._ask(session, turn + 1))
 
+        if self._fair is None:
+            self._start(flight, self._choose(number), over)
+            return
+        self._ends[number] = over
+        self._fair.push(number, 0, flight.ask.tenant, flight.ask.prompt + flight.ask.output)
+        self._look()
+
+    def _choose(self, number: int) -> Plan:
         fleet = fleet_of([worker.state() for worker in self.workers.values()], self._costs)
-        plan = self._policy(fleet, self._need(flight.ask, number), number)
+        plan = self._policy(fleet, self._need(self.flights[number].ask, number), number)
         assert isinstance(plan, Plan), plan
-        self._start(flight, plan, over)
+        return plan
+
+    def _may_go(self, number: int) -> bool:
+        self._plan = self._choose(number)
+        return roomy(self._plan)
+
+    def _look(self) -> None:
+        """Start those whose turn it is, while there is room; again once a worker is to have less before it."""
+        if self._fair is None:
+            return
+        while (number := self._fair.take(self._may_go)) is not None:
+            assert self._plan is not None
+            self._start(self.flights[number], self._plan, self._ends.pop(number))
+        if self._fair and self._looks_at <= self.clock.now:
+            self._looks_at = self.clock.now + _LOOK_S
+            self.clock.at(self._looks_at, self._look)
 
     def _need(self, ask: Ask, number: int) -> Need:
         kept = {name: worker.held(ask) for name, worker in self.workers.items()}
@@ -95,14 +127,17 @@ class Simulation:
         def ended() -> None:
             decode.leave(tokens)
             over()
+            self._look()
 
         def alone() -> None:
             flight.first = clock.now
             decode.decode(flight, ended)
+            self._look()
 
         def handed_off() -> None:
             flight.first = clock.now
             computing.leave(ask.prompt)
+            self._look()
             missing = ask.prompt - decode.kept.longest(ask)
             exposed = max(costs.state_s, costs.moved_s(missing) - flight.computing_s)
             clock.at(clock.now + exposed, lambda: decode.enter(tokens, lambda: decode.decode(flight, ended)))

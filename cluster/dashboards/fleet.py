@@ -54,8 +54,13 @@ FLEET = Board(
                     ),
                 ),
                 Panel(
-                    "In flight", "short", "Choices under way, and how many there may be before 429 is answered.",
-                    (Query(total(t.IN_FLIGHT), "in flight"), Query(total(t.IN_FLIGHT_LIMIT), "limit")),
+                    "In flight", "short",
+                    "Choices under way, those of them that wait for their turn, and how many there may be before 429.",
+                    (
+                        Query(total(t.IN_FLIGHT), "in flight"),
+                        Query(total(t.WAITING), "waiting"),
+                        Query(total(t.IN_FLIGHT_LIMIT), "limit"),
+                    ),
                 ),
                 Panel(
                     "Errors by class", "reqps", "Requests without a whole answer. invalid and left are the clients'.",

@@ -48,8 +48,9 @@ REQUEST_PATH = Board(
                     (Query(rate(t.ROUTING, "reason"), "{{reason}}"),), stacked=True,
                 ),
                 Panel(
-                    "Refused", "reqps", "429: the router's queue is full, or a key is beyond its limits.",
-                    (Query(rate(t.REFUSED), "refused"),),
+                    "Refused", "reqps",
+                    "429: the router's queue or a tenant's is full, or a key is beyond its limits; 503: by a deadline.",
+                    (Query(rate(t.REFUSED), "429"), Query(rate(t.LATE), "deadline")),
                 ),
                 Panel(
                     "Waiting at workers", "short", "Sequences that wait for room, by pool.",

@@ -17,6 +17,7 @@ from router.config import RouterConfig
 from router.errors import ApiError
 from router.http.body import ClientGone, read_body
 from router.http.caller import Caller, caller_of
+from router.http.deadline import deadline_of
 from router.http.dialect import Dialect
 from router.http.send import Headers, send_json
 from router.relay.choice import Choice, Delta
@@ -117,7 +118,7 @@ class Generate(Answering, Generic[R]):
             caller = caller_of(scope)
             caller.choices = choices
             caller.priority = request.priority
-            job = job_of(request, choices, caller, gateway.config)
+            job = job_of(request, choices, caller, gateway.config, deadline_of(scope))
             turn = await begin_turn(self._sessions, session, caller, job)
             with self._sessions.held(turn), gateway.flying(job, permit):
                 headers += worker_headers(job, gateway.config)
@@ -128,7 +129,9 @@ class Generate(Answering, Generic[R]):
                     watch.cancel()
 
 
-def job_of(request: Request, choices: list[Choice], caller: Caller, config: RouterConfig) -> Job:
+def job_of(
+    request: Request, choices: list[Choice], caller: Caller, config: RouterConfig, deadline_s: float | None
+) -> Job:
     """A live request's job."""
     return Job(
         choices,
@@ -138,6 +141,7 @@ def job_of(request: Request, choices: list[Choice], caller: Caller, config: Rout
         tenant=caller.tenant,
         length_field=request.names.max_tokens,
         prefix_scope=scope_of(caller.tenant, request.cache_salt, config.cache_share_all),
+        deadline_s=deadline_s,
     )
 
 

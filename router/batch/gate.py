@@ -57,6 +57,7 @@ class Gate:
         gateway = self._gateway
         async with self._turn:
             while not room(
-                gateway.table.snapshot(), self.running - inside, self.starting, self._most, split=gateway.split
-            ):
+                gateway.table.snapshot(), self.running - inside, self.starting, self._most,
+                split=gateway.split, waiting=gateway.waiting,
+            ):  # fmt: skip
                 await asyncio.sleep(_LOOK_S)

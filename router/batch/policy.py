@@ -13,12 +13,17 @@ from wire.protocol import Role
 _SPARE = 8
 
 
-def room(workers: Iterable[WorkerState], running: int, starting: int, most: int, *, split: bool) -> int:
+def room(
+    workers: Iterable[WorkerState], running: int, starting: int, most: int, *, split: bool, waiting: int = 0
+) -> int:
     """How many more lines this router may start beside `running`, of at most `most`.
 
-    starting: running lines that no worker's figures can contain yet. Both pools must have places to spare; a worker at
-    which any request waits has none.
+    starting: running lines that no worker's figures can contain yet. waiting: live requests that wait in this router
+    for their turn; lines start only where there are none. Both pools must have places to spare; a worker at which any
+    request waits has none.
     """
+    if waiting:
+        return 0
     free: dict[Role, int] = {"prefill": 0, "decode": 0}
     for worker in workers:
         free[worker.info.role] += _spare(worker)

@@ -3,7 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from router.relay.policy import Plan
 from wire.protocol import Role
+
+# A worker gets its next prompt once so little is before it: enough that it never waits for one.
+_AHEAD_S = 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,3 +45,11 @@ def admit(in_flight: int, asked: int, max_queue: int) -> Refusal | None:
             429, f"{in_flight} choices are in flight of at most {max_queue}, {asked} more do not fit; try again soon"
         )
     return None
+
+
+def roomy(plan: Plan) -> bool:
+    """Whether a sequence may go to the workers now: they have places, and few prompts before it.
+
+    Beyond that it would only wait there, where nobody takes turns.
+    """
+    return not plan.waits and plan.ahead_s <= _AHEAD_S

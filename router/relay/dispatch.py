@@ -1,16 +1,19 @@
-"""Gives sequences to workers, and to others when those fail. What finds no worker waits for one."""
+"""Gives sequences to workers, and to others when those fail. What finds no worker, or none with room, waits."""
 
 import asyncio
 import itertools
 import logging
+import math
 import random
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 
 from router.errors import ApiError, invalid
 from router.metrics import Metrics
+from router.relay.admission import roomy
+from router.relay.fair import FairQueue
 from router.relay.job import Job
 from router.relay.policy import Need, NoPlan, Plan, choose
 from router.relay.prefixes import Candidates, candidates
@@ -22,15 +25,19 @@ from wire.protocol import Mark, PeerRef, Prefix, Submit, WorkerInfo
 from wire.tokens import TokenIds
 
 _log = logging.getLogger(__name__)
+_LOOK_S = 0.002
 
 
 class Dispatcher:
     """One router's. split: whether prompts are computed by a pool of their own.
 
-    wait_s: how long a sequence that somebody waits for waits for a worker. All calls come from one event loop.
+    max_waiting: sequences of one tenant at one priority that wait for their turn. wait_s: how long a sequence that
+    somebody waits for waits for a worker. All calls come from one event loop.
     """
 
-    def __init__(self, table: WorkerTable, metrics: Metrics, *, split: bool, wait_s: float, retry_after_s: int) -> None:
+    def __init__(
+        self, table: WorkerTable, metrics: Metrics, *, split: bool, max_waiting: int, wait_s: float, retry_after_s: int
+    ) -> None:
         self._table = table
         self._metrics = metrics
         self._split = split
@@ -42,8 +49,19 @@ class Dispatcher:
         self._waiting: dict[SequenceStream, asyncio.TimerHandle | None] = {}  # for a worker, until a timer ends it
         self._pausing: dict[SequenceStream, asyncio.TimerHandle] = {}  # between two tries
         self._apart: deque[SequenceStream] = deque()  # to be tried one at a time; the first is under way
+        self._fair: FairQueue[SequenceStream] = FairQueue(max_waiting)
+        self._next: Plan | NoPlan | None = None  # of the one whose turn it is
+        self._looking: asyncio.TimerHandle | None = None
+        self._placed: set[SequenceStream] = set()  # those that have been given to workers
+        self._priorities: Counter[int] = Counter()  # theirs
         self._closed = False
         table.on_live = self.wake
+        table.on_load = self._look_soon
+
+    @property
+    def waiting(self) -> int:
+        """Sequences that wait for their turn."""
+        return len(self._fair)
 
     def plan(self, need: Need, begun_with: str | None = None) -> Plan | NoPlan:
         """Where a sequence would go now.
@@ -62,13 +80,82 @@ class Dispatcher:
             )
             stream.begun(time.monotonic())
             job.streams.append(stream)
-            plan = self._place(stream)
-            if plan is not None and plan.reason == "too_long":
+            self._enter(stream, job)
+
+    def _enter(self, stream: SequenceStream, job: Job) -> None:
+        """Start it where there is room and nobody is before it; else it waits for its turn."""
+        plan = self.plan(self._need(stream), None)
+        if isinstance(plan, NoPlan):
+            if plan.reason == "too_long":
                 raise invalid(plan.message, job.length_field, "context_length_exceeded")
-            if plan is not None and plan.reason == "mismatch":
+            if plan.reason == "mismatch":
                 raise self._unavailable(plan.message)
-            if plan is not None:
+            self._metrics.routed(plan.reason)
+            self._wait(stream)
+            return
+        self._check_deadline(plan, job)
+        if not self._fair and self._has_room(plan, job.priority):
+            self._metrics.routed("wait" if plan.waits else "room")
+            self._start(stream, plan)
+            return
+        if job.live and self._fair.full(job.priority, job.tenant):
+            self._metrics.refused.add()
+            message = f"{self._fair.most} choices of yours wait at this priority already; try again soon"
+            raise ApiError(429, message, code="queue_full", retry_after_s=self._retry_after_s)
+        tokens = stream.known + min(stream.left, self._table.costs.answer_tokens)
+        self._metrics.routed("wait")
+        self._fair.push(stream, job.priority, job.tenant, tokens)
+        self._look()
+
+    def _check_deadline(self, plan: Plan, job: Job) -> None:
+        """Refuse at once what would come too late, by what is before it here and at the worker."""
+        if job.deadline_s is None:
+            return
+        fleet = self._table.fleet()
+        computing = fleet.prefills if plan.prefill is not None else fleet.decodes
+        rate = sum(1.0 / s.token_s for s in computing)
+        expected = plan.first_token_s + self._fair.ahead(job.priority, job.tenant) / rate
+        if expected <= job.deadline_s:
+            return
+        self._metrics.late.add()
+        raise ApiError(
+            503,
+            f"the first token is expected in {expected:.1f} s, its deadline is {job.deadline_s:g} s; try again later",
+            code="deadline_unmet",
+            retry_after_s=max(self._retry_after_s, math.ceil(expected - job.deadline_s)),
+        )
+
+    def _has_room(self, plan: Plan, priority: int) -> bool:
+        """Whether its workers have places and little before it; what has worse priorities there yields to it anyway."""
+        if any(other > priority for other in self._priorities):
+            return True
+        return roomy(plan)
+
+    def _look_soon(self) -> None:
+        """Figures have changed: there may be room. Many messages together are looked at once."""
+        if self._fair and self._looking is None:
+            self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
+
+    def _look(self) -> None:
+        """Start all whose turn it is, while there is room."""
+        if self._looking is not None:
+            self._looking.cancel()
+            self._looking = None
+        while (stream := self._fair.take(self._may_go)) is not None:
+            assert self._next is not None
+            plan, self._next = self._next, None
+            if stream.over:
+                continue
+            if isinstance(plan, NoPlan):
+                self._metrics.routed(plan.reason)
                 self._wait(stream)
+            else:
+                self._start(stream, plan)
+
+    def _may_go(self, stream: SequenceStream) -> bool:
+        plan = self.plan(self._need(stream), stream.begun_with)
+        self._next = plan
+        return stream.over or isinstance(plan, NoPlan) or self._has_room(plan, stream.priority)
 
     async def warm(self, token_ids: TokenIds, scope: str, marks: Sequence[Mark]) -> str | None:
         """Bring the state of known tokens to a decode worker's device; why that can't be, if so. marks: beginnings."""
@@ -112,6 +199,13 @@ class Dispatcher:
         """Nobody wants a job's sequences any more."""
         for stream in job.streams:
             self.progressed(stream)
+            self._fair.discard(stream)
+            if stream in self._placed:
+                self._placed.remove(stream)
+                self._priorities[stream.priority] -= 1
+                if not self._priorities[stream.priority]:
+                    del self._priorities[stream.priority]
+        self._look_soon()
 
     def wake(self) -> None:
         """There is a worker that was not there before."""
@@ -124,7 +218,9 @@ class Dispatcher:
     def close(self) -> None:
         """From now on what fails is not tried again, and what waits for a worker ends with an error."""
         self._closed = True
-        for stream in {*self._waiting, *self._pausing, *self._apart}:
+        if self._looking is not None:
+            self._looking.cancel()
+        for stream in {*self._waiting, *self._pausing, *self._apart, *self._fair}:
             if not stream.over:
                 stream.abandon(ApiError(503, "the router is shutting down", code="worker_lost"))
 
@@ -140,15 +236,23 @@ class Dispatcher:
             self._metrics.routed(plan.reason)
             return plan
         self._metrics.routed("wait" if plan.waits else "room")
+        self._start(stream, plan)
+        return None
+
+    def _start(self, stream: SequenceStream, plan: Plan) -> None:
         link = self._table.link
         prefill = link(plan.prefill.worker_id) if plan.prefill is not None else None
+        if stream not in self._placed:
+            self._placed.add(stream)
+            self._priorities[stream.priority] += 1
         stream.start(prefill, link(plan.decode.worker_id), _prefix(plan, stream), plan.work)
-        return None
 
     def _need(self, stream: SequenceStream) -> Need:
         prompt = stream.choice.prompt
         page_size = min((info.page_size for info in self._table.infos()), default=1)
-        held = self._table.held(candidates(prompt.token_ids, prompt.boundaries, page_size, stream.prefix_scope))
+        if stream.names is None:
+            stream.names = candidates(prompt.token_ids, prompt.boundaries, page_size, stream.prefix_scope)
+        held = self._table.held(stream.names)
         return Need(stream.known, stream.left, random.getrandbits(32), held)
 
     def _wait(self, stream: SequenceStream) -> None:
@@ -164,7 +268,10 @@ class Dispatcher:
 
 
 def _prefix(plan: Plan, stream: SequenceStream) -> Prefix:
-    return Prefix(stream.choice.prompt.boundaries, stream.prefix_scope, plan.kept_tokens, _ref(plan.source))
+    source, kept_tokens = _ref(plan.source), plan.kept_tokens
+    if stream.moved is not None:
+        source, kept_tokens = stream.moved
+    return Prefix(stream.choice.prompt.boundaries, stream.prefix_scope, kept_tokens, source)
 
 
 def _ref(info: WorkerInfo | None) -> PeerRef | None:

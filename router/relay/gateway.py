@@ -1,6 +1,7 @@
 """What stands behind the HTTP APIs: tokenizer, table of workers, admission and metrics of one replica."""
 
 import asyncio
+import math
 import time
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -81,6 +82,7 @@ class Gateway:
             self.table,
             self.metrics,
             split=self.split,
+            max_waiting=config.max_waiting,
             wait_s=config.first_token_timeout_s,
             retry_after_s=config.retry_after_s,
         )
@@ -89,6 +91,11 @@ class Gateway:
     def split(self) -> bool:
         """Whether prompts are computed by a pool of their own."""
         return self.pools.prefill > 0
+
+    @property
+    def waiting(self) -> int:
+        """Choices in flight that wait for their turn."""
+        return self._dispatcher.waiting
 
     async def start(self) -> None:
         """Bind to the running event loop."""
@@ -200,7 +207,8 @@ class Gateway:
         """
         config = self.config
         timers: list[asyncio.TimerHandle] = []
-        limits = ((config.first_token_timeout_s, job.first_token_due), (config.request_timeout_s, job.due))
+        first_s = min(config.first_token_timeout_s, job.deadline_s or math.inf)
+        limits = ((first_s, job.first_token_due), (config.request_timeout_s, job.due))
         if permit is not None:
             job.when_over(permit.release)
         try:
@@ -223,6 +231,7 @@ class Gateway:
             self.table.snapshot(),
             {"prefill": self.pools.prefill, "decode": self.pools.decode},
             self.in_flight,
+            self.waiting,
             self.config.max_queue,
             self._holds.longest(time.monotonic()),
         )

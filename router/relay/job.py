@@ -11,10 +11,11 @@ from router.relay.stream import SequenceStream
 
 class Job:
     """stream: whether each gain wakes the answering coroutine, or only the end. account: whose tokens it uses.
-    tenant: whose key it came with, "" where none is asked for.
+    tenant: whose key it came with, "" where none is asked for; it waits for its turn among that one's.
 
     live: whether a client waits for it; else no timeout applies. length_field: the request's field that bounds the
-    answer, for errors. prefix_scope: whose kept prefixes it may use.
+    answer, for errors. prefix_scope: whose kept prefixes it may use. deadline_s: by when, from its
+    submission, its client wants a first token.
     """
 
     def __init__(
@@ -28,6 +29,7 @@ class Job:
         live: bool = True,
         length_field: str = "max_tokens",
         prefix_scope: str = "",
+        deadline_s: float | None = None,
     ) -> None:
         self.choices = choices
         self.priority = priority
@@ -36,6 +38,7 @@ class Job:
         self.live = live
         self.length_field = length_field
         self.prefix_scope = prefix_scope
+        self.deadline_s = deadline_s
         self.streams: list[SequenceStream] = []
         self.error: ApiError | None = None
         self.gone = False  # the client has left

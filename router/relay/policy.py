@@ -52,7 +52,8 @@ class Plan:
 
     waits: none has room for it now, so that it waits at one of the two. source, kept_tokens: whose kept snapshot the
     worker that computes the prompt is to begin from, and of how many tokens; None to begin from what it has itself.
-    work: prompt tokens that are computed. first_token_s: the predicted time to the first token.
+    work: prompt tokens that are computed. ahead_s: seconds of prompts before it at the worker that computes it.
+    first_token_s: the predicted time to the first token, those included.
     """
 
     prefill: WorkerInfo | None
@@ -62,6 +63,7 @@ class Plan:
     kept_tokens: int = 0
     work: int = field(default=0, compare=False)
     first_token_s: float = field(default=0.0, compare=False)
+    ahead_s: float = field(default=0.0, compare=False)
 
 
 NoPlanReason = Literal["no_decode_worker", "mismatch", "too_long"]
@@ -234,9 +236,10 @@ class _Search:
         info = prefill.state.info if prefill is not None else None
         if source is None or pulled >= own:
             work = need.prompt_tokens - begin
-            return Plan(info, decode.state.info, waits, work=work, first_token_s=first)
+            return Plan(info, decode.state.info, waits, None, 0, work, first, computing.queue_s)
         kept = need.begin(source.worker_id)
-        return Plan(info, decode.state.info, waits, source.state.info, kept, need.prompt_tokens - kept, first)
+        work = need.prompt_tokens - kept
+        return Plan(info, decode.state.info, waits, source.state.info, kept, work, first, computing.queue_s)
 
     def _tied(self, found: Sequence[Standing]) -> Standing | None:
         if len(found) <= 1:

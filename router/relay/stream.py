@@ -10,6 +10,7 @@ from router.errors import ApiError, invalid
 from router.metrics import StreamTimes
 from router.relay.choice import Choice, ServedBy
 from router.relay.leg import Leg, Link, Stage
+from router.relay.prefixes import Candidates
 from router.relay.recovery import Cause, Enough, Setbacks
 from wire.protocol import PeerRef, Prefix, SamplingParams, SeqOutput, Submit
 from wire.tokens import TokenIds
@@ -57,15 +58,17 @@ class SequenceStream:
         "_metrics",
         "_owner",
         "_parked",
-        "_priority",
         "_set_back_since",
         "_setbacks",
         "_submitted_at",
         "_tries",
         "choice",
         "legs",
+        "moved",
+        "names",
         "over",
         "prefix_scope",
+        "priority",
         "request_id",
     )
 
@@ -82,11 +85,13 @@ class SequenceStream:
         self.request_id = request_id
         self.choice = choice
         self.legs: list[Leg] = []
+        self.names: Candidates | None = None  # of the prompt's beginnings, once they have been looked for
         self.over = False  # nothing more is to be computed
+        self.moved: tuple[PeerRef, int] | None = None  # who keeps its state, of how many tokens, for the next worker
         self._owner = owner
         self._metrics = metrics
         self._dispatch = dispatch
-        self._priority = priority
+        self.priority = priority
         self.prefix_scope = prefix_scope
         self._ids: list[int] = []  # generated so far
         self._parked: dict[int, SeqOutput] = {}  # outputs that overtook others, by index of their first token
@@ -139,6 +144,7 @@ class SequenceStream:
         """
         request_id = f"{self.request_id}.{self._tries}" if self._tries else self.request_id
         self._tries += 1
+        self.moved = None
         ids, sampling = self.choice.prompt.token_ids, self._sampling()
         if self._ids:
             ids = TokenIds(ids.packed + TokenIds.of(self._ids).packed)
@@ -147,10 +153,10 @@ class SequenceStream:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
             self.legs.append(
-                Leg(self, prefill, Submit(request_id, ids, sampling, self._priority, handoff=True, prefix=prefix), work)
+                Leg(self, prefill, Submit(request_id, ids, sampling, self.priority, handoff=True, prefix=prefix), work)
             )
             prefix = Prefix(prefix.boundaries, prefix.scope)
-        submit = Submit(request_id, ids, sampling, self._priority, source, generated=len(self._ids), prefix=prefix)
+        submit = Submit(request_id, ids, sampling, self.priority, source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit, work if source is None else 0))
 
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
@@ -166,6 +172,9 @@ class SequenceStream:
                 return
             if output.finish == "error":
                 self._failed(leg, output)
+                return
+            if output.finish == "moved":
+                self._moved(leg, output)
                 return
             if output.finish == "abort":  # another leg's worker says how it ended
                 return
@@ -204,6 +213,14 @@ class SequenceStream:
         for leg in self.legs:
             leg.cancel()
         self._parked.clear()
+
+    def _moved(self, leg: Leg, output: SeqOutput) -> None:
+        """The worker is to end: go on at another one, from the state that this one keeps for it."""
+        info = leg.info
+        if output.kept_tokens and output.offset == len(self._ids):
+            self.moved = (PeerRef(info.worker_id, info.host, info.port), output.kept_tokens)
+        self._leave_workers()
+        self._dispatch.again(self, "moved", 0.0, apart=False)
 
     def _set_back(self, cause: Cause, error: ApiError, alone: bool = False) -> None:
         """Workers failed it: go on at others, or give up with the error."""

@@ -20,6 +20,7 @@ from wire.codec import CLUSTER, WireError
 from wire.handshake import call
 from wire.protocol import (
     Abort,
+    Drain,
     Hello,
     Load,
     Mark,
@@ -140,7 +141,7 @@ class WorkerLink:
         """Send."""
         self._send(message)
 
-    def tell(self, message: Pin | Unpin) -> None:
+    def tell(self, message: Pin | Unpin | Drain) -> None:
         """Send."""
         self._send(message)
 
@@ -180,7 +181,7 @@ class WorkerLink:
         self._unseen_tokens = 0
         self._unseen_work = 0
 
-    def _send(self, message: Submit | Abort | Pin | Unpin | Park) -> None:
+    def _send(self, message: Submit | Abort | Pin | Unpin | Park | Drain) -> None:
         # Closing: the reader is about to report it, and loses the streams.
         if self._writer is not None and not self._writer.is_closing():
             self._writer.write(CLUSTER.encode(message))
@@ -279,20 +280,24 @@ class WorkerLink:
 
 
 class WorkerTable:
-    """All workers this router knows of. on_live: called when one begins to take requests."""
+    """All workers this router knows of.
+
+    on_live: called when one begins to take requests. on_load: called when the figures of one have changed.
+    """
 
     def __init__(self, router_name: str, secret: str, costs: Costs) -> None:
         """TlsError if connections are to be encrypted and can't be."""
         tls()
         self._router_name = router_name
         self._secret = secret
-        self._costs = costs
+        self.costs = costs
         self._prefixes = PrefixIndex()
         self._roster = Roster(costs)
         self._changed: set[WorkerLink] = set()  # since the roster was made
         self._links: dict[str, WorkerLink] = {}
         self._leaving: list[WorkerLink] = []
         self.on_live: Callable[[], None] = lambda: None
+        self.on_load: Callable[[], None] = lambda: None
 
     async def update(self, listed: Sequence[ListedWorker]) -> None:
         """Discovery's full list. New ones are connected to; one gone from it takes no new requests."""
@@ -304,7 +309,7 @@ class WorkerTable:
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
                 self._links[worker_id] = WorkerLink(
-                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self._costs
+                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self.costs
                 )
         self._leaving = [link for link in self._leaving if not link.over]
 
@@ -318,6 +323,7 @@ class WorkerTable:
 
     def _change(self, link: WorkerLink) -> None:
         self._changed.add(link)
+        self.on_load()
 
     def links(self) -> list[WorkerLink]:
         """All, those that are leaving too."""
@@ -365,6 +371,14 @@ class WorkerTable:
         for link in self._links.values():
             if link.live:
                 link.tell(message)
+
+    def drain(self, worker_id: str) -> bool:
+        """Tell a worker to end; False if there is no live one of that id."""
+        link = self._links.get(worker_id)
+        if link is None or not link.live:
+            return False
+        link.tell(Drain())
+        return True
 
     async def park(self, mark: Mark) -> list[str | None]:
         """Have every worker take a snapshot off its device: of each that had it there, why it stays, if so."""

@@ -1,6 +1,8 @@
 """The policies' harness: nothing is lost in it, and it says who leads."""
 
 import json
+import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from benchmarks.policies.baselines import POLICIES
 from benchmarks.policies.simulate import Setup, Simulation, Targets
 from benchmarks.policies.workload import Ask, Session, agents, trace
 from router.relay.costs import Costs
+from router.relay.fair import FairQueue
 
 TARGETS = Targets(1.0, 0.03)
 
@@ -58,3 +61,24 @@ def test_a_trace_s_turns_end_where_prompts_went_on_differently(tmp_path: Path) -
     assert (second.begins, second.asks[0].prefixes) == (1.0, ((1024, "2"), (2048, "6")))
     assert third.asks[0].prefixes == ((1024, "2"), (1536, "5"), (2048, "8"))
     assert [s.asks[0].output for s in trace(file, 1.0, 1, 1)] == [7]
+
+
+def _tenant(name: str, rate: float, seed: int) -> Iterator[Session]:
+    """Short conversations' prompts at random times for six seconds."""
+    rng = random.Random(seed)
+    at = 0.0
+    while (at := at + rng.expovariate(rate)) < 10.0:
+        prompt = max(16, int(rng.lognormvariate(8.3, 0.8)))
+        yield Session(at, [Ask(prompt, 2 + int(rng.expovariate(1 / 200)), (), tenant=name)])
+
+
+def test_a_flooding_tenant_leaves_the_other_its_time_to_first_token() -> None:
+    def p99_s(sessions: list[Session]) -> float:
+        setup = Setup(costs(0.03), prefills=8, decodes=8)
+        flights = Simulation(setup, POLICIES["default"], 0, FairQueue(1_000_000)).run(sessions)
+        waits = sorted(f.first - f.arrived for f in flights if f.ask.tenant == "calm")
+        return waits[int(0.99 * len(waits))]
+
+    calm = list(_tenant("calm", 20.0, 1))
+    alone = p99_s(calm)
+    assert p99_s(calm + list(_tenant("flood", 300.0, 2))) <= 1.2 * alone

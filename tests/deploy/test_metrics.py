@@ -71,7 +71,7 @@ def test_classes_are_few_whatever_priorities_clients_ask_for() -> None:
 
 def test_a_router_tells_of_answers_errors_and_the_workers_it_reaches() -> None:
     state = [WorkerState(INFO, IDLE)]
-    metrics = Metrics(lambda: State(state, {"prefill": 1, "decode": 1}, 3, 9, 0.002))
+    metrics = Metrics(lambda: State(state, {"prefill": 1, "decode": 1}, 3, 2, 9, 0.002))
     metrics.answered("chat", "200", 0.5)
     for status in ("400", "429", "500", "503", "504", "error", "disconnected"):
         metrics.answered("chat", status, 0.5)

@@ -83,7 +83,7 @@ def run(checkpoint: Path, act: Act, choices: int = 1) -> None:
     async def body() -> None:
         table = Table()
         metrics = Metrics(lambda: pytest.fail("nobody asks"))
-        dispatcher = Dispatcher(table, metrics, split=True, wait_s=60.0, retry_after_s=1)
+        dispatcher = Dispatcher(table, metrics, split=True, max_waiting=9, wait_s=60.0, retry_after_s=1)
         job = Job([Choice(i, prompt, sampling, tokenizer) for i in range(choices)], stream=True, priority=0)
         act(dispatcher, table, job)
 

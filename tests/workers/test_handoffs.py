@@ -104,7 +104,7 @@ def test_a_snapshot_is_whole_when_its_header_and_every_rank_s_part_have_come(pai
     else:
         assert decode.received("r", 1, 1.0) + decode.received("r", 0, 1.0) == []
         assert pair.to_decode(actions, 2.0) == [Arrived(0.0)]
-    assert pair.decode.scheduler.sequences["r"].tokens == [0, 1, 2, 3, 4, 7]
+    assert list(pair.decode.scheduler.sequences["r"].tokens) == [0, 1, 2, 3, 4, 7]
     assert pair.decode.step()[0].rows[0].start == 5
 
 

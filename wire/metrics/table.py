@@ -86,6 +86,11 @@ PROMPT_LENGTH = _router(
 PROMPT_TOKENS = _router("ling_prompt_tokens_total", "counter", "tokens", "Prompt tokens accepted")
 GENERATED_TOKENS = _router("ling_generated_tokens_total", "counter", "tokens", "Tokens received from workers")
 IN_FLIGHT = _router("ling_in_flight", "gauge", "sequences", "Choices in flight in this router")
+WAITING = _router("ling_waiting", "gauge", "sequences", "Choices in flight that wait in this router for their turn")
+LATE = _router(
+    "ling_deadline_refused_total", "counter", "requests",
+    "Requests refused at once as their first token could not come within their deadline: 503",
+)  # fmt: skip
 IN_FLIGHT_LIMIT = _router(
     "ling_in_flight_limit", "gauge", "sequences", "Choices in flight from which on 429 is answered"
 )
@@ -99,7 +104,8 @@ ROUTING = _router(
 )  # fmt: skip
 RESUMED = _router(
     "ling_resumed_total", "counter", "sequences",
-    "Sequences tried at other workers after a worker's death, or after a snapshot did not come, by cause", "cause",
+    "Sequences that went on at other workers, by cause: a worker's death, a failed transfer, or moved in good order",
+    "cause",
 )  # fmt: skip
 BATCH_LINES = _router(
     "ling_batch_lines_total", "counter", "requests", "Lines of batches answered, by HTTP status", "status"
@@ -151,7 +157,7 @@ PREEMPTIONS = _worker(
 )  # fmt: skip
 FINISHED = _worker(
     "ling_finished_total", "counter", "sequences",
-    "Sequences that ended here, by how: stop, length, handoff, abort, error", "finish",
+    "Sequences that ended here, by how: stop, length, handoff, abort, error, moved", "finish",
 )  # fmt: skip
 LOAD_SECONDS = _worker(
     "ling_start_seconds",

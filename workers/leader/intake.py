@@ -1,5 +1,7 @@
 """A router's `Submit` as a sequence, and why a worker refuses one. Pure."""
 
+import numpy as np
+
 from wire.protocol import Submit
 from workers.schedule.limits import Limits
 from workers.schedule.sequence import Sequence, Source
@@ -13,7 +15,7 @@ def sequence_of(message: Submit, now: float) -> Sequence:
         source, position, kept = prefix.source, prefix.kept_tokens, True
     return Sequence(
         request_id=message.request_id,
-        tokens=list(message.token_ids),
+        tokens=message.token_ids.array(),
         prompt_tokens=len(message.token_ids) - message.generated,
         sampling=message.sampling,
         priority=message.priority,
@@ -36,6 +38,7 @@ def refusal(seq: Sequence, limits: Limits, vocab: int) -> str | None:
         return "a snapshot of tokens that were generated elsewhere can't be handed on; compute them here"
     if not 0 <= seq.generated < seq.sampling.max_tokens:
         return f"{seq.generated} tokens are generated of at most {seq.sampling.max_tokens}"
-    if not all(0 <= t < vocab for t in seq.tokens):
+    ids = np.frombuffer(seq.tokens, np.int32)
+    if ids.min() < 0 or ids.max() >= vocab:
         return f"a token id is outside the vocabulary of {vocab}"
     return None

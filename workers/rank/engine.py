@@ -1,5 +1,6 @@
 """The bare engine: scheduler and runner in one process, no sockets, no Ray. Tests and benchmarks use it."""
 
+import array
 import itertools
 import queue
 import time
@@ -64,7 +65,7 @@ class Engine:
         request_id = str(next(self._ids))
         self.scheduler.add(
             Sequence(
-                request_id=request_id, tokens=list(prompt), prompt_tokens=len(prompt), sampling=sampling,
+                request_id=request_id, tokens=array.array("i", prompt), prompt_tokens=len(prompt), sampling=sampling,
                 priority=0, order=0, handoff=False, source=None, arrived=time.monotonic(), boundaries=boundaries,
             )
         )  # fmt: skip

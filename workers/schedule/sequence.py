@@ -1,5 +1,6 @@
 """One request as a worker's leader sees it: its tokens, how far they are computed, and what it holds."""
 
+import array
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -54,7 +55,7 @@ class Sequence:
     """
 
     request_id: str
-    tokens: list[int]
+    tokens: "array.array[int]"
     prompt_tokens: int
     sampling: SamplingParams
     priority: int

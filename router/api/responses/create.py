@@ -35,6 +35,7 @@ from router.api.session_turn import begin_turn, session_of
 from router.errors import fault, invalid
 from router.http.body import parse, read_body
 from router.http.caller import caller_of
+from router.http.deadline import deadline_of
 from router.http.dialect import OPENAI
 from router.http.json import encode
 from router.http.send import Headers, send_json
@@ -66,7 +67,7 @@ class Create(Answering):
             lowered, choice, record = await self._begin(request, caller.tenant)
             caller.choices = [choice]
             account = caller.account
-            job = job_of(lowered, [choice], caller, self._gateway.config)
+            job = job_of(lowered, [choice], caller, self._gateway.config, deadline_of(scope))
             turn = await begin_turn(self._sessions, session_of(scope, lowered), caller, job)
             holds.enter_context(self._sessions.held(turn))
             holds.enter_context(self._gateway.flying(job, permit))

@@ -1,0 +1,114 @@
+"""Who is served next where not all can be: a bounded queue for each priority and tenant. Pure.
+
+Priorities are strict. Among a priority's tenants it is deficit round robin: at its turn a tenant may spend so many
+tokens more, so that each gets its share of tokens however many requests it sends, and however long they are.
+"""
+
+from collections import deque
+from collections.abc import Callable, Hashable, Iterator
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T", bound=Hashable)
+# What a tenant may spend more at each of its turns.
+_QUANTUM = 16_384
+
+
+@dataclass(slots=True)
+class _Lane(Generic[T]):
+    """One tenant's requests at one priority. deficit: tokens that it may spend."""
+
+    waiting: dict[T, int] = field(default_factory=dict)  # tokens of each, in order
+    deficit: int = 0
+
+    @property
+    def head(self) -> T:
+        """The next."""
+        return next(iter(self.waiting))
+
+    @property
+    def lacks(self) -> bool:
+        """Whether it may not spend as much as the next takes."""
+        return self.deficit < self.waiting[self.head]
+
+
+class FairQueue(Generic[T]):
+    """Items by priority and tenant. most: in one lane."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self._lanes: dict[int, dict[str, _Lane[T]]] = {}
+        self._turns: dict[int, deque[_Lane[T]]] = {}  # those that have something, in order
+        self._where: dict[T, tuple[int, str]] = {}
+
+    def __len__(self) -> int:
+        return len(self._where)
+
+    def __contains__(self, item: T) -> bool:
+        return item in self._where
+
+    def __iter__(self) -> Iterator[T]:
+        return iter(list(self._where))
+
+    def full(self, priority: int, tenant: str, more: int = 1) -> bool:
+        """Whether a lane can't take so many more."""
+        lane = self._lanes.get(priority, {}).get(tenant)
+        return (len(lane.waiting) if lane is not None else 0) + more > self.most
+
+    def ahead(self, priority: int, tenant: str) -> int:
+        """Tokens that go before a tenant's next one, about: its own, and as many of each other tenant that waits."""
+        sooner = [lane for p, lanes in self._lanes.items() if p < priority for lane in lanes.values()]
+        lanes = self._lanes.get(priority, {})
+        own = _tokens(lanes[tenant]) if tenant in lanes else 0
+        others = sum(min(_tokens(lane), own + _QUANTUM) for name, lane in lanes.items() if name != tenant)
+        return sum(map(_tokens, sooner)) + own + others
+
+    def push(self, item: T, priority: int, tenant: str, tokens: int) -> None:
+        """Behind the rest of its lane."""
+        lanes = self._lanes.setdefault(priority, {})
+        lane = lanes.get(tenant)
+        if lane is None:
+            lane = lanes[tenant] = _Lane()
+            # Who had nothing here goes first: one that asks little hardly notices those that ask much.
+            self._turns.setdefault(priority, deque()).appendleft(lane)
+        lane.waiting[item] = tokens
+        self._where[item] = priority, tenant
+
+    def take(self, may: Callable[[T], bool]) -> T | None:
+        """The next, if it may go; none goes before it."""
+        if not self._turns:
+            return None
+        priority = min(self._turns)
+        turns = self._turns[priority]
+        while turns[0].lacks:
+            turns[0].deficit += _QUANTUM
+            if turns[0].lacks:
+                turns.rotate(-1)
+        lane = turns[0]
+        item = lane.head
+        if not may(item):
+            return None
+        lane.deficit -= lane.waiting[item]
+        self._remove(item)
+        if lane.waiting and lane.lacks:
+            turns.rotate(-1)
+        return item
+
+    def discard(self, item: T) -> None:
+        """It waits no longer; harmless if it does not."""
+        if item in self._where:
+            self._remove(item)
+
+    def _remove(self, item: T) -> None:
+        priority, tenant = self._where.pop(item)
+        lane = self._lanes[priority][tenant]
+        del lane.waiting[item]
+        if not lane.waiting:  # and what it did not spend is gone
+            del self._lanes[priority][tenant]
+            self._turns[priority].remove(lane)
+            if not self._turns[priority]:
+                del self._turns[priority], self._lanes[priority]
+
+
+def _tokens(lane: _Lane[T]) -> int:
+    return sum(lane.waiting.values())
