@@ -19,6 +19,7 @@ from cluster.drain import drain_command
 from cluster.fetch.command import fetch_command
 from cluster.launch import serve_here
 from cluster.plan import plan_command
+from cluster.snapshot import snapshot
 from cluster.status import render
 from cluster.terminal import console_for_tables
 
@@ -201,6 +202,7 @@ app.command("fetch")(fetch_command)
 app.command("plan")(plan_command)
 app.command("convert")(convert_command)
 app.command("verify")(verify_command)
+app.add_typer(snapshot, name="snapshot")
 app.add_typer(dashboards, name="dashboards")
 
 

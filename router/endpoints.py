@@ -322,6 +322,13 @@ ENDPOINTS = (
     Endpoint("GET", _ONE_SESSION, "Where a session stands", lambda parts: parts.sessions_api.retrieve, SessionRecord),
     Endpoint("DELETE", _ONE_SESSION, "Forget a session", lambda parts: parts.sessions_api.delete, Deleted),
     Endpoint(
+        "GET",
+        f"{_ONE_SESSION}/snapshot",
+        "A session's tokens, and how its last answer was sampled, as a safetensors file",
+        lambda parts: parts.sessions_api.snapshot,
+        media=(BYTES,),
+    ),
+    Endpoint(
         "POST",
         f"{_ONE_SESSION}/park",
         "Take a session's snapshot off the device",

@@ -89,6 +89,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("delete", "/v1/files/{spare_file_id}", {}),
     ("get", "/v1/sessions", {}),
     ("get", "/v1/sessions/{session_id}", {}),
+    ("get", "/v1/sessions/{session_id}/snapshot", {}),
     ("post", "/v1/sessions/{session_id}/fork", {"json": {"ids": ["fork"]}}),
     ("post", "/v1/sessions/{session_id}/park", {}),
     ("post", "/v1/sessions/{session_id}/resume", {}),

@@ -83,6 +83,10 @@ E2E = _router(
 PROMPT_LENGTH = _router(
     "ling_prompt_length_tokens", "histogram", "tokens", "Tokens of an accepted prompt", buckets=_LENGTHS
 )
+ANSWER_LENGTH = _router(
+    "ling_answer_length_tokens", "histogram", "tokens", "Tokens generated for a choice, once it is over",
+    buckets=_LENGTHS,
+)  # fmt: skip
 PROMPT_TOKENS = _router("ling_prompt_tokens_total", "counter", "tokens", "Prompt tokens accepted")
 GENERATED_TOKENS = _router("ling_generated_tokens_total", "counter", "tokens", "Tokens received from workers")
 IN_FLIGHT = _router("ling_in_flight", "gauge", "sequences", "Choices in flight in this router")
