@@ -205,6 +205,8 @@ class ClusterConfig(_Section):
     listens by itself;
     without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
     placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    resume_s: how long workers go on with a request that came with an Idempotency-Key once its router has died, and how
+    long they keep such a request's tokens once it has ended, for a client that comes back.
     load_stall_s: seconds without progress after which a worker's start is taken for hung, and begun anew.
     surge: workers beyond its size that a pool may have while `serve deploy` replaces them, in percent: their successors
     serve before they go. Unset, it is 100 without GPUs, and 0 with them: a pool that may have more and finds no GPUs
@@ -241,6 +243,7 @@ class ClusterConfig(_Section):
     port: Port = None
     rank_cpus: Annotated[float, Field(ge=0.001), _READ] = 0.01
     drain_s: Annotated[float, Field(ge=0), _READ] = 5.0
+    resume_s: Seconds = 60.0
     surge: Annotated[int | None, Field(ge=0, le=100), _READ] = None
 
     @model_validator(mode="after")

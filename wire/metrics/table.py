@@ -83,6 +83,10 @@ E2E = _router(
 PROMPT_LENGTH = _router(
     "ling_prompt_length_tokens", "histogram", "tokens", "Tokens of an accepted prompt", buckets=_LENGTHS
 )
+ANSWER_LENGTH = _router(
+    "ling_answer_length_tokens", "histogram", "tokens", "Tokens generated for a choice, once it is over",
+    buckets=_LENGTHS,
+)  # fmt: skip
 PROMPT_TOKENS = _router("ling_prompt_tokens_total", "counter", "tokens", "Prompt tokens accepted")
 GENERATED_TOKENS = _router("ling_generated_tokens_total", "counter", "tokens", "Tokens received from workers")
 IN_FLIGHT = _router("ling_in_flight", "gauge", "sequences", "Choices in flight in this router")
@@ -140,7 +144,8 @@ STEP_PAST = _worker(
 STEP_SAMPLED = _worker("ling_step_sampled_tokens_total", "counter", "tokens", "Tokens sampled in steps")
 STEP_PHASES = _worker(
     "ling_step_phase_seconds_total", "counter", "seconds",
-    "Where the leader's time goes: plan, ranks (waiting for them), publish", "phase",
+    "Where the leader's time goes: plan, ranks (they compute, and tokens go to routers), take (their results)",
+    "phase",
 )  # fmt: skip
 RANK_PHASES = _worker(
     "ling_rank_phase_seconds_total", "counter", "seconds",
