@@ -86,6 +86,7 @@ class Leader:
         self._disk: Disk | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unpublished: list[SeqOutput] = []  # of the latest step: sent once the ranks have the next one
 
     async def start(self, launch: Launch) -> None:
         """Load the model on all ranks and listen. Bad settings raise before any rank starts."""
@@ -194,15 +195,18 @@ class Leader:
         step = self._scheduler.plan(began)
         plan = self._handoffs.with_links(step.plan)
         if plan.empty:
+            self._publish([])
             self._wake.clear()
             return
         self._ranks.send(plan)
         sent = time.monotonic()
+        # While the ranks compute, so that they never wait for it.
+        self._publish([])
         self._perform(self._handoffs.planned(plan, sent))
         result = await self._ranks.result()
         back = time.monotonic()
         outputs = self._scheduler.update(step, result, back)
-        self._publish(outputs)
+        self._unpublished += outputs
         self.figures.stepped(plan, sum(map(len, result.tokens)), began, sent, back, time.monotonic())
         self._perform(self._handoffs.stepped(outputs, plan.exports, back))
 
@@ -408,6 +412,8 @@ class Leader:
     # Towards routers
 
     def _publish(self, outputs: list[SeqOutput]) -> None:
+        """Send outputs to their routers, after those of the latest step."""
+        outputs, self._unpublished = self._unpublished + outputs, []
         self.figures.ended(outputs)
         if self._resumable:
             now = time.monotonic()
