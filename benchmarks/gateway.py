@@ -230,7 +230,7 @@ def main() -> None:
     arguments = parser.parse_args()
     match arguments.serve:
         case ["router", prefill, decode]:
-            return serve_router(int(prefill), int(decode), _NANO, max_queue=2 * _IDLE)
+            return serve_router(int(prefill), int(decode), _NANO, max_queue=2 * _IDLE, max_waiting=2 * _IDLE)
         case ["bare", pace_s]:
             return serve_bare(float(pace_s))
     if arguments.only in (None, "sessions"):
