@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
+import secrets
 import time
-import uuid
 from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -88,7 +88,7 @@ class Api(Protocol[R]):
 def begin(gateway: Gateway, api: Api[R], asked: R, request: Request, choices: list[Choice]) -> AnswerSerializer:
     """The answer to choices that are about to be computed, under an id of its own: clients use theirs twice."""
     head: Head = {
-        "id": api.id_prefix + uuid.uuid4().hex,
+        "id": api.id_prefix + secrets.token_hex(16),
         "created": int(time.time()),
         "model": gateway.config.served_model_name,
     }
