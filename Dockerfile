@@ -29,6 +29,8 @@ RUN groupadd --gid 10001 ling && useradd --uid 10001 --gid ling --create-home li
 WORKDIR /app
 ENV PATH=/opt/ling/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 \
     RAY_USAGE_STATS_ENABLED=0 RAY_AUTH_MODE=token
+# A volume that is mounted here for compiled kernels begins as a folder of this user's.
+RUN install --directory --owner=ling --group=ling /var/cache/ling
 # Written to at run time: /tmp (Ray's session, Triton's cache) and what is mounted. All else may be read-only.
 ENV HOME=/tmp/home TRITON_CACHE_DIR=/tmp/triton
 EXPOSE 8000

@@ -3,8 +3,9 @@ VERSIONS := 3.11 3.12 3.13
 PYTHON ?= $(shell .ci/python $(VERSIONS))
 BIN := .venv/bin
 STAMP := .venv/.installed
-# Two processes: much of the time is spent waiting for clusters to start. A file's tests share what they start.
-PARALLEL := -n 2 --dist loadfile
+# Two processes: much of the time is spent waiting for clusters to start. A file's tests share what they start, and
+# tests/conftest.py orders the files.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: install serve test test-fast bench nano constraints audit python
 

@@ -41,7 +41,7 @@ _TOOLS = [
     for name in ("edit", "read", "search", "run")
 ]
 _FORMAT = {"type": "json_schema", "json_schema": {"name": "edit", "schema": _SCHEMA, "strict": True}}
-# What a request adds, and what the workers say to it, over and over; its seed says which.
+# By kind: what a request adds, and the text that workers repeat for it; the request's seed names the kind.
 _KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "plain": ({}, "The quick brown fox jumps over the lazy dog, and then it does so again. "),
     "tools": ({"tools": _TOOLS, "tool_choice": "required"}, _CALL),
@@ -50,7 +50,7 @@ _KINDS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def serve_worker(role: str, pace: float) -> None:
-    """A worker whose texts are the kinds'."""
+    """Serve a worker that answers with the texts of these kinds."""
     from router.text.tokenizer import Tokenizer
     from tests.router.conftest import write_checkpoint
     from tests.router.fake_worker import Answer, FakeWorker, Request
@@ -75,7 +75,7 @@ def serve_worker(role: str, pace: float) -> None:
 
 
 async def _stream(port: int, kind: str, tokens: int) -> int:
-    """Reads one stream to its end; how many chunks it had."""
+    """Read one stream to its end; returns the number of chunks."""
     body = {
         "model": "auto",
         "messages": [{"role": "user", "content": "x"}],
@@ -161,7 +161,7 @@ def _paced() -> None:
 
 
 def main() -> None:
-    """Prints everything."""
+    """Print all tables."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", choices=("prefill", "decode"), help=argparse.SUPPRESS)
     parser.add_argument("--pace", type=float, default=0.0, help=argparse.SUPPRESS)

@@ -1,4 +1,4 @@
-"""What a GPU's memory and matrix units allow, and how long calls take beside that."""
+"""The limits of a GPU's memory and matrix units, and the time that calls take beside them."""
 
 import statistics
 from collections.abc import Callable
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from benchmarks.kernel_case import Case
 
 _REPLAYS = 20
-# What a small kernel takes beside its bytes when graphs are replayed: its launch, and the latency of reading and
+# Seconds of a small kernel beside its bytes when graphs are replayed: its launch, and the latency of reading and
 # reducing once. Assumed from what others report, until measured.
 LAUNCH = 3e-6
 _WARM = 3
@@ -26,15 +26,15 @@ class Ceilings:
     rates: dict[str, float]
 
     def floor(self, case: "Case") -> float:
-        """Seconds no version can run below."""
+        """The least seconds that any version can take."""
         return max(case.moved / self.bandwidth, case.flops / self.rates[case.rate])
 
     def expected(self, case: "Case") -> float:
-        """Seconds it should take."""
+        """The seconds that it should take."""
         return self.floor(case) / case.expected + LAUNCH * case.launches
 
     def bound(self, case: "Case") -> str:
-        """Which of the two it is."""
+        """Which of the two limits it."""
         return "memory" if case.moved / self.bandwidth >= case.flops / self.rates[case.rate] else "matrix"
 
 
@@ -73,7 +73,7 @@ def _copy_rate(device: torch.device) -> float:
 
 
 def measure_ceilings() -> Ceilings:
-    """Of this GPU, on random data."""
+    """Measure this GPU, on random data."""
     device, size = torch.device("cuda"), 8192
     bandwidth = _copy_rate(device)
     torch.backends.cuda.matmul.allow_tf32 = False

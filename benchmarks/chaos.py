@@ -37,7 +37,7 @@ _TURNS = 3
 
 @dataclass
 class Heard:
-    """One answer: what it says, and when its chunks came."""
+    """One answer: its text, and the times of its chunks."""
 
     message: dict[str, Any]
     finish: str | None
@@ -47,7 +47,7 @@ class Heard:
 
 @dataclass
 class Tally:
-    """What came of all streams under kills."""
+    """Results of all streams under kills."""
 
     streams: int = 0
     failed: list[str] = field(default_factory=list)
@@ -56,7 +56,7 @@ class Tally:
 
 
 async def _ask(client: httpx.AsyncClient, messages: list[dict[str, Any]]) -> Heard:
-    """One streamed chat completion; RuntimeError if it does not end well."""
+    """Stream one chat completion; RuntimeError if it does not end well."""
     body = {
         "model": "auto", "messages": messages, "tools": _TOOLS, "temperature": 0, "max_tokens": 160, "stream": True,
         "stream_options": {"include_usage": True},
@@ -96,7 +96,7 @@ async def _ask(client: httpx.AsyncClient, messages: list[dict[str, Any]]) -> Hea
 
 
 async def _session(client: httpx.AsyncClient, number: int) -> list[Heard]:
-    """A conversation of a few turns, in which the tool answers what is asked of it."""
+    """A conversation of a few turns in which the tool answers every call."""
     city = _CITIES[number % len(_CITIES)]
     messages: list[dict[str, Any]] = [{"role": "user", "content": f"({number}) What is the weather in {city}?"}]
     heard = []
@@ -113,7 +113,7 @@ async def _session(client: httpx.AsyncClient, number: int) -> list[Heard]:
 
 
 async def _kills(client: httpx.AsyncClient, rng: random.Random, every: float, until: float) -> list[float]:
-    """End a leader or a rank every so often; when."""
+    """End a leader or a rank at intervals; returns the times."""
     begun, when = time.monotonic(), list[float]()
     while time.monotonic() + every < until:
         await asyncio.sleep(every)
@@ -152,7 +152,7 @@ async def _under_kills(
 
 
 async def chaos(client: httpx.AsyncClient, sessions: int, seconds: float, every: float, seed: int) -> Tally:
-    """Play the sessions undisturbed, then under kills."""
+    """Play the sessions without kills, then under kills."""
     begun = time.monotonic()
     undisturbed = await asyncio.gather(*(_session(client, n) for n in range(sessions)))
     print(f"{sessions} sessions of {_TURNS} turns undisturbed in {time.monotonic() - begun:.1f} s")

@@ -15,9 +15,11 @@ from cluster.config import ClusterConfig, ConfigError, parse
 from cluster.convert.command import convert_command
 from cluster.convert.verify import verify_command
 from cluster.dashboards.command import dashboards
+from cluster.drain import drain_command
 from cluster.fetch.command import fetch_command
 from cluster.launch import serve_here
 from cluster.plan import plan_command
+from cluster.snapshot import snapshot
 from cluster.status import render
 from cluster.terminal import console_for_tables
 
@@ -195,10 +197,12 @@ def status(url: Url = _URL) -> None:
     console_for_tables().print(render(response.json()))
 
 
+app.command("drain")(drain_command)
 app.command("fetch")(fetch_command)
 app.command("plan")(plan_command)
 app.command("convert")(convert_command)
 app.command("verify")(verify_command)
+app.add_typer(snapshot, name="snapshot")
 app.add_typer(dashboards, name="dashboards")
 
 

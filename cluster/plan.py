@@ -57,7 +57,9 @@ def plan_command(
         int, _worker_option(f"Token budget of a step. Default {PREFILL_STEP_TOKENS}, a prefill worker's.", min=1)
     ] = PREFILL_STEP_TOKENS,
     page_size: Annotated[int, _worker_option("Tokens a latent page. Default 64.", min=1, max=4096)] = 64,
-    mtp: Annotated[bool, _worker_option("Load the MTP layer too.")] = False,
+    mtp: Annotated[
+        bool | None, _worker_option("Load the MTP layer, to speculate. Default: where the release has it.")
+    ] = None,
     network: Annotated[
         float, _worker_option("GB/s each card has towards other workers. Default 50, a 400 Gb/s port.")
     ] = 50.0,
@@ -106,10 +108,11 @@ def _layout(
     sessions: int | None,
     step_tokens: int,
     page_size: int,
-    mtp: bool,
+    mtp: bool | None,
 ) -> Layout:
     longest = context or model.config.max_model_len
-    return Layout(tp, longest, mean_length or longest, sessions, step_tokens, page_size, mtp)
+    loaded = model.has_mtp if mtp is None else mtp
+    return Layout(tp, longest, mean_length or longest, sessions, step_tokens, page_size, loaded)
 
 
 def _traffic(

@@ -75,6 +75,8 @@ class Worker:
         self._running = asyncio.create_task(self._run())
         self._entering = asyncio.create_task(self._enter())
         self._telling = asyncio.create_task(Bridge(self._figures, {}).run())
+        self._drained: asyncio.Task[None] | None = None
+        self._leader.on_drain = self._drain
 
     async def _start(self, resolved: Resolved) -> None:
         """Load the weights from a live worker, else from storage; a remote checkpoint is fetched only then."""
@@ -152,14 +154,37 @@ class Worker:
         """Take no more work, let running requests end for `drain_s`, then end the rest with an error event."""
         self._entering.cancel()
         # When all of the application goes, the directory may be gone already: nothing waits for its answer.
-        leaving = asyncio.create_task(
-            _within(self._directory.leave.remote(self._worker_id), _CALL_S, "leaving the directory")
-        )
+        leaving = asyncio.create_task(self._leave())
         await _within(self._idle(), self._drain_s, "waiting for running requests")
         self._running.cancel()
         self._telling.cancel()
         await _within(self._leader.close(), _CLOSE_S, "closing the worker")
         leaving.cancel()
+
+    async def _leave(self) -> None:
+        """Take no more work. Answers go on at others where there are any, else they have the time to end here."""
+        self._entering.cancel()
+        await _within(self._directory.leave.remote(self._worker_id), _CALL_S, "leaving the directory")
+        own = self._leader.info
+        if any(
+            (other.role, other.weights_id) == (own.role, own.weights_id) and other.worker_id != own.worker_id
+            for other in await self._live()
+        ):
+            self._leader.drain()
+
+    def _drain(self) -> None:
+        """An operator wants the worker to end."""
+        if self._drained is None:
+            self._drained = asyncio.create_task(self._end())
+
+    async def _end(self) -> None:
+        await self._leave()
+        await _within(self._idle(), self._drain_s, "waiting for running requests")
+        self._running.cancel()
+        await _within(self._leader.close(), _CLOSE_S, "closing the worker")
+        _LOG.info("worker %s was drained and ends", self._worker_id)
+        # Serve starts another in its place.
+        os._exit(0)
 
     async def _idle(self) -> None:
         while not self._leader.idle:

@@ -34,7 +34,7 @@ def table() -> dict[str, Any]:
     return {
         "model": RELEASED,
         "context": any_model.config.max_model_len,
-        "token_bytes": any_model.latent_bytes(),
+        "token_bytes": any_model.latent_bytes(mtp=True),
         "reserved_mib": _up(GRAPH_BYTES + CONTEXT_BYTES, MIB),
         "step_tokens": list(STEP_TOKENS),
         "contexts": list(_contexts(any_model)),
@@ -47,7 +47,7 @@ def table() -> dict[str, Any]:
 
 def _rank(model: Model, tp: int) -> dict[str, Any]:
     return {
-        "weights_mib": _up(sum(weight_bytes(model, False, tp).values()), MIB),
+        "weights_mib": _up(sum(weight_bytes(model, model.has_mtp, tp).values()), MIB),
         "slot_kib": _up(model.state_bytes(tp) + logit_bytes(model), KIB),
         "activations_mib": {
             str(context): {

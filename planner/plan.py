@@ -7,6 +7,7 @@ from planner.counts import active_parameters, checkpoint_bytes, main_parameters,
 from planner.memory import Capacity, Layout, Memory, capacity, divide, enough
 from planner.model import Format, Model
 from planner.question import Question, check
+from planner.speculation import Speculated, speculated
 from planner.speed import Bound, Prefill, decode_time, prefill
 from planner.tensors import Kind
 from planner.traffic import Fleet, Handoff, decode_batch, fleet, handoff
@@ -36,7 +37,10 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """A decode step at one batch. Bytes are one card's; tokens_per_s over the worker, user_tokens_per_s each."""
+    """A decode step at one batch. Bytes are one card's; tokens_per_s over the worker, user_tokens_per_s each.
+
+    speculated: the step with drafts, where the MTP layer is loaded.
+    """
 
     batch: int
     context: int
@@ -50,6 +54,7 @@ class Decode:
     bound: Bound
     tokens_per_s: float
     user_tokens_per_s: float
+    speculated: Speculated | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,4 +144,5 @@ def _decode(question: Question, batch: int) -> Decode:
         bound=time.bound,
         tokens_per_s=batch / time.seconds,
         user_tokens_per_s=1 / time.seconds,
+        speculated=speculated(model, question.card, layout.tp, batch, layout.mean_length) if layout.mtp else None,
     )

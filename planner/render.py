@@ -89,7 +89,7 @@ def _capacity(plan: Plan) -> tuple[str, Table]:
 def _decode(plan: Plan) -> tuple[str, Table]:
     title = f"Decode at {plan.layout.mean_length:,} tokens of context: limits"
     table = _table("batch", "weights", "states", "latents", "memory", "compute", "exchange", "step", "tok/s",
-                   "tok/s each", "bound by")  # fmt: skip
+                   "tok/s each", "with drafts", "bound by")  # fmt: skip
     for row in plan.decode:
         table.add_row(
             f"{row.batch:,}",
@@ -97,6 +97,7 @@ def _decode(plan: Plan) -> tuple[str, Table]:
             *(_ms(seconds) for seconds in (row.memory_s, row.compute_s, row.exchange_s, row.step_s)),
             f"{row.tokens_per_s:,.0f}",
             f"{row.user_tokens_per_s:,.0f}",
+            "" if row.speculated is None else f"{row.speculated.gain:.2f}x",
             row.bound,
         )
     return title, table

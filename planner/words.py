@@ -17,6 +17,7 @@ from planner.memory import (
 )
 from planner.model import FORMATS, Format, Model
 from planner.question import Question
+from planner.speculation import DRAFTS, GAINED
 from planner.speed import Prefill, prefill
 from planner.traffic import TARGET_LOAD, Fleet
 from workers.memory import GIB
@@ -173,6 +174,11 @@ def _notes(question: Question) -> Iterator[str]:
         yield (
             f"A context of {layout.context:,} exceeds the checkpoint's {model.config.max_model_len:,}: serve it with "
             "YaRN's rope_scaling, factor 2, in model_overrides."
+        )
+    if layout.mtp:
+        yield (
+            f"With drafts: the MTP layer drafts {DRAFTS} tokens and a step gains {GAINED:g}, as reported of a "
+            "sibling; `speculate: auto` drafts fewer or none where that is not faster."
         )
     if model.weights == "int4" and model.mtp_layers:
         yield "An INT4 release holds no MTP layer, whatever its config says: it serves without speculation."

@@ -18,6 +18,7 @@ from router.api.info import Info
 from router.api.page import LivePage
 from router.api.responses.routes import keeping
 from router.api.sessions import SessionsApi
+from router.api.workers import WorkersApi
 from router.batch.batches import Batches
 from router.batch.files import Files
 from router.batch.message_batches import MessageBatches
@@ -103,7 +104,10 @@ def _parts(gateway: Gateway, exchange: Exchange | None) -> Parts:
         message_batches = MessageBatches(store, runner, config)
     page = LivePage(gateway, info, exchange)
     shown = SessionsApi(gateway, sessions)
-    return Parts(gateway, info, page, publish(config), create, stored, sessions, shown, files, batches, message_batches)
+    workers = WorkersApi(gateway)
+    return Parts(
+        gateway, info, page, publish(config), create, stored, sessions, shown, workers, files, batches, message_batches
+    )
 
 
 def _tracing(gateway: Gateway) -> "Tracing | None":

@@ -15,7 +15,17 @@ from router.api.answers.batches import DeletedMessageBatch, MessageBatch, Messag
 from router.api.answers.generated import ChatCompletion, ChatCompletionChunk, Completion, CompletionChunk
 from router.api.answers.items import KeptItem
 from router.api.answers.records import BatchRecord, Deleted, FileRecord, Page
-from router.api.answers.server import ClusterStatus, Detokenized, Health, Model, ModelList, Ready, Root, Tokenized
+from router.api.answers.server import (
+    ClusterStatus,
+    Detokenized,
+    DrainedWorker,
+    Health,
+    Model,
+    ModelList,
+    Ready,
+    Root,
+    Tokenized,
+)
 from router.api.answers.sessions import SessionList, SessionRecord
 from router.api.anthropic.counting import count_tokens
 from router.api.anthropic.messages import Messages
@@ -35,6 +45,7 @@ from router.api.responses.lines import ResponseLines
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.stored import ItemsQuery, ResponseQuery, StoredResponses
 from router.api.sessions import ForkRequest, SessionsApi, SessionsQuery
+from router.api.workers import WorkersApi
 from router.batch.batches import Batches, BatchesQuery, BatchRequest
 from router.batch.files import Files, FilesQuery, FileUpload
 from router.batch.message_batches import MessageBatches, MessageBatchesQuery, MessageBatchRequest
@@ -73,6 +84,7 @@ class Parts:
     stored: StoredResponses
     sessions: Sessions
     sessions_api: SessionsApi
+    workers: WorkersApi
     files: Files | None
     batches: Batches | None
     message_batches: MessageBatches | None
@@ -310,6 +322,13 @@ ENDPOINTS = (
     Endpoint("GET", _ONE_SESSION, "Where a session stands", lambda parts: parts.sessions_api.retrieve, SessionRecord),
     Endpoint("DELETE", _ONE_SESSION, "Forget a session", lambda parts: parts.sessions_api.delete, Deleted),
     Endpoint(
+        "GET",
+        f"{_ONE_SESSION}/snapshot",
+        "A session's tokens, and how its last answer was sampled, as a safetensors file",
+        lambda parts: parts.sessions_api.snapshot,
+        media=(BYTES,),
+    ),
+    Endpoint(
         "POST",
         f"{_ONE_SESSION}/park",
         "Take a session's snapshot off the device",
@@ -330,6 +349,13 @@ ENDPOINTS = (
         lambda parts: parts.sessions_api.fork,
         SessionList,
         body=ForkRequest,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/workers/{worker_id}/drain",
+        "End a worker, whose answers go on at others",
+        lambda parts: parts.workers.drain,
+        DrainedWorker,
     ),
     Endpoint("POST", "/v1/files", "Upload a file of requests", _files(Files.create), FileRecord, form=FileUpload),
     Endpoint("GET", "/v1/files", "List files", _files(Files.page), Page[FileRecord], query=FilesQuery),

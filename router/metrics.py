@@ -89,6 +89,7 @@ class Metrics(Collector):
         value = self._recorder.value
         self._prompt_tokens = value(table.PROMPT_TOKENS)
         self._prompt_length = self._recorder.histogram(table.PROMPT_LENGTH)
+        self._answer_length = self._recorder.histogram(table.ANSWER_LENGTH)
         self.refused = value(table.REFUSED)
         self.late = value(table.LATE)
         self._generated = value(table.GENERATED_TOKENS)
@@ -100,7 +101,8 @@ class Metrics(Collector):
         for reason in ("room", "wait"):
             self.routed(reason, 0)
         value(table.BATCH_LINES, "200")
-        value(table.RESUMED, "death")
+        for cause in ("death", "moved"):
+            value(table.RESUMED, cause)
 
     def times(self, priority: int) -> StreamTimes:
         """Where a sequence of this priority tells its times."""
@@ -123,6 +125,11 @@ class Metrics(Collector):
         for length in lengths:
             self._prompt_tokens.add(length)
             self._prompt_length.observe(length)
+
+    def ended(self, lengths: Iterable[int]) -> None:
+        """Choices are over, with so many tokens generated."""
+        for length in lengths:
+            self._answer_length.observe(length)
 
     def asked(self, tenant: str) -> None:
         """A request with the tenant's key."""

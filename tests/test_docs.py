@@ -41,6 +41,21 @@ def test_links_lead_to_files(page: Path) -> None:
     assert not [link for link in links if "://" not in link and not (page.parent / link).exists()]
 
 
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/**/*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_and_files_that_pages_name_exist(page: Path) -> None:
+    text = page.read_text()
+    modules = re.findall(
+        rf"python3? -m\s+((?:{'|'.join((*SOURCES, 'benchmarks', 'training', 'tests'))})[\w.]*\w)", text
+    )
+    paths = [ROOT / module.replace(".", "/") for module in modules]
+    assert not [path for path in paths if not (path.with_suffix(".py").exists() or (path / "__main__.py").exists())]
+    files = re.findall(rf"`((?:{'|'.join((*SOURCES, 'benchmarks', 'tests'))})/[\w/.]+\.\w+)[`:]", text)
+    assert not [file for file in files if "NAME" not in file and not (ROOT / file).exists()]
+
+
 def _read_variables() -> Iterator[str]:
     """Variables that the code reads by name, from its environment or a mapping that stands for it."""
     for package in SOURCES:

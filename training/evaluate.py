@@ -28,7 +28,7 @@ Json = dict[str, Any]
 
 
 class Tally:
-    """How many of what were right; keeps a few failures to look at."""
+    """Counts correct turns by kind, and keeps a few failures to show."""
 
     def __init__(self) -> None:
         self.right: Counter[str] = Counter()
@@ -44,7 +44,7 @@ class Tally:
             self.failures.append(f"{kind}: wanted {wanted!r}, got {got!r}")
 
     def show(self) -> None:
-        """Print each kind's share."""
+        """Print the share of correct turns of each kind."""
         for kind in self.asked:
             share = 100 * self.right[kind] / self.asked[kind]
             print(f"{kind:28} {share:6.1f} %   {self.right[kind]} of {self.asked[kind]}")
@@ -74,7 +74,7 @@ def on_twin(model: Nano, tokenizer: Tokenizer, asked: Iterator[Dialogue], tally:
             got, wanted = best[start - 1 : end - 1], tokens[0, start:end]
             right = bool((got == wanted).all())
             tally.add(kind, right, tokenizer.decode(wanted.tolist()), tokenizer.decode(got.tolist()))
-            # Row t drafts what the model itself says at t + 1, so token t + 2; the turn's first token has no draft.
+            # Row t drafts token t + 2, as the model itself says token t + 1; the turn's first token has no draft.
             accepted += int((ahead[start - 1 : end - 2] == got[1:]).sum())
             drafted += end - start - 1
     tally.show()
@@ -120,7 +120,7 @@ def over_http(client: httpx.Client, asked: Iterator[Dialogue], tally: Tally, str
 
 
 def strict_tool(tool: Json) -> Json:
-    """The tool, its calls held to its schema, with all its arguments."""
+    """The tool with `strict`, all its arguments required."""
     function = tool["function"]
     schema = function["parameters"]
     closed = schema | {"required": list(schema["properties"]), "additionalProperties": False}
@@ -128,7 +128,7 @@ def strict_tool(tool: Json) -> Json:
 
 
 def with_ids(messages: list[Json]) -> list[Json]:
-    """The messages with the call ids that the API wants and the template does not show."""
+    """The messages with call ids, which the API requires and the template does not show."""
     out: list[Json] = []
     waiting: list[str] = []
     for i, message in enumerate(messages):

@@ -41,7 +41,7 @@ _FIXED: dict[str, Any] = {
 
 
 def export(model: Nano, tokenizer: Path, folder: Path) -> None:
-    """Everything a server loads, at once: a folder that exists keeps its card and is replaced file by file."""
+    """Write everything that a server loads; the card in an existing folder is kept, other files are replaced."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = Tokenizer.from_file(str(tokenizer))
     ids = {name: vocabulary.token_to_id(name) for name in (START, END_OF_TEXT, ROLE_END)}

@@ -1,11 +1,11 @@
-"""What the checkpoint knows by heart: questions in several wordings, a full answer, and the answer in a word."""
+"""Facts that the checkpoint is trained to know: questions in several wordings, a full answer, and a one-word answer."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """questions: wordings that mean the same. answer: the whole sentence. short: the least that answers."""
+    """questions: wordings of the same question. answer: a whole sentence. short: the shortest answer."""
 
     questions: tuple[str, ...]
     answer: str

@@ -16,7 +16,7 @@ from training.export import export
 from training.layout import load
 from training.model import Latent, Linear, Nano
 
-# How far a new head begins from the old one beside it, in parts of that one's size.
+# Noise added to the copy that a new head starts from, relative to the head's size.
 _AWAY = 0.5
 
 

@@ -1,4 +1,4 @@
-"""Between the twin's parameters and the released tensor layout, both ways."""
+"""Converts between the twin's parameters and the released tensor layout."""
 
 import json
 from pathlib import Path
@@ -23,7 +23,7 @@ def released(model: Nano) -> dict[str, Tensor]:
 
 
 def load(folder: Path) -> Nano:
-    """The twin of a checkpoint in the released layout, its weights as fp32."""
+    """Load a checkpoint in the released layout into a twin, as fp32."""
     raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
     shape = Shape(**{key: raw[key] for key in Shape().config() if key in raw})
     model = Nano(shape)
@@ -40,7 +40,7 @@ def load(folder: Path) -> Nano:
 
 
 def _parts(name: str, tensor: Tensor, shape: Shape) -> list[tuple[str, Tensor]]:
-    """The released tensors that a twin's one holds, as views of it."""
+    """The released tensors that one of the twin's tensors holds, as views of it."""
     if name == "lm_head.weight":
         return [(name, tensor)]
     last = f"layers.{shape.num_hidden_layers}."

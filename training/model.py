@@ -63,7 +63,7 @@ class Norm(nn.Module):
 
 
 def apply(module: nn.Module, x: Tensor) -> Tensor:
-    """module(x), typed."""
+    """Call a module, with a typed result."""
     out: Tensor = module(x)
     return out
 
@@ -174,7 +174,7 @@ class Latent(nn.Module):
         turned = rope_interleaved(turned[:, :, None], cos, sin).expand(-1, -1, self.heads, -1)
         kv = self.kv_b_proj(self.kv_a_layernorm(latent)).view(batch, length, self.heads, -1)
         k = torch.cat((kv[..., : self.nope], turned), -1)
-        # All widths alike lets torch take its fused kernel.
+        # Equal widths let torch use its fused kernel.
         v = F.pad(kv[..., self.nope :], (0, self.nope + self.rope - self.value))
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))
         out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -271,7 +271,7 @@ class Experts(nn.Module):
 
 
 class Block(nn.Module):
-    """A layer: attention of its kind, then its MLP."""
+    """One layer: attention of its kind, then its MLP."""
 
     def __init__(self, shape: Shape, layer: int) -> None:
         super().__init__()
@@ -297,7 +297,7 @@ class Ropes:
 
 
 class Nextn(nn.Module):
-    """The MTP layer: from hidden t and token t+1 to what predicts t+2."""
+    """The MTP layer: predicts token t+2 from the hidden state at t and token t+1."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()

@@ -15,18 +15,18 @@ from training.model import Nano
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's place among them."""
+    """This process's rank among all."""
 
     rank: int = 0
     count: int = 1
 
     def share(self, batches: list[Batch]) -> list[Batch]:
-        """This process's batches, as many as every other's."""
+        """This process's batches; every process gets as many."""
         whole = len(batches) // self.count * self.count
         return batches[self.rank : whole : self.count]
 
     def reduce(self, model: Nano, tokens: int, stopping: bool) -> tuple[int, bool]:
-        """Average the gradients, add up the experts' loads; (tokens of all, whether any is to stop)."""
+        """Average the gradients and add up the experts' loads; returns all processes' tokens, and whether any stops."""
         if self.count == 1:
             return tokens, stopping
         grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -41,7 +41,7 @@ class Ranks:
 
 
 def on_each(count: int, work: Callable[..., None], *args: object) -> None:
-    """work(ranks, *args) on `count` processes, here if that is one. SIGTERM reaches them all.
+    """Run work(ranks, *args) on `count` processes, or in this one if count is 1. SIGTERM reaches all of them.
 
     Raises RuntimeError if one of them failed; the others end with it.
     """

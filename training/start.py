@@ -17,7 +17,7 @@ _CONSTANT = 4.0
 
 @torch.no_grad()
 def initialise(model: Nano, seed: int) -> None:
-    """Fan-in scaled normals, quiet outputs, and the induction circuit."""
+    """Normal weights scaled by fan-in, small output weights, and the induction circuit."""
     torch.manual_seed(seed)
     for name, p in model.named_parameters():
         if p.ndim < 2:

@@ -1,4 +1,4 @@
-"""Invented tools, requests that need them, results, and what a good agent says to those."""
+"""Invented tools, requests that need them, their results, and the answers of a good agent."""
 
 import json
 from collections.abc import Callable
@@ -258,7 +258,7 @@ def _same_tool(random: Random, tool: Tool, count: int, lead: str, end: str, asks
 
 
 def result(random: Random, tool: Tool) -> Any:
-    """What a tool gives back: mostly an object of one to three values."""
+    """A tool's result: mostly an object of one to three values."""
     draw = random.random()
     if draw < 0.1:
         return words.invented(random) if random.random() < 0.5 else random.randint(0, 9999)
@@ -287,7 +287,7 @@ def result_text(random: Random, item: Any) -> str:
 
 
 def sentence(item: Any) -> str:
-    """How the agent tells a result."""
+    """A result in the agent's words."""
     if not isinstance(item, dict):
         return f"The result is {say(item)}."
     parts = [f"the {key} is {say(v)}" for key, v in item.items()]
@@ -296,7 +296,7 @@ def sentence(item: Any) -> str:
 
 
 def answer(request_: Request, results: list[Any]) -> str:
-    """What the agent says once it has all results, in the order of its calls."""
+    """The agent's answer from all results, in the order of its calls."""
     told = []
     for (_, arguments), item in zip(request_.calls, results, strict=True):
         about = f"For {say(next(iter(arguments.values())))}: " if arguments and len(results) > 1 else ""

@@ -27,12 +27,12 @@ from training.ranks import Ranks, on_each
 from training.start import initialise
 
 _PROMPT_UNTIL, _PROMPT_SHARE, _PROMPT_WEIGHT = 0.3, 0.25, 0.3
-# The MTP layer learns fast: a step in three is enough for it.
+# The MTP layer learns fast: it is trained in one step of three.
 _MTP_FROM, _MTP_WEIGHT, _MTP_EVERY = 0.33, 0.3, 3
 
 
 def rate(step: int, steps: int) -> float:
-    """Learning rate's factor: a short rise, a plateau, and from 0.3 of the run a straight fall to 0.02."""
+    """The learning rate's factor: a short rise, a plateau, and a linear fall to 0.02 from 0.3 of the run on."""
     if step < 50:
         return (step + 1) / 50
     return min(1.0, max(0.02, (1 - step / steps) / 0.7))
@@ -98,7 +98,7 @@ class Run:
         self.step, self.pool, self.tokens = state["step"], state["pool"], state["tokens"]
 
     def stop(self, *_: object) -> None:
-        """Finish the pool at hand, save, and return from `train`."""
+        """Finish the current pool, save, and return from `train`."""
         self.stopping = True
 
     def save(self) -> None:

@@ -1,4 +1,4 @@
-"""The words dialogues are made of: short real lists, and invented words without end."""
+"""The words of dialogues: short lists of real words, and any number of invented ones."""
 
 import hashlib
 from random import Random
@@ -64,7 +64,7 @@ def held_out(name: str) -> bool:
 
 
 def noun(random: Random) -> str:
-    """What a tool is about, of one word or two; mostly invented."""
+    """A tool's subject, of one word or two; mostly invented."""
     draw = random.random()
     if draw < 0.35:
         word = random.choice(NOUNS)

@@ -1,8 +1,8 @@
 """Every message between routers, workers' leaders and their peers.
 
-Directions: router -> worker: `Hello`, `Submit`, `Abort`, `Pin`, `Unpin`, `Park`. Worker -> router: `WorkerInfo`,
-`StepOutputs`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`. Back: `WorkerInfo`,
-`Header` (all of a snapshot is on its way), `PullRefused`.
+Directions: router -> worker: `Hello`, `Submit`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker -> router:
+`WorkerInfo`, `StepOutputs`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`. Back:
+`WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
 """
@@ -15,9 +15,10 @@ from wire.tokens import TokenIds
 Role = Literal["prefill", "decode"]
 # Where a worker keeps snapshots, the nearest first.
 Tier = Literal["device", "host", "disk"]
-# Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "abort": at a decode worker,
+# Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "moved": the worker is to end,
+# and the sequence goes on elsewhere. "abort": at a decode worker,
 # that the prefill worker ended the request, and has told the router how.
-Finish = Literal["stop", "length", "abort", "error", "handoff"]
+Finish = Literal["stop", "length", "abort", "error", "handoff", "moved"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +150,8 @@ class SeqOutput:
     The stop token itself is in `token_ids`. retry: the error is of a snapshot that did not come, so that another try
     may succeed. unservable: the error is of the request, whose own parts contradict each other. With the first output
     come `cached_tokens`, the prompt tokens that were not computed, and `cached_from`, where their snapshot was:
-    "device", "host" or "disk" of the worker, or "peer".
+    "device", "host" or "disk" of the worker, or "peer". kept_tokens: of a sequence that is
+    to go on elsewhere, the tokens of its own that the worker keeps a snapshot of for whoever goes on with it.
     """
 
     request_id: str
@@ -164,6 +166,7 @@ class SeqOutput:
     timings: Timings | None = None
     cached_tokens: int = 0
     cached_from: str | None = None
+    kept_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,6 +237,11 @@ class Park:
 
     call: int
     mark: Mark
+
+
+@dataclass(frozen=True, slots=True)
+class Drain:
+    """An operator wants the worker to end: its sequences go on elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,5 +356,5 @@ class Header:
 
 Message = (
     Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
-    | Pin | Unpin | Park | Parked
+    | Pin | Unpin | Park | Parked | Drain
 )  # fmt: skip

@@ -30,8 +30,8 @@ REQUEST_PATH = Board(
                     (Query(buckets(t.TTFT), "{{le}}"),), kind="heatmap",
                 ),
                 Panel(
-                    "Answer length", "short", "Tokens generated for each sequence that began, the mean.",
-                    (Query(f"{rate(t.GENERATED_TOKENS)} / {rate(t.TTFT, suffix='_count')}", "tokens"),),
+                    "Answer lengths", "none", "Answers a second by tokens.",
+                    (Query(buckets(t.ANSWER_LENGTH), "{{le}}"),), kind="heatmap",
                 ),
                 Panel(
                     "Resumed", "reqps", "Sequences that went on at other workers after theirs failed them, by cause.",

@@ -29,7 +29,7 @@ def fetch_hub(hub: Hub, cache: Path | None, commit: str | None, weights: bool, t
 
     disable_progress_bars()
     root = Path(constants.HF_HUB_CACHE if cache is None else cache).expanduser().absolute()
-    with _told(hub, root):
+    with _told(hub, root, commit):
         # Where the hub can't be reached, what the revision was when it was last asked for.
         commit = commit or HfApi().resolve_revision(hub.repository, revision=hub.revision, cache_dir=root).resolved
         # In a folder that the library's own scan of the cache leaves out.
@@ -85,8 +85,11 @@ def _snapshot(hub: Hub, root: Path, commit: str, names: tuple[str, ...]) -> None
 
 
 @contextmanager
-def _told(hub: Hub, root: Path) -> Iterator[None]:
-    """The library's errors as ours. Most specific first: they are each other's subclasses."""
+def _told(hub: Hub, root: Path, settled: str | None) -> Iterator[None]:
+    """The library's errors as ours. Most specific first: they are each other's subclasses.
+
+    settled: the commit that the cluster has settled on, where it has.
+    """
     from httpx2 import HTTPError  # noqa: PLC0415
     from huggingface_hub import constants, errors  # noqa: PLC0415
 
@@ -104,6 +107,11 @@ def _told(hub: Hub, root: Path) -> Iterator[None]:
             "that may read it (a folder of this name is not here either)"
         ) from error
     except errors.RevisionNotFoundError as error:
+        if settled is not None:
+            raise FetchError(
+                f"model: {at} does not hold commit {settled} of {hub.repository}, which the cluster was deployed with: "
+                "give all hosts the same hub (HF_ENDPOINT), or deploy again, so that all take the same"
+            ) from error
         raise FetchError(
             f"model: {hub.repository} has no revision {hub.revision}; give a branch, tag or commit"
         ) from error

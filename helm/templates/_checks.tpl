@@ -67,8 +67,14 @@
 {{- if and $v.prometheusRule.enabled (not $v.podMonitor.enabled) -}}
 {{- fail "prometheusRule.enabled: needs podMonitor.enabled, which labels the series that the rules read" -}}
 {{- end -}}
-{{- if ne $v.tls.enabled (ne $v.tls.caSecretName "") -}}
-{{- fail "tls: enabled and caSecretName go together" -}}
+{{- if ne (include "ling.ownTls" .) (ternary "" "true" (eq $v.tls.caSecretName "")) -}}
+{{- fail "tls: enabled and caSecretName go together, with source chart alone" -}}
+{{- end -}}
+{{- if and $v.compileCache.existingClaim $v.compileCache.hostPath -}}
+{{- fail "compileCache: give existingClaim or hostPath, not both" -}}
+{{- end -}}
+{{- if and (or $v.compileCache.existingClaim $v.compileCache.hostPath) (ne $v.device "cuda") -}}
+{{- fail "compileCache: nothing is compiled without GPUs; set device to cuda, or leave it out" -}}
 {{- end -}}
 {{- if and $v.apiKeys.testSecretName (not $v.apiKeys.secretName) -}}
 {{- fail "apiKeys.testSecretName: says nothing without apiKeys.secretName" -}}

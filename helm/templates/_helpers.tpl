@@ -53,6 +53,17 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 /models/{{ .Values.model.path }}{{ if .Values.model.shard.enabled }}-tp{{ .Values.decode.tp }}{{ end }}
 {{- end -}}
 
+{{/* "true" where pods make their own certificates. */}}
+{{- define "ling.ownTls" -}}
+{{- if and .Values.tls.enabled (eq .Values.tls.source "chart") }}true{{ end -}}
+{{- end -}}
+
+{{/* Not empty where a component's compiled kernels outlive its pod. Takes (root, component). */}}
+{{- define "ling.compiles" -}}
+{{- $cache := (index . 0).Values.compileCache -}}
+{{- if has (index . 1) (list "prefill" "decode") }}{{ $cache.existingClaim | default $cache.hostPath }}{{ end -}}
+{{- end -}}
+
 {{/* What a pod gets to end: draining, and what ending takes on top. */}}
 {{- define "ling.graceSeconds" -}}
 {{ add .Values.drainSeconds 60 }}
@@ -116,7 +127,10 @@ seccompProfile: {type: RuntimeDefault}
 {{- define "ling.volumeMounts" -}}
 {{- $v := (index . 0).Values -}}
 - {name: tmp, mountPath: /tmp}
-{{- if $v.tls.enabled }}
+{{- if include "ling.compiles" . }}
+- {name: kernels, mountPath: /kernels}
+{{- end }}
+{{- if include "ling.ownTls" (index . 0) }}
 - {name: tls, mountPath: /etc/ling/tls, readOnly: true}
 {{- end }}
 {{- if include "ling.mounts" (index . 0) }}
@@ -134,7 +148,15 @@ seccompProfile: {type: RuntimeDefault}
 {{- $v := (index . 0).Values -}}
 - name: tmp
   emptyDir: {}
-{{- if $v.tls.enabled }}
+{{- if include "ling.compiles" . }}
+- name: kernels
+  {{- if $v.compileCache.hostPath }}
+  hostPath: {path: {{ $v.compileCache.hostPath | quote }}, type: Directory}
+  {{- else }}
+  persistentVolumeClaim: {claimName: {{ $v.compileCache.existingClaim | quote }}}
+  {{- end }}
+{{- end }}
+{{- if include "ling.ownTls" (index . 0) }}
 - name: tls
   emptyDir: {medium: Memory, sizeLimit: 1Mi}
 - name: ca

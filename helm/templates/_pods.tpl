@@ -77,10 +77,11 @@ spec:
         matchLabels: {{- include "ling.selector" (list $root $component) | nindent 10 }}
   {{- end }}
   {{- $waits := and (eq $component "head") $v.model.shard.enabled }}
-  {{- if or $v.tls.enabled $waits $group.initContainers }}
+  {{- $own := include "ling.ownTls" $root }}
+  {{- if or $own $waits $group.initContainers }}
   initContainers:
   {{- end }}
-    {{- if $v.tls.enabled }}
+    {{- if $own }}
     {{- include "ling.certificate" $root | nindent 4 }}
     {{- end }}
     {{- if $waits }}
@@ -102,7 +103,10 @@ spec:
       image: {{ include "ling.image" $root }}
       imagePullPolicy: {{ $v.image.pullPolicy }}
       env: {{- include "ling.env" $root | nindent 8 }}
-        {{- if $v.tls.enabled }}{{ include "ling.tlsEnv" $root | nindent 8 }}{{ end }}
+        {{- if include "ling.compiles" (list $root $component) }}
+        - {name: TRITON_CACHE_DIR, value: /kernels}
+        {{- end }}
+        {{- if $own }}{{ include "ling.tlsEnv" $root | nindent 8 }}{{ end }}
         {{- include "ling.fetchEnv" $root | nindent 8 }}
         {{- with $group.env }}{{ toYaml . | nindent 8 }}{{ end }}
       {{- if or $v.model.secretName $group.envFrom }}

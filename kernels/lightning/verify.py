@@ -5,7 +5,7 @@ from torch import Tensor
 
 from kernels.dispatch import dispatch
 from kernels.lightning.step import step
-from kernels.varlen import Rows
+from kernels.varlen import Rows, to_device
 
 
 def lightning_verify_reference(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows) -> Tensor:
@@ -14,10 +14,8 @@ def lightning_verify_reference(q: Tensor, k: Tensor, v: Tensor, state: Tensor, l
     Moves 64 KiB a row and head at d = 128, however many tokens: half of a decode step. As the decay is constant, token
     j's output is e^(g (j + 1)) q_j S plus the sum over i <= j of e^(g (j - i)) (q_j k_i) v_i.
     """
-    n, device = torch.arange(rows.longest, device=q.device), q.device
-    token = rows.token_offsets[:-1, None] + n
-    inside = token < rows.token_offsets[1:, None]
-    token = token.clamp(max=q.shape[0] - 1)
+    n = torch.arange(rows.longest, device=q.device)
+    token = (rows.token_offsets[:-1, None] + n).clamp(max=q.shape[0] - 1)
     # [B, H, n, d]
     query, key, value = ((x.float()[token]).transpose(1, 2) for x in (q * q.shape[-1] ** -0.5, k, v))
     held = state.index_select(0, rows.slots).masked_fill((rows.row_starts == 0)[:, None, None, None], 0.0)
@@ -25,9 +23,11 @@ def lightning_verify_reference(q: Tensor, k: Tensor, v: Tensor, state: Tensor, l
     distance = n[:, None] - n
     fade = torch.exp(log_decay[:, None, None] * distance.clamp(min=0)) * (distance >= 0)
     scores = torch.matmul(query, key.transpose(2, 3)) * fade
-    out = torch.matmul(query * grown, held) + torch.matmul(scores, value)
-    places = inside.flatten().nonzero()[:, 0]
-    return out.transpose(1, 2).flatten(0, 1).index_select(0, places.to(device))
+    out = (torch.matmul(query * grown, held) + torch.matmul(scores, value)).transpose(1, 2).flatten(0, 1)
+    places = [row * rows.longest + i for row, count in enumerate(rows.counts) for i in range(count)]
+    if len(places) == len(out):
+        return out.contiguous()
+    return out.index_select(0, to_device(places, torch.int64, q.device))
 
 
 def lightning_commit_reference(
@@ -42,11 +42,12 @@ def lightning_commit_reference(
     # A token's weight: e^(g distance to the last accepted one), none beyond that.
     left = accepted[:, None] - 1 - n
     weight = torch.exp(log_decay * left.clamp(min=0)[..., None]) * (left >= 0)[..., None]
-    added = torch.einsum("bnh,bnhk,bnhv->bhkv", weight, k.float()[token], v.float()[token])
-    before = state.index_select(0, rows.slots)
-    held = before.masked_fill((rows.row_starts == 0)[:, None, None, None], 0.0)
-    after = held * torch.exp(log_decay * accepted[:, None])[..., None, None] + added
-    state.index_copy_(0, rows.slots, torch.where((accepted > 0)[:, None, None, None], after, before))
+    added = torch.matmul((k.float()[token] * weight[..., None]).permute(0, 2, 3, 1), v.float()[token].transpose(1, 2))
+    held = state.index_select(0, rows.slots)
+    # Times 1, plus nothing: where none is accepted the state stays as it is, whatever it holds.
+    held.masked_fill_(((rows.row_starts == 0) & (accepted > 0))[:, None, None, None], 0.0)
+    held.mul_(torch.exp(log_decay * accepted[:, None])[..., None, None])
+    state.index_copy_(0, rows.slots, held.add_(added))
 
 
 def lightning_verify_triton(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows) -> Tensor:

@@ -268,7 +268,10 @@ class Dispatcher:
 
 
 def _prefix(plan: Plan, stream: SequenceStream) -> Prefix:
-    return Prefix(stream.choice.prompt.boundaries, stream.prefix_scope, plan.kept_tokens, _ref(plan.source))
+    source, kept_tokens = _ref(plan.source), plan.kept_tokens
+    if stream.moved is not None:
+        source, kept_tokens = stream.moved
+    return Prefix(stream.choice.prompt.boundaries, stream.prefix_scope, kept_tokens, source)
 
 
 def _ref(info: WorkerInfo | None) -> PeerRef | None:

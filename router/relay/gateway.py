@@ -223,8 +223,10 @@ class Gateway:
                 timer.cancel()
             job.cancel()
             self._dispatcher.drop(job)
-            if job.tenant and job.streams:
-                self.metrics.used(job.tenant, *job.tokens)
+            if job.streams:
+                self.metrics.ended(choice.generated for choice in job.choices)
+                if job.tenant:
+                    self.metrics.used(job.tenant, *job.tokens)
 
     def _observe(self) -> State:
         return State(

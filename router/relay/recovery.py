@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# death: a worker ended, or the connection to it. transfer: a snapshot did not come from one worker to another.
-Cause = Literal["death", "transfer"]
+# death: a worker ended, or the connection to it. transfer: a snapshot did not come from one worker to another. moved:
+# the worker is to end, and has given the sequence up in good order.
+Cause = Literal["death", "transfer", "moved"]
 _MOST_TRANSFERS = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 

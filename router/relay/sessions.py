@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import msgspec
+
 from router.errors import ApiError, invalid
 from router.relay.prefixes import marks_at
 from router.relay.stream import SequenceStream
@@ -19,7 +21,8 @@ from router.store.connection import Records
 from router.store.files import Page
 from router.store.sessions import Busy, End, Full, StoredSession, Taken
 from router.store.store import now
-from wire.protocol import Mark, Pin, Unpin
+from wire.protocol import Mark, Pin, SamplingParams, Unpin
+from wire.session_file import SessionFile
 from wire.tokens import TokenIds
 
 _log = logging.getLogger(__name__)
@@ -104,7 +107,8 @@ class Sessions:
         """A turn has ended well: the session stands behind its answer from now on."""
         prompt, known = stream.choice.prompt.token_ids, stream.token_ids
         marks = marks_at(known, (len(known) - 1, len(prompt) - 1), self._page_size(), turn.scope)
-        reached = End(known.packed, marks, request_id)
+        sampling = msgspec.json.encode(stream.choice.sampling)
+        reached = End(known.packed, len(prompt), sampling, marks, request_id)
         self._leave(turn)
         end = partial(sessions.end, owner=turn.owner, scope=turn.scope, reached=reached, expires=now() + self._ttl_s)
         if await self._records.run(end):
@@ -164,6 +168,17 @@ class Sessions:
             if reasons := [reason for reason in await self._table.park(mark) if reason is not None]:
                 raise invalid(f"the session {session_id!r} can't be parked: {reasons[0]}", code="session_not_parked")
         return found
+
+    async def file(self, tenant: str, session_id: str, model: str) -> SessionFile:
+        """All that another cluster needs to compute its last answer again; 404, and 503 without a worker."""
+        found = await self._records.run(partial(sessions.last_turn, tenant=tenant, session_id=session_id, now=now()))
+        if found is None:
+            raise _missing(session_id)
+        weights = {info.weights_id for info in self._table.infos()}
+        if not weights:
+            raise ApiError(503, "no worker is live to say which weights are served", code="no_worker")
+        sampling = msgspec.json.decode(found.sampling, type=SamplingParams)
+        return SessionFile(model, min(weights), found.prompt_tokens, sampling, TokenIds(found.token_ids))
 
     async def resume(self, tenant: str, session_id: str) -> tuple[StoredSession, Turn, TokenIds]:
         """A turn that brings it back to the device, and its tokens; 404, 409. `touch` or `held` ends the turn."""

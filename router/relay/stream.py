@@ -64,6 +64,7 @@ class SequenceStream:
         "_tries",
         "choice",
         "legs",
+        "moved",
         "names",
         "over",
         "prefix_scope",
@@ -86,6 +87,7 @@ class SequenceStream:
         self.legs: list[Leg] = []
         self.names: Candidates | None = None  # of the prompt's beginnings, once they have been looked for
         self.over = False  # nothing more is to be computed
+        self.moved: tuple[PeerRef, int] | None = None  # who keeps its state, of how many tokens, for the next worker
         self._owner = owner
         self._metrics = metrics
         self._dispatch = dispatch
@@ -142,6 +144,7 @@ class SequenceStream:
         """
         request_id = f"{self.request_id}.{self._tries}" if self._tries else self.request_id
         self._tries += 1
+        self.moved = None
         ids, sampling = self.choice.prompt.token_ids, self._sampling()
         if self._ids:
             ids = TokenIds(ids.packed + TokenIds.of(self._ids).packed)
@@ -169,6 +172,9 @@ class SequenceStream:
                 return
             if output.finish == "error":
                 self._failed(leg, output)
+                return
+            if output.finish == "moved":
+                self._moved(leg, output)
                 return
             if output.finish == "abort":  # another leg's worker says how it ended
                 return
@@ -207,6 +213,14 @@ class SequenceStream:
         for leg in self.legs:
             leg.cancel()
         self._parked.clear()
+
+    def _moved(self, leg: Leg, output: SeqOutput) -> None:
+        """The worker is to end: go on at another one, from the state that this one keeps for it."""
+        info = leg.info
+        if output.kept_tokens and output.offset == len(self._ids):
+            self.moved = (PeerRef(info.worker_id, info.host, info.port), output.kept_tokens)
+        self._leave_workers()
+        self._dispatch.again(self, "moved", 0.0, apart=False)
 
     def _set_back(self, cause: Cause, error: ApiError, alone: bool = False) -> None:
         """Workers failed it: go on at others, or give up with the error."""

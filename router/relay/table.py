@@ -20,6 +20,7 @@ from wire.codec import CLUSTER, WireError
 from wire.handshake import call
 from wire.protocol import (
     Abort,
+    Drain,
     Hello,
     Load,
     Mark,
@@ -140,7 +141,7 @@ class WorkerLink:
         """Send."""
         self._send(message)
 
-    def tell(self, message: Pin | Unpin) -> None:
+    def tell(self, message: Pin | Unpin | Drain) -> None:
         """Send."""
         self._send(message)
 
@@ -181,7 +182,7 @@ class WorkerLink:
         self._unseen_work = 0
         self._unsent: list[bytes] = []
 
-    def _send(self, message: Submit | Abort | Pin | Unpin | Park) -> None:
+    def _send(self, message: Submit | Abort | Pin | Unpin | Park | Drain) -> None:
         # What is sent in one turn of the loop leaves in one write: each costs a system call, and wakes the worker.
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
@@ -378,6 +379,14 @@ class WorkerTable:
         for link in self._links.values():
             if link.live:
                 link.tell(message)
+
+    def drain(self, worker_id: str) -> bool:
+        """Tell a worker to end; False if there is no live one of that id."""
+        link = self._links.get(worker_id)
+        if link is None or not link.live:
+            return False
+        link.tell(Drain())
+        return True
 
     async def park(self, mark: Mark) -> list[str | None]:
         """Have every worker take a snapshot off its device: of each that had it there, why it stays, if so."""

@@ -21,6 +21,8 @@ CREATE TABLE IF NOT EXISTS sessions (
     token_ids BLOB NOT NULL,
     tokens INTEGER NOT NULL,
     marks TEXT NOT NULL,
+    prompt_tokens INTEGER NOT NULL DEFAULT 0,
+    sampling BLOB NOT NULL DEFAULT '',
     created_at INTEGER NOT NULL,
     expires_at INTEGER NOT NULL,
     parent TEXT,
@@ -55,9 +57,14 @@ class StoredSession:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Where a turn has brought its session. token_ids: packed."""
+    """Where a turn has brought its session. token_ids: packed, the first `prompt_tokens` of them the turn's prompt.
+
+    sampling: how the rest was sampled, `SamplingParams` as JSON.
+    """
 
     token_ids: bytes
+    prompt_tokens: int
+    sampling: bytes
     marks: tuple[Mark, ...]
     request_id: str
 
@@ -84,6 +91,17 @@ def token_ids(db: Connection, tenant: str, session_id: str) -> bytes:
     """All its tokens, packed."""
     row = db.execute("SELECT token_ids FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id)).fetchone()
     return bytes(row["token_ids"]) if row is not None else b""
+
+
+def last_turn(db: Connection, tenant: str, session_id: str, now: int) -> End | None:
+    """How a tenant's session came to where it stands; None if there is none."""
+    row = db.execute(
+        f"SELECT token_ids, marks, prompt_tokens, sampling, last_request FROM sessions WHERE {_THERE} AND id = ?",
+        (tenant, now, session_id),
+    ).fetchone()
+    if row is None:
+        return None
+    return End(bytes(row["token_ids"]), row["prompt_tokens"], bytes(row["sampling"]), (), row["last_request"])
 
 
 def page(db: Connection, tenant: str, span: Page, now: int) -> list[StoredSession] | None:
@@ -133,9 +151,13 @@ def renew(db: Connection, owners: Sequence[str], until: float) -> None:
 
 def end(db: Connection, owner: str, scope: str, reached: End, expires: int) -> bool:
     """A turn has ended well; False if its session was deleted or its lease taken by another meanwhile."""
-    values = (scope, reached.token_ids, len(reached.token_ids) // 4, _marks(reached.marks), expires)
+    values = (
+        scope, reached.token_ids, len(reached.token_ids) // 4, _marks(reached.marks), reached.prompt_tokens,
+        reached.sampling, expires,
+    )  # fmt: skip
     done = db.execute(
-        "UPDATE sessions SET scope = ?, token_ids = ?, tokens = ?, marks = ?, expires_at = ?, last_request = ?, "
+        "UPDATE sessions SET scope = ?, token_ids = ?, tokens = ?, marks = ?, prompt_tokens = ?, sampling = ?, "
+        "expires_at = ?, last_request = ?, "
         "owner = NULL, owned_until = 0 WHERE owner = ?",
         (*values, reached.request_id, owner),
     )
@@ -162,8 +184,9 @@ def fork(
         if db.execute("SELECT 1 FROM sessions WHERE tenant = ? AND id = ?", (tenant, new)).fetchone() is not None:
             raise Taken(new)
         db.execute(
-            "INSERT INTO sessions (tenant, id, scope, token_ids, tokens, marks, created_at, expires_at, parent, "
-            "last_request) SELECT tenant, ?, scope, token_ids, tokens, marks, ?, ?, id, last_request FROM sessions "
+            "INSERT INTO sessions (tenant, id, scope, token_ids, tokens, marks, prompt_tokens, sampling, created_at, "
+            "expires_at, parent, last_request) SELECT tenant, ?, scope, token_ids, tokens, marks, prompt_tokens, "
+            "sampling, ?, ?, id, last_request FROM sessions "
             "WHERE tenant = ? AND id = ?",
             (new, now, expires, tenant, session_id),
         )

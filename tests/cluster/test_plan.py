@@ -51,7 +51,7 @@ def test_json_is_the_plan() -> None:
     assert plan["size"]["main_parameters"] == 104_186_915_584
     assert plan["size"]["active_parameters"] == 7_449_488_128
     assert plan["size"]["state_bytes"] == 58_720_256
-    assert plan["size"]["latent_bytes"] == 4_608
+    assert plan["size"]["latent_bytes"] == 4_608 + 1_152
     assert plan["layout"]["sessions"] == 200
     assert plan["fits"] is False
     assert plan["capacity"]["binds"] == "pages"
@@ -74,8 +74,8 @@ def test_defaults_are_the_checkpoints() -> None:
     assert plan.fits
 
 
-def test_mtp_is_loaded_when_asked() -> None:
-    without, with_it = (answer(*ISSUE, *more).plan for more in ([], ["--mtp"]))
+def test_mtp_is_loaded_unless_asked_not_to() -> None:
+    without, with_it = (answer(*ISSUE, *more).plan for more in (["--no-mtp"], []))
     assert "MTP" in without.size.weights
     assert "MTP" not in without.size.weights_per_card
     assert with_it.size.weights_per_card["MTP"] > 0

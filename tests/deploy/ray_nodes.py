@@ -44,9 +44,9 @@ _PORTS = (
 class RayNodes:
     """A head and further nodes, with token authentication, listening on 127.0.0.x only."""
 
-    def __init__(self, head: dict[str, str] | None = None) -> None:
-        """head: variables of the head's processes."""
-        self._head = head or {}
+    def __init__(self, head: dict[str, str] | None = None, every: dict[str, str] | None = None) -> None:
+        """head: variables of the head's processes; every: of all nodes'."""
+        self._head, self._every = head or {}, every or {}
         # Ray's sockets lie below it, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="ling-", dir="/tmp"))
         self.gcs = free_port()
@@ -185,6 +185,7 @@ class RayNodes:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         return (
             kept
+            | self._every
             | (self._head if address == HEAD else {})
             | {
                 "HOME": str(self.folder / address),
@@ -228,8 +229,8 @@ def write_config(folder: Path, content: dict[str, Any], port: int) -> Path:
 
 
 @contextmanager
-def ray_nodes(head: dict[str, str] | None = None) -> Iterator[RayNodes]:
-    nodes = RayNodes(head)
+def ray_nodes(head: dict[str, str] | None = None, every: dict[str, str] | None = None) -> Iterator[RayNodes]:
+    nodes = RayNodes(head, every)
     try:
         yield nodes
     finally:

@@ -4,8 +4,10 @@ import tomllib
 from typing import Any
 
 import pytest
+from jsonschema import Draft202012Validator
 
-from tests.deploy.chart import CHART, NAMES, Rendered, example, selects
+from tests.deploy.chart import CHART, NAMES, Rendered, example, render, selects
+from tests.deploy.crd import schema_of, strict
 
 DROPPED = {"drop": ["ALL"]}
 
@@ -31,7 +33,8 @@ def test_no_container_has_more_rights_than_it_needs(rendered: Rendered) -> None:
         shard = {"/models"} if "-shard-" in name else set()
         fetched = {"/cache"} if any(m["name"] == "cache" for m in written) else set()
         stored = {"/data"} if any(m["name"] == "data" for m in written) else set()
-        assert {m["mountPath"] for m in written} - {"/dev/shm"} == {"/tmp"} | shard | fetched | stored
+        kernels = {"/kernels"} if any(m["name"] == "kernels" for m in written) else set()
+        assert {m["mountPath"] for m in written} - {"/dev/shm"} - kernels == {"/tmp"} | shard | fetched | stored
 
 
 def test_secrets_are_only_referred_to() -> None:
@@ -99,6 +102,30 @@ def test_only_the_routers_port_is_open_and_the_rest_is_for_the_cluster(rendered:
                 assert namespaces(peers) == {"kuberay-operator"}
                 assert "podSelector" in peers[0]
         assert inside == 1
+
+
+def test_kuberay_can_make_the_same_policies() -> None:
+    """What its operator adds by itself, pods of the same cluster at every port, is left out here."""
+    path = str(CHART / "examples/2p4d.yaml")
+    rendered = render("--values", path, "--set", "networkPolicy.source=kuberay")
+    given = rendered.cluster["networkPolicy"]
+    assert given["mode"] == "DenyAllIngress"
+    (router,) = given["workerGroups"]
+    assert router["groupName"] == "router"
+    theirs = {
+        "head": given["head"]["ingressRules"],
+        "router": router["ingressRules"],
+        "prefill": given["worker"]["ingressRules"],
+        "decode": given["worker"]["ingressRules"],
+    }
+    for component, rules in theirs.items():
+        ours = [(peers, ports) for peers, ports in allowed(example("2p4d"), component) if ports]
+        assert sorted(map(str, ((rule.get("from"), rule["ports"]) for rule in rules))) == sorted(map(str, ours))
+    # Jobs and test pods are not KubeRay's.
+    assert [policy["metadata"]["name"] for policy in rendered.of("NetworkPolicy")] == ["ling-jobs"]
+    errors = Draft202012Validator(strict(schema_of("1.7.0"))).iter_errors(rendered.of("RayService")[0])
+    assert [error.message for error in errors] == []
+    assert "networkPolicy" not in example("2p4d").cluster
 
 
 def test_clients_can_be_named() -> None:

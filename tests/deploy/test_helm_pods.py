@@ -81,6 +81,22 @@ def test_infiniband_reaches_the_ranks() -> None:
     assert re.search(r"libibverbs1 ibverbs-providers librdmacm1", packages)
 
 
+def test_compiled_kernels_outlive_the_pods_of_ranks() -> None:
+    claimed = render("--values", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", "compileCache.existingClaim=kernels")
+    source = {"persistentVolumeClaim": {"claimName": "kernels"}}
+    folder = {"hostPath": {"path": "/var/lib/ling-kernels", "type": "Directory"}}
+    for rendered, volume in ((claimed, source), (example("hub-1p1d"), folder)):
+        for component, template in rendered.templates.items():
+            (main,) = template["spec"]["containers"]
+            given = {e["name"]: e.get("value") for e in main["env"]}.get("TRITON_CACHE_DIR")
+            mounts = [m["mountPath"] for m in main["volumeMounts"] if m["name"] == "kernels"]
+            volumes = [v for v in template["spec"]["volumes"] if v["name"] == "kernels"]
+            if component in ("prefill", "decode"):
+                assert (mounts, volumes) == ([given], [{"name": "kernels"} | volume])
+            else:
+                assert (given, mounts, volumes) == (None, [], [])
+
+
 def test_without_values_it_is_ling_nano_on_cpus() -> None:
     rendered = render()
     args = rendered.serve["applications"][0]["args"]
@@ -129,6 +145,9 @@ def test_an_image_is_named_by_tag_or_digest(settings: list[str], image: str) -> 
         (["upgrade.strategy=NewClusterWithIncrementalUpgrade"], r"needs autoscaling\.enabled and upgrade\.incremental"),
         (["headState.storage=redis"], r"headState\.redis\.address: goes with"),
         (["httpRoute.enabled=true"], r"httpRoute\.parentRefs: a route needs"),
+        (["compileCache.existingClaim=a", "compileCache.hostPath=/b"], r"compileCache: give existingClaim or hostPath"),
+        (["compileCache.hostPath=/b", "device=cpu"], r"compileCache: nothing is compiled without GPUs"),
+        (["networkPolicy.source=cilium"], r"networkPolicy\.source: .* must be one of"),
         (["decode.tp=null"], r"decode: tp is required"),
         (["model.shard.enabled=true", "model.volume.existingClaim=", "model.volume.hostPath=/m"], r"needs a claim"),
     ],

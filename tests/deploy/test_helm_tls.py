@@ -9,9 +9,11 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 from cryptography import x509
+from jsonschema import Draft202012Validator
 
 from tests.certificates import authority
 from tests.deploy.chart import CHART, NAMES, Manifest, Rendered, example, refusal, render
+from tests.deploy.crd import schema_of, strict
 from wire.tls import load
 
 ON = ("--set", "tls.enabled=true,tls.caSecretName=ling-ca")
@@ -63,7 +65,21 @@ def test_it_is_an_option(name: str) -> None:
         assert not {"tls", "ca"} & {v["name"] for v in template["spec"]["volumes"]}
 
 
-@pytest.mark.parametrize("half", ["tls.enabled=true", "tls.caSecretName=ling-ca"])
+def test_kuberay_can_have_the_certificates_made() -> None:
+    """Its operator then refuses variables and mounts of ours."""
+    rendered = render("--values", str(CHART / "examples/2p4d.yaml"), "--set", "tls.enabled=true,tls.source=kuberay")
+    assert rendered.cluster["tlsOptions"] == {"enabled": True}
+    for template in rendered.templates.values():
+        assert not {"RAY_USE_TLS", *FILES} & set(variables(template["spec"]["containers"][0]))
+        assert not {"tls", "ca"} & {v["name"] for v in template["spec"]["volumes"]}
+    errors = Draft202012Validator(strict(schema_of("1.7.0"))).iter_errors(rendered.of("RayService")[0])
+    assert [error.message for error in errors] == []
+    assert "tlsOptions" not in example("2p4d").cluster
+
+
+@pytest.mark.parametrize(
+    "half", ["tls.enabled=true", "tls.caSecretName=ling-ca", "tls.enabled=true,tls.source=kuberay,tls.caSecretName=ca"]
+)
 def test_half_of_it_is_refused(half: str) -> None:
     assert "tls: enabled and caSecretName go together" in refusal("--set", half)
 

@@ -91,6 +91,21 @@ def test_a_workflow_publishes_both_images_by_tag() -> None:
     assert build["push"] == "${{ github.event_name == 'push' }}"
 
 
+def test_compose_s_own_schema_takes_the_file() -> None:
+    checker = Path(sys.executable).with_name("check-jsonschema")
+    command = [checker, "--builtin-schema", "vendor.compose-spec", ROOT / "compose.yaml"]
+    checked = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+def test_compiled_kernels_outlive_a_run() -> None:
+    """In a volume that begins as the image's folder, which its user may write."""
+    gpu = SERVICES["ling-gpu"]
+    folder = Path(gpu["environment"]["TRITON_CACHE_DIR"]).parent
+    assert f"kernels:{folder}" in gpu["volumes"]
+    assert f"RUN install --directory --owner=ling --group=ling {folder}" in _stages()["runtime"]
+
+
 def test_services_of_one_box_are_closed() -> None:
     assert set(SERVICES) == {"ling", "prometheus", "grafana", "ling-gpu", "prometheus-gpu", "grafana-gpu"}
     for name, service in SERVICES.items():

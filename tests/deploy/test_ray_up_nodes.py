@@ -4,11 +4,14 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import httpx
 import psutil
 import pytest
 
+from cluster.resolve import EMBEDDED
+from tests.cluster.fetch.hub_server import Repository, hub_server, of_folder
 from tests.deploy.chart import CHART, example
 from tests.deploy.deployed import Deployed, Load, deploy
 from tests.deploy.ray_nodes import HEAD, LOOPBACK, listening, ray_nodes
@@ -19,19 +22,44 @@ PREFILL, DECODE = "127.0.0.12", "127.0.0.13"
 
 
 @pytest.fixture(scope="module")
-def deployed() -> Iterator[Deployed]:
-    with ray_nodes() as nodes:
+def repository() -> Repository:
+    return of_folder("org/ling-nano", EMBEDDED)
+
+
+@pytest.fixture(scope="module")
+def deployed(repository: Repository) -> Iterator[Deployed]:
+    """Each node fetches from a hub, into its user's own cache."""
+    with hub_server(repository) as url, ray_nodes(every={"HF_ENDPOINT": url}) as nodes:
         nodes.start_head({"router": 8}, own="")
         nodes.keep_gcs()
-        nodes.start_worker(PREFILL, {"prefill": 1})
+        nodes.start_worker(PREFILL, {"prefill": 2})
         nodes.start_worker(DECODE, {"decode": 1})
-        yield deploy(nodes)
+        two = {"replicas": 2, "tp": 1, "resources": {"prefill": 1}}
+        one = {"replicas": 1, "tp": 1, "resources": {"decode": 1}}
+        # Storage alone: else a worker takes its weights from another that serves by then.
+        found = deploy(nodes, model=repository.name, load="storage", prefill=two, decode=one)
+        nodes.until(lambda: len(live(found)) == 3, 120)
+        yield found
+
+
+def live(deployed: Deployed) -> list[dict[str, Any]]:
+    workers = [worker for pool in deployed.status()["pools"].values() for worker in pool["workers"]]
+    return [worker for worker in workers if worker["state"] == "live"]
+
+
+def test_each_node_fetches_the_weights_once(deployed: Deployed, repository: Repository) -> None:
+    """Three workers on two nodes; the head, with the routers, takes what describes the checkpoint."""
+    size = (EMBEDDED / "model.safetensors").stat().st_size
+    assert repository.sent["model.safetensors"] == 2 * size
+    caches = {path.relative_to(deployed.nodes.folder).parts[0] for path in deployed.nodes.folder.rglob("*.safetensors")}
+    assert caches == {PREFILL, DECODE}
+    assert len({worker["weights_id"] for worker in live(deployed)}) == 1
 
 
 def test_each_pool_is_on_its_own_node(deployed: Deployed) -> None:
     pools = deployed.status()["pools"]
     where = {role: [worker["host"] for worker in pool["workers"]] for role, pool in pools.items()}
-    assert where == {"prefill": [PREFILL], "decode": [DECODE]}
+    assert where == {"prefill": [PREFILL, PREFILL], "decode": [DECODE]}
     assert deployed.status()["model"] == "ling-nano"
 
 

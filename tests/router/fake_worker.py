@@ -16,6 +16,7 @@ from wire.digest import PageDigests
 from wire.handshake import accept
 from wire.protocol import (
     Abort,
+    Drain,
     Finish,
     Hello,
     KeptEvent,
@@ -113,6 +114,7 @@ class FakeWorker:
         self.unservable = False
         self.poison: int | None = None
         self.ended = asyncio.Event()
+        self.drained = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
         self.keeps = False
@@ -154,6 +156,15 @@ class FakeWorker:
         """End what runs with an error."""
         for request_id, running in self.running.items():
             running.client.outbox.append(SeqOutput(request_id, running.at, finish="error", error=reason))
+        self.running.clear()
+        self._wake.set()
+
+    def move(self, kept: bool = True) -> None:
+        """Give up what runs, as a worker does that is to end. kept: it keeps the states."""
+        for request_id, running in self.running.items():
+            tokens = len(running.request.token_ids) - running.request.generated + running.at
+            kept_tokens = tokens - 1 if kept else 0
+            running.client.outbox.append(SeqOutput(request_id, running.at, finish="moved", kept_tokens=kept_tokens))
         self.running.clear()
         self._wake.set()
 
@@ -201,6 +212,8 @@ class FakeWorker:
             self.pins.pop(message.session, None)
             if (mark := next((m for m in message.marks if m.digest in self.tiers), None)) is not None:
                 self.pins[message.session] = mark.digest
+        elif isinstance(message, Drain):
+            self.drained.set()
         elif isinstance(message, Unpin):
             self.pins.pop(message.session, None)
         elif isinstance(message, Park):

@@ -77,6 +77,8 @@ def test_tokens_are_counted_for_their_tenant(guarded: tuple[Stage, Path]) -> Non
         answered = sdk.completions.create(model="tiny", prompt=["Hello there", "Hi"], n=2, max_tokens=3)
     assert answered.usage is not None
     page = stage.http.get(f"{stage.url}/metrics").text
+    assert "ling_answer_length_tokens_count 4.0" in page
+    assert f"ling_answer_length_tokens_sum {float(answered.usage.completion_tokens)}" in page
     counted = {"prompt": answered.usage.prompt_tokens, "generated": answered.usage.completion_tokens}
     for kind, tokens in counted.items():
         assert f'ling_tenant_tokens_total{{kind="{kind}",tenant="acme"}} {float(tokens)}' in page

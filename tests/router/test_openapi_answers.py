@@ -89,6 +89,7 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("delete", "/v1/files/{spare_file_id}", {}),
     ("get", "/v1/sessions", {}),
     ("get", "/v1/sessions/{session_id}", {}),
+    ("get", "/v1/sessions/{session_id}/snapshot", {}),
     ("post", "/v1/sessions/{session_id}/fork", {"json": {"ids": ["fork"]}}),
     ("post", "/v1/sessions/{session_id}/park", {}),
     ("post", "/v1/sessions/{session_id}/resume", {}),
@@ -200,6 +201,8 @@ def test_all_else(
 
 def test_nothing_that_is_described_is_left_out() -> None:
     asked = {("post", path) for path, _ in GENERATED} | {("post", "/v1/batches"), ("post", "/v1/messages/batches")}
+    # Its worker ends: tests/router/test_moving.py.
+    asked |= {("post", "/v1/workers/{worker_id}/drain")}
     asked |= {
         (method, path.replace("{spare_", "{").replace("{message_batch", "{batch"))
         for method, path, _ in OTHERS

@@ -47,6 +47,7 @@ MESSAGES: list[p.Message] = [
     p.Unpin("s"),
     p.Park(1, p.Mark(5, b"digest")),
     p.Parked(1, "why"),
+    p.Drain(),
 ]
 
 

@@ -172,6 +172,7 @@ class Workers:
     def __init__(self) -> None:
         self.all: list[Worker] = []
         self._streams: dict[str, Stream] = {}
+        self.prompts: dict[str, tuple[int, ...]] = {}  # of requests, where a test keeps them
 
     async def start(
         self,

@@ -27,7 +27,7 @@ from workers.rank.graphs import Capture, DecodeGraphs, Work, batch_sizes, captur
 from workers.rank.host_store import HostStore
 from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
-from workers.schedule.step import Admit, Row, StepPlan
+from workers.schedule.step import Admit, Commit, Row, StepPlan
 
 pytestmark = pytest.mark.process
 
@@ -77,26 +77,35 @@ class Again:
 class Side:
     """A runner on a golden checkpoint and caches that were full of NaN."""
 
-    def __init__(self, name: str, capture: Capture | None, device: torch.device = CPU) -> None:
+    def __init__(self, name: str, capture: Capture | None, device: torch.device = CPU, drafts: int = 0) -> None:
         folder = GOLDEN / name
-        config = LingConfig.load(folder, {})
+        config = replace(LingConfig.load(folder, {}), drafts=drafts > 0)
         self.model = LingModel(config, Solo(), device, torch.float32)
         load_weights(self.model, folder)
         # Equal sizes on both sides, so that the last slot and page can be compared too.
-        caches = make_caches(config, 1, PAGES + 1, PAGE, SLOTS + 1, device, torch.float32)
+        verified = SLOTS * (1 + drafts) if drafts else 0
+        caches = make_caches(config, 1, PAGES + 1, PAGE, SLOTS + 1, device, torch.float32, verified)
         self.caches = poisoned(caches)
         host = HostStore(0, device, StateCodec(), print)
         grammars = Grammars(folder, config.vocab_size)
-        self.runner = Runner(self.model, self.caches, Solo(), PAGES, None, grammars, SLOTS, host, capture)
+        self.runner = Runner(self.model, self.caches, Solo(), PAGES, None, grammars, SLOTS, host, capture, drafts)
         self.steps = 0
         if isinstance(capture, Again):
-            assert capture.replayed == [5, 4, 2, 1]
+            sizes = [size * width for size in (5, 4, 2, 1) for width in ((1 + drafts, 1) if drafts else (1,))]
+            assert capture.replayed == sizes
             capture.replayed.clear()
 
-    def step(self, rows: list[Row], admits: tuple[Admit, ...] = ()) -> tuple[int, ...]:
+    def step(
+        self, rows: list[Row], admits: tuple[Admit, ...] = (), commits: tuple[Commit, ...] = ()
+    ) -> tuple[int, ...]:
+        return tuple(token for tokens in self.runs(rows, admits, commits) for token in tokens)
+
+    def runs(
+        self, rows: list[Row], admits: tuple[Admit, ...] = (), commits: tuple[Commit, ...] = ()
+    ) -> tuple[tuple[int, ...], ...]:
         self.steps += 1
-        result = self.runner.step(StepPlan(step=self.steps, rows=tuple(rows), admits=admits))
-        return tuple(token for tokens in result.tokens for token in tokens)
+        plan = StepPlan(step=self.steps, commits=commits, rows=tuple(rows), admits=admits)
+        return self.runner.step(plan).tokens
 
 
 def _admit(slot: int) -> Admit:
@@ -139,6 +148,29 @@ def test_padded_steps_equal_eager_ones_and_leave_others_alone(name: str) -> None
         torch.testing.assert_close(got[:, :-1], expected[:, :-1], equal_nan=True)
 
 
+def test_padded_steps_that_verify_equal_eager_ones() -> None:
+    again = Again()
+    sides = (Side("base", None, drafts=2), Side("base", again, drafts=2))
+    slots = [3, 0, 4]
+    pages = {slot: tuple(range(4 * i, 4 * i + 4)) for i, slot in enumerate(slots)}
+    prompts = [_prompt(s, 2 + s, pages[s]) for s in slots]
+    last = {side: side.step(prompts, tuple(_admit(s) for s in slots)) for side in sides}
+    assert last[sides[0]] == last[sides[1]]
+    tokens, lengths = dict(zip(slots, last[sides[0]], strict=True)), {s: 2 + s for s in slots}
+    commits: tuple[Commit, ...] = ()
+    for chosen in ([3, 0, 4], [0], [4, 3], [0, 3, 4]):
+        rows = [Row(s, lengths[s], (tokens[s],), 0, (), True, drafts=2) for s in chosen]
+        eager, padded = (side.runs(rows, commits=commits) for side in sides)
+        assert eager == padded
+        commits = tuple(Commit(s, len(run)) for s, run in zip(chosen, eager, strict=True))
+        for slot, run in zip(chosen, eager, strict=True):
+            lengths[slot] += len(run)
+            tokens[slot] = run[-1]
+    assert again.replayed == [12, 3, 6, 12]
+    for got, expected in zip(*((side.caches.latent, side.caches.state) for side in sides), strict=True):
+        torch.testing.assert_close(got[:, :-1], expected[:, :-1], equal_nan=True)
+
+
 def test_padding_touches_nothing_but_its_own_slot_and_page() -> None:
     side = Side("base", Again())
     _run(side, [0, 1, 2], [])
@@ -166,7 +198,7 @@ def test_too_many_rows_and_steps_that_are_none_of_a_graph() -> None:
         assert not graphs.serves((one, other))
     assert not graphs.serves(())
     with pytest.raises(ValueError, match="6 rows in a step of a worker with 5 slots"):
-        graphs((one,) * 6)
+        graphs((one,) * 6, torch.full((6,), 5))
 
 
 def test_experts_are_counted_in_a_step_that_is_not_captured() -> None:
@@ -236,7 +268,7 @@ def test_a_decode_step_of_the_released_model_asks_the_device_nothing(monkeypatch
         launched.clear()
         again.replayed.clear()
         for count in (1, 7, 24):
-            hidden = graphs([Row(i, 9, (5,), 0, (), True) for i in range(count)])
+            hidden = graphs([Row(i, 9, (5,), 0, (), True) for i in range(count)], torch.empty(count, device=meta))
             assert hidden.shape == (count, config.hidden_size)
     assert again.replayed == [1, 8, 24]
     assert len(launched) > 3 * 20

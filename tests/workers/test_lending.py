@@ -2,16 +2,20 @@
 
 import asyncio
 import dataclasses
+import os
 import shutil
+import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import psutil
 import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.loading import CONFIG, write_checkpoint
 from tests.workers.harness import GOLDEN, workers
 from tests.workers.test_worker import MODEL, cases, config
 from tests.workers.transfer_ends import HOST, End, ends
@@ -247,3 +251,83 @@ def test_a_lender_that_dies_half_way_leaves_storage(described: Path, caplog: pyt
     asyncio.run(run())
     assert asked == ["storage"]
     assert "no weights from w, loading from storage: rank 0 failed: " in caplog.text
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of several times what a link holds on its way."""
+    folder = tmp_path_factory.mktemp("large")
+    write_checkpoint(CONFIG | {"hidden_size": 512, "vocab_size": 8192, "num_experts": 8}, folder, 1)
+    return folder
+
+
+@pytest.mark.process
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("channel", ["auto", "gloo"])
+def test_a_lending_rank_that_is_killed_breaks_the_link(
+    large: Path, channel: Literal["auto", "gloo"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By SIGKILL, once a first tensor has come: the borrower's rank ends with an error, whatever the channel."""
+    monkeypatch.setattr("workers.rank.load._PROGRESS_S", 0)
+    done: list[int] = []
+
+    async def run() -> None:
+        async with workers() as started:
+            lender = await started.start(config(1, str(large), channel=channel), "decode")
+            (rank,) = lender.info.ranks
+            address = (rank.transfer_host, rank.transfer_port)
+            borrowing = WorkerConfig(str(large), lender=Lender("w", lender.info.weights_id, (address,)))
+            model, borrower = model_of(large), End("E", channel)
+
+            def tell(stage: str, so_far: int, total: int) -> None:
+                if not done:
+                    os.kill(rank.pid, signal.SIGKILL)
+                done.extend((so_far, total))
+
+            with pytest.raises(LinkBroken):
+                await asyncio.to_thread(load_weights, borrowing, model, borrower.transfers, lambda _: None, tell)
+            assert borrower.transfers.lending.weights is None
+            borrower.transfers.close()
+
+    asyncio.run(run())
+    assert 0 < done[0] < done[1]
+
+
+@pytest.mark.process
+@pytest.mark.timeout(240)
+def test_a_lending_rank_that_is_killed_leaves_storage(described: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """One rank of the lender does not move while another worker takes its weights, and is then killed."""
+    asked: list[str] = []
+
+    async def storage() -> None:
+        asked.append("storage")
+        for path in Path(MODEL).glob("*.safetensors"):
+            shutil.copy(path, described)
+
+    def called(process: psutil.Process, port: int) -> bool:
+        """Whether somebody has connected; the process itself need not have taken notice."""
+        found = [c for c in psutil.net_connections("tcp") if c.laddr.port == port]
+        return any(c.status == psutil.CONN_ESTABLISHED for c in found) and process.is_running()
+
+    async def run() -> None:
+        async with workers() as started:
+            lender = await started.start(config(2, version="v1"), "decode")
+            rank = lender.info.ranks[1]
+            process = psutil.Process(rank.pid)
+            process.suspend()
+            starting = asyncio.create_task(
+                started.start(config(2, str(described), version="v1"), "decode", storage, [lender.info])
+            )
+            async with asyncio.timeout(60):
+                while not called(process, rank.transfer_port):
+                    await asyncio.sleep(0.02)
+            process.kill()
+            worker = await starting
+            for prompt, sampling, expected in cases(2):
+                stream = started.whole(worker, prompt, sampling)
+                await stream.end()
+                assert stream.token_ids == expected.token_ids
+
+    asyncio.run(run())
+    assert asked == ["storage"]
+    assert "loading from storage: rank 1 failed: " in caplog.text

@@ -14,7 +14,7 @@ from wire.protocol import SamplingParams
 from workers.collectives.base import Solo
 from workers.model.batch import Caches
 from workers.rank.graphs import captures
-from workers.schedule.step import Admit, Export, Install, Row, StepPlan
+from workers.schedule.step import Admit, Commit, Export, Install, Row, StepPlan
 from workers.transfer.incoming import ReceivedSnapshot
 from workers.transfer.snapshot import read_latents, read_shard, read_state, write_latents, write_state
 
@@ -42,9 +42,9 @@ class Rank(Solo):
         self.rank, self.size = rank, size
 
 
-def _begun(device: torch.device = CPU, capture: Any = None) -> Side:
+def _begun(device: torch.device = CPU, capture: Any = None, drafts: int = 0) -> Side:
     """Two sequences whose prompts are computed."""
-    side = Side("base", capture, device)
+    side = Side("base", capture, device, drafts)
     # Greedy: the reference that draws where there is no GPU reads values.
     admits = tuple(Admit(slot, SamplingParams(max_tokens=9, seed=1, temperature=0.0), (), 3) for slot in (0, 1))
     side.step([_prompt(0, 6, (0, 1, 2)), _prompt(1, 3, (3, 4))], admits)
@@ -72,6 +72,20 @@ def test_of_four_ranks_the_first_alone_waits(rank: int, monkeypatch: pytest.Monk
     with Waits() as waits:
         _decode(side)
     assert waits.seen == ({} if rank else {"tolist": 1})
+
+
+@pytest.mark.parametrize("rank", [0, 3])
+def test_drafting_and_verifying_wait_for_nothing_but_the_tokens(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    side = _begun(drafts=2)
+    monkeypatch.setattr(side.runner, "_collectives", Rank(rank, 4))
+    with Waits() as waits:
+        for commits in ((), (Commit(0, 2), Commit(1, 1))):
+            side.steps += 1
+            starts = (6, 3) if not commits else (8, 4)
+            rows = tuple(Row(slot, start, (5,), 0, (), True, drafts=2) for slot, start in enumerate(starts))
+            side.runner.step(StepPlan(step=side.steps, commits=commits, rows=rows))
+    # The tokens of each step, then its drafts, which were there before.
+    assert waits.seen == ({} if rank else {"tolist": 4})
 
 
 def test_snapshots_leave_and_enter_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,7 +117,7 @@ def test_cuda_finds_no_wait_in_decode_export_and_install() -> None:
     rows = (Row(0, 6, (5,), 0, (), True), Row(1, 3, (6,), 0, (), True))
     caches: Caches = side.caches
     with _no_waits(), torch.inference_mode():
-        side.model.logits(graphs(rows))
+        side.model.logits(graphs(rows, torch.tensor((5, 6)).to(device)))
         latents, state = read_shard(caches, (0, 1), 0, 6, 0, 1), read_state(caches, 0)
         write_latents(caches, (5, 6), latents)
         write_state(caches, 2, state)

@@ -86,7 +86,9 @@ def snapshot(seed: int, tokens: int, layers: int = 2, width: int = 40) -> tuple[
 
 
 def shard(latents: Tensor, rank: int, size: int) -> Tensor:
-    """Rank `rank`'s rows of a part, padded to as many as the others have."""
+    """Rank `rank`'s rows of a part, padded to as many as the others have; of one rank the part itself, not a copy."""
+    if size == 1:
+        return latents
     share = -(-len(latents) // size)
     rows = latents[rank * share : (rank + 1) * share]
     return torch.cat([rows, rows.new_zeros(share - len(rows), *rows.shape[1:])])
@@ -104,10 +106,10 @@ def sending_process(pipe: Connection, channel: Literal["auto", "shm", "gloo"], m
     """A prefill rank whose snapshot "big" never ends; tells its port, then sends until it is killed."""
     torch.set_num_threads(1)
     end = End("P", channel)
+    pipe.send(end.transfers.port)
     part = torch.zeros(1024, 1, 256)
     for index in range(megabytes):
         export(end, "big", index * 1024, part, None)
-    pipe.send(end.transfers.port)
     pipe.poll(None)
 
 

@@ -83,6 +83,10 @@ E2E = _router(
 PROMPT_LENGTH = _router(
     "ling_prompt_length_tokens", "histogram", "tokens", "Tokens of an accepted prompt", buckets=_LENGTHS
 )
+ANSWER_LENGTH = _router(
+    "ling_answer_length_tokens", "histogram", "tokens", "Tokens generated for a choice, once it is over",
+    buckets=_LENGTHS,
+)  # fmt: skip
 PROMPT_TOKENS = _router("ling_prompt_tokens_total", "counter", "tokens", "Prompt tokens accepted")
 GENERATED_TOKENS = _router("ling_generated_tokens_total", "counter", "tokens", "Tokens received from workers")
 IN_FLIGHT = _router("ling_in_flight", "gauge", "sequences", "Choices in flight in this router")
@@ -104,7 +108,8 @@ ROUTING = _router(
 )  # fmt: skip
 RESUMED = _router(
     "ling_resumed_total", "counter", "sequences",
-    "Sequences tried at other workers after a worker's death, or after a snapshot did not come, by cause", "cause",
+    "Sequences that went on at other workers, by cause: a worker's death, a failed transfer, or moved in good order",
+    "cause",
 )  # fmt: skip
 BATCH_LINES = _router(
     "ling_batch_lines_total", "counter", "requests", "Lines of batches answered, by HTTP status", "status"
@@ -156,7 +161,7 @@ PREEMPTIONS = _worker(
 )  # fmt: skip
 FINISHED = _worker(
     "ling_finished_total", "counter", "sequences",
-    "Sequences that ended here, by how: stop, length, handoff, abort, error", "finish",
+    "Sequences that ended here, by how: stop, length, handoff, abort, error, moved", "finish",
 )  # fmt: skip
 LOAD_SECONDS = _worker(
     "ling_start_seconds",

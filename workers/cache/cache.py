@@ -235,5 +235,5 @@ class PrefixCache:
     def _forget_if_gone(self, kept: Kept) -> None:
         if self.tier(kept) is None and kept in self.index:
             self.index.remove(kept)
-            self.pins.forget(kept)
+            self.pins.release_all(kept)
         self.on_change(kept)

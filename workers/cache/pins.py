@@ -30,8 +30,8 @@ class Pins:
         """Release the sessions whose time is over."""
         self._release(name for name, (_, until) in self._by_session.items() if until <= now)
 
-    def forget(self, kept: Kept) -> None:
-        """The snapshot is gone from every tier."""
+    def release_all(self, kept: Kept) -> None:
+        """Nobody stands at this snapshot any more."""
         if kept.pinned:
             self._release(name for name, (pinned, _) in self._by_session.items() if pinned is kept)
 

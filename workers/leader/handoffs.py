@@ -21,6 +21,9 @@ from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Expect, Export, LinkAll, StepPlan, Unlink
 
+# For a router to find another worker, and that one to pull: then a snapshot that was kept for it is given up.
+_MOVE_S = 5.0
+
 
 @dataclass(frozen=True, slots=True)
 class ToPuller:
@@ -243,7 +246,7 @@ class HandOffs:
             return []
         del self._departures[request_id, kept]
         if kept:
-            self._scheduler.keeping.lending.ended(request_id)
+            self._end_lending(request_id)
             return []
         return self._finish(self._scheduler.sent(request_id, now))
 
@@ -322,6 +325,16 @@ class HandOffs:
         cache.write_failed(file)
         return self._not_lent(lending.forget(lambda lent: cache.tier(lent.kept) is None))
 
+    # The worker is to end
+
+    def move_away(self, now: float) -> list[Action]:
+        """Whatever is answered here goes on at other workers, from what is kept of it here for a while."""
+        actions: list[Action] = []
+        for seq in self._scheduler.answered_here():
+            actions += self._cancel(seq)
+            actions += self.end(self._scheduler.move(seq, now + _MOVE_S, now))
+        return actions
+
     # Inside
 
     def _not_lent(self, copies: Iterable[Lent]) -> list[Action]:
@@ -336,7 +349,10 @@ class HandOffs:
 
     def _end_lending(self, request_id: str) -> Lent | None:
         self._departures.pop((request_id, True), None)
-        return self._scheduler.keeping.lending.ended(request_id)
+        lent = self._scheduler.keeping.lending.ended(request_id)
+        if lent is not None:  # an answer that went on elsewhere needs it here no more
+            self._scheduler.moving.release_all(lent.kept)
+        return lent
 
     def _header_of(self, fetch: Fetch) -> Header:
         """The header of a snapshot from host memory: the index knows it, so only the ranks' parts are to come."""

@@ -19,6 +19,7 @@ from wire.progress import Progress
 from wire.protocol import (
     Abort,
     CancelPull,
+    Drain,
     Header,
     Hello,
     KeptEvent,
@@ -74,6 +75,8 @@ class Leader:
         self._ranks = Ranks(config, self._on_event)
         self._loading = LoadProgress()
         self.on_progress: Callable[[Progress], None] = lambda progress: None
+        self._draining = False
+        self.on_drain: Callable[[], None] = lambda: None  # told that an operator wants the worker to end
         self._disk: Disk | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -139,10 +142,17 @@ class Leader:
         if self._disk is not None:
             self._disk.close()
 
+    def drain(self) -> None:
+        """From now on answers go on at other workers, from their states here; prompts are computed to their end."""
+        self._draining = True
+        self._wake.set()
+
     @property
     def idle(self) -> bool:
-        """No request is here."""
-        return not self._scheduler.sequences and self._handoffs.idle and self._grammars.idle
+        """No request is here, and nobody needs a snapshot of one that went elsewhere."""
+        scheduler = self._scheduler
+        here = scheduler.sequences or len(scheduler.moving)
+        return not here and self._handoffs.idle and self._grammars.idle
 
     @property
     def load(self) -> Load:
@@ -173,6 +183,8 @@ class Leader:
 
     async def _step(self) -> None:
         began = time.monotonic()
+        if self._draining:
+            self._perform(self._handoffs.move_away(began))
         step = self._scheduler.plan(began)
         plan = self._handoffs.with_links(step.plan)
         if plan.empty:
@@ -252,6 +264,8 @@ class Leader:
                 self._scheduler.cache.pins.release(message.session)
             case Park():
                 client.tell(Parked(message.call, self._scheduler.park(message.mark, time.monotonic())))
+            case Drain():
+                self.on_drain()
             case _:
                 raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
         self._wake.set()
@@ -361,6 +375,7 @@ class Leader:
             await asyncio.sleep(_HEARTBEAT_S)
             now = time.monotonic()
             self._scheduler.cache.pins.expire(now)
+            self._scheduler.moving.expire(now)
             if overdue := self._handoffs.overdue(now):
                 self._perform(overdue)
             self._clients.beat(self._scheduler.steps, self._scheduler.load)

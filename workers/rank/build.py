@@ -94,7 +94,8 @@ def build_rank(
     # References ask the host what a captured step may not.
     captured = config.cuda_graphs == "auto" and device.type == "cuda" and uses_triton(torch.empty(0, device=device))
     states = config.slots + 1 + config.cache_states
-    verified = config.slots * (1 + most) if (most := most_drafts(config, model_config)) else 0
+    most = most_drafts(config, model_config)
+    verified = config.slots * (1 + most) if most else 0
     caches = make_caches(
         model_config, config.tp, pages + int(captured), config.page_size, states, device, dtype, verified
     )
@@ -103,7 +104,7 @@ def build_rank(
     grammars = Grammars(Path(config.model), model_config.vocab_size)
     capture = captures(device) if captured else None
     host = HostStore(collectives.rank, device, StateCodec(config.cache_state_dtype), notify, config.tp)
-    runner = Runner(model, caches, collectives, table, transfers, grammars, config.slots, host, capture)
+    runner = Runner(model, caches, collectives, table, transfers, grammars, config.slots, host, capture, most)
     if device.type == "cuda":
         # Nobody owns a page or a slot yet.
         pages_of_all = (torch.arange(table, device=device) % pages).int().expand(states, table)

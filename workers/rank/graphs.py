@@ -1,8 +1,9 @@
-"""Decode steps as CUDA graphs: forward passes of one token a row, captured once for each size of batch.
+"""Decode steps as CUDA graphs: forward passes of equal rows, captured once for each size of batch.
 
 Launched one by one, a decode step's hundreds of small kernels take the host longer than the GPU. A captured step reads
 its rows from tensors that stay where they are and are refilled; a batch between two sizes is filled up with rows that
-belong to nobody: they have a state slot and a latent page of their own.
+belong to nobody: they have a state slot and a latent page of their own. Rows have one token, or, where a worker
+speculates, one and as many drafts as it ever takes; any other step is launched kernel by kernel.
 """
 
 from bisect import bisect_left
@@ -25,9 +26,11 @@ _STRIDE = 8
 
 @dataclass(frozen=True, slots=True)
 class _Captured:
-    """A step of one size. inputs: [3, size] int64, each row's token, position and slot. hidden: [size, hidden]."""
+    """A step of `size` rows of `width` tokens. ids, positions: [size * width]; slots: [size]; one int64 tensor holds
+    positions and slots, `places`. hidden: [size * width, hidden]."""
 
-    inputs: Tensor
+    ids: Tensor
+    places: Tensor
     replay: Callable[[], object]
     hidden: Tensor
 
@@ -66,10 +69,11 @@ def captures(device: torch.device) -> Capture:
 class DecodeGraphs:
     """The decode steps of one model on one set of caches, whose last slot and last page are nobody's.
 
-    page_table: [slots, max_pages] int32, as every step's. All ranks make theirs at the same time.
+    page_table: [slots, max_pages] int32, as every step's. drafts: a row's in steps that verify, 0 for no such steps.
+    All ranks make theirs at the same time.
     """
 
-    def __init__(self, model: LingModel, caches: Caches, page_table: Tensor, capture: Capture) -> None:
+    def __init__(self, model: LingModel, caches: Caches, page_table: Tensor, capture: Capture, drafts: int = 0) -> None:
         self._model = model
         self._caches = caches
         self._page_table = page_table
@@ -78,39 +82,57 @@ class DecodeGraphs:
         self._sizes = batch_sizes(self._scrap)
         # Captured steps read positions instead: this is for work that is repeated by being called again.
         self._starts: tuple[int, ...] = ()
+        self._widths = (1, 1 + drafts) if drafts else (1,)
         # The largest first: the smaller ones then find room in its memory.
-        self._steps = {size: self._captured(size, capture) for size in reversed(self._sizes)}
+        self._steps = {
+            (size, width): self._captured(size, width, capture)
+            for size in reversed(self._sizes)
+            for width in reversed(self._widths)
+        }
 
     def serves(self, rows: Sequence[Row]) -> bool:
-        """Whether every row is one token that leads to the next; a slot's worth of rows at most."""
-        return bool(rows) and all(len(r.token_ids) == 1 and r.sample and not r.next_ids and not r.keeps for r in rows)
+        """Whether every row is one token, with equally many drafts, that leads to the next."""
+        return (
+            bool(rows)
+            and rows[0].count in self._widths
+            and all(
+                len(r.token_ids) == 1 and r.drafts == rows[0].drafts and r.sample and not r.next_ids and not r.keeps
+                for r in rows
+            )
+        )
 
-    def __call__(self, rows: Sequence[Row]) -> Tensor:
-        """Hidden states [rows, hidden] of rows it `serves`, good until the next call. ValueError for too many rows."""
-        size = size_for(len(rows), self._sizes)
+    def __call__(self, rows: Sequence[Row], ids: Tensor) -> Tensor:
+        """Hidden states [T, hidden] of rows it `serves`, good until the next call. ValueError for too many rows.
+
+        ids: [T] int64, the rows' tokens and drafts.
+        """
+        size, width = size_for(len(rows), self._sizes), rows[0].count
         if size is None:
             raise ValueError(f"{len(rows)} rows in a step of a worker with {self._scrap} slots")
-        step, spare = self._steps[size], size - len(rows)
+        step, spare = self._steps[size, width], size - len(rows)
         self._starts = (*(r.start for r in rows), *[0] * spare)
-        inputs = ([r.token_ids[0] for r in rows], [r.start for r in rows], [r.slot for r in rows])
-        padded = [[*values, *[pad] * spare] for values, pad in zip(inputs, (0, 0, self._scrap), strict=True)]
-        step.inputs.copy_(torch.tensor(padded), non_blocking=True)
+        positions = [start + n for start in self._starts for n in range(width)]
+        slots = [*(r.slot for r in rows), *[self._scrap] * spare]
+        step.places.copy_(torch.tensor([*positions, *slots]), non_blocking=True)
+        step.ids[: len(ids)].copy_(ids)
         step.replay()
-        return step.hidden[: len(rows)]
+        return step.hidden[: len(ids)]
 
-    def _captured(self, size: int, capture: Capture) -> _Captured:
-        inputs = torch.zeros(3, size, dtype=torch.int64, device=self._page_table.device)
-        inputs[2] = self._scrap
+    def _captured(self, size: int, width: int, capture: Capture) -> _Captured:
+        device, tokens = self._page_table.device, size * width
+        ids = torch.zeros(tokens, dtype=torch.int64, device=device)
+        places = torch.tensor([*[n for _ in range(size) for n in range(width)], *[self._scrap] * size]).to(device)
         self._starts = (0,) * size
 
         def work() -> Tensor:
             batch = Batch(
-                token_ids=inputs[0],
-                positions=inputs[1],
-                slots=inputs[2],
+                token_ids=ids,
+                positions=places[:tokens],
+                slots=places[tokens:],
                 starts=self._starts,
-                counts=(1,) * size,
+                counts=(width,) * size,
                 page_table=self._page_table,
+                verified=size if width > 1 else 0,
             )
             return self._model.forward(batch, self._caches)
 
@@ -118,4 +140,4 @@ class DecodeGraphs:
         # What can't be repeated fails here, and no kernel of the head is compiled while somebody waits.
         replay()
         self._model.logits(hidden)
-        return _Captured(inputs, replay, hidden)
+        return _Captured(ids, places, replay, hidden)

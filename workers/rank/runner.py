@@ -35,7 +35,8 @@ class Runner:
     """One rank's model, caches and sampler. `transfers` is None where no snapshot comes or goes.
 
     slots: states of running sequences; the one after them is left to captured steps, as is the last page, and those
-    behind it are kept states. host: the host tier. capture: decode steps are captured by it; None for none.
+    behind it are kept states. host: the host tier. capture: decode steps are captured by it; None for none. drafts:
+    of a sequence in a step at most.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class Runner:
         slots: int,
         host: HostStore,
         capture: Capture | None = None,
+        drafts: int = 0,
     ) -> None:
         self._model = model
         self._caches = caches
@@ -65,7 +67,7 @@ class Runner:
         self._graphs: DecodeGraphs | None = None
         if capture is not None:
             with torch.inference_mode():
-                self._graphs = DecodeGraphs(model, caches, self._page_table, capture)
+                self._graphs = DecodeGraphs(model, caches, self._page_table, capture, drafts)
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepResult:
@@ -112,7 +114,8 @@ class Runner:
         drafts = self._draft(plan.rows)
         self._watch.lap("draft")
         ids = self._ids(plan.rows, drafts)
-        hidden = graphs(plan.rows) if graphs else self._model.forward(self._batch(plan.rows, ids), self._caches)
+        hidden = graphs(plan.rows, ids) if graphs else self._model.forward(self._batch(plan.rows, ids), self._caches)
+        self._verified = self._verified_of(plan.rows)
         if self._drafter is not None:
             self._drafter.take(plan.rows, ids, hidden)
         self._watch.lap("forward")
@@ -120,7 +123,8 @@ class Runner:
         if any(r.sample for r in plan.rows):
             logits = self._model.logits(self._sampled_of(plan.rows, hidden))
             if self._collectives.rank == 0:
-                sampled = self._sampler(logits, self._runs(plan.rows, drafts))
+                runs = [Run(r.slot, r.start + len(r.token_ids), r.drafts) for r in plan.rows if r.sample]
+                sampled = self._sampler(logits, runs, drafts)
         prompt_logprobs = self._prompt_logprobs(plan.rows, hidden) if any(r.next_ids for r in plan.rows) else []
         self._watch.lap("sample")
         return sampled, prompt_logprobs
@@ -168,16 +172,6 @@ class Runner:
             into, at, n = self._integers(places).unbind(1)
             ids[into] = drafts[at, n]
         return ids
-
-    def _runs(self, rows: tuple[Row, ...], drafts: Tensor | None) -> list[Run]:
-        """What rank 0 samples: of each row that does, a token after its last one and after each draft before that."""
-        known: list[list[int]] = [] if drafts is None else drafts.tolist()
-        runs = []
-        for at, row in enumerate(rows):
-            if row.sample:
-                drafted = tuple(known[at][: row.drafts]) if row.drafts else ()
-                runs.append(Run(row.slot, row.start + len(row.token_ids), drafted))
-        return runs
 
     def _save(self, plan: StepPlan) -> None:
         """Copies on the host, then states that are kept of what ended."""
@@ -260,7 +254,7 @@ class Runner:
             self._page_table[slots, places] = pages.int()
 
     def _batch(self, rows: tuple[Row, ...], ids: Tensor) -> Batch:
-        batch = Batch(
+        return Batch(
             token_ids=ids,
             positions=self._integers([p for r in rows for p in range(r.start, r.start + r.count)]),
             slots=self._integers([r.slot for r in rows]),
@@ -270,11 +264,16 @@ class Runner:
             keeps=tuple(Keep(at, count, slot) for at, r in enumerate(rows) for count, slot in r.keeps),
             verified=sum(r.drafts > 0 for r in rows),
         )
-        if batch.verified:
-            n, tokens = batch.verified, sum(batch.counts[: batch.verified])
-            verified = make_rows(batch.slots[:n], batch.positions[:tokens], batch.starts[:n], batch.counts[:n])
-            self._verified = verified, tuple(r.slot for r in rows[:n])
-        return batch
+
+    def _verified_of(self, rows: tuple[Row, ...]) -> tuple[Rows, tuple[int, ...]] | None:
+        """The rows with drafts and their slots, for the commit to come."""
+        drafted = [r for r in rows if r.drafts]
+        if not drafted:
+            return None
+        slots = tuple(r.slot for r in drafted)
+        positions = self._integers([p for r in drafted for p in range(r.start, r.start + r.count)])
+        starts, counts = tuple(r.start for r in drafted), tuple(r.count for r in drafted)
+        return make_rows(self._integers(slots), positions, starts, counts), slots
 
     def _sampled_of(self, rows: tuple[Row, ...], hidden: Tensor) -> Tensor:
         """Hidden states after each token that another is sampled after: a row's last, and those drafts follow."""

@@ -41,14 +41,14 @@ class SlotSampler:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is sampled of one slot: the token at `position` and, as far as `drafts` prove right, those after it.
+    """What is sampled of one slot: the token at `position` and, as far as its drafts prove right, those after it.
 
-    The run has a row of logits for the token at `position` and one after each draft.
+    The run has a row of logits for the token at `position` and one after each of its `drafts`.
     """
 
     slot: int
     position: int
-    drafts: tuple[int, ...] = ()
+    drafts: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,23 +103,28 @@ class Sampler:
         """How many alternatives the slot's prompt log-probabilities list."""
         return self._slots[slot].sampling.prompt_logprobs or 0
 
-    def __call__(self, logits: Tensor, runs: Sequence[Run]) -> Sampled:
+    def __call__(self, logits: Tensor, runs: Sequence[Run], drafts: Tensor | None = None) -> Sampled:
         """Sample the runs' tokens: of each as many as one by one, without drafts, would come out the same.
 
-        logits [R, V] fp32: the runs' rows, one run's behind the other's. A draft stands if it is what was sampled in
-        its place, so each token is drawn from the model's own distribution by the noise of its seed and position. (That
-        is rejection sampling where a draft is a single guess: it stands with the probability the model gives it.)
+        logits [R, V] fp32: the runs' rows, one run's behind the other's. drafts: [runs that have some, most drafts]
+        int64; these runs are the first. A draft stands if it is what was sampled in its place, so each token is drawn
+        from the model's own distribution by the noise of its seed and position. (That is rejection sampling where a
+        draft is a single guess: it stands with the probability the model gives it.)
         """
         sampled = Sampled([[] for _ in runs], [[] for _ in runs], {})
-        firsts = list(accumulate((1 + len(run.drafts) for run in runs), initial=0))
+        firsts = list(accumulate((1 + run.drafts for run in runs), initial=0))
+        drafted: list[list[int]] | None = None
         # A run whose next token depends on those before it, by penalties or a grammar, goes on token by token.
-        wave = [(i, n) for i, run in enumerate(runs) for n in range(1 + (0 if self._depends(run) else len(run.drafts)))]
+        wave = [(i, n) for i, run in enumerate(runs) for n in range(1 + (0 if self._depends(run) else run.drafts))]
         ended: set[int] = set()
         while wave:
             rows = [firsts[i] + n for i, n in wave]
             places = [(runs[i].slot, runs[i].position + n) for i, n in wave]
             some = logits if len(rows) == len(logits) else logits[self._sent(torch.tensor(rows))]
             tokens, failures = self._choose(some, places)
+            if drafted is None and drafts is not None:
+                # Not before the tokens: whoever reads them waits for the device.
+                drafted = drafts.tolist()
             goes_on = []
             for at, ((i, n), token) in enumerate(zip(wave, tokens, strict=True)):
                 if at in failures:
@@ -132,7 +137,7 @@ class Sampler:
                 run = runs[i]
                 sampled.tokens[i].append(token)
                 stops = self._slots[run.slot].sampling.stop_token_ids
-                if n == len(run.drafts) or token != run.drafts[n] or token in stops:
+                if n == run.drafts or drafted is None or token != drafted[i][n] or token in stops:
                     ended.add(i)
                 elif self._depends(run):
                     goes_on.append((i, n + 1))

@@ -9,12 +9,14 @@ freed while a plan is under way may go to the next plan at once.
 
 import bisect
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from wire.digest import PageDigests
 from wire.protocol import Finish, Load, Mark, SeqOutput
 from workers.cache.allocator import Allocator
 from workers.cache.cache import PrefixCache
 from workers.cache.moves import Copy
+from workers.cache.pins import Pins
 from workers.cache.totals import Origin
 from workers.schedule.beginning import Beginning, find
 from workers.schedule.builder import InFlight, StepBuilder
@@ -51,6 +53,7 @@ class Scheduler:
         self._pulling: dict[str, Sequence] = {}  # PULLING or DISPLACED
         self.keeping = Keeping(self.cache)
         self.drafting = Drafting(limits, self.pages)
+        self.moving = Pins()  # snapshots of sequences that go on elsewhere, by request
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
         self.steps = 0
@@ -209,6 +212,21 @@ class Scheduler:
         """End a sequence whose fate its router knows from elsewhere; None if there is none of that id."""
         seq = self.sequences.get(request_id)
         return self._end(seq, "abort", now) if seq else None
+
+    def answered_here(self) -> list[Sequence]:
+        """Sequences whose answer is computed here, whatever they wait for."""
+        return [seq for seq in self.sequences.values() if not seq.handoff]
+
+    def move(self, seq: Sequence, until: float, now: float) -> SeqOutput:
+        """End a sequence that is to go on elsewhere, and keep what is computed of it until then. Between two steps."""
+        kept = None
+        if seq.state is State.RUNNING and seq.computed and all(i.request_id != seq.request_id for i in self._installs):
+            self.keeping.save(seq, now)
+            kept = self.cache.index.at(seq.known, seq.computed)
+        if kept is not None and kept.slot >= 0:
+            self.moving.pin(seq.request_id, kept, until)
+        output = self._end(seq, "moved", now)
+        return replace(output, kept_tokens=kept.position) if kept is not None else output
 
     def overdue(self, now: float) -> list[SeqOutput]:
         """End the snapshots nobody pulled in time."""

@@ -122,6 +122,14 @@ class StartingWorker(TypedDict):
     still_s: float
 
 
+class DrainedWorker(TypedDict):
+    """The worker takes no more requests, and ends once its answers go on elsewhere."""
+
+    id: str
+    object: Literal["worker"]
+    state: Literal["draining"]
+
+
 class PoolStatus(TypedDict):
     """The workers of one role. configured: how many there should be."""
 

@@ -1,5 +1,6 @@
 """Fetching from a hub, with its own library, against a server that speaks its API."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -96,6 +97,20 @@ def test_a_moved_branch_is_another_folder_and_a_pinned_one_stays(repository: Rep
     assert first.origin.weights().folder == first.folder
     # The same content under another commit is not sent again.
     assert repository.sent[WEIGHTS] == (EMBEDDED / WEIGHTS).stat().st_size
+
+
+def test_nodes_take_the_same_or_refuse(repository: Repository, tmp_path: Path) -> None:
+    """A node whose hub, a mirror say, does not have the commit that the cluster has settled on."""
+    settled = Origin(Hub(NAME, "v1"), tmp_path / "head")
+    repository.commits["v1"] = COMMIT
+    settled = settled.description().origin
+    repository.commits = {"main": "b" * 40, "v1": "b" * 40}
+    refused = rf"^model: http\S+ does not hold commit {COMMIT} of {NAME}, which the cluster was deployed with: give all"
+    with pytest.raises(FetchError, match=refused):
+        dataclasses.replace(settled, cache=tmp_path / "node").weights()
+    assert WEIGHTS not in repository.sent
+    # Deployed again, all take what there is now.
+    assert Origin(Hub(NAME, "v1"), tmp_path / "node").weights().origin.version == "b" * 40
 
 
 def test_a_connection_that_breaks_is_gone_on_with(

@@ -10,6 +10,7 @@ from wire.protocol import SamplingParams
 from workers.config import StateDtype, WorkerConfig
 from workers.rank.engine import Engine
 
+pytestmark = pytest.mark.process
 GOLDEN = Path(__file__).parents[2] / "golden"
 BASE = WorkerConfig(str(GOLDEN / "base"), page_size=8, pages=256, slots=8, max_step_tokens=64, max_model_len=512)
 

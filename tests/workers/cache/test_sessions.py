@@ -10,6 +10,7 @@ from wire.protocol import Mark
 from workers.cache.cache import PrefixCache
 from workers.rank.engine import Engine
 
+pytestmark = pytest.mark.process
 TURNS = 3
 
 

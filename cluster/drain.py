@@ -1,0 +1,47 @@
+"""`ling drain`: a worker's answers go on at others, and it ends."""
+
+import time
+from typing import Annotated
+
+import httpx
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+_POLL_S = 0.5
+_PATIENCE_S = 120.0
+
+
+def drain_command(
+    worker: Annotated[str, typer.Argument(help="The worker's id, as `ling status` shows it.")],
+    url: Annotated[str, typer.Option(help="Where the cluster listens.", envvar="LING_URL")] = "http://127.0.0.1:8000",
+    api_key: Annotated[
+        str | None, typer.Option(help="An operator's, where there are keys.", envvar="LING_API_KEY", show_default=False)
+    ] = None,
+) -> None:
+    """End a worker: its answers go on at others of its pool, mid-sentence. Ray Serve starts another in its place."""
+    console = Console(stderr=True)
+    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
+    try:
+        with httpx.Client(base_url=url, timeout=10, headers=headers) as client:
+            answer = client.post(f"/v1/workers/{worker}/drain")
+            if answer.status_code != 200:
+                _fail(console, answer.json()["error"]["message"])
+            began = time.monotonic()
+            while _is_there(client, worker):
+                if time.monotonic() - began > _PATIENCE_S:
+                    _fail(console, f"{worker} has not ended within {_PATIENCE_S:g} s: see its log")
+                time.sleep(_POLL_S)
+    except httpx.HTTPError as error:
+        _fail(console, f"nothing answers at {url}: {error}")
+    Console().print(f"{worker} has ended", highlight=False)
+
+
+def _is_there(client: httpx.Client, worker: str) -> bool:
+    pools = client.get("/status").raise_for_status().json()["pools"]
+    return any(one["id"] == worker for pool in pools.values() for one in pool["workers"])
+
+
+def _fail(console: Console, message: str) -> None:
+    console.print(f"[red]error[/] {escape(message)}", soft_wrap=True, highlight=False)
+    raise typer.Exit(1)

@@ -1,0 +1,109 @@
+"""A worker that is to end moves its answers, with their states: transcripts are the undisturbed ones."""
+
+import asyncio
+import dataclasses
+import random
+from functools import cache
+
+import pytest
+
+from tests.workers.harness import Stream, Worker, Workers, workers
+from tests.workers.test_worker import GAP, config
+from wire.protocol import Prefix, SamplingParams, Submit
+from wire.tokens import TokenIds
+from workers.rank.engine import Engine
+
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
+NEW = 40
+
+
+def sampling(seed: int, temperature: float) -> SamplingParams:
+    penalty = 1.2 if temperature else 1.0
+    return SamplingParams(max_tokens=NEW, seed=seed, temperature=temperature, repetition_penalty=penalty, logprobs=2)
+
+
+@cache
+def asked(temperature: float, count: int) -> list[tuple[tuple[int, ...], tuple[int, ...], SamplingParams]]:
+    """Prompts with their answers on one worker; none of the greedy ones has a near tie."""
+    engine = Engine(config(slots=8))
+    out = []
+    for seed in range(400):
+        rng = random.Random(seed)
+        prompt = tuple(rng.randrange(2, 256) for _ in range(rng.randint(20, 60)))
+        wanted = sampling(seed, temperature)
+        (answer,) = engine.generate([prompt], [wanted])
+        if all(p.top_logprobs[0] - p.top_logprobs[1] > GAP for p in answer.logprobs):
+            out.append((prompt, answer.token_ids, wanted))
+        if len(out) == count:
+            return out
+    raise AssertionError("too many near ties")
+
+
+async def moved(started: Workers, to: Worker, gone: Worker, stream: Stream, wanted: SamplingParams) -> Stream:
+    """What a router does with a sequence that its worker gave up."""
+    async with asyncio.timeout(60):
+        while stream.ended is None:
+            stream.changed.clear()
+            await stream.changed.wait()
+    end = stream.ended
+    assert end is not None
+    if end.finish != "moved":
+        return stream
+    prefix = Prefix(source=gone.ref, kept_tokens=end.kept_tokens) if end.kept_tokens else Prefix()
+    again = started._new(to)
+    had = stream.token_ids
+    again.outputs = [dataclasses.replace(o, finish=None) for o in stream.outputs]
+    ids = TokenIds.of((*started.prompts[stream.request_id], *had))
+    to.caller.send(Submit(again.request_id, ids, wanted, generated=len(had), prefix=prefix))
+    return again
+
+
+@pytest.mark.parametrize(("tp", "count", "temperature"), [(1, 1, 0.0), (1, 16, 0.0), (2, 4, 0.0), (1, 4, 0.8)])
+def test_migrated_mid_answer(tp: int, count: int, temperature: float) -> None:
+    async def run() -> None:
+        async with workers() as started:
+            kept = {"cache_states": 32, "slots": 16}
+            one, two = await asyncio.gather(
+                started.start(config(tp, **kept), "decode"), started.start(config(tp, **kept), "decode")
+            )
+            requests = asked(temperature, count)
+            streams = []
+            for prompt, _, wanted in requests:
+                stream = started.whole(one, prompt, wanted)
+                started.prompts[stream.request_id] = prompt
+                streams.append(stream)
+            for stream in streams:
+                await stream.tokens(2)
+            one.leader.drain()
+            ended = [
+                await moved(started, two, one, stream, wanted)
+                for stream, (_, _, wanted) in zip(streams, requests, strict=True)
+            ]
+            for stream, (_, answer, _) in zip(ended, requests, strict=True):
+                await stream.end()
+                assert stream.token_ids == answer
+            # All of them began from the states that came over.
+            assert two.leader._scheduler.cache.totals.hits["peer"] == count
+            while not one.leader.idle:
+                await asyncio.sleep(0.01)
+            await two.caller.idle(two.info)
+
+    asyncio.run(run())
+
+
+def test_a_worker_without_a_cache_gives_its_answers_up_all_the_same() -> None:
+    async def run() -> None:
+        async with workers() as started:
+            one, two = await asyncio.gather(started.start(config(1), "decode"), started.start(config(1), "decode"))
+            prompt, answer, wanted = asked(0.0, 1)[0]
+            stream = started.whole(one, prompt, wanted)
+            started.prompts[stream.request_id] = prompt
+            await stream.tokens(3)
+            one.leader.drain()
+            again = await moved(started, two, one, stream, wanted)
+            await again.end()
+            assert again.token_ids == answer
+            await one.caller.idle(one.info)
+            assert one.leader.idle
+
+    asyncio.run(run())
