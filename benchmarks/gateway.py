@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.sessions import SESSIONS, Session
+from benchmarks.conversations import SESSIONS, Session
 from benchmarks.token_path import latencies, post, serve_router, started, streams, uvicorn_loop_run
 
 _NANO = "checkpoints/ling-nano"

@@ -1,6 +1,6 @@
 """`ling plan`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -60,6 +60,17 @@ def plan_command(
     mtp: Annotated[
         bool | None, _worker_option("Load the MTP layer, to speculate. Default: where the release has it.")
     ] = None,
+    kept_states: Annotated[
+        int,
+        _worker_option(
+            "States that the prefix cache keeps on the device (cache.device_states). Default 0; a worker's: as many as "
+            "slots.",
+            min=0,
+        ),
+    ] = 0,
+    host_gb: Annotated[
+        float, _worker_option("GB of a worker's host memory for kept snapshots (cache.host_bytes). Default 0.", min=0)
+    ] = 0.0,
     network: Annotated[
         float, _worker_option("GB/s each card has towards other workers. Default 50, a 400 Gb/s port.")
     ] = 50.0,
@@ -80,6 +91,7 @@ def plan_command(
     try:
         found = load_model(model, dtype)
         layout = _layout(found, gpus_per_worker, context, mean_length, sessions, step_tokens, page_size, mtp)
+        layout = replace(layout, kept_states=kept_states, host_bytes=int(host_gb * 1e9))
         question = Question(
             model=found,
             card=find_card(gpu),

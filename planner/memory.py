@@ -1,8 +1,9 @@
 """What lies in one card's memory, and how many sessions the rest of it holds.
 
 Every byte is one of: weights (split by head, expert or vocabulary, or held by all ranks), linear state (split by
-head, one slot a session), latents (pages, the same on every rank), logits and activations of a step, captured
-CUDA graphs, the CUDA context with the collectives' buffers, and a margin for the allocator.
+head, one slot a session, and those that the prefix cache keeps), latents (pages, the same on every rank), logits and
+activations of a step, captured CUDA graphs, the CUDA context with the collectives' buffers, and a margin for the
+allocator.
 """
 
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ Binds = Literal["weights", "slots", "pages"]
 class Layout:
     """How a worker is set up: tp cards; tokens of its longest session and of the mean one; tokens a step and a page.
 
-    sessions: state slots, None for as many as fit. mtp: whether the MTP layers are loaded.
+    sessions: state slots, None for as many as fit. mtp: whether the MTP layers are loaded. kept_states,
+    host_bytes: what the prefix cache may keep: states beside those of sessions, and bytes of a worker's host memory.
     """
 
     tp: int
@@ -35,6 +37,8 @@ class Layout:
     step_tokens: int = PREFILL_STEP_TOKENS
     page_size: int = 64
     mtp: bool = False
+    kept_states: int = 0
+    host_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +48,7 @@ class Memory:
     card: int
     weights: int
     states: int
+    kept: int
     latents: int
     logits: int
     activations: int
@@ -61,7 +66,8 @@ class Capacity:
     by_slots: sessions whose states fit, were latents nothing; by_pages: sessions of mean length in the pages.
     most: sessions at the best split of memory between slots and pages. fits: sessions held with these slots.
     binds: what keeps `fits` from growing, or takes most of a session's memory if no slots are set.
-    longest_fits: whether one session of full context finds its pages.
+    longest_fits: whether one session of full context finds its pages. kept_on_host: sessions of mean length that host
+    memory keeps, each with the state at its end.
     """
 
     slots: int
@@ -73,6 +79,7 @@ class Capacity:
     fits: int
     binds: Binds
     longest_fits: bool
+    kept_on_host: int
 
 
 def page_bytes(model: Model, layout: Layout) -> int:
@@ -106,7 +113,8 @@ def free_bytes(model: Model, card: Card, layout: Layout) -> int:
     """Bytes of a card left for sessions; below 0 the worker does not start."""
     margin = int(card.memory * MARGIN_SHARE)
     weights = sum(weight_bytes(model, layout.mtp, layout.tp).values())
-    return card.memory - margin - weights - activation_bytes(model, layout) - GRAPH_BYTES - CONTEXT_BYTES
+    taken = margin + weights + activation_bytes(model, layout) + GRAPH_BYTES + CONTEXT_BYTES
+    return card.memory - taken - layout.kept_states * model.state_bytes(layout.tp)
 
 
 def capacity(model: Model, card: Card, layout: Layout) -> Capacity:
@@ -135,7 +143,13 @@ def capacity(model: Model, card: Card, layout: Layout) -> Capacity:
         fits=fits,
         binds=binds if by_slots else "weights",
         longest_fits=pages >= pages_of(layout.context, layout.page_size),
+        kept_on_host=layout.host_bytes // host_bytes(model, layout),
     )
+
+
+def host_bytes(model: Model, layout: Layout) -> int:
+    """Bytes of host memory that a kept session of mean length takes, over all ranks."""
+    return model.state_bytes(1) + layout.mean_length * model.latent_bytes(layout.mtp)
 
 
 def enough(held: Capacity, layout: Layout) -> bool:
@@ -158,6 +172,7 @@ def divide(model: Model, card: Card, layout: Layout, held: Capacity) -> Memory:
         card=card.memory,
         weights=sum(weight_bytes(model, layout.mtp, layout.tp).values()),
         states=states,
+        kept=layout.kept_states * model.state_bytes(layout.tp),
         latents=latents,
         logits=logits,
         activations=activation_bytes(model, layout),

@@ -44,6 +44,10 @@ def check(question: Question) -> None:
             f"--context: {layout.context} is more than twice the checkpoint's {model.config.max_model_len}; "
             "YaRN doubles it at most"
         )
+    if layout.host_bytes and not layout.kept_states:
+        raise PlanError(
+            "--host-gb: copies in host memory are made of states kept on the device: give --kept-states too"
+        )
     if layout.mean_length > layout.context:
         raise PlanError(f"--mean-length: {layout.mean_length} exceeds --context {layout.context}")
     if not (math.isfinite(question.network) and question.network > 0):

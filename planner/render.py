@@ -61,6 +61,7 @@ def _memory(plan: Plan) -> tuple[str, Table]:
     rows = (
         ("weights", memory.weights),
         (f"states ({slots})", memory.states),
+        *([(f"kept states ({plan.layout.kept_states:,})", memory.kept)] if memory.kept else []),
         (f"latents ({pages} of {plan.capacity.page_size} tokens)", memory.latents),
         (f"logits ({slots})", memory.logits),
         (f"activations ({plan.layout.step_tokens:,} tokens a step)", memory.activations),
@@ -83,6 +84,10 @@ def _capacity(plan: Plan) -> tuple[str, Table]:
     table.add_row(f"pages beside {held.slots:,} slots", f"{held.by_pages:,}", f"{plan.size.latent_bytes:,} B a token")
     table.add_row("best split of memory", f"{held.most:,}", "")
     table.add_row("held", f"{held.fits:,}", f"{held.binds} bind", style="bold")
+    if plan.layout.kept_states:
+        table.add_row("kept between turns on the device", f"{plan.layout.kept_states:,}", "as far as pages are free")
+    if plan.layout.host_bytes:
+        table.add_row("kept in host memory", f"{held.kept_on_host:,}", f"{gib(plan.layout.host_bytes)} a worker")
     return f"Sessions of {plan.layout.mean_length:,} tokens in the mean", table
 
 

@@ -74,13 +74,20 @@ class Dispatcher:
         """Start a job's sequences; ApiError if one can't be computed by any worker there is."""
         name = f"{self._name}-{next(self._jobs)}"
         metrics = self._metrics.times(job.priority)
+        keyed = job.keyed
         for choice in job.choices:
+            keys = (keyed.choice(choice.index), keyed.body) if keyed is not None else (b"", b"")
             stream = SequenceStream(
-                f"{name}-{choice.index}", choice, job, metrics, self, job.priority, job.prefix_scope
+                f"{name}-{choice.index}", choice, job, metrics, self, job.priority, job.prefix_scope, *keys
             )
             stream.begun(time.monotonic())
             job.streams.append(stream)
-            self._enter(stream, job)
+            place = job.places.get(choice.index)
+            link = self._table.live_link(place.worker_id) if place is not None else None
+            if place is not None and link is not None:
+                stream.attach(link, place.request_id)
+            else:
+                self._enter(stream, job)
 
     def _enter(self, stream: SequenceStream, job: Job) -> None:
         """Start it where there is room and nobody is before it; else it waits for its turn."""

@@ -22,7 +22,7 @@ _NOBODY: Sequence[Standing] = ()
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The longest beginning of a prompt that a worker keeps. device: it can be sent to others from there."""
+    """The longest beginning of a prompt that a worker keeps. device: there, not only in slower memory below it."""
 
     position: int
     device: bool
@@ -102,7 +102,9 @@ class _Search:
         kept = need.begin(self._source.worker_id) if self._source is not None else 0
         # Weighted tokens to compute: of one that keeps nothing, of one behind a pull, and by what a worker keeps.
         self._all, self._rest = costs.work(0, need.prompt_tokens), costs.work(kept, need.prompt_tokens)
-        self._pull_s = costs.pull_s + costs.moved_s(kept) if self._source is not None else math.inf
+        # What is below the source's device is read and checked there before it moves.
+        self._read_s = costs.moved_s(kept) if self._source and not need.held[self._source.worker_id].device else 0.0
+        self._pull_s = costs.pull_s + self._read_s + costs.moved_s(kept) if self._source is not None else math.inf
         self._works: dict[int, float] = {}
 
     def best(self) -> tuple[float, Plan] | None:
@@ -124,16 +126,16 @@ class _Search:
         return prefill_s + decode_s, self._plan(prefill, prefill, decode, waits)
 
     def _find_source(self) -> Standing | None:
-        """Whose device keeps most of the prompt."""
-        need, best, found = self._need, 0, None
+        """Who keeps most of the prompt, on the device if several do."""
+        need, best, found = self._need, (0, False), None
         if need.held:
             longest = max(held.position for held in need.held.values())
             for pool in (self._group.prefills, self._group.decodes):
                 for s in pool:
                     held = need.held.get(s.worker_id)
-                    if held is not None and held.position > best and held.device:
-                        best, found = held.position, s
-                        if best == longest:
+                    if held is not None and (held.position, held.device) > best:
+                        best, found = (held.position, held.device), s
+                        if best == (longest, True):
                             return found
         return found
 
@@ -216,7 +218,7 @@ class _Search:
         missing = self._need.begin(self._source.worker_id) - self._need.begin(s.worker_id)
         if missing <= 0:
             return math.inf
-        return self._costs.pull_s + self._costs.moved_s(missing) + self._rest * s.token_s
+        return self._costs.pull_s + self._read_s + self._costs.moved_s(missing) + self._rest * s.token_s
 
     def _alone_s(self, s: Standing) -> float:
         """Seconds without a pull."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from router.relay.costs import Costs
+from router.relay.finding import Place, find
 from router.relay.fleet import Fleet, Roster, Standing, WorkerState, standing
 from router.relay.leg import Leg
 from router.relay.policy import Held
@@ -20,7 +21,10 @@ from wire.codec import CLUSTER, WireError
 from wire.handshake import call
 from wire.protocol import (
     Abort,
+    Attach,
     Drain,
+    Find,
+    Found,
     Hello,
     Load,
     Mark,
@@ -91,6 +95,7 @@ class WorkerLink:
         self._secret = secret
         self._on_live = on_live
         self._legs: dict[str, Leg] = {}  # by request id
+        self._finding: dict[bytes, list[Callable[[Found | None], None]]] = {}  # who waits for what is under a key
         self._calls = itertools.count()
         self._parking: dict[int, asyncio.Future[str | None]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -141,6 +146,16 @@ class WorkerLink:
         """Send."""
         self._send(message)
 
+    def find(self, message: Find, answer: Callable[[Found | None], None]) -> None:
+        """Ask, and call with the answer; with None if the connection ends before."""
+        self._finding.setdefault(message.key, []).append(answer)
+        self._send(message)
+
+    def attach(self, message: Attach, leg: Leg) -> None:
+        """Take a request over, and from now on give the leg its outputs."""
+        self._legs[message.request_id] = leg
+        self._send(message)
+
     def tell(self, message: Pin | Unpin | Drain) -> None:
         """Send."""
         self._send(message)
@@ -182,7 +197,7 @@ class WorkerLink:
         self._unseen_work = 0
         self._unsent: list[bytes] = []
 
-    def _send(self, message: Submit | Abort | Pin | Unpin | Park | Drain) -> None:
+    def _send(self, message: Submit | Find | Attach | Abort | Pin | Unpin | Park | Drain) -> None:
         # What is sent in one turn of the loop leaves in one write: each costs a system call, and wakes the worker.
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
@@ -238,6 +253,10 @@ class WorkerLink:
             if isinstance(message, Parked):
                 self._parked(message.call, message.reason)
                 continue
+            if isinstance(message, Found):
+                for answer in self._finding.pop(message.key, []):
+                    answer(message)
+                continue
             if not isinstance(message, StepOutputs):
                 raise WireError(f"{type(message).__name__} is no message from a worker to a router")
             self._step(message)
@@ -276,6 +295,10 @@ class WorkerLink:
         self.connected = False
         self._changed(self)
         self._prefixes.leave(self._holder)
+        finding, self._finding = self._finding, {}
+        for answers in finding.values():
+            for answer in answers:
+                answer(None)
         for number in self._parking:  # what its device held is gone
             self._parked(number, None)
         if self._writer is not None:
@@ -336,6 +359,16 @@ class WorkerTable:
     def links(self) -> list[WorkerLink]:
         """All, those that are leaving too."""
         return [*self._links.values(), *(link for link in self._leaving if not link.over)]
+
+    async def find(self, key: bytes) -> Place | None:
+        """The decode worker that has what was asked under a key."""
+        links = [(w, link) for w, link in self._links.items() if link.live and link.role == "decode"]
+        return await find(links, key)
+
+    def live_link(self, worker_id: str) -> WorkerLink | None:
+        """A live one by id."""
+        link = self._links.get(worker_id)
+        return link if link is not None and link.live else None
 
     def link(self, worker_id: str) -> WorkerLink:
         """A listed one by id."""

@@ -198,3 +198,21 @@ def test_cards() -> None:
         assert card.bandwidth <= card.datasheet_bandwidth
         assert card.bf16_flops <= card.datasheet_bf16_flops
         assert card.fp8_flops >= card.bf16_flops
+
+
+def test_what_the_prefix_cache_keeps_is_counted() -> None:
+    model, card = replace(FLASH, weights="fp8"), find_card("h200-141gb")
+    layout = Layout(4, 131_072, 32_768, 64)
+    plain, keeping = (
+        make_plan(Question(model, card, each, 50e9, 64))
+        for each in (layout, replace(layout, kept_states=64, host_bytes=100 * 10**9))
+    )
+    assert keeping.memory.kept == 64 * model.state_bytes(4)
+    assert plain.memory.latents - keeping.memory.latents == pytest.approx(
+        keeping.memory.kept, abs=page_bytes(model, layout)
+    )
+    # A state of 56 MiB over all ranks, and 4,608 bytes a token.
+    assert keeping.capacity.kept_on_host == 100 * 10**9 // (56 * 2**20 + 32_768 * 4_608)
+    assert plain.capacity.kept_on_host == 0
+    with pytest.raises(PlanError, match="--kept-states"):
+        make_plan(Question(model, card, replace(layout, host_bytes=1), 50e9, 64))

@@ -211,6 +211,22 @@ def test_an_idle_worker_pulls_what_a_busy_one_keeps() -> None:
     assert plan == Plan(table[1].info, worker("d", "decode", **LONG).info, source=table[0].info, kept_tokens=18_000)
 
 
+def test_what_lies_below_a_device_is_pulled_too_but_rather_what_lies_on_one() -> None:
+    def chosen(held: dict[str, Held], **costs: float) -> str | None:
+        table = [worker(name, "prefill", **LONG, queued_tokens=ahead) for name, ahead in (("p0", 40_000), ("p1", 0))]
+        decodes = [worker(name, "decode", **LONG) for name in ("d0", "d1")]
+        plan = plan_of([*table, *decodes], Need(20_000, 100, held=held), itl_s=0.001, **costs)
+        return plan.source.worker_id if plan.source else None
+
+    below, device = Held(18_000, False), Held(18_000, True)
+    assert chosen({"p0": below}) == "p0"
+    assert chosen({"p0": below, "d1": device}) == "d1"
+    assert chosen({"p0": Held(18_001, False), "d1": device}) == "p0"
+    # Reading and moving it takes longer than computing it does, at 20 us a token.
+    assert chosen({"p0": below}, latent_s=1.5e-5) is None
+    assert chosen({"p0": device}, latent_s=1.5e-5) == "p0"
+
+
 @pytest.mark.parametrize(("suffix", "running", "alone"), [(100, 0, True), (100, 20, True), (8_000, 60, False)])
 def test_a_short_suffix_is_computed_where_the_prompt_is_kept(suffix: int, running: int, alone: bool) -> None:
     need = Need(20_000, 100, held={"d": Held(20_000 - suffix, True)})

@@ -1,6 +1,7 @@
 """Which snapshots the host tier holds. Pure: the ranks' host memory is written and read by what leaves with the plans.
 
-A snapshot's latents lie there once: each entry holds the state and the latents from its parent entry's end on.
+A snapshot's latents lie there once: each entry holds the latents from its parent entry's end on, and a state. A state
+may go alone where others continue it: then the entry holds their latents.
 """
 
 from collections.abc import Callable
@@ -13,19 +14,22 @@ from workers.cache.moves import Drop, Store
 
 @dataclass(slots=True, eq=False)
 class _Entry:
+    """Latents [start, stop), and the state after them as long as there is `kept`. children: entries that go on."""
+
     key: int
-    parent: Kept | None
-    children: int
-    bytes: int
+    kept: Kept | None
+    parent: "_Entry | None"
     start: int
+    stop: int
+    children: int = 0
 
 
 class HostTier:
-    """After any mix of calls: an entry's parent is an entry, and `bytes` is within the budget."""
+    """After any mix of calls: an entry has a state or is continued by another, and `bytes` is within the budget."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._entries: dict[Kept, _Entry] = {}
+        self._entries: dict[Kept, _Entry] = {}  # those with a state
         self._next = 0
         self.bytes = 0
         self._stores: list[Store] = []
@@ -46,22 +50,23 @@ class HostTier:
         """
         if kept in self._entries:
             return []
-        parent = kept.parent
-        while parent is not None and parent not in self._entries:
-            parent = parent.parent
-        start = parent.position if parent else 0
+        above = kept.parent
+        while above is not None and above not in self._entries:
+            above = above.parent
+        parent = self._entries[above] if above is not None else None
+        start = parent.stop if parent else 0
         size = self._budget.bytes_of(kept.position - start)
         gone: list[Kept] = []
         while self.bytes + size > self._budget.host_bytes:
-            victim = self._least(now, spared=parent)
+            victim = self._least(now, spared=above)
             if victim is None:
                 return gone
             self.on_leaving(victim, now)
             self.remove(victim)
             gone.append(victim)
         if parent is not None:
-            self._entries[parent].children += 1
-        self._entries[kept] = _Entry(self._next, parent, 0, size, start)
+            parent.children += 1
+        self._entries[kept] = _Entry(self._next, kept, parent, start, kept.position)
         self.bytes += size
         pages = kept.pages[start // page_size :]
         self._stores.append(Store(self._next, slot, pages, start, kept.position))
@@ -69,31 +74,29 @@ class HostTier:
         return gone
 
     def remove(self, kept: Kept) -> None:
-        """Forget an entry without children."""
+        """Forget a snapshot: its state, and the latents that no other continues."""
         entry = self._entries.pop(kept)
+        entry.kept = None
+        self.bytes -= self._budget.bytes_of(0)
         if entry.children:
-            raise ValueError(f"{entry.children} snapshots on the host continue the one of {kept.position} tokens")
-        if entry.parent is not None:
-            self._entries[entry.parent].children -= 1
-        self.bytes -= entry.bytes
-        self._drops.append(Drop(entry.key))
-
-    def line(self, kept: Kept) -> tuple[Kept, ...]:
-        """The entries that together hold a snapshot, the one with its first tokens first."""
-        out: list[Kept] = []
-        at: Kept | None = kept
-        while at is not None:
-            out.append(at)
-            at = self._entries[at].parent
-        return tuple(reversed(out))
+            self._drops.append(Drop(entry.key, latents=False))
+        at: _Entry | None = entry
+        while at is not None and at.kept is None and not at.children:
+            self.bytes -= self._budget.bytes_of(at.stop - at.start) - self._budget.bytes_of(0)
+            self._drops.append(Drop(at.key))
+            at = at.parent
+            if at is not None:
+                at.children -= 1
 
     def keys(self, kept: Kept, have: int) -> tuple[int, ...]:
-        """Keys of the entries with its latents from `have` on and its state, in order of position."""
-        return tuple(self._entries[k].key for k in self.line(kept) if k is kept or k.position > have)
+        """Keys of the entries with its latents from `have` on, in order of position, and the last with its state."""
+        entries = self._line(kept)
+        return tuple(e.key for e in reversed(entries) if e is entries[0] or e.stop > have)
 
     def continued_by(self, kept: Kept) -> list[Kept]:
-        """The entry and all that need it, the longest first."""
-        return sorted((k for k in self._entries if kept in self.line(k)), key=lambda k: -k.position)
+        """The snapshot and all that need its latents, the longest first."""
+        entry = self._entries[kept]
+        return sorted((k for k in self._entries if entry in self._line(k)), key=lambda k: -k.position)
 
     def take_changes(self) -> tuple[tuple[Store, ...], tuple[Drop, ...]]:
         """What the ranks' host memory is to do with the next plan."""
@@ -102,6 +105,19 @@ class HostTier:
         self._drops.clear()
         return stores, drops
 
+    def _line(self, kept: Kept) -> list[_Entry]:
+        """The entries that together hold a snapshot, its own first."""
+        out: list[_Entry] = []
+        at: _Entry | None = self._entries[kept]
+        while at is not None:
+            out.append(at)
+            at = at.parent
+        return out
+
     def _least(self, now: float, spared: Kept | None) -> Kept | None:
-        leaves = (k for k, e in self._entries.items() if not e.children and not k.pins and k is not spared)
-        return min(leaves, key=lambda k: k.value(now) / self._entries[k].bytes, default=None)
+        among = ((k, e) for k, e in self._entries.items() if not k.pins and k is not spared)
+        return min(among, key=lambda item: item[0].value(now) / self._freed(item[1]), default=(None, None))[0]
+
+    def _freed(self, entry: _Entry) -> int:
+        """Bytes that go with a snapshot's own entry."""
+        return self._budget.bytes_of(0 if entry.children else entry.stop - entry.start)

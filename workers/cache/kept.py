@@ -10,6 +10,8 @@ from wire.digest import packed, prefix_digest
 _ATTENTION_TOKENS = 53_000
 # A session's next turn comes within seconds to a minute; half as likely each time this long has passed.
 _HALF_LIFE_S = 60.0
+# How likely a snapshot that was continued once is to be continued again, as an agent takes a turn back.
+_CONTINUED = 0.1
 
 
 @dataclass(slots=True, eq=False)
@@ -50,9 +52,11 @@ class Kept:
     def value(self, now: float) -> float:
         """What it is worth: the cost of its tokens, times how likely and how soon they are wanted.
 
-        One at which a session stands does not age.
+        What was continued once is wanted less than before, as its session goes on from there; what was continued more
+        often is shared. One at which a session stands does not age.
         """
         begin = self.position - self.saved_tokens
         cost = self.saved_tokens * (1 + (begin + self.position) / 2 / _ATTENTION_TOKENS)
         age = 0.0 if self.pinned else max(0.0, now - self.used)
-        return cost * (1 + self.uses) * math.exp2(-age / _HALF_LIFE_S)
+        wanted = max(_CONTINUED, self.uses - 1) if self.uses else 1
+        return cost * wanted * math.exp2(-age / _HALF_LIFE_S)

@@ -29,9 +29,10 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Free what host memory holds under `key`."""
+    """Free what host memory holds under `key`: all of it, or the state alone."""
 
     key: int
+    latents: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Kept snapshots in a rank's host memory. Copies, checksums and checks run in a thread, beside the steps."""
 
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,17 +21,20 @@ class DamagedError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """tokens: latents it is a share of, rows: this rank's shard of them. crc: CRC-32 of rows, then state."""
+    """tokens: latents it is a share of, rows: this rank's shard of them. crc: CRC-32 of rows, and of the state."""
 
     tokens: int
     rows: Tensor
     state: Packed
-    crc: int
+    crc: tuple[int, int]
 
-    def check(self) -> None:
-        """DamagedError if the bytes have changed."""
-        if _crc(self.rows, self.state) != self.crc:
-            raise DamagedError("its checksum in host memory does not match")
+
+def _checked(entries: Iterable["Future[_Entry]"]) -> list[_Entry]:
+    """What together holds a snapshot, whose state is the last one's; DamagedError if bytes have changed."""
+    found = [entry.result() for entry in entries]
+    if any(_crc((entry.rows,)) != entry.crc[0] for entry in found) or _crc(found[-1].state.tensors) != found[-1].crc[1]:
+        raise DamagedError("its checksum in host memory does not match")
+    return found
 
 
 class HostStore:
@@ -67,22 +70,22 @@ class HostStore:
                 ready.synchronize()
             host_rows, packed = self._to_host(rows), self._codec.pack(state).map(self._to_host)
             self._wait()
-            return _Entry(tokens, host_rows, packed, _crc(host_rows, packed))
+            return _Entry(tokens, host_rows, packed, (_crc((host_rows,)), _crc(packed.tensors)))
 
         self._entries[key] = self._thread.submit(work)
 
-    def drop(self, key: int) -> None:
-        """Free an entry; fetches under way keep what they need."""
-        self._entries.pop(key, None)
+    def drop(self, key: int, *, latents: bool = True) -> None:
+        """Free an entry, or its state alone; fetches under way keep what they need."""
+        entry = self._entries.pop(key, None)
+        if entry is not None and not latents:
+            self._entries[key] = self._thread.submit(lambda: replace(entry.result(), state=Packed(())))
 
     def write(self, write: Write) -> None:
         """Write a snapshot to a file, from the entries that hold it now."""
         entries = [self._entries[key] for key in write.keys]
 
         def work() -> None:
-            found = [entry.result() for entry in entries]
-            for entry in found:
-                entry.check()
+            found = _checked(entries)
             rows = [(entry.tokens, entry.rows) for entry in found]
             write_part(write, self._rank, self._tp, rows, found[-1].state)
 
@@ -114,9 +117,7 @@ class HostStore:
         entries = [self._entries[key] for key in keys]
 
         def work() -> ReceivedSnapshot:
-            found = [entry.result() for entry in entries]
-            for entry in found:
-                entry.check()
+            found = _checked(entries)
             first = position - sum(entry.tokens for entry in found)
             parts = tuple((entry.tokens, self._to_device(entry.rows)) for entry in found)
             state = self._codec.unpack(found[-1].state.map(self._to_device))
@@ -137,9 +138,7 @@ class HostStore:
             if lend.file is not None:
                 parts, packed = read_part(lend.file, self._rank, self._tp)
             else:
-                found = [entry.result() for entry in entries]
-                for entry in found:
-                    entry.check()
+                found = _checked(entries)
                 parts, packed = [(entry.tokens, entry.rows) for entry in found], found[-1].state
             start = lend.position - sum(tokens for tokens, _ in parts)
             for n, (tokens, rows) in enumerate(parts, 1):
@@ -194,8 +193,8 @@ class HostStore:
             self._stream.synchronize()
 
 
-def _crc(rows: Tensor, state: Packed) -> int:
+def _crc(tensors: Sequence[Tensor]) -> int:
     crc = 0
-    for tensor in (rows, *state.tensors):
+    for tensor in tensors:
         crc = zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data, crc)
     return crc

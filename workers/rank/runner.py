@@ -186,7 +186,7 @@ class Runner:
         for erase in plan.erases:
             self._host.erase(erase.file)
         for drop in plan.drops:
-            self._host.drop(drop.key)
+            self._host.drop(drop.key, latents=drop.latents)
 
     def _copy(self, copy: Copy) -> None:
         snapshot.copy_state(self._caches, copy.slot, copy.to_slot)

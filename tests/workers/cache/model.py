@@ -78,7 +78,10 @@ class Memory:
             self.states[copy.to_slot] = self.states[copy.slot]
         self.files(plan)
         for drop in plan.drops:
-            del self.host[drop.key]
+            if drop.latents:
+                del self.host[drop.key]
+            else:
+                self.host[drop.key].state = ()
         for discard in plan.discards:
             self.fetched.pop(discard.request_id, None)
             self.pulled.pop(discard.request_id, None)

@@ -59,7 +59,8 @@ def test_continued_after_a_restart(fresh: Engine, tmp_path: Path, others: int, d
     assert origins(two)["disk"] == 1
     if dtype == "float32":
         assert got == run(fresh, [second, *beside])
-    assert tier(two.scheduler.cache, mark) == "device"
+    if not others:  # else their states may have taken its place on the device by now
+        assert tier(two.scheduler.cache, mark) == "device"
     close(two)
 
 

@@ -257,6 +257,19 @@ def test_a_sequence_whose_pages_were_wanted_comes_back_from_the_host() -> None:
     assert len(worker.answers[yielding]) == 5
 
 
+def test_of_a_session_on_the_host_the_states_it_has_left_behind_go_first() -> None:
+    worker = Worker(limits(states=1, host_bytes=60))  # four states and 20 latents, or the session's 36 and two
+    ids = list(range(4))
+    for n in range(5):
+        answer, _ = turn(worker, ids, new=3)
+        ids = [*ids, *answer, 60 + n, 70 + n, 80 + n]
+    turn(worker, [90], new=1)  # takes the device's place
+    host = worker.scheduler.cache.host
+    assert sorted(k.position for k in worker.scheduler.cache.index if k in host)[-1] == 30
+    assert len(host) == 2
+    assert turn(worker, ids, new=1)[1] == (30, "host")
+
+
 def test_what_the_host_lost_is_computed_again() -> None:
     worker = Worker(limits(states=1, host_bytes=10_000))
     first = list(range(10))

@@ -1,0 +1,169 @@
+"""What the prefix cache saves: `python -m benchmarks.cache [--trace PATH]`.
+
+First, on ling-nano on this machine, the time to the first token of a session's next turn: begun from what the device
+keeps, from host memory, and computed. Then, simulated, which share of the prompt tokens that could be had from an
+unbounded cache each policy has by its budget: of made-up agents, and of a recorded trace where one is named. Then a
+thousand requests over a cache of a tenth of what they would fill: nothing may be lost, and the reasons must add up.
+"""
+
+import argparse
+import dataclasses
+import math
+import random
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from benchmarks.prefixes.simulate import (
+    STATE_BYTES,
+    TOKEN_BYTES,
+    Points,
+    Score,
+    Simulation,
+    all_points,
+    branches,
+    farthest,
+    grid,
+    lru,
+    marconi,
+    optimum,
+    ours,
+    turn_ends,
+)
+from benchmarks.prefixes.workload import Ask, agents, trace
+from wire.protocol import SamplingParams
+from workers.config import WorkerConfig
+from workers.rank.engine import Engine
+
+_NANO = "checkpoints/ling-nano"
+_GOLDEN = "tests/golden/base"
+_BEFORE, _NEW, _TIMES = 6_000, 200, 5
+# Where states are kept, which go first, whether the answer's end is kept.
+_POLICIES: dict[str, tuple[Points, Score, bool]] = {
+    "this engine": (all_points, ours, True),
+    "its states, least recently used first": (all_points, lru, True),
+    "prompt ends and answer ends alone": (turn_ends, ours, True),
+    "branches and answer ends, after Marconi": (branches, marconi, True),
+    "a state every 256 tokens, least recently used first": (grid, lru, False),
+}
+_CLAIRVOYANT = "its states, what is wanted last first (the future known)"
+
+
+def _greedy(count: int) -> SamplingParams:
+    return SamplingParams(max_tokens=count, seed=0, temperature=0.0)
+
+
+def _first_token_s(engine: Engine, prompt: Sequence[int]) -> float:
+    began = time.process_time()
+    engine.generate([prompt], [_greedy(1)])
+    return time.process_time() - began
+
+
+def first_tokens() -> None:
+    """Turn n + 1 of a long session, in CPU seconds to its first token."""
+    rng = random.Random(0)
+    config = WorkerConfig(_NANO, slots=4, max_step_tokens=512, max_model_len=8192, cache_states=8)
+    cold = Engine(dataclasses.replace(config, cache_states=0))
+    device = Engine(config)
+    host = Engine(dataclasses.replace(config, cache_states=1, cache_host_bytes=1 << 33))
+    seconds: dict[str, list[float]] = {"miss": [], "device": [], "host": []}
+    for _ in range(_TIMES):
+        before = [rng.randrange(256, 2_000) for _ in range(_BEFORE)]
+        after = [*before, *(rng.randrange(256, 2_000) for _ in range(_NEW))]
+        seconds["miss"].append(_first_token_s(cold, after))
+        for name, engine in (("device", device), ("host", host)):
+            engine.generate([before], [_greedy(1)])
+            if name == "host":  # something longer takes the only place on the device
+                engine.generate([[rng.randrange(256, 2_000) for _ in range(_BEFORE + 64)]], [_greedy(1)])
+            hits = engine.scheduler.cache.totals.hits[name]  # type: ignore[index]
+            seconds[name].append(_first_token_s(engine, after))
+            assert engine.scheduler.cache.totals.hits[name] == hits + 1  # type: ignore[index]
+    miss = statistics.median(seconds["miss"])
+    print(
+        f"First token of a turn of {_NEW} tokens behind {_BEFORE}, ling-nano, one rank, CPU seconds, median of {_TIMES}"
+    )
+    print("| | s | of a miss |\n|---|---|---|")
+    for name, title in (("miss", "computed"), ("device", "kept on the device"), ("host", "kept in host memory")):
+        value = statistics.median(seconds[name])
+        print(f"| {title} | {value:.3f} | {value / miss:.3f} |")
+
+
+def hit_rates(name: str, asks: Sequence[Ask], budgets: Sequence[int]) -> None:
+    """One table: each policy's hit rate by tokens, as a share of the unbounded cache's."""
+    best = optimum(asks)
+    unbounded = Simulation(all_points, ours, math.inf)
+    rate = unbounded.run(asks).rate
+    future = {key: sorted(times, reverse=True) for key, times in unbounded.begun.items()}
+    print(
+        f"\n{name}: {len(asks)} requests of {best.prompt / len(asks):,.0f} tokens on average, of which an unbounded "
+        f"cache with a state at every token has {best.rate:.3f};\nthis engine's states, unbounded: "
+        f"{rate / best.rate:.3f} of that, in {unbounded.bytes / 1e9:,.0f} GB.\nShare of that by GB kept:\n"
+    )
+    print("| |" + "".join(f" {gb} |" for gb in budgets) + "\n|---|" + "---|" * len(budgets))
+    for title, (points, score, answers) in _POLICIES.items():
+        rates = [Simulation(points, score, gb * 1e9, answers).run(asks).rate for gb in budgets]
+        print(f"| {title} |" + "".join(f" {r / best.rate:.3f} |" for r in rates), flush=True)
+    rates = [Simulation(all_points, farthest, gb * 1e9, future=future).run(asks).rate for gb in budgets]
+    print(f"| {_CLAIRVOYANT} |" + "".join(f" {r / best.rate:.3f} |" for r in rates), flush=True)
+
+
+def pressure(requests: int = 1_000) -> None:
+    """Sessions whose snapshots would fill ten times what the cache may hold."""
+    rng = random.Random(0)
+    config = WorkerConfig(
+        _GOLDEN, page_size=8, pages=96, slots=8, max_step_tokens=128, max_model_len=256, cache_states=6
+    )
+    budget = Engine(config).scheduler.cache.budget
+    sessions = 120
+    # At their ends sessions hold some 150 tokens and two states each.
+    wanted = sessions * (2 * budget.state_bytes + 150 * budget.token_bytes)
+    engine = Engine(dataclasses.replace(config, cache_host_bytes=wanted // 10))
+    prompts = [[rng.randrange(256) for _ in range(20)] for _ in range(sessions)]
+    asked = tokens = 0
+    while asked < requests:
+        chosen = rng.sample(range(sessions), 8)
+        batch = [list(prompts[n]) for n in chosen]
+        answers = engine.generate(batch, [_greedy(4)] * len(batch))
+        assert all(len(answer.token_ids) == 4 for answer in answers)
+        asked += len(batch)
+        tokens += sum(map(len, batch))
+        for n, answer in zip(chosen, answers, strict=True):
+            more = [*prompts[n], *answer.token_ids, *(rng.randrange(256) for _ in range(12))]
+            prompts[n] = more if len(more) < 220 else more[:20]
+    totals, cache = engine.scheduler.cache.totals, engine.scheduler.cache
+    hit, missed = sum(totals.hit_tokens.values()), sum(totals.missed_tokens.values())
+    assert hit + missed == tokens, (hit, missed, tokens)
+    assert sum(totals.misses.values()) == asked
+    assert cache.host.bytes <= wanted // 10
+    cache.clear()
+    while not engine.scheduler.plan(0.0).plan.empty:
+        pass
+    assert (engine.scheduler.pages.free, engine.scheduler.slots.free) == (96, 8)
+    assert (cache.slots.free, cache.host.bytes, len(cache.index)) == (cache.slots.size, 0, 0)
+    print(
+        f"\n{asked} requests of {sessions} sessions, host memory a tenth of what they would fill: all answered, "
+        f"nothing left behind.\n{tokens} prompt tokens = {hit} begun from ({dict(totals.hit_tokens)}) + {missed} "
+        f"computed ({dict(totals.missed_tokens)}); evicted {dict(totals.evicted)}"
+    )
+
+
+def main() -> None:
+    """Print all of it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format, of which 2,000 requests are taken")
+    parser.add_argument("--only", choices=("first", "rates", "pressure"))
+    args = parser.parse_args()
+    if args.only in (None, "first"):
+        first_tokens()
+    if args.only in (None, "rates"):
+        print(f"\nSimulated: a state of {STATE_BYTES >> 20} MiB, {TOKEN_BYTES} bytes a token.")
+        hit_rates("Agents", agents(40, 900.0, 1), (4, 8, 16, 32))
+        if args.trace is not None:
+            hit_rates(f"{args.trace.name}", trace(args.trace, 2_000), (8, 32, 128))
+    if args.only in (None, "pressure"):
+        pressure()
+
+
+if __name__ == "__main__":
+    main()
