@@ -26,7 +26,23 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _switch(value: Any) -> Any:
+    """YAML reads a bare `on` or `off` as a truth value."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+def _drafts(value: Any) -> Any:
+    value = _switch(value)
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value in ("auto", "off") or (isinstance(value, int) and 1 <= value <= _MOST_DRAFTS):
+        return value
+    raise ValueError(f"must be auto, off, or a number of drafts from 1 to {_MOST_DRAFTS}")
+
+
+_MOST_DRAFTS = 8
 _READ = BeforeValidator(_number)
+_ON_OFF = BeforeValidator(_switch)
 _SPLIT = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 Count = Annotated[int, Field(ge=1), _READ]
 CountOrNone = Annotated[Annotated[int, Field(ge=1)] | None, _READ]
@@ -156,7 +172,7 @@ class CacheSection(_Section):
     its tenant's or everybody's: a hit is felt in time, so "all" lets tenants find out what others asked.
     """
 
-    mode: Literal["on", "off"] = "on"
+    mode: Annotated[Literal["on", "off"], _ON_OFF] = "on"
     device_states: CountOrNone = None
     host_bytes: Annotated[int, Field(ge=0), _READ] = 0
     state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -236,8 +252,10 @@ class ClusterConfig(_Section):
     load: Literal["auto", "storage", "synthetic"] = "auto"
     load_stall_s: Seconds = 600.0
     verify: Annotated[bool, _READ] = False
-    cuda_graphs: Literal["auto", "off"] = "auto"
-    speculate: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=1, le=8)], _READ] = "auto"
+    cuda_graphs: Annotated[Literal["auto", "off"], _ON_OFF] = "auto"
+    speculate: Annotated[
+        Literal["auto", "off"] | Annotated[int, Field(ge=1, le=_MOST_DRAFTS)], BeforeValidator(_drafts)
+    ] = "auto"
     card: Text | None = None
     host: Text = "127.0.0.1"
     port: Port = None
