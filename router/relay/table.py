@@ -87,6 +87,7 @@ class WorkerLink:
         self.info: WorkerInfo
         self.load: Load
         self.problem = "connecting"
+        self._retired = False
         self._prefixes = prefixes
         self._holder = Holder(self.ref.worker_id)
         self._costs = costs
@@ -105,7 +106,7 @@ class WorkerLink:
     @property
     def live(self) -> bool:
         """Whether it takes new requests now."""
-        return self.connected and self.listed is not None
+        return self.connected and self.listed is not None and not self._retired
 
     @property
     def over(self) -> bool:
@@ -122,7 +123,7 @@ class WorkerLink:
         """In words."""
         if not self.connected:
             return "connecting"
-        return "live" if self.listed is not None else "draining"
+        return "live" if self.live else "draining"
 
     def snapshot(self) -> WorkerState:
         """Its figures."""
@@ -176,6 +177,11 @@ class WorkerLink:
         self._legs.pop(request_id, None)
         if self.listed is None and not self._legs:
             self._task.cancel()
+
+    def retire(self) -> None:
+        """The worker says that it is to end: no new requests, though it may be listed yet."""
+        self._retired = True
+        self._changed(self)
 
     def unlist(self) -> None:
         """No new requests; leave when the last stream is over."""
@@ -241,6 +247,7 @@ class WorkerLink:
                 f"not {self.role} worker {self.ref.worker_id}"
             )
         self._reset()
+        self._retired = False
         self.info = info
         self._holder = Holder(info.worker_id)
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
