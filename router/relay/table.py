@@ -201,11 +201,19 @@ class WorkerLink:
         self._unseen: deque[tuple[int, int]] = deque()  # tokens, and those of them to be computed
         self._unseen_tokens = 0
         self._unseen_work = 0
+        self._unsent: list[bytes] = []
 
     def _send(self, message: Submit | Find | Attach | Abort | Pin | Unpin | Park | Drain) -> None:
+        # What is sent in one turn of the loop leaves in one write: each costs a system call, and wakes the worker.
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(CLUSTER.encode(message))
+
+    def _flush(self) -> None:
+        unsent, self._unsent = b"".join(self._unsent), []
         # Closing: the reader is about to report it, and loses the streams.
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(CLUSTER.encode(message))
+        if unsent and self._writer is not None and not self._writer.is_closing():
+            self._writer.write(unsent)
 
     async def _run(self) -> None:
         pause, longest = _BACKOFF_S
