@@ -188,9 +188,9 @@ class CacheSection(_Section):
 class AutoscalingSection(_Section):
     """When pools with `max_replicas` change size.
 
-    busy: share of its slots or pages, whichever is fuller, that a decode worker is to have in use. wait_s: seconds of
-    prompt that a prefill worker is to have before it. A pool grows once more has been needed for upscale_delay_s, and
-    shrinks once less was enough for downscale_delay_s.
+    busy: share of its slots or pages, whichever is fuller, that a decode worker is to have in use, and of its time that
+    a prefill worker is to compute. wait_s: seconds of prompt that a prefill worker is to have before it. A pool grows
+    once more has been needed for upscale_delay_s, and shrinks once less was enough for downscale_delay_s.
     """
 
     busy: Annotated[float, Field(gt=0, le=1), _READ] = 0.8

@@ -2,8 +2,8 @@
 
 import asyncio
 import logging
+import secrets
 import time
-import uuid
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
@@ -96,7 +96,7 @@ def begin(
     keyed: with a key, the id is the same whichever router answers.
     """
     head: Head = {
-        "id": api.id_prefix + (keyed.name if keyed is not None else uuid.uuid4().bytes).hex(),
+        "id": api.id_prefix + (keyed.name if keyed is not None else secrets.token_bytes(16)).hex(),
         "created": int(time.time()),
         "model": gateway.config.served_model_name,
     }

@@ -28,6 +28,9 @@ class Link(Protocol):
     def forget(self, request_id: str) -> None:
         """Give the request's leg no more outputs."""
 
+    def retire(self) -> None:
+        """Give the worker no more requests: it is to end."""
+
 
 class Stream(Protocol):
     """The sequence a leg belongs to."""
@@ -71,6 +74,10 @@ class Leg:
         """The worker has forgotten the request: there is nothing to abort."""
         self.open = False
         self._link.forget(self.request_id)
+
+    def moved(self) -> None:
+        """The worker gives its requests up, as it is to end."""
+        self._link.retire()
 
     def cancel(self) -> None:
         """Free what the worker holds of the request; harmless when it holds nothing."""

@@ -228,6 +228,7 @@ class SequenceStream:
     def _moved(self, leg: Leg, output: SeqOutput) -> None:
         """The worker is to end: go on at another one, from the state that this one keeps for it."""
         info = leg.info
+        leg.moved()
         if output.kept_tokens and output.offset == len(self._ids):
             self.moved = (PeerRef(info.worker_id, info.host, info.port), output.kept_tokens)
         self._leave_workers()

@@ -87,6 +87,7 @@ class WorkerLink:
         self.info: WorkerInfo
         self.load: Load
         self.problem = "connecting"
+        self._retired = False
         self._prefixes = prefixes
         self._holder = Holder(self.ref.worker_id)
         self._costs = costs
@@ -105,7 +106,7 @@ class WorkerLink:
     @property
     def live(self) -> bool:
         """Whether it takes new requests now."""
-        return self.connected and self.listed is not None
+        return self.connected and self.listed is not None and not self._retired
 
     @property
     def over(self) -> bool:
@@ -122,7 +123,7 @@ class WorkerLink:
         """In words."""
         if not self.connected:
             return "connecting"
-        return "live" if self.listed is not None else "draining"
+        return "live" if self.live else "draining"
 
     def snapshot(self) -> WorkerState:
         """Its figures."""
@@ -177,6 +178,11 @@ class WorkerLink:
         if self.listed is None and not self._legs:
             self._task.cancel()
 
+    def retire(self) -> None:
+        """The worker says that it is to end: no new requests, though it may be listed yet."""
+        self._retired = True
+        self._changed(self)
+
     def unlist(self) -> None:
         """No new requests; leave when the last stream is over."""
         self.listed = None
@@ -195,11 +201,19 @@ class WorkerLink:
         self._unseen: deque[tuple[int, int]] = deque()  # tokens, and those of them to be computed
         self._unseen_tokens = 0
         self._unseen_work = 0
+        self._unsent: list[bytes] = []
 
     def _send(self, message: Submit | Find | Attach | Abort | Pin | Unpin | Park | Drain) -> None:
+        # What is sent in one turn of the loop leaves in one write: each costs a system call, and wakes the worker.
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(CLUSTER.encode(message))
+
+    def _flush(self) -> None:
+        unsent, self._unsent = b"".join(self._unsent), []
         # Closing: the reader is about to report it, and loses the streams.
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(CLUSTER.encode(message))
+        if unsent and self._writer is not None and not self._writer.is_closing():
+            self._writer.write(unsent)
 
     async def _run(self) -> None:
         pause, longest = _BACKOFF_S
@@ -233,6 +247,7 @@ class WorkerLink:
                 f"not {self.role} worker {self.ref.worker_id}"
             )
         self._reset()
+        self._retired = False
         self.info = info
         self._holder = Holder(info.worker_id)
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)

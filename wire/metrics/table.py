@@ -104,7 +104,7 @@ LOOP_HOLD = _router(
 )  # fmt: skip
 ROUTING = _router(
     "ling_routing_decisions_total", "counter", "sequences",
-    "Sequences given to workers that have room or will make them wait, or to none, by reason", "reason",
+    "Sequences given to workers that have room, made to wait for their turn, or given to none, by reason", "reason",
 )  # fmt: skip
 RESUMED = _router(
     "ling_resumed_total", "counter", "sequences",
