@@ -1,7 +1,8 @@
 """Agent sessions while workers are killed: `python -m benchmarks.chaos --seconds 120 --every 8`.
 
-Starts `ling serve` on the embedded checkpoint with one prefill and two decode workers, plays every session once
-undisturbed, and then again and again while leaders and ranks are ended by SIGKILL, in an order that the seed decides.
+Starts `ling serve` on the embedded checkpoint with one prefill and two decode workers and two routers, plays every
+session once undisturbed, and then again and again while leaders, ranks and routers are ended by SIGKILL, in an order
+that the seed decides. A client whose connection ends comes back with its Idempotency-Key and the Last-Event-ID it has.
 Counts streams that failed and transcripts that differ from the undisturbed ones, and prints how long streams paused
 around a kill. Exits with 1 if a stream failed or a transcript differs.
 """
@@ -14,6 +15,7 @@ import random
 import signal
 import sys
 import time
+import uuid
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +35,8 @@ _TOOLS = [
 ]
 _CITIES = ("Paris", "Oslo", "Lima", "Cairo", "Quito", "Delhi", "Turin", "Accra")
 _TURNS = 3
+# How often a client comes back for one answer before it gives up.
+_RETURNS = 30
 
 
 @dataclass
@@ -52,56 +56,92 @@ class Tally:
     streams: int = 0
     failed: list[str] = field(default_factory=list)
     different: int = 0
+    resumed: int = 0  # times a client came back
     pauses: list[float] = field(default_factory=list)  # the longest of each stream that was open at a kill
 
 
-async def _ask(client: httpx.AsyncClient, messages: list[dict[str, Any]]) -> Heard:
-    """Stream one chat completion; RuntimeError if it does not end well."""
-    body = {
-        "model": "auto", "messages": messages, "tools": _TOOLS, "temperature": 0, "max_tokens": 160, "stream": True,
-        "stream_options": {"include_usage": True},
-    }  # fmt: skip
-    times = [time.monotonic()]
-    content, calls, finish, tokens, done = "", dict[int, dict[str, Any]](), None, 0, False
-    async with client.stream("POST", "/v1/chat/completions", json=body) as response:
+@dataclass
+class _Stream:
+    """What has come of one answer so far, over all connections."""
+
+    content: str = ""
+    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    finish: str | None = None
+    tokens: int = 0
+    done: bool = False
+    last_id: str | None = None
+
+    def event(self, last_id: str | None, data: str) -> None:
+        """One event; RuntimeError if it tells of a failure."""
+        self.last_id = last_id or self.last_id
+        if data == "[DONE]":
+            self.done = True
+            return
+        event = json.loads(data)
+        if "error" in event:
+            raise RuntimeError(event["error"]["message"])
+        self.tokens = event["usage"]["completion_tokens"] if event.get("usage") else self.tokens
+        for choice in event["choices"]:
+            self.finish = choice["finish_reason"] or self.finish
+            self.content += choice["delta"].get("content") or ""
+            for call in choice["delta"].get("tool_calls") or []:
+                function = self.calls.setdefault(call["index"], {"name": "", "arguments": ""})
+                function["name"] += call["function"].get("name") or ""
+                function["arguments"] += call["function"].get("arguments") or ""
+
+    async def read(self, response: httpx.Response, times: list[float]) -> None:
+        """All events of a connection; what it breaks off within counts for nothing."""
         if response.status_code != 200:
             raise RuntimeError(f"{response.status_code}: {(await response.aread()).decode()[:200]}")
         held = ""
         async for text in response.aiter_text():
             times.append(time.monotonic())
-            *lines, held = (held + text).split("\n")
-            for line in lines:
-                if line == "data: [DONE]":
-                    done = True
-                elif line.startswith("data: "):
-                    event = json.loads(line.removeprefix("data: "))
-                    if "error" in event:
-                        raise RuntimeError(event["error"]["message"])
-                    tokens = event["usage"]["completion_tokens"] if event.get("usage") else tokens
-                    for choice in event["choices"]:
-                        finish = choice["finish_reason"] or finish
-                        content += choice["delta"].get("content") or ""
-                        for call in choice["delta"].get("tool_calls") or []:
-                            function = calls.setdefault(call["index"], {"name": "", "arguments": ""})
-                            function["name"] += call["function"].get("name") or ""
-                            function["arguments"] += call["function"].get("arguments") or ""
-    if not done:
+            *events, held = (held + text).split("\n\n")
+            for lines in events:
+                fields = dict(line.split(": ", 1) for line in lines.split("\n") if ": " in line)
+                if "data" in fields:
+                    self.event(fields.get("id"), fields["data"])
+
+
+async def _ask(client: httpx.AsyncClient, messages: list[dict[str, Any]], tally: Tally) -> Heard:
+    """One streamed chat completion, come back for as often as its connection ends; RuntimeError if it fails."""
+    body = {
+        "model": "auto", "messages": messages, "tools": _TOOLS, "temperature": 0, "max_tokens": 160, "stream": True,
+        "stream_options": {"include_usage": True},
+    }  # fmt: skip
+    times, stream, key = [time.monotonic()], _Stream(), uuid.uuid4().hex
+    for _ in range(_RETURNS):
+        headers = {"idempotency-key": key}
+        if stream.last_id is not None:
+            headers["last-event-id"] = stream.last_id
+        try:
+            async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
+                if response.status_code != 503:  # a router that has just begun
+                    await stream.read(response, times)
+        except httpx.TransportError:
+            pass
+        if stream.done:
+            break
+        tally.resumed += 1
+        await asyncio.sleep(0.2)
+    if not stream.done:
         raise RuntimeError("the stream ended without [DONE]")
-    message: dict[str, Any] = {"role": "assistant", "content": content}
-    if calls:
+    message: dict[str, Any] = {"role": "assistant", "content": stream.content}
+    if stream.calls:
         message["tool_calls"] = [
-            {"id": f"call_{at}", "type": "function", "function": function} for at, function in sorted(calls.items())
+            {"id": f"call_{at}", "type": "function", "function": function}
+            for at, function in sorted(stream.calls.items())
         ]
-    return Heard(message, finish, tokens, times)
+    return Heard(message, stream.finish, stream.tokens, times)
 
 
-async def _session(client: httpx.AsyncClient, number: int) -> list[Heard]:
-    """A conversation of a few turns in which the tool answers every call."""
+async def _session(client: httpx.AsyncClient, number: int, tally: Tally) -> list[Heard]:
+    """A conversation of a few turns, in which the tool answers what is asked of it."""
     city = _CITIES[number % len(_CITIES)]
     messages: list[dict[str, Any]] = [{"role": "user", "content": f"({number}) What is the weather in {city}?"}]
     heard = []
     for turn in range(_TURNS):
-        answer = await _ask(client, messages)
+        answer = await _ask(client, messages, tally)
         heard.append(answer)
         messages.append(answer.message)
         calls = answer.message.get("tool_calls", [])
@@ -113,18 +153,22 @@ async def _session(client: httpx.AsyncClient, number: int) -> list[Heard]:
 
 
 async def _kills(client: httpx.AsyncClient, rng: random.Random, every: float, until: float) -> list[float]:
-    """End a leader or a rank at intervals; returns the times."""
+    """End a leader, a rank or a router every so often; when."""
     begun, when = time.monotonic(), list[float]()
     while time.monotonic() + every < until:
         await asyncio.sleep(every)
-        pools = (await client.get("/status")).json()["pools"]
-        workers = [w for pool in pools.values() for w in pool["workers"] if w["state"] == "live"]
-        if not workers:
+        try:
+            # On a connection of its own, so that any of the routers answers.
+            async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as fresh:
+                status = (await fresh.get("/status")).json()
+        except httpx.TransportError:
             continue
-        worker = rng.choice(workers)
-        pid = rng.choice([worker["pid"], *(rank["pid"] for rank in worker["ranks"])])
-        what = "leader" if pid == worker["pid"] else "rank"
-        print(f"after {time.monotonic() - begun:5.1f} s: kill -9 of a {what} of {worker['id']}")
+        workers = [w for pool in status["pools"].values() for w in pool["workers"] if w["state"] == "live"]
+        routers = [(status["router"]["pid"], "a router")]
+        groups = [[(w["pid"], f"a leader of {w['id']}"), *((r["pid"], f"a rank of {w['id']}") for r in w["ranks"])]
+                  for w in workers]  # fmt: skip
+        pid, what = rng.choice(rng.choice([*groups, routers]))
+        print(f"after {time.monotonic() - begun:5.1f} s: kill -9 of {what}")
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -139,7 +183,7 @@ async def _under_kills(
     while time.monotonic() < until:
         tally.streams += _TURNS
         try:
-            heard = await _session(client, number)
+            heard = await _session(client, number, tally)
         except (RuntimeError, httpx.HTTPError) as error:
             tally.failed.append(f"session {number}: {error or type(error).__name__}")
             continue
@@ -154,9 +198,10 @@ async def _under_kills(
 async def chaos(client: httpx.AsyncClient, sessions: int, seconds: float, every: float, seed: int) -> Tally:
     """Play the sessions without kills, then under kills."""
     begun = time.monotonic()
-    undisturbed = await asyncio.gather(*(_session(client, n) for n in range(sessions)))
+    tally = Tally()
+    undisturbed = await asyncio.gather(*(_session(client, n, tally) for n in range(sessions)))
     print(f"{sessions} sessions of {_TURNS} turns undisturbed in {time.monotonic() - begun:.1f} s")
-    tally, heard = Tally(), list[Heard]()
+    heard = list[Heard]()
     until = time.monotonic() + seconds
     kills = asyncio.create_task(_kills(client, random.Random(seed), every, until))
     await asyncio.gather(*(_under_kills(client, n, undisturbed[n], until, tally, heard) for n in range(sessions)))
@@ -165,7 +210,7 @@ async def chaos(client: httpx.AsyncClient, sessions: int, seconds: float, every:
             tally.pauses.append(max(b - a for a, b in zip(answer.times, answer.times[1:], strict=False)))
     print(
         f"{len(await kills)} kills, {tally.streams} streams: {len(tally.failed)} failed, {tally.different} differ from "
-        "the undisturbed transcript"
+        f"the undisturbed transcript; clients came back {tally.resumed} times"
     )
     for failure in tally.failed[:10]:
         print(f"  {failure}")
@@ -187,7 +232,7 @@ async def _main() -> int:
     parser.add_argument("--every", type=float, default=8.0, help="seconds between kills")
     parser.add_argument("--seed", type=int, default=1)
     arguments, serve = parser.parse_known_args()
-    serve = ["--decode", "2", "--tp", "2", *serve]
+    serve = ["--decode", "2", "--tp", "2", "--set", "router.replicas=2", *serve]
     async with running_cluster(arguments.url, serve) as url, httpx.AsyncClient(base_url=url, timeout=600) as client:
         tally = await chaos(client, arguments.sessions, arguments.seconds, arguments.every, arguments.seed)
     return 1 if tally.failed or tally.different else 0

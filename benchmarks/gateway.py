@@ -3,7 +3,8 @@
 Workers cost nothing. Sessions: CPU of the router for a conversation seen first and for its next turn, and the longest
 gap of a stream of 50 tokens a second beside it. Short requests at fixed rates, and paced streams: the router, a bare
 server that answers the same bytes, and with `--sglang PYTHON` (an interpreter that has `sglang-router`) that gateway
-in front of the bare server, in turn within one run. Idle streams: resident memory of each.
+in front of the bare server, in turn within one run; each figure is followed by its ratio to the bare server's. Active
+streams: CPU a token of many at once. Idle streams: resident memory of each.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from benchmarks.sessions import SESSIONS, Session
+from benchmarks.conversations import SESSIONS, Session
 from benchmarks.token_path import latencies, post, serve_router, started, streams, uvicorn_loop_run
 
 _NANO = "checkpoints/ling-nano"
@@ -29,6 +30,7 @@ _LATER = 5
 _RATES = (100, 500, 1000)
 _PACE_S = 0.02
 _IDLE = 10_000
+_ACTIVE, _ACTIVE_TOKENS, _ACTIVE_PACE_S = 1_000, 40, 0.2
 _SHORT: dict[str, Any] = {"model": "tiny", "prompt": "x" * 300, "ignore_eos": True}
 
 
@@ -183,18 +185,43 @@ def short(sglang: str | None) -> None:
         with _router(0.0) as (port, process):
             print("| requests/s | way | p50 ms | p99 ms | CPU us a request |\n|---|---|---|---|---|")
             for rate in _RATES:
-                for name, (at, processes) in {"router": (port, [process]), **ways}.items():
+                bare_figures: tuple[float, ...] = ()
+                for name, (at, processes) in {**ways, "router": (port, [process])}.items():
                     before = _cpu(*processes)
                     spent = sorted(asyncio.run(latencies(at, rate, body)))
                     cost = (_cpu(*processes) - before) / len(spent) * 1e6
-                    p50, p99 = spent[len(spent) // 2] * 1e3, spent[int(len(spent) * 0.99)] * 1e3
-                    print(f"| {rate} | {name} | {p50:.1f} | {p99:.1f} | {cost:.0f} |", flush=True)
+                    figures = (spent[len(spent) // 2] * 1e3, spent[int(len(spent) * 0.99)] * 1e3, cost)
+                    bare_figures = bare_figures or figures
+                    print(f"| {rate} | {name} | {_with_ratios(figures, bare_figures)} |", flush=True)
         with _router(_PACE_S) as (port, process):
             print("\n| 64 streams, 50 tok/s each | tok/s | CPU us a token |\n|---|---|---|")
-            for name, (at, processes) in {"router": (port, [process]), **ways}.items():
+            bare_figures = ()
+            for name, (at, processes) in {**ways, "router": (port, [process])}.items():
                 before = _cpu(*processes)
                 rate_, _ = asyncio.run(streams(at, 64, 256, "tiny"))
-                print(f"| {name} | {rate_:,.0f} | {(_cpu(*processes) - before) / (64 * 256) * 1e6:.0f} |", flush=True)
+                a_token = (rate_, (_cpu(*processes) - before) / (64 * 256) * 1e6)
+                bare_figures = bare_figures or a_token
+                print(f"| {name} | {_with_ratios(a_token, bare_figures)} |", flush=True)
+
+
+def _with_ratios(figures: tuple[float, ...], bare: tuple[float, ...]) -> str:
+    return " | ".join(
+        f"{x:,.0f} ({x / y:.1f})" if x >= 100 else f"{x:.1f} ({x / y:.1f})" for x, y in zip(figures, bare, strict=True)
+    )
+
+
+def active() -> None:
+    """What many streams at once cost."""
+    asked = _ACTIVE / _ACTIVE_PACE_S
+    with _router(_ACTIVE_PACE_S) as (port, process):
+        before, held = _cpu(process), process.memory_info().rss
+        rate, chunks = asyncio.run(streams(port, _ACTIVE, _ACTIVE_TOKENS, "tiny"))
+        cost = (_cpu(process) - before) / (_ACTIVE * _ACTIVE_TOKENS) * 1e6
+        grown = (process.memory_info().rss - held) / _ACTIVE / 1024
+        print(
+            f"\n{_ACTIVE:,} active streams of {_ACTIVE_TOKENS} tokens: {rate:,.0f} of {asked:,.0f} tok/s asked for, "
+            f"{chunks / rate:.2f} chunks a token, {cost:.0f} us of router CPU a token, {grown:.1f} KiB each"
+        )
 
 
 async def _hold(port: int, process: psutil.Process, count: int) -> float:
@@ -225,18 +252,20 @@ def main() -> None:
     """Prints everything."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sglang", metavar="PYTHON", help="an interpreter that has sglang-router")
-    parser.add_argument("--only", choices=("sessions", "short", "idle"))
+    parser.add_argument("--only", choices=("sessions", "short", "active", "idle"))
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     match arguments.serve:
         case ["router", prefill, decode]:
-            return serve_router(int(prefill), int(decode), _NANO, max_queue=2 * _IDLE)
+            return serve_router(int(prefill), int(decode), _NANO, max_queue=2 * _IDLE, max_waiting=2 * _IDLE)
         case ["bare", pace_s]:
             return serve_bare(float(pace_s))
     if arguments.only in (None, "sessions"):
         sessions()
     if arguments.only in (None, "short"):
         short(arguments.sglang)
+    if arguments.only in (None, "active"):
+        active()
     if arguments.only in (None, "idle"):
         idle()
 

@@ -1,86 +1,144 @@
-"""Agents' conversations for `benchmarks.gateway`: each turn sends everything again, and some 200 tokens more."""
+"""What sessions save: `python -m benchmarks.sessions`. ling-nano, one rank, without a GPU.
 
-import base64
-import json
+fork: the time until 8 sub-agents have their first tokens, from forks of one session of 6,000 tokens, against 8 fresh
+prompts as long. park: 100 sessions on a device that keeps ten, each parked on the host and resumed. move: the pause of
+an answer behind 6,000 tokens whose worker is drained.
+"""
+
+import argparse
+import asyncio
 import random
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-_WORDS = Path("docs/ARCHITECTURE.md").read_text().split()
-# Written often, three bytes each.
-_CHINESE = (
-    "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生自会那后能对着事其里"
-    "所去行过家十用发天如然作方成者多日都三小军二无同么经法当起与好看学进种将还分此心前面又定见只主没公从"
-)
-Text = Callable[[random.Random, int], str]
+from tests.workers.harness import Stream, workers
+from wire.protocol import Mark, Prefix, SamplingParams, Submit
+from wire.tokens import TokenIds
+from workers.config import WorkerConfig
+from workers.rank.engine import Engine
 
-
-def english(rng: random.Random, characters: int) -> str:
-    """Words of a document."""
-    words = []
-    while characters > 0:
-        words.append(rng.choice(_WORDS))
-        characters -= len(words[-1]) + 1
-    return " ".join(words)
+_MODEL = str(Path(__file__).parent.parent / "checkpoints" / "ling-nano")
+_LONG, _FORKS, _SESSIONS, _BUDGET, _SHORT = 6000, 8, 100, 10, 200
+_CONFIG = WorkerConfig(
+    _MODEL, pages=1200, slots=16, max_model_len=8192, cache_states=24, cache_host_bytes=1 << 30
+)  # fmt: skip
 
 
-def chinese(rng: random.Random, characters: int) -> str:
-    """Common characters without spaces."""
-    return "".join(rng.choices(_CHINESE, k=characters))
+def _prompt(seed: int, length: int) -> list[int]:
+    rng = random.Random(seed)
+    return [rng.randrange(10, 400) for _ in range(length)]
 
 
-def blob(rng: random.Random, characters: int) -> str:
-    """Base64 of random bytes."""
-    return base64.b64encode(rng.randbytes(characters * 3 // 4)).decode()
+def _greedy(count: int) -> SamplingParams:
+    return SamplingParams(max_tokens=count, seed=0, temperature=0.0)
 
 
-@dataclass(frozen=True, slots=True)
-class Session:
-    """A kind of conversation. characters: of each user's turn and each tool's result. more: of a later turn."""
-
-    name: str
-    text: Text
-    turns: int
-    characters: int
-    more: int
-    tools: int = 0
-
-    def bodies(self, later: int) -> Iterator[bytes]:
-        """The request of the first turn that has so much before it, and those of `later` turns after it."""
-        rng = random.Random(self.name)
-        messages: list[dict[str, Any]] = [{"role": "system", "content": english(rng, 4000)}]
-        for turn in range(self.turns):
-            messages += self._turn(rng, turn, self.characters)
-        tools = [self._tool(rng, n) for n in range(self.tools)]
-        for turn in range(later + 1):
-            yield json.dumps(
-                {"model": "auto", "max_tokens": 1, "messages": messages, **({"tools": tools} if tools else {})}
-            ).encode()
-            messages += self._turn(rng, self.turns + turn, self.more)
-
-    def _turn(self, rng: random.Random, turn: int, characters: int) -> list[dict[str, Any]]:
-        said: list[dict[str, Any]] = [{"role": "user", "content": self.text(rng, characters)}]
-        if not self.tools:
-            return [*said, {"role": "assistant", "content": english(rng, 200)}]
-        arguments = json.dumps({"path": english(rng, 40)})
-        call = {"id": f"call_{turn}", "type": "function", "function": {"name": "tool_0", "arguments": arguments}}
-        called = {"role": "assistant", "content": None, "tool_calls": [call]}
-        return [*said, called, {"role": "tool", "tool_call_id": call["id"], "content": self.text(rng, characters)}]
-
-    @staticmethod
-    def _tool(rng: random.Random, number: int) -> dict[str, Any]:
-        properties = {f"p{n}": {"type": "string", "description": english(rng, 60)} for n in range(6)}
-        parameters = {"type": "object", "properties": properties, "required": ["p0"]}
-        function = {"name": f"tool_{number}", "description": english(rng, 300), "parameters": parameters}
-        return {"type": "function", "function": function}
+def _run(engine: Engine, prompts: Sequence[list[int]], count: int) -> list[tuple[int, ...]]:
+    return [answer.token_ids for answer in engine.generate(prompts, [_greedy(count)] * len(prompts))]
 
 
-SESSIONS = (
-    Session("60 turns", english, 60, 2950, 350),
-    Session("60 turns, 20 tools", english, 60, 1250, 150, tools=20),
-    Session("200 turns", english, 200, 3000, 350),
-    Session("60 turns of Chinese", chinese, 60, 520, 60),
-    Session("60 turns of base64", blob, 60, 1150, 150),
-)
+def _timed(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds, and seconds of CPU."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def fork() -> None:
+    """8 forks against 8 fresh prompts."""
+    engine = Engine(_CONFIG)
+    session = _prompt(0, _LONG)
+    whole = [*session, *_run(engine, [session], 8)[0]]
+    fresh = [_prompt(100 + n, _LONG + 24) for n in range(_FORKS)]
+    forks = [[*whole, *_prompt(200 + n, 16)] for n in range(_FORKS)]
+    forked, fresh_took = _timed(lambda: _run(engine, forks, 1)), _timed(lambda: _run(engine, fresh, 1))
+    print(
+        f"fork: 8 first tokens in {forked[0]:.3f} s ({forked[1]:.3f} s of CPU) from forks, {fresh_took[0]:.3f} s "
+        f"({fresh_took[1]:.3f} s of CPU) from fresh prompts of {_LONG + 24} tokens: {forked[1] / fresh_took[1]:.3f} of "
+        "the CPU time"
+    )
+
+
+def park() -> None:
+    """100 sessions where ten fit."""
+    engine = Engine(replace(_CONFIG, cache_states=_BUDGET))
+    cache = engine.scheduler.cache
+    wholes = []
+    for n in range(_SESSIONS):
+        ids = _prompt(1000 + n, _SHORT)
+        whole = [*ids, *_run(engine, [ids], 4)[0]]
+        wholes.append(whole)
+        kept = next(k for k in cache.index if k.position == len(whole) - 1 and k.slot >= 0)
+        engine.scheduler.pin(f"s{n}", [Mark(kept.position, kept.digest)], time.monotonic(), float("inf"))
+        engine.scheduler.park(Mark(kept.position, kept.digest), time.monotonic())
+        engine.step()
+    hits = cache.totals.hits["host"]
+
+    def resume_all() -> None:
+        for whole in wholes:
+            name = engine.add(whole, _greedy(1))
+            engine.scheduler.sequences[name].warm = True
+            while engine.scheduler.sequences:
+                engine.step()
+
+    wall, cpu = _timed(resume_all)
+    came = cache.totals.hits["host"] - hits
+    again = Engine(replace(_CONFIG, cache_states=0))
+    computed = _timed(lambda: [_run(again, [whole], 1) for whole in wholes])
+    print(
+        f"park: {came} of {_SESSIONS} sessions came back from the host to a device that keeps {_BUDGET}, "
+        f"{1000 * wall / _SESSIONS:.1f} ms each ({1000 * cpu / _SESSIONS:.1f} ms of CPU); computing each anew "
+        f"{1000 * computed[0] / _SESSIONS:.1f} ms ({1000 * computed[1] / _SESSIONS:.1f} ms of CPU)"
+    )
+
+
+async def move() -> None:
+    """The longest wait of a reader whose answer moves."""
+    async with workers() as started:
+        one, two = await asyncio.gather(*(started.start(_CONFIG, "decode") for _ in range(2)))
+        # The two have met before, as workers of a pool do after their first migration.
+        pauses = []
+        for n in range(4):
+            prompt = _prompt(5000 + n, _LONG)
+            stream = started.whole(one, tuple(prompt), _greedy(200))
+            await stream.tokens(20)
+            one.leader.drain()
+            end = await _ended(stream)
+            last = time.perf_counter()
+            ids = TokenIds.of((*prompt, *stream.token_ids))
+            again = started._new(two)
+            prefix = Prefix(source=one.ref, kept_tokens=end)
+            two.caller.send(Submit(again.request_id, ids, _greedy(200), generated=len(stream.token_ids), prefix=prefix))
+            await again.tokens(1)
+            pauses.append(time.perf_counter() - last)
+            await again.end()
+            one.leader._draining = False
+        print(
+            f"move: behind {_LONG} tokens the next token came {1000 * pauses[0]:.0f} ms after the last one (the workers"
+            f" connect), then {', '.join(f'{1000 * pause:.0f}' for pause in pauses[1:])} ms"
+        )
+
+
+async def _ended(stream: Stream) -> int:
+    while stream.ended is None:
+        stream.changed.clear()
+        await stream.changed.wait()
+    return stream.ended.kept_tokens
+
+
+def _main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.sessions", description=__doc__)
+    parser.add_argument("only", nargs="?", choices=("fork", "park", "move"))
+    only = parser.parse_args().only
+    if only in (None, "fork"):
+        fork()
+    if only in (None, "park"):
+        park()
+    if only in (None, "move"):
+        asyncio.run(move())
+
+
+if __name__ == "__main__":
+    _main()

@@ -35,6 +35,7 @@ def serve_router(prefill: int, decode: int, tokenizer: str | None = None, **opti
     """The router on uvicorn, in front of two workers that listen on these ports. tokenizer: a checkpoint's folder."""
     import uvicorn
 
+    from cluster.http_limits import LimitedHttp
     from router.app import Gateway, ListedWorker, Pools, RouterConfig, create_app
     from router.memory import keep_for_good
     from tests.router.conftest import write_checkpoint
@@ -45,7 +46,7 @@ def serve_router(prefill: int, decode: int, tokenizer: str | None = None, **opti
         await gateway.start()
         app = create_app(gateway)
         keep_for_good()
-        config = uvicorn.Config(app, port=0, log_level="error", lifespan="off", access_log=False)
+        config = uvicorn.Config(app, http=LimitedHttp, port=0, log_level="error", lifespan="off", access_log=False)
         server = uvicorn.Server(config)
         serving = asyncio.create_task(server.serve())
         await gateway.update_workers(

@@ -26,7 +26,23 @@ def _number(value: Any) -> Any:
     return value
 
 
+def _switch(value: Any) -> Any:
+    """YAML reads a bare `on` or `off` as a truth value."""
+    return ("on" if value else "off") if isinstance(value, bool) else value
+
+
+def _drafts(value: Any) -> Any:
+    value = _switch(value)
+    if isinstance(value, str) and value.isdecimal():
+        value = int(value)
+    if value in ("auto", "off") or (isinstance(value, int) and 1 <= value <= _MOST_DRAFTS):
+        return value
+    raise ValueError(f"must be auto, off, or a number of drafts from 1 to {_MOST_DRAFTS}")
+
+
+_MOST_DRAFTS = 8
 _READ = BeforeValidator(_number)
+_ON_OFF = BeforeValidator(_switch)
 _SPLIT = BeforeValidator(lambda value: value.split(",") if isinstance(value, str) else value)
 Count = Annotated[int, Field(ge=1), _READ]
 CountOrNone = Annotated[Annotated[int, Field(ge=1)] | None, _READ]
@@ -156,7 +172,7 @@ class CacheSection(_Section):
     its tenant's or everybody's: a hit is felt in time, so "all" lets tenants find out what others asked.
     """
 
-    mode: Literal["on", "off"] = "on"
+    mode: Annotated[Literal["on", "off"], _ON_OFF] = "on"
     device_states: CountOrNone = None
     host_bytes: Annotated[int, Field(ge=0), _READ] = 0
     state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
@@ -172,9 +188,9 @@ class CacheSection(_Section):
 class AutoscalingSection(_Section):
     """When pools with `max_replicas` change size.
 
-    busy: share of its slots or pages, whichever is fuller, that a decode worker is to have in use. wait_s: seconds of
-    prompt that a prefill worker is to have before it. A pool grows once more has been needed for upscale_delay_s, and
-    shrinks once less was enough for downscale_delay_s.
+    busy: share of its slots or pages, whichever is fuller, that a decode worker is to have in use, and of its time that
+    a prefill worker is to compute. wait_s: seconds of prompt that a prefill worker is to have before it. A pool grows
+    once more has been needed for upscale_delay_s, and shrinks once less was enough for downscale_delay_s.
     """
 
     busy: Annotated[float, Field(gt=0, le=1), _READ] = 0.8
@@ -205,6 +221,8 @@ class ClusterConfig(_Section):
     listens by itself;
     without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
     placement. drain_s: seconds that running streams get to end when the cluster shuts down.
+    resume_s: how long workers go on with a request that came with an Idempotency-Key once its router has died, and how
+    long they keep such a request's tokens once it has ended, for a client that comes back.
     load_stall_s: seconds without progress after which a worker's start is taken for hung, and begun anew.
     surge: workers beyond its size that a pool may have while `serve deploy` replaces them, in percent: their successors
     serve before they go. Unset, it is 100 without GPUs, and 0 with them: a pool that may have more and finds no GPUs
@@ -234,13 +252,16 @@ class ClusterConfig(_Section):
     load: Literal["auto", "storage", "synthetic"] = "auto"
     load_stall_s: Seconds = 600.0
     verify: Annotated[bool, _READ] = False
-    cuda_graphs: Literal["auto", "off"] = "auto"
-    speculate: Annotated[Literal["auto", "off"] | Annotated[int, Field(ge=1, le=8)], _READ] = "auto"
+    cuda_graphs: Annotated[Literal["auto", "off"], _ON_OFF] = "auto"
+    speculate: Annotated[
+        Literal["auto", "off"] | Annotated[int, Field(ge=1, le=_MOST_DRAFTS)], BeforeValidator(_drafts)
+    ] = "auto"
     card: Text | None = None
     host: Text = "127.0.0.1"
     port: Port = None
     rank_cpus: Annotated[float, Field(ge=0.001), _READ] = 0.01
     drain_s: Annotated[float, Field(ge=0), _READ] = 5.0
+    resume_s: Seconds = 60.0
     surge: Annotated[int | None, Field(ge=0, le=100), _READ] = None
 
     @model_validator(mode="after")

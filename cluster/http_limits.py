@@ -28,6 +28,43 @@ def _unframed(cycle: RequestResponseCycle) -> None:
     cycle.send = unframed  # type: ignore[method-assign]
 
 
+class _Joined:
+    """A cycle's way to its connection until its head is sent: with what follows at once, if anything does.
+
+    Each write alone costs a system call, and wakes the client for a head that it can do nothing with.
+    """
+
+    def __init__(self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop) -> None:
+        self._cycle, self._loop = cycle, loop
+        self._transport = cycle.transport
+        self._held = b""
+        cycle.transport = self  # type: ignore[assignment]
+
+    def write(self, data: bytes) -> None:
+        """Hold the first bytes until the next ones, or until the loop has nothing else to run."""
+        if self._held:
+            self._held += data
+            self._flush()
+        else:
+            self._held = data
+            self._loop.call_soon(self._flush)
+
+    def close(self) -> None:
+        """Send what is held, and close."""
+        self._flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        """Whether the connection is."""
+        return self._transport.is_closing()
+
+    def _flush(self) -> None:
+        if self._held:
+            held, self._held = self._held, b""
+            self._cycle.transport = self._transport
+            self._transport.write(held)
+
+
 class LimitedHttp(HttpToolsProtocol):
     """A request's head, and its trailers, are at most so many bytes (431) and come within so many seconds (408).
 
@@ -81,6 +118,8 @@ class LimitedHttp(HttpToolsProtocol):
         super().on_headers_complete()
         if self.scope["http_version"] == "1.0" and self.cycle is not None:
             _unframed(self.cycle)
+        if self.cycle is not None:
+            _Joined(self.cycle, self.loop)
 
     def on_body(self, body: bytes) -> None:
         self._passed = True

@@ -21,7 +21,7 @@ from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
 from cluster.metrics_limit import limit_of
 from cluster.resolve import Resolved, log_settings, worker_config
-from cluster.scaling import DEMAND, demand
+from cluster.scaling import DEMAND, BusyShare, demand
 from cluster.secret import cluster_secret
 from cluster.starting import Start
 from wire.logs import describe, set_up
@@ -62,6 +62,7 @@ class Worker:
         self._role: Role = role
         self._drain_s = resolved.config.drain_s
         self._target = resolved.config.autoscaling
+        self._busy = BusyShare()
         self._worker_id = f"{role}-{serve.get_replica_context().replica_id.unique_id}"
         set_up(log_settings(resolved.config), worker=self._worker_id)
         began = time.monotonic()
@@ -145,7 +146,9 @@ class Worker:
         return {DEMAND: self._demand()}
 
     def _demand(self) -> float:
-        return demand(self._leader.info, self._leader.load, self._config.max_step_tokens, self._target)
+        leader = self._leader
+        busy = self._busy.of(leader.figures.totals.seconds, time.monotonic())
+        return demand(leader.info, leader.load, self._config.max_step_tokens, self._target, busy)
 
     async def check_health(self) -> None:
         """Serve calls this; a leader whose loop hangs does not answer."""

@@ -163,6 +163,7 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         max_step_tokens=config.max_step_tokens or default_step_tokens(role, device, config.slots),
         handoff_window=config.handoff.window,
         handoff_timeout_s=config.handoff.timeout_s,
+        resume_s=config.resume_s,
         cache_states=config.cache.states(config.slots),
         cache_host_bytes=config.cache.host_bytes,
         cache_state_dtype=config.cache.state_dtype,

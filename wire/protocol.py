@@ -1,8 +1,8 @@
 """Every message between routers, workers' leaders and their peers.
 
-Directions: router -> worker: `Hello`, `Submit`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker -> router:
-`WorkerInfo`, `StepOutputs`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`. Back:
-`WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`.
+Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker ->
+router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`.
+Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
 """
@@ -99,7 +99,8 @@ class Submit:
     generated: how many of the last `token_ids` are generated ones, which the client has already got from another
     worker. They count for `max_tokens`, `min_tokens`, penalties and grammar, and outputs are numbered on from there.
     Only with neither source nor handoff. prefix: what the prefix cache may know of them. warm: the router only wants
-    their state on the device; the token that is sampled after them means nothing.
+    their state on the device; the token that is sampled after them means nothing. key: under which its client may come
+    back for it, through whatever router; b"" if it does not. body: a digest of what the client asked with.
     """
 
     request_id: str
@@ -111,6 +112,31 @@ class Submit:
     generated: int = 0
     prefix: Prefix = Prefix()
     warm: bool = False
+    key: bytes = b""
+    body: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Find:
+    """Does the worker have a request under this key? It answers with `Found`."""
+
+    key: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a worker has under a key: the request's id, or "" for none, and the digest of what it was asked with."""
+
+    key: bytes
+    request_id: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Attach:
+    """From now on the request is this router's. It gets all its tokens from the first on, and then those to come."""
+
+    request_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,5 +382,5 @@ class Header:
 
 Message = (
     Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
-    | Pin | Unpin | Park | Parked | Drain
+    | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach
 )  # fmt: skip

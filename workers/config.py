@@ -31,7 +31,8 @@ class WorkerConfig:
     "cuda". page_size: tokens a latent page. pages: latent pages, None sizes them from the device's memory.
     slots: linear-state slots, so the most sequences at once. max_model_len: None is the checkpoint's.
     max_step_tokens: token budget of a step. handoff_window: snapshots a decode worker pulls at once.
-    handoff_timeout_s: how long a finished prompt waits to be pulled. cache_states: linear states kept on the device
+    handoff_timeout_s: how long a finished prompt waits to be pulled. resume_s: how long requests whose clients may come
+    back outlive their router, and their tokens their end. cache_states: linear states kept on the device
     beside those of running sequences; 0 turns the prefix cache off. cache_host_bytes: host memory for kept snapshots,
     over all ranks; cache_state_dtype: how states lie there. cache_disk_dir: local folder in which the worker
     takes one of its own for kept snapshots, of cache_disk_bytes at most. collectives, channel: "auto" picks by
@@ -57,6 +58,7 @@ class WorkerConfig:
     max_step_tokens: int = 1024
     handoff_window: int = 16
     handoff_timeout_s: float = 60.0
+    resume_s: float = 60.0
     cache_states: int = 0
     cache_host_bytes: int = 0
     cache_state_dtype: StateDtype = "float32"

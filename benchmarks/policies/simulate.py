@@ -1,5 +1,6 @@
 """A fleet under a workload, one policy at a time."""
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -36,7 +37,9 @@ class Targets:
     token_s: float
 
     def met(self, flight: Flight) -> bool:
-        """Whether an answer did."""
+        """Whether an answer did; one that was refused did not."""
+        if not flight.over:
+            return False
         gap = (flight.over - flight.first) / max(1, flight.ask.output - 1)
         return flight.first - flight.arrived <= self.first_s and gap <= self.token_s
 
@@ -44,12 +47,24 @@ class Targets:
 class Simulation:
     """One run."""
 
-    def __init__(self, setup: Setup, policy: Policy, seed: int, fair: FairQueue[int] | None = None) -> None:
-        """fair: where requests wait for their turn, as routers let them; without one each goes to workers at once."""
+    def __init__(
+        self,
+        setup: Setup,
+        policy: Policy,
+        seed: int,
+        fair: FairQueue[int] | None = None,
+        deadline_s: float = math.inf,
+    ) -> None:
+        """fair: where requests wait for their turn, as routers let them; without one each goes to workers at once.
+
+        deadline_s: what can't have its first token by then is refused as it comes, or as its turn comes.
+        """
         self.clock = Clock()
         self.flights: list[Flight] = []
         self._policy = policy
         self._fair = fair
+        self._deadline_s = deadline_s
+        self.most_waiting = 0
         self._ends: dict[int, Callable[[], None]] = {}
         self._plan: Plan | None = None
         self._looks_at = 0.0
@@ -83,8 +98,11 @@ class Simulation:
         if self._fair is None:
             self._start(flight, self._choose(number), over)
             return
+        if self._late(number):
+            return
         self._ends[number] = over
         self._fair.push(number, 0, flight.ask.tenant, flight.ask.prompt + flight.ask.output)
+        self.most_waiting = max(self.most_waiting, len(self._fair))
         self._look()
 
     def _choose(self, number: int) -> Plan:
@@ -93,9 +111,26 @@ class Simulation:
         assert isinstance(plan, Plan), plan
         return plan
 
+    def _late(self, number: int) -> bool:
+        """Whether what is before a request leaves it no chance, as routers predict it."""
+        if self._deadline_s == math.inf or self._fair is None:
+            return False
+        fleet = fleet_of([worker.state() for worker in self.workers.values()], self._costs)
+        plan = self._policy(fleet, self._need(self.flights[number].ask, number), number)
+        assert isinstance(plan, Plan), plan
+        computing = fleet.prefills if plan.prefill is not None else fleet.decodes
+        ahead = self._fair.ahead(0, self.flights[number].ask.tenant) / sum(1.0 / s.token_s for s in computing)
+        return plan.first_token_s + ahead > self._deadline_s
+
     def _may_go(self, number: int) -> bool:
         self._plan = self._choose(number)
-        return roomy(self._plan)
+        return roomy(self._plan) or self._overdue(number)
+
+    def _overdue(self, number: int) -> bool:
+        """Whether one whose turn it is can't be in time any more."""
+        assert self._plan is not None
+        waited = self.clock.now - self.flights[number].arrived
+        return waited + self._plan.first_token_s > self._deadline_s
 
     def _look(self) -> None:
         """Start those whose turn it is, while there is room; again once a worker is to have less before it."""
@@ -103,6 +138,8 @@ class Simulation:
             return
         while (number := self._fair.take(self._may_go)) is not None:
             assert self._plan is not None
+            if self._overdue(number):
+                continue
             self._start(self.flights[number], self._plan, self._ends.pop(number))
         if self._fair and self._looks_at <= self.clock.now:
             self._looks_at = self.clock.now + _LOOK_S

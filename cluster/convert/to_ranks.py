@@ -12,7 +12,7 @@ from cluster.convert.progress import Tell, silent
 from cluster.convert.writer import Promised, ShardWriter
 from workers.model.config import LingConfig
 from workers.model.files import MANIFEST
-from workers.model.load_plan import check, rank_reads
+from workers.model.load_plan import check, rank_reads, with_mtp
 from workers.model.loader import DTYPES, Loader, Read
 from workers.model.sharded import is_sharded, rank_file, slice_name
 from workers.model.verify import verify
@@ -30,7 +30,8 @@ def to_ranks(tp: int, source: Path, destination: Path, progress: Tell = silent) 
     config.check_tp(tp)
     check(source, config, tp)
     with closing(Checkpoint(source)) as checkpoint, new_folder(source, destination) as folder:
-        loaders = [rank_reads(config, checkpoint, rank, tp) for rank in range(tp)]
+        whole = with_mtp(config, checkpoint)
+        loaders = [rank_reads(whole, checkpoint, rank, tp) for rank in range(tp)]
         plans = [_slices(checkpoint, loader) for loader in loaders]
         total = sum(p.bytes for plan in plans for p, _ in plan)
         verify(source, progress=lambda at: progress("verifying", at.done, at.total))

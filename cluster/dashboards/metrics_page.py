@@ -28,7 +28,7 @@ Labels of Ray's page that are not in the tables: `router`, whose figures they ar
 - `class`, of latencies: `high`, `normal`, `low` for a request's `priority` below, at and above 0; `batch` for lines of
   batches. Of errors: `invalid` and `unauthorized` are the client's fault, `throttled` is 429, `left` hung up;
   `internal`, `unavailable`, `timeout` and `stream` (failed after its head had left) are the cluster's.
-- `reason`, of routing: `room`, `wait` (all are full, so that it waits at the least loaded), or why no pair of workers
+- `reason`, of routing: `room`, `wait` (none has room, so that it waits for its turn), or why no pair of workers
   could take it. Of transfer failures: `link` broke between two ranks, `peer` is gone or refuses, `refused` by a prefill
   worker that has no such snapshot, `mismatch` of prompt, model or layout, `timeout` as nobody took it.
 - `role`: `prefill` or `decode`. `worker`: its id, new with each start.

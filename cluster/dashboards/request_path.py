@@ -44,7 +44,7 @@ REQUEST_PATH = Board(
             "Admission and routing",
             (
                 Panel(
-                    "Routing", "reqps", "room: both workers had it; wait: one must wait; others: there was no pair.",
+                    "Routing", "reqps", "room: both workers had it; wait: for its turn; others: there was no pair.",
                     (Query(rate(t.ROUTING, "reason"), "{{reason}}"),), stacked=True,
                 ),
                 Panel(

@@ -125,7 +125,7 @@ WORKERS = Board(
                     ),
                 ),
                 Panel(
-                    "Leader's time", "percentunit", "plan and publish are what ranks wait for; normal: a few percent.",
+                    "Leader's time", "percentunit", "plan and take are what ranks wait for; normal: a few percent.",
                     (Query(shares(t.STEP_PHASES, "phase", "role"), "{{role}} {{phase}}"),), most=1,
                 ),
                 Panel(

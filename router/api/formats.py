@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from operator import attrgetter
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
@@ -20,7 +21,11 @@ _GUIDED: Mapping[str, Callable[[Any, str], Form]] = {
     "guided_grammar": client_form,
 }
 # Fields that a request and its sampling call the same.
-_SAMPLING = {f.name for f in fields(Sampling)} & GenerationRequest.model_fields.keys()
+_SAMPLING = tuple(f.name for f in fields(Sampling) if f.name in GenerationRequest.model_fields)
+_sampling_of = attrgetter(*_SAMPLING)
+# Fields of which one says what the answer must be.
+_FORMS = ("structured_outputs", "response_format", *_GUIDED)
+_forms_of = attrgetter(*_FORMS)
 
 
 def _tag(value: Any) -> str | None:
@@ -147,9 +152,9 @@ class FormattedRequest(GenerationRequest):
 
     @model_validator(mode="after")
     def _one_format(self) -> "FormattedRequest":
-        names = ("structured_outputs", "response_format", *_GUIDED)
-        given = [name for name in names if getattr(self, name) is not None]
-        if len(given) > 1:
+        values = _forms_of(self)
+        if values.count(None) < len(values) - 1:
+            given = [name for name, value in zip(_FORMS, values, strict=True) if value is not None]
             raise invalid(f"'{given[0]}' and '{given[1]}': send one of them", given[0])
         return self
 
@@ -174,7 +179,7 @@ class FormattedRequest(GenerationRequest):
         """The neutral request of a source; the other arguments are what the two APIs spell differently."""
         sampling = Sampling(
             max_tokens,
-            **{name: getattr(self, name) for name in _SAMPLING},
+            **dict(zip(_SAMPLING, _sampling_of(self), strict=True)),
             logprobs=logprobs,
             prompt_logprobs=prompt_logprobs,
         )

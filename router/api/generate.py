@@ -2,8 +2,9 @@
 
 import asyncio
 import logging
+import secrets
 import time
-import uuid
+from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
 from starlette.types import Receive, Scope, Send
@@ -19,10 +20,12 @@ from router.http.body import ClientGone, read_body
 from router.http.caller import Caller, caller_of
 from router.http.deadline import deadline_of
 from router.http.dialect import Dialect
+from router.http.keyed import keyed_of
 from router.http.send import Headers, send_json
 from router.relay.choice import Choice, Delta
 from router.relay.gateway import Gateway
 from router.relay.job import Job
+from router.relay.keyed import Keyed
 from router.relay.prefixes import scope_of
 from router.relay.sessions import Sessions
 from router.text.tokenizer import Tokenizer
@@ -85,10 +88,15 @@ class Api(Protocol[R]):
         """Its answer as JSON."""
 
 
-def begin(gateway: Gateway, api: Api[R], asked: R, request: Request, choices: list[Choice]) -> AnswerSerializer:
-    """The answer to choices that are about to be computed, under an id of its own: clients use theirs twice."""
+def begin(
+    gateway: Gateway, api: Api[R], asked: R, request: Request, choices: list[Choice], keyed: Keyed | None = None
+) -> AnswerSerializer:
+    """The answer to choices that are about to be computed, under an id of its own: clients use theirs twice.
+
+    keyed: with a key, the id is the same whichever router answers.
+    """
     head: Head = {
-        "id": api.id_prefix + uuid.uuid4().hex,
+        "id": api.id_prefix + (keyed.name if keyed is not None else secrets.token_bytes(16)).hex(),
         "created": int(time.time()),
         "model": gateway.config.served_model_name,
     }
@@ -111,14 +119,18 @@ class Generate(Answering, Generic[R]):
         asked = await gateway.apart(len(body), api.read, body)
         check_model(asked.model, gateway.config)
         request = await gateway.apart(len(body), api.lower, asked)
+        keyed = keyed_of(scope, body, caller_of(scope).tenant)
+        if keyed is not None and request.sampling.seed is None:
+            request = replace(request, sampling=replace(request.sampling, seed=keyed.seed))
         session = session_of(scope, request)
         with gateway.admitted(request.choices) as permit:
             choices = await make_choices(gateway, request, caller_of(scope).tenant)
-            serializer = begin(gateway, api, asked, request, choices)
+            serializer = begin(gateway, api, asked, request, choices, keyed)
             caller = caller_of(scope)
             caller.choices = choices
             caller.priority = request.priority
-            job = job_of(request, choices, caller, gateway.config, deadline_of(scope))
+            job = job_of(request, choices, caller, gateway.config, deadline_of(scope), keyed)
+            await gateway.rejoin(job)
             turn = await begin_turn(self._sessions, session, caller, job)
             with self._sessions.held(turn), gateway.flying(job, permit):
                 headers += worker_headers(job, gateway.config)
@@ -130,9 +142,17 @@ class Generate(Answering, Generic[R]):
 
 
 def job_of(
-    request: Request, choices: list[Choice], caller: Caller, config: RouterConfig, deadline_s: float | None
+    request: Request,
+    choices: list[Choice],
+    caller: Caller,
+    config: RouterConfig,
+    deadline_s: float | None,
+    keyed: Keyed | None = None,
 ) -> Job:
     """A live request's job."""
+    if request.stream and keyed is not None:
+        for choice, had in zip(choices, keyed.had, strict=False):
+            choice.had, choice.told_end = had.tokens, had.finished
     return Job(
         choices,
         stream=request.stream,
@@ -142,6 +162,7 @@ def job_of(
         length_field=request.names.max_tokens,
         prefix_scope=scope_of(caller.tenant, request.cache_salt, config.cache_share_all),
         deadline_s=deadline_s,
+        keyed=keyed,
     )
 
 
@@ -183,13 +204,29 @@ async def chunks(job: Job, serializer: AnswerSerializer) -> bytes:
     """The events for what the job gained since the last call."""
     parts = []
     for choice in job.ready():
-        delta, over = choice.take(), choice.served_by is not None
+        if choice.skipped is not None:  # the client has it; the serializer must know
+            serializer.chunk(choice, choice.skipped, False)
+            choice.skipped = None
+        over = choice.served_by is not None
+        if choice.had and not over:
+            continue
+        delta, told = choice.take(), choice.told_end
         weight = len(delta.logprobs) + (0 if choice.started else len(choice.prompt_logprobs))
         if weight < HEAVY:
-            parts.append(serializer.chunk(choice, delta, over))
+            part = serializer.chunk(choice, delta, over)
         else:
-            parts.append(await asyncio.to_thread(serializer.chunk, choice, delta, over))
+            part = await asyncio.to_thread(serializer.chunk, choice, delta, over)
+        choice.told_end = told or over
+        if not told and part:
+            parts.append(part if job.keyed is None else _with_id(part, job))
     return b"".join(parts)
+
+
+def _with_id(events: bytes, job: Job) -> bytes:
+    """Events of one choice, the last with the id that a client names when it comes back: what it has of each choice."""
+    at = events.rfind(b"\n\n", 0, -2) + 2 if events.count(b"\n\n") > 1 else 0
+    had = ".".join(f"{c.taken}{'f' if c.told_end else ''}" for c in job.choices)
+    return events[:at] + b"id: " + had.encode() + b"\n" + events[at:]
 
 
 async def stream_answer(send: Send, job: Job, serializer: AnswerSerializer, headers: Headers) -> str:

@@ -2,8 +2,8 @@
 
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -37,7 +37,7 @@ class Entrance:
             await self._app(scope, receive, send)
             return
         arrived = time.monotonic()
-        introduce(scope, Caller(uuid.uuid4().hex))
+        introduce(scope, Caller(secrets.token_hex(16)))
         if self._tracing is not None:
             came = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"traceparent"), None)
             caller_of(scope).span = self._tracing.begin(scope["method"], scope["path"][:200], came)

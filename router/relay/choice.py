@@ -106,6 +106,7 @@ class Choice:
         "finish",
         "form_field",
         "generated",
+        "had",
         "index",
         "keep_ids",
         "keep_logprobs",
@@ -115,7 +116,10 @@ class Choice:
         "reserve",
         "sampling",
         "served_by",
+        "skipped",
         "started",
+        "taken",
+        "told_end",
     )
 
     def __init__(
@@ -144,6 +148,11 @@ class Choice:
         self._names_workers = names_workers
         self.form_field = form_field
         self.generated = 0
+        self.taken = 0  # of them, those whose text has been taken
+        self.told_end = False  # its client was told how it ended
+        # A client that came back has what so many tokens say: that is taken by itself, and not sent again.
+        self.had = 0
+        self.skipped: Delta | None = None
         self.cached_tokens = 0
         self.cached_from: str | None = None
         self.finish: FinishReason | None = None
@@ -182,6 +191,25 @@ class Choice:
         if self.discard:
             self.finish = finish
             return
+        count = self.had - self.generated
+        if 0 < count < len(token_ids):
+            self._feed(token_ids[:count], logprobs[:count], None)
+            self._skip()
+            if self.finish is None:
+                self._feed(token_ids[count:], logprobs[count:], finish)
+            return
+        self._feed(token_ids, logprobs, finish)
+        if 0 < count == len(token_ids):
+            self._skip()
+
+    def _skip(self) -> None:
+        """What was fed so far is what the client has."""
+        self.had = 0
+        self.skipped = self.take()
+
+    def _feed(
+        self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...], finish: FinishReason | None
+    ) -> None:
         if not self._singly:
             self.generated += len(token_ids)
             if self._recording is not None:
@@ -201,6 +229,7 @@ class Choice:
 
     def take(self) -> Delta:
         """What is new; joined, however many steps it took."""
+        self.taken = self.generated
         events: list[Part] = []
         if self._content is not None:
             self._read(self._content)

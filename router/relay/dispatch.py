@@ -51,6 +51,7 @@ class Dispatcher:
         self._apart: deque[SequenceStream] = deque()  # to be tried one at a time; the first is under way
         self._fair: FairQueue[SequenceStream] = FairQueue(max_waiting)
         self._next: Plan | NoPlan | None = None  # of the one whose turn it is
+        self._due: dict[SequenceStream, float] = {}  # by when those that wait for their turn want a first token
         self._looking: asyncio.TimerHandle | None = None
         self._placed: set[SequenceStream] = set()  # those that have been given to workers
         self._priorities: Counter[int] = Counter()  # theirs
@@ -74,13 +75,20 @@ class Dispatcher:
         """Start a job's sequences; ApiError if one can't be computed by any worker there is."""
         name = f"{self._name}-{next(self._jobs)}"
         metrics = self._metrics.times(job.priority)
+        keyed = job.keyed
         for choice in job.choices:
+            keys = (keyed.choice(choice.index), keyed.body) if keyed is not None else (b"", b"")
             stream = SequenceStream(
-                f"{name}-{choice.index}", choice, job, metrics, self, job.priority, job.prefix_scope
+                f"{name}-{choice.index}", choice, job, metrics, self, job.priority, job.prefix_scope, *keys
             )
             stream.begun(time.monotonic())
             job.streams.append(stream)
-            self._enter(stream, job)
+            place = job.places.get(choice.index)
+            link = self._table.live_link(place.worker_id) if place is not None else None
+            if place is not None and link is not None:
+                stream.attach(link, place.request_id)
+            else:
+                self._enter(stream, job)
 
     def _enter(self, stream: SequenceStream, job: Job) -> None:
         """Start it where there is room and nobody is before it; else it waits for its turn."""
@@ -104,6 +112,8 @@ class Dispatcher:
             raise ApiError(429, message, code="queue_full", retry_after_s=self._retry_after_s)
         tokens = stream.known + min(stream.left, self._table.costs.answer_tokens)
         self._metrics.routed("wait")
+        if job.deadline_s is not None:
+            self._due[stream] = time.monotonic() + job.deadline_s
         self._fair.push(stream, job.priority, job.tenant, tokens)
         self._look()
 
@@ -115,14 +125,16 @@ class Dispatcher:
         computing = fleet.prefills if plan.prefill is not None else fleet.decodes
         rate = sum(1.0 / s.token_s for s in computing)
         expected = plan.first_token_s + self._fair.ahead(job.priority, job.tenant) / rate
-        if expected <= job.deadline_s:
-            return
+        if expected > job.deadline_s:
+            raise self._too_late(expected, job.deadline_s)
+
+    def _too_late(self, expected_s: float, deadline_s: float) -> ApiError:
         self._metrics.late.add()
-        raise ApiError(
+        return ApiError(
             503,
-            f"the first token is expected in {expected:.1f} s, its deadline is {job.deadline_s:g} s; try again later",
+            f"the first token is expected in {expected_s:.1f} s, its deadline is {deadline_s:.3g} s; try again later",
             code="deadline_unmet",
-            retry_after_s=max(self._retry_after_s, math.ceil(expected - job.deadline_s)),
+            retry_after_s=max(self._retry_after_s, math.ceil(expected_s - deadline_s)),
         )
 
     def _has_room(self, plan: Plan, priority: int) -> bool:
@@ -144,9 +156,13 @@ class Dispatcher:
         while (stream := self._fair.take(self._may_go)) is not None:
             assert self._next is not None
             plan, self._next = self._next, None
+            due = self._due.pop(stream, math.inf)
             if stream.over:
                 continue
-            if isinstance(plan, NoPlan):
+            left_s = due - time.monotonic()
+            if isinstance(plan, Plan) and plan.first_token_s > left_s:
+                stream.abandon(self._too_late(plan.first_token_s, left_s))
+            elif isinstance(plan, NoPlan):
                 self._metrics.routed(plan.reason)
                 self._wait(stream)
             else:
@@ -155,7 +171,9 @@ class Dispatcher:
     def _may_go(self, stream: SequenceStream) -> bool:
         plan = self.plan(self._need(stream), stream.begun_with)
         self._next = plan
-        return stream.over or isinstance(plan, NoPlan) or self._has_room(plan, stream.priority)
+        if stream.over or isinstance(plan, NoPlan) or self._has_room(plan, stream.priority):
+            return True
+        return plan.first_token_s > self._due.get(stream, math.inf) - time.monotonic()
 
     async def warm(self, token_ids: TokenIds, scope: str, marks: Sequence[Mark]) -> str | None:
         """Bring the state of known tokens to a decode worker's device; why that can't be, if so. marks: beginnings."""
@@ -200,6 +218,7 @@ class Dispatcher:
         for stream in job.streams:
             self.progressed(stream)
             self._fair.discard(stream)
+            self._due.pop(stream, None)
             if stream in self._placed:
                 self._placed.remove(stream)
                 self._priorities[stream.priority] -= 1

@@ -17,6 +17,7 @@ from router.relay.admission import Permit, Refusal, admit, missing
 from router.relay.dispatch import Dispatcher
 from router.relay.fleet import capacity
 from router.relay.job import Job
+from router.relay.keyed import reused, taken_over
 from router.relay.policy import Need, NoPlan, Plan
 from router.relay.quota import token_quota
 from router.relay.table import ListedWorker, WorkerTable
@@ -73,6 +74,7 @@ class Gateway:
         self.in_flight = 0
         # What else is to end with it, once no worker is left.
         self.closers: list[Callable[[], Awaitable[None]]] = []
+        self._keyed: dict[bytes, Job] = {}  # those in flight whose clients may come back
         self._holds = Holds()
         self._services: list[Service] = [self._holds]
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -198,6 +200,32 @@ class Gateway:
     def _leave(self, choices: int) -> None:
         self.in_flight -= choices
 
+    async def rejoin(self, job: Job) -> None:
+        """Find who computes a job already that its client has come back for; 422 if the key came with another body."""
+        keyed = job.keyed
+        if keyed is None:
+            return
+        before = self._keyed.get(keyed.name)
+        if before is not None and before.keyed is not None:
+            if before.keyed.body != keyed.body:
+                raise reused()
+            before.failed(taken_over())
+        self._keyed[keyed.name] = job
+        try:
+            for choice in job.choices:
+                place = await self.table.find(keyed.choice(choice.index))
+                if place is not None and place.body != keyed.body:
+                    raise reused()
+                if place is not None:
+                    job.places[choice.index] = place
+        except BaseException:
+            self._leave_key(job)
+            raise
+
+    def _leave_key(self, job: Job) -> None:
+        if job.keyed is not None and self._keyed.get(job.keyed.name) is job:
+            del self._keyed[job.keyed.name]
+
     @contextmanager
     def flying(self, job: Job, permit: Permit | None = None) -> Iterator[None]:
         """The job's sequences at their workers; whatever is left of them at the end is aborted.
@@ -223,6 +251,7 @@ class Gateway:
                 timer.cancel()
             job.cancel()
             self._dispatcher.drop(job)
+            self._leave_key(job)
             if job.streams:
                 self.metrics.ended(choice.generated for choice in job.choices)
                 if job.tenant:

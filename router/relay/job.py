@@ -6,6 +6,8 @@ from collections.abc import Awaitable, Callable
 from router.access.limits import Account
 from router.errors import ApiError
 from router.relay.choice import Choice
+from router.relay.finding import Place
+from router.relay.keyed import Keyed
 from router.relay.stream import SequenceStream
 
 
@@ -15,7 +17,7 @@ class Job:
 
     live: whether a client waits for it; else no timeout applies. length_field: the request's field that bounds the
     answer, for errors. prefix_scope: whose kept prefixes it may use. deadline_s: by when, from its
-    submission, its client wants a first token.
+    submission, its client wants a first token. keyed: by which its client may come back for it.
     """
 
     def __init__(
@@ -30,6 +32,7 @@ class Job:
         length_field: str = "max_tokens",
         prefix_scope: str = "",
         deadline_s: float | None = None,
+        keyed: Keyed | None = None,
     ) -> None:
         self.choices = choices
         self.priority = priority
@@ -39,6 +42,8 @@ class Job:
         self.length_field = length_field
         self.prefix_scope = prefix_scope
         self.deadline_s = deadline_s
+        self.keyed = keyed
+        self.places: dict[int, Place] = {}  # by choice, who computes it already
         self.streams: list[SequenceStream] = []
         self.error: ApiError | None = None
         self.gone = False  # the client has left

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from router.errors import ApiError
-from wire.protocol import Abort, SeqOutput, Submit, Timings, WorkerInfo
+from wire.protocol import Abort, Attach, SeqOutput, Submit, Timings, WorkerInfo
 
 Stage = Literal["prefill", "decode"]
 _NONE = Timings()
@@ -19,11 +19,17 @@ class Link(Protocol):
     def submit(self, message: Submit, leg: Leg, work: int) -> None:
         """Send, and from now on give the leg the request's outputs. work: tokens that the worker is to compute."""
 
+    def attach(self, message: Attach, leg: Leg) -> None:
+        """Take a request over, and from now on give the leg its outputs."""
+
     def abort(self, message: Abort) -> None:
         """Send."""
 
     def forget(self, request_id: str) -> None:
         """Give the request's leg no more outputs."""
+
+    def retire(self) -> None:
+        """Give the worker no more requests: it is to end."""
 
 
 class Stream(Protocol):
@@ -44,17 +50,20 @@ class Leg:
 
     __slots__ = ("_link", "info", "open", "request_id", "stage", "stream", "timings")
 
-    def __init__(self, stream: Stream, link: Link, message: Submit, work: int) -> None:
-        """Submit at once. work: tokens that the worker is to compute."""
+    def __init__(self, stream: Stream, link: Link, message: Submit | Attach, work: int) -> None:
+        """Submit at once, or take over what another router submitted. work: tokens that the worker is to compute."""
         self.stream = stream
-        self.stage: Stage = "prefill" if message.handoff else "decode"
+        self.stage: Stage = "prefill" if isinstance(message, Submit) and message.handoff else "decode"
         self.request_id = message.request_id
         # Captured now: the link may reconnect to a replacement.
         self.info = link.info
         self.timings = _NONE
         self.open = True  # the worker holds the request
         self._link = link
-        link.submit(message, self, work)
+        if isinstance(message, Submit):
+            link.submit(message, self, work)
+        else:
+            link.attach(message, self)
 
     @property
     def name(self) -> str:
@@ -65,6 +74,10 @@ class Leg:
         """The worker has forgotten the request: there is nothing to abort."""
         self.open = False
         self._link.forget(self.request_id)
+
+    def moved(self) -> None:
+        """The worker gives its requests up, as it is to end."""
+        self._link.retire()
 
     def cancel(self) -> None:
         """Free what the worker holds of the request; harmless when it holds nothing."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from functools import partial
 from typing import Protocol
 
 from router.errors import ApiError, invalid
@@ -12,7 +13,7 @@ from router.relay.choice import Choice, ServedBy
 from router.relay.leg import Leg, Link, Stage
 from router.relay.prefixes import Candidates
 from router.relay.recovery import Cause, Enough, Setbacks
-from wire.protocol import PeerRef, Prefix, SamplingParams, SeqOutput, Submit
+from wire.protocol import Attach, PeerRef, Prefix, SamplingParams, SeqOutput, Submit
 from wire.tokens import TokenIds
 
 _log = logging.getLogger(__name__)
@@ -62,7 +63,9 @@ class SequenceStream:
         "_setbacks",
         "_submitted_at",
         "_tries",
+        "body",
         "choice",
+        "key",
         "legs",
         "moved",
         "names",
@@ -81,7 +84,10 @@ class SequenceStream:
         dispatch: Dispatch,
         priority: int,
         prefix_scope: str = "",
+        key: bytes = b"",
+        body: bytes = b"",
     ) -> None:
+        """key, body: under which its client may come back for it, and what that asked; see `wire.protocol.Submit`."""
         self.request_id = request_id
         self.choice = choice
         self.legs: list[Leg] = []
@@ -93,6 +99,8 @@ class SequenceStream:
         self._dispatch = dispatch
         self.priority = priority
         self.prefix_scope = prefix_scope
+        self.key = key
+        self.body = body
         self._ids: list[int] = []  # generated so far
         self._parked: dict[int, SeqOutput] = {}  # outputs that overtook others, by index of their first token
         self._setbacks = Setbacks()
@@ -149,15 +157,18 @@ class SequenceStream:
         if self._ids:
             ids = TokenIds(ids.packed + TokenIds.of(self._ids).packed)
         source = None
+        both = partial(Submit, request_id, ids, sampling, self.priority, key=self.key, body=self.body)
         if prefill is not None:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
-            self.legs.append(
-                Leg(self, prefill, Submit(request_id, ids, sampling, self.priority, handoff=True, prefix=prefix), work)
-            )
+            self.legs.append(Leg(self, prefill, both(handoff=True, prefix=prefix), work))
             prefix = Prefix(prefix.boundaries, prefix.scope)
-        submit = Submit(request_id, ids, sampling, self.priority, source, generated=len(self._ids), prefix=prefix)
+        submit = both(source=source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit, work if source is None else 0))
+
+    def attach(self, decode: Link, request_id: str) -> None:
+        """Take over what another router had computed; all its tokens come again, from the first on."""
+        self.legs.append(Leg(self, decode, Attach(request_id), 0))
 
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
         """An output of one of the legs."""
@@ -217,6 +228,7 @@ class SequenceStream:
     def _moved(self, leg: Leg, output: SeqOutput) -> None:
         """The worker is to end: go on at another one, from the state that this one keeps for it."""
         info = leg.info
+        leg.moved()
         if output.kept_tokens and output.offset == len(self._ids):
             self.moved = (PeerRef(info.worker_id, info.host, info.port), output.kept_tokens)
         self._leave_workers()

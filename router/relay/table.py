@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from router.relay.costs import Costs
+from router.relay.finding import Place, find
 from router.relay.fleet import Fleet, Roster, Standing, WorkerState, standing
 from router.relay.leg import Leg
 from router.relay.policy import Held
@@ -20,7 +21,10 @@ from wire.codec import CLUSTER, WireError
 from wire.handshake import call
 from wire.protocol import (
     Abort,
+    Attach,
     Drain,
+    Find,
+    Found,
     Hello,
     Load,
     Mark,
@@ -83,6 +87,7 @@ class WorkerLink:
         self.info: WorkerInfo
         self.load: Load
         self.problem = "connecting"
+        self._retired = False
         self._prefixes = prefixes
         self._holder = Holder(self.ref.worker_id)
         self._costs = costs
@@ -91,6 +96,7 @@ class WorkerLink:
         self._secret = secret
         self._on_live = on_live
         self._legs: dict[str, Leg] = {}  # by request id
+        self._finding: dict[bytes, list[Callable[[Found | None], None]]] = {}  # who waits for what is under a key
         self._calls = itertools.count()
         self._parking: dict[int, asyncio.Future[str | None]] = {}
         self._writer: asyncio.StreamWriter | None = None
@@ -100,7 +106,7 @@ class WorkerLink:
     @property
     def live(self) -> bool:
         """Whether it takes new requests now."""
-        return self.connected and self.listed is not None
+        return self.connected and self.listed is not None and not self._retired
 
     @property
     def over(self) -> bool:
@@ -117,7 +123,7 @@ class WorkerLink:
         """In words."""
         if not self.connected:
             return "connecting"
-        return "live" if self.listed is not None else "draining"
+        return "live" if self.live else "draining"
 
     def snapshot(self) -> WorkerState:
         """Its figures."""
@@ -141,6 +147,16 @@ class WorkerLink:
         """Send."""
         self._send(message)
 
+    def find(self, message: Find, answer: Callable[[Found | None], None]) -> None:
+        """Ask, and call with the answer; with None if the connection ends before."""
+        self._finding.setdefault(message.key, []).append(answer)
+        self._send(message)
+
+    def attach(self, message: Attach, leg: Leg) -> None:
+        """Take a request over, and from now on give the leg its outputs."""
+        self._legs[message.request_id] = leg
+        self._send(message)
+
     def tell(self, message: Pin | Unpin | Drain) -> None:
         """Send."""
         self._send(message)
@@ -162,6 +178,11 @@ class WorkerLink:
         if self.listed is None and not self._legs:
             self._task.cancel()
 
+    def retire(self) -> None:
+        """The worker says that it is to end: no new requests, though it may be listed yet."""
+        self._retired = True
+        self._changed(self)
+
     def unlist(self) -> None:
         """No new requests; leave when the last stream is over."""
         self.listed = None
@@ -180,11 +201,19 @@ class WorkerLink:
         self._unseen: deque[tuple[int, int]] = deque()  # tokens, and those of them to be computed
         self._unseen_tokens = 0
         self._unseen_work = 0
+        self._unsent: list[bytes] = []
 
-    def _send(self, message: Submit | Abort | Pin | Unpin | Park | Drain) -> None:
+    def _send(self, message: Submit | Find | Attach | Abort | Pin | Unpin | Park | Drain) -> None:
+        # What is sent in one turn of the loop leaves in one write: each costs a system call, and wakes the worker.
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(CLUSTER.encode(message))
+
+    def _flush(self) -> None:
+        unsent, self._unsent = b"".join(self._unsent), []
         # Closing: the reader is about to report it, and loses the streams.
-        if self._writer is not None and not self._writer.is_closing():
-            self._writer.write(CLUSTER.encode(message))
+        if unsent and self._writer is not None and not self._writer.is_closing():
+            self._writer.write(unsent)
 
     async def _run(self) -> None:
         pause, longest = _BACKOFF_S
@@ -218,6 +247,7 @@ class WorkerLink:
                 f"not {self.role} worker {self.ref.worker_id}"
             )
         self._reset()
+        self._retired = False
         self.info = info
         self._holder = Holder(info.worker_id)
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
@@ -229,6 +259,10 @@ class WorkerLink:
             message = await CLUSTER.read(reader)
             if isinstance(message, Parked):
                 self._parked(message.call, message.reason)
+                continue
+            if isinstance(message, Found):
+                for answer in self._finding.pop(message.key, []):
+                    answer(message)
                 continue
             if not isinstance(message, StepOutputs):
                 raise WireError(f"{type(message).__name__} is no message from a worker to a router")
@@ -268,6 +302,10 @@ class WorkerLink:
         self.connected = False
         self._changed(self)
         self._prefixes.leave(self._holder)
+        finding, self._finding = self._finding, {}
+        for answers in finding.values():
+            for answer in answers:
+                answer(None)
         for number in self._parking:  # what its device held is gone
             self._parked(number, None)
         if self._writer is not None:
@@ -328,6 +366,16 @@ class WorkerTable:
     def links(self) -> list[WorkerLink]:
         """All, those that are leaving too."""
         return [*self._links.values(), *(link for link in self._leaving if not link.over)]
+
+    async def find(self, key: bytes) -> Place | None:
+        """The decode worker that has what was asked under a key."""
+        links = [(w, link) for w, link in self._links.items() if link.live and link.role == "decode"]
+        return await find(links, key)
+
+    def live_link(self, worker_id: str) -> WorkerLink | None:
+        """A live one by id."""
+        link = self._links.get(worker_id)
+        return link if link is not None and link.live else None
 
     def link(self, worker_id: str) -> WorkerLink:
         """A listed one by id."""

@@ -9,6 +9,7 @@ import pytest
 
 from benchmarks.policies.__main__ import costs, figures
 from benchmarks.policies.baselines import POLICIES
+from benchmarks.policies.overload import arrivals, goodput, overload
 from benchmarks.policies.simulate import Setup, Simulation, Targets
 from benchmarks.policies.workload import Ask, Session, agents, trace
 from router.relay.costs import Costs
@@ -82,3 +83,12 @@ def test_a_flooding_tenant_leaves_the_other_its_time_to_first_token() -> None:
     calm = list(_tenant("calm", 20.0, 1))
     alone = p99_s(calm)
     assert p99_s(calm + list(_tenant("flood", 300.0, 2))) <= 1.2 * alone
+
+
+def test_an_overload_costs_no_goodput_and_leaves_nothing_behind() -> None:
+    setup = Setup(costs(0.03), prefills=2, decodes=2)
+    best = goodput(list(arrivals(40.0, 0.0, 8.0, seed=9)), 0.0, 8.0, setup)[1]
+    amid, after, simulation = overload(25.0, 10.0, 8.0, setup)
+    assert amid >= 0.9 * best
+    assert after >= 0.95
+    assert simulation.most_waiting < 500

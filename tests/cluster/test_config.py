@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from cluster.config import ClusterConfig, ConfigError, parse
@@ -21,12 +22,12 @@ def test_text_from_a_command_line_and_yaml_give_the_same() -> None:
         "port": "80", "drain_s": "1.5", "pages": "null", "handoff.channel": "gloo",
         "model_overrides.rope_scaling.factor": "2.0", "model_overrides.rope_scaling.rope_type": "yarn",
     })  # fmt: skip
-    yaml = parse({
+    nested = parse({
         "model": "/m", "prefill": {"tp": 2}, "decode": {"tp": 2, "replicas": 3}, "router": {"max_queue": 7},
         "port": 80, "drain_s": 1.5, "pages": None, "handoff": {"channel": "gloo"},
         "model_overrides": {"rope_scaling": {"factor": 2.0, "rope_type": "yarn"}},
     })  # fmt: skip
-    assert text == yaml
+    assert text == nested
 
 
 def leaves(section: BaseModel, path: str = "") -> Iterator[tuple[str, object]]:
@@ -42,6 +43,11 @@ def leaves(section: BaseModel, path: str = "") -> Iterator[tuple[str, object]]:
 @pytest.mark.parametrize(("path", "value"), [(p, v) for p, v in leaves(parse({})) if isinstance(v, bool | int | float)])
 def test_every_number_and_switch_can_be_written_on_a_command_line(path: str, value: object) -> None:
     assert parse({path: str(value).lower()}) == parse({})
+
+
+@pytest.mark.parametrize("text", ["speculate: off", "cuda_graphs: off", "cache: {mode: off}", "cache: {mode: on}"])
+def test_a_switch_that_yaml_reads_as_a_truth_value(text: str) -> None:
+    assert parse(yaml.safe_load(text)) == parse(yaml.safe_load(text.replace("on}", "'on'}").replace("off", "'off'")))
 
 
 def test_overrides_as_one_text() -> None:
@@ -67,6 +73,9 @@ def test_later_layers_win_key_by_key() -> None:
         ({"decode.replicas": 0}, "decode.replicas: "),
         ({"slots": 1.5}, "slots: "),
         ({"slots": True}, "slots: "),
+        ({"speculate": 9}, "speculate: must be auto, off, or a number of drafts from 1 to 8, got 9"),
+        ({"speculate": 0}, "speculate: must be auto, off, or a number of drafts from 1 to 8, got 0"),
+        ({"speculate": True}, "speculate: must be auto, off, or a number of drafts from 1 to 8, got True"),
         ({"port": 70000}, "port: input should be less than or equal to 65535, got 70000"),
         ({"port": -1}, "port: "),
         ({"dtype": "fp16"}, "dtype: input should be 'auto', 'float32' or 'bfloat16', got 'fp16'"),

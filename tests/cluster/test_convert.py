@@ -3,6 +3,7 @@
 import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -33,9 +34,9 @@ from tests.workers.model_rig import (
 from workers.model.config import LingConfig
 from workers.model.files import WeightError, read_header, weight_map, weights_id
 from workers.model.ling import LingModel
-from workers.model.load_plan import check, rank_reads
+from workers.model.load_plan import check, rank_reads, with_mtp
 from workers.model.sharded import RankFiles, rank_file
-from workers.model.weights import load_weights
+from workers.model.weights import Checkpoint, load_weights
 
 pytestmark = pytest.mark.process
 
@@ -152,6 +153,10 @@ def test_a_pre_sharded_copy(name: str, tp: int, tmp_path: Path) -> None:
     torch.testing.assert_close(_logits(tmp_path / "ranks", tp), _logits(GOLDEN / name, tp), rtol=0, atol=0)
     check(tmp_path / "ranks", LingConfig.load(tmp_path / "ranks", {}), tp)
     assert weights_id(tmp_path / "ranks") != weights_id(GOLDEN / name)
+    # The MTP layer comes along, where there is one.
+    with closing(RankFiles(tmp_path / "ranks", 0, tp)) as copied, closing(Checkpoint(GOLDEN / name)) as whole:
+        config = LingConfig.load(GOLDEN / name, {})
+        assert with_mtp(config, copied).drafts == with_mtp(config, whole).drafts == (name != "int4")
     # Each rank's reads follow one another in its file from end to end.
     for rank in range(tp):
         _reads_straight(tmp_path / "ranks", rank, tp)
@@ -163,7 +168,8 @@ def test_a_pre_sharded_copy(name: str, tp: int, tmp_path: Path) -> None:
 
 def _reads_straight(folder: Path, rank: int, tp: int) -> None:
     source = RankFiles(folder, rank, tp)
-    starts = [source.order(r)[1] for r in rank_reads(LingConfig.load(folder, {}), source, rank, tp).reads]
+    config = with_mtp(LingConfig.load(folder, {}), source)
+    starts = [source.order(r)[1] for r in rank_reads(config, source, rank, tp).reads]
     source.close()
     assert starts == sorted(starts)
     assert len(starts) == len(read_header(folder / rank_file(rank, tp)))

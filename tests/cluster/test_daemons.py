@@ -1,6 +1,8 @@
 """What `ling serve` does when Ray's own processes are slow, or die."""
 
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -43,6 +45,45 @@ def test_what_ends_again_and_again_is_started_anew_three_times_a_minute() -> Non
 def test_a_head_that_is_not_there_is_named() -> None:
     with pytest.raises(SystemExit, match="no Ray head with a GCS at port 1 runs here"):
         keep_gcs.keep(1)
+
+
+def test_a_kept_gcs_is_started_alike_until_the_raylet_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two programs that only wait stand for both; the first writes a line at its start."""
+    begins = [sys.executable, "-c", "import os, time; print(os.environ['WHO'], flush=True); time.sleep(300)"]
+    with (tmp_path / "log").open("w") as log:
+        gcs = subprocess.Popen(begins, stdout=log, stderr=log, env={"WHO": "the GCS"})
+    raylet = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(300)"])
+    monkeypatch.setattr(keep_gcs, "find", lambda port: (psutil.Process(gcs.pid), psutil.Process(raylet.pid)))
+    looks = threading.Event()
+
+    def begun() -> Restarts:
+        looks.set()
+        return Restarts()
+
+    monkeypatch.setattr(keep_gcs, "Restarts", begun)
+    keeping = threading.Thread(target=keep_gcs.keep, args=(1,))
+    own = psutil.Process()
+    try:
+        keeping.start()
+
+        def lines(count: int) -> None:
+            deadline = time.monotonic() + 60
+            while (tmp_path / "log").read_text().splitlines() != ["the GCS"] * count:
+                assert time.monotonic() < deadline
+                time.sleep(0.02)
+
+        lines(1)
+        assert looks.wait(60)
+        gcs.kill()
+        gcs.wait()
+        lines(2)
+        raylet.kill()
+        keeping.join(60)
+        assert not keeping.is_alive()
+    finally:
+        raylet.kill()
+        for process in [p for p in own.children() if p.cmdline()[1:] == begins[1:]]:
+            process.kill()
 
 
 def test_what_a_check_raises_ends_the_wait_and_the_work_goes_on() -> None:

@@ -1,7 +1,9 @@
 """The cluster end to end, over real Ray, as its users meet it."""
 
 import asyncio
+import json
 import random
+import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -144,4 +146,59 @@ def test_streams_outlive_a_killed_worker(cluster: Serving, role: str, killed_pro
     assert cluster.live(other)[0]["id"] == before["id"]
     if role == "decode":
         assert 'ling_resumed_total{cause="death"} 0.0' not in cluster.client.get("/metrics").text
+    cluster.until(cluster.all_free)
+
+
+async def stream_again_and_again(
+    client: httpx.AsyncClient, prompt: list[int], new: int, gained: Callable[[], None]
+) -> list[int]:
+    """One streamed completion's token ids; after each end of its connection its client comes back for the rest."""
+    body = {
+        "model": "auto", "prompt": prompt, "max_tokens": new, "temperature": 0, "stream": True,
+        "return_token_ids": True, "ignore_eos": True,
+    }  # fmt: skip
+    ids: list[int] = []
+    headers = {"idempotency-key": uuid.uuid4().hex}
+    while True:
+        try:
+            async with client.stream("POST", "/v1/completions", json=body, headers=headers) as response:
+                assert response.status_code in (200, 503), await response.aread()
+                last = None
+                async for line in response.aiter_lines():
+                    if line.startswith("id: "):
+                        last = line[4:]
+                    elif line == "data: [DONE]":
+                        return ids
+                    elif line.startswith("data: "):
+                        event = json.loads(line[6:])
+                        assert "error" not in event, event
+                        ids += event["choices"][0].get("token_ids") or []
+                        headers["last-event-id"] = last or headers["last-event-id"]
+                        gained()
+        except httpx.TransportError:
+            pass
+        await asyncio.sleep(0.2)  # its successor takes seconds to start
+
+
+def test_streams_outlive_a_killed_router(cluster: Serving) -> None:
+    """kill -9 of the only router: the workers go on, and clients get the rest from its successor."""
+    asked = sorted(cases(), key=lambda c: c[1])[-12:]
+    router = cluster.status()["router"]["pid"]
+    killed = False
+
+    def strike() -> None:
+        nonlocal killed
+        if not killed:
+            killed = True
+            kill(router)
+
+    async def run() -> None:
+        async with httpx.AsyncClient(base_url=cluster.url, timeout=60) as client:
+            answers = await asyncio.gather(
+                *(stream_again_and_again(client, prompt, new, strike) for prompt, new, _ in asked)
+            )
+        assert [tuple(ids) for ids in answers] == [expected.token_ids for _, _, expected in asked]
+
+    asyncio.run(run())
+    assert cluster.status()["router"]["pid"] != router
     cluster.until(cluster.all_free)

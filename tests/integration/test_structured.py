@@ -83,8 +83,8 @@ def writer() -> Writer:
 
 
 @pytest.mark.process
-def test_what_comes_of_200_schemas_is_valid(writer: Writer) -> None:
-    schemas = [schema(seed) for seed in range(200)]
+def test_what_comes_of_100_schemas_is_valid(writer: Writer) -> None:
+    schemas = [schema(seed) for seed in range(100)]
     # The penalty ends fractions that would have no end.
     answers = writer.ask([json_form(Schema(s, "x")) for s in schemas], frequency_penalty=0.7, max_tokens=150)
     cut = 0
@@ -94,7 +94,7 @@ def test_what_comes_of_200_schemas_is_valid(writer: Writer) -> None:
             cut += 1
             continue
         jsonschema.Draft202012Validator(content).validate(json.loads(writer.text(answer)))
-    assert cut < 50
+    assert cut < 25
 
 
 def test_json_is_on_one_line_as_calls_are_written(writer: Writer) -> None:
@@ -272,7 +272,7 @@ def test_preempted_sequences_go_on_where_they_were(writer: Writer) -> None:
     cramped.engine = Engine(WorkerConfig(NANO, slots=8, page_size=16, pages=16, max_model_len=256, max_step_tokens=32))
     preempted = []
     inner = cramped.engine.scheduler._preempt
-    cramped.engine.scheduler._preempt = lambda seq: preempted.append(seq.generated) or inner(seq)  # type: ignore
+    cramped.engine.scheduler._preempt = lambda seq, now: preempted.append(seq.generated) or inner(seq, now)  # type: ignore
     assert [a.token_ids for a in cramped.ask(forms, max_tokens=40)] == expected
     assert any(preempted)
 

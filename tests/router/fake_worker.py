@@ -16,8 +16,11 @@ from wire.digest import PageDigests
 from wire.handshake import accept
 from wire.protocol import (
     Abort,
+    Attach,
     Drain,
+    Find,
     Finish,
+    Found,
     Hello,
     KeptEvent,
     Load,
@@ -63,9 +66,10 @@ class Running:
     """A request being answered; `at` is the index of its next token."""
 
     request: Request
-    client: "Client"
+    client: "Client | None"
     at: int
     answer: Answer
+    done: Finish | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +127,8 @@ class FakeWorker:
         self.pins: dict[str, bytes] = {}
         self.received: list[Request] = []
         self.aborted: set[str] = set()
+        self.past: dict[str, Running] = {}
+        self.stops = False
         self.arrived = asyncio.Event()  # set at every message
         self.clients: set[Client] = set()
         self.running: dict[str, Running] = {}
@@ -155,7 +161,8 @@ class FakeWorker:
     def fail(self, reason: str) -> None:
         """End what runs with an error."""
         for request_id, running in self.running.items():
-            running.client.outbox.append(SeqOutput(request_id, running.at, finish="error", error=reason))
+            if running.client is not None:
+                running.client.outbox.append(SeqOutput(request_id, running.at, finish="error", error=reason))
         self.running.clear()
         self._wake.set()
 
@@ -200,14 +207,19 @@ class FakeWorker:
             pass
         finally:
             self.clients.discard(client)
-            self.running = {k: r for k, r in self.running.items() if r.client is not client}
+            self.running = {k: r for k, r in self.running.items() if r.client is not client or r.request.key}
+            for running in self.running.values():
+                running.client = None if running.client is client else running.client
             writer.close()
             self.arrived.set()
 
-    def _handle(self, client: Client, message: object) -> None:
+    def _handle(self, client: Client, message: object) -> None:  # a branch a message
         if isinstance(message, Abort):
-            self.aborted.add(message.request_id)
-            self.running.pop(message.request_id, None)
+            self._abort(client, message.request_id)
+        elif isinstance(message, Find):
+            self._find(client, message.key)
+        elif isinstance(message, Attach):
+            self._attach(client, message.request_id)
         elif isinstance(message, Pin):
             self.pins.pop(message.session, None)
             if (mark := next((m for m in message.marks if m.digest in self.tiers), None)) is not None:
@@ -238,6 +250,37 @@ class FakeWorker:
         self.arrived.set()
         self._wake.set()
 
+    def _abort(self, client: Client, request_id: str) -> None:
+        held = self.running.get(request_id)
+        if held is not None and held.client not in (None, client):
+            return  # another router's by now
+        self.aborted.add(request_id)
+        if held is not None:
+            self._past(self.running.pop(request_id))
+
+    def _past(self, running: Running) -> None:
+        """Its tokens outlive it, if its client may come back."""
+        if running.request.key and not running.request.handoff:
+            self.past[running.request.request_id] = running
+
+    def _find(self, client: Client, key: bytes) -> None:
+        there = [r for r in (*self.running.values(), *self.past.values()) if r.request.key == key and r.at]
+        found = there[-1].request if there else None
+        answer = Found(key, found.request_id if found else "", found.body if found else b"")
+        client.writer.write(CLUSTER.encode(answer))
+
+    def _attach(self, client: Client, request_id: str) -> None:
+        running = self.running.get(request_id)
+        entry = running or self.past[request_id]
+        if running is not None:
+            if running.client is not None:
+                running.client.outbox.append(SeqOutput(request_id, 0, finish="error", error="taken over"))
+            running.client = client
+        tokens = tuple(entry.answer(i) for i in range(entry.at))
+        client.outbox.append(SeqOutput(request_id, 0, tokens, finish=entry.done, timings=Timings()))
+        if running is None and entry.done is None:
+            client.outbox.append(SeqOutput(request_id, len(tokens), finish="error", error="it ended", retry=True))
+
     def put(self, position: int, digest: bytes, tier: Tier | None) -> None:
         """A snapshot lies here from now on; None: nowhere."""
         if tier is None:
@@ -267,9 +310,11 @@ class FakeWorker:
                 return
             for running in list(self.running.values()):
                 output = self._advance(running)
-                running.client.outbox.append(output)
+                if running.client is not None:
+                    running.client.outbox.append(output)
                 if output.finish is not None:
-                    self.running.pop(running.request.request_id, None)
+                    running.done = output.finish
+                    self._past(self.running.pop(running.request.request_id))
                     if self.keeps:
                         self._keep(running.request, [running.answer(i) for i in range(running.at)])
             self._steps += 1

@@ -94,6 +94,30 @@ def test_what_would_come_too_late_is_refused_at_once(checkpoint: Path) -> None:
     asyncio.run(body())
 
 
+def test_what_is_too_late_when_its_turn_comes_is_not_computed(checkpoint: Path) -> None:
+    async def body() -> None:
+        async with served(checkpoint, one_place()) as stage, stage.client() as client:
+            first = await fill(stage, client)
+            late = ask(client, **{"x-first-token-deadline-ms": "60000"})
+            await stage.until(lambda: stage.gateway.waiting == 1)
+            idle = stage["p0"].load
+
+            def far_behind() -> Load:
+                return dataclasses.replace(idle(), queued_tokens=1_000_000, token_s=1e-4)
+
+            stage["p0"].load = far_behind  # type: ignore[method-assign]
+            stage["d0"].load = far_behind  # type: ignore[method-assign]
+            sooner = ask(client, priority=-1)  # whose tokens bring the figures
+            await stage["d0"].until(lambda: len(stage["d0"].received) == 2)
+            await stage.until(lambda: stage.gateway.table.link("p0").load.queued_tokens > 0)
+            stage["d0"].gate.set()
+            refused = await late
+            assert (refused.status_code, refused.json()["error"]["code"]) == (503, "deadline_unmet")
+            assert [(await task).status_code for task in (first, sooner)] == [200, 200]
+
+    asyncio.run(body())
+
+
 @pytest.mark.parametrize("deadline", ["0", "-1", "soon", "1.5", "3600001", "99999999999999999999", ""])
 def test_a_deadline_is_a_number_of_milliseconds(stage: Stage, deadline: str) -> None:
     answer = stage.http.post(

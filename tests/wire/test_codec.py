@@ -17,6 +17,9 @@ MESSAGES: list[p.Message] = [
     p.Submit("a", TokenIds.of((1, 2)), SAMPLING, 0, p.PeerRef("w", "h", 1)),
     p.Submit("a", TokenIds.of((1, 2)), SAMPLING, generated=1),
     p.Abort("a"),
+    p.Find(b"k"),
+    p.Found(b"k", "r", b"b"),
+    p.Attach("r"),
     p.StepOutputs(
         7,
         2,

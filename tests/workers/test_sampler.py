@@ -54,6 +54,30 @@ def test_a_row_gets_what_it_gets_alone(sampler: Sampler) -> None:
     assert len(draws) > 3
 
 
+def test_tokens_after_drafts_are_drawn_from_the_model_s_distribution(sampler: Sampler) -> None:
+    sampler.admit(Admit(0, SamplingParams(max_tokens=9, seed=5, temperature=1.0), (), 1))
+    logits = _logits(2)
+    ids = [int(t) for t in logits.topk(8, dim=-1).indices.flatten()]
+    drafts, drawn = ids[0], (Counter[int](), Counter[int]())
+    for position in range(4000):
+        (tokens,) = sampler(logits, [Run(0, 2 * position, 1)], torch.tensor([[drafts]])).tokens
+        assert (len(tokens) == 2) == (tokens[0] == drafts)
+        for count, token in zip(drawn, tokens, strict=False):
+            count[token] += 1
+    for count, row in zip(drawn, logits, strict=True):
+        # Pearson's chi-squared over the likeliest ids and all others together: 8 degrees of freedom, p = 1e-4 at 31.8.
+        total, probabilities = sum(count.values()), row.softmax(-1).tolist()
+        top = row.topk(8).indices.tolist()
+        expected = [total * probabilities[i] for i in top]
+        seen = [count[i] for i in top]
+        expected.append(total - sum(expected))
+        seen.append(total - sum(seen))
+        assert sum((s - e) ** 2 / e for s, e in zip(seen, expected, strict=True)) < 31.8
+    # As often as the model gives it, the draft stands: rejection sampling's own rate.
+    chance = float(logits[0].softmax(-1)[drafts])
+    assert abs(sum(drawn[1].values()) / 4000 - chance) < 4 * (chance * (1 - chance) / 4000) ** 0.5
+
+
 def test_a_slot_taken_again_forgets(sampler: Sampler) -> None:
     logits = _logits(1)
     sampler.admit(Admit(2, SETTINGS[1], (), 1))

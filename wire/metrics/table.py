@@ -104,7 +104,7 @@ LOOP_HOLD = _router(
 )  # fmt: skip
 ROUTING = _router(
     "ling_routing_decisions_total", "counter", "sequences",
-    "Sequences given to workers that have room or will make them wait, or to none, by reason", "reason",
+    "Sequences given to workers that have room, made to wait for their turn, or given to none, by reason", "reason",
 )  # fmt: skip
 RESUMED = _router(
     "ling_resumed_total", "counter", "sequences",
@@ -144,7 +144,8 @@ STEP_PAST = _worker(
 STEP_SAMPLED = _worker("ling_step_sampled_tokens_total", "counter", "tokens", "Tokens sampled in steps")
 STEP_PHASES = _worker(
     "ling_step_phase_seconds_total", "counter", "seconds",
-    "Where the leader's time goes: plan, ranks (waiting for them), publish", "phase",
+    "Where the leader's time goes: plan, ranks (they compute, and tokens go to routers), take (their results)",
+    "phase",
 )  # fmt: skip
 RANK_PHASES = _worker(
     "ling_rank_phase_seconds_total", "counter", "seconds",

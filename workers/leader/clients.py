@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from wire.codec import CLUSTER
-from wire.protocol import Header, KeptEvent, Load, Parked, PullRefused, SeqOutput, StepOutputs, WorkerInfo
+from wire.protocol import Found, Header, KeptEvent, Load, Parked, PullRefused, SeqOutput, StepOutputs, WorkerInfo
 
 # A caller that stops reading is cut off rather than buffered for.
 _MAX_UNREAD = 64 * 1024 * 1024
@@ -22,7 +22,7 @@ class Client:
     outbox: list[SeqOutput] = field(default_factory=list)
     kept: list[KeptEvent] = field(default_factory=list)
 
-    def tell(self, message: WorkerInfo | StepOutputs | Header | PullRefused | Parked) -> None:
+    def tell(self, message: WorkerInfo | StepOutputs | Header | PullRefused | Parked | Found) -> None:
         """Queue a message; a connection that ended is noticed where it is read."""
         self.writer.write(CLUSTER.encode(message))
         if self.writer.transport.get_write_buffer_size() > _MAX_UNREAD:
@@ -54,6 +54,10 @@ class Clients:
     def own(self, request_id: str, client: Client) -> None:
         """The request's outputs go to this client."""
         self._owners[request_id] = client
+
+    def owner(self, request_id: str) -> Client | None:
+        """Whose outputs the request's are."""
+        return self._owners.get(request_id)
 
     def disown(self, request_id: str) -> None:
         """Nobody wants the request's outputs any more."""

@@ -39,7 +39,7 @@ class WorkerFigures:
         self._recorder = Recorder()
         recorder, who = self._recorder, self._who
         self._step = recorder.histogram(table.STEP_SECONDS, *who)
-        self._phases = [recorder.value(table.STEP_PHASES, *who, phase) for phase in ("plan", "ranks", "publish")]
+        self._phases = [recorder.value(table.STEP_PHASES, *who, phase) for phase in ("plan", "ranks", "take")]
         counters = (table.STEP_SEQUENCES, table.STEP_TOKENS, table.STEP_PAST, table.STEP_SAMPLED)
         self._counts = [recorder.value(metric, *who) for metric in counters]
         self._queue = recorder.histogram(table.QUEUE_SECONDS, *who)
@@ -48,7 +48,7 @@ class WorkerFigures:
         self._totals = [0, 0.0, 0, 0, 0, 0]
 
     def stepped(self, plan: StepPlan, sampled: int, began: float, sent: float, back: float, over: float) -> None:
-        """A step, by the times its planning began, its plan left, its result was back and its tokens were published."""
+        """A step, by the times its planning began, its plan left, its result was back and was taken in."""
         for value, seconds in zip(self._phases, (sent - began, back - sent, over - back), strict=True):
             value.add(seconds)
         rows = plan.rows

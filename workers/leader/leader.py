@@ -18,8 +18,11 @@ from wire.metrics.recorder import Reading
 from wire.progress import Progress
 from wire.protocol import (
     Abort,
+    Attach,
     CancelPull,
     Drain,
+    Find,
+    Found,
     Header,
     Hello,
     KeptEvent,
@@ -34,6 +37,7 @@ from wire.protocol import (
     Role,
     SeqOutput,
     Submit,
+    Timings,
     Unpin,
     WorkerInfo,
 )  # fmt: skip
@@ -49,6 +53,7 @@ from workers.leader.intake import refusal, sequence_of
 from workers.leader.loading import LoadProgress
 from workers.leader.peers import PeerRefused, Peers
 from workers.leader.ranks import Event, Launch, Ranks
+from workers.leader.resumable import Resumable
 from workers.model.config import LingConfig
 from workers.model.files import weights_id
 from workers.schedule.scheduler import Scheduler
@@ -72,6 +77,7 @@ class Leader:
         self.figures = WorkerFigures(worker_id, role)
         self._wake = asyncio.Event()
         self._clients = Clients()
+        self._resumable = Resumable(config.resume_s)
         self._ranks = Ranks(config, self._on_event)
         self._loading = LoadProgress()
         self.on_progress: Callable[[Progress], None] = lambda progress: None
@@ -80,6 +86,7 @@ class Leader:
         self._disk: Disk | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._unpublished: list[SeqOutput] = []  # of the latest step: sent once the ranks have the next one
 
     async def start(self, launch: Launch) -> None:
         """Load the model on all ranks and listen. Bad settings raise before any rank starts."""
@@ -188,15 +195,18 @@ class Leader:
         step = self._scheduler.plan(began)
         plan = self._handoffs.with_links(step.plan)
         if plan.empty:
+            self._publish([])
             self._wake.clear()
             return
         self._ranks.send(plan)
         sent = time.monotonic()
+        # While the ranks compute, so that they never wait for it.
+        self._publish([])
         self._perform(self._handoffs.planned(plan, sent))
         result = await self._ranks.result()
         back = time.monotonic()
         outputs = self._scheduler.update(step, result, back)
-        self._publish(outputs)
+        self._unpublished += outputs
         self.figures.stepped(plan, sum(map(len, result.tokens)), began, sent, back, time.monotonic())
         self._perform(self._handoffs.stepped(outputs, plan.exports, back))
 
@@ -250,8 +260,13 @@ class Leader:
                 self._submit(client, message)
             case Pull():
                 self._perform(self._handoffs.asked(client, message, time.monotonic()))
+            case Find():
+                entry = self._resumable.find(message.key)
+                client.tell(Found(message.key, entry.request_id, entry.body) if entry else Found(message.key, "", b""))
+            case Attach():
+                self._attach(client, message.request_id)
             case Abort():
-                self._drop(message.request_id)
+                self._abort(client, message.request_id)
             case CancelPull(kept=True):
                 self._handoffs.kept_cancelled(message.request_id)
             case CancelPull():
@@ -280,6 +295,8 @@ class Leader:
             client.flush(self._scheduler.steps, self._scheduler.load)
             return
         self._clients.own(seq.request_id, client)
+        if (stale := self._resumable.submitted(message)) is not None:
+            self._drop(stale)
         if self._handoffs.must_connect(seq):
             source = message.source or message.prefix.source
             assert source is not None
@@ -309,9 +326,38 @@ class Leader:
 
     def _forget(self, client: Client) -> None:
         """A connection ended: whatever was done for it has no taker."""
+        now = time.monotonic()
         for request_id in self._clients.leave(client):
-            self._drop(request_id)
+            if self._resumable.orphaned(request_id, now):
+                self._clients.disown(request_id)
+            else:
+                self._drop(request_id)
         self._perform(self._handoffs.puller_left(client, time.monotonic()))
+
+    def _attach(self, client: Client, request_id: str) -> None:
+        """A router takes a request over, from another one that may still be there."""
+        entry = self._resumable.attach(request_id, time.monotonic())
+        before = self._clients.owner(request_id)
+        if before is not None and before is not client:
+            error = "its client has come back through another router"
+            before.outbox.append(SeqOutput(request_id, 0, finish="error", error=error))
+            before.flush(self._scheduler.steps, self._scheduler.load)
+        tokens = tuple(entry.tokens) if entry is not None else ()
+        if entry is not None and (entry.running or entry.whole is not None):
+            client.outbox.append(SeqOutput(request_id, 0, tokens, finish=entry.whole, timings=Timings()))
+        else:  # it goes on elsewhere, behind the tokens there are
+            client.outbox.append(SeqOutput(request_id, 0, tokens))
+            reason = "it is not computed here any more"
+            client.outbox.append(SeqOutput(request_id, len(tokens), finish="error", error=reason, retry=True))
+        if entry is not None and entry.running:
+            self._clients.own(request_id, client)
+        client.flush(self._scheduler.steps, self._scheduler.load)
+
+    def _abort(self, client: Client, request_id: str) -> None:
+        """A router wants no more of a request, unless another one has it by now."""
+        if self._clients.owner(request_id) in (None, client):
+            self._resumable.dropped(request_id, time.monotonic())
+            self._drop(request_id)
 
     def _drop(self, request_id: str) -> None:
         """Free a request without an output: its owner wants none."""
@@ -366,8 +412,19 @@ class Leader:
     # Towards routers
 
     def _publish(self, outputs: list[SeqOutput]) -> None:
+        """Send outputs to their routers, after those of the latest step."""
+        outputs, self._unpublished = self._unpublished + outputs, []
         self.figures.ended(outputs)
+        if self._resumable:
+            now = time.monotonic()
+            for output in outputs:
+                self._resumable.took(output, self._generated, now)
         self._clients.publish(outputs, self._scheduler.steps, self._scheduler.load)
+
+    def _generated(self, request_id: str, count: int) -> list[int]:
+        """The first tokens of a sequence; none of one that has ended."""
+        seq = self._scheduler.sequences.get(request_id)
+        return list(seq.tokens[seq.prompt_tokens : seq.prompt_tokens + count]) if seq is not None else []
 
     async def _heartbeat(self) -> None:
         """Fresh figures to every client though no step runs, and an end to what waits too long."""
@@ -375,6 +432,8 @@ class Leader:
             await asyncio.sleep(_HEARTBEAT_S)
             now = time.monotonic()
             self._scheduler.cache.pins.expire(now)
+            for request_id in self._resumable.expired(now):
+                self._drop(request_id)
             self._scheduler.moving.expire(now)
             if overdue := self._handoffs.overdue(now):
                 self._perform(overdue)

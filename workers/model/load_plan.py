@@ -39,7 +39,8 @@ def check(folder: Path, config: LingConfig, tp: int = 1) -> None:
     with ExitStack() as opened:
         sources = [opened.enter_context(closing(open_checkpoint(folder, rank, tp))) for rank in owners]
         for rank in range(tp):
-            problems += rank_reads(config, sources[rank % len(sources)], rank, tp).problems
+            source = sources[rank % len(sources)]
+            problems += rank_reads(with_mtp(config, source), source, rank, tp).problems
     raise_problems(list(dict.fromkeys(problems)))
 
 

@@ -58,12 +58,12 @@ class RankFiles:
             self._starts.setdefault(name, []).append((pairs, entry))
 
     def find(self, name: str) -> SourceTensor | None:
-        """The whole tensor, of which the file holds slices."""
-        return self._whole.get(name)
+        """The whole tensor, where the file holds slices of it."""
+        return self._whole.get(name) if name in self._starts else None
 
     def missing(self, name: str) -> str:
         """Why `find` gives None."""
-        return f"{name} is not in {self._folder / MANIFEST}"
+        return f"{name} is not in {self.where(name)}"
 
     def where(self, name: str) -> str:
         """The rank's file."""

@@ -50,6 +50,7 @@ class StepBuilder:
         """
         count = min(self.budget, seq.pending)
         self.budget -= count + drafts
+        known, pages = len(seq.tokens), len(seq.pages)
         start, stop = seq.computed, seq.computed + count
         if not seq.admitted_on_ranks:
             history = tuple(seq.tokens) if seq.needs_history else ()
@@ -63,17 +64,17 @@ class StepBuilder:
             Row(
                 slot=seq.slot,
                 start=start,
-                token_ids=tuple(seq.tokens[start:stop]),
+                token_ids=(seq.tokens[start],) if count == 1 else tuple(seq.tokens[start:stop]),
                 page_offset=seq.pages_on_ranks,
-                new_pages=tuple(seq.pages[seq.pages_on_ranks :]),
-                sample=stop == len(seq.tokens),
+                new_pages=tuple(seq.pages[seq.pages_on_ranks :]) if seq.pages_on_ranks < pages else (),
+                sample=stop == known,
                 next_ids=next_ids,
-                keeps=self._keeps(seq, start, stop),
+                keeps=self._keeps(seq, start, stop) if seq.keeps else (),
                 drafts=drafts,
-                follows=seq.tokens[stop] if stop < len(seq.tokens) else -1,
+                follows=seq.tokens[stop] if stop < known else -1,
             )
         )
-        seq.pages_on_ranks = len(seq.pages)
+        seq.pages_on_ranks = pages
         self._computing.append((seq, seq.epoch))
         # What is computed a second time, after a preemption, may have left already.
         if seq.handoff and stop > seq.exported and self._may_leave(seq):

@@ -288,8 +288,10 @@ class Scheduler:
                 self.cache.index.note(seq.known, seq.computed)
             for count, slot in row.keeps:
                 self.cache.keep(seq.known, row.start + count, seq.pages, slot, now, state_in=slot)
-            seq.keeps = [p for p in seq.keeps if p > seq.computed]
-            seq.prompt_logprobs.extend(result.prompt_logprobs[index] if result.prompt_logprobs else ())
+            if seq.keeps:
+                seq.keeps = [p for p in seq.keeps if p > seq.computed]
+            if result.prompt_logprobs:
+                seq.prompt_logprobs.extend(result.prompt_logprobs[index])
             if row.sample and at in failures:
                 outputs.append(self._end(seq, "error", now, failures[at], unservable=True))
             elif row.sample:
@@ -354,11 +356,16 @@ class Scheduler:
 
     def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> None:
         """Rows for what runs at a priority, with so many drafts where a sequence can take them."""
-        for seq in [s for s in self._active if s.priority == priority and s.pending == 1]:
+        single: list[Sequence] = []
+        several: list[Sequence] = []
+        for seq in self._active:
+            if seq.priority == priority and (pending := seq.pending):
+                (single if pending == 1 else several).append(seq)
+        for seq in single:
             if step.budget and seq.state is State.RUNNING and self._grow(seq, now):
-                step.compute(seq, self.drafting.fitting(seq, drafts))
-        for seq in [s for s in self._active if s.priority == priority and s.pending > 1]:
-            if step.budget:
+                step.compute(seq, self.drafting.fitting(seq, drafts) if drafts else 0)
+        for seq in several:
+            if step.budget and seq.state is State.RUNNING:
                 step.compute(seq)
 
     def _admit(self, priority: int, step: StepBuilder, now: float) -> bool:

@@ -4,6 +4,7 @@ import asyncio
 import dataclasses
 import random
 from functools import cache
+from typing import Literal
 
 import pytest
 
@@ -58,11 +59,14 @@ async def moved(started: Workers, to: Worker, gone: Worker, stream: Stream, want
     return again
 
 
-@pytest.mark.parametrize(("tp", "count", "temperature"), [(1, 1, 0.0), (1, 16, 0.0), (2, 4, 0.0), (1, 4, 0.8)])
-def test_migrated_mid_answer(tp: int, count: int, temperature: float) -> None:
+@pytest.mark.parametrize(
+    ("tp", "count", "temperature", "speculate"),
+    [(1, 1, 0.0, "off"), (1, 16, 0.0, "off"), (2, 4, 0.0, 3), (1, 4, 0.8, "off"), (1, 8, 0.0, 3)],
+)
+def test_migrated_mid_answer(tp: int, count: int, temperature: float, speculate: Literal["off"] | int) -> None:
     async def run() -> None:
         async with workers() as started:
-            kept = {"cache_states": 32, "slots": 16}
+            kept = {"cache_states": 32, "slots": 16, "speculate": speculate}
             one, two = await asyncio.gather(
                 started.start(config(tp, **kept), "decode"), started.start(config(tp, **kept), "decode")
             )

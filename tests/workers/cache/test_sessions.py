@@ -60,9 +60,11 @@ def resume(on: Engine, ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("others", [0, 16])
-@pytest.mark.parametrize("resumed", [False, True])
-def test_parked_on_the_host(fresh: Engine, turns: list[list[int]], others: int, resumed: bool) -> None:
-    cached = engine(states=40, host_bytes=1 << 30)
+@pytest.mark.parametrize(("resumed", "speculate"), [(False, "off"), (True, "off"), (True, 3)])
+def test_parked_on_the_host(
+    fresh: Engine, turns: list[list[int]], others: int, resumed: bool, speculate: str | int
+) -> None:
+    cached = engine(states=40, host_bytes=1 << 30, speculate=speculate)
     beside = [prompt(100 + i, 20 + i) for i in range(others)]
     for n, ids in enumerate(turns):
         got = run(cached, [ids, *beside])

@@ -1,0 +1,73 @@
+"""A minute of ten times what a fleet can do: `python -m benchmarks.policies.overload`.
+
+One tenant's requests come at a sustainable rate, then at ten times that for a minute, then at the first rate again,
+with a deadline each. Prints, for each five seconds, how many came and how many were answered within both targets; and
+the goodput during the overload against the best the fleet does. Exits with 1 if that is below 0.9, or if the last
+requests do not find the fleet recovered.
+"""
+
+import argparse
+import random
+import sys
+from collections.abc import Iterator
+
+from benchmarks.policies.__main__ import costs
+from benchmarks.policies.baselines import POLICIES
+from benchmarks.policies.simulate import Setup, Simulation, Targets
+from benchmarks.policies.workload import Ask, Session
+from router.relay.fair import FairQueue
+
+TARGETS = Targets(1.0, 0.03)
+_SLICE_S = 5.0
+
+
+def arrivals(rate: float, begin: float, seconds: float, seed: int) -> Iterator[Session]:
+    """Requests that know nothing of each other."""
+    rng = random.Random(seed)
+    at = begin
+    while (at := at + rng.expovariate(rate)) < begin + seconds:
+        prompt = max(16, int(rng.lognormvariate(8.3, 0.8)))
+        yield Session(at, [Ask(prompt, 2 + int(rng.expovariate(1 / 200)), ())])
+
+
+def goodput(sessions: list[Session], begin: float, seconds: float, setup: Setup) -> tuple[Simulation, float]:
+    """Good answers a second to what came in a span of time."""
+    simulation = Simulation(setup, POLICIES["default"], 0, FairQueue(1 << 30), deadline_s=TARGETS.first_s)
+    flights = simulation.run(sessions)
+    good = sum(TARGETS.met(f) for f in flights if begin <= f.arrived < begin + seconds)
+    return simulation, good / seconds
+
+
+def overload(rate: float, times: float, seconds: float, setup: Setup) -> tuple[float, float, Simulation]:
+    """Goodput amid the overload, that after it as a share of what comes then, and the run."""
+    parts = ((rate, 0.0, 20.0), (times * rate, 20.0, seconds), (rate, 20.0 + seconds, 20.0))
+    sessions = [session for n, part in enumerate(parts) for session in arrivals(*part, seed=n)]
+    simulation, amid = goodput(sessions, 20.0, seconds, setup)
+    after = [f for f in simulation.flights if f.arrived >= 22.0 + seconds]
+    return amid, sum(TARGETS.met(f) for f in after) / len(after), simulation
+
+
+def main() -> int:
+    """Print it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rate", type=float, default=60.0, help="requests a second that the fleet sustains")
+    parser.add_argument("--times", type=float, default=10.0)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    arguments = parser.parse_args()
+    setup = Setup(costs(TARGETS.token_s))
+    best = max(
+        goodput(list(arrivals(arguments.rate * k / 4, 0.0, 30.0, seed=9)), 0.0, 30.0, setup)[1] for k in range(4, 10)
+    )
+    amid, after, simulation = overload(arguments.rate, arguments.times, arguments.seconds, setup)
+    print("| seconds | came/s | good/s |")
+    print("|---|---|---|")
+    for n in range(int((40 + arguments.seconds) / _SLICE_S)):
+        here = [f for f in simulation.flights if n * _SLICE_S <= f.arrived < (n + 1) * _SLICE_S]
+        print(f"| {n * _SLICE_S:.0f} | {len(here) / _SLICE_S:.0f} | {sum(map(TARGETS.met, here)) / _SLICE_S:.0f} |")
+    print(f"goodput amid the overload {amid:.1f}/s of {best:.1f}/s at its best; most that waited at once: "
+          f"{simulation.most_waiting}; good from 2 s after it on: {after:.1%}")  # fmt: skip
+    return 0 if amid >= 0.9 * best and after >= 0.99 else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

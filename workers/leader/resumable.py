@@ -1,0 +1,120 @@
+"""Requests whose client may come back through another router: their tokens, and how long they outlive their router.
+
+Pure: time is passed in.
+"""
+
+import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from wire.protocol import Finish, SeqOutput, Submit
+
+
+@dataclass(slots=True)
+class Entry:
+    """One request's. tokens: generated so far, known from the first on. until: when it is forgotten; None: not yet.
+
+    whole: how it ended, if it ended well. running: its sequence is still here.
+    """
+
+    key: bytes
+    body: bytes
+    request_id: str
+    handoff: bool
+    tokens: "array.array[int]" = field(default_factory=lambda: array.array("i"))
+    whole: Finish | None = None
+    running: bool = True
+    until: float | None = None
+
+
+class Resumable:
+    """A worker's. keep_s: how long a sequence runs on without a router, and its tokens stay behind its end."""
+
+    def __init__(self, keep_s: float) -> None:
+        self._keep_s = keep_s
+        self._by_key: dict[bytes, Entry] = {}
+        self._by_request: dict[str, Entry] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_request)
+
+    def submitted(self, message: Submit) -> str | None:
+        """A new sequence. Of several under one key the latest counts: one that runs without a router is to be ended."""
+        if not message.key:
+            return None
+        stale = self._by_key.get(message.key)
+        entry = Entry(message.key, message.body, message.request_id, message.handoff)
+        if message.generated:
+            entry.tokens.extend(message.token_ids[-message.generated :])
+        if (old := self._by_request.pop(entry.request_id, None)) is not None:
+            self._remove(old)
+        self._by_request[entry.request_id] = entry
+        if entry.handoff:  # nobody asks a prefill worker, but its decode worker
+            return None
+        self._by_key[entry.key] = entry
+        if stale is None or stale.until is None or not stale.running:
+            return None
+        self._remove(stale)
+        return stale.request_id
+
+    def took(self, output: SeqOutput, first: Callable[[str, int], list[int]], now: float) -> None:
+        """What a step gave it. first: so many of a request's first tokens, which may have come with a snapshot."""
+        entry = self._by_request.get(output.request_id)
+        if entry is None:
+            return
+        if len(entry.tokens) < output.offset:
+            entry.tokens = array.array("i", first(output.request_id, output.offset))
+        if len(entry.tokens) == output.offset:
+            entry.tokens.extend(output.token_ids)
+        elif not entry.handoff and output.token_ids:  # a part of it is not known: nobody can go on from here
+            self._remove(entry)
+            return
+        if output.finish is not None:
+            entry.whole = output.finish if output.finish in ("stop", "length") else None
+            self._ended(entry, now)
+
+    def dropped(self, request_id: str, now: float) -> None:
+        """Its sequence was ended by its router."""
+        if (entry := self._by_request.get(request_id)) is not None:
+            self._ended(entry, now)
+
+    def orphaned(self, request_id: str, now: float) -> bool:
+        """Its router is gone. Whether it runs on without one."""
+        entry = self._by_request.get(request_id)
+        if entry is None:
+            return False
+        entry.until = now + self._keep_s
+        return True
+
+    def find(self, key: bytes) -> Entry | None:
+        """What there is under a key, if it can be gone on with: one that has no token yet is as well begun anew."""
+        entry = self._by_key.get(key)
+        return entry if entry is not None and entry.tokens else None
+
+    def attach(self, request_id: str, now: float) -> Entry | None:
+        """A router takes it over; None if it is not here."""
+        entry = self._by_request.get(request_id)
+        if entry is not None:
+            entry.until = None if entry.running else now + self._keep_s
+        return entry
+
+    def expired(self, now: float) -> list[str]:
+        """Forget what nobody came for; those whose sequences are to be ended."""
+        over = [e for e in self._by_request.values() if e.until is not None and e.until <= now]
+        for entry in over:
+            self._remove(entry)
+        return [entry.request_id for entry in over if entry.running]
+
+    def _ended(self, entry: Entry, now: float) -> None:
+        if not entry.running:
+            return
+        entry.running = False
+        entry.until = now + self._keep_s
+        if entry.handoff or not entry.tokens:
+            self._remove(entry)
+
+    def _remove(self, entry: Entry) -> None:
+        if self._by_request.get(entry.request_id) is entry:
+            del self._by_request[entry.request_id]
+        if self._by_key.get(entry.key) is entry:
+            del self._by_key[entry.key]
