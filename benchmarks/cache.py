@@ -38,7 +38,7 @@ from workers.rank.engine import Engine
 
 _NANO = "checkpoints/ling-nano"
 _GOLDEN = "tests/golden/base"
-_BEFORE, _NEW, _TIMES = 6_000, 200, 5
+_BEFORE, _NEW, _TIMES = 6_000, 200, 3
 # Where states are kept, which go first, whether the answer's end is kept.
 _POLICIES: dict[str, tuple[Points, Score, bool]] = {
     "this engine": (all_points, ours, True),
@@ -67,15 +67,16 @@ def first_tokens() -> None:
     cold = Engine(dataclasses.replace(config, cache_states=0))
     device = Engine(config)
     host = Engine(dataclasses.replace(config, cache_states=1, cache_host_bytes=1 << 33))
+    vocab = cold.model_config.vocab_size
     seconds: dict[str, list[float]] = {"miss": [], "device": [], "host": []}
     for _ in range(_TIMES):
-        before = [rng.randrange(256, 2_000) for _ in range(_BEFORE)]
-        after = [*before, *(rng.randrange(256, 2_000) for _ in range(_NEW))]
+        before = [rng.randrange(vocab) for _ in range(_BEFORE)]
+        after = [*before, *(rng.randrange(vocab) for _ in range(_NEW))]
         seconds["miss"].append(_first_token_s(cold, after))
         for name, engine in (("device", device), ("host", host)):
             engine.generate([before], [_greedy(1)])
             if name == "host":  # something longer takes the only place on the device
-                engine.generate([[rng.randrange(256, 2_000) for _ in range(_BEFORE + 64)]], [_greedy(1)])
+                engine.generate([[rng.randrange(vocab) for _ in range(_BEFORE + 64)]], [_greedy(1)])
             hits = engine.scheduler.cache.totals.hits[name]  # type: ignore[index]
             seconds[name].append(_first_token_s(engine, after))
             assert engine.scheduler.cache.totals.hits[name] == hits + 1  # type: ignore[index]
@@ -112,25 +113,25 @@ def pressure(requests: int = 1_000) -> None:
     """Sessions whose snapshots would fill ten times what the cache may hold."""
     rng = random.Random(0)
     config = WorkerConfig(
-        _GOLDEN, page_size=8, pages=96, slots=8, max_step_tokens=128, max_model_len=256, cache_states=6
+        _GOLDEN, page_size=8, pages=96, slots=8, max_step_tokens=256, max_model_len=256, cache_states=6
     )
     budget = Engine(config).scheduler.cache.budget
     sessions = 120
-    # At their ends sessions hold some 150 tokens and two states each.
-    wanted = sessions * (2 * budget.state_bytes + 150 * budget.token_bytes)
+    # At their ends sessions hold some 60 tokens and two states each.
+    wanted = sessions * (2 * budget.state_bytes + 60 * budget.token_bytes)
     engine = Engine(dataclasses.replace(config, cache_host_bytes=wanted // 10))
     prompts = [[rng.randrange(256) for _ in range(20)] for _ in range(sessions)]
     asked = tokens = 0
     while asked < requests:
         chosen = rng.sample(range(sessions), 8)
         batch = [list(prompts[n]) for n in chosen]
-        answers = engine.generate(batch, [_greedy(4)] * len(batch))
-        assert all(len(answer.token_ids) == 4 for answer in answers)
+        answers = engine.generate(batch, [_greedy(2)] * len(batch))
+        assert all(len(answer.token_ids) == 2 for answer in answers)
         asked += len(batch)
         tokens += sum(map(len, batch))
         for n, answer in zip(chosen, answers, strict=True):
             more = [*prompts[n], *answer.token_ids, *(rng.randrange(256) for _ in range(12))]
-            prompts[n] = more if len(more) < 220 else more[:20]
+            prompts[n] = more if len(more) < 100 else more[:20]
     totals, cache = engine.scheduler.cache.totals, engine.scheduler.cache
     hit, missed = sum(totals.hit_tokens.values()), sum(totals.missed_tokens.values())
     assert hit + missed == tokens, (hit, missed, tokens)

@@ -88,7 +88,14 @@ def test_three_turns_two_tools_and_the_right_answers(cluster: Serving, ask: Any)
     cluster.until(cluster.all_free)
 
 
+def said_and_called(message: dict[str, Any]) -> tuple[str | None, list[tuple[str, str]]]:
+    """What a message says, but for its calls' ids."""
+    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])]
+    return message.get("content"), calls
+
+
 def test_from_the_second_request_on_only_new_tokens_are_computed(cluster: Serving) -> None:
+    """And each answer is what a request says that finds nothing kept, as it has a salt of its own."""
     messages: list[Any] = [{"role": "system", "content": "You are a careful assistant."}]
     before = 0
     with openai.OpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:
@@ -104,6 +111,13 @@ def test_from_the_second_request_on_only_new_tokens_are_computed(cluster: Servin
                 assert not before or computed <= new + 32
                 before = usage.total_tokens
                 message = answer.choices[0].message.model_dump(exclude_none=True)
+                apart = client.chat.completions.create(
+                    model="auto", messages=messages, tools=OFFERED, temperature=0, max_tokens=200,
+                    extra_body={"cache_salt": f"request {len(messages)}"},
+                )  # type: ignore[call-overload]  # fmt: skip
+                assert apart.usage.prompt_tokens_details.cached_tokens == 0
+                alone = apart.choices[0].message.model_dump(exclude_none=True)
+                assert said_and_called(message) == said_and_called(alone)
                 messages.append(message)
                 for call in message.get("tool_calls", []):
                     messages.append({"role": "tool", "tool_call_id": call["id"], "content": json.dumps(result)})

@@ -33,9 +33,9 @@ def usual(drafted: list[int]) -> int:
 def test_it_settles_on_what_makes_a_token_cheapest(stands: float, cost: float) -> None:
     drafted = serve(Speculation(3), 1, 900, stands, cost, random.Random(1))[300:]
     rates = [sum(stands**n for n in range(drafts + 1)) / (1 + cost * drafts) for drafts in range(4)]
-    # Trying the others costs a step in 64, and what is nearly as good may be taken for better.
+    # Trying its neighbours costs a step in 32, and what is nearly as good may be taken for better.
     good = [rates[drafts] >= 0.9 * max(rates) for drafts in drafted]
-    assert sum(good) >= 0.95 * len(good)
+    assert sum(good) >= 0.85 * len(good)
 
 
 def test_it_turns_to_what_has_become_better() -> None:

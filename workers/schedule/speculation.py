@@ -4,11 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 # A new measurement's weight in an average; the first few weigh more.
-_WEIGHT = 0.02
-# One step in so many tries a number of drafts that is not the best by what is known.
-_TRY_EVERY = 64
+_WEIGHT = 0.05
+# One step in so many tries a neighbour of the number of drafts that is best by what is known.
+_TRY_EVERY = 32
 # So many steps of a kind are measured before its average is believed.
 _BELIEVED = 3
+# More drafts are not tried where fewer fall behind the best by so much.
+_HOPELESS = 0.9
 
 
 @dataclass(slots=True)
@@ -63,14 +65,20 @@ class Speculation:
         if not most or not self.adapts:
             return most
         self.steps += 1
-        kind = rows.bit_length()
-        choices = range(most + 1)
-        unknown = [n for n in choices if self._measured(kind, n) < _BELIEVED]
-        if unknown:
-            return unknown[-1]
+        kind, best, best_rate = rows.bit_length(), 0, 0.0
+        for n in range(most + 1):
+            seconds = self._seconds.get((kind, n))
+            if seconds is None or seconds.count < _BELIEVED:
+                return n
+            rate = self._gained(n) / seconds.value
+            if rate > best_rate:
+                best, best_rate = n, rate
+            elif rate < _HOPELESS * best_rate:
+                break
         if self.steps % _TRY_EVERY == 0:
-            return min(choices, key=lambda n: self._measured(kind, n))
-        return min(choices, key=lambda n: self._seconds[kind, n].value / self._gained(n))
+            near = [n for n in (best - 1, best + 1) if 0 <= n <= most]
+            return near[self.steps // _TRY_EVERY % len(near)]
+        return best
 
     def verified(self, drafts: int, accepted: int) -> None:
         """One run's drafts, and how many of them stood."""
@@ -85,10 +93,6 @@ class Speculation:
             # Sequences near their end have fewer: the step is of the kind that most of them are.
             usual = max(set(drafts), key=list(drafts).count)
             self._seconds.setdefault((len(drafts).bit_length(), usual), _Average()).add(seconds)
-
-    def _measured(self, kind: int, drafts: int) -> int:
-        average = self._seconds.get((kind, drafts))
-        return average.count if average else 0
 
     def _gained(self, drafts: int) -> float:
         """Tokens a sequence gains in a step: one, and each draft if all before it stand too."""
