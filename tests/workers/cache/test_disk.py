@@ -13,6 +13,8 @@ from wire.protocol import Mark
 from workers.config import StateDtype
 from workers.rank.engine import Engine
 
+pytestmark = pytest.mark.process
+
 
 @pytest.fixture(scope="module")
 def fresh() -> Engine:
