@@ -14,9 +14,10 @@ from router.relay.costs import Costs
 from router.relay.fleet import Fleet, Group, Standing, identity, pressure
 from wire.protocol import WorkerInfo
 
-# A prompt of which a decode worker keeps nothing is computed there only if that is sooner by so much, one of which it
-# keeps all without: predictions are off by about this, and the prefill pool is there for prompts.
-_DOUBT_S = 0.05
+# A prompt of which a decode worker keeps nothing is computed there only if that is sooner by so much and by this share
+# of what it takes, one of which it keeps all without: predictions are off by about this, and the prefill pool is there
+# for prompts.
+_DOUBT_S, _DOUBT_SHARE = 0.05, 0.25
 _NOBODY: Sequence[Standing] = ()
 
 
@@ -176,17 +177,19 @@ class _Search:
         """The decode worker that is soonest by itself. doubt_s: what it must save where it keeps little."""
         tokens, get, own_s = self._tokens, self._need.held.get, self._own_s
         every, rest, pull_s, prompt = self._all, self._rest, self._pull_s, self._need.prompt_tokens
+        share = _DOUBT_SHARE if doubt_s else 0.0
         best, found = math.inf, _NOBODY
         for s in self._group.decodes:
             token_s = s.token_s
             held = get(s.worker_id)
             if held is None:
-                seconds, doubt = every * token_s, doubt_s
+                seconds, known = every * token_s, 0.0
             else:
-                seconds, doubt = own_s(held, token_s), doubt_s * (1.0 - held.position / prompt)
+                seconds, known = own_s(held, token_s), held.position / prompt
             pulled = pull_s + rest * token_s
             if pulled < seconds:
-                seconds, doubt = pulled, doubt_s
+                seconds, known = pulled, 0.0
+            doubt = (doubt_s + share * seconds) * (1.0 - known)
             seconds = s.ready_s + seconds * s.held_up + doubt
             if seconds <= best and s.capacity >= tokens:
                 best, found = self._keep(best, found, seconds, s)
