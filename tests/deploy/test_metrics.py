@@ -120,7 +120,7 @@ def test_a_worker_tells_of_its_steps_ranks_and_snapshots() -> None:
     assert found["ling_step_duration_seconds_count"] == 1
     assert found["ling_step_phase_seconds_total{phase=plan}"] == 0.75
     assert found["ling_step_phase_seconds_total{phase=ranks}"] == 1.5
-    assert found["ling_step_phase_seconds_total{phase=publish}"] == 0.5
+    assert found["ling_step_phase_seconds_total{phase=take}"] == 0.5
     assert found["ling_rank_phase_seconds_total{phase=forward}"] == 2.0
     assert found["ling_finished_total{finish=stop}"] == 1
     assert (found["ling_queue_seconds_count"], found["ling_queue_seconds_sum"]) == (1, 0.25)

@@ -3,6 +3,7 @@
 import json
 import random
 import re
+from array import array
 from collections.abc import Sequence as Seq
 from pathlib import Path
 from typing import Any
@@ -289,7 +290,7 @@ def test_any_token_is_as_good_a_place_to_hand_over(writer: Writer) -> None:
             max_tokens=40, seed=1, stop_token_ids=tokenizer.eos_ids, grammar=form.grammar(tokenizer.marks)
         )
         request_id = writer.engine.add(prompt, sampling)
-        writer.engine.scheduler.sequences[request_id].tokens += whole.token_ids[:kept]
+        writer.engine.scheduler.sequences[request_id].tokens.extend(array("i", whole.token_ids[:kept]))
         rest = []
         while writer.engine.scheduler.sequences:
             rest += [token for output in writer.engine.step() for token in output.token_ids]

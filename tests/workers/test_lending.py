@@ -171,6 +171,10 @@ def test_who_may_lend() -> None:
     others = [info(weights_id="x"), info(layout="x"), info(ranks=gpus)]
     assert find_lender(settings, others) is None
     assert find_lender(dataclasses.replace(settings, version="commit"), [info()]) is None
+    model = dataclasses.replace(LingConfig.load(Path(MODEL), {}), drafts=True)
+    drafting = info(layout=layout_of(settings, model))
+    assert find_lender(settings, [drafting]) is None
+    assert find_lender(dataclasses.replace(settings, speculate="auto"), [drafting, info(weights_id="x")]) is not None
     for changes in ({"load": "storage"}, {"load": "synthetic"}, {"verify": True}):
         assert find_lender(dataclasses.replace(settings, **changes), [info()]) is None  # type: ignore[arg-type]
 

@@ -48,11 +48,16 @@ def find_lender(config: WorkerConfig, live: Sequence[WorkerInfo]) -> Lender | No
         return None
     folder = Path(config.model)
     identity = weights_id(folder, version=config.version)
-    layout = layout_of(config, LingConfig.load(folder, config.model_overrides))
+    model = LingConfig.load(folder, config.model_overrides)
+    layouts = {layout_of(config, model)}
+    if config.speculate != "off" and model.mtp_layers:
+        # Whether the files hold the MTP layer is known to those that have read them.
+        layouts.add(layout_of(config, dataclasses.replace(model, drafts=True)))
     alike = [
         info
         for info in live
-        if (info.weights_id, info.layout) == (identity, layout)
+        if info.weights_id == identity
+        and info.layout in layouts
         and all(rank.device.partition(":")[0] == config.device for rank in info.ranks)
     ]
     if not alike:
