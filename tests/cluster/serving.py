@@ -61,10 +61,21 @@ class Serving:
             time.sleep(0.1)
 
     def status(self) -> dict[str, Any]:
-        answer = self.client.get("/status")
+        try:
+            answer = self.client.get("/status")
+        except httpx.TransportError as error:
+            raise AssertionError(f"no status: {error!r}; {self._printed()}") from error
         assert answer.status_code == 200
         value: dict[str, Any] = answer.json()
         return value
+
+    def _printed(self) -> str:
+        """What `ling serve` printed, if it has ended or ends soon."""
+        try:
+            printed, _ = self.process.communicate(timeout=20)
+        except subprocess.TimeoutExpired:
+            return "ling serve goes on"
+        return f"ling serve ended with {self.process.returncode}:\n{printed}"
 
     def workers(self, role: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self.status()["pools"][role]["workers"]
