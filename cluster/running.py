@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 import httpx
 import ray
 from ray import serve
-from ray.serve.schema import ApplicationStatus
+from ray.serve.schema import ApplicationStatus, DeploymentStatusTrigger
 from rich.console import Console
 from rich.markup import escape
 from rich.status import Status
@@ -166,11 +166,17 @@ def _on_device(config: ClusterConfig, found: Found) -> Resolved:
 
 
 def _check_deployed() -> None:
-    """StartError once Serve has given up on a deployment, with reasons that a worker could not report itself."""
+    """StartError once Serve has given up on a deployment, with reasons that a worker could not report itself.
+
+    A replica that was up and failed its health check is none: Serve replaces it, though it calls the deployment failed.
+    """
     app = serve.status().applications.get(_APP)
-    if app is not None and app.status in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
-        reasons = [d.message for d in app.deployments.values() if d.message] or [app.message]
-        raise StartError("\n".join(reasons))
+    if app is None or app.status not in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):
+        return
+    told = [d for d in app.deployments.values() if d.message]
+    given_up = [d for d in told if d.status_trigger != DeploymentStatusTrigger.HEALTH_CHECK_FAILED]
+    if given_up or not told:
+        raise StartError("\n".join(d.message for d in given_up) or app.message)
 
 
 def _ready(router: httpx.Client) -> bool:
