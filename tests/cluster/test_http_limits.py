@@ -13,7 +13,7 @@ from cluster.front import Front
 from router.http.entrance import MAX_HEAD_BYTES
 from tests.cluster.test_front import SlowApp, free_port
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = [pytest.mark.process, pytest.mark.timeout(30)]
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 

@@ -16,6 +16,8 @@ from tests.router.conftest import Stage
 from tests.router.fake_worker import FakeWorker, Request
 from tests.router.test_lifecycle import LONG, PATH, events, on
 
+pytestmark = pytest.mark.process
+
 ASK = LONG | {"max_tokens": 60, "logprobs": 1, "return_token_ids": True, "stream": True}
 
 

@@ -13,6 +13,8 @@ import pytest
 from tests.router.conftest import Stage, pair, served
 from tests.router.fake_worker import Answer, FakeWorker, Request, counting
 
+pytestmark = pytest.mark.process
+
 KEY = {"idempotency-key": "turn-7"}
 TOKENS = 12
 BODY: dict[str, Any] = {

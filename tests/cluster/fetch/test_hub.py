@@ -19,6 +19,8 @@ from cluster.resolve import EMBEDDED
 from tests.cluster.fetch.hub_server import COMMIT, Repository, hub_server, of_folder
 from wire.progress import Progress
 
+pytestmark = pytest.mark.process
+
 NAME = "org/ling-nano"
 SERVED = {
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",

@@ -20,6 +20,8 @@ from cluster.resolve import EMBEDDED
 from tests.cluster.fetch.s3_server import BUCKET, Bucket, s3_server
 from wire.progress import Progress
 
+pytestmark = pytest.mark.process
+
 WEIGHTS = "model.safetensors"
 SIZE = (EMBEDDED / WEIGHTS).stat().st_size
 SERVED = {

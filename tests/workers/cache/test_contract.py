@@ -10,6 +10,8 @@ from tests.workers.cache.test_engine_cache import engine, greedy, origins, promp
 from workers.rank.engine import Engine
 from workers.schedule.sequence import Sequence, State
 
+pytestmark = pytest.mark.process
+
 NEW = 12
 BEGINNINGS = ("nothing", "device", "host", "branch", "forks", "preempted", "recovered")
 
