@@ -199,8 +199,8 @@ class SeqOutput:
 class Load:
     """A worker's figures, as of the step they ride on.
 
-    token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds of a step that computes no prompt,
-    smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt tokens that were not computed,
+    token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
+    steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt tokens that were not computed,
     and that were, since the worker's start.
     """
 

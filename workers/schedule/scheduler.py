@@ -271,7 +271,7 @@ class Scheduler:
 
     def update(self, in_flight: InFlight, result: StepResult, now: float) -> list[SeqOutput]:
         """Take a step's results; what they mean for each sequence. Sequences ended meanwhile are passed over."""
-        self._measure(in_flight, result.elapsed_s)
+        self._measure(in_flight, result)
         outputs: list[SeqOutput] = []
         sampled = 0
         failures = dict(result.failures)
@@ -321,15 +321,17 @@ class Scheduler:
 
     # Inside
 
-    def _measure(self, in_flight: InFlight, seconds: float) -> None:
-        self._step_s = seconds
+    def _measure(self, in_flight: InFlight, result: StepResult) -> None:
+        self._step_s = seconds = result.elapsed_s
         tokens = sum(len(r.token_ids) for r in in_flight.plan.rows)
         if any(len(r.token_ids) > 1 for r in in_flight.plan.rows):
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
         elif tokens:
             self.drafting.speculation.took([r.drafts for r in in_flight.plan.rows], seconds)
-            self._decode_s += (seconds - self._decode_s) * (0.1 if self._decode_s else 1.0)
+            # A sequence that gains several tokens waits for each of them so much less.
+            each = seconds * len(result.tokens) / max(sum(map(len, result.tokens)), 1) if result.tokens else seconds
+            self._decode_s += (each - self._decode_s) * (0.1 if self._decode_s else 1.0)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.page_size)
