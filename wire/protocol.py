@@ -200,8 +200,8 @@ class Load:
     """A worker's figures, as of the step they ride on.
 
     token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
-    steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt tokens that were not computed,
-    and that were, since the worker's start.
+    steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt
+    tokens that were not computed, and that were, since the worker's start.
     """
 
     queued: int
