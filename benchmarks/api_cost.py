@@ -41,7 +41,8 @@ _TOOLS = [
     for name in ("edit", "read", "search", "run")
 ]
 _FORMAT = {"type": "json_schema", "json_schema": {"name": "edit", "schema": _SCHEMA, "strict": True}}
-# By kind: what a request adds, and the text that workers repeat for it; the request's seed names the kind.
+# For each kind of request: the fields it adds to the body, and the text that workers repeat in answer. Workers
+# recognise the kind by the request's seed.
 _KINDS: dict[str, tuple[dict[str, Any], str]] = {
     "plain": ({}, "The quick brown fox jumps over the lazy dog, and then it does so again. "),
     "tools": ({"tools": _TOOLS, "tool_choice": "required"}, _CALL),

@@ -91,7 +91,7 @@ def first_tokens() -> None:
 
 
 def hit_rates(name: str, asks: Sequence[Ask], budgets: Sequence[int]) -> None:
-    """One table: each policy's hit rate by tokens, as a share of the unbounded cache's."""
+    """Print a table of each policy's hit rate by tokens, divided by the hit rate of an unbounded cache."""
     best = optimum(asks)
     unbounded = Simulation(all_points, ours, math.inf)
     rate = unbounded.run(asks).rate
@@ -150,7 +150,7 @@ def pressure(requests: int = 1_000) -> None:
 
 
 def main() -> None:
-    """Print all of it."""
+    """Run the parts that were asked for and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format, of which 2,000 requests are taken")
     parser.add_argument("--only", choices=("first", "rates", "pressure"))

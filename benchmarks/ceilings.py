@@ -30,11 +30,11 @@ class Ceilings:
         return max(case.moved / self.bandwidth, case.flops / self.rates[case.rate])
 
     def expected(self, case: "Case") -> float:
-        """The seconds that it should take."""
+        """Return the seconds that the case is expected to take on this card."""
         return self.floor(case) / case.expected + LAUNCH * case.launches
 
     def bound(self, case: "Case") -> str:
-        """Which of the two limits it."""
+        """Return what limits the case: memory bandwidth or the matrix units."""
         return "memory" if case.moved / self.bandwidth >= case.flops / self.rates[case.rate] else "matrix"
 
 

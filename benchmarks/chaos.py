@@ -72,7 +72,7 @@ class _Stream:
     last_id: str | None = None
 
     def event(self, last_id: str | None, data: str) -> None:
-        """One event; RuntimeError if it tells of a failure."""
+        """Take in one SSE event; RuntimeError if the event reports a failure."""
         self.last_id = last_id or self.last_id
         if data == "[DONE]":
             self.done = True

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-# The shell evaluates it, so that the result can't be taken from the call.
+# Only a shell that runs the command prints the result: its text does not occur in the call.
 COMMAND = "echo result-$((40 + 2))"
 RESULT = "result-42"
 _HOPS = {"host", "content-length", "connection", "transfer-encoding", "keep-alive", "date", "server"}
@@ -106,7 +106,10 @@ def _narrowed(tool: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def relay(target: str, *, force: bool) -> Iterator[tuple[str, Notes]]:
-    """A relay to `target` on loopback: its URL, and what it notes. force: whether it makes calls certain."""
+    """Run a relay to `target` on loopback; yields its URL and the requests it noted.
+
+    force: make the model call the shell tool.
+    """
     notes = Notes()
     upstream = httpx.AsyncClient(base_url=target, timeout=None, trust_env=False)
 

@@ -209,7 +209,7 @@ class _Late(Exception):
 
 
 def _agent(client: Client, too_long: str, url: str, one: Callable[[str, str], tuple[int, str, float]]) -> str:
-    """Both tasks of an agent."""
+    """Give the agent its two tasks: a forced call of its shell, and a prompt that is too long."""
     with relay(url, force=True) as (at, notes):
         code, told, called_s = one(at, _TASK)
     if code or client.told not in told or not notes.returned:

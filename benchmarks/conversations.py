@@ -1,4 +1,4 @@
-"""Agents' conversations for `benchmarks.gateway`: each turn sends everything again, and some 200 tokens more."""
+"""Makes up agents' conversations for `benchmarks.gateway`: each turn sends all turns before it and 200 new tokens."""
 
 import base64
 import json

@@ -211,7 +211,7 @@ def _with_ratios(figures: tuple[float, ...], bare: tuple[float, ...]) -> str:
 
 
 def active() -> None:
-    """What many streams at once cost."""
+    """Measure rate, router CPU and memory of a thousand streams that run at the same time."""
     asked = _ACTIVE / _ACTIVE_PACE_S
     with _router(_ACTIVE_PACE_S) as (port, process):
         before, held = _cpu(process), process.memory_info().rss

@@ -70,7 +70,10 @@ class Bench:
         print(f"{what:>40} {taken:>7.2f} s {self._cold / taken:>6.2f} x", flush=True)
 
     async def gaps(self, what: str, source: Worker, starts: Worker | None, channel: _Channel | None) -> None:
-        """Of a stream of the source while a worker starts; without a channel while none does."""
+        """Measure the gaps between tokens of a stream of the source while a worker starts.
+
+        channel: over which that worker takes its weights; None to measure while no worker starts.
+        """
         gaps: list[float] = []
         async with self._stream(source, gaps):
             if channel is None:
@@ -110,7 +113,7 @@ class Bench:
 
 
 async def measure(folder: Path) -> None:
-    """All of it."""
+    """Measure all starts and print them."""
     async with workers() as started:
         bench = Bench(started, folder)
         forget(folder)

@@ -89,7 +89,7 @@ def anthropic(url: str, model: str) -> str:
 
 
 def openai_agents(url: str, model: str) -> str:
-    """Both of its models, with a tool and a typed answer."""
+    """Run its chat and its responses model, each with a tool and a typed answer."""
     import agents as library
     from openai import AsyncOpenAI
 
@@ -123,7 +123,7 @@ def openai_agents(url: str, model: str) -> str:
 
 
 def langchain(url: str, model: str) -> str:
-    """Both vendors' chat models."""
+    """Ask through its chat models for OpenAI's and for Anthropic's API."""
     from langchain_anthropic import ChatAnthropic
     from langchain_openai import ChatOpenAI
 
@@ -147,7 +147,7 @@ def langchain(url: str, model: str) -> str:
 
 
 def litellm(url: str, model: str) -> str:
-    """By three of its providers."""
+    """Ask through three of its providers: hosted_vllm, openai and anthropic."""
     import litellm as library
 
     messages = [{"role": "user", "content": _SAY}]
@@ -166,7 +166,7 @@ def litellm(url: str, model: str) -> str:
 
 
 def pydantic_ai(url: str, model: str) -> str:
-    """Both vendors' models."""
+    """Ask through its models for OpenAI's and for Anthropic's API."""
     from anthropic import AsyncAnthropic
     from pydantic_ai import Agent, ToolOutput
     from pydantic_ai.models.anthropic import AnthropicModel
@@ -196,7 +196,7 @@ def pydantic_ai(url: str, model: str) -> str:
 
 
 def instructor(url: str, model: str) -> str:
-    """Its two modes."""
+    """Ask in its modes for OpenAI's and for Anthropic's API."""
     import instructor as library
     import openai as vendor
 
@@ -219,7 +219,7 @@ def crewai(url: str, model: str) -> str:
     return "a crew of one"
 
 
-# By what is installed: the import's name and the line that installs it.
+# For each library: the function that tries it, the name it is imported by, and the packages that pip installs.
 LIBRARIES: dict[str, tuple[Callable[[str, str], str], str, str]] = {
     "openai": (openai, "openai", "openai"),
     "anthropic": (anthropic, "anthropic", "anthropic"),

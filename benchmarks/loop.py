@@ -22,7 +22,7 @@ _STEPS = 400
 
 
 def scheduler(sequences: int, drafts: int) -> Scheduler:
-    """One with so many sequences that decode."""
+    """Make a scheduler in which so many sequences decode."""
     limits = Limits(
         pages=sequences * 80, page_size=64, slots=sequences, max_model_len=4096, window=16,
         max_step_tokens=max(1024, 8 * sequences), hold_s=60.0, drafts=drafts, adapts=False,
@@ -48,7 +48,7 @@ def _result(plan: StepPlan) -> StepResult:
 
 
 def parts(made: Scheduler, steps: int) -> dict[str, float]:
-    """Microseconds a step, by part."""
+    """Measure the CPU microseconds of a step, by part."""
     spent: dict[str, float] = defaultdict(float)
     last = time.process_time()
 

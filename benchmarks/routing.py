@@ -37,7 +37,7 @@ def _digest(rng: random.Random) -> bytes:
 
 
 def decisions(workers: int, times: int) -> tuple[float, float]:
-    """Median CPU seconds of one with one worker's figures new, and of one with all workers'."""
+    """Measure the median CPU seconds of a decision: after one worker sent new figures, and after all workers did."""
     rng = random.Random(workers)
     states = _fleet(workers, rng)
     index = PrefixIndex()
@@ -75,7 +75,7 @@ def index_bytes(workers: int, prefixes: int) -> int:
 
 
 def main() -> None:
-    """Print both."""
+    """Print the cost of decisions and the memory of the index."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--times", type=int, default=300)
     parser.add_argument("--index-workers", type=int, default=1000, help="0 leaves the index out")

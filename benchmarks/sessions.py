@@ -42,14 +42,14 @@ def _run(engine: Engine, prompts: Sequence[list[int]], count: int) -> list[tuple
 
 
 def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Seconds, and seconds of CPU."""
+    """Run `work`; return its seconds by the clock and its CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def fork() -> None:
-    """8 forks against 8 fresh prompts."""
+    """Time the first tokens of 8 forks against those of 8 fresh prompts."""
     engine = Engine(_CONFIG)
     session = _prompt(0, _LONG)
     whole = [*session, *_run(engine, [session], 8)[0]]
@@ -64,7 +64,7 @@ def fork() -> None:
 
 
 def park() -> None:
-    """100 sessions where ten fit."""
+    """Park and resume 100 sessions on a device that keeps ten."""
     engine = Engine(replace(_CONFIG, cache_states=_BUDGET))
     cache = engine.scheduler.cache
     wholes = []

@@ -32,7 +32,7 @@ class Movement:
         self.progress = progress
 
     def still(self, now: float) -> float:
-        """Seconds since it last moved."""
+        """Return the seconds since the start last made progress."""
         return now - self._moved
 
 

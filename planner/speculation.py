@@ -1,11 +1,11 @@
 """What drafting with the MTP layer gains at best: a step that verifies, and the passes that draft for it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from planner.cards import Card
 from planner.model import Model
-from planner.speed import StepTime, decode_time, time_of
+from planner.speed import decode_time, time_of
 from planner.tensors import Tensor, tensors
 from planner.work import Step, Work, touched_share, work
 
@@ -29,24 +29,11 @@ def speculated(model: Model, card: Card, tp: int, batch: int, context: int) -> S
     run = 1 + DRAFTS
     verify = work(model, Step(batch, run, context, batch * run), tp)
     # The state is read to verify; to take in what stood, it is read and written once more.
-    verify_s = _plus(verify, states=batch * model.state_bytes(tp))
+    verify = replace(verify, states=verify.states + batch * model.state_bytes(tp))
     passes = [_draft(model, tp, batch, tokens, context) for tokens in (GAINED, *[1.0] * (DRAFTS - 1))]
-    seconds = sum(time_of(card, done, tp).seconds for done in (verify_s, *passes))
-    plain: StepTime = decode_time(model, card, tp, batch, context)
+    seconds = sum(time_of(card, done, tp).seconds for done in (verify, *passes))
+    plain = decode_time(model, card, tp, batch, context)
     return Speculated(DRAFTS, GAINED, seconds, GAINED * plain.seconds / seconds)
-
-
-def _plus(done: Work, states: float) -> Work:
-    return Work(
-        done.weights,
-        done.states + states,
-        done.latents,
-        done.bf16_flops,
-        done.fp8_flops,
-        done.reduces,
-        done.reduce_bytes,
-        done.gather_bytes,
-    )
 
 
 def _draft(model: Model, tp: int, batch: int, tokens: float, context: int) -> Work:

@@ -38,7 +38,7 @@ def tls() -> Tls | None:
 
 
 def load(environment: Mapping[str, str]) -> Tls | None:
-    """As `tls`, from the given environment."""
+    """Read the TLS settings from `environment`, as `tls` does from the process's own."""
     if environment.get(_SWITCH, "").lower() not in ("1", "true"):
         return None
     files = {name: _file(environment, name) for name in (_CERTIFICATE, _KEY, _AUTHORITY)}

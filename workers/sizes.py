@@ -52,6 +52,11 @@ def max_model_len(config: WorkerConfig, model: LingConfig) -> int:
     return config.max_model_len
 
 
+def wants_drafts(config: WorkerConfig, model: LingConfig) -> bool:
+    """Return whether the MTP layer is to be loaded, if the weights hold it."""
+    return config.speculate != "off" and model.mtp_layers > 0
+
+
 def most_drafts(config: WorkerConfig, model: LingConfig) -> int:
     """Tokens drafted for a sequence in a step at most; 0 where the MTP layer is not loaded."""
     if config.speculate == "off" or not model.drafts:

@@ -1,4 +1,4 @@
-"""Routing policies over the cost model: `python -m benchmarks.policies [--trace PATH]`.
+"""Compares routing policies in a simulated fleet: `python -m benchmarks.policies [--trace PATH]`.
 
 A simulated fleet of released models on H200s, whose workers advance a clock by the planner's cost model, is given the
 same requests under each policy: sessions of made-up agents, and a recorded trace where one is named. Prints goodput
@@ -46,12 +46,12 @@ class Interval:
     half: float
 
     def text(self, digits: int) -> str:
-        """Both."""
+        """Format the mean and the half-width of the interval."""
         return f"{self.mean:.{digits}f} ± {self.half:.{digits}f}"
 
     @staticmethod
     def of(values: list[float]) -> "Interval":
-        """Of one value a seed."""
+        """Compute the interval from one value for each seed."""
         if len(values) < 2:
             return Interval(values[0], math.nan)
         error = statistics.stdev(values) / math.sqrt(len(values))

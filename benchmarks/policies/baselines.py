@@ -1,4 +1,7 @@
-"""What others' routers do, as pure functions over the same fleet. `number`: how many requests came before."""
+"""Baseline policies: what other routers do, as pure functions over the same fleet view.
+
+number: how many requests were routed before this one.
+"""
 
 import zlib
 from collections.abc import Callable, Sequence
@@ -13,12 +16,12 @@ _BLOCK = 64
 
 
 def default(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
-    """The product's own."""
+    """Choose as the router does."""
     return choose(fleet, need, split=True)
 
 
 def round_robin(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
-    """Each in its turn."""
+    """Take the workers of each pool in turn."""
     return _pair(fleet.prefills[number % len(fleet.prefills)], fleet.decodes[number % len(fleet.decodes)], need)
 
 
@@ -51,7 +54,9 @@ def prefix_tree(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
 
 
 def kv_overlap(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
-    """The least sum of the blocks to compute and the blocks in use; decode workers by the latter. After Dynamo's."""
+    """Choose the prefill worker with the fewest blocks to compute and blocks in use, added up, and the decode worker
+    with the fewest blocks in use: the idea of Dynamo's KV-overlap cost.
+    """
 
     def cost(s: Standing, overlap: int) -> tuple[float, int]:
         load, info = s.state.load, s.state.info

@@ -48,7 +48,7 @@ def overload(rate: float, times: float, seconds: float, setup: Setup) -> tuple[f
 
 
 def main() -> int:
-    """Print it."""
+    """Simulate the overload and print goodput before, in and after it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rate", type=float, default=60.0, help="requests a second that the fleet sustains")
     parser.add_argument("--times", type=float, default=10.0)

@@ -31,13 +31,13 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Seconds to the first token, and between tokens in the mean, that a good answer keeps to."""
+    """What a good answer meets: seconds to its first token, and mean seconds between its tokens."""
 
     first_s: float
     token_s: float
 
     def met(self, flight: Flight) -> bool:
-        """Whether an answer did; one that was refused did not."""
+        """Return whether an answer met both targets; a refused one did not."""
         if not flight.over:
             return False
         gap = (flight.over - flight.first) / max(1, flight.ask.output - 1)
@@ -189,7 +189,7 @@ class Simulation:
 
 
 def scaled(costs: Costs, reached: float) -> Costs:
-    """Costs of a fleet that reaches such a share of the cost model's limit; transfers are taken as they are."""
+    """Return the costs of a fleet that computes at the share `reached` of the cost model's limit; transfers stay."""
     return replace(
         costs,
         token_s=costs.token_s / reached,

@@ -39,7 +39,7 @@ class Clock:
         self._order = itertools.count()
 
     def at(self, when: float, call: Callable[[], None]) -> None:
-        """Call then."""
+        """Schedule `call` for the time `when`."""
         heapq.heappush(self._calls, (when, next(self._order), call))
 
     def run(self) -> None:
@@ -65,7 +65,7 @@ class Kept:
         return next((min(at, ask.prompt - 1) for at, name in reversed(ask.prefixes) if name in self._all), 0)
 
     def keep(self, ask: Ask, *, answer: bool) -> None:
-        """What computing a prompt leaves, or an answer."""
+        """Keep the snapshots that a computed prompt leaves, and with `answer` the one at the answer's end."""
         before = 0
         for at, name in ask.prefixes:
             self._put(name, at - before)
@@ -109,7 +109,7 @@ class SimulatedWorker:
     # What the policy sees
 
     def state(self) -> WorkerState:
-        """As of now."""
+        """Return the worker's figures at this moment."""
         self._advance()
         running = len(self._decoding) + len(self._prompts)
         ahead = sum(flight.suffix for flight, _ in self._prompts)
@@ -138,7 +138,7 @@ class SimulatedWorker:
             self._waiting.append((pages, then))
 
     def leave(self, tokens: int) -> None:
-        """Give them back."""
+        """Give back the slot and the pages of a sequence of so many tokens."""
         self._slots += 1
         self._pages += -(-tokens // _PAGE)
         while self._waiting and self._slots and self._pages >= self._waiting[0][0]:
@@ -169,12 +169,12 @@ class SimulatedWorker:
         return self._slow * self.costs.decode_s(len(self._decoding), self._tokens)
 
     def _token_s(self) -> float:
-        """What a prompt's token takes, with the decoding of the steps that it is computed in."""
+        """Return the seconds that a prompt token takes, its share of the decoding in the same steps included."""
         alone = self.costs.token_s * self._slow
         return alone + self._decode_s() / _CHUNK if self._decoding else alone
 
     def _step_s(self) -> float:
-        """One step: all that decodes gains a token, and the prompt in front a chunk."""
+        """Return the seconds of a step: each decoding sequence gains a token, the first prompt a chunk."""
         seconds = self._decode_s() if self._decoding else 0.0
         if self._prompts:
             seconds += self._prompts[0][0].work / self._chunks() * self.costs.token_s * self._slow

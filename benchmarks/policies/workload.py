@@ -34,10 +34,11 @@ class Session:
 
 
 def agents(rate: float, seconds: float, seed: int, longest: int = 120_000) -> Iterator[Session]:
-    """Sessions of agents, `rate` a second. After published figures of agents' traffic:
+    """Make up agents' sessions, of which `rate` begin a second.
 
-    2,242 new tokens a turn and few answered ones, most gaps below a second and a tail of long ones, some thirty turns
-    in a long session, and a system prompt that all sessions of a kind share.
+    They follow published figures of agents' traffic: a turn has 2,242 new tokens and a short answer, most gaps are
+    below a second and a few are long, a long session has some thirty turns, and sessions of a kind share a system
+    prompt.
     """
     rng = random.Random(seed)
     at, number = 0.0, 0

@@ -14,7 +14,8 @@ TOKEN_BYTES = 4_608  # bf16: 4 layers, 576 values
 PAGE = 64
 # How much a kept one is worth: the least goes first. Comparable at any time.
 Score = Callable[["Node"], float]
-# At which positions of a prompt states are kept: what is asked, where it begins, where another went on differently.
+# Returns the positions of a prompt at which states are kept. Arguments: the request, the position it begins from, and
+# the position at which another prompt went on differently, if one did.
 Points = Callable[[Ask, int, int | None], Iterable[int]]
 
 
@@ -57,12 +58,12 @@ def farthest(node: Node) -> float:
 
 
 def all_points(ask: Ask, begin: int, branch: int | None) -> list[int]:
-    """Where this engine keeps states of a prompt."""
+    """Return the positions of a prompt at which this engine keeps states."""
     return keep_points(ask.boundaries, ask.tokens, begin, PAGE, branch)
 
 
 def turn_ends(ask: Ask, begin: int, branch: int | None) -> list[int]:
-    """The prompt's end alone."""
+    """Keep a state at the prompt's end alone."""
     return [ask.tokens - 1]
 
 
@@ -72,7 +73,7 @@ def branches(ask: Ask, begin: int, branch: int | None) -> list[int]:
 
 
 def grid(ask: Ask, begin: int, branch: int | None) -> range:
-    """Every 256 tokens."""
+    """Keep a state every 256 tokens."""
     return range((begin // 256 + 1) * 256, ask.tokens, 256)
 
 
@@ -86,7 +87,7 @@ class Result:
 
     @property
     def rate(self) -> float:
-        """Hits by tokens."""
+        """Return the share of prompt tokens that were hits."""
         return self.hit / self.prompt
 
 
@@ -107,7 +108,7 @@ class Simulation:
         self.begun: dict[tuple[str, int], list[float]] = {}
 
     def run(self, asks: Iterable[Ask]) -> Result:
-        """All of them, one after another."""
+        """Simulate the requests one after another."""
         for ask in asks:
             self._ask(ask)
         return self.result

@@ -27,7 +27,7 @@ Path_ = tuple[Segment, ...]
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """A prompt, and the answer's segment, which follows it. at: seconds."""
+    """One request. at: its time in seconds. prompt: its segments. answer: the segment that follows the prompt."""
 
     at: float
     prompt: Path_
@@ -35,7 +35,7 @@ class Ask:
 
     @property
     def tokens(self) -> int:
-        """Of the prompt."""
+        """Return the prompt's length in tokens."""
         return self.prompt[-1].end
 
     @property

@@ -76,7 +76,7 @@ def encoding_of(scope: Scope) -> str | None:
 
 
 def undecodable(encoding: str, error: DecodeError) -> ApiError:
-    """400."""
+    """Make the 400 for a body that its content-encoding can't decode."""
     return invalid(f"the body is not {encoding}: {error}", code="invalid_encoding")
 
 

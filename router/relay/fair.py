@@ -23,7 +23,7 @@ class _Lane(Generic[T]):
 
     @property
     def head(self) -> T:
-        """The next."""
+        """Return the item that is next in this lane."""
         return next(iter(self.waiting))
 
     @property
@@ -33,7 +33,7 @@ class _Lane(Generic[T]):
 
 
 class FairQueue(Generic[T]):
-    """Items by priority and tenant. most: in one lane."""
+    """Holds waiting items in a lane for each priority and tenant. most: items in one lane."""
 
     def __init__(self, most: int) -> None:
         self.most = most
@@ -64,7 +64,7 @@ class FairQueue(Generic[T]):
         return sum(map(_tokens, sooner)) + own + others
 
     def push(self, item: T, priority: int, tenant: str, tokens: int) -> None:
-        """Behind the rest of its lane."""
+        """Append an item to the lane of its tenant at its priority."""
         lanes = self._lanes.setdefault(priority, {})
         lane = lanes.get(tenant)
         if lane is None:

@@ -106,7 +106,7 @@ class Roster:
         self._groups: dict[Identity, tuple[dict[str, Standing], dict[str, Standing]]] = {}
 
     def put(self, new: Standing) -> None:
-        """A worker's standing, its first or its next."""
+        """Enter a worker's standing, in place of the one before."""
         group = self._groups.get(new.identity)
         if group is None:
             group = self._groups[new.identity] = {}, {}

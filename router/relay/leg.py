@@ -23,7 +23,7 @@ class Link(Protocol):
         """Take a request over, and from now on give the leg its outputs."""
 
     def abort(self, message: Abort) -> None:
-        """Send."""
+        """Send the abort to the worker."""
 
     def forget(self, request_id: str) -> None:
         """Give the request's leg no more outputs."""

@@ -19,7 +19,7 @@ class Candidates:
 
     @staticmethod
     def of(positions: Iterable[tuple[int, bytes]]) -> "Candidates":
-        """Of whole digests."""
+        """Make candidates from whole digests."""
         return Candidates(tuple((position, _short(digest)) for position, digest in positions))
 
 

@@ -131,7 +131,7 @@ class Sessions:
         return found
 
     async def delete(self, tenant: str, session_id: str) -> None:
-        """Forget one; 404, 409."""
+        """Forget a session; 404 if there is none, 409 while a request uses it."""
         try:
             done = await self._records.run(partial(sessions.delete, tenant=tenant, session_id=session_id, now=_clock()))
         except Busy:

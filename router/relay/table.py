@@ -126,7 +126,7 @@ class WorkerLink:
         return "live" if self.live else "draining"
 
     def snapshot(self) -> WorkerState:
-        """Its figures."""
+        """Return the worker's figures, with what it has not seen yet."""
         return WorkerState(self.info, self.load, len(self._unseen), self._unseen_tokens, self._unseen_work)
 
     def standing(self) -> Standing:
@@ -373,16 +373,16 @@ class WorkerTable:
         return await find(links, key)
 
     def live_link(self, worker_id: str) -> WorkerLink | None:
-        """A live one by id."""
+        """Return the link to a live worker by its id; None if there is none."""
         link = self._links.get(worker_id)
         return link if link is not None and link.live else None
 
     def link(self, worker_id: str) -> WorkerLink:
-        """A listed one by id."""
+        """Return the link to a listed worker by its id; KeyError if it is not listed."""
         return self._links[worker_id]
 
     def snapshot(self) -> list[WorkerState]:
-        """The live ones' figures."""
+        """Return the figures of all live workers."""
         return [link.snapshot() for link in self._links.values() if link.live]
 
     def fleet(self, weights_id: str | None = None) -> Fleet:

@@ -68,7 +68,7 @@ class RayNodes:
         command = command.replace("cluster.keep_gcs", f"cluster.keep_gcs {self.gcs}")
         subprocess.run(["bash", "-c", command], env=self._environment(HEAD), cwd=self.folder, check=True, timeout=60)
         log = self.folder / HEAD / "keep_gcs.log"
-        self.until(lambda: "looks after" in log.read_text(), _NODE_S)
+        self.until(lambda: log.exists() and "looks after" in log.read_text(), _NODE_S)
 
     def kill_gcs(self) -> None:
         """End it by SIGKILL, and wait until it has ended."""
@@ -113,9 +113,13 @@ class RayNodes:
         return done.stdout
 
     def processes(self) -> list[psutil.Process]:
-        """Every process of every node: the start commands, whatever names the cluster's folder, and who descends."""
+        """Every process of every node: the start commands, whatever names the cluster's folder or its GCS, and who
+        descends."""
+        names = (str(self.folder), f"--address={HEAD}:{self.gcs}")
         named = [
-            p.pid for p in psutil.process_iter(["cmdline"]) if str(self.folder) in " ".join(p.info["cmdline"] or [])
+            p.pid
+            for p in psutil.process_iter(["cmdline"])
+            if any(name in " ".join(p.info["cmdline"] or []) for name in names)
         ]
         roots = [*named, *(started.pid for started in self._processes)]
         return list({p.pid: p for root in roots for p in _family(root)}.values())

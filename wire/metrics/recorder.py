@@ -24,7 +24,7 @@ class Value:
         self.value = value
 
     def samples(self) -> Iterator[tuple[str, tuple[tuple[str, str], ...], float]]:
-        """The one sample."""
+        """Yield the current value as a single sample."""
         yield "", (), self.value
 
 

@@ -13,7 +13,7 @@ from workers.leader.leader import Leader
 from workers.leader.ranks import Launch, WorkerLost
 from workers.model.config import LingConfig
 from workers.model.files import weights_id
-from workers.sizes import layout_of
+from workers.sizes import layout_of, wants_drafts
 
 _LOG = logging.getLogger(__name__)
 Make = Callable[[WorkerConfig], tuple[Leader, Launch]]
@@ -50,7 +50,7 @@ def find_lender(config: WorkerConfig, live: Sequence[WorkerInfo]) -> Lender | No
     identity = weights_id(folder, version=config.version)
     model = LingConfig.load(folder, config.model_overrides)
     layouts = {layout_of(config, model)}
-    if config.speculate != "off" and model.mtp_layers:
+    if wants_drafts(config, model):
         # Whether the files hold the MTP layer is known to those that have read them.
         layouts.add(layout_of(config, dataclasses.replace(model, drafts=True)))
     alike = [

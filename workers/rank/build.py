@@ -23,7 +23,7 @@ from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
 from workers.rank.warm import warm
 from workers.schedule.step import FetchFailed, Received, WriteFailed
-from workers.sizes import dtype_name, max_model_len, most_drafts
+from workers.sizes import dtype_name, max_model_len, most_drafts, wants_drafts
 from workers.transfer.endpoint import Transfers
 
 # Without a GPU, pages for this many tokens a slot: laptops hold short conversations.
@@ -85,8 +85,8 @@ def build_rank(
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[dtype_name(config, model_config)]
     if isinstance(config.speculate, int) and not model_config.mtp_layers:
         raise ModelConfigError(f"speculate {config.speculate}: {config.model} has no MTP layer; use auto or off")
-    drafts = config.speculate != "off" and model_config.mtp_layers > 0
-    model = LingModel(dataclasses.replace(model_config, drafts=drafts), collectives, device, dtype)
+    wanted = dataclasses.replace(model_config, drafts=wants_drafts(config, model_config))
+    model = LingModel(wanted, collectives, device, dtype)
     load_weights(config, model, transfers, say, tell)
     model_config = model.config
     collectives.barrier(_LOAD_PATIENCE_S)

@@ -115,7 +115,7 @@ class Drafter:
         return _Part(row.slot, row.start - n, ids, hidden)
 
     def _last(self, parts: Sequence[_Part]) -> Tensor:
-        """Move the layer on over some sequences' positions; its hidden states [parts, hidden] at the last of each."""
+        """Run the layer over each part's positions; returns its hidden states [parts, hidden] at each part's last."""
         counts = tuple(len(part.ids) for part in parts)
         if not counts:
             return self._hidden[:0, 0]

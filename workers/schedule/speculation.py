@@ -15,7 +15,7 @@ _HOPELESS = 0.9
 
 @dataclass(slots=True)
 class _Average:
-    """Of late, with the number of values so far."""
+    """An average in which new values weigh more. count: the values so far."""
 
     value: float = 0.0
     count: int = 0

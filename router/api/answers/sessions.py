@@ -26,7 +26,7 @@ class SessionRecord(TypedDict):
 
 
 class SessionList(TypedDict):
-    """Sessions."""
+    """A page of the tenant's sessions."""
 
     object: Literal["list"]
     data: list[SessionRecord]
