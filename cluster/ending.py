@@ -13,20 +13,23 @@ _TRIES = 5
 ABANDONED = 130  # what a shell reports after Ctrl-C
 
 
-def abandon(folder: Path) -> NoReturn:
+def abandon(folder: Path, spared: int | None = None) -> NoReturn:
     """End the descendants, remove the folder and end this process at once, whatever its threads are doing."""
-    end_descendants(patience_s=0)
+    end_descendants(patience_s=0, spared=spared)
     remove(folder)
     os._exit(ABANDONED)
 
 
-def end_descendants(patience_s: float) -> None:
+def end_descendants(patience_s: float, spared: int | None = None) -> None:
     """Terminate all descendants, kill them after `patience_s`, and repeat until none is left: an end may leave new
     orphans.
+
+    spared: the pid of the one that lives on, `LastResort`'s. It ends by itself after this process. Waiting here gives
+    Python's lock away, and a thread in Ray's native code may keep it for as long as a dead GCS does not answer.
     """
     kill_from = time.monotonic() + patience_s
     own = psutil.Process()
-    while living := [p for p in own.children(recursive=True) if _runs(p)]:
+    while living := [p for p in own.children(recursive=True) if p.pid != spared and _runs(p)]:
         for process in living:
             try:
                 if time.monotonic() < kill_from:

@@ -27,7 +27,8 @@ class LastResort:
         """Fork; call it before threads are started."""
         source, self._pipe = os.pipe()
         watched, process = frozenset(signals), os.getpid()
-        if os.fork() == 0:
+        self.pid = os.fork()
+        if self.pid == 0:
             os.close(self._pipe)
             for number in watched:
                 signal.signal(number, signal.SIG_IGN)

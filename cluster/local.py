@@ -54,8 +54,8 @@ class LocalRay:
             ) from error
         logging.getLogger("ray.serve").setLevel(logging.ERROR)
 
-    def end(self, keep_logs: bool, disconnect: bool) -> None:
-        """End every descendant of this process, by its id.
+    def end(self, keep_logs: bool, disconnect: bool, spared: int | None = None) -> None:
+        """End every descendant of this process but `spared`, by its id.
 
         disconnect: whether nothing calls Ray any more; a call after a disconnection would start Ray anew.
         """
@@ -64,7 +64,7 @@ class LocalRay:
         else:
             # At the interpreter's end Ray would wait for processes that are gone.
             atexit.register(os._exit, 1)
-        end_descendants(patience_s=_PATIENCE_S)
+        end_descendants(patience_s=_PATIENCE_S, spared=spared)
         if not keep_logs:
             remove(self.folder)
 

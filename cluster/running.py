@@ -1,5 +1,6 @@
 """Runs a cluster on this machine, from its first process to its last."""
 
+import functools
 import os
 import time
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from rich.status import Status
 
 from cluster.app import application, gpus
 from cluster.config import ClusterConfig, ConfigError
-from cluster.ending import ABANDONED
+from cluster.ending import ABANDONED, abandon
 from cluster.entries import Failure, Listing
 from cluster.hints import hints
 from cluster.last_resort import LastResort
@@ -81,6 +82,7 @@ def run(
     began = time.monotonic()
     local = LocalRay(folder, metrics_port)
     last_resort = LastResort(ENDING, folder, _HEEDED_S, config.drain_s + _CLOSING_S + _HEEDED_S)
+    signals.abandon_by(functools.partial(abandon, folder, last_resort.pid))
     in_ray = RayThread()
     failed, status = True, ABANDONED
     with own_console(local.folder / "driver.log") as console:
@@ -108,7 +110,7 @@ def run(
             failed = False
         finally:
             signals.ignore()
-            local.end(keep_logs=failed, disconnect=in_ray.idle)
+            local.end(keep_logs=failed, disconnect=in_ray.idle, spared=last_resort.pid)
             if failed:
                 console.print(f"Ray's logs: {local.folder}", highlight=False, soft_wrap=True)
     # Interpreter exit would take two seconds to take down what Ray and Serve left in this process.

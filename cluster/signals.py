@@ -28,6 +28,10 @@ class EndingSignals:
         for number in ENDING:
             signal.signal(number, self._handle)
 
+    def abandon_by(self, abandon: Callable[[], None]) -> None:
+        """From now on a signal that is not deferred calls this."""
+        self._abandon = abandon
+
     def defer(self) -> None:
         """From now on count signals in `asked`. May be called from any thread."""
         self._deferred = True

@@ -139,13 +139,17 @@ def cluster() -> Iterator[Serving]:
             started.end()
 
 
-def daemon(cluster: Serving, name: str) -> psutil.Process:
-    (found,) = [
-        p
-        for p in psutil.Process(cluster.process.pid).children()
-        if p.name() == name and p.status() != psutil.STATUS_ZOMBIE
-    ]
-    return found
+def running(process: psutil.Process, name: str) -> bool:
+    """Whether a process has this name and goes on; one that ends while it is asked does not."""
+    try:
+        return process.name() == name and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def daemons_named(cluster: Serving, name: str) -> list[psutil.Process]:
+    """Ray's daemons of this name that run now: none while `ling serve` starts one again."""
+    return [p for p in psutil.Process(cluster.process.pid).children() if running(p, name)]
 
 
 @pytest.mark.cluster
@@ -159,13 +163,14 @@ def test_without_its_gcs_it_serves_on_and_is_whole_again(cluster: Serving) -> No
             codes.append(cluster.client.post("/v1/chat/completions", json=BODY).status_code)
         return codes
 
-    first = daemon(cluster, "gcs_server")
+    (first,) = daemons_named(cluster, "gcs_server")
     with ThreadPoolExecutor(3) as pool:
         asked = [pool.submit(ask) for _ in range(3)]
-        first.kill()
-        cluster.until(lambda: first.pid not in [p.pid for p in psutil.Process(cluster.process.pid).children()], 60)
-        cluster.until(lambda: bool(daemon(cluster, "gcs_server").pid), 60)
-        going.set()
+        try:
+            first.kill()
+            cluster.until(lambda: [p.pid for p in daemons_named(cluster, "gcs_server")] not in ([], [first.pid]), 60)
+        finally:
+            going.set()
         codes = [code for future in asked for code in future.result()]
     assert set(codes) == {200}
     (worker,) = cluster.workers("decode")
@@ -179,7 +184,8 @@ def test_without_its_gcs_it_serves_on_and_is_whole_again(cluster: Serving) -> No
 @pytest.mark.cluster
 def test_without_its_raylet_it_ends_with_an_error(cluster: Serving) -> None:
     family = psutil.Process(cluster.process.pid).children(recursive=True)
-    daemon(cluster, "raylet").send_signal(signal.SIGKILL)
+    (raylet,) = daemons_named(cluster, "raylet")
+    raylet.kill()
     printed, _ = cluster.process.communicate(timeout=60)
     assert cluster.process.returncode == 1
     assert "Ray's raylet ended" in printed
@@ -194,7 +200,7 @@ def test_a_signal_ends_it_though_ray_does_not_answer() -> None:
     started = Serving("--tp", "1")
     parent = psutil.Process(started.process.pid)
     deadline = time.monotonic() + 60
-    while not (found := [p for p in parent.children() if p.name() == "gcs_server"]):
+    while not (found := [p for p in parent.children() if running(p, "gcs_server")]):
         assert time.monotonic() < deadline
         time.sleep(0.01)
     found[0].suspend()

@@ -48,3 +48,42 @@ def test_a_process_that_does_not_heed_a_signal_is_ended_and_its_folder_goes(tmp_
     done = subprocess.run([sys.executable, "-c", _UNHEEDING, str(folder)], capture_output=True, timeout=60, check=False)
     assert (done.returncode, done.stderr) == (-signal.SIGKILL, b"")
     assert not folder.exists()
+
+
+# A child process that a signal ends first, and a thread that then keeps Python's lock, as Ray's does.
+_LOCKED = """
+import ctypes, functools, signal, subprocess, sys, threading
+from pathlib import Path
+import psutil
+from cluster import ending
+from cluster.last_resort import LastResort
+from cluster.signals import EndingSignals
+
+folder, entered, asleep = Path(sys.argv[1]), threading.Event(), ctypes.PyDLL(None).sleep
+
+def lock():
+    entered.wait()
+    asleep(1000)
+
+def waits(processes, timeout):
+    entered.set()
+    thread.join()
+
+thread = threading.Thread(target=lock)
+signals = EndingSignals(functools.partial(ending.abandon, folder))
+last = LastResort([signal.SIGTERM], folder, 0.05, 60.0)
+signals.abandon_by(functools.partial(ending.abandon, folder, last.pid))
+subprocess.Popen(["sleep", "1000"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+thread.start()
+ending.psutil.wait_procs = waits
+signal.raise_signal(signal.SIGTERM)
+"""
+
+
+@pytest.mark.process
+def test_a_process_whose_lock_is_kept_while_it_ends_its_children_is_ended_too(tmp_path: Path) -> None:
+    folder = tmp_path / "ling-x"
+    folder.mkdir()
+    done = subprocess.run([sys.executable, "-c", _LOCKED, str(folder)], capture_output=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (-signal.SIGKILL, b"")
+    assert not folder.exists()
