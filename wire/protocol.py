@@ -2,7 +2,7 @@
 
 Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker ->
 router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`.
-Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`.
+Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
 """
@@ -201,7 +201,8 @@ class Load:
 
     token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
     steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt
-    tokens that were not computed, and that were, since the worker's start.
+    tokens that were not computed, and that were, since the worker's start. unreachable: other workers that it can't
+    connect to now, so that no snapshot comes from them.
     """
 
     queued: int
@@ -216,6 +217,7 @@ class Load:
     hit_tokens: int = 0
     missed_tokens: int = 0
     decode_s: float = 0.0
+    unreachable: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,6 +366,11 @@ class PullRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """The worker lives; sent to workers that pull from it, every `wire.liveness.BEAT_S`."""
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """A snapshot's identity. A receiver refuses one that differs from what it serves.
 
@@ -382,5 +389,5 @@ class Header:
 
 Message = (
     Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
-    | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach
+    | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach | Beat
 )  # fmt: skip

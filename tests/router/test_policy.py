@@ -2,6 +2,7 @@
 
 import dataclasses
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -28,7 +29,7 @@ def worker(
     unseen: int = 0,
     unseen_tokens: int = 0,
     unseen_work: int = 0,
-    **load: float,
+    **load: Any,
 ) -> WorkerState:
     ranks = tuple(RankInfo(r, 1, "n", "cpu", "h", 1) for r in range(tp))
     info = WorkerInfo(
@@ -269,3 +270,24 @@ def test_what_a_worker_measured_counts_for_more_than_the_costs() -> None:
 
 def test_decode_workers_compute_prompts_while_no_prefill_worker_lives() -> None:
     assert choose([worker("d", "decode")], NEED, split=True) == Plan(None, worker("d", "decode").info)
+
+
+def test_no_hand_off_between_workers_that_can_t_reach_each_other() -> None:
+    p0, p1 = worker("p0", "prefill"), worker("p1", "prefill", queued=9, queued_tokens=9000)
+    cut_off = worker("d0", "decode", unreachable=("p0", "p1"))
+    half = worker("d1", "decode", unreachable=("p1",), running=8, free_slots=1)
+    whole = worker("d1", "decode", running=8, free_slots=1)
+
+    def chosen(*table: WorkerState) -> tuple[str | None, str]:
+        plan = choose(list(table), NEED, split=True)
+        assert isinstance(plan, Plan)
+        return plan.prefill.worker_id if plan.prefill else None, plan.decode.worker_id
+
+    assert chosen(p0, worker("d0", "decode"), whole) == ("p0", "d0")
+    assert chosen(p0, cut_off) == (None, "d0")
+    assert chosen(p0, cut_off, whole)[1] != "d0" or chosen(p0, cut_off, whole)[0] is None
+    for salt in range(20):
+        plan = choose([p0, p1, cut_off, half], dataclasses.replace(NEED, salt=salt), split=True)
+        assert isinstance(plan, Plan)
+        assert plan.prefill is None or (plan.prefill.worker_id, plan.decode.worker_id) == ("p0", "d1")
+    assert isinstance(choose([p0, cut_off], Need(2000, 100), split=True), NoPlan)
