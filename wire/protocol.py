@@ -337,13 +337,14 @@ class Pull:
     """The sending worker has room: send it a snapshot but for its first `have` latents, which it holds.
 
     Without `kept`, the snapshot that this request hands off, as far as there is one yet; with it, the kept snapshot
-    of `position` tokens that has this digest.
+    of `position` tokens that has this digest. ranks: of the sending worker, by which states and latents are split.
     """
 
     request_id: str
     have: int = 0
     position: int = 0
     kept: bytes | None = None
+    ranks: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,7 +370,7 @@ class Header:
 
     `position`: tokens whose latents and state are inside. `token_hash`: `wire.digest` of the first `position` token
     ids, in hex. `generated`: tokens already sampled, the last of which is not yet computed; () of a kept snapshot.
-    `layout`: how the bytes read (shapes, dtypes, tp). `weights_id`: which weights made them.
+    `layout`: how the bytes of all ranks together read (shapes, dtypes, rope). `weights_id`: which weights made them.
     """
 
     request_id: str

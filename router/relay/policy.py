@@ -82,7 +82,7 @@ def choose(fleet: Fleet, need: Need, *, split: bool) -> Plan | NoPlan:
     """The plan with the least predicted time to first token, prices of places included.
 
     A plan is a prefill and a decode worker, or a decode worker that computes the prompt itself: with `split` False,
-    where no prefill worker lives, and where that is sooner. A pair must agree on ranks, layout and weights.
+    where no prefill worker lives, and where that is sooner. A pair must agree on page size, layout and weights.
     """
     split = split and any(group.prefills for group in fleet.groups)
     best: tuple[float, Plan] | None = None
@@ -271,7 +271,7 @@ def _no_plan(fleet: Fleet, need: Need, split: bool) -> NoPlan:
 
 
 def _differences(prefill: WorkerInfo, decode: WorkerInfo) -> str:
-    names = ("ranks", "layout", "weights_id")
+    names = ("page_size", "layout", "weights_id")
     parts = [
         f"{name} {a!r} and {b!r}"
         for name, a, b in zip(names, identity(prefill), identity(decode), strict=True)

@@ -29,7 +29,7 @@ def test_the_schema_knows_the_planner_s_cards_and_what_divides_the_model() -> No
     [
         (["decode.tp=3"], r"decode\.tp: decode\.tp must be one of"),
         (["prefill.tp=8"], r"prefill\.tp: prefill\.tp must be one of"),
-        (["decode.tp=2"], r"prefill\.tp: 4 differs from decode\.tp 2; snapshots move rank to rank"),
+        (["decode.tp=2", "model.shard.enabled=true"], r"prefill\.tp: 4 differs from decode\.tp 2, and model\.shard"),
         (["decode.replicas=0"], r"decode\.replicas: Must be greater than or equal to 1"),
         (["decode.replica=2"], r"Additional property replica is not allowed"),
         (["gpu.type=h100"], r"gpu\.type: gpu\.type must be one of"),

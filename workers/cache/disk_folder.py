@@ -77,7 +77,9 @@ class DiskFolder:
             if head is None:
                 count["damaged"] += 1
                 _erase(paths)
-            elif (head.weights_id, head.layout, head.state_dtype) != own:
+            elif (head.weights_id, head.layout, head.state_dtype) != own or not paths[0].name.endswith(
+                f"of{tp}{SUFFIX}"
+            ):
                 count["foreign"] += 1
             elif sorted(paths) != sorted(Path(rank_file(file, rank, tp)) for rank in range(tp)):
                 count["damaged"] += 1
