@@ -208,7 +208,8 @@ CACHE_HIT_TOKENS = _worker(
 )
 CACHE_MISSES = _worker(
     "ling_cache_misses_total", "counter", "requests",
-    "Prompts of which tokens were computed, by why no longer snapshot was there: new, no_state, evicted, peer",
+    "Prompts of which tokens were computed, by why no longer snapshot was there: new, no_state, evicted, weights, "
+    "template, peer",
     "reason",
 )  # fmt: skip
 CACHE_MISSED_TOKENS = _worker(
