@@ -166,6 +166,11 @@ class Leader:
         """The figures that routers get with the next step."""
         return self._scheduler.load
 
+    @property
+    def prompts(self) -> int:
+        """Prompts that were begun here, in whole or in part, since the start."""
+        return sum(self._scheduler.cache.totals.misses.values())
+
     def readings(self) -> Iterator[Reading]:
         """Everything the worker tells of itself."""
         if self._disk is not None:
