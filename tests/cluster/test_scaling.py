@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import AutoscalingSection, ConfigError, parse
+from cluster.config import AutoscalingSection, ConfigError
+from cluster.parse import parse
 from cluster.scaling import DEMAND, BusyShare, autoscaling, demand, policy, wanted
 from wire.protocol import Load, Role, WorkerInfo
 
