@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cluster.config import ConfigError, parse
+from cluster.config import ConfigError
+from cluster.parse import parse
 from cluster.scaling import autoscaling, reported
 from cluster.sizing import Asked, Goals, PromptRate, asked, attainment, wanted
 from router.relay.costs import Costs
