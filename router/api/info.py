@@ -27,7 +27,7 @@ from router.api.answers.server import (
 from router.errors import ApiError
 from router.http.json import encode
 from router.relay.gateway import Gateway
-from router.relay.table import WorkerLink
+from router.relay.link import WorkerLink
 from router.text.tokenizer_info import tokenizer_info
 from wire.progress import Starting
 from wire.protocol import Miss, Role

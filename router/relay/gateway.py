@@ -18,9 +18,10 @@ from router.relay.dispatch import Dispatcher
 from router.relay.fleet import capacity
 from router.relay.job import Job
 from router.relay.keyed import reused, taken_over
+from router.relay.link import ListedWorker
 from router.relay.policy import Need, NoPlan, Plan
 from router.relay.quota import token_quota
-from router.relay.table import ListedWorker, WorkerTable
+from router.relay.table import WorkerTable
 from router.text.exact import ExactTurns
 from router.text.grammar import Form
 from router.text.grammar_check import GrammarCheck

@@ -8,7 +8,8 @@ import pytest
 from tests.workers.test_scheduler import LIMITS, answer, seq
 from wire.protocol import CancelPull, Header, Pull, PullRefused, RankInfo, Role, SeqOutput, WorkerInfo
 from workers.cache.budget import Budget
-from workers.leader.handoffs import Action, Add, Arrived, Ended, Failed, HandOffs, ToPeer, ToPuller
+from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
+from workers.leader.handoffs import HandOffs
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source
 from workers.schedule.step import StepPlan, Unlink
