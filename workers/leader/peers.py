@@ -17,10 +17,14 @@ _AGAIN_S, _LONGEST_S, _FORGET_S = 1.0, 16.0, 600.0
 
 
 class PeerRefused(RuntimeError):
-    """The peer can't be reached, or its snapshots would not fit here. away: it may be reached later."""
+    """The peer can't be reached, or (`mismatch`) its snapshots would not fit here.
 
-    def __init__(self, reason: str, away: bool = False) -> None:
+    away: it does not answer, and may be reached later.
+    """
+
+    def __init__(self, reason: str, *, mismatch: bool = False, away: bool = False) -> None:
         super().__init__(reason)
+        self.mismatch = mismatch
         self.away = away
 
 
@@ -41,17 +45,12 @@ class Peer:
 
 def peer_mismatch(own: WorkerInfo, peer: WorkerInfo) -> str | None:
     """Why a snapshot made by `peer` can't continue in `own`; None if it can."""
-    for name in ("weights_id", "layout"):
+    for name in ("weights_id", "layout", "page_size"):
         mine, theirs = getattr(own, name), getattr(peer, name)
         if mine != theirs:
             return (
                 f"{name} of {peer.worker_id} is {theirs}, of {own.worker_id} {mine}: snapshots can't move between them"
             )
-    if len(own.ranks) != len(peer.ranks):
-        return (
-            f"{peer.worker_id} has {len(peer.ranks)} ranks and {own.worker_id} {len(own.ranks)}: "
-            "give both pools the same tp"
-        )
     return None
 
 
@@ -163,13 +162,13 @@ class Peers:
             if not isinstance(info, WorkerInfo):
                 raise WireError(f"expected WorkerInfo, got {type(info).__name__}")
             if reason := peer_mismatch(self._own, info):
-                raise PeerRefused(reason)
+                raise PeerRefused(reason, mismatch=True)
         except (OSError, TimeoutError, EOFError, WireError) as error:
             if writer is not None:
                 writer.close()
             # Where nobody listens the worker has ended; what is cut off may come back.
             away = isinstance(error, OSError) and not isinstance(error, ConnectionError)
-            raise PeerRefused(f"worker {ref.worker_id} can't be reached: {describe(error)}", away) from error
+            raise PeerRefused(f"worker {ref.worker_id} can't be reached: {describe(error)}", away=away) from error
         except PeerRefused:
             if writer is not None:
                 writer.close()

@@ -39,7 +39,8 @@ from workers.schedule.step import (
 # and ends the process when cancelled.
 Launch = Callable[[int, str, Rendezvous], Awaitable[object]]
 Event = Loading | Received | FetchFailed | WriteFailed | Sent | LinkLost | Compiled | RankStats
-_END_S = 2.0
+# For ranks to end by themselves; less where one is lost, as the others may wait for it, or one is stopped.
+_END_S, _LOST_END_S = 2.0, 0.5
 # Seconds between two signs of life of ranks that have no step to do.
 _PING_S = 0.5
 _MEMORY = "/dev/shm"
@@ -149,7 +150,7 @@ class Ranks:
         if self._server is not None:
             self._server.close()
         if self._ending:
-            _, stuck = await asyncio.wait(self._ending, timeout=_END_S)
+            _, stuck = await asyncio.wait(self._ending, timeout=_LOST_END_S if self._lost.done() else _END_S)
             for ended in stuck:
                 ended.cancel()
             await asyncio.gather(*self._ending, return_exceptions=True)
