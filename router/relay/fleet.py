@@ -139,7 +139,7 @@ def capacity(info: WorkerInfo) -> int:
 
 def identity(info: WorkerInfo) -> Identity:
     """What two workers must agree on, or snapshots of one would be refused by the other."""
-    return len(info.ranks), info.layout, info.weights_id
+    return info.page_size, info.layout, info.weights_id
 
 
 def fleet_of(workers: Iterable[WorkerState], costs: Costs) -> Fleet:

@@ -20,6 +20,7 @@ def worker(
     role: Role,
     *,
     tp: int = 1,
+    page_size: int = 16,
     layout: str = "l",
     weights: str = "w",
     pages: int = 100,
@@ -32,7 +33,7 @@ def worker(
 ) -> WorkerState:
     ranks = tuple(RankInfo(r, 1, "n", "cpu", "h", 1) for r in range(tp))
     info = WorkerInfo(
-        worker_id, role, "h", 1, "n", 1, weights, layout, 256, 16, pages, slots, max_model_len, ranks
+        worker_id, role, "h", 1, "n", 1, weights, layout, 256, page_size, pages, slots, max_model_len, ranks
     )  # fmt: skip
     idle = Load(0, 0, 0, pages, slots, 0, 0.0)
     return WorkerState(info, dataclasses.replace(idle, **load), unseen, unseen_tokens, unseen_work)
@@ -87,7 +88,7 @@ def test_a_plan_is_sound(table: list[WorkerState], need: Need, split: bool) -> N
     starts = [w for w in table if w.info.role == "prefill" and capacity(w.info) > need.prompt_tokens]
 
     def together(a: WorkerInfo, b: WorkerInfo) -> bool:
-        return (len(a.ranks), a.layout, a.weights_id) == (len(b.ranks), b.layout, b.weights_id)
+        return (a.page_size, a.layout, a.weights_id) == (b.page_size, b.layout, b.weights_id)
 
     # Where no prefill worker lives, decode workers compute prompts.
     split = split and any(w.info.role == "prefill" for w in table)
@@ -139,6 +140,17 @@ def test_own_submissions_count_before_the_worker_reports_them() -> None:
     assert choose(table + decodes, NEED, split=True) == Plan(table[1].info, decodes[1].info)
 
 
+def test_what_workers_of_other_weights_keep_is_told_and_not_used() -> None:
+    table = [worker("p", "prefill"), worker("d", "decode"), worker("old", "decode", weights="v", running=5)]
+    held = {"old": Held(80, True), "p": Held(30, True), "gone": Held(99, True)}
+    plan = choose(table, dataclasses.replace(NEED, held=held), split=True)
+    assert isinstance(plan, Plan)
+    assert (plan.decode.worker_id, plan.source, plan.foreign_tokens) == ("d", None, 80)
+    plan = choose(table[:2], dataclasses.replace(NEED, held=held), split=True)
+    assert isinstance(plan, Plan)
+    assert plan.foreign_tokens == 0
+
+
 def test_equals_share_by_salt() -> None:
     table = [worker(f"p{i}", "prefill") for i in range(4)] + [worker(f"d{i}", "decode") for i in range(4)]
     plans = [choose(table, dataclasses.replace(NEED, salt=s), split=True) for s in range(200)]
@@ -150,7 +162,7 @@ def test_equals_share_by_salt() -> None:
     ("table", "reason", "words"),
     [
         ([worker("p", "prefill")], "no_decode_worker", "decode"),
-        ([worker("p", "prefill", tp=2), worker("d", "decode")], "mismatch", "ranks 2 and 1"),
+        ([worker("p", "prefill", page_size=32), worker("d", "decode")], "mismatch", "page_size 32 and 16"),
         ([worker("p", "prefill", layout="x"), worker("d", "decode")], "mismatch", "layout 'x' and 'l'"),
         ([worker("p", "prefill", weights="v"), worker("d", "decode")], "mismatch", "weights_id 'v' and 'w'"),
         ([worker("p", "prefill"), worker("d", "decode", max_model_len=150)], "too_long", "150 tokens"),

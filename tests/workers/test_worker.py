@@ -197,12 +197,12 @@ def test_a_router_that_leaves_frees_its_requests() -> None:
     asyncio.run(run())
 
 
-def test_workers_of_other_weights_or_tp_are_refused_by_name() -> None:
+def test_workers_of_other_weights_or_layouts_are_refused_by_name() -> None:
     async def run() -> None:
         async with workers() as started:
             prefill, decode = await pair(started, 1)
             for other, word in (
-                (await started.start(config(2), "decode"), "layout"),
+                (await started.start(config(1, dtype="bfloat16"), "decode"), "layout"),
                 (await started.start(config(1, model=str(GOLDEN / "base")), "decode"), "weights_id"),
             ):
                 stream = started.split(prefill, other, cases(24)[0][0], greedy(4))

@@ -68,7 +68,9 @@ def rank_main(
     leader = LeaderSocket(endpoint)
     try:
         collectives = make_collectives(config.collectives, rank, config.tp, rendezvous, device)
-        transfers = Transfers(rank, worker_id, config.host, device, config.channel, leader.send, config.secret)
+        transfers = Transfers(
+            rank, worker_id, config.host, device, config.channel, leader.send, config.secret, config.tp
+        )
         try:
 
             def loading(stage: str, done: int, total: int) -> None:

@@ -79,7 +79,9 @@ class WorkerStatus(WorkerPlace):
     """A worker and its load as of its last step.
 
     step_s: the step's length in seconds. kept: snapshots in its prefix cache. hit_tokens, missed_tokens: prompt tokens
-    since its start that the cache held, and that it had to compute. in_flight: requests of this router at the worker.
+    since its start that the cache held, and that it had to compute. hits: prompts that began from a kept snapshot.
+    misses: prompts of which tokens were computed, by the reason why no longer snapshot was there. in_flight: requests
+    of this router at the worker.
     """
 
     node: str
@@ -100,6 +102,8 @@ class WorkerStatus(WorkerPlace):
     kept: int
     hit_tokens: int
     missed_tokens: int
+    hits: int
+    misses: dict[str, int]
     in_flight: int
     ranks: list[RankStatus]
 
