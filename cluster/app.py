@@ -9,9 +9,10 @@ from ray._common.constants import HEAD_NODE_RESOURCE_NAME
 from ray.serve import Application
 
 from cluster.checkpoint import check_files
-from cluster.config import ClusterConfig, parse
+from cluster.config import ClusterConfig
 from cluster.directory import Directory
 from cluster.ingress import Router
+from cluster.parse import parse
 from cluster.pool import Worker, actor_options
 from cluster.resolve import Resolved, resolve
 from cluster.scaling import autoscaling
@@ -86,7 +87,7 @@ def _size(config: ClusterConfig, role: Role) -> dict[str, Any]:
     pool = config.pool(role)
     if pool.max_replicas is None:
         return {"num_replicas": pool.replicas}
-    return {"autoscaling_config": autoscaling(pool, config.autoscaling)}
+    return {"autoscaling_config": autoscaling(role, pool, config.autoscaling)}
 
 
 def _pool(resolved: Resolved, role: Role, directory: Application) -> Application:

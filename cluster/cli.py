@@ -11,13 +11,14 @@ from rich.console import Console
 from rich.markup import escape
 
 from cluster.chat import Chat
-from cluster.config import ClusterConfig, ConfigError, parse
+from cluster.config import ClusterConfig, ConfigError
 from cluster.convert.command import convert_command
 from cluster.convert.verify import verify_command
 from cluster.dashboards.command import dashboards
 from cluster.drain import drain_command
 from cluster.fetch.command import fetch_command
 from cluster.launch import serve_here
+from cluster.parse import parse
 from cluster.plan import plan_command
 from cluster.snapshot import snapshot
 from cluster.status import render

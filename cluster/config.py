@@ -1,11 +1,9 @@
 """The one schema behind `ling serve`, its YAML file and the arguments of `cluster.app:build`."""
 
-import difflib
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from wire.protocol import Role
 from workers.config import Dtype
@@ -188,13 +186,15 @@ class CacheSection(_Section):
 class AutoscalingSection(_Section):
     """When pools with `max_replicas` change size.
 
-    busy: share of its slots or pages, whichever is fuller, that a decode worker is to have in use, and of its time that
-    a prefill worker is to compute. wait_s: seconds of prompt that a prefill worker is to have before it. A pool grows
+    busy: share of its slots or pages, whichever is fuller, and of its time for prompts, that a worker is to have in use
+    at most. first_token_s: within this time of reaching the pool a prompt is to be computed; attained: the share of
+    prompts of which that must be predicted. Sequences are to decode within router.inter_token_target_s. A pool grows
     once more has been needed for upscale_delay_s, and shrinks once less was enough for downscale_delay_s.
     """
 
     busy: Annotated[float, Field(gt=0, le=1), _READ] = 0.8
-    wait_s: Seconds = 1.0
+    first_token_s: Seconds = 1.0
+    attained: Annotated[float, Field(gt=0, lt=1), _READ] = 0.99
     upscale_delay_s: Annotated[float, Field(ge=0), _READ] = 10.0
     downscale_delay_s: Annotated[float, Field(ge=0), _READ] = 300.0
 
@@ -313,70 +313,3 @@ def pages_too_few(pages: int, page_size: int, max_model_len: int) -> list[str]:
         f"pages: {pages} of {page_size} tokens hold {pages * page_size}, but one sequence may be {max_model_len} "
         f"long; give at least {need} pages or lower max_model_len"
     ]
-
-
-def parse(*layers: Mapping[str, Any]) -> ClusterConfig:
-    """Settings from YAML (nested) or a command line (`decode.tp=2`, text), later layers over earlier ones.
-
-    ConfigError names what is wrong.
-    """
-    settings: dict[str, Any] = {}
-    for layer in layers:
-        _lay(settings, _nested(layer))
-    try:
-        return ClusterConfig.model_validate(settings)
-    except ValidationError as error:
-        raise ConfigError("\n".join(_line(item) for item in error.errors(include_url=False))) from None
-
-
-def _nested(args: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted keys become sections. Overrides have no schema, so their text is read as YAML."""
-    nested: dict[str, Any] = {}
-    for key, value in args.items():
-        path = str(key).split(".")
-        read = path[0] == "model_overrides" and isinstance(value, str)
-        branch = _yaml(str(key), value) if read else value
-        for part in reversed(path):
-            branch = {part: branch}
-        _lay(nested, branch)
-    return nested
-
-
-def _lay(under: dict[str, Any], over: Mapping[str, Any]) -> None:
-    """Merge settings over others, section by section."""
-    for key, value in over.items():
-        below = under.get(key)
-        if isinstance(below, dict) and isinstance(value, Mapping):
-            _lay(below, value)
-        else:
-            under[key] = dict(value) if isinstance(value, Mapping) else value
-
-
-def _yaml(path: str, text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path}: not readable as YAML: {error}") from None
-
-
-def _line(error: Any) -> str:
-    """One pydantic error as `path: what is wrong`."""
-    path = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "extra_forbidden":
-        known = _fields(error["loc"][:-1])
-        near = difflib.get_close_matches(str(error["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]}?" if near else f"known here: {', '.join(known)}"
-        return f"{path}: unknown setting; {hint}"
-    message = error["msg"].removeprefix("Value error, ")
-    if not path:
-        return str(message)
-    return f"{path}: {message[0].lower()}{message[1:]}, got {error['input']!r}"
-
-
-def _fields(path: tuple[Any, ...]) -> list[str]:
-    section: type[BaseModel] = ClusterConfig
-    for part in path:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type)
-        section = annotation
-    return list(section.model_fields)

@@ -16,7 +16,7 @@ from cluster.resolve import Resolved, log_settings, pools, router_config
 from cluster.secret import cluster_secret
 from router.app import Gateway, create_app
 from router.memory import keep_for_good
-from router.relay.table import ListedWorker
+from router.relay.link import ListedWorker
 from wire.logs import describe, set_up
 from wire.protocol import PeerRef
 

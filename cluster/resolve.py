@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Literal
 
 from cluster.checkpoint import find_checkpoint
-from cluster.config import ClusterConfig, ConfigError, pages_too_few, parse
+from cluster.config import ClusterConfig, ConfigError, pages_too_few
 from cluster.costs import costs_of
 from cluster.fetch.fetch import Origin
 from cluster.fetch.location import remote
 from cluster.metrics_limit import limit_of
+from cluster.parse import parse
 from router.config import Pools, RouterConfig
 from wire.logs import LogSettings
 from wire.protocol import Role

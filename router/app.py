@@ -36,7 +36,7 @@ from router.http.guard import Guard
 from router.http.send import error_headers
 from router.openapi.document import publish
 from router.relay.gateway import Gateway
-from router.relay.table import ListedWorker
+from router.relay.link import ListedWorker
 from router.store.store import Store
 
 if TYPE_CHECKING:

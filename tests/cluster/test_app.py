@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from cluster.app import application
-from cluster.config import parse
+from cluster.parse import parse
 from cluster.resolve import resolve
 
 

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 
 from cluster.checkpoint import check_files
 from cluster.cli import app
-from cluster.config import ConfigError, parse
+from cluster.config import ConfigError
+from cluster.parse import parse
 from cluster.resolve import EMBEDDED, resolve
 
 pytestmark = pytest.mark.process

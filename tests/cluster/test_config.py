@@ -6,7 +6,8 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from cluster.config import ClusterConfig, ConfigError, parse
+from cluster.config import ClusterConfig, ConfigError
+from cluster.parse import parse
 
 
 def test_defaults() -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from cluster import cli
 from cluster.cli import settle
-from cluster.config import ConfigError, parse
+from cluster.config import ConfigError
+from cluster.parse import parse
 from cluster.resolve import resolve, router_config
 
 

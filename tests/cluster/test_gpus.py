@@ -12,7 +12,7 @@ from cluster.gpus import gpu_index
 # GPUs that Ray believes in: nothing here uses them.
 _WORKER = """
 import json, os, ray
-from cluster.config import parse
+from cluster.parse import parse
 from cluster.gpus import assigned_gpus
 from cluster.pool import actor_options
 class Worker:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster.config import ConfigError, parse
+from cluster.config import ConfigError
+from cluster.parse import parse
 from cluster.resolve import pools, resolve, router_config, routers_for, worker_config
 
 TP4 = Path(__file__).parent.parent / "golden" / "tp4"

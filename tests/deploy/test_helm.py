@@ -14,8 +14,8 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import validate_config
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.config import parse
 from cluster.dashboards.alerts import ALERTS
+from cluster.parse import parse
 from cluster.pool import actor_options
 from tests.deploy.chart import CHART, NAMES, Rendered, example, helm, render, selects
 from tests.deploy.crd import schema_of, strict

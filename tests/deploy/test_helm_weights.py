@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from cluster.config import parse
 from cluster.fetch.location import Hub, Store, remote
+from cluster.parse import parse
 from tests.deploy.chart import CHART, Rendered, example, helm, render
 
 HUB = ("--values", str(CHART / "examples/hub-1p1d.yaml"))

@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from cluster.config import ConfigError, parse
+from cluster.config import ConfigError
 from cluster.metrics import Bridge
 from cluster.metrics_limit import limit_of
+from cluster.parse import parse
 from cluster.resolve import resolve
 from router.metrics import Metrics, State, class_of
 from router.priority import BATCH, LATEST, SOONEST

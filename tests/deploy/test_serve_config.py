@@ -7,7 +7,8 @@ import pytest
 import yaml
 from ray.serve.schema import ServeDeploySchema
 
-from cluster.config import ClusterConfig, parse
+from cluster.config import ClusterConfig
+from cluster.parse import parse
 from cluster.pool import actor_options
 from planner.cards import find_card
 from planner.memory import Layout, capacity, enough

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from router.relay.costs import Costs
-from router.relay.table import ListedWorker, WorkerTable
+from router.relay.link import ListedWorker
+from router.relay.table import WorkerTable
 from tests.certificates import environment, recording
 from tests.router.conftest import Stage, pair, served
 from tests.router.fake_worker import FakeWorker
@@ -92,7 +93,7 @@ def test_a_router_without_tls_gets_no_worker(checkpoint: Path, monkeypatch: pyte
         async with served(checkpoint, pair()) as stage:
             monkeypatch.setenv("RAY_USE_TLS", "0")
             tls.cache_clear()
-            monkeypatch.setattr("router.relay.table._CONNECT_S", 0.2)
+            monkeypatch.setattr("router.relay.link._CONNECT_S", 0.2)
             table = WorkerTable("plain", "", Costs())
             await table.update(stage.listed)
             await stage.until(lambda: all("Timeout" in link.problem for link in table.links()))

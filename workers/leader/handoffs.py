@@ -8,68 +8,21 @@ which peers it is connected to and what has come of each snapshot it pulls (`Arr
 import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from wire.protocol import CancelPull, Header, Pull, PullRefused, SeqOutput, WorkerInfo
+from wire.protocol import CancelPull, Header, Miss, Pull, PullRefused, SeqOutput, WorkerInfo
 from workers.cache.moves import Fetch
+from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
 from workers.leader.arrivals import Arrivals, header_mismatch
 from workers.leader.figures import TransferFailure
+from workers.leader.loans import Loans
 from workers.leader.pulls import Puller, Pulls
 from workers.schedule.keeping import PullError
-from workers.schedule.lending import Lent
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Expect, Export, LinkAll, StepPlan, Unlink
 
 # For a router to find another worker, and that one to pull: then a snapshot that was kept for it is given up.
 _MOVE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ToPuller:
-    """Send a message to a decode worker that pulls from here."""
-
-    puller: Puller
-    message: Header | PullRefused
-
-
-@dataclass(frozen=True, slots=True)
-class ToPeer:
-    """Send a message to a peer that this worker pulls from."""
-
-    worker_id: str
-    message: Pull | CancelPull
-
-
-@dataclass(frozen=True, slots=True)
-class Add:
-    """Schedule a request: its peer is connected, or is no longer needed."""
-
-    seq: Sequence
-
-
-@dataclass(frozen=True, slots=True)
-class Failed:
-    """Count a snapshot that did not come."""
-
-    why: TransferFailure
-
-
-@dataclass(frozen=True, slots=True)
-class Arrived:
-    """Count a snapshot that has come, and the seconds since its header came."""
-
-    seconds: float
-
-
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """Publish the last output of a request."""
-
-    output: SeqOutput
-
-
-Action = ToPuller | ToPeer | Add | Failed | Arrived | Ended
 
 
 class HandOffs:
@@ -83,8 +36,8 @@ class HandOffs:
         self._joining: set[str] = set()  # requests whose peer is being connected
         self._pulls = Pulls()
         self._arrivals = Arrivals(len(info.ranks))
-        # The ranks that have sent their part, of a request's own snapshot and of a kept one for it.
-        self._departures: dict[tuple[str, bool], set[int]] = defaultdict(set)
+        self._departures: dict[str, set[int]] = defaultdict(set)  # by request, the ranks that have sent their part
+        self._loans = Loans(scheduler, info, self._pulls)
         self._links: list[LinkAll] = []
         self._unlinks: list[Unlink] = []
 
@@ -106,8 +59,11 @@ class HandOffs:
         self._joining.add(seq.request_id)
         return True
 
-    def joined(self, seq: Sequence, refusal: str | None) -> list[Action]:
-        """The attempt to connect a request's peer is over. refusal: why it failed; None if the peer is connected."""
+    def joined(self, seq: Sequence, refusal: str | None, *, mismatch: bool = False) -> list[Action]:
+        """The attempt to connect a request's peer is over. refusal: why it failed; None if the peer is connected.
+
+        mismatch: it failed as the peer's snapshots don't fit here.
+        """
         if seq.request_id not in self._joining:
             return []  # the request was given up meanwhile
         self._joining.discard(seq.request_id)
@@ -115,8 +71,8 @@ class HandOffs:
             return [Add(seq)]
         assert seq.source is not None
         if seq.source.kept:  # its prompt is computed here instead
-            seq.source, seq.missed = None, "peer"
-            return [Failed("peer"), Add(seq)]
+            seq.source, seq.missed = None, "weights" if mismatch else "peer"
+            return [Failed("mismatch" if mismatch else "peer"), Add(seq)]
         return [Failed("peer"), *self.end(SeqOutput(seq.request_id, 0, finish="error", error=refusal, retry=True))]
 
     def added(self, seq: Sequence) -> list[Action]:
@@ -130,14 +86,14 @@ class HandOffs:
 
     def end(self, output: SeqOutput) -> list[Action]:
         """A request ends with this output, outside any step."""
-        self._departures.pop((output.request_id, False), None)
+        self._departures.pop(output.request_id, None)
         self._pulls.drop(output.request_id)
         return [Ended(output)]
 
     def drop(self, request_id: str) -> list[Action]:
         """The owner of a request gave it up: free it without an output."""
         self._joining.discard(request_id)
-        self._departures.pop((request_id, False), None)
+        self._departures.pop(request_id, None)
         seq = self._scheduler.sequences.get(request_id)
         if seq is None:
             return []
@@ -204,7 +160,7 @@ class HandOffs:
         """A connection ended: what its decode worker was to get has no taker, if it has no other connection."""
         actions: list[Action] = []
         if self._pulls.leave(puller):
-            self._stop_lending(puller.name)
+            self._loans.stop(puller.name)
             for seq in [s for s in self._scheduler.sequences.values() if s.peer == puller.name]:
                 actions += self._fail(seq.request_id, f"decode worker {puller.name} went away", "peer", now)
         return actions
@@ -212,7 +168,7 @@ class HandOffs:
     def asked(self, puller: Puller, pull: Pull, now: float) -> list[Action]:
         """A decode worker has room for a request's snapshot, or wants a copy of a kept one."""
         if pull.kept is not None:
-            return [ToPuller(puller, self._answer_kept(puller, pull, pull.kept))]
+            return [ToPuller(puller, self._loans.ask(puller, pull, pull.kept))]
         seq = self._scheduler.sequences.get(pull.request_id)
         actions: list[Action] = []
         if seq is not None:
@@ -227,7 +183,7 @@ class HandOffs:
 
     def kept_cancelled(self, request_id: str) -> None:
         """A peer wants no copy of a kept snapshot any more."""
-        self._scheduler.keeping.lending.call_off(request_id)
+        self._loans.call_off(request_id)
 
     def cancelled(self, request_id: str) -> list[Action]:
         """A decode worker wants a request's snapshot no more: nobody needs the request."""
@@ -237,17 +193,14 @@ class HandOffs:
     def sent(self, request_id: str, rank: int, now: float) -> list[Action]:
         """A rank has sent its part of a snapshot; the request ends here with the last part, if it was its own."""
         seq = self._scheduler.sequences.get(request_id)
-        kept = seq is None or not seq.handoff
-        if kept and request_id not in self._scheduler.keeping.lending:
+        if seq is None or not seq.handoff:
+            self._loans.sent(request_id, rank)
             return []
-        gone = self._departures[request_id, kept]
+        gone = self._departures[request_id]
         gone.add(rank)
         if len(gone) < len(self._info.ranks):
             return []
-        del self._departures[request_id, kept]
-        if kept:
-            self._end_lending(request_id)
-            return []
+        del self._departures[request_id]
         return self._finish(self._scheduler.sent(request_id, now))
 
     # Peers that this worker pulls from
@@ -260,7 +213,7 @@ class HandOffs:
     def peer_lost(self, worker_id: str, reason: str, now: float) -> list[Action]:
         """A peer went away; what was to come from it does not come."""
         self._peers.discard(worker_id)
-        self._stop_lending(worker_id)
+        self._loans.stop(worker_id)
         self._unlinks.append(Unlink(worker_id))
         actions: list[Action] = []
         for request_id in self._scheduler.pulling_from(worker_id):
@@ -277,7 +230,7 @@ class HandOffs:
         actions: list[Action] = []
         for request_id in request_ids:
             if leaving:
-                self._end_lending(request_id)
+                self._loans.end(request_id)
             seq = self._scheduler.sequences.get(request_id)
             if seq is not None and (seq.peer if leaving else seq.source and seq.source.peer) == worker_id:
                 actions += self._fail(request_id, f"the transfer link to {worker_id} broke: {reason}", "link", now)
@@ -297,7 +250,8 @@ class HandOffs:
             return []
         if reason := header_mismatch(seq, message, self._info):
             reason = f"snapshot from {worker_id} refused: {reason}"
-            return self._fail(seq.request_id, reason, "mismatch", now)
+            own = (message.weights_id, message.layout) == (self._info.weights_id, self._info.layout)
+            return self._fail(seq.request_id, reason, "mismatch", now, "peer" if own else "weights")
         seq.header_at = now
         return self._install(self._arrivals.head(message), now)
 
@@ -310,20 +264,15 @@ class HandOffs:
 
         peer: the worker it was to be sent to; "" for none.
         """
-        if not peer:
-            self._arrivals.drop(request_id)
-            return self._not_lent(self._scheduler.not_coming(request_id, damaged=True))
-        lent = self._end_lending(request_id)
-        if lent is None:
-            return []
-        on_disk = lent.kept not in self._scheduler.cache.host
-        return self._not_lent([lent, *self._scheduler.keeping.lost(lent.kept, on_disk)])
+        if peer:
+            return self._loans.damaged(request_id)
+        self._arrivals.drop(request_id)
+        return self._loans.refuse(self._scheduler.not_coming(request_id, damaged=True))
 
     def write_failed(self, file: str) -> list[Action]:
         """A kept snapshot could not be written to its file."""
-        cache, lending = self._scheduler.cache, self._scheduler.keeping.lending
-        cache.write_failed(file)
-        return self._not_lent(lending.forget(lambda lent: cache.tier(lent.kept) is None))
+        self._scheduler.cache.write_failed(file)
+        return self._loans.lost()
 
     # The worker is to end
 
@@ -337,23 +286,6 @@ class HandOffs:
 
     # Inside
 
-    def _not_lent(self, copies: Iterable[Lent]) -> list[Action]:
-        """Copies of kept snapshots that their pullers will not get."""
-        pullers = ((self._pulls.worker(lent.peer), lent.request_id) for lent in copies)
-        reason = "its copy below the device is damaged"
-        return [ToPuller(to, PullRefused(request_id, reason, told=False)) for to, request_id in pullers if to]
-
-    def _stop_lending(self, peer: str) -> None:
-        for request_id in self._scheduler.keeping.lending.drop(peer):
-            self._departures.pop((request_id, True), None)
-
-    def _end_lending(self, request_id: str) -> Lent | None:
-        self._departures.pop((request_id, True), None)
-        lent = self._scheduler.keeping.lending.ended(request_id)
-        if lent is not None:  # an answer that went on elsewhere needs it here no more
-            self._scheduler.moving.release_all(lent.kept)
-        return lent
-
     def _header_of(self, fetch: Fetch) -> Header:
         """The header of a snapshot from host memory: the index knows it, so only the ranks' parts are to come."""
         seq = self._scheduler.sequences[fetch.request_id]
@@ -366,14 +298,6 @@ class HandOffs:
         known, position = seq.known, seq.source.position
         kept = known.digests.at(known.ids, position) if seq.source.kept else None
         return Pull(seq.request_id, expect.start, position, kept)
-
-    def _answer_kept(self, puller: Puller, pull: Pull, digest: bytes) -> Header | PullRefused:
-        try:
-            self._scheduler.keeping.pull(pull.request_id, puller.name, pull.position, digest, pull.have)
-        except PullError as error:
-            return PullRefused(pull.request_id, str(error), told=False)
-        info = self._info
-        return Header(pull.request_id, pull.position, digest.hex(), (), info.layout, info.weights_id)
 
     def _send_header(self, seq: Sequence, peer: str) -> list[Action]:
         puller = self._pulls.worker(peer)
@@ -416,14 +340,16 @@ class HandOffs:
             return [ToPeer(seq.source.peer, CancelPull(seq.request_id, seq.source.kept))]
         return []
 
-    def _fail(self, request_id: str, reason: str, why: TransferFailure, now: float) -> list[Action]:
+    def _fail(
+        self, request_id: str, reason: str, why: TransferFailure, now: float, missed: Miss = "peer"
+    ) -> list[Action]:
         """A snapshot does not come: a kept one is computed instead; else the request ends, to be tried elsewhere."""
         seq = self._scheduler.sequences.get(request_id)
         if seq is None:
             return []
         if seq.source is not None and seq.source.kept:
             stop = self._stop_pulling(seq)
-            self._scheduler.not_coming(request_id)
+            self._scheduler.not_coming(request_id, missed)
             return [Failed(why), *stop]
         cancel = self._cancel(seq)
         return [Failed(why), *cancel, *self._not_handed_on(self._scheduler.fail(request_id, reason, now))]

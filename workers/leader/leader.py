@@ -45,10 +45,11 @@ from wire.tls import listen, tls
 from workers.cache.kept import Kept
 from workers.cache.opening import Disk, open_disk
 from workers.config import WorkerConfig
+from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
 from workers.leader.clients import Client, Clients
 from workers.leader.figures import WorkerFigures
 from workers.leader.grammars import GrammarDesk
-from workers.leader.handoffs import Action, Add, Arrived, Ended, Failed, HandOffs, ToPeer, ToPuller
+from workers.leader.handoffs import HandOffs
 from workers.leader.intake import refusal, sequence_of
 from workers.leader.loading import LoadProgress
 from workers.leader.peers import PeerRefused, Peers
@@ -165,6 +166,11 @@ class Leader:
     def load(self) -> Load:
         """The figures that routers get with the next step."""
         return self._scheduler.load
+
+    @property
+    def prompts(self) -> int:
+        """Prompts that were begun here, in whole or in part, since the start."""
+        return sum(self._scheduler.cache.totals.misses.values())
 
     def readings(self) -> Iterator[Reading]:
         """Everything the worker tells of itself."""
@@ -308,12 +314,12 @@ class Leader:
         return any(request_id in here for here in (self._scheduler.sequences, self._handoffs, self._grammars))
 
     async def _join(self, seq: Sequence, source: PeerRef) -> None:
-        reason: str | None = None
+        reason, mismatch = None, False
         try:
             await self._peers.connect(source)
         except PeerRefused as error:
-            reason = str(error)
-        self._perform(self._handoffs.joined(seq, reason))
+            reason, mismatch = str(error), error.mismatch
+        self._perform(self._handoffs.joined(seq, reason, mismatch=mismatch))
 
     def _add(self, seq: Sequence) -> None:
         if self._grammars.holds_back(seq):

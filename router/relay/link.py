@@ -1,0 +1,280 @@
+"""The connection to one worker: it sends requests and messages, and gives each leg its outputs."""
+
+import asyncio
+import logging
+import random
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+from router.relay.costs import Costs
+from router.relay.fleet import Standing, WorkerState, standing
+from router.relay.inquiries import Inquiries
+from router.relay.leg import Leg
+from router.relay.prefixes import Holder, PrefixIndex
+from router.relay.unseen import Unseen
+from wire.codec import CLUSTER, WireError
+from wire.handshake import call
+from wire.protocol import (
+    Abort,
+    Attach,
+    Drain,
+    Find,
+    Found,
+    Hello,
+    Load,
+    Mark,
+    Park,
+    Parked,
+    PeerRef,
+    Pin,
+    Role,
+    StepOutputs,
+    Submit,
+    Unpin,
+    WorkerInfo,
+)
+from wire.tls import connect
+
+_log = logging.getLogger(__name__)
+_CONNECT_S = 5.0
+_BACKOFF_S = (0.05, 2.0)
+
+
+@dataclass(frozen=True, slots=True)
+class ListedWorker:
+    """A worker discovery knows of: where its leader listens and which pool it is in."""
+
+    ref: PeerRef
+    role: Role
+
+
+class WorkerLink:
+    """The connection to one worker, made anew while the worker is listed.
+
+    listed: whether it takes new requests; one that is not any more serves its streams to their end.
+    """
+
+    def __init__(
+        self,
+        listed: ListedWorker,
+        router_name: str,
+        secret: str,
+        on_live: Callable[[], None],
+        changed: "Callable[[WorkerLink], None]",
+        prefixes: PrefixIndex,
+        costs: Costs,
+    ) -> None:
+        self.listed: ListedWorker | None = listed
+        self.ref = listed.ref
+        self.role = listed.role
+        self.connected = False
+        self.info: WorkerInfo
+        self.load: Load
+        self.problem = "connecting"
+        self._retired = False
+        self._prefixes = prefixes
+        self._holder = Holder(self.ref.worker_id)
+        self._costs = costs
+        self._changed = changed
+        self._router_name = router_name
+        self._secret = secret
+        self._on_live = on_live
+        self._legs: dict[str, Leg] = {}  # by request id
+        self._inquiries = Inquiries()
+        self._writer: asyncio.StreamWriter | None = None
+        self._reset()
+        self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link {self.ref.worker_id}")
+
+    @property
+    def live(self) -> bool:
+        """Whether it takes new requests now."""
+        return self.connected and self.listed is not None and not self._retired
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing will come of it any more."""
+        return self._task.done()
+
+    @property
+    def in_flight(self) -> int:
+        """This router's sequences in the worker."""
+        return len(self._legs)
+
+    @property
+    def state(self) -> Literal["live", "draining", "connecting"]:
+        """In words."""
+        if not self.connected:
+            return "connecting"
+        return "live" if self.live else "draining"
+
+    def snapshot(self) -> WorkerState:
+        """Return the worker's figures, with what it has not seen yet."""
+        return WorkerState(self.info, self.load, len(self._unseen), self._unseen.tokens, self._unseen.work)
+
+    def standing(self) -> Standing:
+        """What its figures say to the policy."""
+        return standing(self.snapshot(), self._costs)
+
+    def submit(self, message: Submit, leg: Leg, work: int) -> None:
+        """Send, and from now on give the leg the request's outputs. work: tokens that the worker is to compute."""
+        self._legs[message.request_id] = leg
+        self._unseen.add(len(message.token_ids), work)
+        self._changed(self)
+        self._send(message)
+
+    def abort(self, message: Abort) -> None:
+        """Send."""
+        self._send(message)
+
+    def find(self, message: Find, answer: Callable[[Found | None], None]) -> None:
+        """Ask, and call with the answer; with None if the connection ends before."""
+        self._inquiries.find(message.key, answer)
+        self._send(message)
+
+    def attach(self, message: Attach, leg: Leg) -> None:
+        """Take a request over, and from now on give the leg its outputs."""
+        self._legs[message.request_id] = leg
+        self._send(message)
+
+    def tell(self, message: Pin | Unpin | Drain) -> None:
+        """Send."""
+        self._send(message)
+
+    async def park(self, mark: Mark) -> str | None:
+        """Have a snapshot taken off the device; why it stays, if so."""
+        call, answer = self._inquiries.park()
+        self._send(Park(call, mark))
+        return await answer
+
+    def forget(self, request_id: str) -> None:
+        """Give the request's leg no more outputs."""
+        self._legs.pop(request_id, None)
+        if self.listed is None and not self._legs:
+            self._task.cancel()
+
+    def retire(self) -> None:
+        """The worker says that it is to end: no new requests, though it may be listed yet."""
+        self._retired = True
+        self._changed(self)
+
+    def unlist(self) -> None:
+        """No new requests; leave when the last stream is over."""
+        self.listed = None
+        self._changed(self)
+        if not self._legs:
+            self._task.cancel()
+
+    async def close(self) -> None:
+        """Leave now; streams are lost."""
+        self.listed = None
+        self._task.cancel()
+        await asyncio.gather(self._task, return_exceptions=True)
+
+    def _reset(self) -> None:
+        self._unseen = Unseen()
+        self._unsent: list[bytes] = []
+
+    def _send(self, message: Submit | Find | Attach | Abort | Pin | Unpin | Park | Drain) -> None:
+        # What is sent in one turn of the loop leaves in one write: each costs a system call, and wakes the worker.
+        if not self._unsent:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._unsent.append(CLUSTER.encode(message))
+
+    def _flush(self) -> None:
+        unsent, self._unsent = b"".join(self._unsent), []
+        # Closing: the reader is about to report it, and loses the streams.
+        if unsent and self._writer is not None and not self._writer.is_closing():
+            self._writer.write(unsent)
+
+    async def _run(self) -> None:
+        pause, longest = _BACKOFF_S
+        while self.listed is not None:
+            try:
+                await self._serve()
+            except Exception as error:  # whatever it was, the worker is tried again while it is listed
+                reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                if self.connected:
+                    _log.warning("worker %s ended: %s", self.ref.worker_id, reason)
+                    pause = _BACKOFF_S[0]
+                self.problem = reason
+            finally:
+                self._lose()
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(2 * pause, longest)
+
+    async def _serve(self) -> None:
+        async with asyncio.timeout(_CONNECT_S):
+            reader, writer = await connect(self.ref.host, self.ref.port)
+            self._writer = writer
+            _detect_dead_host(writer.get_extra_info("socket"))
+            await call(reader, writer, self._secret)
+            writer.write(CLUSTER.encode(Hello(self._router_name, "router")))
+            info = await CLUSTER.read(reader)
+        if not isinstance(info, WorkerInfo):
+            raise WireError(f"{self.ref.host}:{self.ref.port} began with {type(info).__name__}, not WorkerInfo")
+        if (info.worker_id, info.role) != (self.ref.worker_id, self.role):
+            raise WireError(
+                f"at {self.ref.host}:{self.ref.port} is {info.role} worker {info.worker_id}, "
+                f"not {self.role} worker {self.ref.worker_id}"
+            )
+        self._reset()
+        self._retired = False
+        self.info = info
+        self._holder = Holder(info.worker_id)
+        self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
+        self.connected = True
+        self._changed(self)
+        if self.listed is not None:
+            self._on_live()
+        while True:
+            message = await CLUSTER.read(reader)
+            if isinstance(message, Parked):
+                self._inquiries.parked(message.call, message.reason)
+            elif isinstance(message, Found):
+                self._inquiries.found(message)
+            elif isinstance(message, StepOutputs):
+                self._step(message)
+            else:
+                raise WireError(f"{type(message).__name__} is no message from a worker to a router")
+
+    def _step(self, message: StepOutputs) -> None:
+        self.load = message.load
+        if message.kept:
+            self._prefixes.update(self._holder, message.kept)
+        self._unseen.update(message.seen)
+        self._changed(self)
+        now = time.monotonic()
+        legs = self._legs
+        for output in message.outputs:
+            leg = legs.get(output.request_id)
+            if leg is None:
+                continue
+            try:
+                leg.stream.receive(leg, output, now)
+            except Exception as error:  # one request's trouble is not the connection's
+                _log.exception("request %s", output.request_id)
+                leg.stream.broke(error)
+
+    def _lose(self) -> None:
+        self.connected = False
+        self._changed(self)
+        self._prefixes.leave(self._holder)
+        self._inquiries.lose()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+        lost, self._legs = self._legs, {}
+        now = time.monotonic()
+        for leg in lost.values():
+            leg.lost(now, alone=len(lost) == 1)
+
+
+def _detect_dead_host(sock: socket.socket) -> None:
+    """A process's death ends the stream at once; a host's sends nothing, so ask it every second."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5000)):
+        if hasattr(socket, name):
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
