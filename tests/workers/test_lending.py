@@ -13,6 +13,7 @@ from typing import Literal
 import psutil
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from benchmarks.loading import CONFIG, write_checkpoint
@@ -159,7 +160,7 @@ def info(**changes: object) -> WorkerInfo:
         worker_id="w", role="decode", host=HOST, port=1, node="n", pid=1, weights_id=weights_id(Path(MODEL)),
         layout=layout, vocab_size=8, page_size=16, pages=4, slots=2, max_model_len=256, ranks=ranks,
     )  # fmt: skip
-    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+    return structs.replace(made, **changes)  # type: ignore[arg-type]
 
 
 def test_who_may_lend() -> None:
@@ -167,7 +168,7 @@ def test_who_may_lend() -> None:
     found = find_lender(settings, [info()])
     assert found is not None
     assert (found.worker_id, found.addresses) == ("w", ((HOST, 3), (HOST, 4)))
-    gpus = tuple(dataclasses.replace(rank, device="cuda:0") for rank in info().ranks)
+    gpus = tuple(structs.replace(rank, device="cuda:0") for rank in info().ranks)
     others = [info(weights_id="x"), info(layout="x"), info(ranks=gpus)]
     assert find_lender(settings, others) is None
     assert find_lender(dataclasses.replace(settings, version="commit"), [info()]) is None
