@@ -2,7 +2,7 @@
 
 Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker ->
 router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`.
-Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`.
+Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
 """
@@ -28,10 +28,10 @@ Finish = Literal["stop", "length", "abort", "error", "handoff", "moved"]
 
 
 class Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Plain, immutable data that messages are made of: no cycles, so the garbage collector need not look.
+    """Plain, immutable data that messages are made of; `msgspec.structs.replace` changes one.
 
-    A struct of the codec's library, as a token costs several of these: made, written and read in a tenth, a fifth and a
-    third of what dataclasses take.
+    It holds no cycles, so the garbage collector need not look. A token costs several of these: structs are made, written
+    and read in a tenth, a fifth and a third of the time that dataclasses take.
     """
 
 
@@ -206,7 +206,8 @@ class Load(Data, frozen=True):
     token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
     steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt
     tokens that were not computed, and that were, since the worker's start. hits: prompts that began from a snapshot;
-    misses: those of which tokens were computed, one count a reason, in the order of `Miss`.
+    misses: those of which tokens were computed, one count a reason, in the order of `Miss`. unreachable: other workers
+    that it can't connect to now, so that no snapshot comes from them.
     """
 
     queued: int
@@ -223,6 +224,7 @@ class Load(Data, frozen=True):
     decode_s: float = 0.0
     hits: int = 0
     misses: tuple[int, ...] = ()
+    unreachable: tuple[str, ...] = ()
 
 
 class KeptEvent(Data, frozen=True):
@@ -333,13 +335,14 @@ class Pull(Data, frozen=True):
     """The sending worker has room: send it a snapshot but for its first `have` latents, which it holds.
 
     Without `kept`, the snapshot that this request hands off, as far as there is one yet; with it, the kept snapshot
-    of `position` tokens that has this digest.
+    of `position` tokens that has this digest. ranks: of the sending worker, by which states and latents are split.
     """
 
     request_id: str
     have: int = 0
     position: int = 0
     kept: bytes | None = None
+    ranks: int = 1
 
 
 class CancelPull(Data, frozen=True):
@@ -357,12 +360,16 @@ class PullRefused(Data, frozen=True):
     told: bool
 
 
+class Beat(Data, frozen=True):
+    """The worker lives; sent to workers that pull from it, every `wire.liveness.BEAT_S`."""
+
+
 class Header(Data, frozen=True):
     """A snapshot's identity. A receiver refuses one that differs from what it serves.
 
     `position`: tokens whose latents and state are inside. `token_hash`: `wire.digest` of the first `position` token
     ids, in hex. `generated`: tokens already sampled, the last of which is not yet computed; () of a kept snapshot.
-    `layout`: how the bytes read (shapes, dtypes, tp). `weights_id`: which weights made them.
+    `layout`: how the bytes of all ranks together read (shapes, dtypes, rope). `weights_id`: which weights made them.
     """
 
     request_id: str
@@ -375,5 +382,5 @@ class Header(Data, frozen=True):
 
 Message = (
     Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
-    | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach
+    | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach | Beat
 )  # fmt: skip

@@ -199,13 +199,14 @@ class SequenceStream:
         else:
             self.abandon(leg.failed(f"it sent token {output.offset} twice"))
 
-    def lost(self, leg: Leg, now: float, *, alone: bool = False) -> None:
-        """The connection to a leg's worker ended. alone: with no other sequence of this router."""
+    def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
+        """A leg's worker ended, or is silent. alone: with no other sequence of this router."""
         if self.choice.finish is not None:
             self._land(now)  # only the lost worker's figures are missing
         elif leg.stage == "decode" or len(self._ids) <= 1:  # else the snapshot had left it
-            error = ApiError(503, f"{leg.name} ended while serving the request", code="worker_lost")
-            self._set_back("death", error, alone)
+            how = "fell silent" if silent else "ended"
+            error = ApiError(503, f"{leg.name} {how} while serving the request", code="worker_lost")
+            self._set_back("silence" if silent else "death", error, alone)
 
     def broke(self, error: Exception) -> None:
         """The router itself failed over an output."""

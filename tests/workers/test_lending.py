@@ -246,7 +246,7 @@ def test_a_lender_that_dies_half_way_leaves_storage(described: Path, caplog: pyt
         async with workers() as started:
             settings = config(1, str(described), version="v1")
             dying = info(weights_id=held.identity, ranks=(RankInfo(0, 2, "n", "cpu", HOST, lender.transfers.port),))
-            dying = dataclasses.replace(dying, layout=layout_of(settings, LingConfig.load(described, {})))
+            dying = structs.replace(dying, layout=layout_of(settings, LingConfig.load(described, {})))
             worker = await started.start(settings, "decode", storage, [dying])
             for prompt, sampling, expected in cases(2):
                 stream = started.whole(worker, prompt, sampling)

@@ -317,7 +317,7 @@ def test_an_end_that_goes_in_the_middle_is_noticed_and_nothing_is_left(
     ],
 )
 def test_which_channel_is_taken_with_tls(own: dict[str, str], peer: dict[str, str], kind: str) -> None:
-    plain = {"worker_id": "w", "rank": 0, "machine": "m", "device": "cpu", "channel": "auto"}
+    plain = {"worker_id": "w", "rank": 0, "ranks": 1, "machine": "m", "device": "cpu", "channel": "auto"}
     hails = [Hail(**(plain | changes)) for changes in (own, peer)]  # type: ignore[arg-type]
     assert candidates(*hails, sealed=True)[0] == kind
 

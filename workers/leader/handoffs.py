@@ -175,7 +175,7 @@ class HandOffs:
         actions: list[Action] = []
         if seq is not None:
             try:
-                self._scheduler.pull(pull.request_id, puller.name, pull.have)
+                self._scheduler.pull(pull.request_id, puller.name, pull.have, pull.ranks)
             except PullError as error:
                 return [ToPuller(puller, PullRefused(pull.request_id, str(error), told=False))]
             if seq.generated:
@@ -299,7 +299,7 @@ class HandOffs:
         assert seq.source is not None
         known, position = seq.known, seq.source.position
         kept = known.digests.at(known.ids, position) if seq.source.kept else None
-        return Pull(seq.request_id, expect.start, position, kept)
+        return Pull(seq.request_id, expect.start, position, kept, len(self._info.ranks))
 
     def _send_header(self, seq: Sequence, peer: str) -> list[Action]:
         puller = self._pulls.worker(peer)

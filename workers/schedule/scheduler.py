@@ -102,10 +102,10 @@ class Scheduler:
         self._free(seq)
         return seq
 
-    def pull(self, request_id: str, peer: str, have: int = 0) -> None:
+    def pull(self, request_id: str, peer: str, have: int = 0, ranks: int = 0) -> None:
         """`peer` has room for the snapshot of a sequence that is here; PullError if it can't have it.
 
-        have: the first latents, which the peer holds already.
+        have: the first latents, which the peer holds already. ranks: of the peer; 0: as many as here.
         """
         seq = self.sequences[request_id]
         if not seq.handoff:
@@ -115,7 +115,7 @@ class Scheduler:
         # One latent at least leaves with the state: what has all of a prompt's latents begins from a kept snapshot.
         if not 0 <= have < seq.prompt_tokens:
             raise PullError(f"a peer that holds {have} latents can't have a snapshot of {seq.prompt_tokens} tokens")
-        seq.peer = peer
+        seq.peer, seq.peer_ranks = peer, ranks
         seq.exported = have
 
     def pin(self, session: str, marks: Seq[Mark], now: float, until: float) -> None:

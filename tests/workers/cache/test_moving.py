@@ -60,15 +60,18 @@ async def moved(started: Workers, to: Worker, gone: Worker, stream: Stream, want
 
 
 @pytest.mark.parametrize(
-    ("tp", "count", "temperature", "speculate"),
-    [(1, 1, 0.0, "off"), (1, 16, 0.0, "off"), (2, 4, 0.0, 3), (1, 4, 0.8, "off"), (1, 8, 0.0, 3)],
-)
-def test_migrated_mid_answer(tp: int, count: int, temperature: float, speculate: Literal["off"] | int) -> None:
+    ("tp", "to", "count", "temperature", "speculate"),
+    [
+        (1, 1, 1, 0.0, "off"), (1, 1, 16, 0.0, "off"), (2, 2, 4, 0.0, 3), (1, 1, 4, 0.8, "off"), (1, 1, 8, 0.0, 3),
+        (2, 1, 4, 0.0, 3), (1, 2, 16, 0.0, "off"),
+    ],
+)  # fmt: skip
+def test_migrated_mid_answer(tp: int, to: int, count: int, temperature: float, speculate: Literal["off"] | int) -> None:
     async def run() -> None:
         async with workers() as started:
             kept = {"cache_states": 32, "slots": 16, "speculate": speculate}
             one, two = await asyncio.gather(
-                started.start(config(tp, **kept), "decode"), started.start(config(tp, **kept), "decode")
+                started.start(config(tp, **kept), "decode"), started.start(config(to, **kept), "decode")
             )
             requests = asked(temperature, count)
             streams = []
