@@ -30,8 +30,8 @@ Finish = Literal["stop", "length", "abort", "error", "handoff", "moved"]
 class Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
     """Plain, immutable data that messages are made of; `msgspec.structs.replace` changes one.
 
-    It holds no cycles, so the garbage collector need not look. A token costs several of these: structs are made, written
-    and read in a tenth, a fifth and a third of the time that dataclasses take.
+    It holds no cycles, so the garbage collector need not look. A token costs several of these: structs are made,
+    written and read in a tenth, a fifth and a third of the time that dataclasses take.
     """
 
 
