@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 
+from msgspec import structs
+
 from router.api.render import TooLong, check_length, conversation_prompt
 from router.api.request import Conversation, Names, RawPrompt, RawPrompts, Request, Sampling
 from router.errors import ApiError, fault, invalid
@@ -47,7 +49,7 @@ async def make_choices(gateway: Gateway, request: Request, tenant: str) -> list[
                 Choice(
                     index,
                     prompt,
-                    replace(params, max_tokens=max(max_tokens, 1), seed=seed, grammar=grammar),
+                    structs.replace(params, max_tokens=max(max_tokens, 1), seed=seed, grammar=grammar),
                     tokenizer,
                     stop=request.sampling.stop,
                     reader=_reader(request, prompt, gateway.tool_parser),
