@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from functools import partial
 from typing import Protocol
+
+from msgspec import structs
 
 from router.errors import ApiError, invalid
 from router.metrics import StreamTimes
@@ -162,7 +163,7 @@ class SequenceStream:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
             self.legs.append(Leg(self, prefill, both(handoff=True, prefix=prefix), work))
-            prefix = dataclasses.replace(prefix, kept_tokens=0, source=None)
+            prefix = structs.replace(prefix, kept_tokens=0, source=None)
         submit = both(source=source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit, work if source is None else 0))
 
@@ -261,7 +262,7 @@ class SequenceStream:
         sampling = self.choice.sampling
         if sampling.prompt_logprobs is None or not self.choice.prompt_logprobs:
             return sampling
-        return dataclasses.replace(sampling, prompt_logprobs=None)
+        return structs.replace(sampling, prompt_logprobs=None)
 
     def _handed_off(self, leg: Leg, now: float) -> None:
         if self.choice.finish is not None:

@@ -9,7 +9,9 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec import structs
 
 from wire.codec import CLUSTER
 from wire.digest import PageDigests
@@ -247,7 +249,7 @@ class FakeWorker:
             if self.refuse is not None and self.refusals > 0:
                 self.refusals -= 1
                 output = SeqOutput(message.request_id, 0, finish="error", error=self.refuse, retry=self.retry)
-                output = replace(output, unservable=self.unservable)
+                output = structs.replace(output, unservable=self.unservable)
                 client.outbox.append(output)
             else:
                 first = message.generated + (message.source is not None)

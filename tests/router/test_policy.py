@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from router.relay import policy
 from router.relay.admission import admit, missing
@@ -37,7 +38,7 @@ def worker(
         worker_id, role, "h", 1, "n", 1, weights, layout, 256, page_size, pages, slots, max_model_len, ranks
     )  # fmt: skip
     idle = Load(0, 0, 0, pages, slots, 0, 0.0)
-    return WorkerState(info, dataclasses.replace(idle, **load), unseen, unseen_tokens, unseen_work)
+    return WorkerState(info, structs.replace(idle, **load), unseen, unseen_tokens, unseen_work)
 
 
 NEED = Need(100, 100)
@@ -113,7 +114,7 @@ def test_the_table_s_order_does_not_matter(table: list[WorkerState], need: Need,
 
 @given(workers(), needs)
 def test_a_worker_with_room_goes_before_one_without(table: list[WorkerState], need: Need) -> None:
-    alike = [dataclasses.replace(w, info=dataclasses.replace(w.info, ranks=(), weights_id="w")) for w in table]
+    alike = [dataclasses.replace(w, info=structs.replace(w.info, ranks=(), weights_id="w")) for w in table]
     plan = choose(alike, need, split=True)
     if isinstance(plan, Plan):
         state = {w.info.worker_id: w for w in alike}

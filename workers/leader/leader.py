@@ -12,6 +12,8 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
+
 from wire.codec import CLUSTER, WireError
 from wire.handshake import accept
 from wire.liveness import BEAT_S, AwakeClock, detect_dead_host
@@ -169,7 +171,7 @@ class Leader:
     def load(self) -> Load:
         """The figures that routers get with the next step."""
         unreachable = self._peers.unreachable
-        return replace(self._scheduler.load, unreachable=unreachable) if unreachable else self._scheduler.load
+        return structs.replace(self._scheduler.load, unreachable=unreachable) if unreachable else self._scheduler.load
 
     @property
     def prompts(self) -> int:
