@@ -35,7 +35,7 @@ class JsonScan:
         return len(self._open)
 
     def step(self, text: str, at: int) -> int:
-        """Take a character of `text[at:]`, or a run within a string; return the index after it, or `at` if it breaks."""
+        """Take a character of `text[at:]`, or a run within a string; return the index after it, `at` if it breaks."""
         if self._mode == "string" and (plain := _PLAIN.match(text, at)):
             return plain.end()
         self._take(text[at])
