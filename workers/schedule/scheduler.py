@@ -18,6 +18,7 @@ from workers.cache.cache import PrefixCache
 from workers.cache.moves import Copy
 from workers.cache.pins import Pins
 from workers.cache.totals import Origin
+from workers.schedule.ahead import Going, going_on, outcomes, rows_ahead
 from workers.schedule.beginning import Beginning, find
 from workers.schedule.builder import InFlight, StepBuilder
 from workers.schedule.drafting import Drafting
@@ -26,7 +27,7 @@ from workers.schedule.lending import Lent
 from workers.schedule.limits import Limits
 from workers.schedule.outputs import ended_output, sampled_output
 from workers.schedule.sequence import Sequence, State
-from workers.schedule.step import Discard, Install, Row, StepResult
+from workers.schedule.step import Ahead, Discard, Install, Row, StepResult
 
 
 def _queue_key(seq: Sequence) -> tuple[int, int]:
@@ -56,6 +57,8 @@ class Scheduler:
         self.moving = Pins()  # snapshots of sequences that go on elsewhere, by request
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
+        self._going: Going | None = None  # while a step is planned ahead
+        self._wants_places = False  # places of sequences whose results are not known
         self.steps = 0
         self.preempted = 0
         self._order = 0
@@ -237,15 +240,52 @@ class Scheduler:
     # Deciding a step
 
     def plan(self, now: float) -> InFlight:
-        """The next step; its plan is `empty` if there is nothing to do. Answer one that has rows with `update`."""
+        """The next step; its plan is `empty` if there is nothing to do. Answer one that has rows with `update`.
+
+        The results of all steps before are known.
+        """
+        self._wants_places = False
+        return self._plan(now, None)
+
+    def plan_ahead(self, behind: InFlight, now: float) -> InFlight | None:
+        """The step after one that is under way, the only one; None where that one's results must be known first.
+
+        Sequences that decode there go on here. Others begin as far as there is room: none is preempted.
+        """
+        if self._wants_places:
+            return None
+        rows = ((row, seq, epoch) for row, (seq, epoch) in zip(behind.plan.rows, behind.rows, strict=True))
+        going = going_on(rows, self.sequences, self.limits)
+        if going is None or not self.drafting.stay(going.drafts, going.count, self.limits.max_step_tokens):
+            return None
+        if not self.cache.make_pages(sum(missing for _, missing in going.short), now):
+            return None
+        for seq, missing in going.short:
+            seq.pages += self.pages.take(missing)
+        return self._plan(now, going)
+
+    def follow(self, ahead: InFlight, behind: InFlight, result: StepResult) -> InFlight:
+        """A step planned ahead, with all its rows. result: of the step before, `update`d already."""
+        assert ahead.plan.ahead is not None
+        # The ranks commit what they have verified by themselves.
+        self.drafting.commits.clear()
+        sampled = [(row, of) for row, of in zip(behind.plan.rows, behind.rows, strict=True) if row.sample]
+        rows = rows_ahead([row for row, _ in sampled], outcomes(result), ahead.plan.ahead, ahead.plan.rows)
+        return InFlight(
+            replace(ahead.plan, ahead=None, rows=tuple(row for row, _ in rows)),
+            tuple(sampled[at][1] if at >= 0 else ahead.rows[-1 - at] for _, at in rows),
+        )
+
+    def _plan(self, now: float, going: Going | None) -> InFlight:
+        self._going = going
         step = StepBuilder(
-            self.limits.max_step_tokens,
+            self.limits.max_step_tokens - (going.count * (1 + going.drafts) if going else 0),
             self.limits.page_size,
             lambda seq, position: self.cache.reserve(seq.known, position, now),
             self._may_leave,
         )
         self.keeping.lend(step, lambda tokens: not self.limits.staging.full(self._leaving(), tokens))
-        drafts = self.drafting.each(self._active, step.budget)
+        drafts = 0 if going else self.drafting.each(self._active, step.budget)
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
             self._continue(priority, step, drafts, now)
@@ -261,13 +301,23 @@ class Scheduler:
             self.cache.disk.take_changes(),
             self._discards,
             self._installs,
+            self._ahead(going) if going else None,
         )
         self.keeping.planned()
         self.drafting.commits.clear()
         self._discards.clear()
         self._installs.clear()
+        self._going = None
         self.steps += 1
         return in_flight
+
+    def _ahead(self, going: Going) -> Ahead:
+        pages = []
+        for seq, _ in going.short:
+            new = seq.pages[seq.pages_on_ranks :]
+            pages += [(seq.slot, seq.pages_on_ranks + n, page) for n, page in enumerate(new)]
+            seq.pages_on_ranks = len(seq.pages)
+        return Ahead(going.ended, tuple(pages))
 
     def update(self, in_flight: InFlight, result: StepResult, now: float) -> list[SeqOutput]:
         """Take a step's results; what they mean for each sequence. Sequences ended meanwhile are passed over."""
@@ -358,9 +408,13 @@ class Scheduler:
 
     def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> None:
         """Rows for what runs at a priority, with so many drafts where a sequence can take them."""
+        if self._going and len(self._going.busy) == len(self._active):
+            return
         single: list[Sequence] = []
         several: list[Sequence] = []
         for seq in self._active:
+            if self._going and seq in self._going.busy:
+                continue
             if seq.priority == priority and (pending := seq.pending):
                 (single if pending == 1 else several).append(seq)
         for seq in single:
@@ -485,6 +539,9 @@ class Scheduler:
         if self.slots.free and self.cache.make_pages(pages, now):
             return True
         yielding = self._yielding(priority)
+        if self._going and yielding:
+            self._wants_places = True
+            return False
         there = self.pages.free + self.pages.reclaimable
         if there + sum(self.pages.owned(s.pages) for s in yielding) < pages or not (self.slots.free or yielding):
             return False
@@ -506,6 +563,9 @@ class Scheduler:
             if self.cache.make_pages(1, now):
                 seq.pages += self.pages.take(1)
                 continue
+            if self._going:
+                self._wants_places = True
+                return False
             victim = max((*self._active, *self._yielding(seq.priority)), key=_queue_key)
             self._preempt(victim, now)
             if victim is seq:

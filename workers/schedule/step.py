@@ -46,6 +46,18 @@ class Commit:
 
 
 @dataclass(frozen=True, slots=True)
+class Ahead:
+    """The step was planned while the one before it ran: that one's rows go on behind the tokens they sample there.
+
+    A row goes on with as many drafts as before. It does not if it ends with a stop token or fails, or if its slot is
+    in `ended`. pages: (slot, index in the slot's page table, page) of every page that is added before the step.
+    """
+
+    ended: tuple[int, ...]
+    pages: tuple[tuple[int, int, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Admit:
     """A sequence takes `slot`: its sampler, and its ids so far where a penalty needs them (else ()).
 
@@ -148,10 +160,12 @@ class StepPlan:
     device when the step begins; saves: states of sequences that ended or yield, before their slots are used anew;
     writes from the host tier to disk; drops of the host tier, and files to erase; transfers, installs, fetches and
     lends; copies: kept states and pages that sequences begin from; admits; rows together in one forward pass, those
-    with drafts first; exports.
+    with drafts first; exports. ahead: rows that come before `rows`; the ranks then commit what they have verified by
+    themselves, and `commits` is empty.
     """
 
     step: int
+    ahead: Ahead | None = None
     commits: tuple[Commit, ...] = ()
     stores: tuple[Store, ...] = ()
     saves: tuple[Copy, ...] = ()
@@ -175,7 +189,7 @@ class StepPlan:
         """Nothing to do."""
         return not any(
             (
-                self.commits, self.saves, self.stores, self.writes, self.drops, self.erases, self.links, self.unlinks,
+                self.ahead, self.commits, self.saves, self.stores, self.writes, self.drops, self.erases, self.links, self.unlinks,
                 self.discards, self.expects, self.fetches, self.lends, self.installs, self.copies, self.admits,
                 self.rows,
                 self.exports,
@@ -189,7 +203,7 @@ class StepResult:
 
     logprobs: as many for each row, or none where not asked. prompt_logprobs: one list a row, those of its `next_ids`.
     failures: indices into `tokens` of sequences that can't go on under their own grammar, and why; what was sampled for
-    them means nothing.
+    them means nothing. stopped: indices of those whose last token is one of their stop tokens.
     """
 
     step: int
@@ -198,6 +212,7 @@ class StepResult:
     prompt_logprobs: tuple[tuple[TokenLogprob, ...], ...]
     elapsed_s: float
     failures: tuple[tuple[int, str], ...] = ()
+    stopped: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
