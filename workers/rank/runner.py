@@ -125,6 +125,7 @@ class Runner:
         self._watch.lap("draft")
         ids = self._ids(plan.rows, drafts)
         hidden = graphs(plan.rows, ids) if graphs else self._model.forward(self._batch(plan.rows, ids), self._caches)
+        self._watch.launched()
         self._verified = self._verified_of(plan.rows)
         if self._drafter is not None:
             self._drafter.take(plan.rows, ids, hidden)

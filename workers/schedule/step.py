@@ -189,7 +189,8 @@ class StepPlan:
         """Nothing to do."""
         return not any(
             (
-                self.ahead, self.commits, self.saves, self.stores, self.writes, self.drops, self.erases, self.links, self.unlinks,
+                self.ahead, self.commits, self.saves, self.stores, self.writes, self.drops, self.erases, self.links,
+                self.unlinks,
                 self.discards, self.expects, self.fetches, self.lends, self.installs, self.copies, self.admits,
                 self.rows,
                 self.exports,
