@@ -87,7 +87,7 @@ def _size(config: ClusterConfig, role: Role) -> dict[str, Any]:
     pool = config.pool(role)
     if pool.max_replicas is None:
         return {"num_replicas": pool.replicas}
-    return {"autoscaling_config": autoscaling(pool, config.autoscaling)}
+    return {"autoscaling_config": autoscaling(role, pool, config.autoscaling)}
 
 
 def _pool(resolved: Resolved, role: Role, directory: Application) -> Application:

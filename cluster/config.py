@@ -186,13 +186,15 @@ class CacheSection(_Section):
 class AutoscalingSection(_Section):
     """When pools with `max_replicas` change size.
 
-    busy: share of its slots or pages, whichever is fuller, that a decode worker is to have in use, and of its time that
-    a prefill worker is to compute. wait_s: seconds of prompt that a prefill worker is to have before it. A pool grows
+    busy: share of its slots or pages, whichever is fuller, and of its time for prompts, that a worker is to have in use
+    at most. first_token_s: within this time of reaching the pool a prompt is to be computed; attained: the share of
+    prompts of which that must be predicted. Sequences are to decode within router.inter_token_target_s. A pool grows
     once more has been needed for upscale_delay_s, and shrinks once less was enough for downscale_delay_s.
     """
 
     busy: Annotated[float, Field(gt=0, le=1), _READ] = 0.8
-    wait_s: Seconds = 1.0
+    first_token_s: Seconds = 1.0
+    attained: Annotated[float, Field(gt=0, lt=1), _READ] = 0.99
     upscale_delay_s: Annotated[float, Field(ge=0), _READ] = 10.0
     downscale_delay_s: Annotated[float, Field(ge=0), _READ] = 300.0
 

@@ -8,6 +8,7 @@ import socket
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ import ray
 from ray import serve
 
 from cluster.config import ClusterConfig
+from cluster.costs import costs_of
 from cluster.entries import ENTER_EVERY_S, Failure, Listing
 from cluster.gpus import SEES_ALL_GPUS, assigned_gpus
 from cluster.loopback import close_side_door
 from cluster.metrics import Bridge
 from cluster.metrics_limit import limit_of
 from cluster.resolve import Resolved, log_settings, worker_config
-from cluster.scaling import DEMAND, BusyShare, demand
 from cluster.secret import cluster_secret
+from cluster.sizing import PromptRate, asked
 from cluster.starting import Start
 from wire.logs import describe, set_up
 from wire.metrics.recorder import Reading
@@ -61,8 +63,7 @@ class Worker:
         self._directory = directory
         self._role: Role = role
         self._drain_s = resolved.config.drain_s
-        self._target = resolved.config.autoscaling
-        self._busy = BusyShare()
+        self._rate = PromptRate()
         self._worker_id = f"{role}-{serve.get_replica_context().replica_id.unique_id}"
         set_up(log_settings(resolved.config), worker=self._worker_id)
         began = time.monotonic()
@@ -84,6 +85,7 @@ class Worker:
         origin = resolved.origin
         if origin is not None:
             resolved = resolved.moved((await asyncio.to_thread(origin.description)).folder)
+        self._costs = costs_of(resolved.config, resolved.model)
         config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
         self._limit = limit_of(resolved.model, resolved.config.card, config.tp)
         # Under `ling serve` the machine's workers share one.
@@ -118,7 +120,7 @@ class Worker:
         leader = self._leader
         if self._limit is not None:
             leader.figures.limit(self._limit.reached(leader.figures.totals))
-        leader.figures.sized(self._start_s, self._demand())
+        leader.figures.started(self._start_s)
         return leader.readings()
 
     async def _run(self) -> None:
@@ -143,12 +145,10 @@ class Worker:
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Serve calls this and hands the result to the pool's autoscaling policy."""
-        return {DEMAND: self._demand()}
-
-    def _demand(self) -> float:
         leader = self._leader
-        busy = self._busy.of(leader.figures.totals.seconds, time.monotonic())
-        return demand(leader.info, leader.load, self._config.max_step_tokens, self._target, busy)
+        load = leader.load
+        rate = self._rate.of(leader.prompts, load.missed_tokens, time.monotonic())
+        return asdict(asked(leader.info, load, self._costs, rate))
 
     async def check_health(self) -> None:
         """Serve calls this; a leader whose loop hangs does not answer."""

@@ -15,6 +15,11 @@ from wire.tokens import TokenIds
 Role = Literal["prefill", "decode"]
 # Where a worker keeps snapshots, the nearest first.
 Tier = Literal["device", "host", "disk"]
+# Why prompt tokens had to be computed. new: no sequence began so. no_state: their latents were computed before, but no
+# state stands there. evicted: one stood there. weights: one stands there that other weights made, or that is laid out
+# otherwise: on disk, or at another worker. template: what they stand for was rendered to other tokens before. peer:
+# another worker that was said to hold it could not give it.
+Miss = Literal["new", "no_state", "evicted", "weights", "template", "peer"]
 # Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "moved": the worker is to end,
 # and the sequence goes on elsewhere. "abort": at a decode worker,
 # that the prefill worker ended the request, and has told the router how.
@@ -81,13 +86,17 @@ class Prefix:
     """What a prompt begins with, for the prefix cache.
 
     boundaries: positions at which its system prompt and each of its turns end. scope: whose prefixes it may share.
-    kept_tokens: `source` keeps a snapshot of so many of its first tokens; 0 if none is known of.
+    kept_tokens: `source` keeps a snapshot of so many of its first tokens; 0 if none is known of. foreign_tokens:
+    workers whose snapshots don't fit this one keep one of so many. rewritten_tokens: what it begins with was rendered
+    to so many tokens before, and to others than now; 0 if it was not.
     """
 
     boundaries: tuple[int, ...] = ()
     scope: str = ""
     kept_tokens: int = 0
     source: PeerRef | None = None
+    foreign_tokens: int = 0
+    rewritten_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +210,8 @@ class Load:
 
     token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
     steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt
-    tokens that were not computed, and that were, since the worker's start.
+    tokens that were not computed, and that were, since the worker's start. hits: prompts that began from a snapshot;
+    misses: those of which tokens were computed, one count a reason, in the order of `Miss`.
     """
 
     queued: int
@@ -216,6 +226,8 @@ class Load:
     hit_tokens: int = 0
     missed_tokens: int = 0
     decode_s: float = 0.0
+    hits: int = 0
+    misses: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -83,9 +83,9 @@ CAPACITY = Board(
             "Scaling",
             (
                 Panel(
-                    "Workers asked for", "short", "What the load asks for, by pool, and how many are live.",
+                    "Workers wanted", "short", "What pools that scale need for their targets, and how many are live.",
                     (
-                        Query(total(t.DEMAND, "role"), "{{role}} asked for"),
+                        Query(total(t.WORKERS_WANTED, "role", how="max"), "{{role}} wanted"),
                         Query(total(t.WORKERS_LIVE, "role", how="max"), "{{role}} live"),
                     ),
                 ),

@@ -55,6 +55,7 @@ _SOURCES: dict[Source, str] = {
     "router": "Routers'",
     "both": "Workers' load (on routers' `/metrics` too)",
     "worker": "Workers'",
+    "pool": "Pools' (on Ray's page of the node that runs Serve's controller)",
 }
 
 

@@ -19,4 +19,3 @@ export RAY_gcs_storage="${RAY_gcs_storage:-rocksdb}"
 export RAY_gcs_storage_path="$HOME/ling-gcs"
 export RAY_gcs_rpc_server_reconnect_timeout_s=600
 # How often workers report what pools are sized by.
-export RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S=1

@@ -99,7 +99,6 @@ seccompProfile: {type: RuntimeDefault}
 - {name: RAY_health_check_period_ms, value: "500"}
 - {name: RAY_health_check_timeout_ms, value: "1000"}
 - {name: RAY_health_check_failure_threshold, value: "3"}
-- {name: RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S, value: "1"}
 {{- end -}}
 
 {{/* Of the main container, of a component's own values. */}}

@@ -4,7 +4,7 @@ import asyncio
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,7 +30,7 @@ from router.relay.gateway import Gateway
 from router.relay.link import WorkerLink
 from router.text.tokenizer_info import tokenizer_info
 from wire.progress import Starting
-from wire.protocol import Role
+from wire.protocol import Miss, Role
 
 
 class Info:
@@ -174,6 +174,8 @@ def _worker(link: WorkerLink) -> WorkerStatus | UnreachedWorker:
         "kept": load.kept,
         "hit_tokens": load.hit_tokens,
         "missed_tokens": load.missed_tokens,
+        "hits": load.hits,
+        "misses": dict(zip(get_args(Miss), load.misses, strict=False)),
         "in_flight": link.in_flight,
         "ranks": [{"rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device} for r in info.ranks],
     }

@@ -10,6 +10,7 @@ from router.api.request import Conversation, Names, RawPrompt, RawPrompts, Reque
 from router.errors import ApiError, fault, invalid
 from router.relay.choice import Choice, Prompt
 from router.relay.gateway import Gateway, Limits
+from router.relay.prefixes import scope_of
 from router.relay.recording import Recording
 from router.text.grammar import Form, Thinking
 from router.text.reader import Reader
@@ -69,8 +70,15 @@ async def _prompts(gateway: Gateway, request: Request, limits: Limits, tenant: s
             size = sum(map(len, source.prompts))
             return await gateway.apart(size, _encoded, source.prompts, gateway.tokenizer, limits)
         context, room = limits.max_model_len, limits.max_model_len - (request.sampling.max_tokens or 1)
-        work = partial(conversation_prompt, source, names, gateway.tokenizer, partial(gateway.exact.recall, tenant))
-        return [await gateway.apart(source.characters, work, context, room)]
+        recall = partial(gateway.exact.recall, tenant)
+        scope = scope_of(tenant, request.cache_salt, gateway.config.cache_share_all)
+
+        def work() -> Prompt:
+            prompt = conversation_prompt(source, names, gateway.tokenizer, recall, context, room)
+            rewritten = gateway.renderings.look(scope, prompt.contents, prompt.token_ids, prompt.boundaries)
+            return replace(prompt, contents=(), rewritten=rewritten)
+
+        return [await gateway.apart(source.characters, work)]
     except TooLong as error:
         raise _too_long(error.tokens, limits, names) from None
 

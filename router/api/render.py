@@ -9,6 +9,7 @@ from router.api.request import Conversation, Ending, Names, Turn
 from router.errors import invalid
 from router.relay.choice import Prompt
 from router.text.exact import Said
+from router.text.renderings import beginnings
 from router.text.shield import Exact
 from router.text.tokenizer import Tokenizer
 
@@ -90,7 +91,16 @@ def _render(
     token_ids, boundaries = tokenizer.encode_chat(rendered)
     if not token_ids:
         raise invalid("the chat template makes no tokens of these messages", names.turns, "empty_prompt")
-    return Prompt(token_ids, thinking=rendered.thinking, boundaries=boundaries)
+    return Prompt(token_ids, thinking=rendered.thinking, boundaries=boundaries, contents=_contents(conversation))
+
+
+def _contents(conversation: Conversation) -> tuple[bytes, ...]:
+    """Digests of what it begins with: its tools and instructions first."""
+    turns = [
+        (t.role, t.text, t.name, t.call_id, [(c.id, c.name, c.arguments) for c in t.calls]) for t in conversation.turns
+    ]
+    said = next((i for i, turn in enumerate(conversation.turns) if turn.role != "system"), len(turns))
+    return beginnings(([dict(tool.shown) for tool in conversation.tools.offered], turns[:said]), turns[said:])
 
 
 def check_length(characters: int, tokenizer: Tokenizer, context: int | None) -> None:

@@ -14,6 +14,7 @@ from router.priority import BATCH
 from router.relay.choice import Choice
 from router.relay.gateway import Gateway
 from router.relay.job import Job
+from router.relay.prefixes import scope_of
 
 _log = logging.getLogger(__name__)
 
@@ -59,7 +60,14 @@ async def _answer(
         raise invalid("'session_id' is not supported in a batch: its lines have no order", "session_id")
     choices = await make_choices(gateway, request, tenant)
     shape = begin(gateway, api, asked, request, choices)
-    job = Job(choices, stream=False, priority=BATCH + request.priority, tenant=tenant, live=False)
+    job = Job(
+        choices,
+        stream=False,
+        priority=BATCH + request.priority,
+        tenant=tenant,
+        live=False,
+        prefix_scope=scope_of(tenant, request.cache_salt, gateway.config.cache_share_all),
+    )
     with gateway.flying(job):
         sent()
         while not job.over:

@@ -22,13 +22,16 @@ class Prompt:
     """What a choice continues.
 
     text: a completion's prompt, where that was text. thinking: it ends within reasoning. boundaries: how many tokens
-    there are up to each turn's end, of a conversation.
+    there are up to each turn's end, of a conversation. contents: digests of what a conversation begins with.
+    rewritten: how many tokens the longest of these that was seen before was rendered to then, if to others than now.
     """
 
     token_ids: TokenIds
     text: str | None = None
     thinking: bool = False
     boundaries: tuple[int, ...] = ()
+    contents: tuple[bytes, ...] = ()
+    rewritten: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -287,10 +287,10 @@ class Dispatcher:
 
 
 def _prefix(plan: Plan, stream: SequenceStream) -> Prefix:
-    source, kept_tokens = _ref(plan.source), plan.kept_tokens
+    source, kept_tokens, prompt = _ref(plan.source), plan.kept_tokens, stream.choice.prompt
     if stream.moved is not None:
         source, kept_tokens = stream.moved
-    return Prefix(stream.choice.prompt.boundaries, stream.prefix_scope, kept_tokens, source)
+    return Prefix(prompt.boundaries, stream.prefix_scope, kept_tokens, source, plan.foreign_tokens, prompt.rewritten)
 
 
 def _ref(info: WorkerInfo | None) -> PeerRef | None:

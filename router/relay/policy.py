@@ -7,7 +7,7 @@ token, and what places cost. Pick: the least; equals by the need's salt.
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from router.relay.costs import Costs
@@ -54,7 +54,8 @@ class Plan:
     waits: none has room for it now, so that it waits at one of the two. source, kept_tokens: whose kept snapshot the
     worker that computes the prompt is to begin from, and of how many tokens; None to begin from what it has itself.
     work: prompt tokens that are computed. ahead_s: seconds of prompts before it at the worker that computes it.
-    first_token_s: the predicted time to the first token, those included.
+    first_token_s: the predicted time to the first token, those included. foreign_tokens: of how many of its first
+    tokens workers keep a snapshot that does not fit these.
     """
 
     prefill: WorkerInfo | None
@@ -65,6 +66,7 @@ class Plan:
     work: int = field(default=0, compare=False)
     first_token_s: float = field(default=0.0, compare=False)
     ahead_s: float = field(default=0.0, compare=False)
+    foreign_tokens: int = field(default=0, compare=False)
 
 
 NoPlanReason = Literal["no_decode_worker", "mismatch", "too_long"]
@@ -90,7 +92,16 @@ def choose(fleet: Fleet, need: Need, *, split: bool) -> Plan | NoPlan:
         found = _Search(fleet.costs, need, group, split=split).best()
         if found is not None and (best is None or found[0] < best[0]):
             best = found
-    return best[1] if best is not None else _no_plan(fleet, need, split)
+    return _with_foreign(best[1], fleet, need) if best is not None else _no_plan(fleet, need, split)
+
+
+def _with_foreign(plan: Plan, fleet: Fleet, need: Need) -> Plan:
+    """The plan, with what is kept of the prompt at workers whose snapshots don't fit."""
+    if len(fleet.groups) == 1 or not need.held:
+        return plan
+    own = identity(plan.decode)
+    others = (s for s in (*fleet.prefills, *fleet.decodes) if s.identity != own)
+    return replace(plan, foreign_tokens=max((need.begin(s.worker_id) for s in others), default=0))
 
 
 class _Search:

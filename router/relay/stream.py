@@ -162,7 +162,7 @@ class SequenceStream:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
             self.legs.append(Leg(self, prefill, both(handoff=True, prefix=prefix), work))
-            prefix = Prefix(prefix.boundaries, prefix.scope)
+            prefix = dataclasses.replace(prefix, kept_tokens=0, source=None)
         submit = both(source=source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit, work if source is None else 0))
 

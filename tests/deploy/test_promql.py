@@ -154,7 +154,13 @@ def test_every_expression_tells_something_sane(tmp_path: Path, monkeypatch: pyte
     key = make_key()
     keys = tmp_path / "keys"
     keys.write_text(f"somebody sha256:{hashed(key)}\n")
-    settings = ("card=h20-96gb", f"router.api_keys={keys}", f"cache.disk_dir={tmp_path}", "cache.host_bytes=100000000")
+    settings = (
+        "card=h20-96gb",
+        "decode.max_replicas=1",
+        f"router.api_keys={keys}",
+        f"cache.disk_dir={tmp_path}",
+        "cache.host_bytes=100000000",
+    )
     with serving("--tp", "1", "--slots", "8", *(word for s in settings for word in ("--set", s))) as at:
         evaluate(at, key, tmp_path)
 

@@ -139,6 +139,17 @@ def test_own_submissions_count_before_the_worker_reports_them() -> None:
     assert choose(table + decodes, NEED, split=True) == Plan(table[1].info, decodes[1].info)
 
 
+def test_what_workers_of_other_weights_keep_is_told_and_not_used() -> None:
+    table = [worker("p", "prefill"), worker("d", "decode"), worker("old", "decode", weights="v", running=5)]
+    held = {"old": Held(80, True), "p": Held(30, True), "gone": Held(99, True)}
+    plan = choose(table, dataclasses.replace(NEED, held=held), split=True)
+    assert isinstance(plan, Plan)
+    assert (plan.decode.worker_id, plan.source, plan.foreign_tokens) == ("d", None, 80)
+    plan = choose(table[:2], dataclasses.replace(NEED, held=held), split=True)
+    assert isinstance(plan, Plan)
+    assert plan.foreign_tokens == 0
+
+
 def test_equals_share_by_salt() -> None:
     table = [worker(f"p{i}", "prefill") for i in range(4)] + [worker(f"d{i}", "decode") for i in range(4)]
     plans = [choose(table, dataclasses.replace(NEED, salt=s), split=True) for s in range(200)]

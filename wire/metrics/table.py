@@ -9,12 +9,14 @@ from typing import Literal
 
 Kind = Literal["counter", "gauge", "histogram"]
 Unit = Literal["seconds", "bytes", "tokens", "sequences", "requests", "pages", "slots", "workers", "ratio", "count"]
-Source = Literal["router", "worker", "both"]
+Source = Literal["router", "worker", "both", "pool"]
 
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. source: who records it; "both": a worker records it, and routers repeat what it last told them."""
+    """One metric. source: who records it; "both": a worker records it, and routers repeat what it last told them.
+    "pool": the autoscaling policy, in Serve's controller.
+    """
 
     name: str
     kind: Kind
@@ -118,6 +120,12 @@ WORKERS_LIVE = _router("ling_workers_live", "gauge", "workers", "Workers this ro
 WORKERS_CONFIGURED = _router(
     "ling_workers_configured", "gauge", "workers", "Workers a pool is to have at least, by pool", "role"
 )
+WORKERS_WANTED = _add(
+    Metric(
+        "ling_workers_wanted", "gauge", "workers", "pool",
+        "Workers that a pool with `max_replicas` needs for its targets, before Serve's bounds and delays", ("role",),
+    )
+)  # fmt: skip
 
 # A worker's room and load, as it tells them with every step
 
@@ -172,10 +180,6 @@ LOAD_SECONDS = _worker(
     "seconds",
     "From the worker's creation until it took requests: ranks, weights, graphs",
 )
-DEMAND = _worker(
-    "ling_demand_ratio", "gauge", "ratio",
-    "Workers that this worker's load asks for; a pool that scales gets as many as all of them add up to",
-)  # fmt: skip
 LIMIT_RATIO = _worker(
     "ling_limit_ratio", "gauge", "ratio",
     "Share of the speed the planner gives the configured card; absent while nothing runs or no card is configured",
@@ -210,7 +214,8 @@ CACHE_HIT_TOKENS = _worker(
 )
 CACHE_MISSES = _worker(
     "ling_cache_misses_total", "counter", "requests",
-    "Prompts of which tokens were computed, by why no longer snapshot was there: new, no_state, evicted, peer",
+    "Prompts of which tokens were computed, by why no longer snapshot was there: new, no_state, evicted, weights, "
+    "template, peer",
     "reason",
 )  # fmt: skip
 CACHE_MISSED_TOKENS = _worker(

@@ -148,10 +148,9 @@ class WorkerFigures:
         if ratio is not None:
             self._recorder.value(table.LIMIT_RATIO, *self._who).put(ratio)
 
-    def sized(self, start_s: float, demand: float) -> None:
-        """How long the worker took to start, and how many workers its load asks for."""
+    def started(self, start_s: float) -> None:
+        """How long the worker took to start."""
         self._recorder.value(table.LOAD_SECONDS, *self._who).put(start_s)
-        self._recorder.value(table.DEMAND, *self._who).put(demand)
 
     @property
     def totals(self) -> StepTotals:

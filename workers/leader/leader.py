@@ -170,6 +170,11 @@ class Leader:
         """The figures that routers get with the next step."""
         return self._scheduler.load
 
+    @property
+    def prompts(self) -> int:
+        """Prompts that were begun here, in whole or in part, since the start."""
+        return sum(self._scheduler.cache.totals.misses.values())
+
     def readings(self) -> Iterator[Reading]:
         """Everything the worker tells of itself."""
         if self._disk is not None:
@@ -331,12 +336,12 @@ class Leader:
         return any(request_id in here for here in (self._scheduler.sequences, self._handoffs, self._grammars))
 
     async def _join(self, seq: Sequence, source: PeerRef) -> None:
-        reason: str | None = None
+        reason, mismatch = None, False
         try:
             await self._peers.connect(source)
         except PeerRefused as error:
-            reason = str(error)
-        self._perform(self._handoffs.joined(seq, reason))
+            reason, mismatch = str(error), error.mismatch
+        self._perform(self._handoffs.joined(seq, reason, mismatch=mismatch))
 
     def _add(self, seq: Sequence) -> None:
         if self._grammars.holds_back(seq):

@@ -14,7 +14,11 @@ _CONNECT_S = 5.0
 
 
 class PeerRefused(RuntimeError):
-    """The peer can't be reached, or its snapshots would not fit here."""
+    """The peer can't be reached, or (`mismatch`) its snapshots would not fit here."""
+
+    def __init__(self, reason: str, *, mismatch: bool) -> None:
+        super().__init__(reason)
+        self.mismatch = mismatch
 
 
 @dataclass(slots=True, eq=False)
@@ -106,11 +110,12 @@ class Peers:
             if not isinstance(info, WorkerInfo):
                 raise WireError(f"expected WorkerInfo, got {type(info).__name__}")
             if reason := peer_mismatch(self._own, info):
-                raise PeerRefused(reason)
+                raise PeerRefused(reason, mismatch=True)
         except (OSError, TimeoutError, EOFError, WireError) as error:
             if writer is not None:
                 writer.close()
-            raise PeerRefused(f"prefill worker {ref.worker_id} can't be reached: {describe(error)}") from error
+            reason = f"prefill worker {ref.worker_id} can't be reached: {describe(error)}"
+            raise PeerRefused(reason, mismatch=False) from error
         except PeerRefused:
             if writer is not None:
                 writer.close()

@@ -12,7 +12,7 @@ from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from wire.digest import PageDigests
-from wire.protocol import Finish, Load, Mark, SeqOutput
+from wire.protocol import Finish, Load, Mark, Miss, SeqOutput
 from workers.cache.allocator import Allocator
 from workers.cache.cache import PrefixCache
 from workers.cache.moves import Copy
@@ -179,19 +179,20 @@ class Scheduler:
             self.keeping.arrived(request_id, position)
         self._activate(seq)
 
-    def not_coming(self, request_id: str, damaged: bool = False) -> list[Lent]:
+    def not_coming(self, request_id: str, missed: Miss = "peer", *, damaged: bool = False) -> list[Lent]:
         """A kept snapshot can't be had: the sequence is computed here instead.
 
-        damaged: nor later, from host memory; copies of it that peers wait for in vain are returned.
+        missed: why, of a peer's. damaged: nor later, from host memory; copies of it that peers wait for in vain are
+        returned.
         """
         seq = self._pulling.pop(request_id, None)
         if seq is None:
             queued = self.sequences.get(request_id)
             if queued is not None and queued.state is State.QUEUED and queued.source is not None:
-                queued.source, queued.missed = None, "peer"
+                queued.source, queued.missed = None, missed
             return []
         kept = seq.fetching
-        seq.missed = "peer" if seq.source else None
+        seq.missed = missed if seq.source else None
         seq.source = None
         self.keeping.unpin(seq)
         lost = self.keeping.lost(kept, seq.fetched_from == "disk") if damaged and kept is not None else []
@@ -367,6 +368,8 @@ class Scheduler:
             hit_tokens=sum(self.cache.totals.hit_tokens.values()),
             missed_tokens=sum(self.cache.totals.missed_tokens.values()),
             decode_s=self._decode_s,
+            hits=sum(self.cache.totals.hits.values()),
+            misses=tuple(self.cache.totals.misses.values()),
         )
 
     # Inside

@@ -79,7 +79,8 @@ class WorkerStatus(WorkerPlace):
     """A worker and its load, as of its last step.
 
     step_s: its length in seconds. kept: snapshots in its prefix cache. hit_tokens, missed_tokens: prompt tokens it had
-    not to compute, and computed, since it started. in_flight: of this router.
+    not to compute, and computed, since it started. hits: prompts that began from a kept snapshot; misses: those of
+    which tokens were computed, by why no longer snapshot was there. in_flight: of this router.
     """
 
     node: str
@@ -100,6 +101,8 @@ class WorkerStatus(WorkerPlace):
     kept: int
     hit_tokens: int
     missed_tokens: int
+    hits: int
+    misses: dict[str, int]
     in_flight: int
     ranks: list[RankStatus]
 
