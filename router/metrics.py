@@ -101,7 +101,7 @@ class Metrics(Collector):
         for reason in ("room", "wait"):
             self.routed(reason, 0)
         value(table.BATCH_LINES, "200")
-        for cause in ("death", "moved"):
+        for cause in ("death", "silence", "moved"):
             value(table.RESUMED, cause)
 
     def times(self, priority: int) -> StreamTimes:

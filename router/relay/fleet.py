@@ -45,7 +45,7 @@ class Standing:
     the price of a slot, and on a decode worker a step and what steps are beyond their target. ready_s: both. held_up:
     what a second of prompt counts for, with those that running sequences lose to it. used_pages: with those of all that
     waits. easy_pages: up to so many in use a page costs nothing. place_s: until a place comes free there; full_s: what
-    having to wait for one costs.
+    having to wait for one costs. cut: workers from which no snapshot comes to it.
     """
 
     state: WorkerState
@@ -63,6 +63,7 @@ class Standing:
     easy_pages: int
     place_s: float
     full_s: float
+    cut: tuple[str, ...] = ()
 
     def pages_s(self, pages: int) -> float:
         """The price of so many pages."""
@@ -74,10 +75,18 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Workers whose snapshots fit together."""
+    """Workers whose snapshots fit together. cut: some decode worker is cut off from other workers."""
 
     prefills: tuple[Standing, ...]
     decodes: tuple[Standing, ...]
+    cut: bool = False
+
+    @property
+    def within_reach(self) -> tuple[Standing, ...]:
+        """The prefill workers from which some decode worker can pull."""
+        if not self.cut:
+            return self.prefills
+        return tuple(p for p in self.prefills if any(p.worker_id not in d.cut for d in self.decodes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +113,7 @@ class Roster:
     def __init__(self, costs: Costs) -> None:
         self._costs = costs
         self._groups: dict[Identity, tuple[dict[str, Standing], dict[str, Standing]]] = {}
+        self._cut: set[str] = set()  # decode workers that are cut off from others
 
     def put(self, new: Standing) -> None:
         """Enter a worker's standing, in place of the one before."""
@@ -111,9 +121,14 @@ class Roster:
         if group is None:
             group = self._groups[new.identity] = {}, {}
         group[not new.prefills][new.worker_id] = new
+        if new.cut and not new.prefills:
+            self._cut.add(new.worker_id)
+        else:
+            self._cut.discard(new.worker_id)
 
     def drop(self, worker_id: str) -> None:
         """A worker takes no more requests."""
+        self._cut.discard(worker_id)
         for name, group in list(self._groups.items()):
             for pool in group:
                 pool.pop(worker_id, None)
@@ -124,7 +139,7 @@ class Roster:
         """As of now; with `weights_id` only those that serve these weights."""
         return Fleet(
             tuple(
-                Group(tuple(prefills.values()), tuple(decodes.values()))
+                Group(tuple(prefills.values()), tuple(decodes.values()), bool(self._cut))
                 for (_, _, weights), (prefills, decodes) in self._groups.items()
                 if weights_id is None or weights == weights_id
             ),
@@ -139,7 +154,7 @@ def capacity(info: WorkerInfo) -> int:
 
 def identity(info: WorkerInfo) -> Identity:
     """What two workers must agree on, or snapshots of one would be refused by the other."""
-    return len(info.ranks), info.layout, info.weights_id
+    return info.page_size, info.layout, info.weights_id
 
 
 def fleet_of(workers: Iterable[WorkerState], costs: Costs) -> Fleet:
@@ -191,6 +206,7 @@ def standing(worker: WorkerState, costs: Costs) -> Standing:
         int(_EASY * info.pages),
         place_s,
         full_s,
+        load.unreachable,
     )
 
 

@@ -1,7 +1,7 @@
 """Which workers serve a request. Pure: a fleet and a need in, a plan or a refusal out.
 
-Filter: workers that can hold the sequence, and whose snapshots fit together. Score: the predicted seconds to the first
-token, and what places cost. Pick: the least; equals by the need's salt.
+Filter: workers that can hold the sequence, whose snapshots fit together, and that reach each other. Score: the
+predicted seconds to the first token, and what places cost. Pick: the least; equals by the need's salt.
 """
 
 import math
@@ -84,7 +84,7 @@ def choose(fleet: Fleet, need: Need, *, split: bool) -> Plan | NoPlan:
     """The plan with the least predicted time to first token, prices of places included.
 
     A plan is a prefill and a decode worker, or a decode worker that computes the prompt itself: with `split` False,
-    where no prefill worker lives, and where that is sooner. A pair must agree on ranks, layout and weights.
+    where no prefill worker lives, and where that is sooner. A pair must agree on page size, layout and weights.
     """
     split = split and any(group.prefills for group in fleet.groups)
     best: tuple[float, Plan] | None = None
@@ -125,11 +125,11 @@ class _Search:
             decode_s, decode = self._alone(0.0)
             return self._on_one(decode_s, decode) if decode is not None else None
         prefill_s, prefill = self._prefill()
-        if prefill is None:
-            return None
-        decode_s, decode = self._behind(prefill)
-        if decode is None:
-            return None
+        decode_s, decode = self._behind(prefill) if prefill is not None else (math.inf, None)
+        if prefill is None or decode is None:
+            # Where none is too small for it, all that could hand it on are cut off from those that could go on.
+            decode_s, decode = self._alone(0.0) if self._group.cut else (math.inf, None)
+            return self._on_one(decode_s, decode) if decode is not None else None
         alone_s, alone = self._alone(_DOUBT_S)
         if alone is not None and alone_s < prefill_s + decode_s:
             return self._on_one(alone_s, alone)
@@ -156,7 +156,7 @@ class _Search:
         prompt, get, own_s = self._need.prompt_tokens, self._need.held.get, self._own_s
         every, rest, pull_s = self._all, self._rest, self._pull_s
         best, found = math.inf, _NOBODY
-        for s in self._group.prefills:
+        for s in self._group.within_reach:
             token_s = s.token_s
             held = get(s.worker_id)
             seconds = every * token_s if held is None else own_s(held, token_s)
@@ -180,7 +180,7 @@ class _Search:
                 seconds = s.entry_s + cold_s
             else:
                 seconds = s.entry_s + max(costs.state_s, costs.moved_s(prompt - held.position) - overlapped)
-            if seconds <= best and s.capacity >= tokens:
+            if seconds <= best and s.capacity >= tokens and not (s.cut and prefill.worker_id in s.cut):
                 best, found = self._keep(best, found, seconds, s)
         return best, self._tied(found)
 
@@ -282,7 +282,7 @@ def _no_plan(fleet: Fleet, need: Need, split: bool) -> NoPlan:
 
 
 def _differences(prefill: WorkerInfo, decode: WorkerInfo) -> str:
-    names = ("ranks", "layout", "weights_id")
+    names = ("page_size", "layout", "weights_id")
     parts = [
         f"{name} {a!r} and {b!r}"
         for name, a, b in zip(names, identity(prefill), identity(decode), strict=True)

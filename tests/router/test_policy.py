@@ -2,10 +2,12 @@
 
 import dataclasses
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from router.relay import policy
 from router.relay.admission import admit, missing
@@ -20,6 +22,7 @@ def worker(
     role: Role,
     *,
     tp: int = 1,
+    page_size: int = 16,
     layout: str = "l",
     weights: str = "w",
     pages: int = 100,
@@ -28,14 +31,14 @@ def worker(
     unseen: int = 0,
     unseen_tokens: int = 0,
     unseen_work: int = 0,
-    **load: float,
+    **load: Any,
 ) -> WorkerState:
     ranks = tuple(RankInfo(r, 1, "n", "cpu", "h", 1) for r in range(tp))
     info = WorkerInfo(
-        worker_id, role, "h", 1, "n", 1, weights, layout, 256, 16, pages, slots, max_model_len, ranks
+        worker_id, role, "h", 1, "n", 1, weights, layout, 256, page_size, pages, slots, max_model_len, ranks
     )  # fmt: skip
     idle = Load(0, 0, 0, pages, slots, 0, 0.0)
-    return WorkerState(info, dataclasses.replace(idle, **load), unseen, unseen_tokens, unseen_work)
+    return WorkerState(info, structs.replace(idle, **load), unseen, unseen_tokens, unseen_work)
 
 
 NEED = Need(100, 100)
@@ -87,7 +90,7 @@ def test_a_plan_is_sound(table: list[WorkerState], need: Need, split: bool) -> N
     starts = [w for w in table if w.info.role == "prefill" and capacity(w.info) > need.prompt_tokens]
 
     def together(a: WorkerInfo, b: WorkerInfo) -> bool:
-        return (len(a.ranks), a.layout, a.weights_id) == (len(b.ranks), b.layout, b.weights_id)
+        return (a.page_size, a.layout, a.weights_id) == (b.page_size, b.layout, b.weights_id)
 
     # Where no prefill worker lives, decode workers compute prompts.
     split = split and any(w.info.role == "prefill" for w in table)
@@ -111,7 +114,7 @@ def test_the_table_s_order_does_not_matter(table: list[WorkerState], need: Need,
 
 @given(workers(), needs)
 def test_a_worker_with_room_goes_before_one_without(table: list[WorkerState], need: Need) -> None:
-    alike = [dataclasses.replace(w, info=dataclasses.replace(w.info, ranks=(), weights_id="w")) for w in table]
+    alike = [dataclasses.replace(w, info=structs.replace(w.info, ranks=(), weights_id="w")) for w in table]
     plan = choose(alike, need, split=True)
     if isinstance(plan, Plan):
         state = {w.info.worker_id: w for w in alike}
@@ -161,7 +164,7 @@ def test_equals_share_by_salt() -> None:
     ("table", "reason", "words"),
     [
         ([worker("p", "prefill")], "no_decode_worker", "decode"),
-        ([worker("p", "prefill", tp=2), worker("d", "decode")], "mismatch", "ranks 2 and 1"),
+        ([worker("p", "prefill", page_size=32), worker("d", "decode")], "mismatch", "page_size 32 and 16"),
         ([worker("p", "prefill", layout="x"), worker("d", "decode")], "mismatch", "layout 'x' and 'l'"),
         ([worker("p", "prefill", weights="v"), worker("d", "decode")], "mismatch", "weights_id 'v' and 'w'"),
         ([worker("p", "prefill"), worker("d", "decode", max_model_len=150)], "too_long", "150 tokens"),
@@ -280,3 +283,24 @@ def test_what_a_worker_measured_counts_for_more_than_the_costs() -> None:
 
 def test_decode_workers_compute_prompts_while_no_prefill_worker_lives() -> None:
     assert choose([worker("d", "decode")], NEED, split=True) == Plan(None, worker("d", "decode").info)
+
+
+def test_no_hand_off_between_workers_that_can_t_reach_each_other() -> None:
+    p0, p1 = worker("p0", "prefill"), worker("p1", "prefill", queued=9, queued_tokens=9000)
+    cut_off = worker("d0", "decode", unreachable=("p0", "p1"))
+    half = worker("d1", "decode", unreachable=("p1",), running=8, free_slots=1)
+    whole = worker("d1", "decode", running=8, free_slots=1)
+
+    def chosen(*table: WorkerState) -> tuple[str | None, str]:
+        plan = choose(list(table), NEED, split=True)
+        assert isinstance(plan, Plan)
+        return plan.prefill.worker_id if plan.prefill else None, plan.decode.worker_id
+
+    assert chosen(p0, worker("d0", "decode"), whole) == ("p0", "d0")
+    assert chosen(p0, cut_off) == (None, "d0")
+    assert chosen(p0, cut_off, whole)[1] != "d0" or chosen(p0, cut_off, whole)[0] is None
+    for salt in range(20):
+        plan = choose([p0, p1, cut_off, half], dataclasses.replace(NEED, salt=salt), split=True)
+        assert isinstance(plan, Plan)
+        assert plan.prefill is None or (plan.prefill.worker_id, plan.decode.worker_id) == ("p0", "d1")
+    assert isinstance(choose([p0, cut_off], Need(2000, 100), split=True), NoPlan)

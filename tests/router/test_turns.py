@@ -1,11 +1,11 @@
 """What waits in the router for its turn, and what is refused for it."""
 
 import asyncio
-import dataclasses
 from pathlib import Path
 
 import httpx
 import pytest
+from msgspec import structs
 
 from tests.router.conftest import Stage, served
 from tests.router.fake_worker import FakeWorker
@@ -80,7 +80,7 @@ def test_what_would_come_too_late_is_refused_at_once(checkpoint: Path) -> None:
             busy = stage["p0"].load
 
             def far_behind() -> Load:
-                return dataclasses.replace(busy(), queued_tokens=500_000, token_s=1e-4)
+                return structs.replace(busy(), queued_tokens=500_000, token_s=1e-4)
 
             stage["p0"].load = far_behind  # type: ignore[method-assign]
             stage["d0"].load = far_behind  # type: ignore[method-assign]
@@ -103,7 +103,7 @@ def test_what_is_too_late_when_its_turn_comes_is_not_computed(checkpoint: Path) 
             idle = stage["p0"].load
 
             def far_behind() -> Load:
-                return dataclasses.replace(idle(), queued_tokens=1_000_000, token_s=1e-4)
+                return structs.replace(idle(), queued_tokens=1_000_000, token_s=1e-4)
 
             stage["p0"].load = far_behind  # type: ignore[method-assign]
             stage["d0"].load = far_behind  # type: ignore[method-assign]

@@ -110,7 +110,7 @@ ROUTING = _router(
 )  # fmt: skip
 RESUMED = _router(
     "ling_resumed_total", "counter", "sequences",
-    "Sequences that went on at other workers, by cause: a worker's death, a failed transfer, or moved in good order",
+    "Sequences that went on at other workers, by cause: a worker's death or silence, a failed transfer, or moved well",
     "cause",
 )  # fmt: skip
 BATCH_LINES = _router(

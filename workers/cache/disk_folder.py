@@ -78,7 +78,7 @@ class DiskFolder:
             if head is None:
                 damaged += 1
                 _erase(paths)
-            elif (head.weights_id, head.layout, head.state_dtype) != own:
+            elif (head.weights_id, head.layout, head.state_dtype) != own or not _made_by(paths, tp):
                 foreign.append(heads[0])
             elif sorted(paths) != sorted(Path(rank_file(file, rank, tp)) for rank in range(tp)):
                 damaged += 1
@@ -86,6 +86,11 @@ class DiskFolder:
             else:
                 found.append(Found(file, heads[0], sum(one.bytes for one in heads)))
         return Left(tuple(found), tuple(foreign), damaged)
+
+
+def _made_by(paths: list[Path], tp: int) -> bool:
+    """Whether a worker of so many ranks wrote the files."""
+    return all(path.name.endswith(f"of{tp}{SUFFIX}") for path in paths)
 
 
 def _erase(paths: list[Path]) -> None:

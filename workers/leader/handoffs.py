@@ -9,6 +9,8 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable
 
+from msgspec import structs
+
 from wire.protocol import CancelPull, Header, Miss, Pull, PullRefused, SeqOutput, WorkerInfo
 from workers.cache.moves import Fetch
 from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
@@ -173,7 +175,7 @@ class HandOffs:
         actions: list[Action] = []
         if seq is not None:
             try:
-                self._scheduler.pull(pull.request_id, puller.name, pull.have)
+                self._scheduler.pull(pull.request_id, puller.name, pull.have, pull.ranks)
             except PullError as error:
                 return [ToPuller(puller, PullRefused(pull.request_id, str(error), told=False))]
             if seq.generated:
@@ -297,7 +299,7 @@ class HandOffs:
         assert seq.source is not None
         known, position = seq.known, seq.source.position
         kept = known.digests.at(known.ids, position) if seq.source.kept else None
-        return Pull(seq.request_id, expect.start, position, kept)
+        return Pull(seq.request_id, expect.start, position, kept, len(self._info.ranks))
 
     def _send_header(self, seq: Sequence, peer: str) -> list[Action]:
         puller = self._pulls.worker(peer)
@@ -356,7 +358,7 @@ class HandOffs:
 
     def _not_handed_on(self, output: SeqOutput | None) -> list[Action]:
         """A snapshot did not get from one worker to the other: its router may try others."""
-        return self._finish(None if output is None else dataclasses.replace(output, retry=True))
+        return self._finish(None if output is None else structs.replace(output, retry=True))
 
     def _finish(self, output: SeqOutput | None) -> list[Action]:
         return [] if output is None else self.end(output)

@@ -9,7 +9,8 @@ freed while a plan is under way may go to the next plan at once.
 
 import bisect
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+
+from msgspec import structs
 
 from wire.digest import PageDigests
 from wire.protocol import Finish, Load, Mark, Miss, SeqOutput
@@ -104,10 +105,10 @@ class Scheduler:
         self._free(seq)
         return seq
 
-    def pull(self, request_id: str, peer: str, have: int = 0) -> None:
+    def pull(self, request_id: str, peer: str, have: int = 0, ranks: int = 0) -> None:
         """`peer` has room for the snapshot of a sequence that is here; PullError if it can't have it.
 
-        have: the first latents, which the peer holds already.
+        have: the first latents, which the peer holds already. ranks: of the peer; 0: as many as here.
         """
         seq = self.sequences[request_id]
         if not seq.handoff:
@@ -117,7 +118,7 @@ class Scheduler:
         # One latent at least leaves with the state: what has all of a prompt's latents begins from a kept snapshot.
         if not 0 <= have < seq.prompt_tokens:
             raise PullError(f"a peer that holds {have} latents can't have a snapshot of {seq.prompt_tokens} tokens")
-        seq.peer = peer
+        seq.peer, seq.peer_ranks = peer, ranks
         seq.exported = have
 
     def pin(self, session: str, marks: Seq[Mark], now: float, until: float) -> None:
@@ -230,7 +231,7 @@ class Scheduler:
         if kept is not None and kept.slot >= 0:
             self.moving.pin(seq.request_id, kept, until)
         output = self._end(seq, "moved", now)
-        return replace(output, kept_tokens=kept.position) if kept is not None else output
+        return structs.replace(output, kept_tokens=kept.position) if kept is not None else output
 
     def overdue(self, now: float) -> list[SeqOutput]:
         """End the snapshots nobody pulled in time."""

@@ -45,7 +45,7 @@ class Sequence:
     already handed to the transfer layer, or never to be sent since the peer has them; leaves: ranks have room for the
     snapshot until it is sent; gone: all of it has left, though the step that exported it is not committed yet.
     source: where its snapshot comes from; None once installed, or when the prompt is computed here.
-    handoff: the snapshot leaves after the first token, to `peer` once that has pulled.
+    handoff: the snapshot leaves after the first token, to `peer`, of `peer_ranks` ranks, once that has pulled.
     warm: only its state is wanted, and nothing of what is computed after it. scope: whose prefixes it may share.
     boundaries: positions at which turns of the prompt end. foreign: of so many of its first tokens a snapshot is kept
     elsewhere that does not fit here; rewritten: what they say was rendered to so many other tokens before. keeps:
@@ -89,6 +89,7 @@ class Sequence:
     origin: Origin | None = None
     missed: Miss | None = None
     peer: str | None = None
+    peer_ranks: int = 0
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     started: float = 0.0
     first_token: float = 0.0

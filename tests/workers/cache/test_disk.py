@@ -149,6 +149,20 @@ def test_files_of_other_weights_are_counted_and_left_alone(tmp_path: Path) -> No
     assert files(tmp_path) == there
 
 
+def test_files_of_other_ranks_are_counted_and_left_alone(tmp_path: Path) -> None:
+    one = on_disk(tmp_path)
+    turn(one, prompt(1, 37))
+    close(one)
+    (file,) = files(tmp_path)
+    file.rename(file.with_name(file.name.replace("rank0of1", "rank0of2")))
+    there = files(tmp_path)
+    other = on_disk(tmp_path)
+    assert other.disk is not None
+    assert (other.disk.foreign, other.disk.damaged) == (1, 0)
+    close(other)
+    assert files(tmp_path) == there
+
+
 def test_a_budget_holds_what_is_worth_most(tmp_path: Path) -> None:
     one = on_disk(tmp_path)
     turn(one, prompt(1, 37))
