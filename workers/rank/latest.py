@@ -31,10 +31,10 @@ class Latest:
         """
         if self._collectives.size > 1:
             self._share()
-        rows = rows_ahead(self._rows, self._came, ahead, more)
+        rows, _ = rows_ahead(self._rows, self._came, ahead, more)
         came = zip(self._rows, self._came, strict=True)
         commits = tuple(Commit(row.slot, gained) for row, (gained, _, _) in came if row.drafts)
-        return tuple(row for row, _ in rows), commits
+        return tuple(rows), commits
 
     def _share(self) -> None:
         count = len(self._rows)

@@ -4,12 +4,12 @@ from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
-from workers.schedule.limits import Limits
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import Ahead, Row, StepResult
 
 # Of a row that sampled: the tokens it gained, the last of them, and whether it ended with that.
 Outcome = tuple[int, int, bool]
+_NONE: tuple[int, Seq[int]] = (0, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,17 +28,17 @@ class Going:
 
 
 def going_on(
-    rows: Iterable[tuple[Row, Sequence, int]], sequences: Mapping[str, Sequence], limits: Limits
+    rows: Iterable[Row], owners: Iterable[tuple[Sequence, int]], sequences: Mapping[str, Sequence], page_size: int
 ) -> Going | None:
     """Which sequences of a step's rows go on in the next one; None where its results must be known to tell.
 
-    rows: each with its sequence and the epoch in which it was planned.
+    owners: of each row its sequence, and the epoch in which it was planned.
     """
     busy: list[Sequence] = []
     ended: list[int] = []
     short: list[tuple[Sequence, int]] = []
-    count, drafts, size = 0, -1, limits.page_size
-    for row, seq, epoch in rows:
+    count, drafts, far, size = 0, -1, 0, page_size
+    for row, (seq, epoch) in zip(rows, owners, strict=True):
         if sequences.get(seq.request_id) is not seq or seq.epoch != epoch:
             ended.append(row.slot)
             continue
@@ -46,32 +46,33 @@ def going_on(
             return None
         if drafts < 0:
             drafts = row.drafts
+            far = 2 * (1 + drafts)
         busy.append(seq)
-        most = 1 + drafts
-        left = min(seq.sampling.max_tokens - seq.generated, limits.max_model_len - len(seq.tokens))
+        left = seq.most - len(seq.tokens)
         if left <= 1 and not drafts:
             ended.append(row.slot)
             continue
         # How far drafts take a sequence is not known: near its end it waits for the results.
-        if row.drafts != drafts or left < 2 * most:
+        if row.drafts != drafts or left < far:
             return None
         count += 1
-        missing = -(-(row.start + 2 * most) // size) - len(seq.pages)
-        if missing > 0:
-            short.append((seq, missing))
+        if row.start + far > len(seq.pages) * size:
+            short.append((seq, -(-(row.start + far) // size) - len(seq.pages)))
     return Going(frozenset(busy), count, drafts, tuple(ended), tuple(short)) if count else None
 
 
 def outcomes(result: StepResult) -> list[Outcome]:
     """What came of each row that sampled."""
-    over = {*result.stopped, *(at for at, _ in result.failures)}
+    if not (result.stopped or result.failures):
+        return [(len(tokens), tokens[-1], False) for tokens in result.tokens]
     failed = {at for at, _ in result.failures}
+    over = failed.union(result.stopped)
     return [(0 if at in failed else len(t), t[-1], at in over) for at, t in enumerate(result.tokens)]
 
 
-def rows_ahead(before: Seq[Row], came: Seq[Outcome], ahead: Ahead, more: Seq[Row]) -> tuple[tuple[Row, int], ...]:
-    """The rows of a step that was planned ahead, each with its index among the rows `before` that sampled, or -1 - its
-    index in `more`.
+def rows_ahead(before: Seq[Row], came: Seq[Outcome], ahead: Ahead, more: Seq[Row]) -> tuple[list[Row], list[int]]:
+    """The rows of a step that was planned ahead, and where each comes from: its index in `before`, or -1 - its index in
+    `more`.
 
     before: the rows of the step before that sampled. more: rows of sequences that were not in it.
     """
@@ -79,13 +80,19 @@ def rows_ahead(before: Seq[Row], came: Seq[Outcome], ahead: Ahead, more: Seq[Row
     pages: dict[int, tuple[int, list[int]]] = {}
     for slot, place, page in ahead.pages:
         pages.setdefault(slot, (place, []))[1].append(page)
-    rows: list[tuple[Row, int]] = []
+    rows: list[Row] = []
+    places: list[int] = []
     for at, (row, (gained, last, over)) in enumerate(zip(before, came, strict=True)):
-        if over or row.slot in ended:
+        slot = row.slot
+        if over or slot in ended:
             continue
-        place, new = pages.get(row.slot, (0, ()))
-        rows.append((Row(row.slot, row.start + gained, (last,), place, tuple(new), True, drafts=row.drafts), at))
-    rows += [(row, -1 - at) for at, row in enumerate(more)]
-    if any(row.drafts for row in more):
-        rows.sort(key=lambda entry: not entry[0].drafts)
-    return tuple(rows)
+        place, new = pages.get(slot, _NONE) if pages else _NONE
+        rows.append(Row(slot, row.start + gained, (last,), place, tuple(new), True, drafts=row.drafts))
+        places.append(at)
+    if more:
+        rows += more
+        places += range(-1, -1 - len(more), -1)
+        # Rows with drafts come first.
+        order = sorted(range(len(rows)), key=lambda at: not rows[at].drafts)
+        rows, places = [rows[at] for at in order], [places[at] for at in order]
+    return rows, places

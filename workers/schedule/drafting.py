@@ -41,8 +41,7 @@ class Drafting:
         # The first token after a snapshot finds no hidden state to draft from.
         if seq.handoff or not seq.generated or not seq.admitted_on_ranks:
             return 0
-        left = min(seq.sampling.max_tokens - seq.generated, self._limits.max_model_len - len(seq.tokens))
-        drafts = min(drafts, left - 1)
+        drafts = min(drafts, seq.most - len(seq.tokens) - 1)
         size = self._limits.page_size
         more = -(-(seq.computed + 1 + drafts) // size) - len(seq.pages)
         if drafts > 0 and more > 0:

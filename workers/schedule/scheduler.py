@@ -9,6 +9,7 @@ freed while a plan is under way may go to the next plan at once.
 
 import bisect
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from msgspec import structs
 
@@ -75,6 +76,7 @@ class Scheduler:
             raise ValueError(f"request {seq.request_id} is here already")
         seq.order = self._order
         self._order += 1
+        seq.most = min(seq.prompt_tokens + seq.sampling.max_tokens, self.limits.max_model_len)
         seq.digests = PageDigests(self.limits.page_size, seq.scope)
         self.sequences[seq.request_id] = seq
         bisect.insort(self._queue, seq, key=_queue_key)
@@ -256,8 +258,7 @@ class Scheduler:
         """
         if self._wants_places:
             return None
-        rows = ((row, seq, epoch) for row, (seq, epoch) in zip(behind.plan.rows, behind.rows, strict=True))
-        going = going_on(rows, self.sequences, self.limits)
+        going = going_on(behind.plan.rows, behind.rows, self.sequences, self.limits.page_size)
         if going is None or not self.drafting.stay(going.drafts, going.count, self.limits.max_step_tokens):
             return None
         if not self.cache.make_pages(sum(missing for _, missing in going.short), now):
@@ -272,10 +273,10 @@ class Scheduler:
         # The ranks commit what they have verified by themselves.
         self.drafting.commits.clear()
         sampled = [(row, of) for row, of in zip(behind.plan.rows, behind.rows, strict=True) if row.sample]
-        rows = rows_ahead([row for row, _ in sampled], outcomes(result), ahead.plan.ahead, ahead.plan.rows)
+        rows, places = rows_ahead([row for row, _ in sampled], outcomes(result), ahead.plan.ahead, ahead.plan.rows)
         return InFlight(
-            replace(ahead.plan, ahead=None, rows=tuple(row for row, _ in rows)),
-            tuple(sampled[at][1] if at >= 0 else ahead.rows[-1 - at] for _, at in rows),
+            replace(ahead.plan, ahead=None, rows=tuple(rows)),
+            tuple(sampled[at][1] if at >= 0 else ahead.rows[-1 - at] for at in places),
         )
 
     def _plan(self, now: float, going: Going | None) -> InFlight:
@@ -325,26 +326,27 @@ class Scheduler:
         """Take a step's results; what they mean for each sequence. Sequences ended meanwhile are passed over."""
         self._measure(in_flight, result)
         outputs: list[SeqOutput] = []
-        sampled = 0
+        sampled, here = 0, self.sequences
         failures = dict(result.failures)
         for index, (row, (seq, epoch)) in enumerate(zip(in_flight.plan.rows, in_flight.rows, strict=True)):
             at = sampled
             sampled += row.sample
-            if self.sequences.get(seq.request_id) is not seq or seq.epoch != epoch:
+            if here.get(seq.request_id) is not seq or seq.epoch != epoch:
                 for _, slot in row.keeps:
                     self.cache.release(slot)
                 continue
             # Of a row with drafts it is not known before its tokens are taken how far it stands.
-            seq.computed = row.start + len(row.token_ids)
-            if seq.computed <= seq.prompt_tokens:
-                self.cache.index.note(seq.known, seq.computed)
-            for count, slot in row.keeps:
-                self.cache.keep(seq.known, row.start + count, seq.pages, slot, now, state_in=slot)
+            seq.computed = computed = row.start + len(row.token_ids)
+            if computed <= seq.prompt_tokens:
+                self.cache.index.note(seq.known, computed)
+            if row.keeps:
+                for count, slot in row.keeps:
+                    self.cache.keep(seq.known, row.start + count, seq.pages, slot, now, state_in=slot)
             if seq.keeps:
-                seq.keeps = [p for p in seq.keeps if p > seq.computed]
+                seq.keeps = [p for p in seq.keeps if p > computed]
             if result.prompt_logprobs:
                 seq.prompt_logprobs.extend(result.prompt_logprobs[index])
-            if row.sample and at in failures:
+            if failures and row.sample and at in failures:
                 outputs.append(self._end(seq, "error", now, failures[at], unservable=True))
             elif row.sample:
                 outputs.append(self._sampled(seq, row, result, at, now))
@@ -377,8 +379,8 @@ class Scheduler:
 
     def _measure(self, in_flight: InFlight, result: StepResult) -> None:
         self._step_s = seconds = result.elapsed_s
-        tokens = sum(len(r.token_ids) for r in in_flight.plan.rows)
-        if any(len(r.token_ids) > 1 for r in in_flight.plan.rows):
+        tokens = sum([len(r.token_ids) for r in in_flight.plan.rows])
+        if tokens > len(in_flight.plan.rows):
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
         elif tokens:
@@ -643,7 +645,7 @@ class Scheduler:
             self.cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new", self._token_s)
 
     def _sampled(self, seq: Sequence, row: Row, result: StepResult, at: int, now: float) -> SeqOutput:
-        output = sampled_output(seq, result, at, self.limits.max_model_len, now)
+        output = sampled_output(seq, result, at, now)
         if row.drafts:
             self.drafting.verified(seq, row, len(output.token_ids), len(result.tokens[at]) - 1)
         if output.finish:

@@ -40,7 +40,8 @@ class Sequence:
     """A request in one worker.
 
     priority: lower goes first, and takes the places of higher ones. tokens: prompt, then generated. computed: how
-    many of them have their latents and state in the caches; the rest is what the next steps compute. epoch: counts
+    many of them have their latents and state in the caches; the rest is what the next steps compute. most: tokens it may
+    have in the end. epoch: counts
     the times it lost its places, so that a step planned before is told from one planned after. exported: latents
     already handed to the transfer layer, or never to be sent since the peer has them; leaves: ranks have room for the
     snapshot until it is sent; gone: all of it has left, though the step that exported it is not committed yet.
@@ -72,6 +73,7 @@ class Sequence:
     state: State = State.QUEUED
     epoch: int = 0
     computed: int = 0
+    most: int = 0
     exported: int = 0
     leaves: bool = False
     gone: bool = False

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import get_args
 
 from wire.codec import Codec
-from wire.protocol import Grammar, SamplingParams, TokenLogprob
+from wire.protocol import Data, Grammar, SamplingParams, TokenLogprob
 from workers.cache.moves import Copy, Drop, Erase, Fetch, Lend, Store, Write
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Data, frozen=True):
     """One sequence's tokens in a step: `token_ids` at positions start, start+1, … in `slot`.
 
     new_pages: pages added to the slot's page table from index `page_offset` on, before the step.
