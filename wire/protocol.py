@@ -201,7 +201,8 @@ class Load:
 
     token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
     steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt
-    tokens that were not computed, and that were, since the worker's start.
+    tokens that were not computed, and that were, since the worker's start. answering: of those that run, the sequences
+    whose answers are computed here.
     """
 
     queued: int
@@ -216,6 +217,7 @@ class Load:
     hit_tokens: int = 0
     missed_tokens: int = 0
     decode_s: float = 0.0
+    answering: int = 0
 
 
 @dataclass(frozen=True, slots=True)

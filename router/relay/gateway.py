@@ -156,8 +156,8 @@ class Gateway:
     def unready(self) -> str | None:
         """Why a request could not be served now; None if it could.
 
-        At first every pool must have a worker. From then on decode workers suffice, which compute prompts too if need
-        be; requests that come while none is live wait for one.
+        At first every pool must have a worker. From then on any worker suffices, which computes prompts and answers
+        if need be; requests that come while none is live wait for one.
         """
         if (reason := self._starting()) is None:
             plan = self.plan(Need(prompt_tokens=1, max_tokens=1))

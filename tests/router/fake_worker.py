@@ -186,6 +186,11 @@ class FakeWorker:
         busy = len(self.running)
         return Load(0, 0, busy, self.info.pages - busy, self.info.slots - busy, 0, 0.001)
 
+    def beat(self) -> None:
+        """Tell its figures, as a worker does though it computes nothing."""
+        for client in self.clients:
+            client.writer.write(CLUSTER.encode(StepOutputs(self._steps, client.seen, self.load())))
+
     async def until(self, met: Callable[[], bool]) -> None:
         """Wait for what messages bring about."""
         async with asyncio.timeout(60):
