@@ -53,6 +53,7 @@ def check_files(config: ClusterConfig, folder: Path, weights: bool = True) -> No
     from workers.model.load_plan import check  # noqa: PLC0415
 
     try:
-        check(folder, LingConfig.load(folder, config.model_overrides), config.decode.tp)
+        for tp in {pool.tp for pool in config.pools.values()}:
+            check(folder, LingConfig.load(folder, config.model_overrides), tp)
     except WeightError as error:
         raise ConfigError(f"model: {error}") from error

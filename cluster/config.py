@@ -264,6 +264,12 @@ class ClusterConfig(_Section):
     resume_s: Seconds = 60.0
     surge: Annotated[int | None, Field(ge=0, le=100), _READ] = None
 
+    @property
+    def pools(self) -> dict[Role, PoolConfig]:
+        """The pools that have workers, the decode pool first."""
+        pools: dict[Role, PoolConfig] = {"decode": self.decode}
+        return pools | {"prefill": self.prefill} if self.prefill.replicas else pools
+
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         problems = list(self._contradictions())
@@ -273,11 +279,6 @@ class ClusterConfig(_Section):
 
     def _contradictions(self) -> list[str]:
         found = []
-        if self.prefill.replicas and self.prefill.tp != self.decode.tp:
-            found.append(
-                f"prefill.tp: {self.prefill.tp} differs from decode.tp {self.decode.tp}; "
-                "snapshots move rank to rank, so give both pools the same tp"
-            )
         for role, pool in (("prefill", self.prefill), ("decode", self.decode)):
             if pool.max_replicas is not None and not 0 < pool.replicas <= pool.max_replicas:
                 found.append(

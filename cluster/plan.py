@@ -61,13 +61,13 @@ def plan_command(
         bool | None, _worker_option("Load the MTP layer, to speculate. Default: where the release has it.")
     ] = None,
     kept_states: Annotated[
-        int,
+        int | None,
         _worker_option(
-            "States that the prefix cache keeps on the device (cache.device_states). Default 0; a worker's: as many as "
-            "slots.",
+            "States that the prefix cache keeps on the device (cache.device_states; 0: cache.mode off). Default: as "
+            "many as slots, as workers do.",
             min=0,
         ),
-    ] = 0,
+    ] = None,
     host_gb: Annotated[
         float, _worker_option("GB of a worker's host memory for kept snapshots (cache.host_bytes). Default 0.", min=0)
     ] = 0.0,
@@ -80,7 +80,7 @@ def plan_command(
     ] = None,
     output_tokens: Annotated[int | None, _traffic_option("Of the mean answer.", min=1)] = None,
     hit_rate: Annotated[
-        float | None, _traffic_option("Share of the prompt that need not be computed. Default 0, as in this cluster.")
+        float | None, _traffic_option("Share of the prompt that need not be computed (docs/CACHE.md). Default 0.")
     ] = None,
     check: Annotated[
         str | None, typer.Option(help="Compare with the cluster at this URL; exit 1 where it differs.")

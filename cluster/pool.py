@@ -147,7 +147,7 @@ class Worker:
         """Serve calls this and hands the result to the pool's autoscaling policy."""
         leader = self._leader
         load = leader.load
-        rate = self._rate.of(leader.prompts, load.missed_tokens, time.monotonic())
+        rate = self._rate.of(sum(load.misses), load.missed_tokens, time.monotonic())
         return asdict(asked(leader.info, load, self._costs, rate))
 
     async def check_health(self) -> None:

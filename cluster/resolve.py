@@ -129,10 +129,11 @@ def _check_checkpoint(config: ClusterConfig, folder: Path) -> int:
         model = LingConfig.load(folder, config.model_overrides)
     except (OSError, ValueError) as error:
         raise ConfigError(f"model: {error}") from error
-    try:
-        model.check_tp(config.decode.tp)
-    except ValueError as error:
-        raise ConfigError(f"decode.tp: {error}") from error
+    for role, pool in config.pools.items():
+        try:
+            model.check_tp(pool.tp)
+        except ValueError as error:
+            raise ConfigError(f"{role}.tp: {error}") from error
     if isinstance(config.speculate, int) and not model.mtp_layers:
         raise ConfigError(
             f"speculate: {config.speculate} drafts need an MTP layer, and {folder} has none; use auto or off"

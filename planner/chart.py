@@ -25,9 +25,9 @@ STEP_TOKENS = (1024, 2048, 4096, 8192)
 def table() -> dict[str, Any]:
     """What a worker of the released model needs of each of its cards, by format and tp, and what the cards have.
 
-    cards: MiB to use, without the allocator's margin. reserved_mib: graphs, CUDA context and buffers. slot_kib: a
-    state's share and its logits. activations_mib: by longest sequence, then by step tokens; YaRN doubles the context
-    at most. token_bytes: a token's latents.
+    cards: MiB to use, without the allocator's margin. reserved_mib: graphs, CUDA context and buffers. state_kib: a
+    state's share; slot_kib: with its logits. activations_mib: by longest sequence, then by step tokens; YaRN doubles
+    the context at most. token_bytes: a token's latents.
     """
     models = {weights: load_model(RELEASED, weights) for weights in FORMATS}
     any_model = models["bf16"]
@@ -48,6 +48,7 @@ def table() -> dict[str, Any]:
 def _rank(model: Model, tp: int) -> dict[str, Any]:
     return {
         "weights_mib": _up(sum(weight_bytes(model, model.has_mtp, tp).values()), MIB),
+        "state_kib": _up(model.state_bytes(tp), KIB),
         "slot_kib": _up(model.state_bytes(tp) + logit_bytes(model), KIB),
         "activations_mib": {
             str(context): {

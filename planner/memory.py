@@ -27,7 +27,8 @@ class Layout:
     """How a worker is set up: tp cards; tokens of its longest session and of the mean one; tokens a step and a page.
 
     sessions: state slots, None for as many as fit. mtp: whether the MTP layers are loaded. kept_states,
-    host_bytes: what the prefix cache may keep: states beside those of sessions, and bytes of a worker's host memory.
+    host_bytes: what the prefix cache may keep: states beside those of sessions, None for as many as slots, and bytes of
+    a worker's host memory.
     """
 
     tp: int
@@ -37,7 +38,7 @@ class Layout:
     step_tokens: int = PREFILL_STEP_TOKENS
     page_size: int = 64
     mtp: bool = False
-    kept_states: int = 0
+    kept_states: int | None = None
     host_bytes: int = 0
 
 
@@ -62,7 +63,8 @@ class Memory:
 class Capacity:
     """Sessions one worker holds at once.
 
-    slots: as configured, or as many as fit in balance with the pages. pages: all that the slots leave room for.
+    slots: as configured, or as many as fit in balance with the pages. kept_states: beside them, of the prefix cache.
+    pages: all that the slots leave room for.
     by_slots: sessions whose states fit, were latents nothing; by_pages: sessions of mean length in the pages.
     most: sessions at the best split of memory between slots and pages. fits: sessions held with these slots.
     binds: what keeps `fits` from growing, or takes most of a session's memory if no slots are set.
@@ -71,6 +73,7 @@ class Capacity:
     """
 
     slots: int
+    kept_states: int
     pages: int
     page_size: int
     by_slots: int
@@ -103,28 +106,37 @@ def activation_bytes(model: Model, layout: Layout) -> int:
     return memory.activation_bytes(model.config, layout.tp, layout.step_tokens, layout.context) + staged
 
 
+def graph_bytes(model: Model, layout: Layout) -> int:
+    """Bytes of captured steps, with the slot that a worker leaves to them."""
+    return GRAPH_BYTES + model.state_bytes(layout.tp)
+
+
+def slot_bytes(model: Model, layout: Layout) -> int:
+    """Bytes a slot takes on every card: its state's share, its logits, and a kept state where slots bring one each."""
+    return (2 if layout.kept_states is None else 1) * model.state_bytes(layout.tp) + logit_bytes(model)
+
+
 def session_bytes(model: Model, layout: Layout) -> int:
-    """Bytes a session of mean length takes on every card: its state's share, its pages, its logits."""
-    pages = pages_of(layout.mean_length, layout.page_size)
-    return model.state_bytes(layout.tp) + logit_bytes(model) + pages * page_bytes(model, layout)
+    """Bytes a session of mean length takes on every card: its slot's and its pages'."""
+    return slot_bytes(model, layout) + pages_of(layout.mean_length, layout.page_size) * page_bytes(model, layout)
 
 
 def free_bytes(model: Model, card: Card, layout: Layout) -> int:
     """Bytes of a card left for sessions; below 0 the worker does not start."""
     margin = int(card.memory * MARGIN_SHARE)
     weights = sum(weight_bytes(model, layout.mtp, layout.tp).values())
-    taken = margin + weights + activation_bytes(model, layout) + GRAPH_BYTES + CONTEXT_BYTES
-    return card.memory - taken - layout.kept_states * model.state_bytes(layout.tp)
+    taken = margin + weights + activation_bytes(model, layout) + graph_bytes(model, layout) + CONTEXT_BYTES
+    return card.memory - taken - (layout.kept_states or 0) * model.state_bytes(layout.tp)
 
 
 def capacity(model: Model, card: Card, layout: Layout) -> Capacity:
     """How many sessions fit, and whether slots or pages keep more out.
 
     Slots are a setting and pages take the rest of memory, so with S slots a card holds
-    (free - S (state + logits)) / page pages. Without a setting S is free / session, where both run out together.
+    (free - S slot) / page pages. Without a setting S is free / session, where both run out together.
     """
     free = max(0, free_bytes(model, card, layout))
-    slot = model.state_bytes(layout.tp) + logit_bytes(model)
+    slot = slot_bytes(model, layout)
     by_slots, most = free // slot, free // session_bytes(model, layout)
     slots = most if layout.sessions is None else layout.sessions
     pages = max(0, free - slots * slot) // page_bytes(model, layout)
@@ -135,6 +147,7 @@ def capacity(model: Model, card: Card, layout: Layout) -> Capacity:
         binds = "pages"
     return Capacity(
         slots=slots,
+        kept_states=slots if layout.kept_states is None else layout.kept_states,
         pages=pages,
         page_size=layout.page_size,
         by_slots=by_slots,
@@ -159,25 +172,25 @@ def enough(held: Capacity, layout: Layout) -> bool:
 
 def mean_length_for(model: Model, card: Card, layout: Layout, sessions: int) -> int:
     """The longest mean length, in tokens, at which so many sessions fit; 0 if even their states don't."""
-    slot = model.state_bytes(layout.tp) + logit_bytes(model)
-    left = free_bytes(model, card, layout) - sessions * slot
+    left = free_bytes(model, card, layout) - sessions * slot_bytes(model, layout)
     return max(0, left // page_bytes(model, layout) // sessions * layout.page_size)
 
 
 def divide(model: Model, card: Card, layout: Layout, held: Capacity) -> Memory:
     """The card's bytes by kind, with that many slots and pages."""
     states, logits = held.slots * model.state_bytes(layout.tp), held.slots * logit_bytes(model)
-    latents = held.pages * page_bytes(model, layout)
+    kept, latents = held.kept_states * model.state_bytes(layout.tp), held.pages * page_bytes(model, layout)
+    slots = held.slots * slot_bytes(model, layout)
     return Memory(
         card=card.memory,
         weights=sum(weight_bytes(model, layout.mtp, layout.tp).values()),
         states=states,
-        kept=layout.kept_states * model.state_bytes(layout.tp),
+        kept=kept,
         latents=latents,
         logits=logits,
         activations=activation_bytes(model, layout),
-        graphs=GRAPH_BYTES,
+        graphs=graph_bytes(model, layout),
         context=CONTEXT_BYTES,
         margin=int(card.memory * MARGIN_SHARE),
-        unused=free_bytes(model, card, layout) - states - logits - latents,
+        unused=free_bytes(model, card, layout) - slots - latents,
     )

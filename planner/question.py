@@ -44,9 +44,10 @@ def check(question: Question) -> None:
             f"--context: {layout.context} is more than twice the checkpoint's {model.config.max_model_len}; "
             "YaRN doubles it at most"
         )
-    if layout.host_bytes and not layout.kept_states:
+    if layout.host_bytes and layout.kept_states == 0:
         raise PlanError(
-            "--host-gb: copies in host memory are made of states kept on the device: give --kept-states too"
+            "--host-gb: copies in host memory are made of states kept on the device: keep some, with "
+            "--kept-states above 0"
         )
     if layout.mean_length > layout.context:
         raise PlanError(f"--mean-length: {layout.mean_length} exceeds --context {layout.context}")

@@ -61,7 +61,7 @@ def _memory(plan: Plan) -> tuple[str, Table]:
     rows = (
         ("weights", memory.weights),
         (f"states ({slots})", memory.states),
-        *([(f"kept states ({plan.layout.kept_states:,})", memory.kept)] if memory.kept else []),
+        *([(f"kept states ({plan.capacity.kept_states:,})", memory.kept)] if memory.kept else []),
         (f"latents ({pages} of {plan.capacity.page_size} tokens)", memory.latents),
         (f"logits ({slots})", memory.logits),
         (f"activations ({plan.layout.step_tokens:,} tokens a step)", memory.activations),
@@ -79,13 +79,14 @@ def _memory(plan: Plan) -> tuple[str, Table]:
 def _capacity(plan: Plan) -> tuple[str, Table]:
     held = plan.capacity
     table = _table("by", "sessions", "")
-    states = f"{gib(plan.size.state_bytes / plan.layout.tp)} of state a card"
+    beside = ", and as much kept" if plan.layout.kept_states is None else ""
+    states = f"{gib(plan.size.state_bytes / plan.layout.tp)} of state a card{beside}"
     table.add_row("states alone", f"{held.by_slots:,}", states)
     table.add_row(f"pages beside {held.slots:,} slots", f"{held.by_pages:,}", f"{plan.size.latent_bytes:,} B a token")
     table.add_row("best split of memory", f"{held.most:,}", "")
     table.add_row("held", f"{held.fits:,}", f"{held.binds} bind", style="bold")
-    if plan.layout.kept_states:
-        table.add_row("kept between turns on the device", f"{plan.layout.kept_states:,}", "as far as pages are free")
+    if held.kept_states:
+        table.add_row("kept between turns on the device", f"{held.kept_states:,}", "as far as pages are free")
     if plan.layout.host_bytes:
         table.add_row("kept in host memory", f"{held.kept_on_host:,}", f"{gib(plan.layout.host_bytes)} a worker")
     return f"Sessions of {plan.layout.mean_length:,} tokens in the mean", table

@@ -43,8 +43,9 @@ def _verdict(question: Question, held: Capacity) -> str:
     model, card, layout = question.model, question.card, question.layout
     if held.binds == "weights":
         return _too_small(model, card, layout)
+    kept = ", as much for a kept one," if layout.kept_states is None else ""
     each = (
-        f"a session of {layout.mean_length:,} tokens takes {gib(model.state_bytes(layout.tp))} of state and "
+        f"a session of {layout.mean_length:,} tokens takes {gib(model.state_bytes(layout.tp))} of state{kept} and "
         f"{gib(pages_of(layout.mean_length, layout.page_size) * page_bytes(model, layout))} of latents a card"
     )
     if held.slots > held.by_slots:

@@ -1,6 +1,6 @@
 """Sizes and names that follow from a worker's settings and its checkpoint's config. Knows no torch."""
 
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Literal
 
 from workers.cache.budget import Budget
@@ -109,9 +109,10 @@ def cache_budget(config: WorkerConfig, model: LingConfig) -> Budget:
 
 
 def layout_of(config: WorkerConfig, model: LingConfig) -> str:
-    """Names what a rank's snapshot bytes mean; equal layouts read each other's snapshots."""
-    heads, key, value = model.state_shape(config.tp)
+    """Names what the bytes of a snapshot mean, over all ranks; equal layouts read each other's snapshots."""
+    heads, key, value = model.state_shape(1)
+    rope = (model.rope_theta, model.rotary_dim, *(astuple(model.yarn) if model.yarn is not None else ()))
     return (
         f"latent[{model.latent_layers}x{model.latent_width}]{dtype_name(config, model)}"
-        f"+state[{model.linear_layers}x{heads}x{key}x{value}]float32/tp{config.tp}/page{config.page_size}"
+        f"+state[{model.linear_layers}x{heads}x{key}x{value}]float32/rope[{','.join(f'{part:g}' for part in rope)}]"
     )

@@ -5,6 +5,7 @@ from cluster.dashboards.promql import quantile, rate, total
 from wire.metrics import table as t
 
 OURS = {"class": "internal|unavailable|timeout|stream"}
+HIT_TOKENS = rate(t.CACHE_HIT_TOKENS)
 
 
 def _tile(title: str, unit: Unit, text: str, expr: str, warn: float | None = None, bad: float | None = None) -> Panel:
@@ -78,6 +79,16 @@ FLEET = Board(
                 Panel(
                     "Tokens a second", "short", "Prompt tokens accepted and tokens generated.",
                     (Query(rate(t.PROMPT_TOKENS), "prompt"), Query(rate(t.GENERATED_TOKENS), "generated")),
+                ),
+                Panel(
+                    "Cache hit rate", "percentunit",
+                    "Prompt tokens that were not computed, of all; prompts that began from a kept snapshot, of all.",
+                    (
+                        Query(f"{HIT_TOKENS} / ({HIT_TOKENS} + {rate(t.CACHE_MISSED_TOKENS)})", "of tokens"),
+                        # Each prompt computes a token at least, so that it counts among the misses.
+                        Query(f"{rate(t.CACHE_HITS)} / {rate(t.CACHE_MISSES)}", "of prompts"),
+                    ),
+                    most=1,
                 ),
                 Panel(
                     "Batch lines", "reqps", "Lines of batches answered, by status.",

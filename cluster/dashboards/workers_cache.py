@@ -51,12 +51,26 @@ WORKERS = Board(
             "Kept snapshots",
             (
                 Panel(
-                    "Prompts begun from one", "reqps", "By where it was, and those that were not, by why.",
+                    "Hit rate", "percentunit",
+                    "Prompt tokens that were not computed, of all; prompts that began from a kept snapshot, of all.",
                     (
-                        Query(rate(t.CACHE_HITS, "origin"), "{{origin}}"),
-                        Query(rate(t.CACHE_MISSES, "reason"), "not: {{reason}}"),
+                        Query(
+                            f"{rate(t.CACHE_HIT_TOKENS, 'role')} "
+                            f"/ ({rate(t.CACHE_HIT_TOKENS, 'role')} + {rate(t.CACHE_MISSED_TOKENS, 'role')})",
+                            "{{role}} tokens",
+                        ),
+                        # Each prompt computes a token at least, so that it counts among the misses.
+                        Query(f"{rate(t.CACHE_HITS, 'role')} / {rate(t.CACHE_MISSES, 'role')}", "{{role}} prompts"),
                     ),
-                    stacked=True,
+                    most=1,
+                ),
+                Panel(
+                    "Prompts begun from one", "reqps", "By where it was.",
+                    (Query(rate(t.CACHE_HITS, "origin"), "{{origin}}"),), stacked=True,
+                ),
+                Panel(
+                    "Prompts with tokens to compute", "reqps", "All, by why no longer snapshot was there.",
+                    (Query(rate(t.CACHE_MISSES, "reason"), "{{reason}}"),), stacked=True,
                 ),
                 Panel(
                     "Prompt tokens not computed", "short", "A second, by where the snapshot was.",

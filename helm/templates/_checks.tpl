@@ -1,8 +1,8 @@
 {{/* What a schema can't say. Every message starts with the value's path. */}}
 {{- define "ling.checks" -}}
 {{- $v := .Values -}}
-{{- if and $v.prefill.replicas (ne (int $v.prefill.tp) (int $v.decode.tp)) -}}
-{{- fail (printf "prefill.tp: %d differs from decode.tp %d; snapshots move rank to rank, so give both pools the same tp" (int $v.prefill.tp) (int $v.decode.tp)) -}}
+{{- if and $v.model.shard.enabled $v.prefill.replicas (ne (int $v.prefill.tp) (int $v.decode.tp)) -}}
+{{- fail (printf "prefill.tp: %d differs from decode.tp %d, and model.shard lays the weights out for one of them; give both pools the same tp, or turn model.shard.enabled off" (int $v.prefill.tp) (int $v.decode.tp)) -}}
 {{- end -}}
 {{- range $name, $pool := dict "prefill" $v.prefill "decode" $v.decode -}}
 {{- if kindIs "invalid" $pool.maxReplicas | not -}}
@@ -83,16 +83,22 @@
 {{- fail "ingress.host: an ingress needs one" -}}
 {{- end -}}
 {{- if and (eq $v.device "cuda") (or (include "ling.mounts" .) (include "ling.fetches" .)) (ne $v.model.format "other") (ne $v.gpu.type "other") -}}
-{{- include "ling.memoryCheck" . -}}
+{{- include "ling.memoryCheck" (dict "root" . "pool" "decode") -}}
+{{- if $v.prefill.replicas -}}
+{{- include "ling.memoryCheck" (dict "root" . "pool" "prefill") -}}
+{{- end -}}
 {{- end -}}
 {{- end -}}
 
-{{/* A worker of tp cards against its model, by the planner's figures in files/memory.json; MiB and KiB a card. */}}
+{{/* A pool's worker of tp cards against its model, by the planner's figures in files/memory.json; MiB and KiB a card. */}}
 {{- define "ling.memoryCheck" -}}
-{{- $v := .Values -}}
-{{- $table := .Files.Get "files/memory.json" | fromJson -}}
-{{- $tp := int $v.decode.tp -}}
+{{- $v := .root.Values -}}
+{{- $table := .root.Files.Get "files/memory.json" | fromJson -}}
+{{- $tp := int (get $v .pool).tp -}}
 {{- $slots := int (default 64 $v.config.slots) -}}
+{{- $cache := default dict $v.config.cache -}}
+{{- /* As `cluster.config.CacheSection.states` has it; one more state is left to captured steps. */ -}}
+{{- $kept := ternary 0 (int (default $slots $cache.device_states)) (eq (default "on" $cache.mode) "off") -}}
 {{- $step := int (default 8192 $v.config.max_step_tokens) -}}
 {{- $length := int (default $table.context $v.config.max_model_len) -}}
 {{- $page := int (default 64 $v.config.page_size) -}}
@@ -113,10 +119,10 @@
 {{- $row := get (get $table.formats $v.model.format) (toString $tp) -}}
 {{- $activations := get (get $row.activations_mib (first $contexts | toString)) (first $steps | toString) -}}
 {{- $fixed := add $row.weights_mib $table.reserved_mib $activations | int -}}
-{{- $sessions := div (add (mul $slots $row.slot_kib) (mul $pages $page $table.token_bytes | div 1024)) 1024 | int -}}
+{{- $sessions := div (add (mul $slots $row.slot_kib) (mul (add $kept 1) $row.state_kib) (mul $pages $page $table.token_bytes | div 1024)) 1024 | int -}}
 {{- $card := get $table.cards $v.gpu.type | int -}}
 {{- $need := add $fixed $sessions | int -}}
 {{- if gt $need $card -}}
-{{- fail (printf "decode.tp: a worker of %d %s has no memory for %s in %s: each card needs %d MiB (weights %d, other fixed %d, %d slots and %d pages of %d tokens %d) and has %d MiB to use; raise tp, lower config.slots or config.max_model_len, or take a smaller format (ling plan --gpu %s --dtype %s --gpus-per-worker %d says more)" $tp $v.gpu.type $table.model $v.model.format $need (int $row.weights_mib) (sub $fixed (int $row.weights_mib)) $slots $pages $page $sessions $card $v.gpu.type $v.model.format $tp) -}}
+{{- fail (printf "%s.tp: a worker of %d %s has no memory for %s in %s: each card needs %d MiB (weights %d, other fixed %d, %d slots, %d kept states and %d pages of %d tokens %d) and has %d MiB to use; raise tp, lower config.slots, config.cache.device_states or config.max_model_len, or take a smaller format (ling plan --gpu %s --dtype %s --gpus-per-worker %d says more)" .pool $tp $v.gpu.type $table.model $v.model.format $need (int $row.weights_mib) (sub $fixed (int $row.weights_mib)) $slots $kept $pages $page $sessions $card $v.gpu.type $v.model.format $tp) -}}
 {{- end -}}
 {{- end -}}

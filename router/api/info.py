@@ -1,10 +1,10 @@
-"""What the router tells about itself: models, health, readiness, status, metrics."""
+"""Endpoints about the server: models, health, readiness, status, metrics."""
 
 import asyncio
 import os
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -30,18 +30,18 @@ from router.relay.gateway import Gateway
 from router.relay.link import WorkerLink
 from router.text.tokenizer_info import tokenizer_info
 from wire.progress import Starting
-from wire.protocol import Role
+from wire.protocol import Miss, Role
 
 
 class Info:
-    """Handlers over one gateway."""
+    """Handlers that read one gateway."""
 
     def __init__(self, gateway: Gateway, paths: tuple[str, ...]) -> None:
         self._gateway = gateway
         self._paths = paths
 
     async def root(self, request: Request) -> Response:
-        """The paths there are."""
+        """The list of paths."""
         model = self._gateway.config.served_model_name
         root: Root = {"name": "ling-cluster router", "model": model, "paths": self._paths}
         return _json(root)
@@ -68,16 +68,16 @@ class Info:
         return _json(self._anthropic_model() if _of_anthropic(request) else self._model())
 
     async def tokenizer_info(self, request: Request) -> Response:
-        """What the checkpoint's files say of its tokenizer."""
+        """The tokenizer's configuration from the checkpoint's files."""
         return _json(await asyncio.to_thread(tokenizer_info, Path(self._gateway.config.tokenizer)))
 
     async def health(self, request: Request) -> Response:
-        """The process lives."""
+        """200 as long as the process is alive."""
         health: Health = {"status": "ok"}
         return _json(health)
 
     async def ready(self, request: Request) -> Response:
-        """200 if a request could be served now, else 503 and why not."""
+        """200 if a request can be served now, else 503 with the reason."""
         reason = self._gateway.unready()
         if reason is None:
             ready: Ready = {"ready": True}
@@ -144,7 +144,7 @@ class Info:
 
 
 def _of_anthropic(request: Request) -> bool:
-    """Whether that vendor's client asks, for whom the same path has another shape."""
+    """Whether the client is Anthropic's, for which the same path answers in another format."""
     return "anthropic-version" in request.headers
 
 
@@ -170,10 +170,13 @@ def _worker(link: WorkerLink) -> WorkerStatus | UnreachedWorker:
         "free_pages": load.free_pages,
         "free_slots": load.free_slots,
         "transferring": load.transferring,
+        "unreachable": list(load.unreachable),
         "step_s": load.step_s,
         "kept": load.kept,
         "hit_tokens": load.hit_tokens,
         "missed_tokens": load.missed_tokens,
+        "hits": load.hits,
+        "misses": dict(zip(get_args(Miss), load.misses, strict=False)),
         "in_flight": link.in_flight,
         "ranks": [{"rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device} for r in info.ranks],
     }

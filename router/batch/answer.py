@@ -1,4 +1,4 @@
-"""One line's request, answered as its endpoint would answer a client."""
+"""Answers one line of a batch as its endpoint would answer a client."""
 
 import asyncio
 import logging
@@ -14,13 +14,14 @@ from router.priority import BATCH
 from router.relay.choice import Choice
 from router.relay.gateway import Gateway
 from router.relay.job import Job
+from router.relay.prefixes import scope_of
 
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer's HTTP status and JSON, and the tokens it took. error: why it is no success."""
+    """An answer's HTTP status, JSON and tokens. error: why the line failed; None if it succeeded."""
 
     status: int
     body: bytes
@@ -59,7 +60,14 @@ async def _answer(
         raise invalid("'session_id' is not supported in a batch: its lines have no order", "session_id")
     choices = await make_choices(gateway, request, tenant)
     shape = begin(gateway, api, asked, request, choices)
-    job = Job(choices, stream=False, priority=BATCH + request.priority, tenant=tenant, live=False)
+    job = Job(
+        choices,
+        stream=False,
+        priority=BATCH + request.priority,
+        tenant=tenant,
+        live=False,
+        prefix_scope=scope_of(tenant, request.cache_salt, gateway.config.cache_share_all),
+    )
     with gateway.flying(job):
         sent()
         while not job.over:
@@ -71,7 +79,7 @@ async def _answer(
 
 
 def _tokens(choices: Iterable[Choice]) -> tuple[int, int, int]:
-    """Prompt, cached and generated tokens; the choices of one prompt share it."""
+    """Prompt, cached and generated tokens. Choices of one prompt share it, so it counts once."""
     prompts = {id(c.prompt): c for c in choices}.values()
     cached = sum(c.cached_tokens for c in prompts)
     return sum(len(c.prompt.token_ids) for c in prompts), cached, sum(c.generated for c in choices)

@@ -25,6 +25,7 @@ from router.relay.table import WorkerTable
 from router.text.exact import ExactTurns
 from router.text.grammar import Form
 from router.text.grammar_check import GrammarCheck
+from router.text.renderings import Renderings
 from router.text.tokenizer import Tokenizer
 from router.text.tools import tool_parser
 from wire.progress import Starting
@@ -33,6 +34,8 @@ from wire.tokens import TokenIds
 
 # Of the token ids of past answers: some 100,000 answers of 100 tokens.
 _EXACT_BYTES = 64 * 1024 * 1024
+# Conversations whose rendering is remembered.
+_RENDERINGS = 50_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +73,7 @@ class Gateway:
         self._check_grammar = GrammarCheck(config.tokenizer)
         self.table = WorkerTable(config.name, config.secret, config.costs)
         self.exact = ExactTurns(_EXACT_BYTES)
+        self.renderings = Renderings(_RENDERINGS)
         self.metrics = Metrics(self._observe)
         self.starting: tuple[Starting, ...] = ()  # workers that do not serve yet
         self.in_flight = 0

@@ -38,8 +38,8 @@ class Stream(Protocol):
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
         """An output of the leg's worker."""
 
-    def lost(self, leg: Leg, now: float, *, alone: bool = False) -> None:
-        """The connection to the leg's worker ended. alone: with no other sequence of this router."""
+    def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
+        """The leg's worker ended, or is silent. alone: with no other sequence of this router."""
 
     def broke(self, error: Exception) -> None:
         """The router itself failed over an output."""
@@ -85,11 +85,11 @@ class Leg:
             self.close()
             self._link.abort(Abort(self.request_id))
 
-    def lost(self, now: float, *, alone: bool) -> None:
-        """The connection to the worker ended, and what the worker held is gone. alone: with no other sequence."""
+    def lost(self, now: float, *, alone: bool, silent: bool) -> None:
+        """The worker ended, or is silent: what it holds is given up. alone: with no other sequence."""
         if self.open:
             self.open = False
-            self.stream.lost(self, now, alone=alone)
+            self.stream.lost(self, now, alone=alone, silent=silent)
 
     def failed(self, reason: str) -> ApiError:
         """What a client is told of a worker's failure."""

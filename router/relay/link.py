@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from router.relay.prefixes import Holder, PrefixIndex
 from router.relay.unseen import Unseen
 from wire.codec import CLUSTER, WireError
 from wire.handshake import call
+from wire.liveness import SILENT_S, AwakeClock, detect_dead_host
 from wire.protocol import (
     Abort,
     Attach,
@@ -66,6 +66,7 @@ class WorkerLink:
         changed: "Callable[[WorkerLink], None]",
         prefixes: PrefixIndex,
         costs: Costs,
+        awake: AwakeClock,
     ) -> None:
         self.listed: ListedWorker | None = listed
         self.ref = listed.ref
@@ -85,13 +86,16 @@ class WorkerLink:
         self._legs: dict[str, Leg] = {}  # by request id
         self._inquiries = Inquiries()
         self._writer: asyncio.StreamWriter | None = None
+        self._awake = awake
+        self._heard = awake.s  # when the last message came
+        self._silent = False  # until it tells of itself again
         self._reset()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link {self.ref.worker_id}")
 
     @property
     def live(self) -> bool:
         """Whether it takes new requests now."""
-        return self.connected and self.listed is not None and not self._retired
+        return self.connected and self.listed is not None and not (self._retired or self._silent)
 
     @property
     def over(self) -> bool:
@@ -155,6 +159,13 @@ class WorkerLink:
         if self.listed is None and not self._legs:
             self._task.cancel()
 
+    def check(self) -> None:
+        """Give the connection up if the worker has said nothing for too long."""
+        if self.connected and self._awake.s - self._heard > SILENT_S and self._writer is not None:
+            self._silent = True
+            self._changed(self)
+            self._writer.transport.abort()
+
     def retire(self) -> None:
         """The worker says that it is to end: no new requests, though it may be listed yet."""
         self._retired = True
@@ -196,6 +207,8 @@ class WorkerLink:
                 await self._serve()
             except Exception as error:  # whatever it was, the worker is tried again while it is listed
                 reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                if self.connected and self._silent:
+                    reason = f"it said nothing for {SILENT_S:g} s"
                 if self.connected:
                     _log.warning("worker %s ended: %s", self.ref.worker_id, reason)
                     pause = _BACKOFF_S[0]
@@ -209,7 +222,7 @@ class WorkerLink:
         async with asyncio.timeout(_CONNECT_S):
             reader, writer = await connect(self.ref.host, self.ref.port)
             self._writer = writer
-            _detect_dead_host(writer.get_extra_info("socket"))
+            detect_dead_host(writer.get_extra_info("socket"))
             await call(reader, writer, self._secret)
             writer.write(CLUSTER.encode(Hello(self._router_name, "router")))
             info = await CLUSTER.read(reader)
@@ -222,15 +235,17 @@ class WorkerLink:
             )
         self._reset()
         self._retired = False
+        self._heard = self._awake.s
         self.info = info
         self._holder = Holder(info.worker_id)
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
         self.connected = True
         self._changed(self)
-        if self.listed is not None:
+        if self.live:
             self._on_live()
         while True:
             message = await CLUSTER.read(reader)
+            self._heard = self._awake.s
             if isinstance(message, Parked):
                 self._inquiries.parked(message.call, message.reason)
             elif isinstance(message, Found):
@@ -246,6 +261,10 @@ class WorkerLink:
             self._prefixes.update(self._holder, message.kept)
         self._unseen.update(message.seen)
         self._changed(self)
+        if self._silent:
+            self._silent = False
+            if self.live:
+                self._on_live()
         now = time.monotonic()
         legs = self._legs
         for output in message.outputs:
@@ -269,12 +288,4 @@ class WorkerLink:
         lost, self._legs = self._legs, {}
         now = time.monotonic()
         for leg in lost.values():
-            leg.lost(now, alone=len(lost) == 1)
-
-
-def _detect_dead_host(sock: socket.socket) -> None:
-    """A process's death ends the stream at once; a host's sends nothing, so ask it every second."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5000)):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            leg.lost(now, alone=len(lost) == 1, silent=self._silent)

@@ -1,13 +1,13 @@
 """Which workers serve a request. Pure: a fleet and a need in, a plan or a refusal out.
 
-Filter: workers that can hold the sequence, and whose snapshots fit together. Score: the predicted seconds to the first
-token, and what places cost. Pick: the least; equals by the need's salt.
+Filter: workers that can hold the sequence, whose snapshots fit together, and that reach each other. Score: the
+predicted seconds to the first token, and what places cost. Pick: the least; equals by the need's salt.
 """
 
 import math
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from router.relay.costs import Costs
@@ -54,7 +54,8 @@ class Plan:
     waits: none has room for it now, so that it waits at one of the two. source, kept_tokens: whose kept snapshot the
     worker that computes the prompt is to begin from, and of how many tokens; None to begin from what it has itself.
     work: prompt tokens that are computed. ahead_s: seconds of prompts before it at the worker that computes it.
-    first_token_s: the predicted time to the first token, those included.
+    first_token_s: the predicted time to the first token, those included. foreign_tokens: of how many of its first
+    tokens workers keep a snapshot that does not fit these.
     """
 
     prefill: WorkerInfo | None
@@ -65,6 +66,7 @@ class Plan:
     work: int = field(default=0, compare=False)
     first_token_s: float = field(default=0.0, compare=False)
     ahead_s: float = field(default=0.0, compare=False)
+    foreign_tokens: int = field(default=0, compare=False)
 
 
 NoPlanReason = Literal["no_worker", "mismatch", "too_long"]
@@ -82,8 +84,8 @@ def choose(fleet: Fleet, need: Need, *, split: bool) -> Plan | NoPlan:
     """The plan with the least predicted time to first token, prices of places included.
 
     A plan is a prefill and a decode worker, or one worker of either pool that computes prompt and answer: with `split`
-    False, where one of the pools has no live worker, and where that is sooner. A pair must agree on ranks, layout and
-    weights.
+    False, where one of the pools has no live worker, and where that is sooner. A pair must agree on page size, layout
+    and weights.
     """
     split = split and any(g.prefills for g in fleet.groups) and any(g.decodes for g in fleet.groups)
     best: tuple[float, Plan] | None = None
@@ -91,7 +93,16 @@ def choose(fleet: Fleet, need: Need, *, split: bool) -> Plan | NoPlan:
         found = _Search(fleet.costs, need, group, split=split).best()
         if found is not None and (best is None or found[0] < best[0]):
             best = found
-    return best[1] if best is not None else _no_plan(fleet, need, split)
+    return _with_foreign(best[1], fleet, need) if best is not None else _no_plan(fleet, need, split)
+
+
+def _with_foreign(plan: Plan, fleet: Fleet, need: Need) -> Plan:
+    """The plan, with what is kept of the prompt at workers whose snapshots don't fit."""
+    if len(fleet.groups) == 1 or not need.held:
+        return plan
+    own = identity(plan.decode)
+    others = (s for s in (*fleet.prefills, *fleet.decodes) if s.identity != own)
+    return replace(plan, foreign_tokens=max((need.begin(s.worker_id) for s in others), default=0))
 
 
 class _Search:
@@ -115,11 +126,11 @@ class _Search:
             alone_s, alone = self._alone((*self._group.decodes, *self._group.prefills), 0.0)
             return self._on_one(alone_s, alone) if alone is not None else None
         prefill_s, prefill = self._prefill()
-        if prefill is None:
-            return None
-        decode_s, decode = self._behind(prefill)
-        if decode is None:
-            return None
+        decode_s, decode = self._behind(prefill) if prefill is not None else (math.inf, None)
+        if prefill is None or decode is None:
+            # Where none is too small for it, all that could hand it on are cut off from those that could go on.
+            alone_s, alone = self._alone(self._group.decodes, 0.0) if self._group.cut else (math.inf, None)
+            return self._on_one(alone_s, alone) if alone is not None else None
         pool = self._group.decodes
         if decode.late or pressure(decode.state, self._need.prompt_tokens) > 1:
             pool += self._group.prefills
@@ -149,7 +160,7 @@ class _Search:
         prompt, get, own_s = self._need.prompt_tokens, self._need.held.get, self._own_s
         every, rest, pull_s = self._all, self._rest, self._pull_s
         best, found = math.inf, _NOBODY
-        for s in self._group.prefills:
+        for s in self._group.within_reach:
             token_s = s.token_s
             held = get(s.worker_id)
             seconds = every * token_s if held is None else own_s(held, token_s)
@@ -173,7 +184,7 @@ class _Search:
                 seconds = s.answer_s + cold_s
             else:
                 seconds = s.answer_s + max(costs.state_s, costs.moved_s(prompt - held.position) - overlapped)
-            if seconds <= best and s.capacity >= tokens:
+            if seconds <= best and s.capacity >= tokens and not (s.cut and prefill.worker_id in s.cut):
                 best, found = self._keep(best, found, seconds, s)
         return best, self._tied(found)
 
@@ -273,7 +284,7 @@ def _no_plan(fleet: Fleet, need: Need, split: bool) -> NoPlan:
 
 
 def _differences(prefill: WorkerInfo, decode: WorkerInfo) -> str:
-    names = ("ranks", "layout", "weights_id")
+    names = ("page_size", "layout", "weights_id")
     parts = [
         f"{name} {a!r} and {b!r}"
         for name, a, b in zip(names, identity(prefill), identity(decode), strict=True)

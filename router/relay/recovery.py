@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# death: a worker ended, or the connection to it. transfer: a snapshot did not come from one worker to another. moved:
-# the worker is to end, and has given the sequence up in good order.
-Cause = Literal["death", "transfer", "moved"]
+# death: a worker ended, or the connection to it. silence: the worker says nothing, as it is stopped, or the network is
+# cut. transfer: a snapshot did not come from one worker to another. moved: the worker is to end, and has given the
+# sequence up in good order.
+Cause = Literal["death", "silence", "transfer", "moved"]
 _MOST_TRANSFERS = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 

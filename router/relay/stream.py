@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from functools import partial
 from typing import Protocol
+
+from msgspec import structs
 
 from router.errors import ApiError, invalid
 from router.metrics import StreamTimes
@@ -162,7 +163,7 @@ class SequenceStream:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
             self.legs.append(Leg(self, prefill, both(handoff=True, prefix=prefix), work))
-            prefix = Prefix(prefix.boundaries, prefix.scope)
+            prefix = structs.replace(prefix, kept_tokens=0, source=None)
         submit = both(source=source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit, work if source is None else 0))
 
@@ -198,13 +199,14 @@ class SequenceStream:
         else:
             self.abandon(leg.failed(f"it sent token {output.offset} twice"))
 
-    def lost(self, leg: Leg, now: float, *, alone: bool = False) -> None:
-        """The connection to a leg's worker ended. alone: with no other sequence of this router."""
+    def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
+        """A leg's worker ended, or is silent. alone: with no other sequence of this router."""
         if self.choice.finish is not None:
             self._land(now)  # only the lost worker's figures are missing
         elif leg.stage == "decode" or len(self._ids) <= 1:  # else the snapshot had left it
-            error = ApiError(503, f"{leg.name} ended while serving the request", code="worker_lost")
-            self._set_back("death", error, alone)
+            how = "fell silent" if silent else "ended"
+            error = ApiError(503, f"{leg.name} {how} while serving the request", code="worker_lost")
+            self._set_back("silence" if silent else "death", error, alone)
 
     def broke(self, error: Exception) -> None:
         """The router itself failed over an output."""
@@ -260,7 +262,7 @@ class SequenceStream:
         sampling = self.choice.sampling
         if sampling.prompt_logprobs is None or not self.choice.prompt_logprobs:
             return sampling
-        return dataclasses.replace(sampling, prompt_logprobs=None)
+        return structs.replace(sampling, prompt_logprobs=None)
 
     def _handed_off(self, leg: Leg, now: float) -> None:
         if self.choice.finish is not None:

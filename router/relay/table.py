@@ -1,6 +1,7 @@
 """The table of workers: a link to each listed worker, and what all links together know."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import get_args
@@ -11,6 +12,7 @@ from router.relay.fleet import Fleet, Roster, WorkerState
 from router.relay.link import ListedWorker, WorkerLink
 from router.relay.policy import Held
 from router.relay.prefixes import Candidates, PrefixIndex
+from wire.liveness import BEAT_S, AwakeClock
 from wire.protocol import Drain, Mark, Pin, Role, Tier, Unpin, WorkerInfo
 from wire.tls import tls
 
@@ -43,11 +45,15 @@ class WorkerTable:
         self._changed: set[WorkerLink] = set()  # since the roster was made
         self._links: dict[str, WorkerLink] = {}
         self._leaving: list[WorkerLink] = []
+        self._awake = AwakeClock(time.monotonic())
+        self._listening: asyncio.Task[None] | None = None
         self.on_live: Callable[[], None] = lambda: None
         self.on_load: Callable[[], None] = lambda: None
 
     async def update(self, listed: Sequence[ListedWorker]) -> None:
         """Discovery's full list. New ones are connected to; one gone from it takes no new requests."""
+        if self._listening is None:
+            self._listening = asyncio.create_task(self._listen())
         wanted = {w.ref.worker_id: w for w in listed}
         for worker_id, link in list(self._links.items()):
             if wanted.get(worker_id) != link.listed:
@@ -56,14 +62,24 @@ class WorkerTable:
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
                 self._links[worker_id] = WorkerLink(
-                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self.costs
-                )
+                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self.costs,
+                    self._awake,
+                )  # fmt: skip
         self._leaving = [link for link in self._leaving if not link.over]
 
     async def close(self) -> None:
         """Leave all; streams are lost."""
+        if self._listening is not None:
+            self._listening.cancel()
         links, self._links, self._leaving = self.links(), {}, []
         await asyncio.gather(*(link.close() for link in links))
+
+    async def _listen(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._awake.tick(time.monotonic())
+            for link in self.links():
+                link.check()
 
     def _came(self) -> None:
         self.on_live()

@@ -23,8 +23,8 @@ class Warming:
             leg.close()
             self._end(output.error or "its worker gave no reason" if output.finish == "error" else None)
 
-    def lost(self, leg: Leg, now: float, *, alone: bool = False) -> None:
-        """The worker ended."""
+    def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
+        """The worker ended, or is silent."""
         self._end(f"{leg.name} ended")
 
     def broke(self, error: Exception) -> None:

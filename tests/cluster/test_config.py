@@ -68,7 +68,6 @@ def test_later_layers_win_key_by_key() -> None:
         ({"prefil": {"tp": 2}}, "prefil: unknown setting; did you mean prefill?"),
         ({"decode.ranks": "2"}, "decode.ranks: unknown setting; known here: replicas, max_replicas, tp, resources"),
         ({"router": {"max_que": 1}}, "router.max_que: unknown setting; did you mean max_queue?"),
-        ({"prefill.tp": "2"}, "prefill.tp: 2 differs from decode.tp 1"),
         ({"decode.tp": "two"}, "decode.tp: input should be a valid integer, got 'two'"),
         ({"decode.tp": 0}, "decode.tp: input should be greater than or equal to 1, got 0"),
         ({"decode.replicas": 0}, "decode.replicas: "),

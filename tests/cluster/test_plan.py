@@ -13,10 +13,12 @@ import typer
 from pydantic import TypeAdapter
 from typer.testing import CliRunner, Result
 
+from cluster.config import ClusterConfig
 from cluster.plan import PlanReport, plan_command
 
 TABLE = Path(__file__).with_name("test_plan_table.txt")
 ISSUE = ["--gpu", "h200-141gb", "--gpus-per-worker", "4", "--dtype", "fp8", "--context", "131072", "--sessions", "200"]
+SHORT = ["--gpu", "h200-141gb", "--gpus-per-worker", "4", "--dtype", "fp8", "--mean-length", "32768"]
 TRAFFIC = ["--requests-per-s", "20", "--prompt-tokens", "8192", "--output-tokens", "512", "--hit-rate", "0.5"]
 
 app = typer.Typer()
@@ -74,6 +76,15 @@ def test_defaults_are_the_checkpoints() -> None:
     assert plan.fits
 
 
+def test_what_workers_keep_by_default_is_counted() -> None:
+    config = ClusterConfig()
+    usual = answer(*SHORT, "--sessions", str(config.slots)).plan
+    assert usual.capacity.kept_states == config.cache.states(config.slots) > 0
+    assert usual.capacity.kept_on_host == config.cache.host_bytes == 0
+    off = answer(*SHORT, "--sessions", str(config.slots), "--kept-states", "0").plan
+    assert off.capacity.pages > usual.capacity.pages
+
+
 def test_mtp_is_loaded_unless_asked_not_to() -> None:
     without, with_it = (answer(*ISSUE, *more).plan for more in (["--no-mtp"], []))
     assert "MTP" in without.size.weights
@@ -105,6 +116,7 @@ def test_mtp_is_loaded_unless_asked_not_to() -> None:
         ([*TRAFFIC, "--hit-rate", "nan"], "--hit-rate: is a share from 0 to 1, got nan"),
         ([*TRAFFIC, "--requests-per-s", "inf"], "--requests-per-s: must be above 0, got inf"),
         ([*TRAFFIC, "--context", "8200"], "--output-tokens: prompt and output make 8704, more than --context 8200"),
+        (["--host-gb", "1", "--kept-states", "0"], "--host-gb: copies in host memory are made of states kept on"),
         (["--dtype", "int4", "--mtp"], "--mtp: ling-2.6-flash in int4 has no MTP layer to load"),
         (["--model", "/nowhere"], "/nowhere/config.json is missing"),
         (["--check", "nonsense"], "--check: no status from nonsense"),

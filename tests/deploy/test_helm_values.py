@@ -29,7 +29,7 @@ def test_the_schema_knows_the_planner_s_cards_and_what_divides_the_model() -> No
     [
         (["decode.tp=3"], r"decode\.tp: decode\.tp must be one of"),
         (["prefill.tp=8"], r"prefill\.tp: prefill\.tp must be one of"),
-        (["decode.tp=2"], r"prefill\.tp: 4 differs from decode\.tp 2; snapshots move rank to rank"),
+        (["decode.tp=2", "model.shard.enabled=true"], r"prefill\.tp: 4 differs from decode\.tp 2, and model\.shard"),
         (["decode.replicas=0"], r"decode\.replicas: Must be greater than or equal to 1"),
         (["decode.replica=2"], r"Additional property replica is not allowed"),
         (["gpu.type=h100"], r"gpu\.type: gpu\.type must be one of"),
@@ -52,6 +52,8 @@ def test_the_schema_knows_the_planner_s_cards_and_what_divides_the_model() -> No
         ),
         (["gpu.type=rtx-4090-24gb", "model.format=int4", "prefill.tp=2", "decode.tp=2"], r"no memory for .* in int4"),
         (["gpu.type=h100-80gb", "config.slots=20000"], r"20000 slots"),
+        (["gpu.type=h100-80gb", "config.slots=2500"], r"2500 slots, 2500 kept states"),
+        (["gpu.type=h100-80gb", "config.cache.device_states=20000"], r"20000 kept states"),
         (["config.max_step_tokens=20000"], r"config\.max_step_tokens: 20000 is more than the 8192"),
         (["config.max_model_len=300000"], r"config\.max_model_len: 300000 is more than the 262144"),
     ],
@@ -70,6 +72,12 @@ def test_memory_is_refused_where_the_planner_finds_none(weights: str, tp: int, c
     settings = f"model.format={weights},gpu.type={card},prefill.tp={tp},decode.tp={tp}"
     done = helm("template", "ling", str(CHART), "-f", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", settings)
     assert (done.returncode == 0) == enough(held, layout), done.stderr
+
+
+def test_without_a_cache_its_states_take_no_memory() -> None:
+    values = ("--values", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", "gpu.type=h100-80gb,config.slots=2500")
+    assert render(*values, "--set", "config.cache.mode=off").of("RayService")
+    assert render(*values, "--set", "config.cache.device_states=64").of("RayService")
 
 
 def test_a_card_the_planner_does_not_know_goes_without_the_check() -> None:

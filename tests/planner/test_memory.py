@@ -24,6 +24,7 @@ from planner.memory import (
 from planner.model import FORMATS, RELEASED, Format, Model, load_model
 from planner.plan import Plan, make_plan
 from planner.question import Question
+from workers.memory import GRAPH_BYTES
 
 FLASH = load_model(RELEASED)
 
@@ -41,6 +42,7 @@ def layouts(draw: st.DrawFn) -> Layout:
         sessions=draw(st.none() | st.integers(1, 5_000)),
         step_tokens=draw(st.integers(1, 16_384)),
         page_size=draw(st.sampled_from([1, 16, 64, 256])),
+        kept_states=draw(st.none() | st.integers(0, 100)),
     )
 
 
@@ -61,6 +63,8 @@ def test_kinds_add_up_to_the_card(model: Model, card: Card, layout: Layout) -> N
 def test_what_is_held_fits_and_one_more_does_not(model: Model, card: Card, layout: Layout) -> None:
     held = capacity(model, card, layout)
     slot = model.state_bytes(layout.tp) + logit_bytes(model)
+    if layout.kept_states is None:  # each slot brings one
+        slot += model.state_bytes(layout.tp)
     pages = pages_of(layout.mean_length, layout.page_size) * page_bytes(model, layout)
     free = max(0, free_bytes(model, card, layout))
     assert held.fits <= held.most <= held.by_slots
@@ -163,7 +167,7 @@ def test_every_remedy_named_works() -> None:
 def test_a_full_context_must_find_its_pages() -> None:
     """Many slots leave pages for short sessions, but not for one long one."""
     model, card = replace(FLASH, weights="fp8"), find_card("h200-141gb")
-    layout = Layout(4, 131_072, 64, 7_130)
+    layout = Layout(4, 131_072, 64, 7_125, kept_states=0)
     held = capacity(model, card, layout)
     assert held.pages < pages_of(131_072, 64)
     assert not held.longest_fits
@@ -202,12 +206,20 @@ def test_cards() -> None:
 
 def test_what_the_prefix_cache_keeps_is_counted() -> None:
     model, card = replace(FLASH, weights="fp8"), find_card("h200-141gb")
-    layout = Layout(4, 131_072, 32_768, 64)
-    plain, keeping = (
+    layout = Layout(4, 131_072, 32_768, 64, kept_states=0)
+    plain, keeping, usual = (
         make_plan(Question(model, card, each, 50e9, 64))
-        for each in (layout, replace(layout, kept_states=64, host_bytes=100 * 10**9))
+        for each in (
+            layout,
+            replace(layout, kept_states=64, host_bytes=100 * 10**9),
+            replace(layout, kept_states=None),
+        )
     )
     assert keeping.memory.kept == 64 * model.state_bytes(4)
+    assert (plain.memory.kept, usual.memory) == (0, keeping.memory)
+    assert usual.capacity.kept_states == 64
+    # What a worker's states take: `workers.rank.build` has one more slot, for captured steps.
+    assert usual.memory.states + usual.memory.kept + usual.memory.graphs - GRAPH_BYTES == 129 * model.state_bytes(4)
     assert plain.memory.latents - keeping.memory.latents == pytest.approx(
         keeping.memory.kept, abs=page_bytes(model, layout)
     )
@@ -216,3 +228,9 @@ def test_what_the_prefix_cache_keeps_is_counted() -> None:
     assert plain.capacity.kept_on_host == 0
     with pytest.raises(PlanError, match="--kept-states"):
         make_plan(Question(model, card, replace(layout, host_bytes=1), 50e9, 64))
+
+
+def test_as_many_kept_states_as_slots_leave_half_the_room_for_states() -> None:
+    model, card = replace(FLASH, weights="fp8"), find_card("h200-141gb")
+    off, usual = (capacity(model, card, Layout(4, 131_072, 64, kept_states=kept)) for kept in (0, None))
+    assert usual.kept_states == usual.slots < 0.6 * off.slots

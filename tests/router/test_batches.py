@@ -292,6 +292,16 @@ def test_tenants_see_their_own(checkpoint: Path, tmp_path: Path) -> None:
             assert [b.id async for b in at.sdk.batches.list()] == [begun.id]
             assert {f.id async for f in at.sdk.files.list()} == {begun.input_file_id, begun.output_file_id}
             assert (await other.with_options(api_key=mine).batches.retrieve(begun.id)).id == begun.id
+            # Nor does a batch begin from what another tenant's left.
+            scopes = {r.prefix.scope for r in at.stage["p0"].received}
+            await at.end((await at.begin(line("salted", cache_salt="s"))).id)
+            await other.chat.completions.create(
+                model="tiny", messages=[{"role": "user", "content": "r0"}], max_tokens=1
+            )
+            salted, theirs_too = (r.prefix.scope for r in at.stage["p0"].received[-2:])
+            assert len(scopes) == 1
+            assert scopes.isdisjoint({salted, theirs_too, ""})
+            assert salted != theirs_too
 
     asyncio.run(play())
 

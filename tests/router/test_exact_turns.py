@@ -97,6 +97,32 @@ def test_the_next_turn_reads_what_was_generated(stage: Stage, said: str) -> None
     assert written.endswith("<role>HUMAN</role>go on<|role_end|><role>ASSISTANT</role>")
 
 
+def rewritten(stage: Stage) -> int:
+    """What the worker that computes the last prompt was told of it."""
+    return stage["p0"].received[-1].prefix.rewritten_tokens
+
+
+def test_turns_that_become_other_tokens_than_before_are_told(stage: Stage) -> None:
+    turns = [{"role": "system", "content": "Be short."}, user("say Hello again.")]
+    message = chat(stage, *turns)
+    first = prompt(stage)
+    assert rewritten(stage) == 0
+    turns += [message, user("go on")]
+    chat(stage, *turns)
+    assert rewritten(stage) == 0
+    chat(stage, *turns)
+    assert rewritten(stage) == 0
+    chat(stage, *turns, enable_thinking=True)
+    assert rewritten(stage) > len(first)
+    # Instructions and tools are known by themselves: as thinking changed them, and as they were.
+    chat(stage, turns[0], user("say Other words."))
+    assert 0 < rewritten(stage) < len(first)
+    chat(stage, turns[0], user("say Yet others."))
+    assert rewritten(stage) == 0
+    chat(stage, *turns, tenant="other")
+    assert rewritten(stage) == 0
+
+
 def test_a_stream_does_too(stage: Stage) -> None:
     asked = user("say I look.\nCALL")
     headers = {"authorization": f"Bearer {KEYS['acme']}"}

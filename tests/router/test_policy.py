@@ -2,10 +2,12 @@
 
 import dataclasses
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from router.relay import policy
 from router.relay.admission import admit, missing
@@ -20,6 +22,7 @@ def worker(
     role: Role,
     *,
     tp: int = 1,
+    page_size: int = 16,
     layout: str = "l",
     weights: str = "w",
     pages: int = 100,
@@ -28,14 +31,14 @@ def worker(
     unseen: int = 0,
     unseen_tokens: int = 0,
     unseen_work: int = 0,
-    **load: float,
+    **load: Any,
 ) -> WorkerState:
     ranks = tuple(RankInfo(r, 1, "n", "cpu", "h", 1) for r in range(tp))
     info = WorkerInfo(
-        worker_id, role, "h", 1, "n", 1, weights, layout, 256, 16, pages, slots, max_model_len, ranks
+        worker_id, role, "h", 1, "n", 1, weights, layout, 256, page_size, pages, slots, max_model_len, ranks
     )  # fmt: skip
     idle = Load(0, 0, 0, pages, slots, 0, 0.0)
-    return WorkerState(info, dataclasses.replace(idle, **load), unseen, unseen_tokens, unseen_work)
+    return WorkerState(info, structs.replace(idle, **load), unseen, unseen_tokens, unseen_work)
 
 
 NEED = Need(100, 100)
@@ -91,7 +94,7 @@ def test_a_plan_is_sound(table: list[WorkerState], need: Need, split: bool) -> N
     starts = [w for w in table if w.info.role == "prefill" and capacity(w.info) > need.prompt_tokens]
 
     def together(a: WorkerInfo, b: WorkerInfo) -> bool:
-        return (len(a.ranks), a.layout, a.weights_id) == (len(b.ranks), b.layout, b.weights_id)
+        return (a.page_size, a.layout, a.weights_id) == (b.page_size, b.layout, b.weights_id)
 
     possible = bool(fits) if not split else any(together(p.info, d.info) for p in starts for d in goes_on)
     assert isinstance(plan, Plan) == possible
@@ -114,7 +117,7 @@ def test_the_table_s_order_does_not_matter(table: list[WorkerState], need: Need,
 
 @given(workers(), needs)
 def test_a_worker_with_room_goes_before_one_without(table: list[WorkerState], need: Need) -> None:
-    alike = [dataclasses.replace(w, info=dataclasses.replace(w.info, ranks=(), weights_id="w")) for w in table]
+    alike = [dataclasses.replace(w, info=structs.replace(w.info, ranks=(), weights_id="w")) for w in table]
     plan = choose(alike, need, split=True)
     if isinstance(plan, Plan):
         state = {w.info.worker_id: w for w in alike}
@@ -142,6 +145,17 @@ def test_own_submissions_count_before_the_worker_reports_them() -> None:
     assert choose(table + decodes, NEED, split=True) == Plan(table[1].info, decodes[1].info)
 
 
+def test_what_workers_of_other_weights_keep_is_told_and_not_used() -> None:
+    table = [worker("p", "prefill"), worker("d", "decode"), worker("old", "decode", weights="v", running=5)]
+    held = {"old": Held(80, True), "p": Held(30, True), "gone": Held(99, True)}
+    plan = choose(table, dataclasses.replace(NEED, held=held), split=True)
+    assert isinstance(plan, Plan)
+    assert (plan.decode.worker_id, plan.source, plan.foreign_tokens) == ("d", None, 80)
+    plan = choose(table[:2], dataclasses.replace(NEED, held=held), split=True)
+    assert isinstance(plan, Plan)
+    assert plan.foreign_tokens == 0
+
+
 def test_equals_share_by_salt() -> None:
     table = [worker(f"p{i}", "prefill") for i in range(4)] + [worker(f"d{i}", "decode") for i in range(4)]
     plans = [choose(table, dataclasses.replace(NEED, salt=s), split=True) for s in range(200)]
@@ -153,7 +167,7 @@ def test_equals_share_by_salt() -> None:
     ("table", "reason", "words"),
     [
         ([], "no_worker", "no worker is live"),
-        ([worker("p", "prefill", tp=2), worker("d", "decode")], "mismatch", "ranks 2 and 1"),
+        ([worker("p", "prefill", page_size=32), worker("d", "decode")], "mismatch", "page_size 32 and 16"),
         ([worker("p", "prefill", layout="x"), worker("d", "decode")], "mismatch", "layout 'x' and 'l'"),
         ([worker("p", "prefill", weights="v"), worker("d", "decode")], "mismatch", "weights_id 'v' and 'w'"),
         ([worker("p", "prefill"), worker("d", "decode", max_model_len=150)], "too_long", "150 tokens"),
@@ -312,3 +326,24 @@ def test_prompts_go_to_the_prefill_worker_that_does_not_answer() -> None:
     table = [answers, worker("p1", "prefill", running=5, free_slots=5), decode := worker("d", "decode")]
     for salt in range(8):
         assert choose(table, dataclasses.replace(NEED, salt=salt), split=True) == Plan(table[1].info, decode.info)
+
+
+def test_no_hand_off_between_workers_that_can_t_reach_each_other() -> None:
+    p0, p1 = worker("p0", "prefill"), worker("p1", "prefill", queued=9, queued_tokens=9000)
+    cut_off = worker("d0", "decode", unreachable=("p0", "p1"))
+    half = worker("d1", "decode", unreachable=("p1",), running=8, free_slots=1)
+    whole = worker("d1", "decode", running=8, free_slots=1)
+
+    def chosen(*table: WorkerState) -> tuple[str | None, str]:
+        plan = choose(list(table), NEED, split=True)
+        assert isinstance(plan, Plan)
+        return plan.prefill.worker_id if plan.prefill else None, plan.decode.worker_id
+
+    assert chosen(p0, worker("d0", "decode"), whole) == ("p0", "d0")
+    assert chosen(p0, cut_off) == (None, "d0")
+    assert chosen(p0, cut_off, whole)[1] != "d0" or chosen(p0, cut_off, whole)[0] is None
+    for salt in range(20):
+        plan = choose([p0, p1, cut_off, half], dataclasses.replace(NEED, salt=salt), split=True)
+        assert isinstance(plan, Plan)
+        assert plan.prefill is None or (plan.prefill.worker_id, plan.decode.worker_id) == ("p0", "d1")
+    assert isinstance(choose([p0, cut_off], Need(2000, 100), split=True), NoPlan)

@@ -338,6 +338,7 @@ def test_an_answer_goes_on_with_the_weights_it_began_with(checkpoint: Path) -> N
                     await stage.gateway.update_workers(listed)
                     await stage.until(lambda: stage.gateway.table.live()["decode"] == 2)
                     await stage["p0"].die()
+                    await stage.until(lambda: stage.gateway.table.live()["prefill"] == 1)
                     await stage["d0"].die()
                     born.append(await FakeWorker("d0", "decode").start(port))
 
@@ -376,3 +377,30 @@ def test_listed_again_under_another_address_it_is_another_worker(checkpoint: Pat
             await successor.die()
 
     on(checkpoint, act, fleet(prefill=0, decode=1, pace_s=0.01), Pools(prefill=0))
+
+
+def test_a_stream_goes_on_elsewhere_when_its_worker_says_nothing(checkpoint: Path) -> None:
+    """It is stopped, or cut off: its connection stands. Others that are idle are not taken for silent."""
+
+    async def act(stage: Stage) -> None:
+        stopped: list[FakeWorker] = []
+        async with stage.client() as client:
+            expected = await undisturbed(client)
+
+            async def stop(text: str) -> None:
+                if not stopped:
+                    stopped.append(await begun(stage, "d0", "d1"))
+                    stopped[0].silent = True
+                    stopped[0].gate.clear()
+
+            text = await streamed(client, stop)
+            problem = stage.gateway.table.link(stopped[0].info.worker_id).problem
+            metrics = (await client.get("/metrics")).text
+            assert 'ling_resumed_total{cause="silence"} 1.0' in metrics
+            stopped[0].silent = False
+            stopped[0].gate.set()
+            await stage.until(lambda: sum(stage.gateway.table.live().values()) == 4)
+        assert told(text)[:2] == (expected["choices"][0]["text"], expected["choices"][0]["token_ids"])
+        assert problem == "it said nothing for 1.5 s"
+
+    on(checkpoint, act, fleet(pace_s=0.02))

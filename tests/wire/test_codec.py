@@ -51,6 +51,7 @@ MESSAGES: list[p.Message] = [
     p.Park(1, p.Mark(5, b"digest")),
     p.Parked(1, "why"),
     p.Drain(),
+    p.Beat(),
 ]
 
 

@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pytest
+from msgspec import structs
 
 from tests.workers.test_scheduler import LIMITS, answer, seq
 from wire.protocol import CancelPull, Header, Pull, PullRefused, RankInfo, Role, SeqOutput, WorkerInfo
@@ -194,7 +195,7 @@ def test_a_snapshot_that_does_not_match_is_refused(pair: Pair, field: str) -> No
     assert isinstance(to, ToPuller)
     assert isinstance(to.message, Header)
     other = {"position": 4, "token_hash": "00", "layout": "other", "weights_id": "other", "generated": ()}
-    wrong = replace(to.message, **{field: other[field]})  # type: ignore[arg-type]
+    wrong = structs.replace(to.message, **{field: other[field]})  # type: ignore[arg-type]
     failed, cancel, end = pair.decode.handoffs.told("p", wrong, 0.0)
     assert failed == Failed("mismatch")
     assert cancel == ToPeer("p", CancelPull("r", False))
@@ -337,6 +338,32 @@ def test_a_peer_that_cannot_be_connected_ends_a_hand_off_and_costs_a_kept_snapsh
     assert worker.joined(kept, "p can't be reached") == [Failed("peer"), Add(kept)]
     assert kept.source is None
     assert kept.missed == "peer"
+    other = seq("c", 5)
+    other.source = Source("p", 4, kept=True)
+    assert worker.must_connect(other)
+    assert worker.joined(other, "weights_id of p is v", mismatch=True) == [Failed("mismatch"), Add(other)]
+    assert other.missed == "weights"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "missed"),
+    [({"weights_id": "v"}, "weights"), ({"layout": "l"}, "weights"), ({"position": 3}, "peer"), ({}, None)],
+)
+def test_a_kept_snapshot_with_another_header_is_computed_instead(
+    pair: Pair, wrong: dict[str, object], missed: str | None
+) -> None:
+    pull = keep(pair.prefill, "old", 5)
+    asking = seq("r", 5)
+    asking.source = Source("p", pull.position, kept=True)
+    pair.decode.add(asking)
+    *_, actions = pair.decode.step()
+    (told,) = pair.to_prefill(actions)
+    assert isinstance(told, ToPuller)
+    assert isinstance(told.message, Header)
+    actions = pair.decode.handoffs.told("p", structs.replace(told.message, **wrong), 0.0)  # type: ignore[arg-type]
+    assert actions[:1] == ([Failed("mismatch")] if missed else [])
+    assert asking.missed == missed
+    assert (asking.source is None) == (missed is not None)
 
 
 def test_a_kept_snapshot_that_is_gone_is_computed_instead(pair: Pair) -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.workers.model_rig import ThreadCollectives, ThreadGroup
 from workers.model.batch import Caches
 from workers.transfer import snapshot
+from workers.transfer.payload import shares_of
 from workers.transfer.snapshot import (
     read_latents,
     read_shard,
@@ -45,7 +46,7 @@ def test_read_follows_the_page_table() -> None:
 def test_parts_sharded_joined_and_written_are_the_whole(data: st.DataObject) -> None:
     tokens = data.draw(st.integers(1, 60))
     cuts = sorted(data.draw(st.sets(st.integers(1, tokens), max_size=4)) | {0, tokens})
-    size = data.draw(st.sampled_from([1, 2, 3, 4]))
+    size, split = data.draw(st.sampled_from([(1, 1), (2, 2), (3, 3), (4, 4), (1, 4), (2, 4), (2, 8), (4, 1), (4, 2)]))
     source, target = (caches(data.draw(st.integers(1, 9)), pages=60, seed=s) for s in (1, 2))
     source_pages, target_pages = (
         tuple(data.draw(st.permutations(range(60)))[: -(-tokens // c.page_size)]) for c in (source, target)
@@ -61,8 +62,11 @@ def test_parts_sharded_joined_and_written_are_the_whole(data: st.DataObject) -> 
         parts = []
         for start, stop in itertools.pairwise(cuts):
             pages = source_pages[start // source.page_size : -(-stop // source.page_size)]
-            parts.append((stop - start, read_shard(source, pages, start, stop, rank, size)))
-        assert [len(shard) for _, shard in parts] == [-(-n // size) for n, _ in parts]
+            first, count = rank * split // size, max(1, split // size)
+            shards = [read_shard(source, pages, start, stop, n, split) for n in range(first, first + count)]
+            assert [len(shard) for shard in shards] == [-(-(stop - start) // split)] * count
+            shares = list(shares_of(torch.cat(shards), None, max(1, size // split)))
+            parts.append((stop - start, shares[rank % len(shares)][0]))
         own = Caches(target.latent.clone(), target.state)
         collectives = ThreadCollectives(group, rank)
 
@@ -76,7 +80,7 @@ def test_parts_sharded_joined_and_written_are_the_whole(data: st.DataObject) -> 
             own.latent[:, list(target_pages)],
             torch.nan,
         )
-        write_shards(own, target_pages[begin // own.page_size :], begin, parts, begin, size, gather)
+        write_shards(own, target_pages[begin // own.page_size :], begin, parts, begin, size, split, gather)
         return own
 
     with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(size) as pool:
@@ -117,4 +121,4 @@ def test_what_does_not_fit_is_refused() -> None:
     with pytest.raises(ValueError, match="doesn't fit a slot"):
         write_state(own, 0, torch.zeros(4, 1, 3, 3))
     with pytest.raises(ValueError, match="2 shards of 2 rows are fewer than the 5 latents"):
-        write_shards(own, (0, 1), 0, [(5, torch.zeros(2, LAYERS, WIDTH))], 0, 2, lambda shard: shard)
+        write_shards(own, (0, 1), 0, [(5, torch.zeros(2, LAYERS, WIDTH))], 0, 2, 2, lambda shard: shard)

@@ -27,4 +27,16 @@ def test_a_step_plan_survives() -> None:
             return frame[at - count : at]
 
         assert RANKS.read_blocking(take) == message
-    assert plan.links[0].of(1).port == 2
+    (link,) = plan.links[0].of(1, 2)
+    assert link.port == 2
+
+
+def test_a_rank_links_to_the_ranks_that_hold_its_heads() -> None:
+    def ports(senders: int, ranks: int) -> list[list[int]]:
+        all_of = LinkAll("w", tuple(("h", n) for n in range(senders)))
+        return [[link.port for link in all_of.of(rank, ranks)] for rank in range(ranks)]
+
+    assert ports(4, 2) == [[0, 1], [2, 3]]
+    assert ports(2, 4) == [[0], [0], [1], [1]]
+    assert ports(4, 1) == [[0, 1, 2, 3]]
+    assert ports(2, 2) == [[0], [1]]

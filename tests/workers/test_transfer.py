@@ -6,14 +6,15 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import pytest
 import torch
 
-from tests.workers.transfer_ends import HOST, End, arenas, ends, export, snapshot
+from tests.workers.transfer_ends import HOST, End, arenas, ends, export, shard, snapshot
 from workers.model.batch import Caches
-from workers.schedule.step import Expect, Export, Link, LinkLost, Received
+from workers.schedule.step import Expect, Export, Link, LinkAll, LinkLost, Received, Sent
 from workers.transfer import outgoing
 from workers.transfer.channel import LinkBroken
 from workers.transfer.messages import Hail
@@ -78,7 +79,7 @@ def test_shards_of_all_ranks_join_across_page_sizes() -> None:
     pages, target_pages = (5, 1, 7, 2, 0), tuple(range(19, 6, -1))
     received = []
     for rank in range(size):
-        prefill, decode = End("P", "shm", rank), End("D", "shm", rank)
+        prefill, decode = End("P", "shm", rank, ranks=size), End("D", "shm", rank, ranks=size)
         decode.link_to(prefill)
         decode.transfers.expect(Expect("r", "P", tokens))
         for start, stop in itertools.pairwise((0, 11, 30, tokens)):
@@ -91,6 +92,77 @@ def test_shards_of_all_ranks_join_across_page_sizes() -> None:
     joined = [torch.cat([rows for _, rows in shards])[: shards[0][0]] for shards in zip(*received, strict=True)]
     write_latents(target, target_pages, torch.cat(joined))
     assert torch.equal(read_latents(target, target_pages, 0, tokens), read_latents(source, pages, 0, tokens))
+
+
+@contextmanager
+def groups(channel: Channel, senders: int, receivers: int) -> Iterator[tuple[list[End], list[End]]]:
+    """All ranks of two workers, linked."""
+    prefill = [End("P", channel, rank, ranks=senders) for rank in range(senders)]
+    decode = [End("D", channel, rank, ranks=receivers) for rank in range(receivers)]
+    endpoints = LinkAll("P", tuple((end.transfers.host, end.transfers.port) for end in prefill))
+    try:
+        for rank, end in enumerate(decode):
+            end.transfers.link(*endpoints.of(rank, receivers))
+        yield prefill, decode
+    finally:
+        for end in (*decode, *prefill):
+            end.transfers.close()
+
+
+@pytest.mark.parametrize("channel", CHANNELS)
+@pytest.mark.parametrize(("senders", "receivers"), [(4, 2), (2, 1), (1, 2), (1, 4)])
+def test_workers_of_other_ranks_share_heads_and_latents_anew(channel: Channel, senders: int, receivers: int) -> None:
+    tokens = 37
+    latents, state = snapshot(1, tokens)
+    with groups(channel, senders, receivers) as (prefill, decode), torch.inference_mode():
+        for end in decode:
+            end.transfers.expect(Expect("r", "P", tokens))
+        for start, stop in itertools.pairwise((0, 1, 30, tokens)):
+            for rank, end in enumerate(prefill):
+                heads = torch.chunk(state, senders, 1)[rank] if stop == tokens else None
+                plan = Export("r", "D", 0, (), start, stop, heads is not None, receivers)
+                end.transfers.send(plan, shard(latents[start:stop], rank, senders), heads)
+        got = []
+        for end in decode:
+            end.wait_received("r")
+            got.append(end.transfers.take("r"))
+        for end in prefill:
+            end.wait_sent("r")
+            assert sum(isinstance(event, Sent) for event in end.events) == 1
+        assert torch.equal(torch.cat([one.state for one in got], 1), state)
+        assert [one.split for one in got] == [senders] * receivers
+        # Nothing goes twice but what fills shares up.
+        rows = sum(len(rows) for one in got for _, rows in one.parts)
+        assert tokens <= rows <= tokens + 3 * 3
+        for end in (*prefill, *decode):
+            assert end.transfers.pending == 0
+
+
+def test_one_of_several_links_takes_the_whole_snapshot_with_it() -> None:
+    latents, state = snapshot(1, 8)
+    with groups("shm", 2, 1) as (prefill, (decode,)):
+        decode.transfers.expect(Expect("r", "P", 8))
+        heads = torch.chunk(state, 2, 1)
+        for end, half in zip(prefill, heads, strict=True):
+            plan = Export("r", "D", 0, (), 0, 8, True, 1)
+            if end is prefill[0]:
+                end.transfers.send(plan, latents[:4], half)
+                end.wait_sent("r")
+        prefill[1].transfers.close()
+        assert decode.wait_lost().request_ids == ("r",)
+        with pytest.raises(KeyError):
+            decode.transfers.take("r")
+        assert decode.transfers.pending == 0
+
+
+def test_a_rank_that_shares_no_heads_is_turned_away() -> None:
+    prefill, decode = End("P", "shm", 1, ranks=4), End("D", "shm", 1, ranks=2)
+    try:
+        decode.link_to(prefill)
+        assert "rank 1 of D has come to rank 1" in decode.wait_lost().reason
+    finally:
+        decode.transfers.close()
+        prefill.transfers.close()
 
 
 def test_state_without_latents_ends_a_snapshot() -> None:
@@ -309,7 +381,7 @@ def _free_port() -> int:
 
 
 def _hail(**changes: object) -> Hail:
-    own = {"worker_id": "w", "rank": 0, "machine": "m", "device": "cpu", "channel": "auto"}
+    own = {"worker_id": "w", "rank": 0, "ranks": 1, "machine": "m", "device": "cpu", "channel": "auto"}
     return Hail(**(own | changes))  # type: ignore[arg-type]
 
 

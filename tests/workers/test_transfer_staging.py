@@ -21,7 +21,7 @@ class Handoffs(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.outbox: Outbox[Part] = Outbox(patience=100.0)
+        self.outbox: Outbox[str, Part] = Outbox(patience=100.0)
         self.inbox: Inbox[Part] = Inbox()
         self.link = 0
         self.up = False
@@ -145,16 +145,17 @@ class Handoffs(RuleBasedStateMachine):
     @rule()
     def take(self) -> None:
         request_id = min(self.whole - self.ended)
-        parts, state, skip = self.inbox.take(request_id)
-        assert skip == 0
+        peer, (share,) = self.inbox.take(request_id)
+        assert (peer, share.skip) == ("P", 0)
         self.ended.add(request_id)
         at = 0
-        for count, (owner, span) in parts:
+        for count, (owner, span) in share.parts:
             assert owner == request_id
             assert (span.start, span.stop) == (at, at + count)
             at = span.stop
         assert at == self.tokens[request_id]
-        assert state[1].last
+        assert share.state is not None
+        assert share.state[1].last
 
     @invariant()
     def nothing_is_held_for_the_past(self) -> None:
@@ -194,6 +195,11 @@ TestHandoffs = Handoffs.TestCase
 TestHandoffs.settings = settings(max_examples=80, stateful_step_count=50, deadline=None)
 
 
+def taken(inbox: Inbox[str], request_id: str) -> tuple[list[tuple[int, str]], str | None, int]:
+    _, (share,) = inbox.take(request_id)
+    return share.parts, share.state, share.skip
+
+
 def expecting(tokens: int) -> tuple[Inbox[str], int]:
     inbox: Inbox[str] = Inbox()
     serial = inbox.expect("r", "P", tokens)
@@ -228,7 +234,7 @@ def test_a_part_after_the_last() -> None:
     assert inbox.finish(serial, last, "nothing", "state") == "r"
     with pytest.raises(PartError, match="after the last"):
         inbox.begin(serial, "P", last)
-    assert inbox.take("r") == (((4, "a"),), "state", 0)
+    assert taken(inbox, "r") == ([(4, "a")], "state", 0)
     assert not inbox.begin(serial, "P", last)
     with pytest.raises(KeyError, match="not wholly come"):
         inbox.take("r")
@@ -247,7 +253,25 @@ def test_a_first_part_may_begin_before_what_was_asked_for(start: int, skip: int)
         inbox.begin(serial, "P", Span(5, 8, True, ROW))
     assert inbox.begin(serial, "P", last)
     assert inbox.finish(serial, last, "b", "state") == "r"
-    assert inbox.take("r") == (((6 - start, "a"), (2, "b")), "state", skip)
+    assert taken(inbox, "r") == ([(6 - start, "a"), (2, "b")], "state", skip)
+
+
+def test_a_snapshot_of_two_ranks_is_whole_once_both_shares_are() -> None:
+    inbox: Inbox[str] = Inbox()
+    serial = inbox.expect("r", "P", 4, shares=2)
+    first, last = Span(0, 3, False, ROW), Span(3, 4, True, ROW)
+    for at, part in ((1, first), (1, last), (0, first)):
+        assert inbox.begin(serial, "P", part, at)
+        assert inbox.finish(serial, part, f"{at}{part.start}", f"state {at}" if part.last else None, at) is None
+    with pytest.raises(PartError, match="after the last"):
+        inbox.begin(serial, "P", last, 1)
+    assert inbox.awaited("P") == [(serial, "r")]
+    assert inbox.finish(serial, last, "03", "state 0", 0) == "r"
+    _, shares = inbox.take("r")
+    assert [(share.parts, share.state) for share in shares] == [
+        ([(3, "00"), (1, "03")], "state 0"), ([(3, "10"), (1, "13")], "state 1"),
+    ]  # fmt: skip
+    assert not inbox.begin(serial, "P", last, 0)
 
 
 def test_another_peer_can_not_answer() -> None:
@@ -282,11 +306,11 @@ def test_whole_snapshots_outlive_their_link() -> None:
         if request_id == "whole":
             inbox.finish(serial, Span(0, 2, True, ROW), "a", "s")
     assert inbox.lose("P") == ("half",)
-    assert inbox.take("whole") == (((2, "a"),), "s", 0)
+    assert taken(inbox, "whole") == ([(2, "a")], "s", 0)
 
 
 def test_overdue_names_what_nobody_asked_for_or_acknowledged() -> None:
-    outbox: Outbox[str] = Outbox(patience=30.0)
+    outbox: Outbox[str, str] = Outbox(patience=30.0)
     outbox.open(1, "D")
     outbox.put("unasked", "E", "part", True, now=0.0)
     outbox.put("unacknowledged", "D", "part", True, now=0.0)
@@ -305,7 +329,7 @@ def test_overdue_names_what_nobody_asked_for_or_acknowledged() -> None:
 
 
 def test_parts_leave_in_the_order_they_may() -> None:
-    outbox: Outbox[str] = Outbox(patience=30.0)
+    outbox: Outbox[str, str] = Outbox(patience=30.0)
     outbox.open(1, "D")
     outbox.put("a", "D", "a0", False, now=0.0)
     outbox.put("b", "D", "b0", False, now=0.0)

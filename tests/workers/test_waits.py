@@ -32,7 +32,7 @@ class Exports:
             self.state = state
 
     def take(self, request_id: str) -> ReceivedSnapshot:
-        return ReceivedSnapshot(tuple(self.parts), self.state)
+        return ReceivedSnapshot(tuple(self.parts), self.state, 1)
 
 
 class Rank(Solo):

@@ -201,12 +201,12 @@ def test_a_router_that_leaves_frees_its_requests() -> None:
     asyncio.run(run())
 
 
-def test_workers_of_other_weights_or_tp_are_refused_by_name() -> None:
+def test_workers_of_other_weights_or_layouts_are_refused_by_name() -> None:
     async def run() -> None:
         async with workers() as started:
             prefill, decode = await pair(started, 1)
             for other, word in (
-                (await started.start(config(2), "decode"), "layout"),
+                (await started.start(config(1, dtype="bfloat16"), "decode"), "layout"),
                 (await started.start(config(1, model=str(GOLDEN / "base")), "decode"), "weights_id"),
             ):
                 stream = started.split(prefill, other, cases(24)[0][0], greedy(4))
@@ -226,5 +226,25 @@ def test_a_worker_that_cannot_load_says_why() -> None:
         async with workers() as started:
             with pytest.raises(Exception, match="hold less than one sequence"):
                 await started.start(config(1, pages=1), "decode")
+
+    asyncio.run(run())
+
+
+def test_a_stopped_rank_ends_its_worker_while_a_step_runs_and_between_steps() -> None:
+    """Nothing of it closes: the leader finds out by itself."""
+
+    async def run() -> None:
+        async with workers() as started:
+            prefill, decode = await pair(started, 2)
+            running = started.split(prefill, decode, cases(24)[0][0], SamplingParams(max_tokens=500, seed=0))
+            await running.tokens(3)
+            os.kill(decode.info.ranks[1].pid, signal.SIGSTOP)
+            with pytest.raises(WorkerLost, match=r"no result after .*; rank 1 did nothing meanwhile"):
+                await asyncio.wait_for(decode.running, 60)
+            await decode.leader.close()
+            await prefill.caller.idle(prefill.info)
+            os.kill(prefill.info.ranks[0].pid, signal.SIGSTOP)
+            with pytest.raises(WorkerLost, match="rank 0 gave no sign of life"):
+                await asyncio.wait_for(prefill.running, 60)
 
     asyncio.run(run())

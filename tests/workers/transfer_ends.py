@@ -29,12 +29,17 @@ class End:
     """One rank's Transfers, and the notifications it gave so far."""
 
     def __init__(
-        self, worker_id: str, channel: Literal["auto", "shm", "gloo", "nccl"], rank: int = 0, secret: str = ""
+        self,
+        worker_id: str,
+        channel: Literal["auto", "shm", "gloo", "nccl"],
+        rank: int = 0,
+        secret: str = "",
+        ranks: int = 1,
     ) -> None:
         self.events: list[Event] = []
         self._changed = threading.Condition()
         self.worker_id = worker_id
-        self.transfers = Transfers(rank, worker_id, HOST, torch.device("cpu"), channel, self._notify, secret)
+        self.transfers = Transfers(rank, worker_id, HOST, torch.device("cpu"), channel, self._notify, secret, ranks)
 
     def _notify(self, event: Event) -> None:
         with self._changed:
@@ -49,7 +54,7 @@ class End:
 
     def wait_sent(self, request_id: str) -> None:
         """Until that snapshot is wholly sent."""
-        self.wait(lambda e: e == Sent(0, request_id))
+        self.wait(lambda e: isinstance(e, Sent) and e.request_id == request_id)
 
     def wait_received(self, request_id: str) -> None:
         """Until that snapshot has wholly come."""

@@ -110,7 +110,7 @@ ROUTING = _router(
 )  # fmt: skip
 RESUMED = _router(
     "ling_resumed_total", "counter", "sequences",
-    "Sequences that went on at other workers, by cause: a worker's death, a failed transfer, or moved in good order",
+    "Sequences that went on at other workers, by cause: a worker's death or silence, a failed transfer, or moved well",
     "cause",
 )  # fmt: skip
 BATCH_LINES = _router(
@@ -217,7 +217,8 @@ CACHE_HIT_TOKENS = _worker(
 )
 CACHE_MISSES = _worker(
     "ling_cache_misses_total", "counter", "requests",
-    "Prompts of which tokens were computed, by why no longer snapshot was there: new, no_state, evicted, peer",
+    "Prompts of which tokens were computed, by why no longer snapshot was there: new, no_state, evicted, weights, "
+    "template, peer",
     "reason",
 )  # fmt: skip
 CACHE_MISSED_TOKENS = _worker(

@@ -6,13 +6,13 @@ the next step plan: the ranks hold the bytes.
 
 from collections.abc import Callable, Iterable, Sequence
 
-from wire.digest import PageDigests, packed
+from wire.digest import PageDigests, digests_at, packed
 from wire.protocol import Tier
 from wire.tokens import TokenIds
 from workers.cache.allocator import Allocator
 from workers.cache.budget import Budget
 from workers.cache.disk import DiskTier, Place
-from workers.cache.disk_folder import Found
+from workers.cache.disk_folder import Left
 from workers.cache.host import HostTier
 from workers.cache.index import Index, Tokens
 from workers.cache.kept import Kept
@@ -106,10 +106,15 @@ class PrefixCache:
 
     # The disk
 
-    def open_disk(self, place: Place, left: Iterable[Found], now: float) -> None:
-        """Files go here from now on, and those that an earlier worker left are its."""
+    def open_disk(self, place: Place, left: Left, now: float) -> None:
+        """Files go here from now on, and those that an earlier worker left are its, where they fit."""
         self.disk = DiskTier(self.budget, place)
-        for found in left:
+        for foreign in left.foreign:
+            position = foreign.head.position // self.page_size * self.page_size
+            if position:
+                (floor,) = digests_at(TokenIds(foreign.token_ids), [position], foreign.head.scope)
+                self.index.note_foreign(floor)
+        for found in left.found:
             content = found.content
             ids, position = TokenIds(content.token_ids).array(), content.head.position
             digests = PageDigests(self.page_size, content.head.scope)

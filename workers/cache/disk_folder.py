@@ -2,7 +2,7 @@
 
 import fcntl
 import os
-from collections import Counter, defaultdict
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,12 +24,12 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What an earlier worker left. foreign: snapshots of other weights, layouts or ranks, which stay where they are;
+    """What an earlier worker left. foreign: snapshots of other weights, layouts or dtypes, which stay where they are;
     damaged: files that were no whole snapshots, and are erased.
     """
 
     found: tuple[Found, ...]
-    foreign: int
+    foreign: tuple[SnapshotFile, ...]
     damaged: int
 
 
@@ -66,7 +66,8 @@ class DiskFolder:
                 path.unlink(missing_ok=True)
         own = (place.weights_id, place.layout, place.state_dtype)
         found: list[Found] = []
-        count: Counter[str] = Counter()
+        foreign: list[SnapshotFile] = []
+        damaged = 0
         for name, paths in sorted(ranks.items()):
             file = str(self.path / name)
             try:
@@ -75,16 +76,21 @@ class DiskFolder:
                 heads = []
             head = heads[0].head if heads else None
             if head is None:
-                count["damaged"] += 1
+                damaged += 1
                 _erase(paths)
-            elif (head.weights_id, head.layout, head.state_dtype) != own:
-                count["foreign"] += 1
+            elif (head.weights_id, head.layout, head.state_dtype) != own or not _made_by(paths, tp):
+                foreign.append(heads[0])
             elif sorted(paths) != sorted(Path(rank_file(file, rank, tp)) for rank in range(tp)):
-                count["damaged"] += 1
+                damaged += 1
                 _erase(paths)
             else:
                 found.append(Found(file, heads[0], sum(one.bytes for one in heads)))
-        return Left(tuple(found), count["foreign"], count["damaged"])
+        return Left(tuple(found), tuple(foreign), damaged)
+
+
+def _made_by(paths: list[Path], tp: int) -> bool:
+    """Whether a worker of so many ranks wrote the files."""
+    return all(path.name.endswith(f"of{tp}{SUFFIX}") for path in paths)
 
 
 def _erase(paths: list[Path]) -> None:

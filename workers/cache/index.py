@@ -46,6 +46,7 @@ class Index:
         self._pages_of: dict[Kept, tuple[bytes, ...]] = {}
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._evicted: OrderedDict[bytes, None] = OrderedDict()
+        self._foreign: set[bytes] = set()  # floors of snapshots on disk that this worker can't continue
 
     def __iter__(self) -> Iterator[Kept]:
         return iter(self._pages_of)
@@ -87,6 +88,18 @@ class Index:
                 break
             count += 1
         return count * self._page_size
+
+    def foreign(self, tokens: Tokens, limit: int) -> int:
+        """Of how many of the first `limit` tokens, in whole pages, a snapshot lies on disk that does not fit."""
+        if not self._foreign:
+            return 0
+        whole = range(limit // self._page_size, 0, -1)
+        found = (k for k in whole if tokens.digests.floor(k * self._page_size) in self._foreign)
+        return next(found, 0) * self._page_size
+
+    def note_foreign(self, floor: bytes) -> None:
+        """Remember the whole pages of a snapshot that this worker can't continue."""
+        self._foreign.add(floor)
 
     def was_evicted(self, tokens: Tokens, above: int, limit: int) -> bool:
         """Whether a snapshot longer than `above` once stood on the sequence's way and was evicted."""

@@ -40,7 +40,7 @@ class Lend:
     """Send a kept snapshot of `position` tokens from host memory or a file to `peer`, beside the steps.
 
     keys, file: as of `Fetch`. The peer has its first `start` latents: what leaves begins there, or
-    earlier where an entry does. `Sent`, `LinkLost` or `FetchFailed` says how it ended.
+    earlier where an entry does. ranks: of the peer. `Sent`, `LinkLost` or `FetchFailed` says how it ended.
     """
 
     request_id: str
@@ -49,6 +49,7 @@ class Lend:
     start: int
     position: int
     file: str | None = None
+    ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """An open disk tier. foreign, damaged: files that were found and are not used, as `Left` has them."""
+    """An open disk tier. foreign, damaged: how many files were found and are not used, as `Left` has them."""
 
     folder: DiskFolder
     place: Place
@@ -35,10 +35,10 @@ def open_disk(config: WorkerConfig, model: LingConfig, weights_id: str, cache: P
     folder = DiskFolder(config.cache_disk_dir)
     place = Place(str(folder.path), weights_id, layout_of(config, model), config.cache_state_dtype)
     left = folder.look(place, config.tp)
-    cache.open_disk(place, left.found, time.monotonic())
+    cache.open_disk(place, left, time.monotonic())
     if left.foreign or left.damaged:
         _LOG.warning(
             "%s: %d snapshots of other weights or layouts are not used, %d damaged ones were erased",
-            folder.path, left.foreign, left.damaged,
+            folder.path, len(left.foreign), left.damaged,
         )  # fmt: skip
-    return Disk(folder, place, left.foreign, left.damaged)
+    return Disk(folder, place, len(left.foreign), left.damaged)

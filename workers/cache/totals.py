@@ -1,18 +1,15 @@
 """What the prefix cache did so far."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from wire.protocol import Tier
+from wire.protocol import Miss, Tier
 
 # Where a prompt's snapshot was: kept on this worker's device, on its host, on its disk, or at another worker.
 Origin = Literal["device", "host", "disk", "peer"]
-# Why prompt tokens had to be computed. new: no sequence began so. no_state: their latents were computed before, but no
-# state stands there. evicted: one stood there. peer: another worker that was said to hold it could not give it.
-Miss = Literal["new", "no_state", "evicted", "peer"]
 TIERS: tuple[Tier, ...] = ("device", "host", "disk")
 ORIGINS: tuple[Origin, ...] = ("device", "host", "disk", "peer")
-MISSES: tuple[Miss, ...] = ("new", "no_state", "evicted", "peer")
+MISSES: tuple[Miss, ...] = get_args(Miss)
 
 
 @dataclass(slots=True)

@@ -9,7 +9,9 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable
 
-from wire.protocol import CancelPull, Header, Pull, PullRefused, SeqOutput, WorkerInfo
+from msgspec import structs
+
+from wire.protocol import CancelPull, Header, Miss, Pull, PullRefused, SeqOutput, WorkerInfo
 from workers.cache.moves import Fetch
 from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
 from workers.leader.arrivals import Arrivals, header_mismatch
@@ -59,8 +61,11 @@ class HandOffs:
         self._joining.add(seq.request_id)
         return True
 
-    def joined(self, seq: Sequence, refusal: str | None) -> list[Action]:
-        """The attempt to connect a request's peer is over. refusal: why it failed; None if the peer is connected."""
+    def joined(self, seq: Sequence, refusal: str | None, *, mismatch: bool = False) -> list[Action]:
+        """The attempt to connect a request's peer is over. refusal: why it failed; None if the peer is connected.
+
+        mismatch: it failed as the peer's snapshots don't fit here.
+        """
         if seq.request_id not in self._joining:
             return []  # the request was given up meanwhile
         self._joining.discard(seq.request_id)
@@ -68,8 +73,8 @@ class HandOffs:
             return [Add(seq)]
         assert seq.source is not None
         if seq.source.kept:  # its prompt is computed here instead
-            seq.source, seq.missed = None, "peer"
-            return [Failed("peer"), Add(seq)]
+            seq.source, seq.missed = None, "weights" if mismatch else "peer"
+            return [Failed("mismatch" if mismatch else "peer"), Add(seq)]
         return [Failed("peer"), *self.end(SeqOutput(seq.request_id, 0, finish="error", error=refusal, retry=True))]
 
     def added(self, seq: Sequence) -> list[Action]:
@@ -170,7 +175,7 @@ class HandOffs:
         actions: list[Action] = []
         if seq is not None:
             try:
-                self._scheduler.pull(pull.request_id, puller.name, pull.have)
+                self._scheduler.pull(pull.request_id, puller.name, pull.have, pull.ranks)
             except PullError as error:
                 return [ToPuller(puller, PullRefused(pull.request_id, str(error), told=False))]
             if seq.generated:
@@ -247,7 +252,8 @@ class HandOffs:
             return []
         if reason := header_mismatch(seq, message, self._info):
             reason = f"snapshot from {worker_id} refused: {reason}"
-            return self._fail(seq.request_id, reason, "mismatch", now)
+            own = (message.weights_id, message.layout) == (self._info.weights_id, self._info.layout)
+            return self._fail(seq.request_id, reason, "mismatch", now, "peer" if own else "weights")
         seq.header_at = now
         return self._install(self._arrivals.head(message), now)
 
@@ -293,7 +299,7 @@ class HandOffs:
         assert seq.source is not None
         known, position = seq.known, seq.source.position
         kept = known.digests.at(known.ids, position) if seq.source.kept else None
-        return Pull(seq.request_id, expect.start, position, kept)
+        return Pull(seq.request_id, expect.start, position, kept, len(self._info.ranks))
 
     def _send_header(self, seq: Sequence, peer: str) -> list[Action]:
         puller = self._pulls.worker(peer)
@@ -336,21 +342,23 @@ class HandOffs:
             return [ToPeer(seq.source.peer, CancelPull(seq.request_id, seq.source.kept))]
         return []
 
-    def _fail(self, request_id: str, reason: str, why: TransferFailure, now: float) -> list[Action]:
+    def _fail(
+        self, request_id: str, reason: str, why: TransferFailure, now: float, missed: Miss = "peer"
+    ) -> list[Action]:
         """A snapshot does not come: a kept one is computed instead; else the request ends, to be tried elsewhere."""
         seq = self._scheduler.sequences.get(request_id)
         if seq is None:
             return []
         if seq.source is not None and seq.source.kept:
             stop = self._stop_pulling(seq)
-            self._scheduler.not_coming(request_id)
+            self._scheduler.not_coming(request_id, missed)
             return [Failed(why), *stop]
         cancel = self._cancel(seq)
         return [Failed(why), *cancel, *self._not_handed_on(self._scheduler.fail(request_id, reason, now))]
 
     def _not_handed_on(self, output: SeqOutput | None) -> list[Action]:
         """A snapshot did not get from one worker to the other: its router may try others."""
-        return self._finish(None if output is None else dataclasses.replace(output, retry=True))
+        return self._finish(None if output is None else structs.replace(output, retry=True))
 
     def _finish(self, output: SeqOutput | None) -> list[Action]:
         return [] if output is None else self.end(output)

@@ -26,6 +26,8 @@ def sequence_of(message: Submit, now: float) -> Sequence:
         scope=prefix.scope,
         warm=message.warm,
         boundaries=prefix.boundaries,
+        foreign=prefix.foreign_tokens,
+        rewritten=prefix.rewritten_tokens,
     )
 
 

@@ -25,7 +25,7 @@ class Loans:
     def ask(self, puller: Puller, pull: Pull, digest: bytes) -> Header | PullRefused:
         """A peer wants a copy of the kept snapshot with this digest. Returns its header, or why there is no copy."""
         try:
-            self._keeping.pull(pull.request_id, puller.name, pull.position, digest, pull.have)
+            self._keeping.pull(pull.request_id, puller.name, pull.position, digest, pull.have, pull.ranks)
         except PullError as error:
             return PullRefused(pull.request_id, str(error), told=False)
         info = self._info

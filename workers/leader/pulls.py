@@ -20,6 +20,7 @@ class _Asked:
     puller: Puller
     at: float
     have: int
+    ranks: int
 
 
 class Pulls:
@@ -48,12 +49,12 @@ class Pulls:
 
     def ask(self, pull: Pull, puller: Puller, now: float) -> None:
         """A decode worker wants a request's snapshot."""
-        self._asked[pull.request_id] = _Asked(puller, now, pull.have)
+        self._asked[pull.request_id] = _Asked(puller, now, pull.have, pull.ranks)
 
-    def by(self, request_id: str) -> tuple[str, int] | None:
-        """The name of who wants it, and how many latents that has; None if nobody does."""
+    def by(self, request_id: str) -> tuple[str, int, int] | None:
+        """The name of who wants it, how many latents that has, and its ranks; None if nobody does."""
         asked = self._asked.get(request_id)
-        return (asked.puller.name, asked.have) if asked else None
+        return (asked.puller.name, asked.have, asked.ranks) if asked else None
 
     def drop(self, request_id: str) -> None:
         """It was sent, or is wanted no more."""

@@ -58,6 +58,7 @@ def find_lender(config: WorkerConfig, live: Sequence[WorkerInfo]) -> Lender | No
         for info in live
         if info.weights_id == identity
         and info.layout in layouts
+        and len(info.ranks) == config.tp
         and all(rank.device.partition(":")[0] == config.device for rank in info.ranks)
     ]
     if not alike:

@@ -107,7 +107,7 @@ class HostStore:
             parts = tuple((tokens, self._to_device(shard)) for tokens, shard in rows)
             state = self._codec.unpack(packed.map(self._to_device))
             self._wait()
-            return ReceivedSnapshot(parts, state, start)
+            return ReceivedSnapshot(parts, state, self._tp, start)
 
         self._fetched[request_id] = future = self._disk.submit(work)
         future.add_done_callback(lambda done: self._done(request_id, done))
@@ -122,7 +122,7 @@ class HostStore:
             parts = tuple((entry.tokens, self._to_device(entry.rows)) for entry in found)
             state = self._codec.unpack(found[-1].state.map(self._to_device))
             self._wait()
-            return ReceivedSnapshot(parts, state, start - first)
+            return ReceivedSnapshot(parts, state, self._tp, start - first)
 
         self._fetched[request_id] = future = self._thread.submit(work)
         future.add_done_callback(lambda done: self._done(request_id, done))
@@ -143,7 +143,7 @@ class HostStore:
             start = lend.position - sum(tokens for tokens, _ in parts)
             for n, (tokens, rows) in enumerate(parts, 1):
                 state = self._codec.unpack(packed) if n == len(parts) else None
-                part = Export(lend.request_id, lend.peer, -1, (), start, start + tokens, state is not None)
+                part = Export(lend.request_id, lend.peer, -1, (), start, start + tokens, state is not None, lend.ranks)
                 send(part, rows, state)
                 start += tokens
 

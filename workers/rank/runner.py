@@ -201,7 +201,7 @@ class Runner:
             if self._transfers is not None:
                 self._transfers.discard(discard.request_id, discard.leaving)
         for link in plan.links:
-            self._need_transfers().link(link.of(self._collectives.rank))
+            self._need_transfers().link(*link.of(self._collectives.rank, self._collectives.size))
         # Installed first: what is staged gives room to what is to come.
         for install in plan.installs:
             self._install(install)
@@ -233,6 +233,7 @@ class Runner:
             received.parts,
             received.skip,
             self._collectives.size,
+            received.split,
             lambda shard: self._collectives.all_gather(shard, 0),
         )
         snapshot.write_state(self._caches, install.slot, received.state)

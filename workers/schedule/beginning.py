@@ -3,10 +3,10 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from wire.protocol import Miss
 from workers.cache.cache import PrefixCache
 from workers.cache.kept import Kept
 from workers.cache.points import keep_points
-from workers.cache.totals import Miss
 from workers.schedule.sequence import Sequence
 
 
@@ -36,15 +36,23 @@ def find(seq: Sequence, cache: PrefixCache, active: Iterable[Sequence]) -> Begin
     kept = None if whole_prompt else cache.index.longest(known, reach)
     position = kept.position if kept else 0
     seen = cache.index.seen(known, reach)
-    missed: Miss = "new"
-    if seen > position:
-        missed = "evicted" if cache.index.was_evicted(known, position, reach) else "no_state"
     keeps: list[int] = []
     if cache.slots.size and not whole_prompt:
         branch = seen if seen > position else None
         keeps = keep_points(seq.boundaries, seq.prompt_tokens, position, cache.page_size, branch)
     awaited = not whole_prompt and any(_promises(other, seq, position + cache.page_size) for other in active)
-    return Beginning(kept, awaited, missed, keeps)
+    return Beginning(kept, awaited, _why_missed(seq, cache, position, seen), keeps)
+
+
+def _why_missed(seq: Sequence, cache: PrefixCache, position: int, seen: int) -> Miss:
+    """What would have spared most of the tokens after `position`. seen: tokens that were computed here before."""
+    known, reach = seq.known, seq.reach
+    lost: Miss = "evicted" if seen > position and cache.index.was_evicted(known, position, reach) else "no_state"
+    foreign = max(seq.foreign, cache.index.foreign(known, reach))
+    reached: list[tuple[int, Miss]] = [(seen, lost), (foreign, "weights"), (seq.rewritten, "template")]
+    # What was computed here is known in whole pages.
+    found = [(tokens // cache.page_size, why) for tokens, why in reached if tokens > position]
+    return max(found, key=lambda one: one[0], default=(0, "new"))[1]
 
 
 def _promises(other: Sequence, seq: Sequence, above: int) -> bool:

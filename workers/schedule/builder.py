@@ -108,7 +108,9 @@ class StepBuilder:
         size = self._page_size
         pages = tuple(seq.pages[seq.exported // size : -(-stop // size)])
         last = stop == seq.prompt_tokens
-        self._exports.append(Export(seq.request_id, seq.peer, seq.slot, pages, seq.exported, stop, last))
+        self._exports.append(
+            Export(seq.request_id, seq.peer, seq.slot, pages, seq.exported, stop, last, seq.peer_ranks)
+        )
         seq.exported = stop
 
     def plan(

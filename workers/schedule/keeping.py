@@ -30,8 +30,8 @@ class Keeping:
 
     # Copies for peers
 
-    def pull(self, request_id: str, peer: str, position: int, digest: bytes, have: int) -> None:
-        """`peer` wants a copy of a kept snapshot for a request of its own; PullError if it can't have it."""
+    def pull(self, request_id: str, peer: str, position: int, digest: bytes, have: int, ranks: int = 0) -> None:
+        """`peer`, of so many ranks, wants a copy of a kept snapshot for its request; PullError if it can't have it."""
         kept = self._cache.index.by_digest(position, digest)
         if kept is None:
             raise PullError("it is no longer kept")
@@ -39,7 +39,7 @@ class Keeping:
             raise PullError("a kept snapshot leaves for this request already")
         if not 0 <= have <= position:
             raise PullError(f"a peer that holds {have} latents can't have a snapshot of {position} tokens")
-        self.lending.ask(Lent(request_id, peer, kept, have))
+        self.lending.ask(Lent(request_id, peer, kept, have, ranks))
 
     def lend(self, step: StepBuilder, fits: Callable[[int], bool]) -> None:
         """Copies that peers asked for leave with this plan, as far as the ranks have memory for them.
@@ -51,10 +51,11 @@ class Keeping:
             self._pinned.append(kept)
             if kept.slot >= 0:
                 pages = kept.pages[have // self._cache.page_size :]
-                step.send_kept(Export(lent.request_id, lent.peer, kept.slot, pages, have, kept.position, True))
+                at = (kept.slot, pages, have, kept.position)
+                step.send_kept(Export(lent.request_id, lent.peer, *at, True, lent.ranks))
             else:
                 keys, file = self._cache.below_device(kept, have)
-                step.lend(Lend(lent.request_id, lent.peer, keys, have, kept.position, file))
+                step.lend(Lend(lent.request_id, lent.peer, keys, have, kept.position, file, lent.ranks))
 
     def lost(self, kept: Kept, on_disk: bool) -> list[Lent]:
         """Host memory, or a file, could not give a snapshot back; copies that wait and can't be had any more."""

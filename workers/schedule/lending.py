@@ -8,12 +8,16 @@ from workers.cache.kept import Kept
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """A copy of `kept` for a request that is computed at `peer`, which has its first `have` latents."""
+    """A copy of `kept` for a request that is computed at `peer`, which has its first `have` latents.
+
+    ranks: of the peer; 0: as many as here.
+    """
 
     request_id: str
     peer: str
     kept: Kept
     have: int
+    ranks: int = 0
 
     @property
     def tokens(self) -> int:

@@ -9,10 +9,11 @@ freed while a plan is under way may go to the next plan at once.
 
 import bisect
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+
+from msgspec import structs
 
 from wire.digest import PageDigests
-from wire.protocol import Finish, Load, Mark, SeqOutput
+from wire.protocol import Finish, Load, Mark, Miss, SeqOutput
 from workers.cache.allocator import Allocator
 from workers.cache.cache import PrefixCache
 from workers.cache.moves import Copy
@@ -101,10 +102,10 @@ class Scheduler:
         self._free(seq)
         return seq
 
-    def pull(self, request_id: str, peer: str, have: int = 0) -> None:
+    def pull(self, request_id: str, peer: str, have: int = 0, ranks: int = 0) -> None:
         """`peer` has room for the snapshot of a sequence that is here; PullError if it can't have it.
 
-        have: the first latents, which the peer holds already.
+        have: the first latents, which the peer holds already. ranks: of the peer; 0: as many as here.
         """
         seq = self.sequences[request_id]
         if not seq.handoff:
@@ -114,7 +115,7 @@ class Scheduler:
         # One latent at least leaves with the state: what has all of a prompt's latents begins from a kept snapshot.
         if not 0 <= have < seq.prompt_tokens:
             raise PullError(f"a peer that holds {have} latents can't have a snapshot of {seq.prompt_tokens} tokens")
-        seq.peer = peer
+        seq.peer, seq.peer_ranks = peer, ranks
         seq.exported = have
 
     def pin(self, session: str, marks: Seq[Mark], now: float, until: float) -> None:
@@ -176,19 +177,20 @@ class Scheduler:
             self.keeping.arrived(request_id, position)
         self._activate(seq)
 
-    def not_coming(self, request_id: str, damaged: bool = False) -> list[Lent]:
+    def not_coming(self, request_id: str, missed: Miss = "peer", *, damaged: bool = False) -> list[Lent]:
         """A kept snapshot can't be had: the sequence is computed here instead.
 
-        damaged: nor later, from host memory; copies of it that peers wait for in vain are returned.
+        missed: why, of a peer's. damaged: nor later, from host memory; copies of it that peers wait for in vain are
+        returned.
         """
         seq = self._pulling.pop(request_id, None)
         if seq is None:
             queued = self.sequences.get(request_id)
             if queued is not None and queued.state is State.QUEUED and queued.source is not None:
-                queued.source, queued.missed = None, "peer"
+                queued.source, queued.missed = None, missed
             return []
         kept = seq.fetching
-        seq.missed = "peer" if seq.source else None
+        seq.missed = missed if seq.source else None
         seq.source = None
         self.keeping.unpin(seq)
         lost = self.keeping.lost(kept, seq.fetched_from == "disk") if damaged and kept is not None else []
@@ -226,7 +228,7 @@ class Scheduler:
         if kept is not None and kept.slot >= 0:
             self.moving.pin(seq.request_id, kept, until)
         output = self._end(seq, "moved", now)
-        return replace(output, kept_tokens=kept.position) if kept is not None else output
+        return structs.replace(output, kept_tokens=kept.position) if kept is not None else output
 
     def overdue(self, now: float) -> list[SeqOutput]:
         """End the snapshots nobody pulled in time."""
@@ -318,6 +320,8 @@ class Scheduler:
             missed_tokens=sum(self.cache.totals.missed_tokens.values()),
             decode_s=self._decode_s,
             answering=sum(not s.handoff for s in self._active),
+            hits=sum(self.cache.totals.hits.values()),
+            misses=tuple(self.cache.totals.misses.values()),
         )
 
     # Inside

@@ -5,10 +5,10 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from wire.digest import PageDigests
-from wire.protocol import SamplingParams, Tier, TokenLogprob
+from wire.protocol import Miss, SamplingParams, Tier, TokenLogprob
 from workers.cache.index import Tokens
 from workers.cache.kept import Kept
-from workers.cache.totals import Miss, Origin
+from workers.cache.totals import Origin
 
 
 class State(Enum):
@@ -45,11 +45,12 @@ class Sequence:
     already handed to the transfer layer, or never to be sent since the peer has them; leaves: ranks have room for the
     snapshot until it is sent; gone: all of it has left, though the step that exported it is not committed yet.
     source: where its snapshot comes from; None once installed, or when the prompt is computed here.
-    handoff: the snapshot leaves after the first token, to `peer` once that has pulled.
+    handoff: the snapshot leaves after the first token, to `peer`, of `peer_ranks` ranks, once that has pulled.
     warm: only its state is wanted, and nothing of what is computed after it. scope: whose prefixes it may share.
-    boundaries: positions at which turns of the prompt end. keeps: positions at which its state is yet to be kept.
-    fetching: the kept snapshot it waits for from host memory or disk; fetched_from: which of the two.
-    have: latents that need not come with a snapshot, as they are on the device.
+    boundaries: positions at which turns of the prompt end. foreign: of so many of its first tokens a snapshot is kept
+    elsewhere that does not fit here; rewritten: what they say was rendered to so many other tokens before. keeps:
+    positions at which its state is yet to be kept. fetching: the kept snapshot it waits for from host memory or disk;
+    fetched_from: which of the two. have: latents that need not come with a snapshot, as they are on the device.
     begun: its first tokens are being computed; begin: prompt tokens that came from a snapshot, from `origin`; missed:
     why the others did not.
     """
@@ -66,6 +67,8 @@ class Sequence:
     scope: str = ""
     warm: bool = False
     boundaries: tuple[int, ...] = ()
+    foreign: int = 0
+    rewritten: int = 0
     state: State = State.QUEUED
     epoch: int = 0
     computed: int = 0
@@ -86,6 +89,7 @@ class Sequence:
     origin: Origin | None = None
     missed: Miss | None = None
     peer: str | None = None
+    peer_ranks: int = 0
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)
     started: float = 0.0
     first_token: float = 0.0

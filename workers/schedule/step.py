@@ -62,24 +62,29 @@ class Admit:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Connect this rank to a prefill worker's same rank, to receive snapshots from it."""
+    """Connect this rank to one of a worker's `senders` ranks, to receive its share of snapshots."""
 
     peer: str
     host: str
     port: int
+    senders: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class LinkAll:
-    """Each rank connects to the endpoint of its own number."""
+    """Each rank connects to the peer's ranks that hold its heads' states. endpoints: of the peer's ranks, in order."""
 
     peer: str
     endpoints: tuple[tuple[str, int], ...]
 
-    def of(self, rank: int) -> Link:
-        """The link one rank makes."""
-        host, port = self.endpoints[rank]
-        return Link(self.peer, host, port)
+    def of(self, rank: int, ranks: int) -> tuple[Link, ...]:
+        """The links that one of so many ranks makes, in the order of its heads."""
+        senders = len(self.endpoints)
+        first = rank * senders // ranks
+        return tuple(
+            Link(self.peer, host, port, senders)
+            for host, port in self.endpoints[first : first + max(1, senders // ranks)]
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +133,7 @@ class Install:
 class Export:
     """Send latents [start, stop) of a sequence to `peer` and, if `last`, its linear state after them.
 
-    `pages` are those that hold [start, stop), the first at start // page_size.
+    `pages` are those that hold [start, stop), the first at start // page_size. ranks: of the peer; 0: as many as here.
     """
 
     request_id: str
@@ -138,6 +143,7 @@ class Export:
     start: int
     stop: int
     last: bool
+    ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -329,6 +335,25 @@ class RankStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """The leader wants a sign of life; each rank answers with `Pong`, between two steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The rank lives."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compiles:
+    """The rank's step waits for a kernel's compilation."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class RankFailed:
     """The rank raised and is ending; the worker ends with it."""
 
@@ -339,5 +364,6 @@ class RankFailed:
 RankMessage = (
     StepPlan | StepResult | Compile | Compiled | Forget
     | Loading | Ready | Received | FetchFailed | WriteFailed | Sent | LinkLost | RankStats | RankFailed
+    | Ping | Pong | Compiles
 )  # fmt: skip
 RANKS: Codec[RankMessage] = Codec(get_args(RankMessage))

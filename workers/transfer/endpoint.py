@@ -18,7 +18,7 @@ from workers.transfer.lending import Lending
 from workers.transfer.messages import Choice
 from workers.transfer.negotiation import Identity
 from workers.transfer.outgoing import Outgoing
-from workers.transfer.payload import Part
+from workers.transfer.payload import Part, shares_of
 from workers.transfer.threads import Threads
 from workers.transfer.torch_dist import address_family
 
@@ -44,10 +44,14 @@ class Transfers:
         channel: Choice,
         notify: Callable[[Received | Sent | LinkLost], None],
         secret: str = "",
+        ranks: int = 1,
     ) -> None:
-        """Listens on `host`, at a free port; OSError if that is not an address of this machine, TlsError."""
+        """Listens on `host`, at a free port; OSError if that is not an address of this machine, TlsError.
+
+        ranks: of this worker.
+        """
         self._device = device
-        self._me = me = Identity(worker_id, rank, host, device, channel, secret, tls())
+        self._me = me = Identity(worker_id, rank, ranks, host, device, channel, secret, tls())
         self._threads = Threads()
         self._incoming = Incoming(me, notify, self._threads)
         self._outgoing = Outgoing(me, notify, self._threads)
@@ -60,9 +64,9 @@ class Transfers:
 
     # Receiving
 
-    def link(self, link: Link) -> None:
-        """Connect to a prefill rank, in the background; LinkLost is notified if that fails."""
-        self._incoming.link(link)
+    def link(self, *links: Link) -> None:
+        """Connect to ranks of one peer, in the background; LinkLost is notified if that fails."""
+        self._incoming.link(links)
 
     def unlink(self, peer: str) -> None:
         """The peer is gone: close its links, forget what was to go to it and what has not wholly come from it.
@@ -91,14 +95,21 @@ class Transfers:
     def send(self, export: Export, latent_rows: Tensor, state: Tensor | None) -> None:
         """Queue a part for `export.peer`: this rank's shard of latents [start, stop), and with the last the state.
 
-        It leaves once the peer asks for the snapshot. Sent is notified when the peer has all of it; LinkLost, with
+        It leaves once the peer asks for the snapshot; where the peer has more ranks, each of this rank's receivers gets
+        its share. Sent is notified when the peer has all of it; LinkLost, with
         the request's id, if the link breaks, or nobody asks within 30 s. The tensors belong to the transfer layer
         from here on; the current stream may still be computing them. Any thread may call it.
         """
         if export.last != (state is not None):
             raise ValueError(f"snapshot {export.request_id}: the state goes with the last part and with no other")
-        part = Part(export.start, export.stop, latent_rows, state, once_computed(latent_rows.device))
-        self._outgoing.put(export.request_id, export.peer, part, time.monotonic())
+        me, ranks = self._me, export.ranks or self._me.ranks
+        computed = once_computed(latent_rows.device)
+        first, count = me.rank * ranks // me.ranks, max(1, ranks // me.ranks)
+        parts = {
+            (export.peer, first + n): Part(export.start, export.stop, rows, heads, computed)
+            for n, (rows, heads) in enumerate(shares_of(latent_rows, state, count))
+        }
+        self._outgoing.put(export.request_id, parts, time.monotonic())
 
     # Weights
 

@@ -1,11 +1,17 @@
-"""The receiving half of a rank: links it opened to prefill ranks, and what has come over them."""
+"""The receiving half of a rank: links it opened to prefill ranks, and what has come over them.
+
+Where the sender has more ranks, this one has a link to each that holds some of its heads; where it has fewer, several
+receiving ranks have a link to the same one, which sends each its share.
+"""
 
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+import torch
 from torch import Tensor
 
 from workers.schedule.step import Expect, Link, LinkLost, Moved, Received
@@ -21,27 +27,30 @@ from workers.transfer.threads import Threads
 HANDSHAKE_S = 15
 _CONNECT_S = 5.0
 _RETRY_S = 0.05
-# Within a part bytes come without a pause; a sender that stops there is stuck.
-_STALL_S = 30
 
 
 @dataclass(frozen=True, slots=True)
 class ReceivedSnapshot:
     """This rank's share of a snapshot, on its device.
 
-    parts: (n, rows) in order of position: of n latents this rank's shard, [ceil(n / ranks), latent_layers, width];
-    the n add up to the tokens that were to come. state: [linear_layers, heads/tp, head_dim, head_dim]. skip: latents
-    at the beginning of the first part that are not wanted.
+    parts: (n, rows) in order of position: of n latents this rank's shard, [rows, latent_layers, width]; the n add up to
+    the tokens that were to come. state: [linear_layers, heads/tp, head_dim, head_dim]. split: ranks of the sender,
+    which had ceil(n / split) rows each; see `write_shards`. skip: latents at the beginning of the first part that are
+    not wanted.
     """
 
     parts: tuple[tuple[int, Tensor], ...]
     state: Tensor
+    split: int
     skip: int = 0
 
 
 @dataclass(slots=True, eq=False)
 class _Link:
+    """at: which of this rank's links to the peer it is."""
+
     peer: str
+    at: int
     closed: threading.Event
     control: Control | None = None
     channel: ReceiveChannel | None = None
@@ -58,39 +67,44 @@ class Incoming:
         self._lock = threading.Lock()
         self._inbox: Inbox[Tensor] = Inbox()
         self.moved = Moved(0, 0.0)  # of what was wanted, so far
-        self._links: dict[str, _Link] = {}
+        self._links: dict[str, list[_Link]] = {}
+        self._split: dict[str, int] = {}  # ranks of each peer
         self._closed = False
 
     def __len__(self) -> int:
         """Snapshots expected and not yet taken."""
         return len(self._inbox)
 
-    def link(self, to: Link) -> None:
-        """Connect in the background; an older link to the same peer is dropped."""
-        self.unlink(to.peer)
-        link = _Link(to.peer, threading.Event())
+    def link(self, to: Sequence[Link]) -> None:
+        """Connect to ranks of one peer in the background; older links to it are dropped."""
+        peer = to[0].peer
+        self.unlink(peer)
+        links = [_Link(peer, at, threading.Event()) for at in range(len(to))]
         with self._lock:
             if self._closed:
                 return
-            self._links[to.peer] = link
-        self._threads.start(f"transfer-from-{to.peer}", lambda: self._serve(link, to))
+            self._links[peer] = links
+            self._split[peer] = to[0].senders
+        for link, where in zip(links, to, strict=True):
+            self._threads.start(f"transfer-from-{peer}", partial(self._serve, link, where))
 
     def unlink(self, peer: str) -> None:
-        """Close the link and forget what has not wholly come over it; whole snapshots can still be taken."""
+        """Close the links and forget what has not wholly come over them; whole snapshots can still be taken."""
         with self._lock:
-            link = self._links.pop(peer, None)
+            links = self._links.pop(peer, [])
             self._inbox.lose(peer)
-        if link is not None:
+        for link in links:
             _close(link)
 
     def expect(self, expect: Expect) -> None:
         """Ask the peer for a snapshot. ValueError if it was asked for already."""
         with self._lock:
-            link = self._links.get(expect.peer)
-            if link is not None:
-                serial = self._inbox.expect(expect.request_id, expect.peer, expect.tokens, expect.start)
-                if link.standing:
-                    _tell(link, Want(expect.request_id, serial))
+            links = self._links.get(expect.peer)
+            if links is not None:
+                serial = self._inbox.expect(expect.request_id, expect.peer, expect.tokens, expect.start, len(links))
+                for link in links:
+                    if link.standing:
+                        _tell(link, Want(expect.request_id, serial))
                 return
         self._notify(LinkLost(self._me.rank, expect.peer, (expect.request_id,), "there is no link to it"))
 
@@ -100,14 +114,20 @@ class Incoming:
             asked = self._inbox.discard(request_id)
             if asked is not None:
                 peer, serial = asked
-                link = self._links.get(peer)
-                if link is not None and link.standing:
-                    _tell(link, Unwant(serial))
+                for link in self._links.get(peer, ()):
+                    if link.standing:
+                        _tell(link, Unwant(serial))
 
     def take(self, request_id: str) -> ReceivedSnapshot:
         """Hand out a snapshot that was notified as Received, once; KeyError for any other."""
         with self._lock:
-            return ReceivedSnapshot(*self._inbox.take(request_id))
+            peer, shares = self._inbox.take(request_id)
+            split = self._split[peer]
+        # All ranks of a sender cut their parts alike.
+        alike = zip(*(share.parts for share in shares), strict=True)
+        parts = tuple((of[0][0], _joined([rows for _, rows in of], 0)) for of in alike)
+        state = _joined([share.state for share in shares if share.state is not None], 1)
+        return ReceivedSnapshot(parts, state, split, shares[0].skip)
 
     def close(self) -> None:
         """Close all links."""
@@ -136,7 +156,7 @@ class Incoming:
         channel = link.channel = accept_channel(self._me, control)
         control.patience(0)
         with self._lock:
-            if self._links.get(link.peer) is not link:
+            if link not in self._links.get(link.peer, ()):
                 raise LinkBroken("the link is closed")
             for serial, request_id in self._inbox.awaited(link.peer):
                 control.send(Want(request_id, serial))
@@ -164,8 +184,9 @@ class Incoming:
         if not (0 < rows <= head.stop - head.start or rows == head.stop - head.start == 0):
             raise LinkBroken(f"{rows} rows can't be a share of latents [{head.start}, {head.stop})")
         with self._lock:
-            wanted = self._inbox.begin(head.serial, link.peer, span)
-        control.patience(_STALL_S)
+            wanted = self._inbox.begin(head.serial, link.peer, span, link.at)
+        # Within a part bytes come without a pause; a sender that stops there is stuck.
+        control.patience(channel.allowed_s(channel.piece))
         whole: str | None = None
         if wanted:
             began = time.monotonic()
@@ -174,7 +195,7 @@ class Incoming:
             state = receive_tensor(channel, head.state).to(self._me.device) if head.state is not None else None
             with self._lock:
                 self.moved = self.moved.plus(size_of(head.latents, head.state), time.monotonic() - began)
-                whole = self._inbox.finish(head.serial, span, latents, state)
+                whole = self._inbox.finish(head.serial, span, latents, state, link.at)
         else:
             skip_tensor(channel, head.latents)
             if head.state is not None:
@@ -182,13 +203,15 @@ class Incoming:
         control.patience(0)
         if whole is not None:
             self._notify(Received(self._me.rank, whole))
+        if wanted and span.last:
             control.send(Whole(head.serial))
 
     def _break(self, link: _Link, reason: str) -> None:
         """The link broke, by itself unless it is no longer among the links."""
         lost: tuple[str, ...] = ()
         with self._lock:
-            known = self._links.get(link.peer) is link
+            links = self._links.get(link.peer, [])
+            known = link in links
             if known:
                 del self._links[link.peer]
                 lost = self._inbox.lose(link.peer)
@@ -196,7 +219,13 @@ class Incoming:
             link.control.fault(reason)
         _close(link)
         if known:
+            for other in links:
+                _close(other)
             self._notify(LinkLost(self._me.rank, link.peer, lost, reason))
+
+
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def _tell(link: _Link, message: Want | Unwant) -> None:

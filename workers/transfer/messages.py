@@ -12,10 +12,11 @@ Choice = Literal["auto", "shm", "gloo", "nccl"]
 
 @dataclass(frozen=True, slots=True)
 class Hail:
-    """Receiver, first: who it is and what it can do. `machine`: see `negotiation.machine`."""
+    """Receiver, first: who it is and what it can do. ranks: of its worker. `machine`: see `negotiation.machine`."""
 
     worker_id: str
     rank: int
+    ranks: int
     machine: str
     device: str
     channel: Choice

@@ -17,10 +17,14 @@ from workers.transfer.torch_dist import GroupReceiver, GroupSender, Meeting, Vis
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """One rank, as it presents itself on its links. host: the address it listens on. secret, tls: the cluster's."""
+    """One rank, as it presents itself on its links.
+
+    ranks: of its worker. host: the address it listens on. secret, tls: the cluster's.
+    """
 
     worker_id: str
     rank: int
+    ranks: int
     host: str
     device: torch.device
     channel: Choice
@@ -74,7 +78,7 @@ def candidates(own: Hail, peer: Hail, sealed: bool = False) -> tuple[Kind, ...]:
 
 def hail(me: Identity) -> Hail:
     """How a rank presents itself."""
-    return Hail(me.worker_id, me.rank, machine(), me.device.type, me.channel)
+    return Hail(me.worker_id, me.rank, me.ranks, machine(), me.device.type, me.channel)
 
 
 def offer_channel(me: Identity, peer: Hail, control: Control) -> SendChannel:

@@ -8,13 +8,14 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _Departure(Generic[T]):
+class _Departure(Generic[P, T]):
     request_id: str
-    peer: str
+    peer: P
     since: float
     link: int | None = None
     serial: int = -1
@@ -24,31 +25,40 @@ class _Departure(Generic[T]):
 
 
 @dataclass(slots=True)
-class _Link:
-    peer: str
+class _Link(Generic[P]):
+    peer: P
     serials: dict[int, str] = field(default_factory=dict)
     turns: deque[int] = field(default_factory=deque)  # a serial for each part that may leave, in order
 
 
-class Outbox(Generic[T]):
-    """Snapshots on their way out; `T` is one part.
+class Outbox(Generic[P, T]):
+    """Snapshots on their way out; `P` names a receiver, and `T` is one part.
 
     patience: seconds a snapshot may wait to be asked for, and its last part to be acknowledged.
     """
 
     def __init__(self, patience: float) -> None:
         self._patience = patience
-        self._departures: dict[tuple[str, str], _Departure[T]] = {}
-        self._links: dict[int, _Link] = {}
+        self._departures: dict[tuple[P, str], _Departure[P, T]] = {}
+        self._links: dict[int, _Link[P]] = {}
 
     def __len__(self) -> int:
         return len(self._departures)
 
-    def open(self, link: int, peer: str) -> None:
+    @property
+    def receivers(self) -> set[P]:
+        """Who is to have something."""
+        return {peer for peer, _ in self._departures}
+
+    def leaves(self, request_id: str) -> bool:
+        """Whether parts of a request's snapshot were queued that some receiver has not acknowledged yet."""
+        return any(d.begun for d in self._departures.values() if d.request_id == request_id)
+
+    def open(self, link: int, peer: P) -> None:
         """A link to `peer` stands."""
         self._links[link] = _Link(peer)
 
-    def put(self, request_id: str, peer: str, part: T, last: bool, now: float) -> int | None:
+    def put(self, request_id: str, peer: P, part: T, last: bool, now: float) -> int | None:
         """Queue a part; the link it may leave over, None while the peer has not asked for the snapshot."""
         departure = self._departures.setdefault((peer, request_id), _Departure(request_id, peer, since=now))
         departure.parts.append((part, last))
@@ -111,29 +121,29 @@ class Outbox(Generic[T]):
             del self._departures[departure.peer, departure.request_id]
         return tuple(d.request_id for d in lost if d.begun)
 
-    def drop(self, peer: str) -> None:
+    def drop(self, peer: P) -> None:
         """The peer is gone: forget all that was to go to it."""
         for departure in [d for d in self._departures.values() if d.peer == peer]:
             self._forget(departure)
 
-    def overdue(self, now: float) -> dict[str, tuple[str, ...]]:
+    def overdue(self, now: float) -> dict[P, tuple[str, ...]]:
         """Forget what nobody asked for or acknowledged in time: request ids by peer."""
         late = [
             d for d in self._departures.values()
             if (d.link is None or d.last_left) and now - d.since > self._patience
         ]  # fmt: skip
-        by_peer: dict[str, tuple[str, ...]] = {}
+        by_peer: dict[P, tuple[str, ...]] = {}
         for departure in late:
             self._forget(departure)
             by_peer[departure.peer] = (*by_peer.get(departure.peer, ()), departure.request_id)
         return by_peer
 
-    def _asked(self, link: int, serial: int) -> _Departure[T] | None:
+    def _asked(self, link: int, serial: int) -> _Departure[P, T] | None:
         at = self._links.get(link)
         request_id = at.serials.get(serial) if at else None
         return self._departures[at.peer, request_id] if at and request_id is not None else None
 
-    def _forget(self, departure: _Departure[T]) -> None:
+    def _forget(self, departure: _Departure[P, T]) -> None:
         del self._departures[departure.peer, departure.request_id]
         if departure.link is not None:
             del self._links[departure.link].serials[departure.serial]

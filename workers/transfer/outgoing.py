@@ -4,7 +4,7 @@ import itertools
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from workers.schedule.step import LinkLost, Moved, Sent
@@ -21,6 +21,7 @@ from workers.transfer.threads import Threads
 
 PATIENCE_S = 30.0
 HANDSHAKE_S = 15
+Receiver = tuple[str, int]  # a rank of another worker
 
 
 @dataclass(slots=True, eq=False)
@@ -28,7 +29,7 @@ class _Link:
     number: int
     control: Control
     ready: threading.Condition  # of the one lock: there is a part to send, or the link is closed
-    peer: str = ""  # "" until the handshake is done
+    peer: Receiver | None = None  # None until the handshake is done
     channel: SendChannel | None = None
 
 
@@ -40,7 +41,7 @@ class Outgoing:
         self._notify = notify
         self._threads = threads
         self._lock = threading.Lock()
-        self._outbox: Outbox[Part] = Outbox(PATIENCE_S)
+        self._outbox: Outbox[Receiver, Part] = Outbox(PATIENCE_S)
         self._links: dict[int, _Link] = {}
         self._numbers = itertools.count()
         self._closed = False
@@ -61,12 +62,13 @@ class Outgoing:
             self._links[link.number] = link
         self._threads.start(f"transfer-in-{link.number}", lambda: self._serve(link))
 
-    def put(self, request_id: str, peer: str, part: Part, now: float) -> None:
-        """Queue a part."""
+    def put(self, request_id: str, parts: Mapping[Receiver, Part], now: float) -> None:
+        """Queue a part for each receiving rank."""
         with self._lock:
-            number = self._outbox.put(request_id, peer, part, part.state is not None, now)
-            if number is not None:
-                self._links[number].ready.notify()
+            for peer, part in parts.items():
+                number = self._outbox.put(request_id, peer, part, part.state is not None, now)
+                if number is not None:
+                    self._links[number].ready.notify()
 
     def discard(self, request_id: str) -> None:
         """Send no further part of a snapshot."""
@@ -76,8 +78,10 @@ class Outgoing:
     def drop(self, peer: str) -> None:
         """Forget what was to go to a peer, and close its links."""
         with self._lock:
-            self._outbox.drop(peer)
-            links = [link for link in self._links.values() if link.peer == peer]
+            for receiver in self._outbox.receivers:
+                if receiver[0] == peer:
+                    self._outbox.drop(receiver)
+            links = [link for link in self._links.values() if link.peer is not None and link.peer[0] == peer]
         for link in links:
             self._end(link)
 
@@ -85,7 +89,7 @@ class Outgoing:
         """Give up what nobody asked for or acknowledged in time."""
         with self._lock:
             overdue = self._outbox.overdue(now)
-        for peer, request_ids in overdue.items():
+        for (peer, _), request_ids in overdue.items():
             reason = f"{peer} did not ask for the snapshot, or not acknowledge it, within {PATIENCE_S:g} s"
             self._notify(LinkLost(self._me.rank, peer, request_ids, reason, leaving=True))
 
@@ -116,14 +120,16 @@ class Outgoing:
         peer = link.control.receive()
         if not isinstance(peer, Hail):
             raise LinkBroken(f"expected Hail, got {type(peer).__name__}")
-        if peer.rank != self._me.rank:
-            raise LinkBroken(f"rank {peer.rank} of {peer.worker_id} has come to rank {self._me.rank}")
+        me = self._me
+        few, many = sorted(((me.ranks, me.rank), (peer.ranks, peer.rank)))
+        if few[1] != many[1] * few[0] // many[0]:
+            raise LinkBroken(f"rank {peer.rank} of {peer.worker_id} has come to rank {me.rank}")
         link.channel = offer_channel(self._me, peer, link.control)
         link.control.patience(0)
         with self._lock:
             if link.number not in self._links:
                 raise LinkBroken("the link is closed")
-            link.peer = peer.worker_id
+            link.peer = (peer.worker_id, peer.rank)
             self._outbox.open(link.number, link.peer)
 
     def _handle(self, link: _Link, message: LinkMessage) -> None:
@@ -138,13 +144,14 @@ class Outgoing:
             case Unwant():
                 with self._lock:
                     request_id = self._outbox.unwant(link.number, message.serial)
-                if request_id is not None:
-                    reason = f"{link.peer} gave it up"
-                    self._notify(LinkLost(self._me.rank, link.peer, (request_id,), reason, leaving=True))
+                if request_id is not None and link.peer is not None:
+                    peer, _ = link.peer
+                    self._notify(LinkLost(self._me.rank, peer, (request_id,), f"{peer} gave it up", leaving=True))
             case Whole():
                 with self._lock:
                     request_id = self._outbox.acknowledged(link.number, message.serial)
-                if request_id is not None:
+                    more = request_id is not None and self._outbox.leaves(request_id)
+                if request_id is not None and not more:
                     self._notify(Sent(self._me.rank, request_id))
             case WantWeights():
                 self._threads.start(f"transfer-lend-{link.number}", lambda: self._lend(link, message.identity))
@@ -200,8 +207,8 @@ class Outgoing:
         link.control.fault(reason)
         if link.channel is not None:
             link.channel.close()
-        if known and link.peer:
-            self._notify(LinkLost(self._me.rank, link.peer, lost, reason, leaving=True))
+        if known and link.peer is not None:
+            self._notify(LinkLost(self._me.rank, link.peer[0], lost, reason, leaving=True))
 
     def _end(self, link: _Link) -> None:
         """Close the link on purpose; nobody is told."""

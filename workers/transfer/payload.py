@@ -31,6 +31,17 @@ class Part:
     computed: Callable[[], object]
 
 
+def shares_of(rows: Tensor, state: Tensor | None, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """A rank's rows and heads as so many receiving ranks take them; rows are padded with zeros to as many for each."""
+    if count == 1:
+        yield rows, state
+        return
+    share = -(-len(rows) // count)
+    rows = torch.cat([rows, rows.new_zeros(share * count - len(rows), *rows.shape[1:])])
+    heads = [None] * count if state is None else torch.chunk(state, count, 1)
+    yield from zip(torch.split(rows, share) if share else [rows] * count, heads, strict=True)
+
+
 def blob(tensor: Tensor) -> Blob:
     """What the receiver must know to make room for a tensor; KeyError for a dtype that does not travel."""
     return Blob(tuple(tensor.shape), _NAMES[tensor.dtype])

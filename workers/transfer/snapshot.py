@@ -77,17 +77,20 @@ def write_shards(
     parts: Iterable[tuple[int, Tensor]],
     skip: int,
     size: int,
+    split: int,
     gather: Callable[[Tensor], Tensor],
 ) -> None:
     """Put a snapshot's latents from position `start` on into `pages`, the sequence's from start // page_size on.
 
     parts: (n, this rank's shard of n latents) in order of position, the first of them `skip` tokens before `start`.
+    split: ranks of the worker that made the snapshot, each of which had ceil(n / split) rows. Where they are fewer,
+    `size / split` ranks here share each one's rows evenly; where they are more, a rank here has those of several.
     gather: concatenates all `size` ranks' equal-shaped tensors along the first dimension. ValueError as
     `write_latents`, or if shards are too short.
     """
     at = start - skip
     for count, shard in parts:
-        for offset, rows in _gathered(count, shard, size, gather):
+        for offset, rows in _gathered(count, shard, size, split, gather):
             first = max(at + offset, start)
             kept = rows[first - at - offset :]
             if len(kept):
@@ -95,18 +98,23 @@ def write_shards(
         at += count
 
 
-def _gathered(count: int, shard: Tensor, size: int, gather: Callable[[Tensor], Tensor]) -> Iterator[tuple[int, Tensor]]:
+def _gathered(
+    count: int, shard: Tensor, size: int, split: int, gather: Callable[[Tensor], Tensor]
+) -> Iterator[tuple[int, Tensor]]:
     """All ranks' rows of a part of `count` latents, and how far into the part they begin."""
     share = shard.shape[0]
-    if share * size < count:
+    groups = min(size, split)
+    each, whole = size // groups, -(-count // split) * (split // groups)
+    if share * each < whole:
         raise ValueError(f"{size} shards of {share} rows are fewer than the {count} latents of the part")
     step = max(1, _BLOCK_TOKENS // size)
     for begin in range(0, share, step):
         piece = shard[begin : begin + step]
         for rank, rows in enumerate(torch.split(gather(piece), len(piece))):
-            offset = rank * share + begin
-            if offset < count:
-                yield offset, rows[: count - offset]
+            offset = rank // each * whole + rank % each * share + begin
+            stop = min((rank // each + 1) * whole, count)
+            if offset < stop:
+                yield offset, rows[: stop - offset]
 
 
 def _on_device(pages: tuple[int, ...], like: Tensor) -> Tensor:

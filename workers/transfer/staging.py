@@ -30,16 +30,30 @@ class Span:
 
 
 @dataclass(slots=True)
+class Share(Generic[T]):
+    """What has come of a snapshot from one of its sender's ranks.
+
+    have: the latents before it are here. skip: latents of the first part that come before those that were asked for.
+    parts: (tokens, what holds them) in order. state: comes with the last part; then the share is whole.
+    """
+
+    have: int
+    skip: int = 0
+    row: tuple[object, ...] | None = None
+    parts: list[tuple[int, T]] = field(default_factory=list)
+    state: T | None = None
+
+
+@dataclass(slots=True)
 class _Arrival(Generic[T]):
     request_id: str
     peer: str
     tokens: int
-    have: int = 0
-    skip: int = 0
-    whole: bool = False
-    row: tuple[object, ...] | None = None
-    parts: list[tuple[int, T]] = field(default_factory=list)
-    state: T | None = None
+    shares: list[Share[T]]
+
+    @property
+    def whole(self) -> bool:
+        return all(share.state is not None for share in self.shares)
 
 
 class Inbox(Generic[T]):
@@ -53,69 +67,65 @@ class Inbox(Generic[T]):
     def __len__(self) -> int:
         return len(self._arrivals)
 
-    def expect(self, request_id: str, peer: str, tokens: int, start: int = 0) -> int:
+    def expect(self, request_id: str, peer: str, tokens: int, start: int = 0, shares: int = 1) -> int:
         """Await latents [start, tokens) and the state of a snapshot; the serial to ask `peer` for it with.
 
-        ValueError if it is awaited already.
+        shares: ranks of the peer that each send a share of it. ValueError if it is awaited already.
         """
         if request_id in self._by_id:
             raise ValueError(f"snapshot {request_id} is expected already")
         serial = next(self._serials)
-        self._arrivals[serial] = _Arrival(request_id, peer, tokens, start)
+        self._arrivals[serial] = _Arrival(request_id, peer, tokens, [Share(start) for _ in range(shares)])
         self._by_id[request_id] = serial
         return serial
 
-    def begin(self, serial: int, peer: str, span: Span) -> bool:
-        """Whether a part that starts to come is wanted; False: read it and drop it.
+    def begin(self, serial: int, peer: str, span: Span, at: int = 0) -> bool:
+        """Whether a part of share `at` that starts to come is wanted; False: read it and drop it.
 
-        PartError if it doesn't continue where the snapshot's last part ended, or reaches beyond its end.
+        PartError if it doesn't continue where the share's last part ended, or reaches beyond the snapshot's end.
         """
         arrival = self._arrivals.get(serial)
-        if arrival is None or arrival.peer != peer:
+        if arrival is None or arrival.peer != peer or at >= len(arrival.shares):
             return False
+        share = arrival.shares[at]
         name = f"snapshot {arrival.request_id}: part [{span.start}, {span.stop})"
-        if arrival.whole:
+        if share.state is not None:
             raise PartError(f"{name} came after the last one")
         # The first part may begin early: a sender's host memory holds latents in pieces of its own.
-        if span.start != arrival.have and (arrival.row is not None or span.start > arrival.have):
-            raise PartError(f"{name} came where one from {arrival.have} on was due")
+        if span.start != share.have and (share.row is not None or span.start > share.have):
+            raise PartError(f"{name} came where one from {share.have} on was due")
         if not span.start <= span.stop <= arrival.tokens or (span.start == span.stop and not span.last):
             raise PartError(f"{name} is not within the {arrival.tokens} tokens expected")
         if span.last and span.stop != arrival.tokens:
             raise PartError(f"{name} brings the state after {span.stop} of {arrival.tokens} tokens")
-        if arrival.row not in (None, span.row):
-            raise PartError(f"{name} has rows {span.row}, earlier ones had {arrival.row}")
+        if share.row not in (None, span.row):
+            raise PartError(f"{name} has rows {span.row}, earlier ones had {share.row}")
         return True
 
-    def finish(self, serial: int, span: Span, latents: T, state: T | None) -> str | None:
+    def finish(self, serial: int, span: Span, latents: T, state: T | None, at: int = 0) -> str | None:
         """Keep a part `begin` wanted, unless it was given up meanwhile; the request's id if all has come now."""
         arrival = self._arrivals.get(serial)
         if arrival is None:
             return None
-        if arrival.row is None:
-            arrival.skip = arrival.have - span.start
+        share = arrival.shares[at]
+        if share.row is None:
+            share.skip = share.have - span.start
         if span.stop > span.start:
-            arrival.parts.append((span.stop - span.start, latents))
-        arrival.have = span.stop
-        arrival.row = span.row
-        if not span.last:
-            return None
-        arrival.state = state
-        arrival.whole = True
-        return arrival.request_id
+            share.parts.append((span.stop - span.start, latents))
+        share.have, share.row, share.state = span.stop, span.row, state
+        return arrival.request_id if arrival.whole else None
 
-    def take(self, request_id: str) -> tuple[tuple[tuple[int, T], ...], T, int]:
-        """Hand out and forget a whole snapshot: its parts as (tokens, latents) in order, its state, and how many of the
-        first part's latents come before those that were asked for.
+    def take(self, request_id: str) -> tuple[str, list[Share[T]]]:
+        """Hand out and forget a whole snapshot: the peer it came from, and the shares in the order of that one's ranks.
 
         KeyError if it has not wholly come.
         """
         serial = self._by_id.get(request_id, -1)
         arrival = self._arrivals.get(serial)
-        if arrival is None or not arrival.whole or arrival.state is None:
+        if arrival is None or not arrival.whole:
             raise KeyError(f"snapshot {request_id} has not wholly come")
         self._forget(serial)
-        return tuple(arrival.parts), arrival.state, arrival.skip
+        return arrival.peer, arrival.shares
 
     def discard(self, request_id: str) -> tuple[str, int] | None:
         """Give a snapshot up; the peer and serial it was asked for with, if it is still to come."""

@@ -127,8 +127,8 @@ variable "decode" {
     error_message = "decode.tp: give 1, 2 or 4: what divides the model's heads, group norms and experts."
   }
   validation {
-    condition     = var.prefill.replicas == 0 || var.prefill.tp == var.decode.tp
-    error_message = "decode.tp: differs from prefill.tp; snapshots move rank to rank, so give both pools the same tp."
+    condition     = !var.model.shard || var.prefill.replicas == 0 || var.prefill.tp == var.decode.tp
+    error_message = "decode.tp: differs from prefill.tp, and model.shard lays the weights out for one of them; give both pools the same tp, or turn model.shard off."
   }
   validation {
     condition     = var.decode.max_replicas == null ? true : var.decode.max_replicas >= var.decode.replicas

@@ -140,6 +140,25 @@ def test_files_of_other_weights_are_counted_and_left_alone(tmp_path: Path) -> No
     assert other.disk is not None
     assert (other.disk.foreign, other.disk.damaged) == (1, 0)
     assert tier(other.scheduler.cache, mark) is None
+    # What a prompt could have begun from, had it been of these weights, says so.
+    run(other, [[*whole, 5, 6, 7]])
+    run(other, [prompt(9, 30)])
+    misses = other.scheduler.cache.totals.misses
+    assert {why: count for why, count in misses.items() if count} == {"weights": 1, "new": 1}
+    close(other)
+    assert files(tmp_path) == there
+
+
+def test_files_of_other_ranks_are_counted_and_left_alone(tmp_path: Path) -> None:
+    one = on_disk(tmp_path)
+    turn(one, prompt(1, 37))
+    close(one)
+    (file,) = files(tmp_path)
+    file.rename(file.with_name(file.name.replace("rank0of1", "rank0of2")))
+    there = files(tmp_path)
+    other = on_disk(tmp_path)
+    assert other.disk is not None
+    assert (other.disk.foreign, other.disk.damaged) == (1, 0)
     close(other)
     assert files(tmp_path) == there
 

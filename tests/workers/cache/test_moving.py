@@ -1,12 +1,12 @@
 """A worker that is to end moves its answers, with their states: transcripts are the undisturbed ones."""
 
 import asyncio
-import dataclasses
 import random
 from functools import cache
 from typing import Literal
 
 import pytest
+from msgspec import structs
 
 from tests.workers.harness import Stream, Worker, Workers, workers
 from tests.workers.test_worker import GAP, config
@@ -53,22 +53,25 @@ async def moved(started: Workers, to: Worker, gone: Worker, stream: Stream, want
     prefix = Prefix(source=gone.ref, kept_tokens=end.kept_tokens) if end.kept_tokens else Prefix()
     again = started._new(to)
     had = stream.token_ids
-    again.outputs = [dataclasses.replace(o, finish=None) for o in stream.outputs]
+    again.outputs = [structs.replace(o, finish=None) for o in stream.outputs]
     ids = TokenIds.of((*started.prompts[stream.request_id], *had))
     to.caller.send(Submit(again.request_id, ids, wanted, generated=len(had), prefix=prefix))
     return again
 
 
 @pytest.mark.parametrize(
-    ("tp", "count", "temperature", "speculate"),
-    [(1, 1, 0.0, "off"), (1, 16, 0.0, "off"), (2, 4, 0.0, 3), (1, 4, 0.8, "off"), (1, 8, 0.0, 3)],
-)
-def test_migrated_mid_answer(tp: int, count: int, temperature: float, speculate: Literal["off"] | int) -> None:
+    ("tp", "to", "count", "temperature", "speculate"),
+    [
+        (1, 1, 1, 0.0, "off"), (1, 1, 16, 0.0, "off"), (2, 2, 4, 0.0, 3), (1, 1, 4, 0.8, "off"), (1, 1, 8, 0.0, 3),
+        (2, 1, 4, 0.0, 3), (1, 2, 16, 0.0, "off"),
+    ],
+)  # fmt: skip
+def test_migrated_mid_answer(tp: int, to: int, count: int, temperature: float, speculate: Literal["off"] | int) -> None:
     async def run() -> None:
         async with workers() as started:
             kept = {"cache_states": 32, "slots": 16, "speculate": speculate}
             one, two = await asyncio.gather(
-                started.start(config(tp, **kept), "decode"), started.start(config(tp, **kept), "decode")
+                started.start(config(tp, **kept), "decode"), started.start(config(to, **kept), "decode")
             )
             requests = asked(temperature, count)
             streams = []

@@ -11,6 +11,7 @@ from tests.workers.cache.model import Memory
 from wire.protocol import Mark, SamplingParams, SeqOutput
 from workers.cache.budget import Budget
 from workers.cache.disk import Place
+from workers.cache.disk_folder import Left
 from workers.schedule.keeping import PullError
 from workers.schedule.limits import Limits, Staging
 from workers.schedule.scheduler import Scheduler
@@ -34,7 +35,7 @@ class Worker:
     def __init__(self, of: Limits) -> None:
         self.scheduler = Scheduler(of)
         if of.cache.disk_bytes:
-            self.scheduler.cache.open_disk(Place("/disk", "w", "l", "float32"), (), 0.0)
+            self.scheduler.cache.open_disk(Place("/disk", "w", "l", "float32"), Left((), (), 0), 0.0)
         self.memory = Memory(SIZE)
         self.luck = random.Random(7)
         self.made = 0
@@ -51,6 +52,8 @@ class Worker:
         source: Source | None = None,
         boundaries: tuple[int, ...] = (),
         scope: str = "",
+        foreign: int = 0,
+        rewritten: int = 0,
     ) -> str:
         name = f"r{self.made}"
         self.made += 1
@@ -59,6 +62,7 @@ class Worker:
                 request_id=name, tokens=list(ids), prompt_tokens=len(ids),
                 sampling=SamplingParams(max_tokens=new, seed=0), priority=priority, order=0, handoff=handoff,
                 source=source, arrived=0.0, boundaries=boundaries, scope=scope,
+                foreign=foreign, rewritten=rewritten,
             )
         )  # fmt: skip
         return name
@@ -183,6 +187,42 @@ def test_a_branch_is_kept_once_a_second_continuation_was_seen() -> None:
     assert begun == [0, 0, 8]
     totals = worker.scheduler.cache.totals
     assert (totals.misses["new"], totals.misses["no_state"]) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("more", "missed"),
+    [
+        ({}, "new"),
+        ({"foreign": 9}, "weights"),
+        ({"rewritten": 9}, "template"),
+        ({"foreign": 12, "rewritten": 16}, "template"),
+        ({"foreign": 16, "rewritten": 16}, "weights"),
+        # What was computed here explains more of it, or as much.
+        ({"foreign": 9, "rewritten": 6, "computed": 12}, "no_state"),
+        ({"foreign": 15, "computed": 12}, "no_state"),
+        ({"foreign": 16, "computed": 12}, "weights"),
+        ({"foreign": 9, "rewritten": 9, "kept": 9}, "new"),
+        ({"rewritten": 10, "kept": 9}, "template"),
+    ],
+)
+def test_a_miss_is_explained_by_what_would_have_spared_most(more: dict[str, int], missed: str) -> None:
+    worker = Worker(limits(states=6))
+    computed, kept = more.pop("computed", 0), more.pop("kept", 0)
+    prompt = list(range(18))
+    if computed:
+        turn(worker, [*prompt[:computed], 99, 99], new=1)
+        worker.scheduler.cache.clear()
+        worker.scheduler.cache.index._evicted.clear()
+    if kept:
+        turn(worker, prompt[:kept], new=1)
+    totals = worker.scheduler.cache.totals
+    before = dict(totals.misses)
+    assert turn(worker, prompt, new=1, **more)[1][0] == kept
+    assert {why for why, count in totals.misses.items() if count != before[why]} == {missed}
+    assert sum(totals.misses.values()) == sum(before.values()) + 1
+    load = worker.scheduler.load
+    assert (load.hits, sum(load.misses)) == (sum(totals.hits.values()), sum(totals.misses.values()))
+    assert load.hit_tokens + load.missed_tokens == 18 + bool(computed) * (computed + 2) + kept
 
 
 def test_the_end_of_the_system_prompt_is_kept() -> None:

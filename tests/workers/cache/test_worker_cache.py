@@ -45,19 +45,20 @@ def digest(ids: tuple[int, ...], position: int) -> bytes:
     return digests.at(ids, position)
 
 
-async def pair(started: Workers, tp: int, **settings: object) -> tuple[Worker, Worker]:
-    kept = {"cache_states": 16, "speculate": 3 if tp > 1 else "off", **settings}
+async def pair(started: Workers, tp: int, other: int = 0, **settings: object) -> tuple[Worker, Worker]:
+    """A prefill worker of `tp` ranks and a decode worker of `other`, or as many."""
+    kept = {"cache_states": 16, "speculate": 3 if tp > 1 or other else "off", **settings}
     prefill, decode = await asyncio.gather(
-        started.start(config(tp, **kept), "prefill"), started.start(config(tp, **kept), "decode")
+        started.start(config(tp, **kept), "prefill"), started.start(config(other or tp, **kept), "decode")
     )
     return prefill, decode
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-def test_turns_over_split_workers_return_from_decode(tp: int) -> None:
+@pytest.mark.parametrize(("tp", "other"), [(1, 1), (2, 2), (4, 2), (1, 2), (2, 1)])
+def test_turns_over_split_workers_return_from_decode(tp: int, other: int) -> None:
     async def run() -> None:
         async with workers() as started:
-            prefill, decode = await pair(started, tp)
+            prefill, decode = await pair(started, tp, other)
             ends: list[int] = [0]
             received: list[int] = []
             for n, (prompt, answer) in enumerate(session()):
@@ -141,12 +142,12 @@ def test_a_pull_that_can_not_be_served_is_refused_with_its_reason() -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("tp", [1, 2])
-def test_pulled_from_the_host_memory_of_another_worker(tp: int) -> None:
+@pytest.mark.parametrize(("tp", "other"), [(1, 1), (2, 2), (1, 2), (2, 1)])
+def test_pulled_from_the_host_memory_of_another_worker(tp: int, other: int) -> None:
     async def run() -> None:
         async with workers() as started:
             kept: dict[str, object] = {"cache_states": 2, "cache_host_bytes": 1 << 30}
-            prefill, decode = await pair(started, tp, **kept)
+            prefill, decode = await pair(started, tp, other, **kept)
             begin = 0
             for n, (prompt, answer) in enumerate(session()):
                 prefix = Prefix(source=decode.ref, kept_tokens=begin)
@@ -156,10 +157,10 @@ def test_pulled_from_the_host_memory_of_another_worker(tp: int) -> None:
                 assert stream.cached == ((begin, "peer") if n else (0, None))
                 begin = len(prompt) + NEW - 1
                 for i in range(2):  # what takes the device's places
-                    other = started.whole(
+                    beside = started.whole(
                         decode, tuple(random.Random(9 * n + i).choices(range(2, 256), k=200)), greedy(2)
                     )
-                    await other.end()
+                    await beside.end()
                 await decode.caller.idle(decode.info)
                 assert decode.caller.kept[begin, digest((*prompt, *answer), begin)] == "host"
             for worker in started.all:
