@@ -48,9 +48,9 @@ class Standing:
     computed there: the price of a slot. answer_s: what a sequence pays that is answered there: the price of a slot for
     so long, a step, the time by which steps exceed their target, and on a prefill worker what its pool's prompts lose.
     late: whether a step would exceed its target. held_up: what a second of prompt counts, including the time that
-    running sequences lose. used_pages: pages in use or awaited. easy_pages: a page costs nothing while at most so many are in
-    use. place_s: seconds until a place becomes free. full_s: the cost of waiting for one. cut: workers from which no
-    snapshot comes to it.
+    running sequences lose. used_pages: pages in use or awaited. easy_pages: a page costs nothing while at most so many
+    are in use. place_s: seconds until a place becomes free. full_s: the cost of waiting for one. cut: workers from
+    which no snapshot comes to it.
     """
 
     state: WorkerState

@@ -338,7 +338,7 @@ def test_an_answer_goes_on_with_the_weights_it_began_with(checkpoint: Path) -> N
                     await stage.gateway.update_workers(listed)
                     await stage.until(lambda: stage.gateway.table.live()["decode"] == 2)
                     await stage["p0"].die()
-                    await stage.until(lambda: stage.gateway.table.live()["prefill"] == 1)
+                    await stage.until(lambda: stage.gateway.table.live_link("p0") is None)
                     await stage["d0"].die()
                     born.append(await FakeWorker("d0", "decode").start(port))
 
