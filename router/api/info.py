@@ -170,6 +170,7 @@ def _worker(link: WorkerLink) -> WorkerStatus | UnreachedWorker:
         "free_pages": load.free_pages,
         "free_slots": load.free_slots,
         "transferring": load.transferring,
+        "unreachable": list(load.unreachable),
         "step_s": load.step_s,
         "kept": load.kept,
         "hit_tokens": load.hit_tokens,

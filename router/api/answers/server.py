@@ -78,7 +78,8 @@ class UnreachedWorker(WorkerPlace):
 class WorkerStatus(WorkerPlace):
     """A worker and its load as of its last step.
 
-    step_s: the step's length in seconds. kept: snapshots in its prefix cache. hit_tokens, missed_tokens: prompt tokens
+    unreachable: workers from which it can pull no snapshots now, as it can't connect to them. step_s: the step's length
+    in seconds. kept: snapshots in its prefix cache. hit_tokens, missed_tokens: prompt tokens
     since its start that the cache held, and that it had to compute. hits: prompts that began from a kept snapshot.
     misses: prompts of which tokens were computed, by the reason why no longer snapshot was there. in_flight: requests
     of this router at the worker.
@@ -98,6 +99,7 @@ class WorkerStatus(WorkerPlace):
     free_pages: int
     free_slots: int
     transferring: int
+    unreachable: list[str]
     step_s: float
     kept: int
     hit_tokens: int
