@@ -1,12 +1,13 @@
 """What a worker's step costs beside the ranks' computing. `python -m benchmarks.loop`.
 
-First the leader's processor time by part of a decode step, at several numbers of running sequences: planning a step while
-the one before runs, the frames to a rank and back, taking results, and what routers are sent. `gap` is what the device
-waits for between a result and the next step: the rank reads the plan that lies there and fills in the tokens it sampled.
-`gap before` is the same where the next step is planned once the results are known: taking them, planning, the frame.
+First the leader's processor time by part of a decode step, at several numbers of running sequences: planning a step
+while the one before runs, the frames to a rank and back, taking results, and what routers are sent. `gap` is what the
+device waits for between a result and the next step: the rank reads the plan that lies there and fills in the tokens it
+sampled. `gap before` is the same where the next step is planned once the results are known: taking them, planning, the
+frame.
 
-Then the wall time of steps through a real leader and its socket to a rank that only waits: each step's over the longer of
-the leader's own part and the rank's, with steps planned ahead and without.
+Then the wall time of steps through a real leader and its socket to a rank that only waits: each step's over the longer
+of the leader's own part and the rank's, with steps planned ahead and without.
 """
 
 import argparse
@@ -32,7 +33,7 @@ from workers.schedule.builder import InFlight
 from workers.schedule.limits import Limits
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import RANKS, Ready, Row, StepPlan, StepResult
+from workers.schedule.step import RANKS, Ping, Pong, Ready, Row, StepPlan, StepResult
 
 _MODEL = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
 _LENGTH = 2048
@@ -130,6 +131,9 @@ def _rank(endpoint: str, seconds: float) -> None:
     leader, latest = LeaderSocket(endpoint), Latest(Solo(), torch.device("cpu"))
     leader.send(Ready(0, os.getpid(), "here", "cpu", "127.0.0.1", 1, 100_000, False))
     while (plan := leader.receive()) is not None:
+        if isinstance(plan, Ping):
+            leader.send(Pong(0))
+            continue
         assert isinstance(plan, StepPlan)
         rows = latest.go_on(plan.ahead, plan.rows)[0] if plan.ahead else plan.rows
         if rows:
@@ -178,7 +182,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=_STEPS)
     asked = parser.parse_args()
     print(
-        "| sequences | drafts | plan, us | frames, us | take, us | in all, us | gap, us | gap before, us | publish, us |"
+        "| sequences | drafts | plan, us | frames, us | take, us | in all, us | gap, us | gap before, us | publish, us"
+        " |"
     )
     print("|---" * 9 + "|")
     for sequences in (1, 16, 64, 256):

@@ -21,6 +21,7 @@ from workers.schedule.sequence import Sequence, Source, State
 from workers.schedule.step import Commit, StepPlan, StepResult
 
 SIZE = 4
+STOPS = (111, 118, 129)
 
 
 def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: int = 0, drafts: int = 0) -> Limits:
@@ -29,6 +30,12 @@ def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: in
         pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget,
         staging=Staging(budget=50, state=10, token=1), drafts=drafts, adapts=False,
     )  # fmt: skip
+
+
+def cut(ids: tuple[int, ...]) -> tuple[int, ...]:
+    """A run up to its first stop token."""
+    ends = [n for n, token in enumerate(ids, 1) if token in STOPS]
+    return ids[: ends[0]] if ends else ids
 
 
 class Worker:
@@ -65,7 +72,8 @@ class Worker:
         self.scheduler.add(
             Sequence(
                 request_id=name, tokens=list(ids), prompt_tokens=len(ids),
-                sampling=SamplingParams(max_tokens=new, seed=0), priority=priority, order=0, handoff=handoff,
+                sampling=SamplingParams(max_tokens=new, seed=0, stop_token_ids=STOPS if self.ahead else ()),
+                priority=priority, order=0, handoff=handoff,
                 source=source, arrived=0.0, boundaries=boundaries, scope=scope,
                 foreign=foreign, rewritten=rewritten,
             )
@@ -87,7 +95,10 @@ class Worker:
             for r, ids in zip(flight.plan.rows, right, strict=True)
             if r.sample
         )
-        result = StepResult(flight.plan.step, tokens, ((),) * len(tokens), (), 0.001)
+        if self.ahead:
+            tokens = tuple(cut(ids) for ids in tokens)
+        stopped = tuple(at for at, ids in enumerate(tokens) if self.ahead and ids[-1] in STOPS)
+        result = StepResult(flight.plan.step, tokens, ((),) * len(tokens), (), 0.001, stopped=stopped)
         for output in self.scheduler.update(flight, result, now):
             self.take(output)
         if ahead is not None:
