@@ -192,7 +192,7 @@ def choose_tools(
         raise invalid("'tools': two functions have the same name; give each a name of its own", "tools")
     for name in chosen or ():
         if name not in names:
-            raise invalid(f"'tool_choice': no function in 'tools' has the name {name[:128]!r}", "tool_choice")
+            raise invalid(f"'tool_choice': no function in 'tools' is called {name[:128]!r}", "tool_choice")
     if mode not in (None, "none") and not tools:
         raise invalid("'tool_choice' needs tools", "tool_choice")
     offered = () if mode == "none" else tuple(t for t in tools if chosen is None or t.function.name in chosen)

@@ -189,7 +189,7 @@ def _check(wanted: MessageBatchRequest, most: int) -> None:
     seen: set[str] = set()
     for i, entry in enumerate(wanted.requests):
         if entry.custom_id in seen:
-            reason = f"{entry.custom_id!r} is an earlier request's too"
+            reason = f"{entry.custom_id!r} is already the id of an earlier request"
             raise fault(("requests", i, "custom_id"), reason, "duplicate_custom_id")
         seen.add(entry.custom_id)
 

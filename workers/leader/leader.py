@@ -173,11 +173,6 @@ class Leader:
         unreachable = self._peers.unreachable
         return structs.replace(self._scheduler.load, unreachable=unreachable) if unreachable else self._scheduler.load
 
-    @property
-    def prompts(self) -> int:
-        """Prompts that were begun here, in whole or in part, since the start."""
-        return sum(self._scheduler.cache.totals.misses.values())
-
     def readings(self) -> Iterator[Reading]:
         """Everything the worker tells of itself."""
         if self._disk is not None:

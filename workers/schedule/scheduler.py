@@ -319,6 +319,7 @@ class Scheduler:
             hit_tokens=sum(self.cache.totals.hit_tokens.values()),
             missed_tokens=sum(self.cache.totals.missed_tokens.values()),
             decode_s=self._decode_s,
+            answering=sum(not s.handoff for s in self._active),
             hits=sum(self.cache.totals.hits.values()),
             misses=tuple(self.cache.totals.misses.values()),
         )

@@ -1,4 +1,4 @@
-"""The handlers of the responses API over one gateway."""
+"""Makes the handlers of the responses API for one gateway."""
 
 import asyncio
 import tempfile
@@ -21,7 +21,7 @@ _SESSIONS_FILE = "sessions.sqlite3"
 
 
 def keeping(gateway: Gateway) -> tuple[Create, StoredResponses, Sessions]:
-    """What makes responses, what shows those that are kept, and sessions. What they hold ends with the gateway."""
+    """Make the handlers that create responses and show stored ones, and the sessions. They close with the gateway."""
     config = gateway.config
     folder = None if config.data_dir is not None else SharedFolder(_run_dir(config))
     path = folder.path if folder is not None else Path(config.data_dir or "")
