@@ -160,8 +160,8 @@ class Gateway:
     def unready(self) -> str | None:
         """Why no request can be served now; None if one can.
 
-        At first every pool must have a worker. From then on decode workers suffice, because they can compute prompts
-        too; requests that arrive while no worker is live wait for one.
+        At first every pool must have a worker. From then on any worker suffices, because each can compute prompts and
+        answers; requests that arrive while no worker is live wait for one.
         """
         if (reason := self._starting()) is None:
             plan = self.plan(Need(prompt_tokens=1, max_tokens=1))

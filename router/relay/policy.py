@@ -53,7 +53,7 @@ class Need:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The workers of a sequence. Without `prefill` the decode worker computes the prompt.
+    """The workers of a sequence. Without `prefill` one worker of either pool, `decode`, computes prompt and answer.
 
     waits: no worker has room now, so the sequence waits at one of the two. source, kept_tokens: the worker whose kept
     snapshot the prompt continues from, and the snapshot's tokens; None to continue from a snapshot of its own. work:
@@ -73,7 +73,7 @@ class Plan:
     foreign_tokens: int = field(default=0, compare=False)
 
 
-NoPlanReason = Literal["no_decode_worker", "mismatch", "too_long"]
+NoPlanReason = Literal["no_worker", "mismatch", "too_long"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,10 +87,11 @@ class NoPlan:
 def choose(fleet: Fleet, need: Need, *, split: bool) -> Plan | NoPlan:
     """The plan with the lowest predicted time to the first token, prices of places included.
 
-    A plan is a prefill and a decode worker, or a decode worker that computes the prompt itself: without `split`,
-    without a live prefill worker, or where that is sooner. A pair must agree on page size, layout and weights.
+    A plan is a prefill and a decode worker, or one worker of either pool that computes prompt and answer: without
+    `split`, where one of the pools has no live worker, or where that is sooner. A pair must agree on page size, layout
+    and weights.
     """
-    split = split and any(group.prefills for group in fleet.groups)
+    split = split and any(g.prefills for g in fleet.groups) and any(g.decodes for g in fleet.groups)
     best: tuple[float, Plan] | None = None
     for group in fleet.groups:
         found = _Search(fleet.costs, need, group, split=split).best()
@@ -127,15 +128,18 @@ class _Search:
     def best(self) -> tuple[float, Plan] | None:
         """The best plan and its score; None if the group has none."""
         if not self._split:
-            decode_s, decode = self._alone(0.0)
-            return self._on_one(decode_s, decode) if decode is not None else None
+            alone_s, alone = self._alone((*self._group.decodes, *self._group.prefills), 0.0)
+            return self._on_one(alone_s, alone) if alone is not None else None
         prefill_s, prefill = self._prefill()
         decode_s, decode = self._behind(prefill) if prefill is not None else (math.inf, None)
         if prefill is None or decode is None:
             # Where none is too small for it, all that could hand it on are cut off from those that could go on.
-            decode_s, decode = self._alone(0.0) if self._group.cut else (math.inf, None)
-            return self._on_one(decode_s, decode) if decode is not None else None
-        alone_s, alone = self._alone(_DOUBT_S)
+            alone_s, alone = self._alone(self._group.decodes, 0.0) if self._group.cut else (math.inf, None)
+            return self._on_one(alone_s, alone) if alone is not None else None
+        pool = self._group.decodes
+        if decode.late or pressure(decode.state, self._need.prompt_tokens) > 1:
+            pool += self._group.prefills
+        alone_s, alone = self._alone(pool, _DOUBT_S)
         if alone is not None and alone_s < prefill_s + decode_s:
             return self._on_one(alone_s, alone)
         prompt = self._need.prompt_tokens
@@ -166,7 +170,7 @@ class _Search:
             held = get(s.worker_id)
             seconds = every * token_s if held is None else own_s(held, token_s)
             pulled = pull_s + rest * token_s
-            seconds = s.ready_s + (pulled if pulled < seconds else seconds)
+            seconds = s.queue_s + s.entry_s + (pulled if pulled < seconds else seconds) * s.held_up
             if seconds <= best and s.capacity > prompt:
                 best, found = self._keep(best, found, seconds, s)
         return best, self._tied(found)
@@ -182,23 +186,19 @@ class _Search:
         for s in self._group.decodes:
             held = get(s.worker_id)
             if held is None or cold_s == costs.state_s:
-                seconds = s.entry_s + cold_s
+                seconds = s.answer_s + cold_s
             else:
-                seconds = s.entry_s + max(costs.state_s, costs.moved_s(prompt - held.position) - overlapped)
+                seconds = s.answer_s + max(costs.state_s, costs.moved_s(prompt - held.position) - overlapped)
             if seconds <= best and s.capacity >= tokens and not (s.cut and prefill.worker_id in s.cut):
                 best, found = self._keep(best, found, seconds, s)
         return best, self._tied(found)
 
-    def _alone(self, doubt_s: float) -> tuple[float, Standing | None]:
-        """The decode worker that is soonest without a prefill worker.
-
-        doubt_s: how much it must save if it keeps little.
-        """
+    def _alone(self, pool: Sequence[Standing], doubt_s: float) -> tuple[float, Standing | None]:
+        """The worker of a pool that is soonest by itself. doubt_s: what a decode worker that keeps little must save."""
         tokens, get, own_s = self._tokens, self._need.held.get, self._own_s
         every, rest, pull_s, prompt = self._all, self._rest, self._pull_s, self._need.prompt_tokens
-        share = _DOUBT_SHARE if doubt_s else 0.0
         best, found = math.inf, _NOBODY
-        for s in self._group.decodes:
+        for s in pool:
             token_s = s.token_s
             held = get(s.worker_id)
             if held is None:
@@ -208,8 +208,8 @@ class _Search:
             pulled = pull_s + rest * token_s
             if pulled < seconds:
                 seconds, known = pulled, 0.0
-            doubt = (doubt_s + share * seconds) * (1.0 - known)
-            seconds = s.ready_s + seconds * s.held_up + doubt
+            doubt = (doubt_s + _DOUBT_SHARE * seconds) * (1.0 - known) if doubt_s and not s.prefills else 0.0
+            seconds = s.queue_s + s.answer_s + seconds * s.held_up + doubt
             if seconds <= best and s.capacity >= tokens:
                 best, found = self._keep(best, found, seconds, s)
         return best, self._tied(found)
@@ -272,16 +272,15 @@ class _Search:
 
 def _no_plan(fleet: Fleet, need: Need, split: bool) -> NoPlan:
     """Find the reason why no worker of the fleet is left."""
-    prefills, decodes = fleet.prefills if split else (), fleet.decodes
-    if not decodes:
-        return NoPlan("no_decode_worker", "no decode worker is live")
-    whole = [group for group in fleet.groups if group.decodes and (group.prefills or not split)]
-    if not whole:
-        return NoPlan("mismatch", _differences(prefills[0].state.info, decodes[0].state.info))
-    pools = [[s.capacity for group in whole for s in group.decodes]]
+    if not fleet.groups:
+        return NoPlan("no_worker", "no worker is live")
+    pools = [fleet.decodes + fleet.prefills]
     if split:
-        pools.append([s.capacity for group in whole for s in group.prefills])
-    longest = min(max(pool) for pool in pools)
+        whole = [group for group in fleet.groups if group.decodes and group.prefills]
+        if not whole:
+            return NoPlan("mismatch", _differences(fleet.prefills[0].state.info, fleet.decodes[0].state.info))
+        pools = [tuple(s for g in whole for s in g.decodes), tuple(s for g in whole for s in g.prefills)]
+    longest = min(max(s.capacity for s in pool) for pool in pools)
     return NoPlan(
         "too_long",
         f"the prompt's {need.prompt_tokens} tokens and an answer of {need.max_tokens} exceed the {longest} tokens "

@@ -93,8 +93,8 @@ class WorkerTable:
         return [*self._links.values(), *(link for link in self._leaving if not link.over)]
 
     async def find(self, key: bytes) -> Place | None:
-        """The place of the request with a key, if a decode worker has it."""
-        links = [(w, link) for w, link in self._links.items() if link.live and link.role == "decode"]
+        """The place of the request with a key, if a worker has it."""
+        links = [(w, link) for w, link in self._links.items() if link.live]
         return await find(links, key)
 
     def live_link(self, worker_id: str) -> WorkerLink | None:

@@ -10,6 +10,7 @@ from wire.metrics.recorder import Reading, Recorder
 from wire.protocol import Load, Role, SeqOutput, WorkerInfo
 from workers.cache.cache import PrefixCache
 from workers.cache.totals import MISSES, ORIGINS, TIERS
+from workers.schedule.builder import InFlight
 from workers.schedule.speculation import Drafted
 from workers.schedule.step import RankStats, StepPlan
 
@@ -17,6 +18,7 @@ from workers.schedule.step import RankStats, StepPlan
 # refused: the prefill worker has no such snapshot. mismatch: the snapshot is of another prompt, model or layout.
 # timeout: nobody pulled it.
 TransferFailure = Literal["link", "peer", "refused", "mismatch", "timeout"]
+PHASES = ("schedule", "compute", "emit", "idle")
 _FAILURES: tuple[TransferFailure, ...] = ("link", "peer", "refused", "mismatch", "timeout")
 
 
@@ -35,6 +37,20 @@ class StepTotals:
     sampled: int
 
 
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A step that the ranks have. plan_s: the seconds that planning took.
+
+    begun: when the ranks could begin the step: when it was sent, or when the previous step's result was back. idle_s:
+    how long the ranks had nothing to do between the previous step and this one.
+    """
+
+    step: InFlight
+    plan_s: float
+    begun: float
+    idle_s: float = 0.0
+
+
 class WorkerFigures:
     """A leader's recorder. It records at most once a step, never once a token."""
 
@@ -43,7 +59,7 @@ class WorkerFigures:
         self._recorder = Recorder()
         recorder, who = self._recorder, self._who
         self._step = recorder.histogram(table.STEP_SECONDS, *who)
-        self._phases = [recorder.value(table.STEP_PHASES, *who, phase) for phase in ("plan", "ranks", "take")]
+        self._phases = [recorder.value(table.STEP_PHASES, *who, phase) for phase in PHASES]
         counters = (table.STEP_SEQUENCES, table.STEP_TOKENS, table.STEP_PAST, table.STEP_SAMPLED)
         self._counts = [recorder.value(metric, *who) for metric in counters]
         self._queue = recorder.histogram(table.QUEUE_SECONDS, *who)
@@ -51,17 +67,19 @@ class WorkerFigures:
         self._failures = {why: recorder.value(table.TRANSFER_FAILURES, *who, why) for why in _FAILURES}
         self._totals = [0, 0.0, 0, 0, 0, 0]
 
-    def stepped(self, plan: StepPlan, sampled: int, began: float, sent: float, back: float, over: float) -> None:
-        """Record a step by four times: planning began, the plan was sent, the result was back, it was applied."""
-        for value, seconds in zip(self._phases, (sent - began, back - sent, over - back), strict=True):
+    def stepped(self, plan: StepPlan, sampled: int, under_way: UnderWay, back: float, over: float) -> None:
+        """Record a step by the times at which its result was back and was applied."""
+        ran = back - under_way.begun
+        phases = (under_way.plan_s, ran, over - back, under_way.idle_s)
+        for value, seconds in zip(self._phases, phases, strict=True):
             value.add(seconds)
         rows = plan.rows
         if rows:
-            self._step.observe(back - sent)
+            self._step.observe(ran)
             counted = (len(rows), sum(r.count for r in rows), sum(r.start for r in rows), sampled)
             for value, count in zip(self._counts, counted, strict=True):
                 value.add(count)
-            for index, amount in enumerate((1, back - sent, *counted)):
+            for index, amount in enumerate((1, ran, *counted)):
                 self._totals[index] += amount
 
     def ended(self, outputs: Iterable[SeqOutput]) -> None:
