@@ -10,12 +10,14 @@ from wire.metrics.recorder import Reading, Recorder
 from wire.protocol import Load, Role, SeqOutput, WorkerInfo
 from workers.cache.cache import PrefixCache
 from workers.cache.totals import MISSES, ORIGINS, TIERS
+from workers.schedule.builder import InFlight
 from workers.schedule.speculation import Drafted
 from workers.schedule.step import RankStats, StepPlan
 
 # link: a rank's connection broke. peer: the other worker is gone or refuses to be connected. refused: the prefill
 # worker has no such snapshot. mismatch: it is not of this prompt, model or layout. timeout: nobody took it.
 TransferFailure = Literal["link", "peer", "refused", "mismatch", "timeout"]
+PHASES = ("schedule", "compute", "emit", "idle")
 _FAILURES: tuple[TransferFailure, ...] = ("link", "peer", "refused", "mismatch", "timeout")
 
 
@@ -31,6 +33,20 @@ class StepTotals:
     sampled: int
 
 
+@dataclass(frozen=True, slots=True)
+class UnderWay:
+    """A step that the ranks have. plan_s: what planning it took.
+
+    begun: when they could begin it: once it was sent, or once the result of the step before was here. idle_s: how long
+    they had nothing to do before, after a step that they had just ended.
+    """
+
+    step: InFlight
+    plan_s: float
+    begun: float
+    idle_s: float = 0.0
+
+
 class WorkerFigures:
     """A leader's recorder. Once a step at most, never once a token."""
 
@@ -39,7 +55,7 @@ class WorkerFigures:
         self._recorder = Recorder()
         recorder, who = self._recorder, self._who
         self._step = recorder.histogram(table.STEP_SECONDS, *who)
-        self._phases = [recorder.value(table.STEP_PHASES, *who, phase) for phase in ("plan", "ranks", "take")]
+        self._phases = [recorder.value(table.STEP_PHASES, *who, phase) for phase in PHASES]
         counters = (table.STEP_SEQUENCES, table.STEP_TOKENS, table.STEP_PAST, table.STEP_SAMPLED)
         self._counts = [recorder.value(metric, *who) for metric in counters]
         self._queue = recorder.histogram(table.QUEUE_SECONDS, *who)
@@ -47,17 +63,19 @@ class WorkerFigures:
         self._failures = {why: recorder.value(table.TRANSFER_FAILURES, *who, why) for why in _FAILURES}
         self._totals = [0, 0.0, 0, 0, 0, 0]
 
-    def stepped(self, plan: StepPlan, sampled: int, began: float, sent: float, back: float, over: float) -> None:
-        """A step, by the times its planning began, its plan left, its result was back and was taken in."""
-        for value, seconds in zip(self._phases, (sent - began, back - sent, over - back), strict=True):
+    def stepped(self, plan: StepPlan, sampled: int, under_way: UnderWay, back: float, over: float) -> None:
+        """A step, by the times at which its result was back and was taken in."""
+        ran = back - under_way.begun
+        phases = (under_way.plan_s, ran, over - back, under_way.idle_s)
+        for value, seconds in zip(self._phases, phases, strict=True):
             value.add(seconds)
         rows = plan.rows
         if rows:
-            self._step.observe(back - sent)
+            self._step.observe(ran)
             counted = (len(rows), sum(r.count for r in rows), sum(r.start for r in rows), sampled)
             for value, count in zip(self._counts, counted, strict=True):
                 value.add(count)
-            for index, amount in enumerate((1, back - sent, *counted)):
+            for index, amount in enumerate((1, ran, *counted)):
                 self._totals[index] += amount
 
     def ended(self, outputs: Iterable[SeqOutput]) -> None:

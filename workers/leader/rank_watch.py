@@ -56,6 +56,7 @@ class RankWatch:
         self._cpu_s = cpu_s
         self._steps: deque[tuple[int, bool]] = deque()  # under way: their tokens, and whether they sample
         self._began = 0.0  # the oldest of them
+        self._latest = 0  # tokens of the one sent last
         # Since the last result that waited for the device: results of steps that sample nothing come before they are
         # computed there.
         self._span, self._span_began = 0, 0.0
@@ -86,8 +87,12 @@ class RankWatch:
         if not self._span:
             self._span_began = now
         tokens = sum(row.count for row in plan.rows)
+        samples = any(row.sample for row in plan.rows)
+        if plan.ahead is not None:  # the rows of the step before go on, which all sample
+            tokens, samples = tokens + self._latest, True
+        self._latest = tokens
         self._span += tokens
-        self._steps.append((tokens, any(row.sample for row in plan.rows)))
+        self._steps.append((tokens, samples))
 
     def done(self, now: float) -> None:
         """The oldest step's result has come."""
