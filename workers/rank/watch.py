@@ -6,7 +6,7 @@ from typing import Protocol, cast
 import torch
 
 _EVERY_S = 1.0
-PHASES = ("transfer", "draft", "forward", "sample")
+PHASES = ("transfer", "draft", "launch", "forward", "sample")
 
 
 class Mark(Protocol):
@@ -29,6 +29,7 @@ class StepWatch:
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._due = 0.0
+        self._begun = 0.0
         # The measured step's start, then each phase with the mark at its end.
         self._start: Mark | None = None
         self._laps: list[tuple[str, Mark]] = []
@@ -40,6 +41,7 @@ class StepWatch:
         self.on = now >= self._due and self._settle()
         if self.on:
             self._due = now + _EVERY_S
+            self._begun = now
             self._start = self._mark()
         return self.on
 
@@ -47,6 +49,11 @@ class StepWatch:
         """What was done since the last lap was this."""
         if self.on:
             self._laps.append((phase, self._mark()))
+
+    def launched(self) -> None:
+        """The device has all of the forward pass: on a GPU the host is ahead of it."""
+        if self.on and self._cuda:
+            self._seconds["launch"] += time.monotonic() - self._begun
 
     @property
     def phases(self) -> tuple[tuple[str, float], ...]:

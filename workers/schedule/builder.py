@@ -5,12 +5,15 @@ from dataclasses import dataclass
 
 from workers.cache.moves import Copy, Drop, Erase, Fetch, Lend, Store, Write
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import Admit, Commit, Discard, Expect, Export, Install, Row, StepPlan
+from workers.schedule.step import Admit, Ahead, Commit, Discard, Expect, Export, Install, Row, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A plan that the ranks run. rows: the sequence of each row, and its epoch when the step was planned."""
+    """A plan that the ranks run. rows: the sequence of each row, and its epoch when the step was planned.
+
+    Of a plan made ahead they are complete once the results of the step before are known: `Scheduler.follow`.
+    """
 
     plan: StepPlan
     rows: tuple[tuple[Sequence, int], ...]
@@ -122,12 +125,14 @@ class StepBuilder:
         disk: tuple[tuple[Write, ...], tuple[Erase, ...]],
         discards: list[Discard],
         installs: list[Install],
+        ahead: Ahead | None = None,
     ) -> InFlight:
         """The step as decided."""
         # Rows with drafts first, as ranks take them.
         order = sorted(range(len(self._rows)), key=lambda at: not self._rows[at].drafts)
         plan = StepPlan(
             step=step,
+            ahead=ahead,
             commits=tuple(commits),
             saves=tuple(saves),
             stores=host[0],

@@ -17,19 +17,31 @@ class Drafting:
         self._pages = pages
         self.speculation = Speculation(limits.drafts, limits.adapts)
         self.commits: list[Commit] = []
+        self._wanted: int | None = None
 
     def each(self, active: Iterable[Sequence], budget: int) -> int:
         """Drafts of every decoding sequence in a step of so many tokens: each has room for its own token first."""
         decoding = sum(seq.pending == 1 for seq in active)
+        if self._wanted is not None and decoding:
+            wanted, self._wanted = self._wanted, None
+            return min(wanted, max(budget - decoding, 0) // decoding)
         return self.speculation.drafts(decoding, budget - decoding)
+
+    def stay(self, drafts: int, decoding: int, budget: int) -> bool:
+        """Whether the next step has as many drafts as this one; else `each` tells how many it has."""
+        if self._wanted is None:
+            self._wanted = self.speculation.drafts(decoding, budget - decoding)
+        if self._wanted != drafts:
+            return False
+        self._wanted = None
+        return True
 
     def fitting(self, seq: Sequence, drafts: int) -> int:
         """How many of so many drafts a decoding sequence can use. It gets free pages for them, but nobody else's."""
         # The first token after a snapshot finds no hidden state to draft from.
         if seq.handoff or not seq.generated or not seq.admitted_on_ranks:
             return 0
-        left = min(seq.sampling.max_tokens - seq.generated, self._limits.max_model_len - len(seq.tokens))
-        drafts = min(drafts, left - 1)
+        drafts = min(drafts, seq.most - len(seq.tokens) - 1)
         size = self._limits.page_size
         more = -(-(seq.computed + 1 + drafts) // size) - len(seq.pages)
         if drafts > 0 and more > 0:

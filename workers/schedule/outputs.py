@@ -5,19 +5,21 @@ from workers.schedule.sequence import Sequence
 from workers.schedule.step import StepResult
 
 
-def sampled_output(seq: Sequence, result: StepResult, at: int, max_model_len: int, now: float) -> SeqOutput:
+def sampled_output(seq: Sequence, result: StepResult, at: int, now: float) -> SeqOutput:
     """Append the tokens at index `at` of a step's result to their sequence; what its router is told of them.
 
     Tokens behind the one that ends it are left out.
     """
-    offset = seq.generated
+    offset, gained = seq.generated, result.tokens[at]
     finish = None
-    for token in result.tokens[at]:
+    for n, token in enumerate(gained, 1):
         seq.tokens.append(token)
-        finish = _finish(seq, token, max_model_len)
+        finish = _finish(seq, token)
         if finish:
+            gained = gained[:n]
             break
-    gained = tuple(seq.tokens[seq.prompt_tokens + offset :])
+    if finish is None and seq.first_token:  # as nearly always
+        return SeqOutput(seq.request_id, offset, gained, result.logprobs[at] if result.logprobs else ())
     first = not seq.first_token
     if first:
         seq.first_token = now
@@ -48,12 +50,10 @@ def ended_output(seq: Sequence, finish: Finish, now: float, error: str | None, u
     )
 
 
-def _finish(seq: Sequence, token: int, max_model_len: int) -> Finish | None:
+def _finish(seq: Sequence, token: int) -> Finish | None:
     if token in seq.sampling.stop_token_ids and seq.generated > seq.sampling.min_tokens:
         return "stop"
-    if seq.generated >= seq.sampling.max_tokens or len(seq.tokens) >= max_model_len:
-        return "length"
-    return None
+    return "length" if len(seq.tokens) >= seq.most else None
 
 
 def _timings(seq: Sequence, now: float) -> Timings:
