@@ -1,4 +1,4 @@
-"""A session as one file: its tokens, and how its last answer was sampled. Knows neither HTTP nor torch.
+"""A session as a file: its tokens, and how its last answer was sampled.
 
 A safetensors file with one tensor, `token_ids` (int32), and metadata of JSON texts: `format`, `model`, `weights_id`,
 `prompt_tokens` (how many of the tokens are the last request's prompt; the rest is its answer), `sampling`
@@ -23,7 +23,7 @@ _CRC = "crc32.token_ids"
 
 
 class SessionFileError(ValueError):
-    """Bytes that are no whole session file; says what is wrong with them."""
+    """Bytes are no complete session file; the message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
