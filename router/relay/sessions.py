@@ -205,7 +205,8 @@ class Sessions:
         self._table.tell_all(Pin(_name(tenant, session_id), marks, float(self._ttl_s)))
 
     def _page_size(self) -> int:
-        return min((info.page_size for info in self._table.infos()), default=1)
+        limits = self._table.limits()
+        return limits.page_size if limits is not None else 1
 
     def _leave(self, turn: Turn) -> None:
         turn.over = True

@@ -8,7 +8,7 @@ from typing import get_args
 
 from router.relay.costs import Costs
 from router.relay.finding import Place, find
-from router.relay.fleet import Fleet, Roster, WorkerState
+from router.relay.fleet import Fleet, Limits, Roster, WorkerState
 from router.relay.link import ListedWorker, WorkerLink
 from router.relay.policy import Held
 from router.relay.prefixes import Candidates, PrefixIndex
@@ -112,6 +112,15 @@ class WorkerTable:
 
     def fleet(self, weights_id: str | None = None) -> Fleet:
         """The live ones, for the policy; with `weights_id` those that serve these weights."""
+        self._update_roster()
+        return self._roster.fleet(weights_id)
+
+    def limits(self) -> Limits | None:
+        """What all live ones take; None where there are none."""
+        self._update_roster()
+        return self._roster.limits
+
+    def _update_roster(self) -> None:
         for link in self._changed:
             current = self._links.get(link.ref.worker_id)
             if link.live:
@@ -119,7 +128,6 @@ class WorkerTable:
             elif current is None or current is link or not current.live:
                 self._roster.drop(link.ref.worker_id)
         self._changed.clear()
-        return self._roster.fleet(weights_id)
 
     def held(self, of: Candidates) -> dict[str, Held]:
         """What each worker keeps of a prompt, by its id."""
