@@ -207,7 +207,8 @@ class Load(Data, frozen=True):
     steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt
     tokens that were not computed, and that were, since the worker's start. hits: prompts that began from a snapshot;
     misses: those of which tokens were computed, one count a reason, in the order of `Miss`. unreachable: other workers
-    that it can't connect to now, so that no snapshot comes from them.
+    that it can't connect to now, so that no snapshot comes from them. answering: of those that run, the sequences whose
+    answers are computed here.
     """
 
     queued: int
@@ -225,6 +226,7 @@ class Load(Data, frozen=True):
     hits: int = 0
     misses: tuple[int, ...] = ()
     unreachable: tuple[str, ...] = ()
+    answering: int = 0
 
 
 class KeptEvent(Data, frozen=True):

@@ -127,7 +127,7 @@ class Dispatcher:
         if job.deadline_s is None:
             return
         fleet = self._table.fleet()
-        computing = fleet.prefills if plan.prefill is not None else fleet.decodes
+        computing = fleet.prefills if (plan.prefill or plan.decode).role == "prefill" else fleet.decodes
         rate = sum(1.0 / s.token_s for s in computing)
         expected = plan.first_token_s + self._fair.ahead(job.priority, job.tenant) / rate
         if expected > job.deadline_s:

@@ -22,6 +22,9 @@ _CHUNK_TOKENS = 1024
 # A second of prompt on a decode worker delays every sequence there. They hardly notice it while steps are well within
 # the inter-token target; at the target it counts this much for each sequence.
 _HELD_UP = 0.2
+# An answer on a prefill worker is held up by the prompts that come there, and they by it: it must save so much. Of one
+# that answers already less is asked, so that as few as suffice change roles, and do not change back and forth.
+_FLIP_S, _FLIPPED_S = 0.5, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +45,13 @@ class WorkerState:
 class Standing(Struct, frozen=True, gc=False):
     """The part of a request's costs that depends on the worker alone, computed once for each change of its figures.
 
-    token_s: seconds for a prompt's token. queue_s: seconds of prompts ahead. entry_s: what every request pays: the
-    price of a slot, and on a decode worker a step and the time by which steps exceed their target. ready_s: queue_s +
-    entry_s. held_up: what a second of prompt counts, including the time that running sequences lose. used_pages: pages
-    in use or awaited. easy_pages: a page costs nothing while at most so many are in use. place_s: seconds until a place
-    becomes free. full_s: the cost of waiting for one. cut: workers from which no snapshot comes to it.
+    token_s: seconds for a prompt's token. queue_s: seconds of prompts ahead. entry_s: what a prompt pays that is
+    computed there: the price of a slot. answer_s: what a sequence pays that is answered there: the price of a slot for
+    so long, a step, the time by which steps exceed their target, and on a prefill worker what its pool's prompts lose.
+    late: whether a step would exceed its target. held_up: what a second of prompt counts, including the time that
+    running sequences lose. used_pages: pages in use or awaited. easy_pages: a page costs nothing while at most so many
+    are in use. place_s: seconds until a place becomes free. full_s: the cost of waiting for one. cut: workers from
+    which no snapshot comes to it.
     """
 
     state: WorkerState
@@ -58,7 +63,8 @@ class Standing(Struct, frozen=True, gc=False):
     queue_s: float
     step_s: float
     entry_s: float
-    ready_s: float
+    answer_s: float
+    late: bool
     held_up: float
     used_pages: int
     easy_pages: int
@@ -203,24 +209,24 @@ def standing(worker: WorkerState, costs: Costs) -> Standing:
     token_s = load.token_s or costs.token_s
     used_slots, used_pages = info.slots - load.free_slots, _used_pages(worker)
     slots = used_slots + load.queued + worker.unseen + 1
+    answering = load.answering if prefills else load.running
+    tokens = (info.pages - load.free_pages) * info.page_size
+    scale = load.decode_s / costs.decode_s(max(1, answering), tokens) if load.decode_s else 1.0
+    step_s = scale * costs.decode_s(min(answering + 1 if prefills else slots, info.slots), tokens)
+    held_up = 1.0 + _HELD_UP * answering * (step_s / costs.itl_s) ** 2
+    whole_s = costs.answer_tokens * step_s
+    place_s, full_s = whole_s / max(1, used_slots), _FULL * whole_s
+    answer_s = _price(slots / info.slots, place_s, full_s) + step_s
+    answer_s += costs.answer_tokens * max(0.0, step_s - costs.itl_s)
+    entry_s = 0.0
     if prefills:
+        answer_s += _FLIPPED_S if answering else _FLIP_S
         prompt = load.queued_tokens / load.queued if load.queued else _PROMPT_TOKENS
-        step_s = late_s = 0.0
-        held_up = 1.0
         place_s = full_s = prompt * token_s
-    else:
-        tokens = (info.pages - load.free_pages) * info.page_size
-        scale = load.decode_s / costs.decode_s(max(1, load.running), tokens) if load.decode_s else 1.0
-        batch = min(slots, info.slots)
-        step_s = scale * costs.decode_s(batch, tokens)
-        if not load.token_s:  # a decode worker computes prompts in small chunks, within its decode steps
-            token_s += step_s / _CHUNK_TOKENS
-        answer_s = costs.answer_tokens * step_s
-        place_s, full_s = answer_s / max(1, used_slots), _FULL * answer_s
-        late_s = costs.answer_tokens * max(0.0, step_s - costs.itl_s)
-        held_up = 1.0 + _HELD_UP * load.running * (step_s / costs.itl_s) ** 2
+        entry_s = _price(slots / info.slots, place_s, full_s)
+    elif not load.token_s:  # a decode worker computes prompts in small chunks, within its decode steps
+        token_s += step_s / _CHUNK_TOKENS
     queue_s = (load.queued_tokens + worker.unseen_work) * token_s
-    entry_s = _price(slots / info.slots, place_s, full_s) + step_s + late_s
     return Standing(
         worker,
         info.worker_id,
@@ -231,7 +237,8 @@ def standing(worker: WorkerState, costs: Costs) -> Standing:
         queue_s,
         step_s,
         entry_s,
-        queue_s + entry_s,
+        answer_s,
+        step_s > costs.itl_s,
         held_up,
         used_pages,
         int(_EASY * info.pages),

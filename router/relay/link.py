@@ -45,16 +45,17 @@ _BACKOFF_S = (0.05, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class ListedWorker:
-    """A worker discovery knows of: where its leader listens and which pool it is in."""
+    """A worker as discovery lists it: its leader's address and its pool."""
 
     ref: PeerRef
     role: Role
 
 
 class WorkerLink:
-    """The connection to one worker, made anew while the worker is listed.
+    """The connection to one worker; while the worker is listed, a broken one is replaced.
 
-    listed: whether it takes new requests; one that is not any more serves its streams to their end.
+    listed: as discovery lists the worker now; None if it no longer does. A worker that is not listed takes no new
+    requests and serves its streams to their end.
     """
 
     def __init__(
@@ -94,36 +95,36 @@ class WorkerLink:
 
     @property
     def live(self) -> bool:
-        """Whether it takes new requests now."""
+        """Whether the worker takes new requests now."""
         return self.connected and self.listed is not None and not (self._retired or self._silent)
 
     @property
     def over(self) -> bool:
-        """Whether nothing will come of it any more."""
+        """Whether the link has ended for good."""
         return self._task.done()
 
     @property
     def in_flight(self) -> int:
-        """This router's sequences in the worker."""
+        """The number of this router's sequences at the worker."""
         return len(self._legs)
 
     @property
     def state(self) -> Literal["live", "draining", "connecting"]:
-        """In words."""
+        """The link's state as `/status` shows it."""
         if not self.connected:
             return "connecting"
         return "live" if self.live else "draining"
 
     def snapshot(self) -> WorkerState:
-        """Return the worker's figures, with what it has not seen yet."""
+        """Return the worker's figures and the requests that it has not seen yet."""
         return WorkerState(self.info, self.load, len(self._unseen), self._unseen.tokens, self._unseen.work)
 
     def standing(self) -> Standing:
-        """What its figures say to the policy."""
+        """Return the worker's standing for the policy."""
         return standing(self.snapshot(), self._costs)
 
     def submit(self, message: Submit, leg: Leg, work: int) -> None:
-        """Send, and from now on give the leg the request's outputs. work: tokens that the worker is to compute."""
+        """Send a request, and from now on give the leg its outputs. work: tokens that the worker is to compute."""
         self._legs[message.request_id] = leg
         self._unseen.add(len(message.token_ids), work)
         self._changed(self)
@@ -134,7 +135,7 @@ class WorkerLink:
         self._send(message)
 
     def find(self, message: Find, answer: Callable[[Found | None], None]) -> None:
-        """Ask, and call with the answer; with None if the connection ends before."""
+        """Ask the worker, and call `answer` with its answer, or with None if the connection ends first."""
         self._inquiries.find(message.key, answer)
         self._send(message)
 
@@ -148,7 +149,7 @@ class WorkerLink:
         self._send(message)
 
     async def park(self, mark: Mark) -> str | None:
-        """Have a snapshot taken off the device; why it stays, if so."""
+        """Have a snapshot moved off the device. Returns the reason if it stays there."""
         call, answer = self._inquiries.park()
         self._send(Park(call, mark))
         return await answer
@@ -167,19 +168,19 @@ class WorkerLink:
             self._writer.transport.abort()
 
     def retire(self) -> None:
-        """The worker says that it is to end: no new requests, though it may be listed yet."""
+        """The worker is about to end: send it no new requests, even while it is still listed."""
         self._retired = True
         self._changed(self)
 
     def unlist(self) -> None:
-        """No new requests; leave when the last stream is over."""
+        """The worker is no longer listed: send no new requests, and disconnect when the last stream is over."""
         self.listed = None
         self._changed(self)
         if not self._legs:
             self._task.cancel()
 
     async def close(self) -> None:
-        """Leave now; streams are lost."""
+        """Disconnect now; streams are lost."""
         self.listed = None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -189,14 +190,15 @@ class WorkerLink:
         self._unsent: list[bytes] = []
 
     def _send(self, message: Submit | Find | Attach | Abort | Pin | Unpin | Park | Drain) -> None:
-        # What is sent in one turn of the loop leaves in one write: each costs a system call, and wakes the worker.
+        # All messages of one turn of the loop are sent in one write, because each write costs a system call and wakes
+        # the worker.
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(CLUSTER.encode(message))
 
     def _flush(self) -> None:
         unsent, self._unsent = b"".join(self._unsent), []
-        # Closing: the reader is about to report it, and loses the streams.
+        # If the writer is closing, the reader is about to report it, and the streams are lost.
         if unsent and self._writer is not None and not self._writer.is_closing():
             self._writer.write(unsent)
 
@@ -205,7 +207,7 @@ class WorkerLink:
         while self.listed is not None:
             try:
                 await self._serve()
-            except Exception as error:  # whatever it was, the worker is tried again while it is listed
+            except Exception as error:  # after any error the worker is tried again while it is listed
                 reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
                 if self.connected and self._silent:
                     reason = f"it said nothing for {SILENT_S:g} s"
@@ -273,7 +275,7 @@ class WorkerLink:
                 continue
             try:
                 leg.stream.receive(leg, output, now)
-            except Exception as error:  # one request's trouble is not the connection's
+            except Exception as error:  # a fault in one request must not end the connection
                 _log.exception("request %s", output.request_id)
                 leg.stream.broke(error)
 

@@ -1,4 +1,4 @@
-"""Kept snapshots as files: what is in one, and reading all but the tensors. Knows no torch.
+"""The file format of kept snapshots, and reading everything but the tensors. Without torch.
 
 A file is safetensors. Its metadata is a `SnapshotHead`, one JSON text a field; its tensors are `token_ids` and, for
 each rank, `rank<r>.rows.<i>` (that rank's shard of the latents of `parts[i]` tokens) and `rank<r>.state.<i>` (its
@@ -22,16 +22,17 @@ _MOST_HEAD = 16 * 1024 * 1024
 
 
 class SnapshotFileError(ValueError):
-    """A file that is no whole snapshot; says what is wrong with it."""
+    """A file is no complete snapshot; the message says what is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotHead:
-    """What a snapshot is of.
+    """The description of a snapshot.
 
-    weights_id, layout: of the worker that made it, as in `WorkerInfo`; state_dtype: how its states are packed; a
-    worker that differs in one of them can't continue it. position: tokens whose latents and state are inside. scope:
-    whose prefix it is. parts: into how many tokens each its latents are cut. ranks: whose tensors are in the file.
+    weights_id, layout: of the worker that made it, as in `WorkerInfo`. state_dtype: how its states are packed. A worker
+    that differs in one of these can't continue it. position: the number of tokens whose latents and state are inside.
+    scope: its prefix scope. parts: the tokens of each part into which its latents are cut. ranks: the ranks whose
+    tensors are in the file.
     """
 
     weights_id: str
@@ -44,7 +45,7 @@ class SnapshotHead:
     format: str = FORMAT
 
     def metadata(self) -> dict[str, str]:
-        """As safetensors keeps it."""
+        """The head as safetensors metadata."""
         return {name: json.dumps(value) for name, value in asdict(self).items()}
 
 
@@ -59,7 +60,7 @@ class SnapshotFile:
 
 
 def read_head(path: Path) -> SnapshotFile:
-    """All but the tensors of states and latents; SnapshotFileError if that is damaged or the file is cut short."""
+    """Read everything but the tensors of states and latents; SnapshotFileError if it is damaged or incomplete."""
     try:
         with path.open("rb") as file:
             size = os.fstat(file.fileno()).st_size

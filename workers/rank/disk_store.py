@@ -1,4 +1,4 @@
-"""A rank's part of a kept snapshot on disk: written at once or not at all, and checked when it is read."""
+"""A rank's part of a kept snapshot on disk: written completely or not at all, and checked when it is read."""
 
 import contextlib
 import json
@@ -18,7 +18,7 @@ from workers.rank.state_codec import Packed
 
 
 class DamagedFileError(RuntimeError):
-    """A file does not hold what was written."""
+    """A file is damaged: it differs from what was written."""
 
 
 def write_part(write: Write, rank: int, tp: int, rows: list[tuple[int, Tensor]], state: Packed) -> None:
@@ -44,7 +44,7 @@ def write_part(write: Write, rank: int, tp: int, rows: list[tuple[int, Tensor]],
 
 
 def read_part(file: str, rank: int, tp: int) -> tuple[list[tuple[int, Tensor]], Packed]:
-    """What `write_part` wrote; DamagedFileError if it is not what is there."""
+    """Read what `write_part` wrote; DamagedFileError if the file differs."""
     path = rank_file(file, rank, tp)
     try:
         with safetensors.safe_open(path, framework="pt") as opened:
@@ -62,7 +62,7 @@ def read_part(file: str, rank: int, tp: int) -> tuple[list[tuple[int, Tensor]], 
 
 
 def erase_part(file: str, rank: int, tp: int) -> None:
-    """Remove this rank's file, if it is there."""
+    """Remove this rank's file if there is one."""
     with contextlib.suppress(OSError):
         Path(rank_file(file, rank, tp)).unlink(missing_ok=True)
 
