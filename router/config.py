@@ -40,7 +40,7 @@ class RouterConfig:
     so that a next turn costs its new
     texts alone. max_responses, max_responses_bytes: kept responses of a tenant.
     session_ttl_s: a session ends so long after its last use. max_sessions: of a tenant. operators: tenants that may
-    drain workers, where keys are asked for.
+    open snapshot files and drain workers, where keys are asked for.
     attachments: whether images and files in tools' results become a note to the model or a 400. name_workers: whether
     answers tell which workers and processes computed them. max_model_len: what is told of the context before a worker
     is live; None where that is unknown. costs: by which the routing policy predicts.

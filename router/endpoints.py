@@ -26,7 +26,7 @@ from router.api.answers.server import (
     Root,
     Tokenized,
 )
-from router.api.answers.sessions import SessionList, SessionRecord
+from router.api.answers.sessions import ReplayedTurn, SessionList, SessionRecord
 from router.api.anthropic.counting import count_tokens
 from router.api.anthropic.messages import Messages
 from router.api.anthropic.schema import CountRequest, MessagesRequest
@@ -45,6 +45,7 @@ from router.api.responses.lines import ResponseLines
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.stored import ItemsQuery, ResponseQuery, StoredResponses
 from router.api.sessions import ForkRequest, SessionsApi, SessionsQuery
+from router.api.snapshots import ReplayRequest, SnapshotsApi
 from router.api.workers import WorkersApi
 from router.batch.batches import Batches, BatchesQuery, BatchRequest
 from router.batch.files import Files, FilesQuery, FileUpload
@@ -84,6 +85,7 @@ class Parts:
     stored: StoredResponses
     sessions: Sessions
     sessions_api: SessionsApi
+    snapshots: SnapshotsApi
     workers: WorkersApi
     files: Files | None
     batches: Batches | None
@@ -95,8 +97,9 @@ class Endpoint:
     """One method of one path.
 
     answer: the type of its JSON with status 200; event: of the data of a streamed event. media: other types of answers.
-    body, form, query: models of what it takes. line: what answers it as a line of a batch. keyed: whether it asks for
-    an API key where there are any. refused: fields its API has elsewhere, and why they are a 400 here.
+    body, form, query: models of what it takes; raw: its body is a file's bytes. line: what answers it as a line of a
+    batch. keyed: whether it asks for an API key where there are any. refused: fields its API has elsewhere, and why
+    they are a 400 here.
     """
 
     method: str
@@ -108,6 +111,7 @@ class Endpoint:
     media: tuple[str, ...] = ()
     body: type[BaseModel] | None = None
     form: type[BaseModel] | None = None
+    raw: bool = False
     query: type[BaseModel] = NoQuery
     line: Api[Any] | None = None
     keyed: bool = True
@@ -324,8 +328,31 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         f"{_ONE_SESSION}/snapshot",
-        "A session's tokens, and how its last answer was sampled, as a safetensors file",
-        lambda parts: parts.sessions_api.snapshot,
+        "A session as a safetensors file: its tokens, how its last answer was sampled, and its state where it is kept",
+        lambda parts: parts.snapshots.save,
+        media=(BYTES,),
+    ),
+    Endpoint(
+        "POST",
+        f"{_ONE_SESSION}/snapshot",
+        "Begin a session where such a file stands",
+        lambda parts: parts.snapshots.load,
+        SessionRecord,
+        raw=True,
+    ),
+    Endpoint(
+        "POST",
+        f"{_ONE_SESSION}/replay",
+        "Compute a session's last answer again, with its seed, and compare",
+        lambda parts: parts.snapshots.replay,
+        ReplayedTurn,
+        body=ReplayRequest,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/requests/{request_id}/snapshot",
+        "A request that failed at the workers, as such a file",
+        lambda parts: parts.snapshots.save_request,
         media=(BYTES,),
     ),
     Endpoint(

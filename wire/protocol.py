@@ -2,7 +2,9 @@
 
 Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker ->
 router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`.
-Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`.
+Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`. On a connection of its own for one file a
+router says `Hello`, then `SaveFile`, which `FilePart`s answer, or `LoadFile` and `FilePart`s, which `FileKept` answers;
+or `FileRefused`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
 """
@@ -69,7 +71,7 @@ class Hello:
     """First message of every connection: who calls."""
 
     name: str
-    kind: Literal["router", "worker"]
+    kind: Literal["router", "worker", "file"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -393,7 +395,46 @@ class Header:
     weights_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class SaveFile:
+    """Send the first of `marks` that is kept as a file, with the states of those behind it: they are prefixes of it.
+
+    token_ids: of the request that the snapshot is saved of; turn: what `wire.snapshot_file.Turn` says of it, as JSON.
+    """
+
+    marks: tuple[Mark, ...]
+    token_ids: TokenIds
+    turn: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class LoadFile:
+    """Keep the snapshot in the file that follows, for requests of this scope."""
+
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """Some of a file's bytes; b"" is its end."""
+
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class FileKept:
+    """The file's snapshot is on the device."""
+
+
+@dataclass(frozen=True, slots=True)
+class FileRefused:
+    """There is no such snapshot, or the file can't be kept here, and why."""
+
+    reason: str
+
+
 Message = (
     Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
     | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach
+    | SaveFile | LoadFile | FilePart | FileKept | FileRefused
 )  # fmt: skip

@@ -15,6 +15,7 @@ class Job:
     """stream: whether each gain wakes the answering coroutine, or only the end. account: whose tokens it uses.
     tenant: whose key it came with, "" where none is asked for; it waits for its turn among that one's.
 
+    request_id: its client's name for it; "" where it has none.
     live: whether a client waits for it; else no timeout applies. length_field: the request's field that bounds the
     answer, for errors. prefix_scope: whose kept prefixes it may use. deadline_s: by when, from its
     submission, its client wants a first token. keyed: by which its client may come back for it.
@@ -33,6 +34,7 @@ class Job:
         prefix_scope: str = "",
         deadline_s: float | None = None,
         keyed: Keyed | None = None,
+        request_id: str = "",
     ) -> None:
         self.choices = choices
         self.priority = priority
@@ -43,6 +45,7 @@ class Job:
         self.prefix_scope = prefix_scope
         self.deadline_s = deadline_s
         self.keyed = keyed
+        self.request_id = request_id
         self.places: dict[int, Place] = {}  # by choice, who computes it already
         self.streams: list[SequenceStream] = []
         self.error: ApiError | None = None

@@ -57,6 +57,10 @@ class DiskTier:
             )
         return gone
 
+    def also(self, write: Write) -> None:
+        """Write a file that is none of this tier's."""
+        self._writes.append(write)
+
     def add(self, kept: Kept, file: str, size: int) -> None:
         """A file that is there, or is about to be."""
         self._entries[kept] = (file, size)

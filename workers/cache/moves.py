@@ -69,10 +69,10 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Write a kept snapshot from host memory to a file, beside the steps; `WriteFailed` tells if that can't be.
+    """Write a kept snapshot from host memory to a file, beside the steps; `Written` or `WriteFailed` tells.
 
     file: its path, but for the rank. keys: what holds it in host memory, from its first token on. token_ids: packed.
-    The rest as in `SnapshotHead`.
+    states: positions on the way whose states are written too, as far as they lie there. The rest as in `SnapshotHead`.
     """
 
     file: str
@@ -83,6 +83,7 @@ class Write:
     weights_id: str
     layout: str
     state_dtype: str
+    states: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,12 +28,13 @@ from workers.schedule.step import (
     StepPlan,
     StepResult,
     WriteFailed,
+    Written,
 )
 
 # Starts the process of one rank, whose body is `workers.rank.process.rank_main`; what it returns ends with the process,
 # and ends the process when cancelled.
 Launch = Callable[[int, str, Rendezvous], Awaitable[object]]
-Event = Loading | Received | FetchFailed | WriteFailed | Sent | LinkLost | Compiled | RankStats
+Event = Loading | Received | FetchFailed | Written | WriteFailed | Sent | LinkLost | Compiled | RankStats
 _END_S = 2.0
 _MEMORY = "/dev/shm"
 
