@@ -147,7 +147,7 @@ class Worker:
         """Serve calls this and hands the result to the pool's autoscaling policy."""
         leader = self._leader
         load = leader.load
-        rate = self._rate.of(leader.prompts, load.missed_tokens, time.monotonic())
+        rate = self._rate.of(sum(load.misses), load.missed_tokens, time.monotonic())
         return asdict(asked(leader.info, load, self._costs, rate))
 
     async def check_health(self) -> None:
@@ -170,7 +170,9 @@ class Worker:
         await _within(self._directory.leave.remote(self._worker_id), _CALL_S, "leaving the directory")
         own = self._leader.info
         if any(
-            (other.role, other.weights_id) == (own.role, own.weights_id) and other.worker_id != own.worker_id
+            other.role in (own.role, "decode")
+            and other.weights_id == own.weights_id
+            and other.worker_id != own.worker_id
             for other in await self._live()
         ):
             self._leader.drain()

@@ -47,8 +47,10 @@ __all__ = ["Gateway", "ListedWorker", "Pools", "RouterConfig", "create_app"]
 
 
 class RouterApp(FastAPI):
-    """FastAPI within layers of our own: what these answer goes through none of FastAPI's, which take as long as much of
-    what a short request needs besides."""
+    """FastAPI inside plain ASGI layers.
+
+    What these answer avoids FastAPI's own layers, which would take as long as much of the rest of a short request.
+    """
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -60,13 +62,15 @@ class RouterApp(FastAPI):
 
 
 def create_app(gateway: Gateway, exchange: Exchange | None = None) -> FastAPI:
-    """The HTTP APIs over a gateway. Whoever serves it starts and closes the gateway, on the loop that serves.
+    """Make the HTTP APIs of a gateway. The caller starts and closes the gateway, on the event loop that serves.
 
-    `exchange`: how routers tell each other their figures, for the live page; None where there is only one.
+    exchange: hands this router's figures to the other routers and returns theirs, for the live page; None if it is the
+    only router.
     """
     app = RouterApp(title="ling-cluster router", openapi_url=None, redirect_slashes=False)
     parts = _parts(gateway, exchange)
-    # Plain routes: FastAPI's parsing and dependencies would cost more than the rest of the way to the workers.
+    # Plain routes, because FastAPI's parsing and dependencies would cost more than the rest of a request's way to the
+    # workers.
     handlers = {(e.method, e.path): e.handler(parts) for e in ENDPOINTS}
     app.router.routes.extend(Route(path, handler, methods=[method]) for (method, path), handler in handlers.items())
     app.router.routes.extend(parts.page.assets)
@@ -76,7 +80,7 @@ def create_app(gateway: Gateway, exchange: Exchange | None = None) -> FastAPI:
         keys = Keys(gateway.config.api_keys, gateway.config.replicas)
         app.outermost = Guard(app.outermost, keys, gateway.metrics, asks_for_key)
     if gateway.config.cors_origins:
-        # Around the guard: a browser asks first, without a key, whether it may.
+        # Outside the guard, because a browser sends its preflight request without a key.
         app.outermost = CORSMiddleware(
             app.outermost,
             allow_origins=list(gateway.config.cors_origins),
@@ -93,7 +97,7 @@ def create_app(gateway: Gateway, exchange: Exchange | None = None) -> FastAPI:
 
 
 def _parts(gateway: Gateway, exchange: Exchange | None) -> Parts:
-    """What answers; services among them start and end with the gateway."""
+    """Make the objects that answer requests. Those that are services start and end with the gateway."""
     config, info = gateway.config, Info(gateway, LISTED)
     create, stored, sessions, snapshots = keeping(gateway)
     files = batches = message_batches = None
@@ -157,7 +161,7 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 
 async def _gone(request: Request, error: Exception) -> Response:
-    return Response(status_code=499)  # nobody reads it
+    return Response(status_code=499)  # the client has left and does not read it
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -1,4 +1,4 @@
-"""What one router replica needs to know; made by `cluster.config` or by a test."""
+"""The settings of one router replica; `cluster.resolve` or a test makes them."""
 
 import os
 from dataclasses import dataclass, field
@@ -23,28 +23,26 @@ class Pools:
 class RouterConfig:
     """One router replica's settings.
 
-    served_model_name: the `model` clients ask for ("auto" always works). tokenizer: checkpoint folder with
-    tokenizer.json. tool_parser: how the model writes calls, a name of `router.text.tools`. name: how the replica calls
-    itself to workers. max_queue: choices (a request has `n` for each prompt) in flight before 429.
-    max_waiting: choices of one tenant at one priority that wait for their turn before 429. retry_after_s:
-    what 429 and 503 tell clients to wait. body_timeout_s: for the whole body to arrive. first_token_timeout_s,
-    request_timeout_s: from arrival. max_body_bytes: beyond it, 413. api_keys: file of `router.access.keys`; without one
-    nobody is asked for a key. replicas: how many routers there are, which share each key's limits. cors_origins:
-    whose pages in browsers may call; "*" is anybody's. secret: what it proves to workers (`wire.handshake`).
-    data_dir: folder of what outlives the router, which all replicas of a host share: files, batches, responses;
-    without one there are no files and batches. database_url: PostgreSQL that holds their records, and responses, for
-    routers of several hosts; data_dir is then a folder that these share. max_file_bytes: of one upload.
-    max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch. batch_concurrency: of them at once in
-    this replica. run_dir: folder of responses where there is no data_dir; replicas of a host that are given the same
-    one share it, and the last to end removes it. segment_cache_bytes: kept of conversations' texts and their token ids,
-    so that a next turn costs its new
-    texts alone. max_responses, max_responses_bytes: kept responses of a tenant.
-    session_ttl_s: a session ends so long after its last use. max_sessions: of a tenant. operators: tenants that may
-    open snapshot files and drain workers, where keys are asked for.
-    attachments: whether images and files in tools' results become a note to the model or a 400. name_workers: whether
-    answers tell which workers and processes computed them. max_model_len: what is told of the context before a worker
-    is live; None where that is unknown. costs: by which the routing policy predicts.
-    cache_share_all: prefixes that workers keep are shared between tenants.
+    served_model_name: the `model` that clients ask for ("auto" always works). tokenizer: the checkpoint folder with
+    tokenizer.json. tool_parser: the format in which the model writes calls, a name of `router.text.tools`. name: by
+    which workers know the replica. max_queue: choices (a request has `n` for each prompt) in flight before 429.
+    max_waiting: choices of one tenant at one priority that wait for their turn before 429. retry_after_s: how long 429
+    and 503 tell clients to wait. body_timeout_s: for the whole body to arrive. first_token_timeout_s,
+    request_timeout_s: from arrival. max_body_bytes: a longer body is a 413. api_keys: the file of keys
+    (`router.access.keys`); without it no key is needed. replicas: the number of routers, which share each key's limits.
+    cors_origins: the origins whose pages may call; "*" allows all. secret: proves the router to workers
+    (`wire.handshake`). data_dir: the folder of files, batches and responses, which outlive the router; all replicas of
+    a host share it. Without it files and batches are off. database_url: PostgreSQL for the records and responses of
+    routers of several hosts, which also share data_dir. max_file_bytes: of one upload. max_stored_bytes: of a tenant's
+    files. max_batch_lines: requests in a batch. batch_concurrency: lines that this replica runs at once. run_dir: the
+    folder of responses if there is no data_dir; replicas of a host with the same run_dir share it, and the last one to
+    end removes it. segment_cache_bytes: memory for conversations' texts and their token ids, so that only new texts of
+    a turn are encoded. max_responses, max_responses_bytes: stored responses of a tenant. session_ttl_s: how long a
+    session is kept after its last use. max_sessions: of a tenant. operators: tenants that may drain workers and open
+    snapshot files, if there are keys. attachments: whether images and files in tools' results become a note to the
+    model or a 400. name_workers: whether answers name the workers and processes that computed them. max_model_len: the
+    context length to report before a worker is live; None if unknown. costs: the routing policy's coefficients.
+    cache_share_all: whether tenants share cached prefixes.
     """
 
     served_model_name: str

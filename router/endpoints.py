@@ -67,15 +67,18 @@ JSON, EVENTS, TEXT, HTML, BYTES, JSONL = (
     "application/x-jsonl",
 )
 _TEXT_ALONE = "the model reads and writes text alone"
-_REMOTE = "the server runs no tools and keeps nothing of the kind"
-_NO_CACHE = "no prompt is cached"
-_UNMODERATED = "nothing is moderated"
-_SHAPED = "with an `anthropic-version` header in that API's shape"
+_REMOTE = "the server runs no tools and stores nothing of this kind"
+_NO_CACHE = "prefixes of prompts are cached without options"
+_UNMODERATED = "the server does not moderate"
+_SHAPED = "in Anthropic's format if there is an `anthropic-version` header"
 
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The objects whose methods answer requests; one set a router. files, batches: None without a data folder."""
+    """The objects whose methods answer requests; each router has one set.
+
+    files, batches: None without a data folder.
+    """
 
     gateway: Gateway
     info: Info
@@ -96,10 +99,11 @@ class Parts:
 class Endpoint:
     """One method of one path.
 
-    answer: the type of its JSON with status 200; event: of the data of a streamed event. media: other types of answers.
-    body, form, query: models of what it takes; raw: its body is a file's bytes. line: what answers it as a line of a
-    batch. keyed: whether it asks for an API key where there are any. refused: fields its API has elsewhere, and why
-    they are a 400 here.
+    answer: the type of its JSON answer with status 200. event: the type of a streamed event's data. media: further
+    media types of its answer. body, form, query: the models that validate its input. raw: its
+    input is a file of bytes. line: the API that answers it as a
+    line of a batch. keyed: whether it needs an API key if the server has a file of keys. refused: fields that its API
+    has elsewhere, each with the reason why it is a 400 here.
     """
 
     method: str
@@ -132,14 +136,14 @@ def _message_batches(method: Callable[[MessageBatches, Request], Awaitable[Respo
 
 async def _off(request: Request) -> NoReturn:
     raise invalid(
-        "files and batches are off: the server has no folder to keep them in, which the setting router.data_dir names",
+        "files and batches are off: the server has no folder to store them; set router.data_dir",
         code="no_data_dir",
     )
 
 
 _MESSAGES_REFUSED = {
-    "billing_policy": "nothing is billed",
-    "compaction": "conversations are not cut here",
+    "billing_policy": "the server bills nothing",
+    "compaction": "the server does not shorten conversations",
     "user_profile_id": _REMOTE,
     "workspace_id": _REMOTE,
 }
@@ -161,7 +165,7 @@ ENDPOINTS = (
             "function_call": "replaced by `tool_choice`",
             "functions": "replaced by `tools`",
             "moderation": _UNMODERATED,
-            "prediction": "no draft is taken from the client",
+            "prediction": "the server takes no drafts from clients",
             "prompt_cache_options": _NO_CACHE,
             "web_search_options": _REMOTE,
         },
@@ -186,9 +190,9 @@ ENDPOINTS = (
         body=ResponseRequest,
         line=ResponseLines(),
         refused={
-            "access_programs": "there are none",
-            "background_options": "what runs in the background runs at once",
-            "conversation": "`previous_response_id` goes on with a conversation",
+            "access_programs": "the server has none",
+            "background_options": "a background response always starts at once",
+            "conversation": "use `previous_response_id` to continue a conversation",
             "image": _TEXT_ALONE,
             "moderation": _UNMODERATED,
             "prompt": "the server keeps no prompts",
@@ -207,11 +211,11 @@ ENDPOINTS = (
         refused={
             **_MESSAGES_REFUSED,
             "container": _REMOTE,
-            "diagnostics": "there are none in an answer",
-            "fallback_credit_token": "nothing is billed",
-            "fallbacks": "there is one model",
-            "inference_geo": "there is one place",
-            "thread": "conversations are sent whole, as the code it is refused with tells SDKs",
+            "diagnostics": "answers carry no diagnostics",
+            "fallback_credit_token": "the server bills nothing",
+            "fallbacks": "the server has one model",
+            "inference_geo": "the server runs in one place",
+            "thread": "send the whole conversation; the error's code makes the SDK do so",
         },
     ),
     Endpoint(
@@ -242,35 +246,35 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         _MESSAGE_BATCH,
-        "How far a message batch has come",
+        "The progress of a message batch",
         _message_batches(MessageBatches.retrieve),
         MessageBatch,
     ),
     Endpoint(
         "DELETE",
         _MESSAGE_BATCH,
-        "Forget a message batch",
+        "Delete a message batch",
         _message_batches(MessageBatches.delete),
         DeletedMessageBatch,
     ),
     Endpoint(
         "POST",
         f"{_MESSAGE_BATCH}/cancel",
-        "Start no further request of a message batch",
+        "Cancel a message batch: no further request of it starts",
         _message_batches(MessageBatches.cancel),
         MessageBatch,
     ),
     Endpoint(
         "GET",
         f"{_MESSAGE_BATCH}/results",
-        "What came of a message batch's requests, a JSON object a line",
+        "The results of a message batch, one JSON object per line",
         _message_batches(MessageBatches.results),
         media=(JSONL,),
     ),
     Endpoint(
         "POST",
         "/tokenize",
-        "Token ids of a text or a conversation",
+        "Encode a text or a conversation as token ids",
         lambda parts: JsonEndpoint(parts.gateway, "tokenize", OPENAI, TokenizeRequest, tokenize),
         Tokenized,
         body=TokenizeRequest,
@@ -278,7 +282,7 @@ ENDPOINTS = (
     Endpoint(
         "POST",
         "/detokenize",
-        "Text of token ids",
+        "Decode token ids to text",
         lambda parts: JsonEndpoint(parts.gateway, "detokenize", OPENAI, DetokenizeRequest, detokenize),
         Detokenized,
         body=DetokenizeRequest,
@@ -286,20 +290,20 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         "/tokenizer_info",
-        "The checkpoint's tokenizer_config.json, with its chat template",
+        "The checkpoint's tokenizer_config.json with its chat template",
         lambda parts: parts.info.tokenizer_info,
         dict[str, Any],
     ),
     Endpoint(
         "GET",
         _ONE_RESPONSE,
-        "A kept response, or its events",
+        "A stored response, or its events",
         lambda parts: parts.stored.retrieve,
         responses.Response,
         responses.ResponseEvent,
         query=ResponseQuery,
     ),
-    Endpoint("DELETE", _ONE_RESPONSE, "Forget a response", lambda parts: parts.stored.delete, Deleted),
+    Endpoint("DELETE", _ONE_RESPONSE, "Delete a response", lambda parts: parts.stored.delete, Deleted),
     Endpoint(
         "POST",
         f"{_ONE_RESPONSE}/cancel",
@@ -310,7 +314,7 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         f"{_ONE_RESPONSE}/input_items",
-        "What a response was asked with",
+        "The input of a response",
         lambda parts: parts.stored.input_items,
         Page[KeptItem],
         query=ItemsQuery,
@@ -323,8 +327,8 @@ ENDPOINTS = (
         Page[SessionRecord],
         query=SessionsQuery,
     ),
-    Endpoint("GET", _ONE_SESSION, "Where a session stands", lambda parts: parts.sessions_api.retrieve, SessionRecord),
-    Endpoint("DELETE", _ONE_SESSION, "Forget a session", lambda parts: parts.sessions_api.delete, Deleted),
+    Endpoint("GET", _ONE_SESSION, "A session's record", lambda parts: parts.sessions_api.retrieve, SessionRecord),
+    Endpoint("DELETE", _ONE_SESSION, "Delete a session", lambda parts: parts.sessions_api.delete, Deleted),
     Endpoint(
         "GET",
         f"{_ONE_SESSION}/snapshot",
@@ -358,21 +362,21 @@ ENDPOINTS = (
     Endpoint(
         "POST",
         f"{_ONE_SESSION}/park",
-        "Take a session's snapshot off the device",
+        "Move a session's snapshot from the device to host memory or disk",
         lambda parts: parts.sessions_api.park,
         SessionRecord,
     ),
     Endpoint(
         "POST",
         f"{_ONE_SESSION}/resume",
-        "Bring a session's snapshot to the device, before its next request",
+        "Bring a session's snapshot to a device before the next request needs it",
         lambda parts: parts.sessions_api.resume,
         SessionRecord,
     ),
     Endpoint(
         "POST",
         f"{_ONE_SESSION}/fork",
-        "Begin other sessions where one stands",
+        "Create sessions that continue from the end of this one",
         lambda parts: parts.sessions_api.fork,
         SessionList,
         body=ForkRequest,
@@ -380,14 +384,14 @@ ENDPOINTS = (
     Endpoint(
         "POST",
         "/v1/workers/{worker_id}/drain",
-        "End a worker, whose answers go on at others",
+        "End a worker; its answers continue at other workers",
         lambda parts: parts.workers.drain,
         DrainedWorker,
     ),
     Endpoint("POST", "/v1/files", "Upload a file of requests", _files(Files.create), FileRecord, form=FileUpload),
     Endpoint("GET", "/v1/files", "List files", _files(Files.page), Page[FileRecord], query=FilesQuery),
     Endpoint("GET", _ONE_FILE, "A file's record", _files(Files.retrieve), FileRecord),
-    Endpoint("DELETE", _ONE_FILE, "Forget a file", _files(Files.delete), Deleted),
+    Endpoint("DELETE", _ONE_FILE, "Delete a file", _files(Files.delete), Deleted),
     Endpoint("GET", f"{_ONE_FILE}/content", "A file's bytes", _files(Files.content), media=(BYTES,)),
     Endpoint(
         "POST", "/v1/batches", "Answer a file of requests", _batches(Batches.create), BatchRecord, body=BatchRequest
@@ -400,8 +404,14 @@ ENDPOINTS = (
         Page[BatchRecord],
         query=BatchesQuery,
     ),
-    Endpoint("GET", _ONE_BATCH, "How far a batch has come", _batches(Batches.retrieve), BatchRecord),
-    Endpoint("POST", f"{_ONE_BATCH}/cancel", "Start no further line of a batch", _batches(Batches.cancel), BatchRecord),
+    Endpoint("GET", _ONE_BATCH, "The progress of a batch", _batches(Batches.retrieve), BatchRecord),
+    Endpoint(
+        "POST",
+        f"{_ONE_BATCH}/cancel",
+        "Cancel a batch: no further line of it starts",
+        _batches(Batches.cancel),
+        BatchRecord,
+    ),
     Endpoint(
         "GET",
         "/v1/models",
@@ -419,7 +429,7 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         "/",
-        "The paths there are; for browsers, a page of live figures",
+        "The list of paths; for browsers, a page of live figures",
         lambda parts: parts.page.root,
         Root,
         media=(HTML,),
@@ -434,7 +444,7 @@ ENDPOINTS = (
         query=Since,
         keyed=False,
     ),
-    Endpoint("GET", "/health", "Whether the process lives", lambda parts: parts.info.health, Health, keyed=False),
+    Endpoint("GET", "/health", "Whether the process is alive", lambda parts: parts.info.health, Health, keyed=False),
     Endpoint(
         "GET", "/ready", "Whether a request could be served now", lambda parts: parts.info.ready, Ready, keyed=False
     ),
@@ -450,7 +460,7 @@ ENDPOINTS = (
     Endpoint("GET", "/openapi.json", "This document", lambda parts: parts.openapi, dict[str, Any], keyed=False),
 )
 LINES: Mapping[str, Api[Any]] = {e.path: e.line for e in ENDPOINTS if e.line is not None}
-# What `GET /` lists: all but the paths of single things.
+# The paths that `GET /` lists: all except those with an id in them.
 LISTED = tuple(dict.fromkeys(e.path for e in ENDPOINTS if "{" not in e.path and e.path != "/"))
 
 
@@ -462,5 +472,5 @@ _KEYED = frozenset(_top(e.path) for e in ENDPOINTS if e.keyed)
 
 
 def asks_for_key(path: str) -> bool:
-    """Whether a path, known or not, lies where keys are asked for: below the first segment of a keyed endpoint."""
+    """Whether a path needs an API key. Every path below the first segment of a keyed endpoint does, known or not."""
     return _top(path) in _KEYED

@@ -1,4 +1,4 @@
-"""Errors a client sees, in the shape OpenAI's clients read."""
+"""Errors that a client sees, in the format of OpenAI's API."""
 
 import math
 
@@ -9,7 +9,7 @@ from router.http.json import encode
 
 
 class ErrorBody(TypedDict):
-    """What went wrong. param: the field at fault. code: for programs."""
+    """What went wrong. param: the field at fault. code: the error's name for programs."""
 
     message: str
     type: str
@@ -18,13 +18,13 @@ class ErrorBody(TypedDict):
 
 
 class OpenAIError(TypedDict):
-    """An answer that failed, or an event of a stream that did."""
+    """The answer to a failed request, or the last event of a failed stream."""
 
     error: ErrorBody
 
 
 class ApiError(Exception):
-    """An answer other than success. `param` names the request field at fault, `code` is for programs."""
+    """A failed request. `param` names the request's field at fault; `code` names the error for programs."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class ApiError(Exception):
 
     @property
     def kind(self) -> str:
-        """OpenAI's `type`."""
+        """The error's `type` in OpenAI's API."""
         if self.status >= 500:
             return "server_error"
         return {401: "authentication_error", 429: "rate_limit_error"}.get(self.status, "invalid_request_error")
 
     def payload(self) -> OpenAIError:
-        """The JSON body, not yet encoded."""
+        """The JSON body before it is encoded."""
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     def body(self) -> bytes:
@@ -59,7 +59,7 @@ class ApiError(Exception):
 
 
 def invalid(message: str, param: str | None = None, code: str | None = "invalid_value") -> ApiError:
-    """The request asks for something that can't be: 400."""
+    """Make the 400 for a request that asks for something impossible."""
     return ApiError(400, message, param=param, code=code)
 
 
@@ -72,13 +72,13 @@ def spelled(path: Path) -> str:
 
 
 def fault(path: Path, reason: str, code: str = "invalid_value") -> ApiError:
-    """What is wrong with one field: 400."""
+    """Make the 400 for one field."""
     name = spelled(path)
     return invalid(f"'{name}': {reason}", name, code)
 
 
 def too_many(denied: Denied, length_field: str = "max_tokens") -> ApiError:
-    """429 with the wait; 400 where no wait would help, as clients try a 429 again by themselves.
+    """Make the 429 that says how long to wait; 400 if waiting would not help, as clients retry a 429 by themselves.
 
     length_field: the field of the request that bounds its answer.
     """

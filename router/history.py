@@ -1,4 +1,4 @@
-"""The last minutes of all routers' metrics, so that a page opened now shows what came before, of the whole cluster."""
+"""The last minutes of all routers' metrics, so that the live page can show the past when it is opened."""
 
 import asyncio
 import logging
@@ -12,17 +12,17 @@ from typing_extensions import TypedDict
 
 EVERY_S = 2.0
 KEPT = 150
-# Given a router's own figures, those of all others, by their names.
+# Takes this router's figures and returns those of all other routers, by their names.
 Exchange = Callable[[dict[str, float]], Awaitable[Mapping[str, Mapping[str, float]]]]
-# What every router tells alike of the workers it reaches.
+# Figures about workers, which every router reports alike.
 _OF_WORKERS = "ling_worker"
 _LOG = logging.getLogger(__name__)
 
 
 class Series(TypedDict):
-    """Every series of this router's /metrics, and of other routers' with their names as the label `router`.
+    """All series of this router's /metrics, and those of other routers with their names as the label `router`.
 
-    times: Unix time in seconds; series: a value at each, None where there was none.
+    times: Unix time in seconds. series: a value at each time; None if there was none.
     """
 
     times: list[float]
@@ -30,10 +30,10 @@ class Series(TypedDict):
 
 
 class History:
-    """Every series there is, once every `EVERY_S`, the last `KEPT` times."""
+    """Records every series each `EVERY_S` seconds, and keeps the last `KEPT` values."""
 
     def __init__(self, collect: Callable[[], Iterable[Metric]], exchange: Exchange | None = None) -> None:
-        """`exchange`: None where this router is the only one."""
+        """exchange: None if this router is the only one."""
         self._collect = collect
         self._exchange = exchange
         self._moments: deque[tuple[float, dict[str, float]]] = deque(maxlen=KEPT)
@@ -49,7 +49,7 @@ class History:
             self._task.cancel()
 
     def record(self, now: float, others: Mapping[str, Mapping[str, float]] | None = None) -> None:
-        """Take the figures as of now, in seconds since the epoch, and those of other routers."""
+        """Record this router's present figures and those of other routers. now: Unix time in seconds."""
         values = self._own()
         for router, theirs in (others or {}).items():
             values |= {_labelled(series, router): value for series, value in theirs.items()}
@@ -64,18 +64,18 @@ class History:
             await asyncio.sleep(EVERY_S)
 
     async def _others(self) -> Mapping[str, Mapping[str, float]]:
-        """None of them where they can't be asked now: the page then shows a gap."""
+        """The other routers' figures; none if they can't be asked now, which the page shows as a gap."""
         if self._exchange is None:
             return {}
         own = {series: value for series, value in self._own().items() if not series.startswith(_OF_WORKERS)}
         try:
             return await self._exchange(own)
         except Exception as error:
-            _LOG.debug("no figures of other routers: %r", error)
+            _LOG.debug("could not get the figures of other routers: %r", error)
             return {}
 
     def since(self, moment: float) -> Series:
-        """Moments after `moment`, and every series' value at each: None where there was none."""
+        """The times after `moment` and every series' value at each; None if there was none."""
         kept = [(at, values) for at, values in self._moments if at > moment]
         names = sorted({name for _, values in kept for name in values})
         return {

@@ -1,34 +1,34 @@
-"""How long the event loop was held up: while one thing runs on it, every stream of the router stands still."""
+"""Measures how long the event loop was blocked. While one task runs on it, every stream of the router stands still."""
 
 import asyncio
 import time
 
-# Seconds between two looks. A hold shows less by up to so much.
+# Seconds between two measurements. A hold is measured too short by up to this time.
 _EVERY_S = 0.01
 _WINDOW_S = 60
 
 
 class Holds:
-    """The longest hold of the last minute. Starts and ends with a gateway."""
+    """The longest hold of the last minute, measured while the gateway runs."""
 
     def __init__(self) -> None:
-        self._longest = [0.0] * _WINDOW_S  # in each second, by its number modulo the window
+        self._longest = [0.0] * _WINDOW_S  # longest hold in each second, at its number modulo the window
         self._second = 0
         self._due = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Look from now on, on the running event loop."""
+        """Measure from now on, on the running event loop."""
         self._second = int(time.monotonic())
         self._wait()
 
     async def close(self) -> None:
-        """Look no more."""
+        """Stop measuring."""
         if self._timer is not None:
             self._timer.cancel()
 
     def saw(self, seconds: float, now: float) -> None:
-        """A look at `now` came so late."""
+        """Record that the measurement at `now` came `late` seconds late."""
         self._forget(now)
         at = int(now) % _WINDOW_S
         self._longest[at] = max(self._longest[at], seconds)

@@ -1,12 +1,12 @@
-"""The garbage collector of a process that serves."""
+"""Settings of the garbage collector for a serving process."""
 
 import gc
 
 
 def keep_for_good() -> None:
-    """Call it once all is set up: what lives now stays, and no collection looks through it again.
+    """Exclude all present objects from garbage collection. Call it when everything is set up.
 
-    A full collection of a fresh router takes 90 ms, in which no stream moves.
+    Otherwise a full collection of a fresh router takes 90 ms, in which no stream moves.
     """
     gc.collect()
     gc.freeze()

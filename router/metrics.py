@@ -1,4 +1,4 @@
-"""The router's own figures and its view of the workers; as Prometheus text, or for whoever else reads them."""
+"""The metrics of a router: its own figures and its view of the workers."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from wire.metrics.load import LOAD, record_load
 from wire.metrics.recorder import Histogram, Reading, Recorder, Value
 from wire.protocol import Role
 
-# What a request's priority makes of it. Few, so that histograms can be kept for each.
+# The classes of priorities. They are few, so that each can have histograms of its own.
 Class = Literal["high", "normal", "low", "batch"]
 Routed = Literal["room", "wait"] | NoPlanReason
 ErrorClass = Literal["invalid", "unauthorized", "throttled", "internal", "unavailable", "timeout", "stream", "left"]
@@ -33,24 +33,24 @@ _ERRORS: dict[str, ErrorClass] = {
 
 
 def class_of(priority: int) -> Class:
-    """The class of a request of a priority."""
+    """The class of a request with this priority."""
     if priority > LATEST:
         return "batch"
     return "normal" if priority == 0 else "high" if priority < 0 else "low"
 
 
 class StreamTimes(Protocol):
-    """What a sequence under way tells."""
+    """What a running sequence reports."""
 
     def first_token(self, seconds: float, tokens: int) -> None:
-        """Its first output."""
+        """The first token arrived, so many seconds after submission."""
 
     def token_gap(self, seconds: float, tokens: int) -> None:
-        """A later output of `tokens` tokens, so long after the one before."""
+        """An output of `tokens` tokens arrived, so many seconds after the previous one."""
 
 
 class _Times:
-    """A class's histograms. Recorded once a token, so without a look-up."""
+    """The histograms of a class. They are held here to spare a look-up for each token."""
 
     __slots__ = ("_generated", "_itl", "_ttft")
 
@@ -58,19 +58,19 @@ class _Times:
         self._ttft, self._itl, self._generated = ttft, itl, generated
 
     def first_token(self, seconds: float, tokens: int) -> None:
-        """A sequence's first output."""
+        """The first token arrived, so many seconds after submission."""
         self._ttft.observe(seconds)
         self._generated.value += tokens
 
     def token_gap(self, seconds: float, tokens: int) -> None:
-        """A later output of `tokens` tokens, so long after the one before."""
+        """An output of `tokens` tokens arrived, so many seconds after the previous one."""
         self._itl.observe(seconds / tokens, tokens)
         self._generated.value += tokens
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is read at the moment of reading. configured: workers each pool is to have."""
+    """The state of a router when its metrics are read. configured: the number of workers that each pool should have."""
 
     workers: Sequence[WorkerState]
     configured: Mapping[Role, int]
@@ -81,7 +81,7 @@ class State:
 
 
 class Metrics(Collector):
-    """One replica's metrics. `observe`: its state as of now."""
+    """The metrics of one replica. observe: returns its present state."""
 
     def __init__(self, observe: Callable[[], State]) -> None:
         self._observe = observe
@@ -101,11 +101,11 @@ class Metrics(Collector):
         for reason in ("room", "wait"):
             self.routed(reason, 0)
         value(table.BATCH_LINES, "200")
-        for cause in ("death", "moved"):
+        for cause in ("death", "silence", "moved"):
             value(table.RESUMED, cause)
 
     def times(self, priority: int) -> StreamTimes:
-        """Where a sequence of this priority tells its times."""
+        """The recorder for the times of sequences with this priority."""
         name = class_of(priority)
         if name not in self._times:
             of = self._recorder.histogram
@@ -113,11 +113,11 @@ class Metrics(Collector):
         return self._times[name]
 
     def routed(self, reason: Routed, count: int = 1) -> None:
-        """A sequence was given to workers, or could not be."""
+        """A sequence was given to workers, or no workers could be found for it."""
         self._recorder.value(table.ROUTING, reason).add(count)
 
     def resumed(self, cause: Cause) -> None:
-        """Workers failed a sequence, and it is tried at others."""
+        """A sequence's workers failed, and it is tried at others."""
         self._recorder.value(table.RESUMED, cause).add()
 
     def accepted(self, lengths: Iterable[int]) -> None:
@@ -132,11 +132,11 @@ class Metrics(Collector):
             self._answer_length.observe(length)
 
     def asked(self, tenant: str) -> None:
-        """A request with the tenant's key."""
+        """A request with the tenant's key arrived."""
         self._recorder.value(table.TENANT_REQUESTS, tenant).add()
 
     def used(self, tenant: str, prompt: int, generated: int) -> None:
-        """A request with the tenant's key came to so many tokens."""
+        """A request with the tenant's key used so many tokens."""
         for kind, tokens in (("prompt", prompt), ("generated", generated)):
             self._recorder.value(table.TENANT_TOKENS, tenant, kind).add(tokens)
 
@@ -145,7 +145,7 @@ class Metrics(Collector):
         self._recorder.value(table.BATCH_LINES, str(status)).add()
 
     def refuse(self, status: int) -> None:
-        """A request was turned away before any API saw it."""
+        """A request was refused before it reached an API."""
         self._recorder.value(table.ERRORS, _error(str(status))).add()
 
     def answered(self, api: str, status: str, seconds: float, priority: int = 0) -> None:
@@ -157,7 +157,7 @@ class Metrics(Collector):
             self._recorder.value(table.ERRORS, _error(status)).add()
 
     def read(self) -> Iterator[Reading]:
-        """Everything there is."""
+        """Read all metrics."""
         state, value = self._observe(), self._recorder.value
         self._recorder.clear(LOAD)
         for worker in state.workers:
@@ -172,7 +172,7 @@ class Metrics(Collector):
         return self._recorder.read()
 
     def collect(self) -> Iterable[Family]:
-        """As the library writes it."""
+        """Read all metrics as objects of the Prometheus library."""
         for reading in self.read():
             metric = reading.metric
             family = Family(metric.name.removesuffix("_total"), metric.text, metric.kind)
@@ -181,7 +181,7 @@ class Metrics(Collector):
             yield family
 
     def text(self) -> bytes:
-        """The exposition format."""
+        """Prometheus' text format."""
         return generate_latest(self)
 
 

@@ -1,6 +1,6 @@
-"""Which request goes first: a lower number is sooner, and takes the places of higher ones at the workers.
+"""Priorities of requests: a lower number goes first, and preempts higher ones at the workers.
 
-0 where a client says nothing. A batch's lines come after whatever a client may ask for.
+The default is 0. A batch's lines come after every priority that a client may ask for.
 """
 
 SOONEST, LATEST = -100, 100

@@ -1,8 +1,8 @@
-"""Traces by OpenTelemetry: a span for each request, and below it what the workers did for it.
+"""OpenTelemetry traces: a span for each request, with spans of its stages at workers below it.
 
-Workers know nothing of tracing: they report how many seconds each stage took, and the spans are laid one after the
-other from the moment of submission. Handing a snapshot over overlaps with computing the prompt, so its span, which
-begins after that, shows what was left to wait for. Nothing of what was asked or answered is in a span.
+Workers do not trace: they report the seconds of each stage, and the router lays the stages' spans one after another
+from the submission on. A hand-off overlaps with the computing of the prompt, so its span begins after the prompt's and
+shows only the wait that was left. No span contains prompts or answers.
 """
 
 import time
@@ -19,16 +19,18 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from router.relay.choice import Choice
 
 _NS = 1_000_000_000
-# For a batch of spans and its retries; `close` waits for the last one.
+# Seconds for sending a batch of spans, with retries; `close` waits for the last batch.
 _SEND_S = 1.0
 _CONTEXT = TraceContextTextMapPropagator()
 
 
 class Tracing:
-    """One router's spans. They leave in the background; when the collector does not keep up, the newest are dropped.
+    """The spans of one router.
 
-    endpoint: where OTLP over HTTP is taken, e.g. http://collector:4318/v1/traces. share: of the requests that come
-    without a trace of their own, how many are traced; one that comes with one is as its caller decided.
+    They are sent in the background; if the collector is too slow, the newest are dropped.
+
+    endpoint: of OTLP over HTTP, e.g. http://collector:4318/v1/traces. share: the share of requests without a trace of
+    their own that are traced; for a request with a trace, its caller decides.
     """
 
     def __init__(self, endpoint: str, share: float, router: str, exporter: SpanExporter | None = None) -> None:
@@ -42,7 +44,7 @@ class Tracing:
         self._tracer = self._provider.get_tracer("ling")
 
     def begin(self, method: str, path: str, traceparent: str | None) -> "RequestSpan":
-        """A request has come, with or without a trace it belongs to."""
+        """Begin the span of a request. traceparent: the trace that it belongs to; None if it has none."""
         parent = _CONTEXT.extract({"traceparent": traceparent} if traceparent else {})
         span = self._tracer.start_span(
             f"{method} {path}",
@@ -53,7 +55,7 @@ class Tracing:
         return RequestSpan(self._tracer, span)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining spans."""
         self._provider.shutdown()
 
 
@@ -67,13 +69,13 @@ class RequestSpan:
 
     @property
     def traceparent(self) -> str:
-        """What others say to be part of this request's trace."""
+        """The header by which others can join this request's trace."""
         carrier: dict[str, str] = {}
         _CONTEXT.inject(carrier, trace.set_span_in_context(self._span))
         return carrier["traceparent"]
 
     def computed(self, model: str, choices: list[Choice]) -> None:
-        """What the workers did, a group of spans a choice."""
+        """Add the workers' stages: a group of spans for each choice."""
         if not self._span.is_recording():
             return
         prompts = {id(choice.prompt): choice.prompt for choice in choices}.values()
@@ -105,7 +107,7 @@ class RequestSpan:
                 stage.end(at)
 
     def end(self, status: int, attributes: Mapping[str, str]) -> None:
-        """The request is over. status: of the answer, 0 if none began."""
+        """End the request's span. status: of the answer; 0 if none began."""
         self._span.set_attributes({"http.response.status_code": status, **attributes})
         if status == 0 or status >= 500:
             self._span.set_status(trace.StatusCode.ERROR)

@@ -1,10 +1,10 @@
 """Compares routing policies in a simulated fleet: `python -m benchmarks.policies [--trace PATH]`.
 
 A simulated fleet of released models on H200s, whose workers advance a clock by the planner's cost model, is given the
-same requests under each policy: sessions of made-up agents, and a recorded trace where one is named. Prints goodput
-(answers a second that keep to both targets), the 99th percentile of the time to the first token, and the share of
-prompt tokens that were not computed; each as the mean over seeds and the half-width of its 95 % interval. Then, for
-each row, whether the default leads.
+same requests under each policy: sessions of made-up agents, requests for long answers, and a recorded trace where one
+is named. Prints goodput (answers a second that keep to both targets), the 99th percentile of the time to the first
+token, and the share of prompt tokens that were not computed; each as the mean over seeds and the half-width of its 95 %
+interval. Then, for each row, whether the default leads.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.policies.baselines import POLICIES
 from benchmarks.policies.simulate import Setup, Simulation, Targets, scaled
 from benchmarks.policies.workers import Flight
-from benchmarks.policies.workload import Session, agents, trace
+from benchmarks.policies.workload import Session, agents, answers, trace
 from planner.cards import find_card
 from planner.coefficients import coefficients
 from planner.model import RELEASED, load_model
@@ -78,6 +78,8 @@ def figures(flights: list[Flight], targets: Targets) -> Figures:
 def _workloads(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
     for rate in arguments.sessions:
         yield "agents", rate
+    for rate in arguments.answers:
+        yield "answers", rate
     for speed in arguments.speeds if arguments.trace else ():
         yield "trace", speed
 
@@ -85,6 +87,8 @@ def _workloads(arguments: argparse.Namespace) -> Iterator[tuple[str, float]]:
 def _sessions(kind: str, load: float, seed: int, arguments: argparse.Namespace) -> list[Session]:
     if kind == "agents":
         return list(agents(load, arguments.seconds, seed))
+    if kind == "answers":
+        return list(answers(load, arguments.seconds / 2, seed))
     return list(trace(arguments.trace, load, seed * _COUNT // 2, _COUNT))
 
 
@@ -95,6 +99,7 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=120.0, help="for how long sessions of agents begin")
     parser.add_argument("--sessions", type=float, nargs="*", default=[1.0, 2.0, 3.0], help="of agents, begun a second")
+    parser.add_argument("--answers", type=float, nargs="*", default=[30.0, 40.0], help="long ones asked a second")
     parser.add_argument("--speeds", type=float, nargs="*", default=[4.0, 8.0, 10.0], help="times as fast as the trace")
     parser.add_argument("--first-s", type=float, default=1.0, help="target to the first token")
     parser.add_argument("--token-s", type=float, default=0.03, help="target between tokens, in the mean of an answer")

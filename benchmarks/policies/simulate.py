@@ -118,7 +118,7 @@ class Simulation:
         fleet = fleet_of([worker.state() for worker in self.workers.values()], self._costs)
         plan = self._policy(fleet, self._need(self.flights[number].ask, number), number)
         assert isinstance(plan, Plan), plan
-        computing = fleet.prefills if plan.prefill is not None else fleet.decodes
+        computing = fleet.prefills if (plan.prefill or plan.decode).role == "prefill" else fleet.decodes
         ahead = self._fair.ahead(0, self.flights[number].ask.tenant) / sum(1.0 / s.token_s for s in computing)
         return plan.first_token_s + ahead > self._deadline_s
 

@@ -18,7 +18,10 @@ _CHUNK = 1024  # of a prompt in a decode worker's step
 
 @dataclass(slots=True)
 class Flight:
-    """A request under way: when it came, when its first token did, and when it was over; cached: of its prompt."""
+    """A request under way: when it came, when its first token did, and when it was over; cached: of its prompt.
+
+    answered_by: the worker that decodes it.
+    """
 
     ask: Ask
     arrived: float
@@ -28,6 +31,7 @@ class Flight:
     computing_s: float = 0.0
     work: float = 0.0
     suffix: int = 0
+    answered_by: str = ""
 
 
 class Clock:
@@ -116,7 +120,7 @@ class SimulatedWorker:
         load = Load(
             queued=len(self._waiting), queued_tokens=int(ahead), running=running, free_pages=max(0, self._pages),
             free_slots=self._slots, transferring=0, step_s=0.0, token_s=self._token_s(),
-            kept=len(self.kept), decode_s=self._decode_s() if self._decoding else 0.0,
+            kept=len(self.kept), decode_s=self._decode_s() if self._decoding else 0.0, answering=len(self._decoding),
         )  # fmt: skip
         return WorkerState(self.info, load, unseen_work=self.coming)
 
@@ -159,6 +163,7 @@ class SimulatedWorker:
 
     def decode(self, flight: Flight, then: Callable[[], None]) -> None:
         """Generate the answer but for its first token."""
+        flight.answered_by = self.info.worker_id
         self._advance()
         end = self._steps + flight.ask.output - 1
         heapq.heappush(self._decoding, (end, next(self._order), flight, then))

@@ -65,6 +65,14 @@ def agents(rate: float, seconds: float, seed: int, longest: int = 120_000) -> It
             yield Session(at, asks, gaps)
 
 
+def answers(rate: float, seconds: float, seed: int) -> Iterator[Session]:
+    """Single requests whose answers are as long as their prompts: little for prefill workers, much for decode ones."""
+    rng = random.Random(seed)
+    at = 0.0
+    while (at := at + rng.expovariate(rate)) < seconds:
+        yield Session(at, [Ask(_about(rng, 750, 0.5), 2 + int(rng.expovariate(1 / 600)), ())])
+
+
 def trace(path: Path, speed: float, skip: int, count: int) -> Iterator[Session]:
     """`count` requests of a trace in Mooncake's format behind the first `skip`, `speed` times as fast.
 

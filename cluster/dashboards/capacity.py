@@ -90,6 +90,10 @@ CAPACITY = Board(
                     ),
                 ),
                 Panel(
+                    "Answered by", "short", "Running answers by pool: prefill workers help a decode pool that starves.",
+                    (Query(total(t.ANSWERING, "role"), "{{role}}"),),
+                ),
+                Panel(
                     "Start of a worker", "s", "From its creation until it took requests, the slowest of each pool.",
                     (Query(total(t.LOAD_SECONDS, "role", how="max"), "{{role}}"),),
                 ),

@@ -3,11 +3,12 @@
     TENANT sha256:HEX                                      a key; a tenant may have several, so that a new one can be
                                                            in use before the old one goes
     TENANT sha256:HEX requests=60                          a key with limits of its own, apart from its tenant's
-    TENANT limits requests=600 tokens=200000 concurrent=8  of all the tenant's other keys together
-    * limits tokens=50000                                  of each tenant without such a line
+    TENANT limits requests=600 tokens=200000 concurrent=8 limits of all the tenant's other keys together
+    * limits tokens=50000 limits of each tenant without such a line
 
-requests and tokens are a minute's, concurrent is how many requests may be under way; what is not given has no limit.
-Empty lines and lines that begin with # say nothing. `python -m router.access.keys TENANT` makes a key and its line.
+requests and tokens are limits per minute, concurrent is the number of requests that may run at once; a limit that is
+not given does not apply. Empty lines and lines that begin with # are ignored. `python -m router.access.keys TENANT`
+makes a key and its line.
 """
 
 import argparse
@@ -88,7 +89,7 @@ class Keys:
                     continue
                 entry = _LINE.fullmatch(line.strip())
                 if entry is None or (entry[1] == _ANYBODY and entry[2]):
-                    raise ValueError(f"{self._path}:{number} is no 'TENANT sha256:HEX' and no 'TENANT limits KIND=N'")
+                    raise ValueError(f"{self._path}:{number} must be 'TENANT sha256:HEX' or 'TENANT limits KIND=N'")
                 try:
                     limits = _limits(entry[3].split())
                     if entry[2]:
@@ -102,7 +103,7 @@ class Keys:
         return self._hold(keys, tenants)
 
     def _hold(self, keys: dict[str, tuple[str, KeyLimits | None]], tenants: dict[str, KeyLimits]) -> dict[str, Holder]:
-        """Each key's owner. Accounts outlive a reload while their limits stand, so that none is refilled by it."""
+        """Each key's owner. A reload keeps accounts whose limits did not change, so that it refills none."""
         kept: dict[str, Account] = {}
 
         def account(name: str, limits: KeyLimits | None) -> Account | None:

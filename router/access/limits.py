@@ -52,13 +52,13 @@ class Bucket:
         self._at = now
 
     def level(self, now: float) -> float:
-        """What is in it; below 0 is a debt."""
+        """The amount in the bucket; a negative amount is a debt."""
         self._level = min(self._level + (now - self._at) * self.limit / _MINUTE_S, float(self.limit))
         self._at = now
         return self._level
 
     def wait_s(self, amount: float, now: float) -> float:
-        """Seconds until `amount`, at most `limit`, is there."""
+        """Seconds until the bucket holds `amount`, which is at most `limit`."""
         return max(0.0, (amount - self.level(now)) * _MINUTE_S / self.limit)
 
     def take(self, amount: int, now: float) -> None:
@@ -67,14 +67,14 @@ class Bucket:
 
 
 class Account:
-    """The use under one set of limits: of a tenant with all its keys, or of a key with limits of its own."""
+    """The use under one set of limits: that of all keys of a tenant, or of one key with limits of its own."""
 
     def __init__(self, limits: KeyLimits, now: float) -> None:
         self.running = 0
         self.change(limits, now)
 
     def change(self, limits: KeyLimits, now: float) -> None:
-        """Apply other limits from now on; requests under way stay counted."""
+        """Apply other limits from now on; running requests stay counted."""
         self.limits = limits
         self._requests = None if limits.requests is None else Bucket(limits.requests, now)
         self._tokens = None if limits.tokens is None else Bucket(limits.tokens, now)
@@ -114,7 +114,7 @@ class Account:
         return None
 
     def settle(self, charged: int, used: int, now: float) -> None:
-        """The reserved `charged` tokens have become `used` ones, which may be more."""
+        """Replace the `charged` tokens that were reserved by the `used` ones, which may be more."""
         if self._tokens is not None:
             self._tokens.take(used - charged, now)
 

@@ -1,4 +1,4 @@
-"""What all endpoints that are plain ASGI share."""
+"""The base of all endpoints that are plain ASGI applications."""
 
 import logging
 import time
@@ -18,7 +18,7 @@ _log = logging.getLogger(__name__)
 
 
 class Answering(ABC):
-    """An ASGI application for one path: whatever goes wrong is said in its dialect. name: in the metrics."""
+    """An ASGI application for one path, which reports every error in its dialect. name: the path's label in metrics."""
 
     def __init__(self, gateway: Gateway, name: str, dialect: Dialect) -> None:
         self._gateway = gateway
@@ -27,7 +27,7 @@ class Answering(ABC):
 
     @abstractmethod
     async def _answer(self, scope: Scope, receive: Receive, send: Send, headers: Headers) -> str:
-        """Answer with `headers` among others; what became of it, for the metrics."""
+        """Send the answer with `headers` added. Returns the HTTP status, or another outcome, for metrics."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""

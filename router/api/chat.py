@@ -32,37 +32,40 @@ from router.text.tokenizer import Tokenizer
 
 
 class Chat:
-    """What is this API's own."""
+    """The chat API's part of generating: how to read, lower and serialize."""
 
     name = "chat"
     id_prefix = "chatcmpl-"
     dialect: Dialect = OPENAI
 
     def read(self, body: bytes) -> ChatRequest:
-        """A validated request."""
+        """Parse and validate a request's body."""
         return parse(body, ChatRequest)
 
     def lower(self, asked: ChatRequest) -> Request:
-        """In neutral form."""
+        """Lower a request to a neutral one."""
         return asked.lower()
 
     def serializer(
         self, head: Head, asked: ChatRequest, request: Request, choices: list[Choice], tokenizer: Tokenizer
     ) -> "ChatSerializer":
-        """Its answer as JSON."""
+        """Make the serializer of a request's answer."""
         return ChatSerializer(head, request, choices, tokenizer)
 
 
 class ChatSerializer(Serializer[ChatChoice, ChatChunkChoice]):
-    """`message` whole, `delta` streamed; the first delta names the role."""
+    """Writes a choice as a `message`, or as streamed `delta`s of which the first names the role."""
 
     def __init__(self, head: Head, request: Request, choices: list[Choice], tokenizer: Tokenizer) -> None:
         super().__init__(head, request, choices, tokenizer)
-        self._calls = [0] * len(choices)  # begun so far
+        self._calls = [0] * len(choices)  # calls of each choice that have begun
         self._around: dict[tuple[int, int], tuple[bytes, bytes]] = {}  # arguments of a choice's call
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
-        """A call's end says nothing of its own here; arguments alone are put into bytes made once a call."""
+        """The chunk for what a choice gained.
+
+        One with nothing but a call's arguments is put together from prepared bytes.
+        """
         if delta.events:
             delta.events = [part for part in delta.events if type(part) is not CallEnd]
             arguments = [part.arguments for part in delta.events if type(part) is CallPart]
@@ -115,7 +118,7 @@ class ChatSerializer(Serializer[ChatChoice, ChatChunkChoice]):
         return "tool_calls" if choice.finish == "stop" and self._calls[choice.index] else choice.finish
 
     def _gained(self, choice: Choice, delta: Delta) -> ChatDelta:
-        """What is new, as a delta has it: only what there is; a call's id and name where it begins."""
+        """The delta with what is new, and no other fields; a call's first delta has its id and name."""
         said, thought = delta.text, ""
         calls: dict[int, CallDelta] = {}
         for part in delta.events:

@@ -1,4 +1,4 @@
-"""Messages and tools of a chat, and the turns and tools of a neutral request they stand for."""
+"""Messages and tools of a chat request, and their lowering to the turns and tools of a neutral request."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -34,25 +34,25 @@ class TextPart(Strict):
 
     type: Literal["text"]
     text: str
-    # Prompts are not cached by mark.
+    # Prefixes are cached without marks.
     cache_control: dict[str, Any] | None = meaningless(None)
     prompt_cache_breakpoint: dict[str, Any] | None = meaningless(None)
 
 
 class RefusalPart(Strict):
-    """A refusal of the model, in its words."""
+    """A part in which the model refused to answer."""
 
     type: Literal["refusal"]
     refusal: str
 
     @property
     def text(self) -> str:
-        """Its words."""
+        """The refusal's text."""
         return self.refusal
 
 
 class Attachment(BaseModel):
-    """An image, a sound or a file that a tool returned: a note to the model that it was left out."""
+    """An image, a sound or a file that a tool returned. The model gets a note that it was left out."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -65,15 +65,15 @@ class Attachment(BaseModel):
 
 
 class Function(Strict):
-    """A function's name and its arguments as JSON text, as the model wrote them."""
+    """A called function: its name, and its arguments as the JSON text that the model wrote."""
 
     name: str
     arguments: str
-    parsed_arguments: Any = meaningless(None, exclude=True)  # as an SDK adds them
+    parsed_arguments: Any = meaningless(None, exclude=True)  # added by an SDK
 
 
 class ToolCall(Strict):
-    """A call the assistant made in an earlier turn."""
+    """A tool call that the assistant made in an earlier turn."""
 
     id: str
     type: Literal["function"] = "function"
@@ -93,60 +93,60 @@ AnswerContent = Annotated[list[AnswerPart], BeforeValidator(_part_list, json_sch
 
 
 class BaseMessage(Strict):
-    """Fields that all messages have."""
+    """The fields that all messages have."""
 
     content: Content
-    name: str | None = Field(None, description="shown to the model where its template has a place for it")
+    name: str | None = Field(None, description="the model sees it if its chat template uses it")
     cache_control: dict[str, Any] | None = meaningless(None)
 
     @property
     def text(self) -> str:
-        """The content as one text."""
+        """Join the content's texts."""
         return "\n".join(part.text for part in self.content)
 
     @abstractmethod
     def lower(self, place: int) -> Turn:
-        """In neutral form. place: among the request's messages."""
+        """Lower to a neutral turn. place: the message's index in the request."""
 
 
 class SystemMessage(BaseMessage):
-    """Instructions; `developer` is the newer word for the same."""
+    """Instructions to the model; the role `developer` means the same as `system`."""
 
     role: Literal["system", "developer"]
 
     def lower(self, place: int) -> Turn:
-        """In neutral form."""
+        """Lower to a neutral turn."""
         return Turn("system", self.text, ("messages", place), self.name)
 
 
 class UserMessage(BaseMessage):
-    """A message of the user."""
+    """A message from the user."""
 
     role: Literal["user"]
 
     def lower(self, place: int) -> Turn:
-        """In neutral form."""
+        """Lower to a neutral turn."""
         return Turn("user", self.text, ("messages", place), self.name)
 
 
 class AssistantMessage(BaseMessage):
-    """An earlier answer of the model: text, calls or both."""
+    """An earlier answer of the model, with text, tool calls or both."""
 
     role: Literal["assistant"]
     content: AnswerContent = Field(default_factory=list)  # type: ignore[assignment]
-    refusal: str | None = Field(None, description="read as content where there is none")
+    refusal: str | None = Field(None, description="used as the content if there is none")
     tool_calls: list[ToolCall] = Field(default_factory=list)
-    # The family's templates leave earlier reasoning out, by whichever name a server gave it.
+    # The model family's templates leave earlier reasoning out. Servers send it under either of these names.
     reasoning_content: str | None = meaningless(None)
     reasoning: str | None = meaningless(None)
     reasoning_details: list[Any] | None = meaningless(None)
     annotations: list[Any] | None = meaningless(None, max_length=0)
-    parsed: Any = meaningless(None)  # the content, as an SDK adds it
+    parsed: Any = meaningless(None)  # the parsed content, added by an SDK
 
     @model_validator(mode="before")
     @classmethod
     def _null_is_empty(cls, value: Any) -> Any:
-        """An answer that ended before it said anything comes back so."""
+        """Read null content as empty: clients send back an empty answer this way."""
         said = isinstance(value, dict) and (value.get("tool_calls") or value.get("refusal"))
         if isinstance(value, dict) and not said and value.get("content", "") is None:
             return {**value, "content": ""}
@@ -159,7 +159,7 @@ class AssistantMessage(BaseMessage):
         return self
 
     def lower(self, place: int) -> Turn:
-        """In neutral form."""
+        """Lower to a neutral turn."""
         at = ("messages", place)
         calls = tuple(Call(c.id, c.function.name, c.function.arguments, (*at, "tool_calls")) for c in self.tool_calls)
         text = self.text if "content" in self.model_fields_set else self.refusal
@@ -174,7 +174,7 @@ class ToolMessage(BaseMessage):
     tool_call_id: str
 
     def lower(self, place: int) -> Turn:
-        """In neutral form."""
+        """Lower to a neutral turn."""
         at = ("messages", place)
         left_out = next((i for i, part in enumerate(self.content) if isinstance(part, Attachment)), None)
         return Turn(
@@ -191,16 +191,16 @@ Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage
 
 
 class FunctionSpec(Strict):
-    """A function the model may call. parameters: JSON Schema, shown to the model as it is."""
+    """A function that the model may call. `parameters` is a JSON Schema, which the model sees unchanged."""
 
     name: str = Field(pattern=_NAME)
     description: str | None = None
     parameters: dict[str, Any] | None = None
-    strict: bool | None = Field(None, description="true: calls are made of valid arguments alone")
+    strict: bool | None = Field(None, description="true: the arguments of calls are always valid")
 
 
 class FunctionTool(Strict):
-    """A tool, and its JSON as the client sent it: the model was trained on that very text."""
+    """A tool. The model sees its JSON exactly as the client sent it, because it was trained on that text."""
 
     type: Literal["function"]
     function: FunctionSpec
@@ -217,12 +217,12 @@ class FunctionTool(Strict):
         return tool
 
     def lower(self, place: int) -> Tool:
-        """In neutral form. place: among the request's tools."""
+        """Lower to a neutral tool. place: the tool's index in the request."""
         f = self.function
         param = f"tools[{place}].function.parameters"
         return Tool(OfferedFunction(f.name, f.parameters, param, strict=bool(f.strict)), self._sent)
 
 
 def turns(messages: Sequence[BaseMessage]) -> tuple[Turn, ...]:
-    """The messages in neutral form."""
+    """Lower the messages to neutral turns."""
     return tuple(message.lower(i) for i, message in enumerate(messages))

@@ -15,34 +15,34 @@ _THINKING = ("enable_thinking", "thinking")
 
 
 class NamedFunction(Strict):
-    """A function by its name."""
+    """The name of a function."""
 
     name: str
 
 
 class NamedTool(Strict):
-    """The function that must be called."""
+    """The function that the answer must call."""
 
     type: Literal["function"]
     function: NamedFunction
 
 
 class AllowedSpec(Strict):
-    """The tools the model may call, and whether it must."""
+    """The tools that the model may call, and whether it must call one."""
 
     mode: Literal["auto", "required"]
     tools: list[NamedTool] = Field(min_length=1, max_length=1024)
 
 
 class AllowedTools(Strict):
-    """Only these of the tools are offered to the model."""
+    """Offers the model only some of the request's tools."""
 
     type: Literal["allowed_tools"]
     allowed_tools: AllowedSpec
 
 
 def _choice_tag(value: Any) -> str:
-    """A word, or which kind of object; marked so that an error's path tells it from a field."""
+    """The discriminator: a word or the object's type, marked so that it can be told from a field in an error's path."""
     if isinstance(value, str):
         return "#word"
     return f"#{value.get('type') if isinstance(value, dict) else getattr(value, 'type', None)}"
@@ -86,18 +86,22 @@ class ChatRequest(FormattedRequest):
     top_logprobs: int | None = Field(None, ge=0, le=20)
     tools: list[FunctionTool] = Field(default_factory=list, max_length=1024)
     tool_choice: ToolChoice | None = None
-    parallel_tool_calls: bool = Field(True, description="false: the answer ends with its first call")
+    parallel_tool_calls: bool = Field(True, description="false: the answer ends after its first call")
     reasoning_effort: Effort | None = Field(
-        None, description="from `low` on the model reasons; how much is its own choice"
+        None, description="`low` and above turn reasoning on; its length is the model's choice"
     )
     chat_template_kwargs: dict[str, Any] = Field(
-        default_factory=dict, max_length=64, description="names for the template; `enable_thinking` switches reasoning"
+        default_factory=dict,
+        max_length=64,
+        description="variables of the chat template; `enable_thinking` turns reasoning on",
     )
     enable_thinking: bool | None = Field(None, description="as in `chat_template_kwargs`")
     thinking: bool | ThinkingSwitch | None = Field(None, description="switches reasoning")
     reasoning: Reasoning | None = Field(None, description="as `reasoning_effort`")
     add_generation_prompt: bool = Field(True, description="false: the prompt ends after the last message")
-    continue_final_message: bool = Field(False, description="the answer continues the last, an assistant's, message")
+    continue_final_message: bool = Field(
+        False, description="the answer continues the last message, which must be the assistant's"
+    )
     modalities: list[Literal["text"]] | None = Field(None, min_length=1, max_length=1)
     verbosity: Literal["low", "medium", "high"] | None = meaningless(None)
     safety_identifier: Short | None = meaningless(None)
@@ -112,19 +116,21 @@ class ChatRequest(FormattedRequest):
             raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
         taken = _RESERVED.intersection(self.chat_template_kwargs)
         if taken:
-            raise invalid(f"'chat_template_kwargs' may not set {min(taken)!r}", "chat_template_kwargs")
+            raise invalid(f"'chat_template_kwargs' must not set {min(taken)!r}", "chat_template_kwargs")
         if self.continue_final_message:
             last = self.messages[-1]
             if last.role != "assistant" or last.tool_calls or not last.text:
-                message = "'continue_final_message' needs a last message of the assistant, with content and no calls"
+                message = (
+                    "'continue_final_message' needs a last message of the assistant with content and without calls"
+                )
                 raise invalid(message, "continue_final_message")
             if self.add_generation_prompt and "add_generation_prompt" in self.model_fields_set:
-                message = "'continue_final_message' and 'add_generation_prompt': send one of them"
+                message = "'continue_final_message' and 'add_generation_prompt' exclude each other: send one of them"
                 raise invalid(message, "continue_final_message")
         return self
 
     def conversation(self) -> Conversation:
-        """The turns to answer; 400 where calls and results do not match, or the choice of tools can't be kept."""
+        """The turns to answer; 400 if calls and results do not match or `tool_choice` can't be fulfilled."""
         lowered = turns(self.messages)
         check_calls(lowered, Names())
         return Conversation(lowered, self._tools(), self._thinking, self.chat_template_kwargs, self._ending)
@@ -136,7 +142,10 @@ class ChatRequest(FormattedRequest):
 
     @property
     def _thinking(self) -> bool | None:
-        """Whether to reason first; None where the request does not say. The template's own switch goes first."""
+        """Whether to reason first; None if the request leaves it open.
+
+        The template's own switch overrides the other fields.
+        """
         for name in _THINKING:
             if isinstance(value := self.chat_template_kwargs.get(name), bool):
                 return value

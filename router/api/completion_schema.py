@@ -30,17 +30,17 @@ class CompletionRequest(FormattedRequest):
     @model_validator(mode="after")
     def _some_output(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens 0 needs echo=true: without it there is nothing to answer")
+            raise ValueError("max_tokens 0 needs echo=true: otherwise the answer would be empty")
         return self
 
     def lower(self) -> Request:
-        """In neutral form; an echoed prompt comes with its own log-probabilities."""
+        """Lower to a neutral request; an echoed prompt gets log-probabilities of its own."""
         source = RawPrompts(_raw_prompts(self.prompt))
         return self.neutral(source, self.max_tokens, self.logprobs, self.logprobs if self.echo else None)
 
 
 def _raw_prompts(value: Any) -> tuple[RawPrompt, ...]:
-    """The four shapes of a completion's `prompt` as texts and lists of ids."""
+    """Read the four formats of a completion's `prompt` as texts and lists of token ids."""
     if isinstance(value, str):
         return (value,)
     if not isinstance(value, list):

@@ -22,29 +22,29 @@ from router.text.tokenizer import Tokenizer
 
 
 class Completions:
-    """What is this API's own."""
+    """The completions API's part of generating: how to read, lower and serialize."""
 
     name = "completions"
     id_prefix = "cmpl-"
     dialect: Dialect = OPENAI
 
     def read(self, body: bytes) -> CompletionRequest:
-        """A validated request."""
+        """Parse and validate a request's body."""
         return parse(body, CompletionRequest)
 
     def lower(self, asked: CompletionRequest) -> Request:
-        """In neutral form."""
+        """Lower a request to a neutral one."""
         return asked.lower()
 
     def serializer(
         self, head: Head, asked: CompletionRequest, request: Request, choices: list[Choice], tokenizer: Tokenizer
     ) -> "CompletionSerializer":
-        """Its answer as JSON."""
+        """Make the serializer of a request's answer."""
         return CompletionSerializer(head, request, choices, tokenizer, echo=asked.echo)
 
 
 class CompletionSerializer(Serializer[TextChoice, TextChunkChoice]):
-    """`text`, whole or in pieces; with `echo` the prompt stands before the first of it."""
+    """Writes a choice as `text`, whole or in pieces; with `echo` the prompt precedes it."""
 
     def __init__(
         self, head: Head, request: Request, choices: list[Choice], tokenizer: Tokenizer, *, echo: bool

@@ -1,4 +1,4 @@
-"""/tokenize and /detokenize: what the tokenizer and the template make of a request."""
+"""/tokenize and /detokenize: a request as the tokenizer and the chat template encode it."""
 
 import asyncio
 from functools import partial
@@ -25,8 +25,10 @@ class TokenizeRequest(Strict):
     tools: list[FunctionTool] = Field(default_factory=list, max_length=1024)
     chat_template_kwargs: dict[str, Any] = Field(default_factory=dict, max_length=64)
     add_generation_prompt: bool = Field(True, description="false: the prompt ends after the last message")
-    continue_final_message: bool = Field(False, description="the answer continues the last, an assistant's, message")
-    add_special_tokens: bool = Field(True, description="of a text; a template writes its own")
+    continue_final_message: bool = Field(
+        False, description="the answer continues the last message, which must be the assistant's"
+    )
+    add_special_tokens: bool = Field(True, description="adds them to `prompt`; a chat template writes its own")
     return_token_strs: bool = False
 
     @model_validator(mode="after")
@@ -44,7 +46,7 @@ class DetokenizeRequest(Strict):
 
 
 async def tokenize(request: TokenizeRequest, gateway: Gateway, tenant: str) -> Tokenized:
-    """A text's token ids."""
+    """Encode a text or a conversation."""
     check_model(request.model, gateway.config)
     tokenizer = gateway.tokenizer
     if request.prompt is not None:
@@ -63,7 +65,7 @@ async def tokenize(request: TokenizeRequest, gateway: Gateway, tenant: str) -> T
 
 
 async def detokenize(request: DetokenizeRequest, gateway: Gateway, tenant: str) -> Detokenized:
-    """Token ids' text, special tokens too. Ids without a token add nothing."""
+    """Decode token ids, including special tokens. Ids without a token add no text."""
     check_model(request.model, gateway.config)
     text = await asyncio.to_thread(gateway.tokenizer.decode, request.tokens, skip_special=False)
     return {"prompt": text}

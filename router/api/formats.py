@@ -1,4 +1,4 @@
-"""Fields that say what an answer's text must be: `response_format`, and `structured_outputs` in vLLM's words."""
+"""The fields that constrain an answer's text: OpenAI's `response_format` and vLLM's `structured_outputs`."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,16 +20,16 @@ _GUIDED: Mapping[str, Callable[[Any, str], Form]] = {
     "guided_choice": choice_form,
     "guided_grammar": client_form,
 }
-# Fields that a request and its sampling call the same.
+# Fields with the same name in a request and in its neutral sampling.
 _SAMPLING = tuple(f.name for f in fields(Sampling) if f.name in GenerationRequest.model_fields)
 _sampling_of = attrgetter(*_SAMPLING)
-# Fields of which one says what the answer must be.
+# Fields that constrain the answer; a request may use one of them.
 _FORMS = ("structured_outputs", "response_format", *_GUIDED)
 _forms_of = attrgetter(*_FORMS)
 
 
 def _tag(value: Any) -> str | None:
-    """The type, marked so that an error's path tells it from a field."""
+    """The discriminator: the object's type, marked so that it can be told from a field in an error's path."""
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return f"#{kind}" if kind is not None else None
 
@@ -56,7 +56,7 @@ class JsonObjectFormat(Strict):
 
 
 class JsonSchemaSpec(Strict):
-    """A JSON Schema and its name. strict: a keyword that can't be enforced is a 400, else it is passed over."""
+    """A JSON Schema and its name. With `strict`, a keyword that can't be enforced is a 400; without, it is ignored."""
 
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
     description: str | None = meaningless(None)
@@ -65,7 +65,7 @@ class JsonSchemaSpec(Strict):
 
 
 class JsonSchemaFormat(Strict):
-    """JSON that is valid by a schema."""
+    """JSON that a schema validates."""
 
     type: Literal["json_schema"]
     json_schema: JsonSchemaSpec
@@ -80,7 +80,7 @@ ResponseFormat = Annotated[
 
 
 class TagStructure(Strict):
-    """Between `begin`, which starts with a trigger, and `end`: JSON valid by `schema`."""
+    """JSON that `schema` validates, between the texts `begin` and `end`; `begin` starts with one of the triggers."""
 
     begin: str = Field(min_length=1, max_length=1024)
     schema_: dict[str, Any] = Field(alias="schema")
@@ -88,7 +88,7 @@ class TagStructure(Strict):
 
 
 class StructuralTag(Strict):
-    """Free text in which, once a trigger is written, one of the structures that begin with it must follow."""
+    """Free text in which each trigger must continue as one of the structures that begin with it."""
 
     type: Literal["structural_tag"]
     structures: list[TagStructure] = Field(min_length=1, max_length=256)
@@ -102,7 +102,7 @@ class StructuralTag(Strict):
         return self
 
     def form(self, param: str) -> Form:
-        """For the workers."""
+        """The form as workers take it."""
         tags = [
             Tagged(s.begin, Schema(s.schema_, f"{param}.structures[{i}].schema"), s.end)
             for i, s in enumerate(self.structures)
@@ -111,10 +111,13 @@ class StructuralTag(Strict):
 
 
 class StructuredOutputs(Strict):
-    """One of these. json: a JSON Schema, or one as text. grammar: EBNF with `root ::=`, or Lark with `start:`."""
+    """Exactly one of these fields.
+
+    `json` is a JSON Schema, as an object or text. `grammar` is EBNF (`root ::=`) or Lark (`start:`).
+    """
 
     json_: Annotated[dict[str, Any] | None, BeforeValidator(_read_json)] = Field(None, alias="json")
-    regex: str | None = Field(None, min_length=1, description="all of the text matches; no look-around")
+    regex: str | None = Field(None, min_length=1, description="matches the whole text; without look-around")
     choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=4096)
     grammar: str | None = Field(None, min_length=1, max_length=16384)
     structural_tag: Annotated[StructuralTag | None, BeforeValidator(_read_json)] = None
@@ -126,7 +129,7 @@ class StructuredOutputs(Strict):
         return self
 
     def form(self, param: str) -> Form:
-        """For the workers; 400 if a grammar is neither Lark nor EBNF."""
+        """The form as workers take it; 400 if a grammar is neither Lark nor EBNF."""
         if self.json_ is not None:
             return json_form(Schema(self.json_, f"{param}.json"))
         if self.regex is not None:
@@ -140,11 +143,11 @@ class StructuredOutputs(Strict):
 
 
 class FormattedRequest(GenerationRequest):
-    """A request whose answer may be asked to be of a form."""
+    """A request that may constrain the form of its answer."""
 
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
-    # vLLM's earlier names of what is in `structured_outputs`.
+    # vLLM's earlier names for the fields of `structured_outputs`.
     guided_json: Annotated[dict[str, Any] | None, BeforeValidator(_read_json, json_schema_input_type=Any)] = None
     guided_regex: str | None = Field(None, min_length=1)
     guided_choice: list[Annotated[str, Field(min_length=1)]] | None = Field(None, min_length=1, max_length=4096)
@@ -159,7 +162,7 @@ class FormattedRequest(GenerationRequest):
         return self
 
     def _content_form(self) -> Form | None:
-        """What the answer's content must be; None where it is free."""
+        """The form of the answer's content; None if it is free."""
         if self.structured_outputs is not None:
             return self.structured_outputs.form("structured_outputs")
         for name, form in _GUIDED.items():
@@ -176,7 +179,10 @@ class FormattedRequest(GenerationRequest):
         logprobs: int | None,
         prompt_logprobs: int | None = None,
     ) -> Request:
-        """The neutral request of a source; the other arguments are what the two APIs spell differently."""
+        """Make the neutral request of `source`.
+
+        The other arguments are the fields that the two APIs name differently.
+        """
         sampling = Sampling(
             max_tokens,
             **dict(zip(_SAMPLING, _sampling_of(self), strict=True)),

@@ -1,4 +1,4 @@
-"""The generating endpoints, from HTTP request to answer, as plain ASGI: a chunk costs one `send`."""
+"""The generating endpoints as plain ASGI applications, so that a chunk costs one `send`."""
 
 import asyncio
 import logging
@@ -31,69 +31,69 @@ from router.relay.sessions import Sessions
 from router.text.tokenizer import Tokenizer
 
 _log = logging.getLogger(__name__)
-# Writing out so many log-probabilities takes milliseconds: in a thread, lest other streams wait for it.
+# Encoding this many log-probabilities takes milliseconds. A thread does it, so that other streams need not wait.
 HEAVY = 256
 
 
 class Asked(Protocol):
-    """A request in its API's own form."""
+    """A validated request in the form of its API."""
 
     @property
     def model(self) -> str:
-        """The model it names."""
+        """The model that the request names."""
 
     @property
     def stream(self) -> bool:
-        """Whether its answer is to come as a stream."""
+        """Whether the answer is a stream."""
 
 
 R = TypeVar("R", bound=Asked)
 
 
 class AnswerSerializer(Protocol):
-    """One request's answer as JSON."""
+    """Writes one request's answer as JSON."""
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
-        """The events for what a choice gained, its last if `over`; b"" if there is nothing to show yet."""
+        """The events for what a choice gained. over: it gains nothing more. b"" if there is nothing to show yet."""
 
     async def settle(self, error: ApiError | None) -> None:
-        """What is to be done before the end is told. error: what an already begun stream failed with."""
+        """Do what must be done before the client sees the end. error: why a stream that had begun failed."""
 
     def last(self) -> bytes:
-        """The end of a stream."""
+        """The last events of a stream."""
 
     def failed(self, error: ApiError, request_id: str) -> bytes:
-        """The end of a stream that fails."""
+        """The last events of a stream that failed."""
 
     def whole(self) -> bytes:
-        """The body of an answer that is no stream."""
+        """The body of an answer without a stream."""
 
 
 class Api(Protocol[R]):
-    """What one API adds."""
+    """One API's part of generating: how to read, lower and serialize."""
 
     name: str
     id_prefix: str
     dialect: Dialect
 
     def read(self, body: bytes) -> R:
-        """A validated request."""
+        """Parse and validate a request's body."""
 
     def lower(self, asked: R) -> Request:
-        """In neutral form; 400 where its parts contradict each other."""
+        """Lower a request to a neutral one; 400 if its fields contradict each other."""
 
     def serializer(
         self, head: Head, asked: R, request: Request, choices: list[Choice], tokenizer: Tokenizer
     ) -> AnswerSerializer:
-        """Its answer as JSON."""
+        """Make the serializer of a request's answer."""
 
 
 def begin(
     gateway: Gateway, api: Api[R], asked: R, request: Request, choices: list[Choice], keyed: Keyed | None = None
 ) -> AnswerSerializer:
-    """The answer to choices that are about to be computed, under an id of its own: clients use theirs twice.
+    """Start the answer to choices that are about to be computed. Its id is new, as clients may use their own twice.
 
-    keyed: with a key, the id is the same whichever router answers.
+    keyed: if the request has a key, its answer has the same id at every router.
     """
     head: Head = {
         "id": api.id_prefix + (keyed.name if keyed is not None else secrets.token_bytes(16)).hex(),
@@ -104,7 +104,7 @@ def begin(
 
 
 class Generate(Answering, Generic[R]):
-    """Any of the APIs that do nothing but generate."""
+    """The endpoint of an API that only generates: chat, completions or messages."""
 
     def __init__(self, gateway: Gateway, api: Api[R], sessions: Sessions) -> None:
         super().__init__(gateway, api.name, api.dialect)
@@ -149,7 +149,7 @@ def job_of(
     deadline_s: float | None,
     keyed: Keyed | None = None,
 ) -> Job:
-    """A live request's job."""
+    """Make the job of a live request."""
     if request.stream and keyed is not None:
         for choice, had in zip(choices, keyed.had, strict=False):
             choice.had, choice.told_end = had.tokens, had.finished
@@ -168,7 +168,7 @@ def job_of(
 
 
 def worker_headers(job: Job, config: RouterConfig) -> Headers:
-    """Which workers compute it, as far as it has found any, where the operator lets clients know."""
+    """Headers that name the workers, if they are known by now and `name_workers` is on."""
     if not config.name_workers:
         return []
     found = [stream.workers for stream in job.streams if stream.workers is not None]
@@ -177,14 +177,14 @@ def worker_headers(job: Job, config: RouterConfig) -> Headers:
 
 
 async def watch_client(receive: Receive, job: Job) -> None:
-    """Tells the job when its client hangs up."""
+    """Tell the job when its client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
     job.leave()
 
 
 async def whole_answer(send: Send, job: Job, serializer: AnswerSerializer, headers: Headers) -> str:
-    """Send the answer once all of it is there; the HTTP status. ApiError if it failed."""
+    """Send the answer when it is complete. Returns the HTTP status; ApiError if the job failed."""
     while not job.over:
         await job.wait()
     if job.gone:
@@ -202,10 +202,10 @@ async def whole_answer(send: Send, job: Job, serializer: AnswerSerializer, heade
 
 
 async def chunks(job: Job, serializer: AnswerSerializer) -> bytes:
-    """The events for what the job gained since the last call."""
+    """The events for everything that the job gained since the last call."""
     parts = []
     for choice in job.ready():
-        if choice.skipped is not None:  # the client has it; the serializer must know
+        if choice.skipped is not None:  # the client has this already, but the serializer must know it
             serializer.chunk(choice, choice.skipped, False)
             choice.skipped = None
         over = choice.served_by is not None
@@ -224,15 +224,18 @@ async def chunks(job: Job, serializer: AnswerSerializer) -> bytes:
 
 
 def _with_id(events: bytes, job: Job) -> bytes:
-    """Events of one choice, the last with the id that a client names when it comes back: what it has of each choice."""
+    """Add an id to a choice's last event, which says how much of each choice the client has if it comes back."""
     at = events.rfind(b"\n\n", 0, -2) + 2 if events.count(b"\n\n") > 1 else 0
     had = ".".join(f"{c.taken}{'f' if c.told_end else ''}" for c in job.choices)
     return events[:at] + b"id: " + had.encode() + b"\n" + events[at:]
 
 
 async def stream_answer(send: Send, job: Job, serializer: AnswerSerializer, headers: Headers) -> str:
-    """Send the answer as it comes; the HTTP status, or "error" if it failed within. ApiError if it failed before."""
-    # The head waits for the first output: what fails before it still gets an HTTP status.
+    """Send the answer as it forms.
+
+    Returns the HTTP status, or "error" if the stream failed; ApiError if it never began.
+    """
+    # The head is sent with the first output, so that a failure before it still gets an HTTP status.
     begun = False
     while True:
         await job.wait()
@@ -258,7 +261,7 @@ async def stream_answer(send: Send, job: Job, serializer: AnswerSerializer, head
 
 
 def stream_headers(headers: Headers) -> Headers:
-    """The head of a stream."""
+    """The headers of a stream."""
     return [
         (b"content-type", b"text/event-stream; charset=utf-8"),
         (b"cache-control", b"no-cache"),

@@ -1,4 +1,4 @@
-"""What the router tells about itself: models, health, readiness, status, metrics."""
+"""Endpoints about the server: models, health, readiness, status, metrics."""
 
 import asyncio
 import os
@@ -34,14 +34,14 @@ from wire.protocol import Miss, Role
 
 
 class Info:
-    """Handlers over one gateway."""
+    """Handlers that read one gateway."""
 
     def __init__(self, gateway: Gateway, paths: tuple[str, ...]) -> None:
         self._gateway = gateway
         self._paths = paths
 
     async def root(self, request: Request) -> Response:
-        """The paths there are."""
+        """The list of paths."""
         model = self._gateway.config.served_model_name
         root: Root = {"name": "ling-cluster router", "model": model, "paths": self._paths}
         return _json(root)
@@ -68,16 +68,16 @@ class Info:
         return _json(self._anthropic_model() if _of_anthropic(request) else self._model())
 
     async def tokenizer_info(self, request: Request) -> Response:
-        """What the checkpoint's files say of its tokenizer."""
+        """The tokenizer's configuration from the checkpoint's files."""
         return _json(await asyncio.to_thread(tokenizer_info, Path(self._gateway.config.tokenizer)))
 
     async def health(self, request: Request) -> Response:
-        """The process lives."""
+        """200 as long as the process is alive."""
         health: Health = {"status": "ok"}
         return _json(health)
 
     async def ready(self, request: Request) -> Response:
-        """200 if a request could be served now, else 503 and why not."""
+        """200 if a request can be served now, else 503 with the reason."""
         reason = self._gateway.unready()
         if reason is None:
             ready: Ready = {"ready": True}
@@ -144,7 +144,7 @@ class Info:
 
 
 def _of_anthropic(request: Request) -> bool:
-    """Whether that vendor's client asks, for whom the same path has another shape."""
+    """Whether the client is Anthropic's, for which the same path answers in another format."""
     return "anthropic-version" in request.headers
 
 
@@ -170,6 +170,7 @@ def _worker(link: WorkerLink) -> WorkerStatus | UnreachedWorker:
         "free_pages": load.free_pages,
         "free_slots": load.free_slots,
         "transferring": load.transferring,
+        "unreachable": list(load.unreachable),
         "step_s": load.step_s,
         "kept": load.kept,
         "hit_tokens": load.hit_tokens,

@@ -18,8 +18,10 @@ Q = TypeVar("Q", bound=BaseModel)
 
 
 class JsonEndpoint(Answering, Generic[Q]):
-    """An ASGI application for one path. name: in the metrics. model: of the body that `answer` gets,
-    with the gateway and whose request it is.
+    """An ASGI application for one path.
+
+    name: the path's label in metrics. model: validates the body. answer: makes the answer from the body, the gateway
+    and the request's tenant.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Log-probabilities in the shapes of the two APIs."""
+"""Log-probabilities in the formats of /v1/chat/completions and /v1/completions."""
 
 from collections.abc import Iterable
 
@@ -33,7 +33,7 @@ def _chat_item(shown: ShownLogprob, tokenizer: Tokenizer) -> TokenLogprobs:
 
 
 class CompletionLogprobs:
-    """`logprobs` of a completion choice or chunk: four arrays with one item a token."""
+    """`logprobs` of a completion choice or chunk: four arrays with one item per token."""
 
     def __init__(self) -> None:
         self._tokens: list[str] = []
@@ -42,8 +42,8 @@ class CompletionLogprobs:
         self._offsets: list[int] = []
 
     def add_prompt(self, choice: Choice, tokenizer: Tokenizer) -> None:
-        """The prompt's own; nothing precedes its first token, so that has none."""
-        # As the echo shows it: a client's text with its markers, ids without.
+        """Add the prompt's tokens. The first one has no log-probability, because nothing precedes it."""
+        # The text as the echo shows it: markers are shown if the client sent text, but not if it sent ids.
         markers = tokenizer.special if choice.prompt.text is not None else ()
         detokenizer, chars = Detokenizer(tokenizer, markers), 0
         for token_id, item in zip(choice.prompt.token_ids, choice.prompt_logprobs, strict=True):
@@ -51,12 +51,12 @@ class CompletionLogprobs:
             chars += len(detokenizer.push((token_id,)))
 
     def add(self, delta: Delta, tokenizer: Tokenizer, before: int) -> None:
-        """Generated ones; `before` characters of echoed prompt stand before them."""
+        """Add generated tokens. before: characters of the echoed prompt that precede them."""
         for shown, offset in zip(delta.logprobs, delta.offsets, strict=True):
             self._add(shown.item.token_id, shown.item, before + offset, tokenizer)
 
     def json(self) -> LogprobsJson:
-        """For encoding."""
+        """The arrays as a dict for the answer."""
         return {
             "tokens": self._tokens,
             "token_logprobs": self._logprobs,
@@ -77,7 +77,7 @@ class CompletionLogprobs:
 
 
 def _name(piece: Piece) -> str:
-    """The token's text; where it is no text by itself, its bytes, so that two such tokens stay two keys."""
+    """The token's text, or its bytes if these alone are no text: different tokens then stay different keys."""
     if "\ufffd" not in piece.text:
         return piece.text
     return "bytes:" + "".join(f"\\x{b:02x}" for b in piece.data)

@@ -1,4 +1,4 @@
-"""The page at `/`: what the cluster does now, without Grafana."""
+"""The page at `/`, which shows live figures of the cluster without Grafana."""
 
 from pathlib import Path
 
@@ -31,23 +31,23 @@ class Since(BaseModel):
 
 
 class LivePage:
-    """`/` for browsers, and what it is made of. Its figures are those of /status and all routers' /metrics."""
+    """The page at `/` and its files. It shows the figures of /status and of all routers' /metrics."""
 
     def __init__(self, gateway: Gateway, info: Info, exchange: Exchange | None = None) -> None:
-        """`exchange`: how this router and others tell each other their figures."""
+        """exchange: hands this router's figures to the other routers, and returns theirs."""
         self._info = info
         self._history = History(gateway.metrics.collect, exchange)
         gateway.alongside(self._history)
         self.assets = [Route(path, _file, methods=["GET"]) for path in ("/page.js", "/page.css")]
 
     async def root(self, request: Request) -> Response:
-        """The page, or for programs the list of paths."""
+        """The page for browsers, and the list of paths for programs."""
         if "text/html" in request.headers.get("accept", ""):
             return FileResponse(_FOLDER / "index.html", headers={**_HEADERS, "vary": "accept"})
         return await self._info.root(request)
 
     async def live(self, request: Request) -> Response:
-        """The figures of the last minutes."""
+        """The figures of the last five minutes."""
         return json_response(self._history.since(read_query(request, Since).since))
 
 

@@ -1,9 +1,11 @@
-"""What a request generates from, checked against the workers' limits, as choices."""
+"""Makes the choices of a request: their prompts, checked against the workers' limits, and their sampling."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+
+from msgspec import structs
 
 from router.api.render import TooLong, check_length, conversation_prompt
 from router.api.request import Conversation, Names, RawPrompt, RawPrompts, Request, Sampling
@@ -21,12 +23,12 @@ from wire.protocol import SamplingParams
 from wire.tokens import TokenIds
 
 _SEED_MASK = 2**63 - 1
-# A key is charged so many tokens beforehand for an answer whose length is left open.
+# Tokens that a request reserves of its key's limit if it does not bound its answer.
 _OPEN_RESERVE = 1024
 
 
 async def make_choices(gateway: Gateway, request: Request, tenant: str) -> list[Choice]:
-    """`n` choices for each prompt, in order; 400 where the workers could not serve them. tenant: whose they are."""
+    """Make `n` choices for each prompt, in order; 400 if the workers could not serve them. tenant: the request's."""
     if gateway.config.attachments == "refuse":
         _refuse_attachments(request)
     form = _form(request, gateway.tool_parser)
@@ -47,7 +49,7 @@ async def make_choices(gateway: Gateway, request: Request, tenant: str) -> list[
                 Choice(
                     index,
                     prompt,
-                    replace(params, max_tokens=max(max_tokens, 1), seed=seed, grammar=grammar),
+                    structs.replace(params, max_tokens=max(max_tokens, 1), seed=seed, grammar=grammar),
                     tokenizer,
                     stop=request.sampling.stop,
                     reader=_reader(request, prompt, gateway.tool_parser),
@@ -107,7 +109,7 @@ def _refuse_attachments(request: Request) -> None:
 
 
 def _form(request: Request, parser: type[ToolParser]) -> Form | None:
-    """What the answer must be: of the content's form, or calls."""
+    """The form of the answer: that of its content, or tool calls."""
     if isinstance(request.source, RawPrompts):
         return request.form
     tools = request.source.tools
@@ -116,7 +118,7 @@ def _form(request: Request, parser: type[ToolParser]) -> Form | None:
 
 
 def _reader(request: Request, prompt: Prompt, parser: type[ToolParser]) -> Reader | None:
-    """What tells reasoning and calls from a choice's text."""
+    """The reader that separates reasoning and calls from a choice's text; None if all of it is content."""
     if isinstance(request.source, RawPrompts):
         return None
     tools = request.source.tools
@@ -138,7 +140,7 @@ def _thinking(request: Request, prompt: Prompt) -> Thinking:
 
 
 def _sampling_params(sampling: Sampling, limits: Limits, tokenizer: Tokenizer) -> SamplingParams:
-    """For the workers, but for what differs from choice to choice."""
+    """The workers' sampling parameters, without those that differ between choices."""
     return SamplingParams(
         max_tokens=1,
         seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
@@ -158,7 +160,7 @@ def _sampling_params(sampling: Sampling, limits: Limits, tokenizer: Tokenizer) -
 
 
 def _max_tokens(prompt_tokens: int, sampling: Sampling, limits: Limits, names: Names) -> int:
-    # Agents look for the sum to ask again for less.
+    # Agents read this sum to retry with fewer tokens.
     context, asked = limits.max_model_len, sampling.max_tokens
     if prompt_tokens >= context:
         raise _too_long(prompt_tokens, limits, names)
@@ -177,7 +179,7 @@ def _max_tokens(prompt_tokens: int, sampling: Sampling, limits: Limits, names: N
 
 
 def _too_long(tokens: int, limits: Limits, names: Names) -> ApiError:
-    # Agents look for "prompt is too long" to shorten the conversation by themselves.
+    # Agents look for "prompt is too long" and then shorten the conversation.
     context = limits.max_model_len
     return invalid(
         f"the prompt is too long: {tokens} tokens > {context - 1} maximum; "
@@ -200,10 +202,10 @@ def _stop_ids(sampling: Sampling, limits: Limits, tokenizer: Tokenizer) -> tuple
 def _check_end(sampling: Sampling, stop_ids: tuple[int, ...]) -> None:
     """Constrained output ends when its grammar completes, by a token that may end an answer."""
     if sampling.ignore_eos:
-        reason = "the answer has a form (a format, or calls of given functions), and ends where that is whole"
+        reason = "the answer is constrained (to a format or to calls) and ends when its grammar completes"
         raise fault(("ignore_eos",), reason)
     if not stop_ids:
-        reason = "this checkpoint names no token that ends an answer, as one of a given form must: send one"
+        reason = "this checkpoint has no end token, which a constrained answer needs: name one"
         raise fault(("stop_token_ids",), reason)
 
 

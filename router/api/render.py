@@ -1,4 +1,4 @@
-"""A conversation as a prompt, by the checkpoint's own chat template."""
+"""Renders a conversation to a prompt with the checkpoint's chat template."""
 
 import uuid
 from collections.abc import Callable, Sequence
@@ -18,7 +18,7 @@ _ON, _OFF = "detailed thinking on", "detailed thinking off"
 
 
 class TooLong(Exception):
-    """A prompt of `tokens` tokens, or more: they are counted no further where it can't fit."""
+    """The prompt has at least `tokens` tokens; counting stops as soon as it can't fit."""
 
     def __init__(self, tokens: int) -> None:
         super().__init__(tokens)
@@ -33,11 +33,11 @@ def conversation_prompt(
     context: int | None = None,
     room: int = 0,
 ) -> Prompt:
-    """The prompt; TooLong where it is certainly beyond `context` tokens, before they are counted.
+    """Render and encode the prompt; TooLong if it certainly exceeds `context` tokens, before they are counted.
 
-    recall: token ids of an assistant's turn that was answered here, which the prompt then has in place of the
-    template's. A conversation that may be shortened loses its oldest turns until it has `room` tokens, if it can. Takes
-    as long as reading, rendering and encoding do: to be called through `Gateway.apart`.
+    recall: returns the token ids of an assistant's turn that was answered here; the prompt then has these instead of
+    the template's. A conversation that may be shortened loses its oldest turns until it has at most `room` tokens, if
+    possible. Rendering takes long: call this through `Gateway.apart`.
     """
     if not conversation.shorten or context is None:
         return _render(conversation, names, tokenizer, recall, context)
@@ -57,7 +57,7 @@ def conversation_prompt(
 
 
 def _within(conversation: Conversation, names: Names, tokenizer: Tokenizer, recall: Recall, room: int) -> Prompt | None:
-    """The prompt if it has at most `room` tokens."""
+    """The prompt if it has at most `room` tokens, else None."""
     try:
         prompt = _render(conversation, names, tokenizer, recall, room + 1)
     except TooLong:
@@ -68,7 +68,7 @@ def _within(conversation: Conversation, names: Names, tokenizer: Tokenizer, reca
 def _render(
     conversation: Conversation, names: Names, tokenizer: Tokenizer, recall: Recall, context: int | None
 ) -> Prompt:
-    """400 if the template has no place for something, or refuses."""
+    """Render and encode; 400 if the template does not support something in the conversation, or refuses it."""
     template, offered = tokenizer.template, conversation.tools.offered
     if template is None:
         raise invalid("this checkpoint has no chat template: use /v1/completions", names.turns)
@@ -104,15 +104,15 @@ def _contents(conversation: Conversation) -> tuple[bytes, ...]:
 
 
 def check_length(characters: int, tokenizer: Tokenizer, context: int | None) -> None:
-    """TooLong where a text of so many characters can't come to fewer than `context` tokens."""
+    """TooLong if a text with so many characters has at least `context` tokens in any case."""
     if context is not None and (least := tokenizer.least_tokens(characters)) >= context:
         raise TooLong(least)
 
 
 def _for_template(turns: Sequence[Turn], recall: Recall) -> list[dict[str, Any]]:
-    """The turns as a chat template reads them, results in the order of their calls.
+    """The turns as a chat template reads them, with results in the order of their calls.
 
-    The order matters because the family's format does not name the call a result belongs to.
+    The order matters because the model family's format does not name the call that a result belongs to.
     """
     out: list[dict[str, Any]] = []
     order: dict[str, int] = {}
@@ -133,7 +133,7 @@ def _in_order(results: Sequence[Turn], order: dict[str, int]) -> list[dict[str, 
 
 
 def _exact(turn: Turn, recall: Recall) -> dict[str, Any] | None:
-    """An assistant's turn as the tokens it was generated as."""
+    """The tokens that the model generated for an assistant's turn; None if they are not known."""
     if turn.role != "assistant" or turn.name is not None:
         return None
     packed = recall(Said(turn.text or "", tuple((call.name, call.arguments) for call in turn.calls)))
@@ -141,7 +141,7 @@ def _exact(turn: Turn, recall: Recall) -> dict[str, Any] | None:
 
 
 def _plain(turn: Turn) -> dict[str, Any]:
-    """A turn without what is not set."""
+    """A turn as a dict without fields that are not set."""
     out: dict[str, Any] = {"role": turn.role, "content": turn.text}
     if turn.name is not None:
         out["name"] = turn.name
@@ -156,7 +156,7 @@ def _plain(turn: Turn) -> dict[str, Any]:
 
 
 def _with_thinking(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages with the family's switch for reasoning in the system text, unless that text sets it itself."""
+    """Add the model family's reasoning switch to the system text, unless that text has the switch already."""
     first = messages[0]
     if first["role"] != "system":
         return [{"role": "system", "content": _ON}, *messages]
@@ -166,11 +166,11 @@ def _with_thinking(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _cuts(turns: Sequence[Turn]) -> list[int]:
-    """Where a conversation that is too long may begin anew, first to last: at each user's turn after the first."""
+    """The turns at which a shortened conversation may begin, in order: each user's turn after the first."""
     return [i for i, turn in enumerate(turns) if turn.role == "user"][1:]
 
 
 def _cut_at(turns: Sequence[Turn], begin: int) -> tuple[Turn, ...]:
-    """The conversation without the turns between its instructions, which always stay, and `begin`."""
+    """The conversation without the turns between its instructions and turn `begin`. Instructions are always kept."""
     head = next(i for i, turn in enumerate(turns) if turn.role != "system")
     return (*turns[:head], *turns[begin:])

@@ -1,4 +1,4 @@
-"""The neutral request: each API lowers its own to this one, and everything after that reads nothing else."""
+"""The neutral request. Each API lowers its own requests to this one, and everything after that reads nothing else."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +14,10 @@ RawPrompt = str | list[int]
 
 @dataclass(frozen=True, slots=True)
 class Names:
-    """How an API spells the fields that checks of a neutral request name. turns: what is to be answered or continued.
+    """An API's names for fields of the neutral request, for error messages.
 
-    result: what it calls a tool's answer. values: it gives calls' arguments as JSON values, not as text.
+    turns: the conversation. result: a tool's answer. values: whether the API has calls' arguments as JSON values
+    instead of text.
     """
 
     turns: str = "messages"
@@ -27,7 +28,7 @@ class Names:
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """A call the assistant made in an earlier turn. arguments: JSON text. at: its place in the client's request."""
+    """A call that the assistant made in an earlier turn. arguments: JSON text. at: its path in the client's request."""
 
     id: str
     name: str
@@ -37,10 +38,10 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. at: its place in the client's request.
+    """One message.
 
-    text: None where an assistant only called. call_id: of the call that a tool's turn answers. left_out: the place of
-    what is no text, in whose stead the text holds a note.
+    at: its path in the client's request. text: None if an assistant only made calls. call_id: the call that a tool's
+    turn answers. left_out: the path of an image or file that a note in the text replaces.
     """
 
     role: Literal["system", "user", "assistant", "tool"]
@@ -54,7 +55,10 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A function that may be called. shown: its JSON as templates read it, on which the model was trained."""
+    """A function that the model may call.
+
+    shown: its JSON as the template renders it, in the form the model was trained on.
+    """
 
     function: OfferedFunction
     shown: Mapping[str, Any]
@@ -62,7 +66,7 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Tools:
-    """must_call: the answer is a call of these. single: it holds one call at most."""
+    """The tools that the model may call. must_call: the answer must be a call. single: it may hold at most one call."""
 
     offered: tuple[Tool, ...] = ()
     must_call: bool = False
@@ -70,7 +74,7 @@ class Tools:
 
 
 class Ending(Enum):
-    """How a prompt ends: where the assistant's answer begins, with its last turn to be continued, or with neither."""
+    """How a prompt ends: before a new answer, within the last turn (to be continued), or after the last turn."""
 
     ANSWER = "answer"
     CONTINUE = "continue"
@@ -79,9 +83,10 @@ class Ending(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Turns to answer. thinking: whether to reason first; None where the request leaves it open.
+    """Turns to answer.
 
-    variables: more names for the template. shorten: what is too long may lose its oldest turns.
+    thinking: whether to reason first; None if the request leaves it open. variables: further variables for the
+    template. shorten: a conversation that is too long may lose its oldest turns.
     """
 
     turns: tuple[Turn, ...]
@@ -93,21 +98,21 @@ class Conversation:
 
     @property
     def characters(self) -> int:
-        """About how many there are to render. A tool's JSON is not measured, and counts as long."""
+        """About how many characters there are to render. A tool's JSON is not measured, and counts as long."""
         said = sum(64 + len(t.text or "") + sum(len(c.arguments) for c in t.calls) for t in self.turns)
         return said + 2048 * len(self.tools.offered)
 
 
 @dataclass(frozen=True, slots=True)
 class RawPrompts:
-    """Texts and token ids to continue."""
+    """Prompts to continue, as texts or token ids."""
 
     prompts: tuple[RawPrompt, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are chosen, and where an answer ends. max_tokens: None for what the context has left."""
+    """How tokens are sampled and where an answer ends. max_tokens: None for all that the context has left."""
 
     max_tokens: int | None = None
     temperature: float = 1.0
@@ -130,10 +135,11 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked for. form: what the content must be. token_ids: the answer lists them.
+    """A neutral request.
 
-    cache_salt: only requests with the same one share prefixes that workers keep. session: the name of the session that
-    it continues."""
+    form: the form of the content; None if it is free. token_ids: whether the answer lists token ids. cache_salt:
+    requests share cached prefixes only if their salts are equal. session: the name of the session that it continues.
+    """
 
     source: Conversation | RawPrompts
     sampling: Sampling
@@ -149,18 +155,18 @@ class Request:
 
     @property
     def choices(self) -> int:
-        """How many sequences it comes to."""
+        """The number of sequences that answer it."""
         prompts = len(self.source.prompts) if isinstance(self.source, RawPrompts) else 1
         return prompts * self.sampling.n
 
 
 def note(kind: str) -> str:
-    """What the model reads in place of an image or a file in a tool's result."""
+    """The note that the model reads instead of an image or a file in a tool's result."""
     return f"[{kind} left out: this model reads text alone]"
 
 
 def shown_tool(function: OfferedFunction, description: str | None) -> Tool:
-    """A tool of an API whose own JSON the model was not trained on: shown as the chat API has it."""
+    """Make a tool in the chat API's JSON, on which the model was trained, for an API with another format."""
     shown: dict[str, Any] = {"name": function.name}
     if description is not None:
         shown["description"] = description
@@ -176,13 +182,14 @@ def choose_tools(
     *,
     single: bool,
 ) -> Tools:
-    """What may be called of `tools`. mode: None where the request does not say. chosen: names; None for all of them.
+    """Select the tools that may be called.
 
-    400 naming `tools` or `tool_choice`, which all APIs call so.
+    mode: None if the request leaves it open. chosen: names; None for all tools. The 400 names `tools` or `tool_choice`,
+    as these fields are called in all APIs.
     """
     names = [tool.function.name for tool in tools]
     if len(set(names)) < len(names):
-        raise invalid("'tools': two functions have the same name", "tools")
+        raise invalid("'tools': two functions have the same name; give each a name of its own", "tools")
     for name in chosen or ():
         if name not in names:
             raise invalid(f"'tool_choice': no function in 'tools' is called {name[:128]!r}", "tool_choice")
@@ -193,7 +200,7 @@ def choose_tools(
 
 
 def check_calls(turns: Sequence[Turn], names: Names) -> None:
-    """Each call is answered by one tool turn before anything else is said; 400 naming the turn at fault."""
+    """Check that one tool turn answers each call before the next other turn; the 400 names the turn at fault."""
     waiting: list[str] = []
     for turn in turns:
         if turn.role == "tool":

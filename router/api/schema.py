@@ -1,7 +1,7 @@
-"""Request bodies. Strict: each field is honoured, or its only harmless values are accepted, or it is refused.
+"""Request bodies. They are strict: each field is honoured, accepted with harmless values only, or refused.
 
-A null is as good as no field, at any depth but in what is the client's own (schemas, arguments): clients write nulls
-for what is not set, and answers sent back as history are full of them.
+A null counts as a missing field at any depth, except in the client's own data (schemas, arguments): clients write nulls
+for fields that they do not set, and answers that they send back as history are full of nulls.
 """
 
 from typing import Annotated, Any, Literal
@@ -17,12 +17,12 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Short = Annotated[str, Field(max_length=512)]
 SESSION_NAME = r"^[A-Za-z0-9._~-]{1,128}$"
 SessionId = Annotated[str, Field(pattern=SESSION_NAME)]
-# More than any context holds, at some tokens a turn: what reading and rendering them takes is bounded.
+# More turns than any context holds, as each takes some tokens. The limit bounds the time to read and render them.
 MAX_TURNS = 16_384
 
 
 def meaningless(default: Any, **constraints: Any) -> Any:
-    """A field that is accepted and changes nothing here."""
+    """A field that the server accepts and ignores."""
     return Field(default, json_schema_extra={"here": "meaningless"}, **constraints)
 
 
@@ -35,7 +35,7 @@ def _stop_list(value: Any) -> Any:
 
 
 class Strict(BaseModel):
-    """Of exactly its fields, of exactly their types."""
+    """A model that takes no field but its own, and no type but the field's."""
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -48,15 +48,15 @@ class Strict(BaseModel):
 
 
 class StreamOptions(Strict):
-    """What a stream carries besides tokens."""
+    """What a stream contains besides tokens."""
 
     include_usage: bool = False
-    continuous_usage_stats: bool = Field(False, description="with `include_usage`: each chunk has the usage so far")
+    continuous_usage_stats: bool = Field(False, description="with `include_usage`, each chunk has the usage so far")
     include_obfuscation: Literal[False] = False
 
 
 class GenerationRequest(Strict):
-    """What all generating APIs share."""
+    """The fields of both /v1/chat/completions and /v1/completions."""
 
     model: str
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
@@ -82,10 +82,14 @@ class GenerationRequest(Strict):
     stream: bool = False
     stream_options: StreamOptions | None = None
     return_token_ids: bool = False
-    cache_salt: Short | None = Field(None, min_length=1, description="only requests with the same salt share prefixes")
-    session_id: SessionId | None = Field(None, description="the session that this continues; see docs/SESSIONS.md")
-    priority: int = Field(0, ge=SOONEST, le=LATEST, description="lower goes first, and takes the places of higher")
-    # What follows changes nothing here, or has one value that asks for nothing.
+    cache_salt: Short | None = Field(
+        None, min_length=1, description="requests share cached prefixes only if their salts are equal"
+    )
+    session_id: SessionId | None = Field(
+        None, description="the session that this request continues; see docs/SESSIONS.md"
+    )
+    priority: int = Field(0, ge=SOONEST, le=LATEST, description="lower numbers go first and preempt higher ones")
+    # The fields below change nothing, or accept only the value that asks for nothing.
     user: Short | None = meaningless(None)
     metadata: dict[Short, Short] | None = meaningless(None, max_length=16)
     store: bool = meaningless(False)

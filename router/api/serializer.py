@@ -1,4 +1,7 @@
-"""Answers as JSON: what OpenAI's two APIs share. A stream's usual chunk is put together from bytes made once."""
+"""Writes answers as JSON: the part that OpenAI's chat and completions APIs share.
+
+A stream's usual chunk is put together from prepared bytes.
+"""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,24 +14,24 @@ from router.http.json import encode
 from router.relay.choice import Choice, Delta
 from router.text.tokenizer import Tokenizer
 
-# An item of the choices of a whole answer, and of a chunk.
+# The type of one item of `choices`, in a whole answer and in a chunk.
 WholeChoice = TypeVar("WholeChoice", bound=OneChoice)
 ChunkChoice = TypeVar("ChunkChoice", bound=OneChoice)
 Finish = Literal["stop", "length", "tool_calls"]
 DONE = b"data: [DONE]\n\n"
-MARK = "\x00text\x00"  # where a text goes, in what is made once
+MARK = "\x00text\x00"  # marks the place of the text in prepared bytes
 
 
 def event(payload: Any) -> bytes:
-    """One server-sent event."""
+    """Encode one server-sent event."""
     return b"data: " + encode(payload) + b"\n\n"
 
 
 class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
-    """One request's answer.
+    """Writes one request's answer.
 
-    What is known of each sequence alone (`timings`, `prompt_token_ids`) stands beside `choices` where there is one
-    choice, and inside each where there are several.
+    Facts about each sequence (`timings`, `prompt_token_ids`) are beside `choices` if there is one choice, and inside
+    each choice if there are several.
     """
 
     def __init__(self, head: Head, request: Request, choices: list[Choice], tokenizer: Tokenizer) -> None:
@@ -42,26 +45,26 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
 
     @abstractmethod
     def _whole(self, items: list[WholeChoice], usage: Usage, beside: Facts) -> Mapping[str, Any]:
-        """An answer that is no stream."""
+        """Make an answer without a stream."""
 
     @abstractmethod
     def _chunk(self, items: list[ChunkChoice], rest: Rest) -> Mapping[str, Any]:
-        """An event of a stream."""
+        """Make an event of a stream."""
 
     @abstractmethod
     def _chunk_choice(self, choice: Choice, delta: Delta, over: bool) -> ChunkChoice:
-        """A stream's `choices[0]`."""
+        """Make a stream's `choices[0]`."""
 
     @abstractmethod
     def _whole_choice(self, choice: Choice, delta: Delta) -> WholeChoice:
-        """An item of `choices`."""
+        """Make an item of `choices`."""
 
     @abstractmethod
     def _bare_choice(self, index: int, text: str) -> ChunkChoice:
-        """`_chunk_choice` of a later chunk with nothing but text."""
+        """Make the `choices[0]` of a later chunk that has nothing but text."""
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
-        """The event for what a choice gained, its last if `over`; b"" if there is nothing to show yet."""
+        """The event for what a choice gained. over: it gains nothing more. b"" if there is nothing to show yet."""
         plain = choice.started and not (over or delta.token_ids or delta.logprobs or delta.events)
         if plain and not (self._continuous and delta.text):
             if not delta.text:
@@ -83,20 +86,20 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
         return event(self._payload(item, beside))
 
     async def settle(self, error: ApiError | None) -> None:
-        """Nothing is to be done."""
+        """Do nothing: these APIs store nothing."""
 
     def failed(self, error: ApiError, request_id: str) -> bytes:
-        """The end of a stream that fails."""
+        """The last event of a stream that failed."""
         return event(error.payload()) + DONE
 
     def last(self) -> bytes:
-        """The end of a stream: usage if it was asked for, and the end mark."""
+        """The last events of a stream: usage if it was asked for, and `[DONE]`."""
         if not self._usage:
             return DONE
         return event(self._chunk([], {"usage": self._usage_of_all()})) + DONE
 
     def whole(self) -> bytes:
-        """The body of an answer that is no stream."""
+        """The body of an answer without a stream."""
         items: list[WholeChoice] = []
         beside: Facts = {}
         for choice in self._choices:
@@ -111,7 +114,7 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
         return encode(self._whole(items, self._usage_of_all(), beside))
 
     def _place(self, item: OneChoice, beside: Facts) -> Facts:
-        """Where what is known of one choice stands."""
+        """The dict that takes the facts about one choice."""
         return item if len(self._choices) > 1 else beside
 
     def _payload(self, item: ChunkChoice, beside: Facts) -> Mapping[str, Any]:
@@ -124,12 +127,12 @@ class Serializer(ABC, Generic[WholeChoice, ChunkChoice]):
         return self._around_mark(self._bare_choice(index, MARK))
 
     def _around_mark(self, item: ChunkChoice) -> tuple[bytes, bytes]:
-        """A later chunk of a choice, but for the mark in it."""
+        """The bytes before and after the text of a choice's later chunks."""
         before, _, after = event(self._payload(item, {})).partition(encode(MARK))
         return before, after
 
     def _usage_of_all(self) -> Usage:
-        # The n choices of one prompt share it: it counts once.
+        # The n choices of one prompt share the prompt, so it counts once.
         prompts = {id(c.prompt): c for c in self._choices}.values()
         prompt_tokens = sum(len(c.prompt.token_ids) for c in prompts)
         generated = sum(c.generated for c in self._choices)

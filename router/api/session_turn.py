@@ -16,7 +16,7 @@ HEADER = "x-ling-session"
 
 
 def session_of(scope: Scope, request: Request) -> str | None:
-    """The session that a request names, by its field or by the header; 400 where the two differ or it is no name."""
+    """The session that a request names in its field or header; 400 if both differ or the name is not valid."""
     given = [value.decode("latin-1") for name, value in scope["headers"] if name == HEADER.encode()]
     for name in given:
         if not re.fullmatch(SESSION_NAME, name):
@@ -25,18 +25,21 @@ def session_of(scope: Scope, request: Request) -> str | None:
     if len(names) > 1:
         raise invalid(f"'{HEADER}' and 'session_id' name two sessions: send one of them", HEADER)
     if names and request.choices != 1:
-        raise invalid("a session continues with one answer: send one prompt and n=1 with it", "session_id")
+        raise invalid("a session needs a request with one answer: send one prompt and n=1", "session_id")
     return names.pop() if names else None
 
 
 async def begin_turn(sessions: Sessions, name: str | None, caller: Caller, job: Job) -> Turn | None:
-    """Take the session for the job, which moves its end when it ends well; None without a session. 403, 409."""
+    """Begin the job's turn in its session; None without a session. 403, 409.
+
+    When the job ends well, the session continues from the end of its answer.
+    """
     if name is None:
         return None
     turn = await sessions.begin(caller.tenant, name, job.prefix_scope)
     (choice,) = job.choices
     if turn.tokens and not choice.prompt.boundaries:
-        # Of a text nobody knows where its turns end, but for this one.
+        # The ends of a raw text's turns are unknown, except for the end of this one.
         choice.prompt = replace(choice.prompt, boundaries=(turn.tokens,))
 
     async def end() -> None:

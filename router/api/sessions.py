@@ -1,4 +1,4 @@
-"""/v1/sessions: where conversations stand, and moving them between tiers of memory."""
+"""/v1/sessions: lists sessions, moves their snapshots between tiers of memory, and forks them."""
 
 import asyncio
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ class ForkRequest(Strict):
 
 
 class SessionsApi:
-    """Handlers. What belongs to another tenant is not there."""
+    """Handlers for sessions. A session of another tenant is a 404."""
 
     def __init__(self, gateway: Gateway, sessions: Sessions) -> None:
         self._gateway = gateway
@@ -57,7 +57,7 @@ class SessionsApi:
         return json_response(self._shown(await self._sessions.find(*_named(request))))
 
     async def delete(self, request: Request) -> Response:
-        """Forget a session."""
+        """Delete a session."""
         read_query(request, NoQuery)
         tenant, session_id = _named(request)
         await self._sessions.delete(tenant, session_id)
@@ -65,14 +65,14 @@ class SessionsApi:
         return json_response(deleted)
 
     async def park(self, request: Request) -> Response:
-        """Take a session's snapshot off the device."""
+        """Move a session's snapshot from the device to host memory or disk."""
         read_query(request, NoQuery)
         tenant, session_id = _named(request)
         await self._sessions.park(tenant, session_id)
         return json_response(self._shown(await self._sessions.find(tenant, session_id)))
 
     async def resume(self, request: Request) -> Response:
-        """Bring a session's snapshot to the device."""
+        """Bring a session's snapshot to a device."""
         read_query(request, NoQuery)
         tenant, session_id = _named(request)
         config = self._gateway.config
@@ -91,7 +91,7 @@ class SessionsApi:
         return json_response(self._shown(await self._sessions.find(tenant, session_id)))
 
     async def fork(self, request: Request) -> Response:
-        """New sessions that begin where one stands."""
+        """Create sessions that continue from the end of this one."""
         read_query(request, NoQuery)
         wanted = parse(await read_body(request.scope, request.receive, self._gateway.config), ForkRequest)
         if len(set(wanted.ids)) < len(wanted.ids):

@@ -2,10 +2,10 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import replace
 from functools import partial
 
 import msgspec
+from msgspec import structs
 from pydantic import Field
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
@@ -87,7 +87,7 @@ class SnapshotsApi:
                 "the session's last answer has no tokens: there is nothing to replay", code="nothing_to_replay"
             )
         prompt = Prompt(TokenIds(known.packed[: 4 * turn.prompt_tokens]))
-        sampling = replace(
+        sampling = structs.replace(
             sampling, max_tokens=count, min_tokens=min(sampling.min_tokens, count), logprobs=None, prompt_logprobs=None
         )
         with self._gateway.admitted(1) as permit:

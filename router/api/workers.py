@@ -11,13 +11,13 @@ from router.relay.gateway import Gateway
 
 
 class WorkersApi:
-    """Handlers. Where keys are asked for, only those of `router.operators` may."""
+    """Handlers for workers. If the server has keys, only tenants in `router.operators` may use them."""
 
     def __init__(self, gateway: Gateway) -> None:
         self._gateway = gateway
 
     async def drain(self, request: Request) -> Response:
-        """Have a worker end: its answers go on at others of its pool."""
+        """End a worker; its answers continue at other workers of its pool."""
         read_query(request, NoQuery)
         config, tenant = self._gateway.config, caller_of(request.scope).tenant
         if config.api_keys is not None and tenant not in config.operators:
@@ -28,7 +28,7 @@ class WorkersApi:
         if info is None:
             raise ApiError(404, f"no live worker is called {worker_id[:128]!r}: see /status", code="worker_not_found")
         if table.live()[info.role] < 2:
-            message = f"{worker_id!r} is the only live {info.role} worker: its answers could go on nowhere"
+            message = f"{worker_id!r} is the only live {info.role} worker: its answers could not continue anywhere"
             raise ApiError(409, message, code="last_worker")
         table.drain(worker_id)
         answer: DrainedWorker = {"id": worker_id, "object": "worker", "state": "draining"}

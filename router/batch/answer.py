@@ -1,4 +1,4 @@
-"""One line's request, answered as its endpoint would answer a client."""
+"""Answers one line of a batch as its endpoint would answer a client."""
 
 import asyncio
 import logging
@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """An answer's HTTP status and JSON, and the tokens it took. error: why it is no success."""
+    """An answer's HTTP status, JSON and tokens. error: why the line failed; None if it succeeded."""
 
     status: int
     body: bytes
@@ -79,7 +79,7 @@ async def _answer(
 
 
 def _tokens(choices: Iterable[Choice]) -> tuple[int, int, int]:
-    """Prompt, cached and generated tokens; the choices of one prompt share it."""
+    """Prompt, cached and generated tokens. Choices of one prompt share it, so it counts once."""
     prompts = {id(c.prompt): c for c in choices}.values()
     cached = sum(c.cached_tokens for c in prompts)
     return sum(len(c.prompt.token_ids) for c in prompts), cached, sum(c.generated for c in choices)

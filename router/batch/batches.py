@@ -1,4 +1,4 @@
-"""/v1/batches: files of requests, answered when nobody else needs the workers."""
+"""/v1/batches: files of requests that are answered when no live request needs the workers."""
 
 import uuid
 from functools import partial
@@ -23,7 +23,7 @@ from router.store.files import Page
 from router.store.store import Store, now
 
 _WINDOW_S = {"24h": 24 * 3600}
-# Unfinished ones a tenant may have.
+# Unfinished batches that a tenant may have.
 MOST_OPEN = 1000
 Endpoint = Literal["/v1/chat/completions", "/v1/completions", "/v1/responses"]
 
@@ -33,11 +33,11 @@ class BatchRequest(Strict):
 
     input_file_id: str = Field(max_length=128)
     endpoint: Endpoint
-    completion_window: Literal["24h"] = Field(description="what is not answered by then is listed as expired")
+    completion_window: Literal["24h"] = Field(description="lines that are not answered by then are listed as expired")
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] = Field(
         default_factory=dict, max_length=16
     )
-    output_expires_after: Keeping | None = Field(None, description="30 days where it is not sent")
+    output_expires_after: Keeping | None = Field(None, description="30 days if it is not sent")
 
 
 class BatchesQuery(BaseModel):
@@ -111,7 +111,7 @@ class Batches:
         return self._answer(batch_id, await self._store.run(find))
 
     async def cancel(self, request: Request) -> Response:
-        """Start no further line and abort those under way; what has been answered stays."""
+        """Start no further line and abort those that run; answers so far are kept."""
         read_query(request, NoQuery)
         batch_id = request.path_params["batch_id"]
         cancel = partial(batches.cancel, tenant=caller_of(request.scope).tenant, batch_id=batch_id, now=now())

@@ -24,7 +24,7 @@ from router.store import files
 from router.store.files import InUse, NoRoom, Page, StoredFile, new_file_id
 from router.store.store import Store, now
 
-# How long a file is kept whose request does not say.
+# How long a file is kept if its upload does not say.
 DEFAULT_SECONDS = 30 * 24 * 3600
 # The form's fields besides the file.
 _FORM_BYTES = 16 * 1024
@@ -42,7 +42,7 @@ class FileUpload(Strict):
 
     file: Any = Field(json_schema_extra={"type": "file"})
     purpose: Literal["batch"]
-    expires_after: Keeping | None = Field(None, description="30 days where it is not sent")
+    expires_after: Keeping | None = Field(None, description="30 days if it is not sent")
 
 
 class FilesQuery(BaseModel):

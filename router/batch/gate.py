@@ -1,11 +1,11 @@
-"""Decides when lines start: as many as `router.batch.policy` has room for."""
+"""Lets lines start, as many as `router.batch.policy` has room for."""
 
 import asyncio
 
 from router.batch.policy import room
 from router.relay.gateway import Gateway
 
-# Workers' figures change with each step; a line that waits reads them this often (seconds).
+# Seconds between two readings of the workers' figures by a line that waits; the figures change with each step.
 _LOOK_S = 0.02
 
 
@@ -17,7 +17,7 @@ class Permit:
         self.starting = True
 
     def sent(self) -> None:
-        """The line is at the workers: from now on their figures include it."""
+        """The line was sent to the workers: from now on their figures include it."""
         if self.starting:
             self.starting = False
             self._gate.starting -= 1
@@ -36,7 +36,7 @@ class Permit:
 
 
 class Gate:
-    """One for all batches of a router, so that they take turns."""
+    """The gate for all batches of one router, so that they take turns."""
 
     def __init__(self, gateway: Gateway, most: int) -> None:
         self.running = 0
@@ -46,14 +46,14 @@ class Gate:
         self._turn = asyncio.Lock()
 
     async def enter(self) -> Permit:
-        """Return when a line may start, first come first served; its permit must be returned by `leave`."""
+        """Return the permit of the next line when it may start, first come first served. Its `leave` must be called."""
         await self.wait(inside=0)
         self.running += 1
         self.starting += 1
         return Permit(self)
 
     async def wait(self, inside: int) -> None:
-        """Return once there is room for one more. inside: whether that one counts as running already."""
+        """Return once there is room for one more line. inside: whether that line already counts as running."""
         gateway = self._gateway
         async with self._turn:
             while not room(

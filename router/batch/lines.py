@@ -9,7 +9,7 @@ import msgspec
 
 from router.store.batches import BatchFault
 
-# The most problems of an input that its batch reports.
+# The number of an input's errors that its batch reports at most.
 _MOST_ERRORS = 100
 
 
@@ -25,7 +25,10 @@ _decode = msgspec.json.Decoder(_Entry).decode
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One request. number: from 0, empty lines not counted. body: its JSON, not yet validated."""
+    """One request of a batch.
+
+    number: its index among the lines that are not empty. body: its JSON, not yet validated.
+    """
 
     number: int
     custom_id: str
@@ -95,12 +98,12 @@ def _check(entry: _Entry, endpoint: str, seen: set[str]) -> None:
         raise _Fault("invalid_request_line", "'body' must be a JSON object", "body")
     if entry.custom_id in seen:
         name = entry.custom_id[:80]
-        raise _Fault("duplicate_custom_id", f"'custom_id' {name!r} is an earlier line's too", "custom_id")
+        raise _Fault("duplicate_custom_id", f"'custom_id' {name!r} is already the id of an earlier line", "custom_id")
     seen.add(entry.custom_id)
 
 
 def _raw_lines(path: Path, most: int | None) -> Iterator[tuple[int, bytes]]:
-    """Lines that are not empty, with their places in the file, from 1. A line longer than `most` is cut."""
+    """Lines that are not empty, with their numbers in the file from 1. A line longer than `most` is cut."""
     with open(path, "rb") as file:
         at = 0
         while raw := file.readline(-1 if most is None else most + 2):

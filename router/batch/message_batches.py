@@ -126,7 +126,7 @@ class MessageBatches:
         return json_response(_shown(await self._find(request), request))
 
     async def cancel(self, request: Request) -> Response:
-        """Start no further request and abort those under way; what has been answered stays."""
+        """Start no further request and abort those that run; answers so far are kept."""
         read_query(request, NoQuery)
         batch = await self._find(request)
         cancel = partial(batches.cancel, tenant=batch.tenant, batch_id=batch.id, now=now())
@@ -145,7 +145,7 @@ class MessageBatches:
         return json_response(deleted)
 
     async def results(self, request: Request) -> Response:
-        """A line for each request: its message, its error, or why it has neither."""
+        """A line for each request with its message, its error, or the reason why it has neither."""
         read_query(request, NoQuery)
         batch = await self._find(request)
         _ended(batch)
@@ -189,7 +189,7 @@ def _check(wanted: MessageBatchRequest, most: int) -> None:
     seen: set[str] = set()
     for i, entry in enumerate(wanted.requests):
         if entry.custom_id in seen:
-            reason = f"{entry.custom_id!r} is an earlier request's too"
+            reason = f"{entry.custom_id!r} is already the id of an earlier request"
             raise fault(("requests", i, "custom_id"), reason, "duplicate_custom_id")
         seen.add(entry.custom_id)
 
@@ -239,7 +239,7 @@ def _shown(batch: StoredBatch, request: Request) -> MessageBatch:
 
 
 def _counts(batch: StoredBatch, *, over: bool) -> RequestCounts:
-    """As Anthropic counts: until the batch ends, every request counts as processing."""
+    """Count requests as Anthropic does: until the batch ends, every request counts as processing."""
     rest = batch.total - batch.completed - batch.failed
     lost = rest if batch.status == "failed" else 0
     return {

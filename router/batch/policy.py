@@ -9,18 +9,18 @@ from collections.abc import Iterable
 from router.relay.fleet import WorkerState
 from wire.protocol import Role
 
-# Lines leave one in this many of a worker's slots and pages free for live requests to come.
+# Lines leave one of this many of a worker's slots and pages free for future live requests.
 _SPARE = 8
 
 
 def room(
     workers: Iterable[WorkerState], running: int, starting: int, most: int, *, split: bool, waiting: int = 0
 ) -> int:
-    """How many more lines this router may start beside `running`, of at most `most`.
+    """How many lines this router may start beside the `running` ones, at most `most` in all.
 
-    starting: running lines that no worker's figures can contain yet. waiting: live requests that wait in this router
-    for their turn; lines start only where there are none. Both pools must have places to spare; a worker at which any
-    request waits has none.
+    starting: running lines that no worker's figures include yet. waiting: live requests that wait in this router for
+    their turn; lines start only if there are none. Both pools must have spare places; a worker at which any request
+    waits has none.
     """
     if waiting:
         return 0

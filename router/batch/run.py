@@ -24,7 +24,7 @@ from router.store.store import Store, now
 
 _log = logging.getLogger(__name__)
 _READ_AHEAD = 64
-# A line may be the cause of its workers' deaths.
+# A line is retried only a few times, because it may be what ends its workers.
 _ATTEMPTS = 5
 _PAUSE_S = (0.1, 5.0)
 Ending = Literal["completed", "expired", "cancelled"]
@@ -60,7 +60,7 @@ class Run:
         self.task = asyncio.get_running_loop().create_task(self._run(), name=f"batch {batch.id}")
 
     def heed(self, batch: StoredBatch) -> None:
-        """Follow the batch's record: it may have been cancelled."""
+        """Follow the batch's record, in which any router may have cancelled the batch."""
         if batch.status == "cancelling":
             self._cancelled = True
             if self._answering is not None:
@@ -110,7 +110,7 @@ class Run:
                     if line.number not in done:
                         permit = await self._gate.enter()
                         task = group.create_task(self._answer(line, permit))
-                        # A task that is cancelled before it began runs no `finally`.
+                        # A task that is cancelled before it begins does not run its `finally`.
                         task.add_done_callback(lambda _, permit=permit: permit.leave())  # type: ignore[misc]
 
     async def _answer(self, line: Line, permit: Permit) -> None:

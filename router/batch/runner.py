@@ -21,7 +21,7 @@ _log = logging.getLogger(__name__)
 # Poll interval of the records; lease of a batch without renewal (seconds).
 _LOOK_S = 1.0
 _LEASE_S = 15.0
-# Batches at once; they share one gate, so more would only go slower.
+# Batches that run at once. They share one gate, so that more batches would only make each slower.
 _MOST = 8
 _SWEEP_S = 3600.0
 # How long an ended batch is remembered, and how long a content without a record (left by a crash) is kept.
@@ -33,7 +33,7 @@ class BatchRunner:
     """Runs batches for one router. Several routers over one store divide the batches by leases."""
 
     def __init__(self, gateway: Gateway, store: Store, apis: Mapping[str, Api[Any]]) -> None:
-        """apis: what answers a line, by endpoint."""
+        """apis: the API that answers a line, by endpoint."""
         self._gateway = gateway
         self._store = store
         self._apis = apis
@@ -54,7 +54,7 @@ class BatchRunner:
         self._task = asyncio.get_running_loop().create_task(self._watch(), name="batches")
 
     def wake(self) -> None:
-        """A record has changed: look now instead of at the next poll."""
+        """Read the records now instead of at the next poll, because one has changed."""
         self._woken.set()
 
     async def close(self) -> None:
@@ -115,8 +115,10 @@ class BatchRunner:
     def _ended(self, run: Run, task: asyncio.Task[None]) -> None:
         self._runs.discard(run)
         if not task.cancelled() and (error := task.exception()) is not None:
-            # Nobody retries it before its lease expires: the fault has that long to pass.
-            _log.error("batch %s stopped, and is tried again", run.lease.batch_id, exc_info=error)
+            # No runner retries the batch before its lease expires, so that the fault has this time to pass.
+            _log.error(
+                "batch %s stopped; a runner tries it again when its lease expires", run.lease.batch_id, exc_info=error
+            )
         self.wake()
 
     async def _sweep(self) -> None:

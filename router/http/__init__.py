@@ -1,1 +1,1 @@
-"""What holds for every HTTP path: ids, keys, bodies, queries, and how errors are written."""
+"""The parts that all HTTP paths share: ids, keys, bodies, queries, and error formats."""

@@ -1,4 +1,4 @@
-"""From bytes on the wire to a validated request, or an `ApiError` that names what is wrong."""
+"""Turns the bytes of a body into a validated request, or an `ApiError` that names the fault."""
 
 import asyncio
 import io
@@ -17,11 +17,11 @@ R = TypeVar("R", bound=BaseModel)
 
 
 class ClientGone(Exception):
-    """The client left before its request was whole."""
+    """The client disconnected before its request was complete."""
 
 
 async def read_body(scope: Scope, receive: Receive, config: RouterConfig) -> bytes:
-    """The whole body. 413 as soon as it is known to be too big, 408 if it does not come in time."""
+    """Read the whole body. 413 as soon as it is known to be too big; 408 if it does not arrive in time."""
     limit = config.max_body_bytes
     too_big = ApiError(413, f"the body exceeds {limit} bytes", code="body_too_large")
     for name, value in scope["headers"]:
@@ -49,7 +49,7 @@ async def read_body(scope: Scope, receive: Receive, config: RouterConfig) -> byt
 
 
 async def _decoded(body: bytes, scope: Scope, limit: int) -> bytes:
-    """The body without its content-encoding: 413 if it becomes longer than `limit`."""
+    """Decode the body's content-encoding; 413 if it becomes longer than `limit`."""
     encoding = encoding_of(scope)
     if encoding is None:
         return body
@@ -76,12 +76,12 @@ def encoding_of(scope: Scope) -> str | None:
 
 
 def undecodable(encoding: str, error: DecodeError) -> ApiError:
-    """Make the 400 for a body that its content-encoding can't decode."""
+    """Make the 400 for a body that is not in its content-encoding."""
     return invalid(f"the body is not {encoding}: {error}", code="invalid_encoding")
 
 
 def parse(body: bytes, model: type[R]) -> R:
-    """A validated request."""
+    """Parse and validate a body."""
     try:
         content = from_json(body)
     except ValueError as error:
@@ -94,7 +94,7 @@ def parse(body: bytes, model: type[R]) -> R:
 
 
 def check(content: dict[str, Any], model: type[R]) -> R:
-    """A validated request, of content that is JSON."""
+    """Validate the content of a JSON body."""
     try:
         return model.model_validate(content)
     except ValidationError as error:
@@ -102,11 +102,11 @@ def check(content: dict[str, Any], model: type[R]) -> R:
 
 
 def explain(error: ErrorDetails) -> ApiError:
-    """What is wrong with a field, by its name: 400."""
+    """Make the 400 that names the field at fault, from pydantic's error."""
     path = list(error["loc"])
     if path[:1] == ["messages"] and len(path) > 2:
-        del path[2]  # the role, by which pydantic tells messages apart; no part of the client's path
-    path = [p for p in path if not (isinstance(p, str) and p.startswith("#"))]  # a block's type, likewise
+        del path[2]  # the role that pydantic adds to tell messages apart; the client's path lacks it
+    path = [p for p in path if not (isinstance(p, str) and p.startswith("#"))]  # a block's type that pydantic adds
     name = spelled(tuple(path))
     message, code = f"'{name}': {error['msg']}", "invalid_value"
     match error["type"]:

@@ -1,4 +1,4 @@
-"""Who asks, as the middlewares found out; it lies in the request's ASGI scope."""
+"""The caller of a request, as the middlewares identified it; stored in the request's ASGI scope."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ _NAME = "ling.caller"
 
 @dataclass(slots=True)
 class Caller:
-    """request_id: the client's own, else a new one. tenant: whose key it was; "" where nobody is asked for one.
+    """request_id: the client's own id, else a new one. tenant: the owner of the key; "" if no key is needed.
 
-    account: what the key has left; None where it has no limits. priority: what the request asks for, once it is read.
-    span: of its trace; None where nothing is traced. choices: what was computed for it. asked: its body, where prompts
-    are to be logged.
+    account: the key's limits and use; None if it has no limits. priority: as the request asks, once it is read. span:
+    of its trace; None without tracing. choices: the choices computed for it. asked: the body, if prompts are to be
+    logged.
     """
 
     request_id: str
@@ -35,11 +35,11 @@ class Caller:
 
 
 def caller_of(scope: Scope) -> Caller:
-    """The request's."""
+    """The caller of a request."""
     caller: Caller = scope[_NAME]
     return caller
 
 
 def introduce(scope: Scope, caller: Caller) -> None:
-    """What `caller_of` answers from now on."""
+    """Set the caller that `caller_of` returns from now on."""
     scope[_NAME] = caller

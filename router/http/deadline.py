@@ -1,4 +1,4 @@
-"""By when a client wants an answer's first token."""
+"""Reads the header by which a client sets a deadline for the first token."""
 
 from starlette.types import Scope
 
@@ -9,7 +9,7 @@ _MOST_MS = 3_600_000
 
 
 def deadline_of(scope: Scope) -> float | None:
-    """Seconds from the request's arrival; None if it names none. 400 for what is no number of milliseconds."""
+    """The deadline in seconds from the request's arrival; None without one. 400 if it is no number of milliseconds."""
     given = [value for name, value in scope["headers"] if name == HEADER.encode()]
     if not given:
         return None

@@ -1,4 +1,4 @@
-"""How each API says that something went wrong, and what a key has left."""
+"""Each API's formats of errors and of limit headers."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -21,15 +21,15 @@ _KINDS = {
 
 
 class Dialect(Protocol):
-    """One API's words. id_header: the header that carries the request's id."""
+    """One API's formats. id_header: the header that carries the request's id."""
 
     id_header: bytes
 
     def body(self, error: ApiError, request_id: str | None) -> bytes:
-        """The body of an answer that failed."""
+        """The body of an error."""
 
     def limit_headers(self, standing: Sequence[Standing], clock: float) -> Headers:
-        """What a key has left; `clock` is Unix time in seconds."""
+        """The headers that state what a key has left. clock: Unix time in seconds."""
 
 
 class OpenAI:
@@ -38,7 +38,7 @@ class OpenAI:
     id_header = b"x-request-id"
 
     def body(self, error: ApiError, request_id: str | None) -> bytes:
-        """The request's id is in the headers alone."""
+        """The error alone; the request's id is in the headers only."""
         return error.body()
 
     def limit_headers(self, standing: Sequence[Standing], clock: float) -> Headers:
@@ -52,7 +52,7 @@ class Anthropic:
     id_header = b"request-id"
 
     def body(self, error: ApiError, request_id: str | None) -> bytes:
-        """`type` by the status."""
+        """The error, whose `type` follows from the status, and the request's id."""
         kind = _KINDS.get(error.status, "api_error" if error.status >= 500 else "invalid_request_error")
         fault: AnthropicFault = {"type": kind, "message": error.message}
         if error.code is not None:
@@ -70,5 +70,5 @@ ANTHROPIC = Anthropic()
 
 
 def dialect_of(path: str) -> Dialect:
-    """Of the API a path belongs to."""
+    """The dialect of the API that a path belongs to."""
     return ANTHROPIC if path == "/v1/messages" or path.startswith("/v1/messages/") else OPENAI

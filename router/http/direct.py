@@ -1,4 +1,4 @@
-"""The endpoints that are asked most, reached by their path alone."""
+"""Routes requests to the busiest endpoints directly by their path."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,11 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 
 class Direct:
-    """Goes to an endpoint at once, or on to the framework, whose search through all routes and layers of its own take
-    as long as much of what a short request needs besides.
+    """Calls an endpoint directly, or passes the request on to FastAPI.
 
-    endpoints: plain ASGI by method and path, that answer whatever goes wrong by themselves.
+    FastAPI's layers and its search through all routes would take as long as much of the rest of a short request.
+
+    endpoints: plain ASGI applications by method and path, which report their errors themselves.
     """
 
     def __init__(self, app: ASGIApp, endpoints: Mapping[tuple[str, str], ASGIApp]) -> None:
@@ -17,7 +18,7 @@ class Direct:
         self._endpoints = endpoints
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, or pass on."""
+        """Answer the request, or pass it on."""
         app = self._app
         if scope["type"] == "http":
             app = self._endpoints.get((scope["method"], scope["path"]), app)

@@ -1,4 +1,4 @@
-"""Content encodings of request bodies. What is decoded comes in parts: a few bytes can stand for gigabytes."""
+"""Content encodings of request bodies. They are decoded in parts, because a few bytes can decode to gigabytes."""
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping
@@ -41,7 +41,7 @@ def _gzip(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _deflate(file: BinaryIO) -> Iterator[bytes]:
-    """zlib's format, as the standard says, or the bare deflate that some clients send: the header tells."""
+    """Decode zlib's format, as the standard demands, or some clients' raw deflate; the header tells which it is."""
     header = file.read(2)
     file.seek(0)
     is_zlib = len(header) == 2 and header[0] & 0xF == 8 and int.from_bytes(header) % 31 == 0
@@ -59,7 +59,7 @@ def _zstd(file: BinaryIO) -> Iterator[bytes]:
         raise DecodeError(str(error)) from None
 
 
-# Each takes a body's file and gives what it stands for in parts of at most 64 KiB; DecodeError where it can't.
+# Each decoder takes a body's file and yields the decoded parts, of at most 64 KiB; DecodeError if the body is damaged.
 DECODERS: Mapping[str, Callable[[BinaryIO], Iterator[bytes]]] = {
     "gzip": _gzip,
     "x-gzip": _gzip,
@@ -69,7 +69,7 @@ DECODERS: Mapping[str, Callable[[BinaryIO], Iterator[bytes]]] = {
 
 
 def decode(body: BinaryIO, encoding: str, limit: int) -> bytes:
-    """The decoded body; as soon as it exceeds the limit, what there is by then."""
+    """Decode a body; stops with what there is as soon as it exceeds the limit."""
     parts, size = [], 0
     for part in DECODERS[encoding](body):
         parts.append(part)

@@ -1,4 +1,4 @@
-"""The outermost ASGI layer: gives each request its id, and each answer too."""
+"""The outermost ASGI layer, which gives each request and its answer an id, and logs it."""
 
 import logging
 import re
@@ -19,12 +19,12 @@ if TYPE_CHECKING:
     from router.tracing import Tracing
 
 _log = logging.getLogger(__name__)
-_ID = re.compile(r"[!-+\--~]{1,128}")  # printable ASCII; a comma joins two
+_ID = re.compile(r"[!-+\--~]{1,128}")  # printable ASCII without the comma, by which proxies join two values
 MAX_HEAD_BYTES = 64 * 1024
 
 
 class Entrance:
-    """Takes the client's `x-request-id` or makes one, says it in every answer's head, and logs it."""
+    """Takes the client's `x-request-id` or makes one, puts it into the answer's headers, and logs the request."""
 
     def __init__(self, app: ASGIApp, model: str, tracing: "Tracing | None") -> None:
         self._app = app
@@ -32,7 +32,7 @@ class Entrance:
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or answer 431 to a head that is too long."""
+        """Pass the request on, or answer 431 if its head is too long."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -55,7 +55,7 @@ class Entrance:
 
 
 class _Outcome:
-    """What became of one request."""
+    """The outcome of one request, for its log line."""
 
     def __init__(self, scope: Scope, send: Send) -> None:
         self._scope = scope
@@ -63,7 +63,7 @@ class _Outcome:
         self._status = 0
 
     def send(self, message: Message) -> Awaitable[None]:
-        """As ASGI's. No coroutine of its own: it is called for each chunk of a stream."""
+        """ASGI's `send`. It adds no coroutine of its own, because it is called for each chunk of a stream."""
         if message["type"] == "http.response.start":
             self._status = message["status"]
             names = {b"x-request-id", dialect_of(self._scope["path"]).id_header}
@@ -76,7 +76,7 @@ class _Outcome:
         return self._send(message)
 
     def tell(self, model: str, seconds: float) -> None:
-        """One line, a warning where it was the server's fault; and the end of the request's span."""
+        """Log one line, as a warning if the server failed, and end the request's span."""
         caller = caller_of(self._scope)
         if caller.span is not None:
             caller.span.computed(model, caller.choices)
@@ -88,7 +88,7 @@ class _Outcome:
             _log.log(level, line, *asked, extra={"fields": self._fields(caller, seconds)})
 
     def _fields(self, caller: Caller, seconds: float) -> dict[str, Any]:
-        """What the line says beside the path: ids, figures, and the body only where that was asked for."""
+        """The fields of the log line besides the path: ids, figures, and the body only if prompts are to be logged."""
         fields: dict[str, Any] = {"request_id": caller.request_id, "status": self._status, "seconds": round(seconds, 4)}
         if caller.tenant:
             fields["tenant"] = caller.tenant
@@ -112,6 +112,6 @@ def _look_at_head(scope: Scope) -> None:
             given = value.decode("latin-1") if given is None else ""
     if size > MAX_HEAD_BYTES:
         raise ApiError(431, f"the head of the request exceeds {MAX_HEAD_BYTES} bytes", code="head_too_large")
-    # The client's id is advice: one that is odd, or that a proxy joined of two, is replaced.
+    # A client's id is replaced if it has odd characters or a proxy joined it from two.
     if given is not None and _ID.fullmatch(given):
         caller_of(scope).request_id = given

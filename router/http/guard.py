@@ -1,4 +1,4 @@
-"""Only those with a key reach the APIs, within its limits; as ASGI around the application."""
+"""An ASGI layer that lets only requests with a key, and within its limits, reach the APIs."""
 
 import time
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ from router.metrics import Metrics
 
 
 class Guard:
-    """Asks for a key as `Authorization: Bearer KEY` or `x-api-key: KEY`. Probes, status and metrics stay open."""
+    """Checks the key in `Authorization: Bearer KEY` or `x-api-key: KEY`. Probes, status and metrics need none."""
 
     def __init__(self, app: ASGIApp, keys: Keys, metrics: Metrics, asks_for_key: Callable[[str], bool]) -> None:
         """asks_for_key: whether a path needs one."""
@@ -25,7 +25,7 @@ class Guard:
         self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass on, or answer 401 or 429."""
+        """Pass the request on, or answer 401 or 429."""
         if scope["type"] != "http" or not self._asks(scope["path"]):
             await self._app(scope, receive, send)
             return
@@ -48,7 +48,9 @@ class Guard:
         key = _key(scope)
         holder = self._keys.holder(key) if key else None
         if holder is None:
-            message = "the API key is unknown" if key else "an API key is needed: Authorization: Bearer KEY"
+            message = (
+                "the API key is unknown" if key else "an API key is needed: send the header Authorization: Bearer KEY"
+            )
             raise ApiError(401, message, code="invalid_api_key")
         return holder
 
@@ -67,7 +69,7 @@ class Guard:
 
 
 def _telling(account: Account, dialect: Dialect, send: Send) -> Send:
-    """`send` that says in every answer's head what the key has left."""
+    """A `send` that adds the headers with the key's remaining limits to the answer."""
 
     def sending(message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":

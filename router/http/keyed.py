@@ -1,4 +1,4 @@
-"""What a client sends so that it can come back: a key for its request, and how much of the answer it has."""
+"""Reads the headers by which a client can come back to its request: its key, and how much of the answer it has."""
 
 import hashlib
 import re
@@ -14,7 +14,7 @@ _LAST_FORM = re.compile(r"\d{1,9}f?(\.\d{1,9}f?){0,1023}")
 
 
 def keyed_of(scope: Scope, body: bytes, tenant: str) -> Keyed | None:
-    """By the request's headers; None where it brings no key. 400 where they are not understood."""
+    """The key in the request's headers; None without one. 400 if the headers are malformed."""
     key, last = _header(scope, KEY_HEADER), _header(scope, _LAST)
     if key is None:
         if last is not None:

@@ -1,4 +1,4 @@
-"""A request's query, validated like a body."""
+"""Validates a request's query like a body."""
 
 from collections.abc import Sequence
 from typing import Any, TypeVar, get_origin
@@ -16,13 +16,16 @@ Q = TypeVar("Q", bound=BaseModel)
 
 
 class NoQuery(BaseModel):
-    """Of paths without parameters."""
+    """The query of paths without parameters."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 def read_query(request: Request, model: type[Q]) -> Q:
-    """400 naming a parameter that is unknown, given twice, or out of its values. A list is `a=1&a=2` or `a[]=1`."""
+    """Validate the query; the 400 names a parameter that is unknown, repeated or invalid.
+
+    A list is `a=1&a=2` or `a[]=1`.
+    """
     content: dict[str, Any] = {}
     for given, value in request.query_params.multi_items():
         name = given.removesuffix("[]")
@@ -44,7 +47,7 @@ def _is_list(model: type[BaseModel], name: str) -> bool:
 
 
 def listed(items: Sequence[R], limit: int) -> Response:
-    """A page of a list: `limit` items of one more where there are more."""
+    """Make one page of a list of at most `limit` items. items: one more than `limit` if there are more."""
     page: Page[R] = {
         "object": "list",
         "data": items[:limit],
@@ -56,5 +59,5 @@ def listed(items: Sequence[R], limit: int) -> Response:
 
 
 def json_response(content: Any) -> Response:
-    """An answer of JSON."""
+    """Make an answer of JSON."""
     return Response(encode(content), media_type="application/json")

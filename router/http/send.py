@@ -1,4 +1,4 @@
-"""Whole answers as ASGI messages."""
+"""Sends whole answers as ASGI messages."""
 
 from starlette.types import Send
 
@@ -9,7 +9,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 async def send_json(send: Send, status: int, body: bytes, headers: Headers) -> None:
-    """An answer of JSON, already encoded."""
+    """Send JSON that is already encoded."""
     head = [
         (b"content-type", b"application/json"),
         (b"content-length", str(len(body)).encode()),
@@ -20,7 +20,7 @@ async def send_json(send: Send, status: int, body: bytes, headers: Headers) -> N
 
 
 async def send_error(send: Send, error: ApiError, headers: Headers, dialect: Dialect) -> None:
-    """An error in the dialect of the API called; `headers` begin with the request's id, where it has one."""
+    """Send an error in the dialect of the called API. headers: begin with the request's id, if it has one."""
     request_id = headers[0][1].decode() if headers else None
     given = {name for name, _ in headers}
     if request_id is not None and dialect.id_header not in given:
@@ -30,5 +30,5 @@ async def send_error(send: Send, error: ApiError, headers: Headers, dialect: Dia
 
 
 def error_headers(error: ApiError) -> Headers:
-    """Headers an error calls for."""
+    """The headers that an error adds."""
     return [] if error.retry_after_s is None else [(b"retry-after", str(error.retry_after_s).encode())]

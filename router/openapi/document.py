@@ -1,8 +1,7 @@
-"""What the server publishes of itself at /openapi.json: OpenAPI 3.1, made from the models that check requests and
-the types of the dicts that answers are.
+"""The document at /openapi.json: OpenAPI 3.1, made from the models that validate requests and the types of answers.
 
-The schema of `text/event-stream` is that of one event, as OpenAPI 3.2 sees it: an object of its fields, whose `data` is
-a string with a `contentSchema`.
+The schema of `text/event-stream` describes one event, as in OpenAPI 3.2: an object with the event's fields, whose
+`data` is a string with a `contentSchema`.
 """
 
 import asyncio
@@ -26,31 +25,31 @@ from wire.version import VERSION
 
 Schema = dict[str, Any]
 _REF = "#/components/schemas/{model}"
-# What any path may answer; what those may that change or compute something; what those may that ask for a key.
+# Errors of any path, then of paths that change or compute something, then of paths that need a key.
 _ANY = {
-    "400": "Something asked for can't be; the message names it",
-    "404": "There is no such path, model or thing",
+    "400": "The request asks for something impossible; the message names it",
+    "404": "There is no such path, model or object",
     "408": "The request did not arrive in time",
     "431": "The head of the request is too long",
     "500": "The server failed",
 }
 _WORK = {
-    "403": "A quota is used up; the message names it",
-    "409": "Something else still needs it",
+    "403": "A quota is exhausted; the message names it",
+    "409": "The object is still in use",
     "413": "The body is too big",
     "415": "The body's content-encoding can't be read",
-    "422": "Workers ended, one after another, while they computed it: it is not tried again",
-    "429": "A limit is reached; Retry-After says for how long",
-    "503": "No worker can take it now",
-    "504": "It took too long",
+    "422": "Several workers in a row ended while they computed this request; it is not retried",
+    "429": "A limit is reached; Retry-After says how long to wait",
+    "503": "No worker can take the request now",
+    "504": "The answer took too long",
 }
 _KEYED = {"401": "The API key is missing or unknown", "429": _WORK["429"]}
-_EVENTS_TOLD = "As text/event-stream: server-sent events. The schema is that of one event, whose `data` is JSON."
+_EVENTS_TOLD = "As text/event-stream: server-sent events. The schema describes one event, whose `data` is JSON."
 
 
-@cache  # made in a quarter of a second
+@cache  # it takes a quarter of a second
 def document(served: str, *, keyed: bool) -> Schema:
-    """The whole document, to be left as it is. served: the model's name. keyed: the APIs ask for a key."""
+    """The whole document; callers must not change it. served: the model's name. keyed: whether the APIs need a key."""
     schemas = _Schemas(served)
     paths: dict[str, Schema] = {}
     for endpoint in ENDPOINTS:
@@ -73,7 +72,7 @@ def publish(config: RouterConfig) -> Callable[[Request], Awaitable[Response]]:
     """The handler of /openapi.json."""
 
     async def answer(request: Request) -> Response:
-        # Made when first asked for, in a thread: no router waits for it at its start, and no stream later.
+        # Made at the first request, in a thread, so that neither the router's start nor its streams wait for it.
         made = await asyncio.to_thread(document, config.served_model_name, keyed=config.api_keys is not None)
         return Response(await asyncio.to_thread(encode, made), media_type="application/json")
 
@@ -81,7 +80,10 @@ def publish(config: RouterConfig) -> Callable[[Request], Awaitable[Response]]:
 
 
 class _Schemas:
-    """Of all types. named: those that others refer to; each object is of the properties it names and no other."""
+    """The schemas of all types; an object allows only the properties it names.
+
+    named: the schemas that others refer to.
+    """
 
     def __init__(self, served: str) -> None:
         bodies = [endpoint.body for endpoint in ENDPOINTS if endpoint.body is not None]
@@ -101,11 +103,11 @@ class _Schemas:
                 self.named[model.__name__]["properties"]["model"]["enum"] = [served, "auto"]
 
     def of(self, kind: Any) -> Schema:
-        """A type's."""
+        """The schema of a type."""
         return self._found[self._types.index(kind)]
 
     def event(self, kind: Any) -> Schema:
-        """Of a server-sent event with such data. What names its type in the data names it in `event` too."""
+        """The schema of a server-sent event with data of this type. If the data has a `type`, `event` repeats it."""
         schema, options = self.of(kind), []
         for one in schema.get("anyOf", [schema]):
             data = {"type": "string", "contentMediaType": JSON, "contentSchema": one}
@@ -152,7 +154,7 @@ def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool) -> Schema:
 
 
 def _form(model: type[BaseModel]) -> Schema:
-    """A form's fields, but for objects, which forms write in brackets: `a[b]`."""
+    """The schema of a form's fields. Forms write a field of an object in brackets: `a[b]`."""
     schema = model.model_json_schema()
     flat = {name: field for name, field in schema["properties"].items() if "anyOf" not in field}
     for name, field in flat.items():
@@ -162,7 +164,7 @@ def _form(model: type[BaseModel]) -> Schema:
 
 
 def _plain(schema: Schema) -> Schema:
-    """A query parameter's schema: what is not sent is no null."""
+    """The schema of a query parameter without null, because a query can't send null."""
     options = [option for option in schema.get("anyOf", [schema]) if option.get("type") != "null"]
     return {name: value for name, value in options[0].items() if name not in ("default", "title")}
 

@@ -1,1 +1,1 @@
-"""A request's way from the HTTP APIs to the workers and back."""
+"""Takes requests from the HTTP APIs to the workers, and their tokens back."""

@@ -1,4 +1,4 @@
-"""One sequence as its client will see it: tokens in, text and what comes with it out."""
+"""One sequence as its client sees it: takes tokens and returns text with its details."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -19,10 +19,10 @@ FinishReason = Literal["stop", "length"]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """What a choice continues.
+    """The prompt of a choice.
 
-    text: a completion's prompt, where that was text. thinking: it ends within reasoning. boundaries: how many tokens
-    there are up to each turn's end, of a conversation. contents: digests of what a conversation begins with.
+    text: a completion's prompt, if it was text. thinking: whether it ends within reasoning. boundaries: the number of
+    tokens up to the end of each turn of a conversation. contents: digests of what a conversation begins with.
     rewritten: how many tokens the longest of these that was seen before was rendered to then, if to others than now.
     """
 
@@ -36,10 +36,11 @@ class Prompt:
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """How many seconds each stage of a choice took.
+    """The seconds that each stage of a choice took.
 
-    decode_queue_s overlaps the other worker's stages: both workers take a request at once. cached_from: where the
-    snapshot was that the prompt began from: "device" or "host" of the worker that computed the rest, or "peer".
+    decode_queue_s overlaps the prefill worker's stages, because both workers get a request at once. cached_from: where
+    the snapshot was from which the prompt continued: "device" or "host" of the worker that computed the rest, or
+    "peer".
     """
 
     queue_s: float
@@ -52,7 +53,7 @@ class Timings:
 
 @dataclass(frozen=True, slots=True)
 class ServedBy(Timings):
-    """The same, and where the choice was computed."""
+    """The timings of a choice, and the workers and processes that computed it."""
 
     prefill_worker: str
     prefill_pid: int
@@ -60,17 +61,17 @@ class ServedBy(Timings):
     decode_pid: int
 
     def unnamed(self) -> Timings:
-        """Without the workers."""
+        """The timings without the workers."""
         stages = (self.queue_s, self.prefill_s, self.transfer_s, self.decode_s, self.decode_queue_s)
         return Timings(*stages, cached_from=self.cached_from)
 
 
 @dataclass(slots=True)
 class Delta:
-    """What a choice gained since it was last asked. `offsets`: where each token's text begins.
+    """What a choice gained since the last call of `take`.
 
-    logprobs: where reasoning and calls are told from content, those of the content, token by token.
-    events: in place of `text` where some of it is no plain text.
+    offsets: where each token's text begins. logprobs: if reasoning and calls are separated from content, those of the
+    content's tokens. events: the parts, instead of `text`, if some of them are no plain text.
     """
 
     text: str
@@ -83,11 +84,11 @@ class Delta:
 class Choice:
     """One sequence of a request.
 
-    Tokens become text as they arrive, so what waits for a slow client is bounded by its text, and a stop string
-    ends the sequence however slowly the client reads. With a `reader` the text is told apart into parts.
-    `keep_ids` and `keep_logprobs`: whether the client asked. `sampling.max_tokens` is at least 1; with `discard` its
-    tokens are not part of the answer. reserve: tokens of an answer its key is charged for beforehand. form_field: the
-    request's field that the answer's form comes from. recording: keeps what it says for the conversation's next turn.
+    Tokens become text as they arrive, so that a slow client only delays text, and a stop string ends the sequence
+    however slowly the client reads. A `reader` separates the text into parts. `keep_ids` and `keep_logprobs`: whether
+    the client asked. `sampling.max_tokens` is at least 1; with `discard` its tokens are not part of the answer.
+    reserve: tokens that its key is charged for in advance. form_field: the request's field that constrains the answer.
+    recording: stores the answer for the conversation's next turn.
     """
 
     __slots__ = (
@@ -151,46 +152,46 @@ class Choice:
         self._names_workers = names_workers
         self.form_field = form_field
         self.generated = 0
-        self.taken = 0  # of them, those whose text has been taken
-        self.told_end = False  # its client was told how it ended
-        # A client that came back has what so many tokens say: that is taken by itself, and not sent again.
+        self.taken = 0  # tokens whose text has been taken
+        self.told_end = False  # the client was told how it ended
+        # A client that came back has the text of this many tokens: it is taken separately and not sent again.
         self.had = 0
         self.skipped: Delta | None = None
         self.cached_tokens = 0
         self.cached_from: str | None = None
         self.finish: FinishReason | None = None
         self.prompt_logprobs: tuple[TokenLogprob | None, ...] = ()
-        self.served_by: ServedBy | None = None  # set when all of it is over
-        self.started = False  # a chunk of it has left
-        self.queued = False  # the stream knows it has something
+        self.served_by: ServedBy | None = None  # set when the choice is over
+        self.started = False  # a chunk of it was sent
+        self.queued = False  # the job has it in its queue of choices with gains
         self._recording = recording
         self._detokenizer = Detokenizer(tokenizer, reader.markers if reader is not None else ())
         self._stops = StopStrings(stop) if stop else None
-        # Where the sequence may end within a step, or each token's place in the text is asked for. Else parts are told
-        # apart when they are asked for: much text at once costs less than each token's.
+        # Text is read with each token if the sequence may end within a step, or if the offset of each token is asked
+        # for. Otherwise it is read when it is taken, which costs less.
         self._singly = bool(stop) or self.keep_logprobs or (reader is not None and reader.single)
         self._content = None
         if reader is not None:
             self._content = Content(reader, self._stops, tokenizer, logprobs=self.keep_logprobs)
         self._chars = 0
-        self._text: list[str] = []  # shown, or yet to be told apart
+        self._text: list[str] = []  # text to show, or to be read yet
         self._ids: list[int] = []
         self._logprobs: list[ShownLogprob] = []
         self._offsets: list[int] = []
 
     @property
     def timings(self) -> Timings:
-        """What its answer tells of how it was computed, once all of it is over."""
+        """The timings and workers to report once the choice is over."""
         assert self.served_by is not None
         return self.served_by if self._names_workers else self.served_by.unnamed()
 
     @property
     def stop_string(self) -> str | None:
-        """The stop string that ended it."""
+        """The stop string that ended the sequence."""
         return self._stops.found if self._stops is not None else None
 
     def feed(self, token_ids: tuple[int, ...], logprobs: tuple[TokenLogprob, ...], finish: FinishReason | None) -> None:
-        """The next tokens. Sets `finish` if they are the last, be it by a stop string."""
+        """Add the next tokens. Sets `finish` if they are the last ones, also because of a stop string."""
         if self.discard:
             self.finish = finish
             return
@@ -206,7 +207,7 @@ class Choice:
             self._skip()
 
     def _skip(self) -> None:
-        """What was fed so far is what the client has."""
+        """Mark everything fed so far as text that the client has already."""
         self.had = 0
         self.skipped = self.take()
 
@@ -219,7 +220,7 @@ class Choice:
                 self._recording.ids.extend(token_ids)
             if self.keep_ids:
                 self._ids.extend(token_ids)
-            # The token that ended the sequence is counted, and not shown.
+            # The token that ended the sequence counts, but is not shown.
             text = self._detokenizer.push(token_ids[:-1] if finish == "stop" else token_ids)
             if text:
                 self._text.append(text)
@@ -231,7 +232,7 @@ class Choice:
             self._close(finish)
 
     def take(self) -> Delta:
-        """What is new; joined, however many steps it took."""
+        """Take everything that is new, joined over all steps."""
         self.taken = self.generated
         events: list[Part] = []
         if self._content is not None:
@@ -251,7 +252,7 @@ class Choice:
         return delta
 
     def _read(self, content: Content) -> None:
-        """Tell apart the text that has come since, where that was put off."""
+        """Read the buffered text. Reading it lazily is cheaper than reading it with each token."""
         if self._text:
             content.push("".join(self._text), stops_count=False)
             self._text = []
@@ -286,11 +287,11 @@ class Choice:
 
     @property
     def _stops_count(self) -> bool:
-        """Whether stop strings end it yet: from the last of min_tokens on."""
+        """Whether stop strings count yet: from token `min_tokens` on."""
         return self.generated >= self.sampling.min_tokens
 
     def _show(self, text: str) -> bool:
-        """Let text out; True if that ends the sequence."""
+        """Show text; True if that ends the sequence."""
         if self._content is not None:
             return self._content.push(text, self._stops_count)
         stopped = False
@@ -301,9 +302,9 @@ class Choice:
         return stopped
 
     def _close(self, finish: FinishReason) -> None:
-        """The workers are done: what still waits comes out, in which a stop string may be found yet."""
+        """The workers are done: show the held text, in which a stop string may still be found."""
         rest = self._detokenizer.flush()
-        self.finish = finish  # which the parts of the end depend on
+        self.finish = finish  # the last parts depend on it
         if self._content is not None:
             self._read(self._content)
             stopped = self._content.close(rest, self._stops_count)

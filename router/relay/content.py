@@ -1,4 +1,4 @@
-"""A choice's text told apart into parts, with the stop strings and log-probabilities of its content."""
+"""Separates a choice's text into parts, and handles the stop strings and log-probabilities of its content."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ from wire.protocol import TokenLogprob
 
 
 class Content:
-    """One sequence's.
+    """The content of one sequence.
 
-    Stop strings count in the content alone: not in reasoning, nor in a call that has begun. events, logprobs: what has
-    come, for the choice to take away.
+    Stop strings count only in the content: not in reasoning, and not in a call that has begun. events, logprobs: new
+    ones, which the choice takes.
     """
 
     __slots__ = ("_figures", "_reader", "_shown", "_stops", "events", "logprobs")
@@ -25,24 +25,24 @@ class Content:
         self._reader = reader
         self._stops = stops
         self._figures = ContentLogprobs(tokenizer) if logprobs else None
-        self._shown = 0  # characters
+        self._shown = 0  # characters of content shown
 
     @property
     def over(self) -> bool:
-        """Whether a call has come that was to be the only one."""
+        """Whether the only call that is allowed is complete."""
         return self._reader.ended
 
     def token(self, item: TokenLogprob, text: str) -> None:
-        """A token's log-probability, before its text is pushed."""
+        """Add a token's log-probability, before its text is pushed."""
         if self._figures is not None:
             self._figures.token(item, text)
 
     def push(self, text: str, stops_count: bool) -> bool:
-        """More text; True if it ends the sequence. stops_count: whether a stop string may."""
+        """Add text; True if it ends the sequence. stops_count: whether a stop string may end it."""
         return self._tell(self._reader.push(text), stops_count) or self._reader.ended
 
     def close(self, rest: str, stops_count: bool) -> bool:
-        """The last text, of no token; True if a stop string or a call ended the sequence in it."""
+        """Add the last text, which belongs to no token; True if a stop string or a call in it ended the sequence."""
         if self._figures is not None:
             self._figures.text(rest)
         if self.push(rest, stops_count) or self._tell(self._reader.flush(), stops_count):
@@ -51,12 +51,12 @@ class Content:
         return False
 
     def end(self) -> None:
-        """Nothing more comes: the figures that waited for it are certain."""
+        """End the content: log-probabilities that waited for further text are certain now."""
         if self._figures is not None:
             self.logprobs += self._figures.close(self._shown)
 
     def _tell(self, parts: Sequence[Part], stops_count: bool) -> bool:
-        """Let parts out; True if a stop string ends them."""
+        """Pass parts on; True if a stop string ends them."""
         if self._stops is None and self._figures is None:
             self.events += parts
             return False
@@ -78,7 +78,7 @@ class Content:
         return False
 
     def _release(self) -> None:
-        """What might have begun a stop string did not."""
+        """Show held text that turned out not to begin a stop string."""
         if self._stops is not None:
             self._say(self._stops.flush())
 

@@ -1,19 +1,17 @@
-"""What computing and moving tokens costs: the few coefficients by which the routing policy predicts. Pure."""
+"""The coefficients by which the routing policy predicts the time to compute and move tokens. Pure."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Costs:
-    """Seconds, as a model of the cluster's hardware gives them; what workers measure of themselves replaces them.
+    """Costs in seconds from a model of the cluster's hardware. Workers' own measurements replace them.
 
-    token_s: a prompt's token, alone in a full chunk. knee_tokens: so many tokens before it double that, as latent
-    attention reads them all. step_s, sequence_s, context_s: a decode step is their sum, the second times its sequences
-    and the third times the tokens before those. pull_s, state_s, latent_s: moving a snapshot takes a request to the
-    other worker, its linear state, and the third times its tokens. answer_tokens: of the mean answer. itl_s: how long
-    a decode step may take, so that clients' inter-token target is kept.
-
-    The defaults are of four H200 a worker and 100 Gbit/s a card, to a digit.
+    token_s: for one token of a prompt in a full chunk. knee_tokens: this many tokens of context double token_s, because
+    latent attention reads them all. A decode step takes step_s, sequence_s for each sequence, and context_s for each
+    token of their contexts. Moving a snapshot takes pull_s, state_s, and latent_s for each token. answer_tokens: length
+    of the mean answer. itl_s: the longest decode step that keeps clients' inter-token target. The defaults are rounded
+    figures for four H200 per worker and 100 Gbit/s per card.
     """
 
     token_s: float = 2e-5
@@ -28,13 +26,13 @@ class Costs:
     itl_s: float = 0.05
 
     def decode_s(self, sequences: int, tokens: int) -> float:
-        """A decode step of so many sequences with so many tokens before them, together."""
+        """Seconds of a decode step with so many sequences and so many tokens in all their contexts."""
         return self.step_s + self.sequence_s * sequences + self.context_s * tokens
 
     def work(self, begin: int, end: int) -> float:
-        """A prompt's tokens [begin, end), weighted by what stands before each."""
+        """A prompt's tokens [begin, end), weighted by the context of each."""
         return (end - begin) * (1.0 + (begin + end) / (2.0 * self.knee_tokens))
 
     def moved_s(self, tokens: int) -> float:
-        """A snapshot's state and so many latents, to another worker."""
+        """Seconds to move a snapshot with so many latents to another worker."""
         return self.state_s + self.latent_s * tokens

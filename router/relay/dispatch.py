@@ -1,4 +1,7 @@
-"""Gives sequences to workers, and to others when those fail. What finds no worker, or none with room, waits."""
+"""Gives sequences to workers, and to other workers when those fail.
+
+A sequence without a worker, or without room, waits.
+"""
 
 import asyncio
 import itertools
@@ -29,10 +32,10 @@ _LOOK_S = 0.002
 
 
 class Dispatcher:
-    """One router's. split: whether prompts are computed by a pool of their own.
+    """The dispatcher of one router. All calls come from one event loop.
 
-    max_waiting: sequences of one tenant at one priority that wait for their turn. wait_s: how long a sequence that
-    somebody waits for waits for a worker. All calls come from one event loop.
+    split: whether there is a prefill pool. max_waiting: sequences of one tenant at one priority that may wait for their
+    turn. wait_s: how long a live sequence waits for a worker.
     """
 
     def __init__(
@@ -46,33 +49,33 @@ class Dispatcher:
         # Request-id prefix, unique per router.
         self._name = uuid.uuid4().hex[:12]
         self._jobs = itertools.count()
-        self._waiting: dict[SequenceStream, asyncio.TimerHandle | None] = {}  # for a worker, until a timer ends it
-        self._pausing: dict[SequenceStream, asyncio.TimerHandle] = {}  # between two tries
-        self._apart: deque[SequenceStream] = deque()  # to be tried one at a time; the first is under way
+        self._waiting: dict[SequenceStream, asyncio.TimerHandle | None] = {}  # for a worker, until the timer fires
+        self._pausing: dict[SequenceStream, asyncio.TimerHandle] = {}  # sequences between two tries
+        self._apart: deque[SequenceStream] = deque()  # sequences to be tried one at a time; the first one runs
         self._fair: FairQueue[SequenceStream] = FairQueue(max_waiting)
-        self._next: Plan | NoPlan | None = None  # of the one whose turn it is
-        self._due: dict[SequenceStream, float] = {}  # by when those that wait for their turn want a first token
+        self._next: Plan | NoPlan | None = None  # plan of the sequence whose turn it is
+        self._due: dict[SequenceStream, float] = {}  # deadlines of sequences that wait for their turn
         self._looking: asyncio.TimerHandle | None = None
-        self._placed: set[SequenceStream] = set()  # those that have been given to workers
-        self._priorities: Counter[int] = Counter()  # theirs
+        self._placed: set[SequenceStream] = set()  # sequences that have been given to workers
+        self._priorities: Counter[int] = Counter()  # their priorities
         self._closed = False
         table.on_live = self.wake
         table.on_load = self._look_soon
 
     @property
     def waiting(self) -> int:
-        """Sequences that wait for their turn."""
+        """The number of sequences that wait for their turn."""
         return len(self._fair)
 
     def plan(self, need: Need, begun_with: str | None = None) -> Plan | NoPlan:
-        """Where a sequence would go now.
+        """Plan where a sequence would go now.
 
-        begun_with: the weights that made its tokens so far. It goes on with no others, at one worker that computes all.
+        begun_with: the weights that generated its tokens so far. It continues only with these, at a single worker.
         """
         return choose(self._table.fleet(begun_with), need, split=self._split and begun_with is None)
 
     def submit(self, job: Job) -> None:
-        """Start a job's sequences; ApiError if one can't be computed by any worker there is."""
+        """Start a job's sequences; ApiError if no worker can compute one of them."""
         name = f"{self._name}-{next(self._jobs)}"
         metrics = self._metrics.times(job.priority)
         keyed = job.keyed
@@ -91,7 +94,7 @@ class Dispatcher:
                 self._enter(stream, job)
 
     def _enter(self, stream: SequenceStream, job: Job) -> None:
-        """Start it where there is room and nobody is before it; else it waits for its turn."""
+        """Start a sequence if there is room and nobody is before it; else let it wait for its turn."""
         plan = self.plan(self._need(stream), None)
         if isinstance(plan, NoPlan):
             if plan.reason == "too_long":
@@ -118,11 +121,11 @@ class Dispatcher:
         self._look()
 
     def _check_deadline(self, plan: Plan, job: Job) -> None:
-        """Refuse at once what would come too late, by what is before it here and at the worker."""
+        """Refuse a sequence at once if its first token would come after its deadline, given everything before it."""
         if job.deadline_s is None:
             return
         fleet = self._table.fleet()
-        computing = fleet.prefills if plan.prefill is not None else fleet.decodes
+        computing = fleet.prefills if (plan.prefill or plan.decode).role == "prefill" else fleet.decodes
         rate = sum(1.0 / s.token_s for s in computing)
         expected = plan.first_token_s + self._fair.ahead(job.priority, job.tenant) / rate
         if expected > job.deadline_s:
@@ -138,18 +141,21 @@ class Dispatcher:
         )
 
     def _has_room(self, plan: Plan, priority: int) -> bool:
-        """Whether its workers have places and little before it; what has worse priorities there yields to it anyway."""
+        """Whether a plan's workers have places and little before the sequence.
+
+        Worse priorities yield to it in any case.
+        """
         if any(other > priority for other in self._priorities):
             return True
         return roomy(plan)
 
     def _look_soon(self) -> None:
-        """Figures have changed: there may be room. Many messages together are looked at once."""
+        """Workers' figures have changed, so there may be room. Check once for all messages of this turn of the loop."""
         if self._fair and self._looking is None:
             self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
     def _look(self) -> None:
-        """Start all whose turn it is, while there is room."""
+        """Start waiting sequences in their turn while there is room."""
         if self._looking is not None:
             self._looking.cancel()
             self._looking = None
@@ -176,7 +182,10 @@ class Dispatcher:
         return plan.first_token_s > self._due.get(stream, math.inf) - time.monotonic()
 
     async def warm(self, token_ids: TokenIds, scope: str, marks: Sequence[Mark]) -> str | None:
-        """Bring the state of known tokens to a decode worker's device; why that can't be, if so. marks: beginnings."""
+        """Bring the state of known tokens to a decode worker's device. Returns the reason if that is impossible.
+
+        marks: names of the tokens' prefixes.
+        """
         held = self._table.held(Candidates.of((mark.position, mark.digest) for mark in marks))
         need = Need(len(token_ids), 1, random.getrandbits(32), held)
         plan = choose(self._table.fleet(), need, split=False)
@@ -191,7 +200,7 @@ class Dispatcher:
             warming.cancel()
 
     def again(self, stream: SequenceStream, cause: Cause, after_s: float, apart: bool) -> None:
-        """Try a sequence elsewhere."""
+        """Try a sequence at other workers."""
         if self._closed:
             stream.abandon(ApiError(503, "the router is shutting down", code="worker_lost"))
             return
@@ -203,7 +212,7 @@ class Dispatcher:
             self._pausing[stream] = loop.call_later(after_s, self._try_again, stream)
 
     def progressed(self, stream: SequenceStream) -> None:
-        """A sequence that was tried again has gained a token, or has ended: nothing holds it against it any more."""
+        """A retried sequence has gained a token or has ended, so it no longer has to run apart."""
         for timers in (self._waiting, self._pausing):
             if (timer := timers.pop(stream, None)) is not None:
                 timer.cancel()
@@ -214,7 +223,7 @@ class Dispatcher:
                 self._try_again(self._apart[0])
 
     def drop(self, job: Job) -> None:
-        """Nobody wants a job's sequences any more."""
+        """Give up a job's sequences."""
         for stream in job.streams:
             self.progressed(stream)
             self._fair.discard(stream)
@@ -227,7 +236,7 @@ class Dispatcher:
         self._look_soon()
 
     def wake(self) -> None:
-        """There is a worker that was not there before."""
+        """A new worker is live: place the sequences that wait for one."""
         for stream in list(self._waiting):
             if stream.over or self._place(stream) is None:
                 timer = self._waiting.pop(stream, None)
@@ -235,7 +244,7 @@ class Dispatcher:
                     timer.cancel()
 
     def close(self) -> None:
-        """From now on what fails is not tried again, and what waits for a worker ends with an error."""
+        """Stop retrying: from now on failed sequences, and those that wait for a worker, end with an error."""
         self._closed = True
         if self._looking is not None:
             self._looking.cancel()
@@ -249,7 +258,7 @@ class Dispatcher:
             self._wait(stream)
 
     def _place(self, stream: SequenceStream) -> NoPlan | None:
-        """Start it at workers; why there are none, if so."""
+        """Start a sequence at workers. Returns the reason if there are none."""
         plan = self.plan(self._need(stream), stream.begun_with)
         if isinstance(plan, NoPlan):
             self._metrics.routed(plan.reason)
@@ -280,7 +289,7 @@ class Dispatcher:
 
     def _give_up(self, stream: SequenceStream) -> None:
         self._waiting.pop(stream, None)
-        stream.abandon(self._unavailable(f"no worker that can compute the request came within {self._wait_s:g} s"))
+        stream.abandon(self._unavailable(f"no worker that can compute the request appeared within {self._wait_s:g} s"))
 
     def _unavailable(self, message: str) -> ApiError:
         return ApiError(503, message, code="no_worker", retry_after_s=self._retry_after_s)

@@ -1,7 +1,7 @@
-"""Who is served next where not all can be: a bounded queue for each priority and tenant. Pure.
+"""A queue that decides who is next, with a bounded lane for each priority and tenant. Pure.
 
-Priorities are strict. Among a priority's tenants it is deficit round robin: at its turn a tenant may spend so many
-tokens more, so that each gets its share of tokens however many requests it sends, and however long they are.
+Priorities are strict. The tenants of a priority are served by deficit round robin: at each turn a tenant may spend a
+fixed number of tokens more. Each tenant so gets its share of tokens, however many and however long its requests are.
 """
 
 from collections import deque
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 T = TypeVar("T", bound=Hashable)
-# What a tenant may spend more at each of its turns.
+# Tokens that a tenant may spend more at each of its turns.
 _QUANTUM = 16_384
 
 
@@ -18,7 +18,7 @@ _QUANTUM = 16_384
 class _Lane(Generic[T]):
     """One tenant's requests at one priority. deficit: tokens that it may spend."""
 
-    waiting: dict[T, int] = field(default_factory=dict)  # tokens of each, in order
+    waiting: dict[T, int] = field(default_factory=dict)  # items in order, each with its tokens
     deficit: int = 0
 
     @property
@@ -28,7 +28,7 @@ class _Lane(Generic[T]):
 
     @property
     def lacks(self) -> bool:
-        """Whether it may not spend as much as the next takes."""
+        """Whether its deficit is less than the next item's tokens."""
         return self.deficit < self.waiting[self.head]
 
 
@@ -38,7 +38,7 @@ class FairQueue(Generic[T]):
     def __init__(self, most: int) -> None:
         self.most = most
         self._lanes: dict[int, dict[str, _Lane[T]]] = {}
-        self._turns: dict[int, deque[_Lane[T]]] = {}  # those that have something, in order
+        self._turns: dict[int, deque[_Lane[T]]] = {}  # lanes that are not empty, in order of their turns
         self._where: dict[T, tuple[int, str]] = {}
 
     def __len__(self) -> int:
@@ -51,12 +51,12 @@ class FairQueue(Generic[T]):
         return iter(list(self._where))
 
     def full(self, priority: int, tenant: str, more: int = 1) -> bool:
-        """Whether a lane can't take so many more."""
+        """Whether a lane has no room for so many more items."""
         lane = self._lanes.get(priority, {}).get(tenant)
         return (len(lane.waiting) if lane is not None else 0) + more > self.most
 
     def ahead(self, priority: int, tenant: str) -> int:
-        """Tokens that go before a tenant's next one, about: its own, and as many of each other tenant that waits."""
+        """About how many tokens go before a tenant's next item: its own, and as many of each other waiting tenant."""
         sooner = [lane for p, lanes in self._lanes.items() if p < priority for lane in lanes.values()]
         lanes = self._lanes.get(priority, {})
         own = _tokens(lanes[tenant]) if tenant in lanes else 0
@@ -69,13 +69,14 @@ class FairQueue(Generic[T]):
         lane = lanes.get(tenant)
         if lane is None:
             lane = lanes[tenant] = _Lane()
-            # Who had nothing here goes first: one that asks little hardly notices those that ask much.
+            # A tenant whose lane was empty goes first, so that a tenant with few requests hardly notices those with
+            # many.
             self._turns.setdefault(priority, deque()).appendleft(lane)
         lane.waiting[item] = tokens
         self._where[item] = priority, tenant
 
     def take(self, may: Callable[[T], bool]) -> T | None:
-        """The next, if it may go; none goes before it."""
+        """Take the next item if it may go; no other item overtakes it."""
         if not self._turns:
             return None
         priority = min(self._turns)
@@ -95,7 +96,7 @@ class FairQueue(Generic[T]):
         return item
 
     def discard(self, item: T) -> None:
-        """It waits no longer; harmless if it does not."""
+        """Remove an item; harmless if it does not wait."""
         if item in self._where:
             self._remove(item)
 
@@ -103,7 +104,7 @@ class FairQueue(Generic[T]):
         priority, tenant = self._where.pop(item)
         lane = self._lanes[priority][tenant]
         del lane.waiting[item]
-        if not lane.waiting:  # and what it did not spend is gone
+        if not lane.waiting:  # its unspent deficit is lost
             del self._lanes[priority][tenant]
             self._turns[priority].remove(lane)
             if not self._turns[priority]:

@@ -1,4 +1,4 @@
-"""Asks workers whether they have a request that another router was given."""
+"""Asks workers whether one of them has a request that a client sent to another router before."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -8,20 +8,20 @@ from typing import Protocol
 
 from wire.protocol import Find, Found
 
-# A worker answers between two steps. Without its answer the request is computed anew.
+# A worker answers between two steps. Without an answer in this time the request is computed again.
 _WAIT_S = 2.0
 
 
 class Asked(Protocol):
-    """A worker's connection."""
+    """A worker's connection that can be asked."""
 
     def find(self, message: Find, answer: "Callable[[Found | None], None]") -> None:
-        """Ask, and call with the answer; with None if the connection ends before."""
+        """Ask the worker, and call `answer` with its answer, or with None if the connection ends first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A worker that has a request, and under which id."""
+    """The worker that has a request, and the request's id there."""
 
     worker_id: str
     request_id: str
@@ -29,7 +29,7 @@ class Place:
 
 
 async def find(links: Iterable[tuple[str, Asked]], key: bytes) -> Place | None:
-    """Who has what was asked under a key; the first that says so."""
+    """The place of the request with a key, from the first worker that has it; None if none has."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[Place | None] = loop.create_future()
     asked = list(links)

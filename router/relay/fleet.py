@@ -1,4 +1,4 @@
-"""One immutable view of all workers, which every policy chooses from. Pure."""
+"""An immutable view of all workers, from which the policy chooses. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -7,19 +7,22 @@ from router.relay.costs import Costs
 from wire.protocol import Load, WorkerInfo
 
 Identity = tuple[int, str, str]
-# Places become dear as they become few: a place costs this power of the share in use of what a wait for one takes.
+# Places become dear as they become scarce: a place costs the wait for one, times this power of the share in use.
 _SCARCITY = 8
-# Whoever waits for a place on a decode worker waits for whole answers, in a queue of which little is known here: more
-# than any place that is free may cost.
+# A sequence without a place on a decode worker waits until whole answers end, in a queue that the router hardly knows.
+# That costs more than any free place may cost.
 _FULL = 4
-# Below this share of pages in use their price is nothing.
+# Pages cost nothing while less than this share of them is in use.
 _EASY = 0.4
-# Of a prefill worker's prompts, where it has none to go by.
+# The assumed length of a prefill worker's prompts, if it has none.
 _PROMPT_TOKENS = 2048
 _CHUNK_TOKENS = 1024
-# A second of prompt on a decode worker holds up every sequence that runs there. Within their inter-token target they
-# hardly feel it; at the target it counts this much for each.
+# A second of prompt on a decode worker delays every sequence there. They hardly notice it while steps are well within
+# the inter-token target; at the target it counts this much for each sequence.
 _HELD_UP = 0.2
+# An answer on a prefill worker is held up by the prompts that come there, and they by it: it must save so much. Of one
+# that answers already less is asked, so that as few as suffice change roles, and do not change back and forth.
+_FLIP_S, _FLIPPED_S = 0.5, 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class WorkerState:
     """A live worker as this router sees it.
 
     unseen, unseen_tokens: this router's submissions, and their prompt tokens, that `load` does not contain yet.
-    unseen_work: those of these tokens that the worker itself is to compute.
+    unseen_work: the part of these tokens that the worker itself is to compute.
     """
 
     info: WorkerInfo
@@ -39,13 +42,15 @@ class WorkerState:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """What a worker's figures say of the next request, whatever that is: computed once for each change.
+    """The part of a request's costs that depends on the worker alone, computed once for each change of its figures.
 
-    token_s: seconds a prompt's token takes. queue_s: of prompts ahead. entry_s: what a request pays to be there at all:
-    the price of a slot, and on a decode worker a step and what steps are beyond their target. ready_s: both. held_up:
-    what a second of prompt counts for, with those that running sequences lose to it. used_pages: with those of all that
-    waits. easy_pages: up to so many in use a page costs nothing. place_s: until a place comes free there; full_s: what
-    having to wait for one costs.
+    token_s: seconds for a prompt's token. queue_s: seconds of prompts ahead. entry_s: what a prompt pays that is
+    computed there: the price of a slot. answer_s: what a sequence pays that is answered there: the price of a slot for
+    so long, a step, the time by which steps exceed their target, and on a prefill worker what its pool's prompts lose.
+    late: whether a step would exceed its target. held_up: what a second of prompt counts, including the time that
+    running sequences lose. used_pages: pages in use or awaited. easy_pages: a page costs nothing while at most so many
+    are in use. place_s: seconds until a place becomes free. full_s: the cost of waiting for one. cut: workers from
+    which no snapshot comes to it.
     """
 
     state: WorkerState
@@ -57,15 +62,17 @@ class Standing:
     queue_s: float
     step_s: float
     entry_s: float
-    ready_s: float
+    answer_s: float
+    late: bool
     held_up: float
     used_pages: int
     easy_pages: int
     place_s: float
     full_s: float
+    cut: tuple[str, ...] = ()
 
     def pages_s(self, pages: int) -> float:
-        """The price of so many pages."""
+        """The price of so many pages in seconds."""
         used = self.used_pages + pages
         if used <= self.easy_pages:
             return 0.0
@@ -74,10 +81,18 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Workers whose snapshots fit together."""
+    """Workers that can exchange snapshots. cut: some decode worker is cut off from other workers."""
 
     prefills: tuple[Standing, ...]
     decodes: tuple[Standing, ...]
+    cut: bool = False
+
+    @property
+    def within_reach(self) -> tuple[Standing, ...]:
+        """The prefill workers from which some decode worker can pull."""
+        if not self.cut:
+            return self.prefills
+        return tuple(p for p in self.prefills if any(p.worker_id not in d.cut for d in self.decodes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,21 +114,27 @@ class Fleet:
 
 
 class Roster:
-    """What fleets are made of: who lives now, sorted as each change comes so that a decision need not."""
+    """Makes fleets from the live workers. It sorts at each change, so that decisions need not sort."""
 
     def __init__(self, costs: Costs) -> None:
         self._costs = costs
         self._groups: dict[Identity, tuple[dict[str, Standing], dict[str, Standing]]] = {}
+        self._cut: set[str] = set()  # decode workers that are cut off from others
 
     def put(self, new: Standing) -> None:
-        """Enter a worker's standing, in place of the one before."""
+        """Enter a worker's standing, which replaces its previous one."""
         group = self._groups.get(new.identity)
         if group is None:
             group = self._groups[new.identity] = {}, {}
         group[not new.prefills][new.worker_id] = new
+        if new.cut and not new.prefills:
+            self._cut.add(new.worker_id)
+        else:
+            self._cut.discard(new.worker_id)
 
     def drop(self, worker_id: str) -> None:
         """A worker takes no more requests."""
+        self._cut.discard(worker_id)
         for name, group in list(self._groups.items()):
             for pool in group:
                 pool.pop(worker_id, None)
@@ -121,10 +142,10 @@ class Roster:
                 del self._groups[name]
 
     def fleet(self, weights_id: str | None = None) -> Fleet:
-        """As of now; with `weights_id` only those that serve these weights."""
+        """The present fleet; with `weights_id` only the workers that serve these weights."""
         return Fleet(
             tuple(
-                Group(tuple(prefills.values()), tuple(decodes.values()))
+                Group(tuple(prefills.values()), tuple(decodes.values()), bool(self._cut))
                 for (_, _, weights), (prefills, decodes) in self._groups.items()
                 if weights_id is None or weights == weights_id
             ),
@@ -133,12 +154,12 @@ class Roster:
 
 
 def capacity(info: WorkerInfo) -> int:
-    """Tokens the longest sequence may have in this worker."""
+    """Tokens of the longest sequence that fits in this worker."""
     return min(info.max_model_len, info.pages * info.page_size)
 
 
 def identity(info: WorkerInfo) -> Identity:
-    """What two workers must agree on, or snapshots of one would be refused by the other."""
+    """What two workers must have in common to accept each other's snapshots."""
     return info.page_size, info.layout, info.weights_id
 
 
@@ -151,30 +172,30 @@ def fleet_of(workers: Iterable[WorkerState], costs: Costs) -> Fleet:
 
 
 def standing(worker: WorkerState, costs: Costs) -> Standing:
-    """What a worker's figures say, by what it measured; where it has not measured yet, by the costs."""
+    """Make a worker's standing from its own measurements, and from `costs` while it has not measured."""
     info, load = worker.info, worker.load
     prefills = info.role == "prefill"
     token_s = load.token_s or costs.token_s
     used_slots, used_pages = info.slots - load.free_slots, _used_pages(worker)
     slots = used_slots + load.queued + worker.unseen + 1
+    answering = load.answering if prefills else load.running
+    tokens = (info.pages - load.free_pages) * info.page_size
+    scale = load.decode_s / costs.decode_s(max(1, answering), tokens) if load.decode_s else 1.0
+    step_s = scale * costs.decode_s(min(answering + 1 if prefills else slots, info.slots), tokens)
+    held_up = 1.0 + _HELD_UP * answering * (step_s / costs.itl_s) ** 2
+    whole_s = costs.answer_tokens * step_s
+    place_s, full_s = whole_s / max(1, used_slots), _FULL * whole_s
+    answer_s = _price(slots / info.slots, place_s, full_s) + step_s
+    answer_s += costs.answer_tokens * max(0.0, step_s - costs.itl_s)
+    entry_s = 0.0
     if prefills:
+        answer_s += _FLIPPED_S if answering else _FLIP_S
         prompt = load.queued_tokens / load.queued if load.queued else _PROMPT_TOKENS
-        step_s = late_s = 0.0
-        held_up = 1.0
         place_s = full_s = prompt * token_s
-    else:
-        tokens = (info.pages - load.free_pages) * info.page_size
-        scale = load.decode_s / costs.decode_s(max(1, load.running), tokens) if load.decode_s else 1.0
-        batch = min(slots, info.slots)
-        step_s = scale * costs.decode_s(batch, tokens)
-        if not load.token_s:  # it computes prompts in small chunks, and decodes in the same steps
-            token_s += step_s / _CHUNK_TOKENS
-        answer_s = costs.answer_tokens * step_s
-        place_s, full_s = answer_s / max(1, used_slots), _FULL * answer_s
-        late_s = costs.answer_tokens * max(0.0, step_s - costs.itl_s)
-        held_up = 1.0 + _HELD_UP * load.running * (step_s / costs.itl_s) ** 2
+        entry_s = _price(slots / info.slots, place_s, full_s)
+    elif not load.token_s:  # a decode worker computes prompts in small chunks, within its decode steps
+        token_s += step_s / _CHUNK_TOKENS
     queue_s = (load.queued_tokens + worker.unseen_work) * token_s
-    entry_s = _price(slots / info.slots, place_s, full_s) + step_s + late_s
     return Standing(
         worker,
         info.worker_id,
@@ -185,17 +206,19 @@ def standing(worker: WorkerState, costs: Costs) -> Standing:
         queue_s,
         step_s,
         entry_s,
-        queue_s + entry_s,
+        answer_s,
+        step_s > costs.itl_s,
         held_up,
         used_pages,
         int(_EASY * info.pages),
         place_s,
         full_s,
+        load.unreachable,
     )
 
 
 def pressure(worker: WorkerState, prompt_tokens: int) -> float:
-    """The scarcer of pages and slots as a share of all, were a prompt added; above 1 it would wait."""
+    """The share of pages or slots in use with this prompt added, whichever is higher; above 1 it would wait."""
     info, load = worker.info, worker.load
     pages = _used_pages(worker) + -(-(prompt_tokens + 1) // info.page_size)
     slots = info.slots - load.free_slots + load.queued + worker.unseen + 1
@@ -203,10 +226,10 @@ def pressure(worker: WorkerState, prompt_tokens: int) -> float:
 
 
 def _used_pages(worker: WorkerState) -> int:
-    """Pages in use, and those of all that waits.
+    """Pages in use and those awaited.
 
-    Of sequences queued for a snapshot the worker's figures do not tell the length: each counts as the mean of those it
-    holds.
+    The figures lack the lengths of sequences that wait for a snapshot: each counts as the mean of the worker's
+    sequences.
     """
     info, load = worker.info, worker.load
     used_slots = info.slots - load.free_slots
@@ -218,5 +241,5 @@ def _used_pages(worker: WorkerState) -> int:
 
 
 def _price(share: float, place_s: float, full_s: float) -> float:
-    """Of a place, with which such a share of all is in use."""
+    """The price of a place that brings this share into use."""
     return place_s * share**_SCARCITY if share <= 1.0 else full_s * share

@@ -1,4 +1,4 @@
-"""What stands behind the HTTP APIs: tokenizer, table of workers, admission and metrics of one replica."""
+"""The gateway behind the HTTP APIs: tokenizer, table of workers, admission and metrics of one replica."""
 
 import asyncio
 import math
@@ -32,7 +32,7 @@ from wire.progress import Starting
 from wire.protocol import Mark
 from wire.tokens import TokenIds
 
-# Of the token ids of past answers: some 100,000 answers of 100 tokens.
+# Bytes for the token ids of past answers: about 100,000 answers of 100 tokens.
 _EXACT_BYTES = 64 * 1024 * 1024
 # Conversations whose rendering is remembered.
 _RENDERINGS = 50_000
@@ -40,20 +40,20 @@ _RENDERINGS = 50_000
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the live workers take: ids below `vocab_size`, prompt and answer of `max_model_len` together."""
+    """The limits of the live workers: ids below `vocab_size`, prompt and answer of `max_model_len` tokens together."""
 
     vocab_size: int
     max_model_len: int
 
 
 class Service(Protocol):
-    """What runs beside the requests of clients."""
+    """Work that runs beside the requests of clients."""
 
     def start(self) -> None:
         """Begin, on the running event loop."""
 
     async def close(self) -> None:
-        """End."""
+        """End the work."""
 
 
 class Gateway:
@@ -78,13 +78,13 @@ class Gateway:
         self.starting: tuple[Starting, ...] = ()  # workers that do not serve yet
         self.in_flight = 0
         self.on_failed: Callable[[Job], None] = lambda job: None  # told of each job that ends with an error
-        # What else is to end with it, once no worker is left.
+        # Closed with the gateway, after the connections to workers.
         self.closers: list[Callable[[], Awaitable[None]]] = []
-        self._keyed: dict[bytes, Job] = {}  # those in flight whose clients may come back
+        self._keyed: dict[bytes, Job] = {}  # jobs in flight whose clients may come back
         self._holds = Holds()
         self._services: list[Service] = [self._holds]
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._limits: Limits | None = None  # as of when a worker last lived
+        self._limits: Limits | None = None  # from when a worker was last live
         self._complete = False  # every pool has had a worker
         self._dispatcher = Dispatcher(
             self.table,
@@ -97,7 +97,7 @@ class Gateway:
 
     @property
     def split(self) -> bool:
-        """Whether prompts are computed by a pool of their own."""
+        """Whether there is a prefill pool."""
         return self.pools.prefill > 0
 
     @property
@@ -112,13 +112,13 @@ class Gateway:
             service.start()
 
     def alongside(self, service: Service) -> None:
-        """A service that starts with the gateway, now if that has started, and ends before any worker is left."""
+        """Add a service, which starts with the gateway (or now) and ends before the connections to workers."""
         self._services.append(service)
         if self._loop is not None:
             service.start()
 
     async def close(self) -> None:
-        """Leave the workers; what is in flight fails. A second call does nothing."""
+        """Disconnect from the workers; jobs in flight fail. A second call does nothing."""
         while self._services:
             await self._services.pop().close()
         self._dispatcher.close()
@@ -129,7 +129,7 @@ class Gateway:
         self._check_grammar.close()
 
     async def check(self, form: Form | None) -> None:
-        """400 where workers could not keep an answer to a form."""
+        """Check that workers can constrain an answer to a form; 400 if not."""
         if form is not None:
             await self._check_grammar(form, self.tokenizer.marks)
 
@@ -138,7 +138,7 @@ class Gateway:
         await self.table.update(listed)
 
     def limits(self) -> Limits:
-        """Of the workers live now, else of those that were; 503 if there was none yet."""
+        """The limits of the live workers, else of those that were live last; 503 if there was none yet."""
         by_role: dict[str, int] = {}
         vocab: list[int] = []
         for info in self.table.infos():
@@ -151,18 +151,18 @@ class Gateway:
         return self._limits
 
     def plan(self, need: Need) -> Plan | NoPlan:
-        """Where a sequence would go now."""
+        """Plan where a sequence would go now."""
         return self._dispatcher.plan(need)
 
     async def warm(self, token_ids: TokenIds, scope: str, marks: Sequence[Mark]) -> str | None:
-        """Bring the state of known tokens to a device; why that can't be, if so."""
+        """Bring the state of known tokens to a worker's device. Returns the reason if that is impossible."""
         return await self._dispatcher.warm(token_ids, scope, marks)
 
     def unready(self) -> str | None:
-        """Why a request could not be served now; None if it could.
+        """Why no request can be served now; None if one can.
 
-        At first every pool must have a worker. From then on decode workers suffice, which compute prompts too if need
-        be; requests that come while none is live wait for one.
+        At first every pool must have a worker. From then on any worker suffices, because each can compute prompts and
+        answers; requests that arrive while no worker is live wait for one.
         """
         if (reason := self._starting()) is None:
             plan = self.plan(Need(prompt_tokens=1, max_tokens=1))
@@ -171,7 +171,7 @@ class Gateway:
         return reason if reason is None else "; ".join([reason, *ways])
 
     def _starting(self) -> str | None:
-        """What the cluster still lacks to have been complete once."""
+        """The pools that still lack their first worker."""
         if self._complete:
             return None
         reason = missing(self.table.live(), self.split)
@@ -180,7 +180,7 @@ class Gateway:
 
     @contextmanager
     def admitted(self, choices: int) -> Iterator[Permit]:
-        """Room for a request's choices, given back at the end at the latest; 429 or 503 if there is none."""
+        """Reserve room for a request's choices until the block ends at the latest; 429 or 503 if there is none."""
         if choices > self.config.max_queue:
             raise invalid(
                 f"the prompts times 'n' make {choices} choices, at most {self.config.max_queue} are served", "n"
@@ -207,7 +207,7 @@ class Gateway:
         self.in_flight -= choices
 
     async def rejoin(self, job: Job) -> None:
-        """Find who computes a job already that its client has come back for; 422 if the key came with another body."""
+        """Find the worker that already computes a job whose client came back; 422 if the key came with another body."""
         keyed = job.keyed
         if keyed is None:
             return
@@ -234,10 +234,10 @@ class Gateway:
 
     @contextmanager
     def flying(self, job: Job, permit: Permit | None = None) -> Iterator[None]:
-        """The job's sequences at their workers; whatever is left of them at the end is aborted.
+        """Run the job's sequences at workers; those that still run when the block ends are aborted.
 
-        The permit is given back when the job is over, be its client still reading or not.
-        ApiError if its key's tokens do not suffice, or no worker can take it.
+        The permit is released when the job is over, even if its client still reads. ApiError if its key has too few
+        tokens or no worker can take it.
         """
         config = self.config
         timers: list[asyncio.TimerHandle] = []

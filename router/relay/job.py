@@ -1,4 +1,4 @@
-"""One HTTP request under way: its choices' streams, and the wake-up of the coroutine that answers it."""
+"""One running HTTP request: its choices' streams, and the wake-up of the coroutine that answers it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -12,13 +12,13 @@ from router.relay.stream import SequenceStream
 
 
 class Job:
-    """stream: whether each gain wakes the answering coroutine, or only the end. account: whose tokens it uses.
-    tenant: whose key it came with, "" where none is asked for; it waits for its turn among that one's.
+    """stream: whether each gain wakes the answering coroutine, or only the end. account: pays for its tokens.
 
-    request_id: its client's name for it; "" where it has none.
-    live: whether a client waits for it; else no timeout applies. length_field: the request's field that bounds the
-    answer, for errors. prefix_scope: whose kept prefixes it may use. deadline_s: by when, from its
-    submission, its client wants a first token. keyed: by which its client may come back for it.
+    tenant: the owner of its key; "" if no key is needed. It waits for its turn among this tenant's jobs. live: whether
+    a client waits for it; otherwise no timeout applies. length_field: the request's field that bounds the answer, for
+    errors. prefix_scope: names the cached prefixes that it may use. deadline_s: seconds from submission within which
+    its client wants a first token. keyed: the key by which its client may come back. request_id:
+    its client's name for it; "" if it has none.
     """
 
     def __init__(
@@ -46,41 +46,41 @@ class Job:
         self.deadline_s = deadline_s
         self.keyed = keyed
         self.request_id = request_id
-        self.places: dict[int, Place] = {}  # by choice, who computes it already
+        self.places: dict[int, Place] = {}  # by choice, the worker that computes it already
         self.streams: list[SequenceStream] = []
         self.error: ApiError | None = None
-        self.gone = False  # the client has left
+        self.gone = False  # the client has disconnected
         self._stream = stream
         self._left = len(choices)
         self._ready: list[Choice] = []
         self._woken = False
         self._waiter: asyncio.Future[None] | None = None
         self._when_over: Callable[[], None] | None = None
-        # What is to be done before its client is told that it ended well.
+        # Called before the client learns that the job ended well.
         self.at_end: Callable[[], Awaitable[None]] | None = None
 
     @property
     def tokens(self) -> tuple[int, int]:
-        """Of its prompts and, so far, of its answers; the choices of one prompt share it."""
+        """The tokens of its prompts, and those generated so far. Choices of one prompt share it, so it counts once."""
         prompts = {id(choice.prompt): choice.prompt for choice in self.choices}.values()
         return sum(len(prompt.token_ids) for prompt in prompts), sum(choice.generated for choice in self.choices)
 
     @property
     def over(self) -> bool:
-        """Whether nothing more will happen to it."""
+        """Whether all its choices have ended."""
         return self._left == 0 or self.error is not None or self.gone
 
     def when_over(self, call: Callable[[], None]) -> None:
-        """Call this once it is over, though its client may still have to read what came."""
+        """Call `callback` when the job is over, even if its client still has to read the rest."""
         self._when_over = call
 
     async def settle(self) -> None:
-        """It is over; its client is about to be told."""
+        """The job is over, and its client is about to learn it."""
         if self.at_end is not None and self.error is None and not self.gone:
             await self.at_end()
 
     def gained(self, choice: Choice) -> None:
-        """The choice has something to take."""
+        """A choice has something to take."""
         if self._stream:
             if not choice.queued:
                 choice.queued = True
@@ -88,49 +88,49 @@ class Job:
             self._wake()
 
     def landed(self, choice: Choice) -> None:
-        """The choice is whole."""
+        """A choice is complete."""
         self._left -= 1
         self.gained(choice)
         if self._left == 0:
             self._end()
 
     def failed(self, error: ApiError) -> None:
-        """It can't be finished: free what the workers hold of it."""
+        """The job failed: free its places at the workers."""
         if not self.over:
             self.error = error
             self.cancel()
             self._end()
 
     def leave(self) -> None:
-        """The client hung up."""
+        """The client disconnected."""
         if not self.over:
             self.gone = True
             self.cancel()
             self._end()
 
     def cancel(self) -> None:
-        """Abort whatever is still under way; harmless when nothing is."""
+        """Abort the choices that still run; harmless if there are none."""
         for stream in self.streams:
             stream.cancel()
 
     def first_token_due(self, seconds: float) -> None:
-        """Fail if a choice has nothing yet."""
+        """Fail if a choice has no token yet."""
         if any(c.generated == 0 and c.finish is None for c in self.choices):
             self._late("no first token", seconds)
 
     def due(self, seconds: float) -> None:
-        """Fail if it is not over."""
+        """Fail if the job is not over."""
         self._late("no end", seconds)
 
     def ready(self) -> list[Choice]:
-        """Choices that have gained since the last call."""
+        """Choices that have gained something since the last call."""
         ready, self._ready = self._ready, []
         for choice in ready:
             choice.queued = False
         return ready
 
     async def wait(self) -> None:
-        """Until something has happened since the last call. One caller at a time."""
+        """Wait until something has happened since the last call. For one caller at a time."""
         if not self._woken:
             self._waiter = asyncio.get_running_loop().create_future()
             await self._waiter

@@ -1,4 +1,4 @@
-"""Log-probabilities of the tokens that an answer's content is made of, and of no others."""
+"""Selects the log-probabilities of the tokens that make up an answer's content."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from wire.protocol import TokenLogprob
 
 @dataclass(frozen=True, slots=True)
 class ShownLogprob:
-    """A token's log-probability, and which of its bytes are shown: [start, stop), to its end without `stop`."""
+    """A token's log-probability, and the bytes [start, stop) of it that are shown. stop: None for its end."""
 
     item: TokenLogprob
     start: int = 0
@@ -18,19 +18,19 @@ class ShownLogprob:
 
 @dataclass(slots=True)
 class _Token:
-    """A token's place in the output, in characters, and what of it is content.
+    """A token's place in the output, in characters, and its part of the content.
 
-    One that only begins a character has no text of its own and goes with the next; carry: bytes of the character that
-    tokens before it began.
+    A token that only begins a character has no text of its own and is shown with the next. carry: bytes of a character
+    that earlier tokens began.
     """
 
     item: TokenLogprob
     text: str
     carry: int
     at: int
-    begin: int = -1  # in the output; -1: nothing of it is content
+    begin: int = -1  # first character in the output that is content; -1: none is
     end: int = -1
-    content: int = 0  # where its part begins among the content's characters
+    content: int = 0  # place of that character in the content
 
     @property
     def stop(self) -> int:
@@ -38,32 +38,32 @@ class _Token:
 
 
 class ContentLogprobs:
-    """Takes tokens in order, hears which of their characters are content, and gives back those tokens' figures.
+    """Takes tokens in order, learns which of their characters are content, and returns those tokens' log-probabilities.
 
-    Joined, the bytes it gives back are the content: a token that is content in part comes with that part.
+    The returned bytes joined are the content: a token that is partly content is returned with that part.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        self._tokens: deque[_Token] = deque()  # those of which more may become content
+        self._tokens: deque[_Token] = deque()  # tokens of which more may become content
         self._ready: deque[_Token] = deque()
-        self._at = 0  # characters of the output so far
-        self._content = 0  # of them content
+        self._at = 0  # number of characters of the output so far
+        self._content = 0  # number of characters of the content so far
         self._carry = 0
 
     def token(self, item: TokenLogprob, text: str) -> None:
-        """The next token and the text it added, of which `content` may tell at once or later."""
+        """Add the next token and its text. `content` says at once or later which part of the text is content."""
         self._tokens.append(_Token(item, text, self._carry, self._at))
         self._at += len(text)
         data = self._tokenizer.piece(item.token_id).data
         self._carry = max(0, self._carry + len(data) - len(text.encode()))
 
     def text(self, text: str) -> None:
-        """Text that belongs to no token with a figure."""
+        """Add text that belongs to no token with a log-probability."""
         self._at += len(text)
 
     def content(self, at: int, count: int) -> None:
-        """The output's characters [at, at + count) are content, right behind what was content before."""
+        """Mark the output's characters [at, at + count) as content, which continues the earlier content."""
         while self._tokens and self._tokens[0].stop <= at:
             self._pass()
         for token in self._tokens:
@@ -78,14 +78,14 @@ class ContentLogprobs:
             self._pass()
 
     def take(self, shown: int) -> list[ShownLogprob]:
-        """What is certain by now, of tokens that lie wholly in the first `shown` characters of the content."""
+        """Take the tokens that are certain by now and lie wholly in the content's first `shown` characters."""
         out = []
         while self._ready and self._ready[0].content + self._ready[0].end - self._ready[0].begin <= shown:
             out.append(self._shown(self._ready.popleft(), shown))
         return out
 
     def close(self, shown: int) -> list[ShownLogprob]:
-        """The rest of the first `shown` characters: no more is content."""
+        """Take the rest of the content's first `shown` characters. Nothing further becomes content."""
         while self._tokens:
             self._pass()
         return [self._shown(token, shown) for token in self._ready if token.content < shown]

@@ -1,4 +1,4 @@
-"""A request that its client may come back for, through whatever router."""
+"""Requests with an Idempotency-Key, for which a client may come back through any router."""
 
 import hashlib
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ KEY_HEADER = "idempotency-key"
 
 @dataclass(frozen=True, slots=True)
 class Had:
-    """What a client has of a choice: what its first `tokens` say, and whether it was told of its end."""
+    """What a client already has of a choice: the text of its first `tokens`, and whether it knows the end."""
 
     tokens: int
     finished: bool
@@ -18,10 +18,10 @@ class Had:
 
 @dataclass(frozen=True, slots=True)
 class Keyed:
-    """A request that its client may come back for.
+    """A request with a key.
 
-    name: of the key, the same for all routers, and another for each tenant. body: a digest of what it asks. had: by
-    choice; () for nothing.
+    name: of the key; all routers have the same, each tenant another. body: a digest of the request's body. had: what
+    the client has of each choice; () if nothing.
     """
 
     name: bytes
@@ -30,21 +30,21 @@ class Keyed:
 
     @property
     def seed(self) -> int:
-        """For the sampling of a request that names none: whoever computes it gets the same answer."""
+        """The seed for a request without one, so that every worker computes the same answer."""
         return int.from_bytes(self.name[:8], "little") >> 1
 
     def choice(self, index: int) -> bytes:
-        """The name of one of its choices."""
+        """The name of one of the request's choices."""
         return hashlib.blake2b(self.name + index.to_bytes(4, "little"), digest_size=16).digest()
 
 
 def reused() -> ApiError:
-    """The key came with another request before."""
+    """Make the error for a key that came with another request before."""
     message = "this Idempotency-Key was used with another body; give each request a key of its own"
     return ApiError(422, message, param=KEY_HEADER, code="idempotency_key_reused")
 
 
 def taken_over() -> ApiError:
-    """The client has come back through another connection."""
+    """Make the error for a connection whose client has come back through another one."""
     message = "the request was sent again with the same Idempotency-Key; the later connection gets the answer"
     return ApiError(409, message, param=KEY_HEADER, code="taken_over")

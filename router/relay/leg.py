@@ -1,4 +1,4 @@
-"""One worker's share of a sequence: what it was given, and whether the worker still holds it."""
+"""A leg: one worker's share of a sequence."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Link(Protocol):
     info: WorkerInfo
 
     def submit(self, message: Submit, leg: Leg, work: int) -> None:
-        """Send, and from now on give the leg the request's outputs. work: tokens that the worker is to compute."""
+        """Send a request, and from now on give the leg its outputs. work: tokens that the worker is to compute."""
 
     def attach(self, message: Attach, leg: Leg) -> None:
         """Take a request over, and from now on give the leg its outputs."""
@@ -29,7 +29,7 @@ class Link(Protocol):
         """Give the request's leg no more outputs."""
 
     def retire(self) -> None:
-        """Give the worker no more requests: it is to end."""
+        """Give the worker no more requests, because it is about to end."""
 
 
 class Stream(Protocol):
@@ -38,11 +38,11 @@ class Stream(Protocol):
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
         """An output of the leg's worker."""
 
-    def lost(self, leg: Leg, now: float, *, alone: bool = False) -> None:
-        """The connection to the leg's worker ended. alone: with no other sequence of this router."""
+    def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
+        """The leg's worker ended, or is silent. alone: with no other sequence of this router."""
 
     def broke(self, error: Exception) -> None:
-        """The router itself failed over an output."""
+        """The router failed while it handled an output."""
 
 
 class Leg:
@@ -58,7 +58,7 @@ class Leg:
         # Captured now: the link may reconnect to a replacement.
         self.info = link.info
         self.timings = _NONE
-        self.open = True  # the worker holds the request
+        self.open = True  # whether the worker holds the request
         self._link = link
         if isinstance(message, Submit):
             link.submit(message, self, work)
@@ -67,30 +67,30 @@ class Leg:
 
     @property
     def name(self) -> str:
-        """Its worker, for messages."""
+        """The worker's name for messages."""
         return f"{self.info.role} worker {self.info.worker_id}"
 
     def close(self) -> None:
-        """The worker has forgotten the request: there is nothing to abort."""
+        """The worker no longer has the request, so there is nothing to abort."""
         self.open = False
         self._link.forget(self.request_id)
 
     def moved(self) -> None:
-        """The worker gives its requests up, as it is to end."""
+        """The worker gives its requests up, because it is about to end."""
         self._link.retire()
 
     def cancel(self) -> None:
-        """Free what the worker holds of the request; harmless when it holds nothing."""
+        """Free the request's places at the worker; harmless if the worker holds nothing of it."""
         if self.open:
             self.close()
             self._link.abort(Abort(self.request_id))
 
-    def lost(self, now: float, *, alone: bool) -> None:
-        """The connection to the worker ended, and what the worker held is gone. alone: with no other sequence."""
+    def lost(self, now: float, *, alone: bool, silent: bool) -> None:
+        """The worker ended, or is silent: what it holds is given up. alone: with no other sequence."""
         if self.open:
             self.open = False
-            self.stream.lost(self, now, alone=alone)
+            self.stream.lost(self, now, alone=alone, silent=silent)
 
     def failed(self, reason: str) -> ApiError:
-        """What a client is told of a worker's failure."""
+        """The error that a client gets for a worker's failure."""
         return ApiError(500, f"{self.name} failed the request: {reason}", code="worker_error")

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import random
-import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from router.relay.prefixes import Holder, PrefixIndex
 from router.relay.unseen import Unseen
 from wire.codec import CLUSTER, WireError
 from wire.handshake import call
+from wire.liveness import SILENT_S, AwakeClock, detect_dead_host
 from wire.protocol import (
     Abort,
     Attach,
@@ -45,16 +45,17 @@ _BACKOFF_S = (0.05, 2.0)
 
 @dataclass(frozen=True, slots=True)
 class ListedWorker:
-    """A worker discovery knows of: where its leader listens and which pool it is in."""
+    """A worker as discovery lists it: its leader's address and its pool."""
 
     ref: PeerRef
     role: Role
 
 
 class WorkerLink:
-    """The connection to one worker, made anew while the worker is listed.
+    """The connection to one worker; while the worker is listed, a broken one is replaced.
 
-    listed: whether it takes new requests; one that is not any more serves its streams to their end.
+    listed: as discovery lists the worker now; None if it no longer does. A worker that is not listed takes no new
+    requests and serves its streams to their end.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class WorkerLink:
         changed: "Callable[[WorkerLink], None]",
         prefixes: PrefixIndex,
         costs: Costs,
+        awake: AwakeClock,
     ) -> None:
         self.listed: ListedWorker | None = listed
         self.ref = listed.ref
@@ -85,41 +87,44 @@ class WorkerLink:
         self._legs: dict[str, Leg] = {}  # by request id
         self._inquiries = Inquiries()
         self._writer: asyncio.StreamWriter | None = None
+        self._awake = awake
+        self._heard = awake.s  # when the last message came
+        self._silent = False  # until it tells of itself again
         self._reset()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link {self.ref.worker_id}")
 
     @property
     def live(self) -> bool:
-        """Whether it takes new requests now."""
-        return self.connected and self.listed is not None and not self._retired
+        """Whether the worker takes new requests now."""
+        return self.connected and self.listed is not None and not (self._retired or self._silent)
 
     @property
     def over(self) -> bool:
-        """Whether nothing will come of it any more."""
+        """Whether the link has ended for good."""
         return self._task.done()
 
     @property
     def in_flight(self) -> int:
-        """This router's sequences in the worker."""
+        """The number of this router's sequences at the worker."""
         return len(self._legs)
 
     @property
     def state(self) -> Literal["live", "draining", "connecting"]:
-        """In words."""
+        """The link's state as `/status` shows it."""
         if not self.connected:
             return "connecting"
         return "live" if self.live else "draining"
 
     def snapshot(self) -> WorkerState:
-        """Return the worker's figures, with what it has not seen yet."""
+        """Return the worker's figures and the requests that it has not seen yet."""
         return WorkerState(self.info, self.load, len(self._unseen), self._unseen.tokens, self._unseen.work)
 
     def standing(self) -> Standing:
-        """What its figures say to the policy."""
+        """Return the worker's standing for the policy."""
         return standing(self.snapshot(), self._costs)
 
     def submit(self, message: Submit, leg: Leg, work: int) -> None:
-        """Send, and from now on give the leg the request's outputs. work: tokens that the worker is to compute."""
+        """Send a request, and from now on give the leg its outputs. work: tokens that the worker is to compute."""
         self._legs[message.request_id] = leg
         self._unseen.add(len(message.token_ids), work)
         self._changed(self)
@@ -130,7 +135,7 @@ class WorkerLink:
         self._send(message)
 
     def find(self, message: Find, answer: Callable[[Found | None], None]) -> None:
-        """Ask, and call with the answer; with None if the connection ends before."""
+        """Ask the worker, and call `answer` with its answer, or with None if the connection ends first."""
         self._inquiries.find(message.key, answer)
         self._send(message)
 
@@ -144,7 +149,7 @@ class WorkerLink:
         self._send(message)
 
     async def park(self, mark: Mark) -> str | None:
-        """Have a snapshot taken off the device; why it stays, if so."""
+        """Have a snapshot moved off the device. Returns the reason if it stays there."""
         call, answer = self._inquiries.park()
         self._send(Park(call, mark))
         return await answer
@@ -155,20 +160,27 @@ class WorkerLink:
         if self.listed is None and not self._legs:
             self._task.cancel()
 
+    def check(self) -> None:
+        """Give the connection up if the worker has said nothing for too long."""
+        if self.connected and self._awake.s - self._heard > SILENT_S and self._writer is not None:
+            self._silent = True
+            self._changed(self)
+            self._writer.transport.abort()
+
     def retire(self) -> None:
-        """The worker says that it is to end: no new requests, though it may be listed yet."""
+        """The worker is about to end: send it no new requests, even while it is still listed."""
         self._retired = True
         self._changed(self)
 
     def unlist(self) -> None:
-        """No new requests; leave when the last stream is over."""
+        """The worker is no longer listed: send no new requests, and disconnect when the last stream is over."""
         self.listed = None
         self._changed(self)
         if not self._legs:
             self._task.cancel()
 
     async def close(self) -> None:
-        """Leave now; streams are lost."""
+        """Disconnect now; streams are lost."""
         self.listed = None
         self._task.cancel()
         await asyncio.gather(self._task, return_exceptions=True)
@@ -178,14 +190,15 @@ class WorkerLink:
         self._unsent: list[bytes] = []
 
     def _send(self, message: Submit | Find | Attach | Abort | Pin | Unpin | Park | Drain) -> None:
-        # What is sent in one turn of the loop leaves in one write: each costs a system call, and wakes the worker.
+        # All messages of one turn of the loop are sent in one write, because each write costs a system call and wakes
+        # the worker.
         if not self._unsent:
             asyncio.get_running_loop().call_soon(self._flush)
         self._unsent.append(CLUSTER.encode(message))
 
     def _flush(self) -> None:
         unsent, self._unsent = b"".join(self._unsent), []
-        # Closing: the reader is about to report it, and loses the streams.
+        # If the writer is closing, the reader is about to report it, and the streams are lost.
         if unsent and self._writer is not None and not self._writer.is_closing():
             self._writer.write(unsent)
 
@@ -194,8 +207,10 @@ class WorkerLink:
         while self.listed is not None:
             try:
                 await self._serve()
-            except Exception as error:  # whatever it was, the worker is tried again while it is listed
+            except Exception as error:  # after any error the worker is tried again while it is listed
                 reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+                if self.connected and self._silent:
+                    reason = f"it said nothing for {SILENT_S:g} s"
                 if self.connected:
                     _log.warning("worker %s ended: %s", self.ref.worker_id, reason)
                     pause = _BACKOFF_S[0]
@@ -209,7 +224,7 @@ class WorkerLink:
         async with asyncio.timeout(_CONNECT_S):
             reader, writer = await connect(self.ref.host, self.ref.port)
             self._writer = writer
-            _detect_dead_host(writer.get_extra_info("socket"))
+            detect_dead_host(writer.get_extra_info("socket"))
             await call(reader, writer, self._secret)
             writer.write(CLUSTER.encode(Hello(self._router_name, "router")))
             info = await CLUSTER.read(reader)
@@ -222,15 +237,17 @@ class WorkerLink:
             )
         self._reset()
         self._retired = False
+        self._heard = self._awake.s
         self.info = info
         self._holder = Holder(info.worker_id)
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
         self.connected = True
         self._changed(self)
-        if self.listed is not None:
+        if self.live:
             self._on_live()
         while True:
             message = await CLUSTER.read(reader)
+            self._heard = self._awake.s
             if isinstance(message, Parked):
                 self._inquiries.parked(message.call, message.reason)
             elif isinstance(message, Found):
@@ -246,6 +263,10 @@ class WorkerLink:
             self._prefixes.update(self._holder, message.kept)
         self._unseen.update(message.seen)
         self._changed(self)
+        if self._silent:
+            self._silent = False
+            if self.live:
+                self._on_live()
         now = time.monotonic()
         legs = self._legs
         for output in message.outputs:
@@ -254,7 +275,7 @@ class WorkerLink:
                 continue
             try:
                 leg.stream.receive(leg, output, now)
-            except Exception as error:  # one request's trouble is not the connection's
+            except Exception as error:  # a fault in one request must not end the connection
                 _log.exception("request %s", output.request_id)
                 leg.stream.broke(error)
 
@@ -269,12 +290,4 @@ class WorkerLink:
         lost, self._legs = self._legs, {}
         now = time.monotonic()
         for leg in lost.values():
-            leg.lost(now, alone=len(lost) == 1)
-
-
-def _detect_dead_host(sock: socket.socket) -> None:
-    """A process's death ends the stream at once; a host's sends nothing, so ask it every second."""
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5000)):
-        if hasattr(socket, name):
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+            leg.lost(now, alone=len(lost) == 1, silent=self._silent)

@@ -1,7 +1,7 @@
-"""Which workers serve a request. Pure: a fleet and a need in, a plan or a refusal out.
+"""Chooses the workers that serve a request. Pure: takes a fleet and a need, returns a plan or a refusal.
 
-Filter: workers that can hold the sequence, and whose snapshots fit together. Score: the predicted seconds to the first
-token, and what places cost. Pick: the least; equals by the need's salt.
+Filter: workers that can hold the sequence, exchange its snapshot and reach each other. Score: the predicted seconds to
+the first token plus the price of places. Pick: the lowest score; the need's salt decides between equal ones.
 """
 
 import math
@@ -14,16 +14,19 @@ from router.relay.costs import Costs
 from router.relay.fleet import Fleet, Group, Standing, identity, pressure
 from wire.protocol import WorkerInfo
 
-# A prompt of which a decode worker keeps nothing is computed there only if that is sooner by so much and by this share
-# of what it takes, one of which it keeps all without: predictions are off by about this, and the prefill pool is there
-# for prompts.
+# A decode worker computes a prompt only if it is sooner by these seconds plus this share of the time, in proportion to
+# the part of the prompt that it does not keep. Predictions are wrong by about this much, and prompts belong to the
+# prefill pool.
 _DOUBT_S, _DOUBT_SHARE = 0.05, 0.25
 _NOBODY: Sequence[Standing] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """The longest beginning of a prompt that a worker keeps. device: there, not only in slower memory below it."""
+    """The longest prefix of a prompt that a worker keeps.
+
+    device: whether it is on the device, not only in slower memory.
+    """
 
     position: int
     device: bool
@@ -31,9 +34,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Need:
-    """What a sequence asks of a worker. `salt` decides between equals, so that routers do not herd.
+    """What a sequence needs of its workers.
 
-    held: by worker id, what it keeps of the prompt.
+    salt: decides between equal scores, so that several routers do not choose the same worker. held: by worker id, the
+    part of the prompt that the worker keeps.
     """
 
     prompt_tokens: int
@@ -42,20 +46,20 @@ class Need:
     held: Mapping[str, Held] = field(default_factory=dict)
 
     def begin(self, worker_id: str) -> int:
-        """Tokens that the worker need not compute."""
+        """Tokens that the worker need not compute, because it keeps them."""
         held = self.held.get(worker_id)
         return held.position if held is not None else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """Where a sequence goes. Without `prefill` the decode worker computes the prompt.
+    """The workers of a sequence. Without `prefill` one worker of either pool, `decode`, computes prompt and answer.
 
-    waits: none has room for it now, so that it waits at one of the two. source, kept_tokens: whose kept snapshot the
-    worker that computes the prompt is to begin from, and of how many tokens; None to begin from what it has itself.
-    work: prompt tokens that are computed. ahead_s: seconds of prompts before it at the worker that computes it.
-    first_token_s: the predicted time to the first token, those included. foreign_tokens: of how many of its first
-    tokens workers keep a snapshot that does not fit these.
+    waits: no worker has room now, so the sequence waits at one of the two. source, kept_tokens: the worker whose kept
+    snapshot the prompt continues from, and the snapshot's tokens; None to continue from a snapshot of its own. work:
+    prompt tokens to compute. ahead_s: seconds of prompts before this one at the worker that computes it. first_token_s:
+    the predicted time to the first token, ahead_s included. foreign_tokens: of how many of its first tokens workers
+    keep a snapshot that does not fit these.
     """
 
     prefill: WorkerInfo | None
@@ -69,24 +73,25 @@ class Plan:
     foreign_tokens: int = field(default=0, compare=False)
 
 
-NoPlanReason = Literal["no_decode_worker", "mismatch", "too_long"]
+NoPlanReason = Literal["no_worker", "mismatch", "too_long"]
 
 
 @dataclass(frozen=True, slots=True)
 class NoPlan:
-    """Why there is none."""
+    """The reason why there is no plan."""
 
     reason: NoPlanReason
     message: str
 
 
 def choose(fleet: Fleet, need: Need, *, split: bool) -> Plan | NoPlan:
-    """The plan with the least predicted time to first token, prices of places included.
+    """The plan with the lowest predicted time to the first token, prices of places included.
 
-    A plan is a prefill and a decode worker, or a decode worker that computes the prompt itself: with `split` False,
-    where no prefill worker lives, and where that is sooner. A pair must agree on page size, layout and weights.
+    A plan is a prefill and a decode worker, or one worker of either pool that computes prompt and answer: without
+    `split`, where one of the pools has no live worker, or where that is sooner. A pair must agree on page size, layout
+    and weights.
     """
-    split = split and any(group.prefills for group in fleet.groups)
+    split = split and any(g.prefills for g in fleet.groups) and any(g.decodes for g in fleet.groups)
     best: tuple[float, Plan] | None = None
     for group in fleet.groups:
         found = _Search(fleet.costs, need, group, split=split).best()
@@ -105,16 +110,17 @@ def _with_foreign(plan: Plan, fleet: Fleet, need: Need) -> Plan:
 
 
 class _Search:
-    """For the best plan of one request in one group of workers."""
+    """The search for one request's best plan in one group of workers."""
 
     def __init__(self, costs: Costs, need: Need, group: Group, *, split: bool) -> None:
         self._costs, self._need, self._group, self._split = costs, need, group, split
         self._tokens = need.prompt_tokens + need.max_tokens
         self._source = self._find_source()
         kept = need.begin(self._source.worker_id) if self._source is not None else 0
-        # Weighted tokens to compute: of one that keeps nothing, of one behind a pull, and by what a worker keeps.
+        # Weighted tokens to compute: by a worker that keeps nothing, after a pull, and by the prefix that a worker
+        # keeps.
         self._all, self._rest = costs.work(0, need.prompt_tokens), costs.work(kept, need.prompt_tokens)
-        # What is below the source's device is read and checked there before it moves.
+        # A snapshot below the source's device is read and checked there before it is sent.
         self._read_s = costs.moved_s(kept) if self._source and not need.held[self._source.worker_id].device else 0.0
         self._pull_s = costs.pull_s + self._read_s + costs.moved_s(kept) if self._source is not None else math.inf
         self._works: dict[int, float] = {}
@@ -122,15 +128,18 @@ class _Search:
     def best(self) -> tuple[float, Plan] | None:
         """The best plan and its score; None if the group has none."""
         if not self._split:
-            decode_s, decode = self._alone(0.0)
-            return self._on_one(decode_s, decode) if decode is not None else None
+            alone_s, alone = self._alone((*self._group.decodes, *self._group.prefills), 0.0)
+            return self._on_one(alone_s, alone) if alone is not None else None
         prefill_s, prefill = self._prefill()
-        if prefill is None:
-            return None
-        decode_s, decode = self._behind(prefill)
-        if decode is None:
-            return None
-        alone_s, alone = self._alone(_DOUBT_S)
+        decode_s, decode = self._behind(prefill) if prefill is not None else (math.inf, None)
+        if prefill is None or decode is None:
+            # Where none is too small for it, all that could hand it on are cut off from those that could go on.
+            alone_s, alone = self._alone(self._group.decodes, 0.0) if self._group.cut else (math.inf, None)
+            return self._on_one(alone_s, alone) if alone is not None else None
+        pool = self._group.decodes
+        if decode.late or pressure(decode.state, self._need.prompt_tokens) > 1:
+            pool += self._group.prefills
+        alone_s, alone = self._alone(pool, _DOUBT_S)
         if alone is not None and alone_s < prefill_s + decode_s:
             return self._on_one(alone_s, alone)
         prompt = self._need.prompt_tokens
@@ -138,7 +147,7 @@ class _Search:
         return prefill_s + decode_s, self._plan(prefill, prefill, decode, waits)
 
     def _find_source(self) -> Standing | None:
-        """Who keeps most of the prompt, on the device if several do."""
+        """The worker that keeps most of the prompt; of several, one that has it on the device."""
         need, best, found = self._need, (0, False), None
         if need.held:
             longest = max(held.position for held in need.held.values())
@@ -152,45 +161,44 @@ class _Search:
         return found
 
     def _prefill(self) -> tuple[float, Standing | None]:
-        """The prefill worker that has the prompt computed soonest, and the seconds until then."""
+        """The prefill worker that would compute the prompt soonest, and the seconds it takes."""
         prompt, get, own_s = self._need.prompt_tokens, self._need.held.get, self._own_s
         every, rest, pull_s = self._all, self._rest, self._pull_s
         best, found = math.inf, _NOBODY
-        for s in self._group.prefills:
+        for s in self._group.within_reach:
             token_s = s.token_s
             held = get(s.worker_id)
             seconds = every * token_s if held is None else own_s(held, token_s)
             pulled = pull_s + rest * token_s
-            seconds = s.ready_s + (pulled if pulled < seconds else seconds)
+            seconds = s.queue_s + s.entry_s + (pulled if pulled < seconds else seconds) * s.held_up
             if seconds <= best and s.capacity > prompt:
                 best, found = self._keep(best, found, seconds, s)
         return best, self._tied(found)
 
     def _behind(self, prefill: Standing) -> tuple[float, Standing | None]:
-        """The decode worker that goes on soonest behind it, and the seconds that the second token takes longer."""
+        """The decode worker that would continue soonest after it, and the extra seconds of the second token."""
         costs, get, tokens = self._costs, self._need.held.get, self._tokens
         prompt = self._need.prompt_tokens
-        # Latents leave while the prompt is computed; the state leaves last.
+        # Latents are sent while the prompt is computed; the state is sent last.
         overlapped = self._compute_s(prefill)
         cold_s = max(costs.state_s, costs.moved_s(prompt) - overlapped)
         best, found = math.inf, _NOBODY
         for s in self._group.decodes:
             held = get(s.worker_id)
             if held is None or cold_s == costs.state_s:
-                seconds = s.entry_s + cold_s
+                seconds = s.answer_s + cold_s
             else:
-                seconds = s.entry_s + max(costs.state_s, costs.moved_s(prompt - held.position) - overlapped)
-            if seconds <= best and s.capacity >= tokens:
+                seconds = s.answer_s + max(costs.state_s, costs.moved_s(prompt - held.position) - overlapped)
+            if seconds <= best and s.capacity >= tokens and not (s.cut and prefill.worker_id in s.cut):
                 best, found = self._keep(best, found, seconds, s)
         return best, self._tied(found)
 
-    def _alone(self, doubt_s: float) -> tuple[float, Standing | None]:
-        """The decode worker that is soonest by itself. doubt_s: what it must save where it keeps little."""
+    def _alone(self, pool: Sequence[Standing], doubt_s: float) -> tuple[float, Standing | None]:
+        """The worker of a pool that is soonest by itself. doubt_s: what a decode worker that keeps little must save."""
         tokens, get, own_s = self._tokens, self._need.held.get, self._own_s
         every, rest, pull_s, prompt = self._all, self._rest, self._pull_s, self._need.prompt_tokens
-        share = _DOUBT_SHARE if doubt_s else 0.0
         best, found = math.inf, _NOBODY
-        for s in self._group.decodes:
+        for s in pool:
             token_s = s.token_s
             held = get(s.worker_id)
             if held is None:
@@ -200,8 +208,8 @@ class _Search:
             pulled = pull_s + rest * token_s
             if pulled < seconds:
                 seconds, known = pulled, 0.0
-            doubt = (doubt_s + share * seconds) * (1.0 - known)
-            seconds = s.ready_s + seconds * s.held_up + doubt
+            doubt = (doubt_s + _DOUBT_SHARE * seconds) * (1.0 - known) if doubt_s and not s.prefills else 0.0
+            seconds = s.queue_s + s.answer_s + seconds * s.held_up + doubt
             if seconds <= best and s.capacity >= tokens:
                 best, found = self._keep(best, found, seconds, s)
         return best, self._tied(found)
@@ -212,21 +220,21 @@ class _Search:
     def _keep(
         self, best: float, found: Sequence[Standing], seconds: float, s: Standing
     ) -> tuple[float, Sequence[Standing]]:
-        """With the price of its pages counted, the best so far and those that are as good."""
+        """Add the price of a candidate's pages, and keep the candidates with the lowest score."""
         seconds += s.pages_s(-(-(self._need.prompt_tokens + 1) // s.state.info.page_size))
         if seconds < best:
             return seconds, [s]
         return best, [*found, s] if seconds == best else found
 
     def _own_s(self, held: Held, token_s: float) -> float:
-        """Seconds to compute what a worker does not keep, and to bring back what it keeps in host memory."""
+        """Seconds to compute the tokens that a worker does not keep, and to load those that it keeps in host memory."""
         work = self._works.get(held.position)
         if work is None:
             work = self._works[held.position] = self._costs.work(held.position, self._need.prompt_tokens)
         return work * token_s if held.device else work * token_s + self._costs.moved_s(held.position)
 
     def _pulled_s(self, s: Standing) -> float:
-        """Seconds with a pull of what another keeps; infinite if none does."""
+        """Seconds with a pull of another worker's kept snapshot; infinite if there is none."""
         if self._source is None or self._source is s:
             return math.inf
         missing = self._need.begin(self._source.worker_id) - self._need.begin(s.worker_id)
@@ -235,7 +243,7 @@ class _Search:
         return self._costs.pull_s + self._read_s + self._costs.moved_s(missing) + self._rest * s.token_s
 
     def _alone_s(self, s: Standing) -> float:
-        """Seconds without a pull."""
+        """Seconds on a decode worker without a pull."""
         held = self._need.held.get(s.worker_id)
         return self._all * s.token_s if held is None else self._own_s(held, s.token_s)
 
@@ -263,17 +271,16 @@ class _Search:
 
 
 def _no_plan(fleet: Fleet, need: Need, split: bool) -> NoPlan:
-    """Why nothing is left of the fleet."""
-    prefills, decodes = fleet.prefills if split else (), fleet.decodes
-    if not decodes:
-        return NoPlan("no_decode_worker", "no decode worker is live")
-    whole = [group for group in fleet.groups if group.decodes and (group.prefills or not split)]
-    if not whole:
-        return NoPlan("mismatch", _differences(prefills[0].state.info, decodes[0].state.info))
-    pools = [[s.capacity for group in whole for s in group.decodes]]
+    """Find the reason why no worker of the fleet is left."""
+    if not fleet.groups:
+        return NoPlan("no_worker", "no worker is live")
+    pools = [fleet.decodes + fleet.prefills]
     if split:
-        pools.append([s.capacity for group in whole for s in group.prefills])
-    longest = min(max(pool) for pool in pools)
+        whole = [group for group in fleet.groups if group.decodes and group.prefills]
+        if not whole:
+            return NoPlan("mismatch", _differences(fleet.prefills[0].state.info, fleet.decodes[0].state.info))
+        pools = [tuple(s for g in whole for s in g.decodes), tuple(s for g in whole for s in g.prefills)]
+    longest = min(max(s.capacity for s in pool) for pool in pools)
     return NoPlan(
         "too_long",
         f"the prompt's {need.prompt_tokens} tokens and an answer of {need.max_tokens} exceed the {longest} tokens "

@@ -1,4 +1,4 @@
-"""Which prefixes the workers keep, as their own events tell: the same on every router."""
+"""The index of prefixes that workers keep, built from the workers' events: the same on every router."""
 
 import array
 import hashlib
@@ -13,22 +13,22 @@ from wire.protocol import KeptEvent, Mark, Tier
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Under what names a prompt's beginnings may be kept, the longest first: (position, shortened digest)."""
+    """The names under which workers may keep a prompt's prefixes, longest first: (position, shortened digest)."""
 
     positions: tuple[tuple[int, int], ...]
 
     @staticmethod
     def of(positions: Iterable[tuple[int, bytes]]) -> "Candidates":
-        """Make candidates from whole digests."""
+        """Make candidates from full digests."""
         return Candidates(tuple((position, _short(digest)) for position, digest in positions))
 
 
 def candidates(token_ids: Sequence[int], boundaries: Sequence[int], page_size: int, scope: str) -> Candidates:
-    """Where workers keep states on the way through a prompt like this one.
+    """The positions at which workers may have kept states of a prompt like this one.
 
-    At the end of each turn; one token before it, since the last token of an answer was sampled and never computed;
-    one before the prompt's end, and where earlier prompts of the conversation ended so: after the same opening of an
-    answer.
+    These are the end of each turn; one token before it, because the last token of an answer was sampled but never
+    computed; one token before the prompt's end; and the same place in earlier prompts of the conversation, after the
+    opening of each answer.
     """
     opening = len(token_ids) - boundaries[-1] if boundaries else 0
     at = {p for b in boundaries for p in (b - 1, b, b + opening - 1)} | {len(token_ids) - 1}
@@ -36,7 +36,7 @@ def candidates(token_ids: Sequence[int], boundaries: Sequence[int], page_size: i
 
 
 def marks_at(token_ids: Sequence[int], at: Iterable[int], page_size: int, scope: str) -> tuple[Mark, ...]:
-    """Names of the snapshots after the first p tokens, for those p of `at` that lie within; the longest first."""
+    """The names of the snapshots after the first p tokens, longest first, for each p of `at` within the prompt."""
     positions = sorted({p for p in at if 0 < p < len(token_ids)})
     raw = memoryview(packed(token_ids))
     floors = digests_at(token_ids, [p // page_size * page_size for p in positions], scope)
@@ -48,16 +48,17 @@ def marks_at(token_ids: Sequence[int], at: Iterable[int], page_size: int, scope:
 
 @dataclass(frozen=True, slots=True)
 class Sole:
-    """The only worker that keeps a prefix, and where."""
+    """The only worker that keeps a prefix, and the tier."""
 
     worker_id: str
     tier: Tier
 
 
 class Holder:
-    """A worker in the index, made anew for each connection to it. log: the digests it was entered under.
+    """A worker in the index; each connection to the worker has a new one.
 
-    entries: how many of these still stand. sole: by tier, its entry where it is a prefix's only holder.
+    log: the digests under which it was entered. entries: how many of these are still valid. sole: by tier, its entry
+    for prefixes that it alone keeps.
     """
 
     __slots__ = ("entries", "log", "sole", "worker_id")
@@ -73,10 +74,10 @@ Shared = dict[Tier, dict[str, None]]  # the workers that keep a prefix, by tier:
 
 
 class PrefixIndex:
-    """Which workers keep which prefixes.
+    """The workers that keep each prefix.
 
-    Digests are shortened to 60 bits, which fit in Python's small integers: a false match costs a refused pull, nothing
-    else. Most prefixes are one worker's, so that an entry is mostly an object that all of a worker's entries share.
+    Digests are shortened to 60 bits, which fit in Python's small integers; a false match only costs a refused pull.
+    Most prefixes have one holder, so that most entries are one object that all entries of this worker share.
     """
 
     __slots__ = ("_at",)
@@ -88,7 +89,7 @@ class PrefixIndex:
         return len(self._at)
 
     def update(self, holder: Holder, events: Iterable[KeptEvent]) -> None:
-        """What has changed at a worker."""
+        """Apply a worker's events."""
         for event in events:
             digest = _short(event.digest)
             if event.tier is None:
@@ -97,13 +98,13 @@ class PrefixIndex:
                 self._enter(holder, digest, event.tier)
 
     def leave(self, holder: Holder) -> None:
-        """The connection to a worker ended: nothing is known of it any more."""
+        """The connection to a worker ended: remove its entries."""
         for digest in holder.log:
             self._remove(holder, digest)
         holder.log = array.array("Q")
 
     def held(self, of: Candidates) -> dict[str, Held]:
-        """The longest beginning of a prompt that each worker keeps, by its id."""
+        """The longest prefix of a prompt that each worker keeps, by worker id."""
         found: dict[str, Held] = {}
         at = self._at
         for position, digest in of.positions:
@@ -120,7 +121,7 @@ class PrefixIndex:
         return found
 
     def tiers(self, mark: Mark) -> dict[str, Tier]:
-        """The nearest tier in which each worker keeps a snapshot, by its id."""
+        """The fastest tier in which each worker keeps a snapshot, by worker id."""
         entry = self._at.get(_short(mark.digest))
         if isinstance(entry, Sole):
             return {entry.worker_id: entry.tier}
@@ -173,7 +174,7 @@ def _short(digest: bytes) -> int:
 
 
 def scope_of(tenant: str | None, salt: str | None, share_all: bool) -> str:
-    """Whose prefixes a request may share: its tenant's, or everybody's, and never those of another salt."""
+    """The name of the scope in which requests share prefixes: that of a tenant or of everybody, for each salt."""
     owner = "" if share_all or tenant is None else f"tenant:{tenant}"
     if not salt:
         return owner

@@ -1,4 +1,4 @@
-"""The tokens of a request, off its key's account."""
+"""Charges a request's tokens to the account of its key."""
 
 import time
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from router.relay.job import Job
 
 @contextmanager
 def token_quota(job: Job) -> Iterator[None]:
-    """Charges prompts and longest answers, and in the end settles for what there was; 429 if that is too much."""
+    """Charge the prompts and longest answers, and settle for the tokens used in the end; 429 if the key has too few."""
     account = job.account
     if account is None:
         yield
@@ -21,6 +21,6 @@ def token_quota(job: Job) -> Iterator[None]:
     try:
         yield
     finally:
-        # What never left for a worker cost nothing.
+        # A choice that was never sent to a worker costs nothing.
         used = sum(job.tokens) if job.streams else 0
         account.settle(charge, used, time.monotonic())

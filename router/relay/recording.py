@@ -1,4 +1,4 @@
-"""An answer's token ids and what it said, so that its next turn can read the very tokens."""
+"""Records the token ids of an answer, so that the next turn's prompt can contain the same tokens."""
 
 import array
 import json
@@ -9,13 +9,14 @@ from router.text.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Tex
 
 
 class Recording:
-    """One choice's.
+    """The recording of one choice.
 
-    keep: is called once with what was said and the packed ids. values: calls' arguments come back as JSON values, which
-    are written anew, not as the model's text.
+    keep: called once with the answer and its packed ids. values: clients send calls' arguments back as JSON values, not
+    as the model's text.
 
-    Nothing is kept of an answer that has reasoning, which templates leave out of earlier turns; of one that the router
-    cut, at a stop string or behind its only call, where the model was not done; and of one with a call that is no call.
+    Three kinds of answers are not recorded: those with reasoning, which templates leave out of earlier turns; those
+    that the router cut before the model was done, at a stop string or after the only call; and those with an invalid
+    call.
     """
 
     __slots__ = ("_calls", "_keep", "_text", "_values", "ids")
@@ -28,7 +29,7 @@ class Recording:
         self._calls: list[tuple[str, list[str]]] = []
 
     def took(self, text: str, events: Sequence[Part]) -> None:
-        """The client is given so much more."""
+        """The client got a further piece of the answer."""
         if text:
             self._text.append(text)
         for part in events:
@@ -43,7 +44,7 @@ class Recording:
                     self._keep = None
 
     def end(self, *, stopped: bool, cut: bool) -> None:
-        """All is taken. stopped: the last id is of a token that ended it. cut: by the router."""
+        """The client got all of it. stopped: the last id is an end token. cut: the router cut the answer."""
         keep, self._keep = self._keep, None
         if keep is None or cut:
             return

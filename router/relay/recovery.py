@@ -1,18 +1,19 @@
-"""What becomes of a sequence whose workers failed it. Pure."""
+"""Decides what happens to a sequence when its worker fails. Pure."""
 
 from dataclasses import dataclass
 from typing import Literal
 
-# death: a worker ended, or the connection to it. transfer: a snapshot did not come from one worker to another. moved:
-# the worker is to end, and has given the sequence up in good order.
-Cause = Literal["death", "transfer", "moved"]
+# death: a worker ended, or the connection to it. silence: the worker says nothing, as it is stopped, or the network is
+# cut. transfer: a snapshot did not arrive at the other worker. moved: the worker is about to end and has kept the
+# sequence's state for another one.
+Cause = Literal["death", "silence", "transfer", "moved"]
 _MOST_TRANSFERS = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Again:
-    """Try elsewhere after so long. apart: while no other sequence is tried so."""
+    """Try at other workers after `after_s` seconds. apart: only while no other sequence is tried apart."""
 
     after_s: float
     apart: bool = False
@@ -20,16 +21,16 @@ class Again:
 
 @dataclass(frozen=True, slots=True)
 class Enough:
-    """No further try. quarantined: the sequence itself seems to end workers."""
+    """Do not try again. quarantined: the sequence itself seems to end workers."""
 
     quarantined: bool
 
 
 class Setbacks:
-    """A sequence's failures since its last token: each token it gains shows that it can be computed.
+    """A sequence's failures since its last token; each token shows that the sequence can be computed.
 
-    A worker that ends takes innocent sequences with it. After a second death the one that was its worker's only
-    sequence is the cause; of several, each is tried apart, so that a third death tells which it was.
+    A worker that ends takes innocent sequences with it. After a second death, a sequence that was alone at its worker
+    is the cause. If there were several, each is tried apart, so that a third death shows which one it is.
     """
 
     __slots__ = ("deaths", "transfers")
@@ -39,11 +40,11 @@ class Setbacks:
         self.transfers = 0
 
     def clear(self) -> None:
-        """It gained a token."""
+        """The sequence gained a token."""
         self.deaths = self.transfers = 0
 
     def add(self, cause: Cause, alone: bool) -> Again | Enough:
-        """One more. alone: no other sequence of this router was at the worker."""
+        """Count a failure and decide. alone: no other sequence of this router was at the worker."""
         if cause == "death":
             self.deaths += 1
             if self.deaths > 2 or (self.deaths == 2 and alone):

@@ -1,4 +1,4 @@
-"""Sessions: who uses one, where it stands, and what workers are told of it."""
+"""Sessions: which request uses one, where it ends, and which of its snapshots workers keep."""
 
 import asyncio
 import hashlib
@@ -25,13 +25,16 @@ from wire.protocol import Mark, Pin, Unpin
 from wire.tokens import TokenIds
 
 _log = logging.getLogger(__name__)
-# A turn whose router died is over after so long; leases are renewed three times in that time.
+# Seconds after which the turn of a dead router ends; leases are renewed three times within it.
 _LEASE_S = 30.0
 
 
 @dataclass(slots=True, eq=False)
 class Turn:
-    """One request's use of a session. tokens: what the session had before. over: the session is no longer its."""
+    """One request's use of a session. tokens: of the session before the turn.
+
+    over: the turn no longer holds the session.
+    """
 
     tenant: str
     id: str
@@ -42,9 +45,9 @@ class Turn:
 
 
 class Sessions:
-    """One router's view of the table of sessions. ttl_s: a session ends so long after its last use.
+    """One router's view of the table of sessions.
 
-    most: sessions of a tenant.
+    ttl_s: how long a session is kept after its last use. most: sessions of a tenant.
     """
 
     def __init__(self, records: Records, table: WorkerTable, *, ttl_s: int, most: int) -> None:
@@ -61,19 +64,22 @@ class Sessions:
         self._renewing = asyncio.create_task(self._renew())
 
     async def close(self) -> None:
-        """Renew leases no more."""
+        """Stop renewing leases."""
         if self._renewing is not None:
             self._renewing.cancel()
 
     async def settle(self) -> None:
-        """Give back what requests that have ended hold, then close the store."""
+        """Release the sessions that ended requests still hold, then close the store."""
         await asyncio.gather(*self._releasing, return_exceptions=True)
         await asyncio.to_thread(self._records.close)
 
     # Turns
 
     async def begin(self, tenant: str, session_id: str, scope: str) -> Turn:
-        """Use a session for a request, which makes it where there is none; 409 while another one does, 403."""
+        """Begin a request's turn in a session, which is created if needed.
+
+        409 while another request uses it; 403 for another scope.
+        """
         turn = Turn(tenant, session_id, scope, 0)
         made = _clock()
         take = partial(
@@ -92,7 +98,7 @@ class Sessions:
 
     @contextmanager
     def held(self, turn: Turn | None) -> Iterator[None]:
-        """At the end, a turn that has not ended well gives the session back as it was."""
+        """Release the turn when the block ends. Unless the turn ended well, the session is as before."""
         try:
             yield
         finally:
@@ -103,7 +109,7 @@ class Sessions:
                 task.add_done_callback(self._releasing.discard)
 
     async def end(self, turn: Turn, stream: SequenceStream, request_id: str) -> None:
-        """A turn has ended well: the session stands behind its answer from now on."""
+        """A turn ended well: the session now ends with its answer."""
         prompt, known = stream.choice.prompt.token_ids, stream.token_ids
         marks = marks_at(known, (len(known) - 1, len(prompt) - 1), self.page_size, turn.scope)
         sampling = msgspec.json.encode(stream.choice.sampling)
@@ -113,24 +119,24 @@ class Sessions:
         if await self._records.run(end):
             self._pin(turn.tenant, turn.id, marks)
 
-    # What clients ask of them
+    # Requests about sessions
 
     async def find(self, tenant: str, session_id: str) -> StoredSession:
-        """A tenant's session, or 404."""
+        """Return a tenant's session; 404 if there is none."""
         found = await self._records.run(partial(sessions.find, tenant=tenant, session_id=session_id, now=now()))
         if found is None:
             raise _missing(session_id)
         return found
 
     async def page(self, tenant: str, span: Page) -> list[StoredSession]:
-        """The tenant's, newest first."""
+        """Return a page of the tenant's sessions, newest first."""
         found = await self._records.run(partial(sessions.page, tenant=tenant, span=span, now=now()))
         if found is None:
             raise invalid(f"'after': there is no session {span.after!r}", "after")
         return found
 
     async def delete(self, tenant: str, session_id: str) -> None:
-        """Forget a session; 404 if there is none, 409 while a request uses it."""
+        """Delete a session; 404 if there is none, 409 while a request uses it."""
         try:
             done = await self._records.run(partial(sessions.delete, tenant=tenant, session_id=session_id, now=_clock()))
         except Busy:
@@ -140,7 +146,7 @@ class Sessions:
         self._table.tell_all(Unpin(_name(tenant, session_id)))
 
     async def fork(self, tenant: str, session_id: str, ids: Sequence[str]) -> list[StoredSession]:
-        """New ones that begin where one stands; 404, 403, 409 if a name is taken."""
+        """Create sessions that continue from the end of this one; 404, 403, 409 if a name is taken."""
         made = now()
         work = partial(
             sessions.fork, tenant=tenant, session_id=session_id, ids=ids, most=self._most, now=made,
@@ -159,7 +165,7 @@ class Sessions:
         return forks
 
     async def park(self, tenant: str, session_id: str) -> StoredSession:
-        """Off the device; 404, 409, 400 where its worker can't."""
+        """Move the session's snapshot off the device; 404, 409, or 400 if its worker can't."""
         found = await self._idle(tenant, session_id)
         for mark in found.marks:
             if reasons := [reason for reason in await self._table.park(mark) if reason is not None]:
@@ -167,7 +173,7 @@ class Sessions:
         return found
 
     async def last_turn(self, tenant: str, session_id: str) -> End:
-        """How a session came to where it stands; 404."""
+        """Return the last turn of a session; 404."""
         found = await self._records.run(partial(sessions.last_turn, tenant=tenant, session_id=session_id, now=now()))
         if found is None:
             raise _missing(session_id)
@@ -195,14 +201,17 @@ class Sessions:
         return entered
 
     async def resume(self, tenant: str, session_id: str) -> tuple[StoredSession, Turn, TokenIds]:
-        """A turn that brings it back to the device, and its tokens; 404, 409. `touch` or `held` ends the turn."""
+        """Begin a turn that brings the session to a device; returns it with the tokens. 404, 409.
+
+        `touch` or `held` ends it.
+        """
         found = await self._idle(tenant, session_id)
         turn = await self.begin(tenant, session_id, found.scope)
         read = partial(sessions.token_ids, tenant=tenant, session_id=session_id)
         return found, turn, TokenIds(await self._records.run(read))
 
     async def touch(self, turn: Turn, marks: tuple[Mark, ...]) -> None:
-        """A turn that changed nothing has ended well."""
+        """End a turn that changed nothing."""
         self._leave(turn)
         await self._records.run(partial(sessions.release, owner=turn.owner, expires=now() + self._ttl_s))
         self._pin(turn.tenant, turn.id, marks)
@@ -249,12 +258,12 @@ class Sessions:
 
 
 def _clock() -> float:
-    # Leases are compared between hosts.
+    # Leases are in Unix time, because several hosts compare them.
     return time.time()
 
 
 def _name(tenant: str, session_id: str) -> str:
-    """What workers call a session: no two tenants' are the same."""
+    """The name of a session for workers, in which tenants' sessions have different names."""
     return hashlib.blake2b(f"{tenant}\0{session_id}".encode(), digest_size=16).hexdigest()
 
 

@@ -1,11 +1,12 @@
-"""One sequence under way: puts the outputs of its workers in order, and ends at all of them whatever happens."""
+"""One running sequence: puts its workers' outputs in order, and frees its places at all workers in any case."""
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 from functools import partial
 from typing import Protocol
+
+from msgspec import structs
 
 from router.errors import ApiError, invalid
 from router.metrics import StreamTimes
@@ -20,35 +21,36 @@ _log = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """The request a stream is part of. live: whether somebody waits for it."""
+    """The job that a stream is part of. live: whether a client waits for it."""
 
     live: bool
 
     def gained(self, choice: Choice) -> None:
-        """The choice has something to take."""
+        """A choice has something to take."""
 
     def landed(self, choice: Choice) -> None:
-        """The choice is whole."""
+        """A choice is complete."""
 
     def failed(self, error: ApiError) -> None:
-        """The choice can't be finished."""
+        """A choice failed."""
 
 
 class Dispatch(Protocol):
-    """Who finds workers for a stream."""
+    """The dispatcher, as a stream uses it."""
 
     def again(self, stream: SequenceStream, cause: Cause, after_s: float, apart: bool) -> None:
-        """Try it elsewhere."""
+        """Try a stream at other workers."""
 
     def progressed(self, stream: SequenceStream) -> None:
-        """It gained a token after a failure, or has ended."""
+        """A retried stream gained a token, or has ended."""
 
 
 class SequenceStream:
     """A choice and its legs: one for each worker that had a part in it, in the order in which they began.
 
-    When a worker fails it, it goes on at another: from the prompt and the tokens it has, so that its transcript is the
-    undisturbed one's, as sampling depends on seed and position alone. Nothing comes twice, as outputs are numbered.
+    When its worker fails, the sequence continues at another, from the prompt and the tokens so far. Its transcript is
+    the same as without the failure, because sampling depends only on seed and position. No token comes twice, because
+    outputs are numbered.
     """
 
     __slots__ = (
@@ -87,13 +89,14 @@ class SequenceStream:
         key: bytes = b"",
         body: bytes = b"",
     ) -> None:
-        """key, body: under which its client may come back for it, and what that asked; see `wire.protocol.Submit`."""
+        """key, body: by which its client may come back, and the request's digest; see `wire.protocol.Submit`."""
         self.request_id = request_id
         self.choice = choice
         self.legs: list[Leg] = []
-        self.names: Candidates | None = None  # of the prompt's beginnings, once they have been looked for
-        self.over = False  # nothing more is to be computed
-        self.moved: tuple[PeerRef, int] | None = None  # who keeps its state, of how many tokens, for the next worker
+        self.names: Candidates | None = None  # names of the prompt's prefixes, once needed
+        self.over = False  # whether nothing more is to be computed
+        # The worker that keeps its state for the next one, and the state's tokens.
+        self.moved: tuple[PeerRef, int] | None = None
         self._owner = owner
         self._metrics = metrics
         self._dispatch = dispatch
@@ -101,10 +104,10 @@ class SequenceStream:
         self.prefix_scope = prefix_scope
         self.key = key
         self.body = body
-        self._ids: list[int] = []  # generated so far
-        self._parked: dict[int, SeqOutput] = {}  # outputs that overtook others, by index of their first token
+        self._ids: list[int] = []  # the tokens generated so far
+        self._parked: dict[int, SeqOutput] = {}  # outputs that overtook earlier ones, by the index of their first token
         self._setbacks = Setbacks()
-        self._set_back_since = False  # its last token
+        self._set_back_since = False  # a failure since its last token
         self._tries = 0
         self._submitted_at = 0.0
         self._first_at = 0.0
@@ -112,22 +115,22 @@ class SequenceStream:
 
     @property
     def live(self) -> bool:
-        """Whether somebody waits for it."""
+        """Whether a client waits for it."""
         return self._owner.live
 
     @property
     def workers(self) -> tuple[str, str] | None:
-        """Ids of the latest prefill and decode worker, the same where there is one; None while it waits for any."""
+        """The ids of the latest prefill and decode worker, which may be the same; None while it has none."""
         return (self._at("prefill").info.worker_id, self._at("decode").info.worker_id) if self.legs else None
 
     @property
     def known(self) -> int:
-        """Tokens it has: the prompt's and those generated."""
+        """The number of tokens so far: the prompt's and those generated."""
         return len(self.choice.prompt.token_ids) + len(self._ids)
 
     @property
     def token_ids(self) -> TokenIds:
-        """All tokens it has; without the one that an answer of no tokens takes to end."""
+        """All tokens so far, without the one that an answer of no tokens needs to end."""
         prompt = self.choice.prompt.token_ids
         return prompt if self.choice.discard else TokenIds(prompt.packed + TokenIds.of(self._ids).packed)
 
@@ -142,13 +145,13 @@ class SequenceStream:
         return self.legs[0].info.weights_id if self._ids else None
 
     def begun(self, now: float) -> None:
-        """Its client waits from now on."""
+        """Its client starts waiting now."""
         self._submitted_at = now
 
     def start(self, prefill: Link | None, decode: Link, prefix: Prefix, work: int = 0) -> None:
-        """Submit to both workers at once: the decode worker may pull the first chunks while later ones compute.
+        """Submit to both workers at once: the decode worker may pull early chunks while later ones are computed.
 
-        Without `prefill` the decode worker computes all tokens there are. work: of these, those that are not kept.
+        Without `prefill` the decode worker computes all tokens. work: tokens that are not kept anywhere.
         """
         request_id = f"{self.request_id}.{self._tries}" if self._tries else self.request_id
         self._tries += 1
@@ -162,16 +165,16 @@ class SequenceStream:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
             self.legs.append(Leg(self, prefill, both(handoff=True, prefix=prefix), work))
-            prefix = dataclasses.replace(prefix, kept_tokens=0, source=None)
+            prefix = structs.replace(prefix, kept_tokens=0, source=None)
         submit = both(source=source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit, work if source is None else 0))
 
     def attach(self, decode: Link, request_id: str) -> None:
-        """Take over what another router had computed; all its tokens come again, from the first on."""
+        """Take over a request of another router. The worker sends all its tokens again, from the first on."""
         self.legs.append(Leg(self, decode, Attach(request_id), 0))
 
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
-        """An output of one of the legs."""
+        """Take an output of one of the legs."""
         if output.timings is not None:
             leg.timings = output.timings
         if output.cached_tokens and not self._ids:
@@ -187,7 +190,7 @@ class SequenceStream:
             if output.finish == "moved":
                 self._moved(leg, output)
                 return
-            if output.finish == "abort":  # another leg's worker says how it ended
+            if output.finish == "abort":  # another leg's worker reports how the request ended
                 return
         if output.offset == len(self._ids):
             self._apply(output, now)
@@ -198,25 +201,26 @@ class SequenceStream:
         else:
             self.abandon(leg.failed(f"it sent token {output.offset} twice"))
 
-    def lost(self, leg: Leg, now: float, *, alone: bool = False) -> None:
-        """The connection to a leg's worker ended. alone: with no other sequence of this router."""
+    def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
+        """A leg's worker ended, or is silent. alone: with no other sequence of this router."""
         if self.choice.finish is not None:
-            self._land(now)  # only the lost worker's figures are missing
-        elif leg.stage == "decode" or len(self._ids) <= 1:  # else the snapshot had left it
-            error = ApiError(503, f"{leg.name} ended while serving the request", code="worker_lost")
-            self._set_back("death", error, alone)
+            self._land(now)  # only the lost worker's timings are missing
+        elif leg.stage == "decode" or len(self._ids) <= 1:  # otherwise the snapshot had left the worker before
+            how = "fell silent" if silent else "ended"
+            error = ApiError(503, f"{leg.name} {how} while serving the request", code="worker_lost")
+            self._set_back("silence" if silent else "death", error, alone)
 
     def broke(self, error: Exception) -> None:
-        """The router itself failed over an output."""
+        """The router failed while it handled an output."""
         self.abandon(ApiError(500, f"internal error: {type(error).__name__}", code="internal_error"))
 
     def cancel(self) -> None:
-        """Nobody wants it any more: free whatever the workers hold of it."""
+        """Give the sequence up and free its places at the workers."""
         self.over = True
         self._leave_workers()
 
     def abandon(self, error: ApiError) -> None:
-        """It can't be finished."""
+        """End the sequence with an error."""
         self.cancel()
         self._owner.failed(error)
 
@@ -226,7 +230,7 @@ class SequenceStream:
         self._parked.clear()
 
     def _moved(self, leg: Leg, output: SeqOutput) -> None:
-        """The worker is to end: go on at another one, from the state that this one keeps for it."""
+        """The worker is about to end: continue at another one, from the state that this one keeps."""
         info = leg.info
         leg.moved()
         if output.kept_tokens and output.offset == len(self._ids):
@@ -235,18 +239,22 @@ class SequenceStream:
         self._dispatch.again(self, "moved", 0.0, apart=False)
 
     def _set_back(self, cause: Cause, error: ApiError, alone: bool = False) -> None:
-        """Workers failed it: go on at others, or give up with the error."""
+        """Its worker failed: continue at others, or give up with the error."""
         self._leave_workers()
         self._set_back_since = True
         verdict = self._setbacks.add(cause, alone)
         if not isinstance(verdict, Enough):
-            _log.info("request %s goes on elsewhere behind %d tokens: %s", self.request_id, len(self._ids), error)
+            _log.info(
+                "request %s continues at another worker after %d tokens: %s", self.request_id, len(self._ids), error
+            )
             self._dispatch.again(self, cause, verdict.after_s, verdict.apart)
             return
         if verdict.quarantined:
             deaths = self._setbacks.deaths
-            _log.error("request %s is quarantined: %d workers ended while they computed it", self.request_id, deaths)
-            # Not a status that clients try again by themselves: each try may cost a worker.
+            _log.error(
+                "request %s is quarantined: %d workers in a row ended while they computed it", self.request_id, deaths
+            )
+            # The status must not be one that clients retry by themselves, because each try may end a worker.
             error = ApiError(
                 422,
                 f"the request is quarantined: {deaths} workers in a row ended while they computed it, with no token "
@@ -256,11 +264,11 @@ class SequenceStream:
         self.abandon(error)
 
     def _sampling(self) -> SamplingParams:
-        """The client's; log-probabilities of the prompt are computed once."""
+        """The client's sampling parameters, with log-probabilities of the prompt only the first time."""
         sampling = self.choice.sampling
         if sampling.prompt_logprobs is None or not self.choice.prompt_logprobs:
             return sampling
-        return dataclasses.replace(sampling, prompt_logprobs=None)
+        return structs.replace(sampling, prompt_logprobs=None)
 
     def _handed_off(self, leg: Leg, now: float) -> None:
         if self.choice.finish is not None:
@@ -289,9 +297,9 @@ class SequenceStream:
         if choice.finish is None:
             self._owner.gained(choice)
         elif finish is not None and any(leg.open and leg.stage == "prefill" for leg in self.legs):
-            self._owner.gained(choice)  # the prefill worker has yet to report its figures
+            self._owner.gained(choice)  # the prefill worker still has to report its timings
         else:
-            # Workers do not know of a stop string, and after the prompt's own token a decode worker waits for nothing.
+            # Workers do not know stop strings, and after the first token a decode worker waits for nothing.
             self._leave_workers()
             self._land(now)
 
@@ -322,11 +330,11 @@ class SequenceStream:
             self.abandon(leg.failed(reason))
 
     def _unservable(self, reason: str) -> ApiError:
-        """The request contradicts itself: 400, as no other try could succeed."""
+        """Make the 400 for a request that contradicts itself, so that no retry could succeed."""
         field = self.choice.form_field or "the answer's form"
         message = f"'{field}' can't be kept beside the request's other fields (min_tokens, stop_token_ids, logit_bias)"
         return invalid(f"{message}: {reason}", self.choice.form_field, "unsatisfiable_form")
 
     def _at(self, stage: Stage) -> Leg:
-        """The latest leg of a stage; where no prefill worker had a part, the decode worker computed the prompt."""
+        """The latest leg of a stage. Without a leg at a prefill worker, the decode worker computed the prompt."""
         return next((leg for leg in reversed(self.legs) if leg.stage == stage), self.legs[-1])

@@ -1,6 +1,7 @@
 """The table of workers: a link to each listed worker, and what all links together know."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from router.relay.fleet import Fleet, Roster, WorkerState
 from router.relay.link import ListedWorker, WorkerLink
 from router.relay.policy import Held
 from router.relay.prefixes import Candidates, PrefixIndex
+from wire.liveness import BEAT_S, AwakeClock
 from wire.protocol import Drain, Load, Mark, PeerRef, Pin, Role, Tier, Unpin, WorkerInfo
 from wire.tls import tls
 
@@ -21,7 +23,7 @@ TIERS: tuple[Tier, ...] = get_args(Tier)
 
 @dataclass(frozen=True, slots=True)
 class KeptAt:
-    """A snapshot that some worker keeps: its tokens, the nearest tier it lies in, and its bytes there."""
+    """A snapshot that a worker keeps: its tokens, the fastest tier that holds it, and its bytes."""
 
     position: int
     tier: Tier
@@ -29,9 +31,9 @@ class KeptAt:
 
 
 class WorkerTable:
-    """All workers this router knows of.
+    """All workers that this router knows.
 
-    on_live: called when one begins to take requests. on_load: called when the figures of one have changed.
+    on_live: called when a worker begins to take requests. on_load: called when a worker's figures have changed.
     """
 
     def __init__(self, router_name: str, secret: str, costs: Costs) -> None:
@@ -45,11 +47,15 @@ class WorkerTable:
         self._changed: set[WorkerLink] = set()  # since the roster was made
         self._links: dict[str, WorkerLink] = {}
         self._leaving: list[WorkerLink] = []
+        self._awake = AwakeClock(time.monotonic())
+        self._listening: asyncio.Task[None] | None = None
         self.on_live: Callable[[], None] = lambda: None
         self.on_load: Callable[[], None] = lambda: None
 
     async def update(self, listed: Sequence[ListedWorker]) -> None:
-        """Discovery's full list. New ones are connected to; one gone from it takes no new requests."""
+        """Take discovery's full list: connect to new workers; those that it no longer lists get no new requests."""
+        if self._listening is None:
+            self._listening = asyncio.create_task(self._listen())
         wanted = {w.ref.worker_id: w for w in listed}
         for worker_id, link in list(self._links.items()):
             if wanted.get(worker_id) != link.listed:
@@ -58,14 +64,24 @@ class WorkerTable:
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
                 self._links[worker_id] = WorkerLink(
-                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self.costs
-                )
+                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self.costs,
+                    self._awake,
+                )  # fmt: skip
         self._leaving = [link for link in self._leaving if not link.over]
 
     async def close(self) -> None:
-        """Leave all; streams are lost."""
+        """Disconnect from all workers; streams are lost."""
+        if self._listening is not None:
+            self._listening.cancel()
         links, self._links, self._leaving = self.links(), {}, []
         await asyncio.gather(*(link.close() for link in links))
+
+    async def _listen(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            self._awake.tick(time.monotonic())
+            for link in self.links():
+                link.check()
 
     def _came(self) -> None:
         self.on_live()
@@ -75,12 +91,12 @@ class WorkerTable:
         self.on_load()
 
     def links(self) -> list[WorkerLink]:
-        """All, those that are leaving too."""
+        """All links, also those to workers that are no longer listed."""
         return [*self._links.values(), *(link for link in self._leaving if not link.over)]
 
     async def find(self, key: bytes) -> Place | None:
-        """The decode worker that has what was asked under a key."""
-        links = [(w, link) for w, link in self._links.items() if link.live and link.role == "decode"]
+        """The place of the request with a key, if a worker has it."""
+        links = [(w, link) for w, link in self._links.items() if link.live]
         return await find(links, key)
 
     def live_link(self, worker_id: str) -> WorkerLink | None:
@@ -97,7 +113,7 @@ class WorkerTable:
         return [link.snapshot() for link in self._links.values() if link.live]
 
     def fleet(self, weights_id: str | None = None) -> Fleet:
-        """The live ones, for the policy; with `weights_id` those that serve these weights."""
+        """The live workers for the policy; with `weights_id` those that serve these weights."""
         for link in self._changed:
             current = self._links.get(link.ref.worker_id)
             if link.live:
@@ -108,11 +124,11 @@ class WorkerTable:
         return self._roster.fleet(weights_id)
 
     def held(self, of: Candidates) -> dict[str, Held]:
-        """What each worker keeps of a prompt, by its id."""
+        """The part of a prompt that each worker keeps, by worker id."""
         return self._prefixes.held(of)
 
     def kept(self, marks: Sequence[Mark]) -> KeptAt | None:
-        """The longest of these snapshots that a live worker keeps, where it lies nearest."""
+        """The longest of these snapshots that a live worker keeps, in its fastest tier; None if none is kept."""
         for mark in marks:
             found = [(tier, link.info) for link, tier in self._keepers(mark)]
             if found:
@@ -133,18 +149,18 @@ class WorkerTable:
         return self._links[worker_id].load
 
     def _keepers(self, mark: Mark) -> list[tuple[WorkerLink, Tier]]:
-        """The live workers that keep a snapshot, and in which tier."""
+        """The live workers that keep a snapshot, each with its tier."""
         tiers = self._prefixes.tiers(mark)
         return [(link, tiers[w]) for w, link in self._links.items() if link.live and w in tiers]
 
     def tell_all(self, message: Pin | Unpin) -> None:
-        """Tell every live worker."""
+        """Send a message to every live worker."""
         for link in self._links.values():
             if link.live:
                 link.tell(message)
 
     def drain(self, worker_id: str) -> bool:
-        """Tell a worker to end; False if there is no live one of that id."""
+        """Tell a worker to end; False if no live worker has this id."""
         link = self._links.get(worker_id)
         if link is None or not link.live:
             return False
@@ -152,17 +168,17 @@ class WorkerTable:
         return True
 
     async def park(self, mark: Mark) -> list[str | None]:
-        """Have every worker take a snapshot off its device: of each that had it there, why it stays, if so."""
+        """Have every worker move a snapshot off its device. Returns for each the reason if it stays, else None."""
         there = [link for link, tier in self._keepers(mark) if tier == "device"]
         return list(await asyncio.gather(*(link.park(mark) for link in there)))
 
     def live(self) -> dict[Role, int]:
-        """How many of each pool are live."""
+        """The number of live workers of each pool."""
         count: dict[Role, int] = {"prefill": 0, "decode": 0}
         for link in self._links.values():
             count[link.role] += link.live
         return count
 
     def infos(self) -> Iterable[WorkerInfo]:
-        """What the live ones are."""
+        """The infos of all live workers."""
         return (link.info for link in self._links.values() if link.live)

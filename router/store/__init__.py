@@ -1,1 +1,1 @@
-"""What outlives a router: records in SQLite, contents in plain files, in one folder that a host's replicas share."""
+"""Storage that outlives a router: records in a database, and contents of files in a folder that routers share."""

@@ -59,7 +59,7 @@ CREATE TABLE IF NOT EXISTS results (
 
 
 class BatchFault(TypedDict):
-    """What is wrong with a batch's input. line: its place in the file, from 1; null where it is no line's."""
+    """An error in a batch's input. line: the line's number in the file from 1; null if it is about the whole file."""
 
     code: str
     message: str
@@ -135,7 +135,7 @@ def _batch(row: Any) -> StoredBatch:
     return StoredBatch(**{name: json.loads(row[name]) if name in _JSON else row[name] for name in row.keys()})  # noqa: SIM118
 
 
-# What clients ask for
+# Requests of clients
 
 
 def create(db: Connection, batch: StoredBatch, most: int) -> None:
@@ -155,9 +155,9 @@ def find(db: Connection, tenant: str, batch_id: str) -> StoredBatch | None:
 
 
 def page(db: Connection, tenant: str, span: Page, prefix: str = "", *, newer: bool = False) -> list[StoredBatch] | None:
-    """Newest first; one more than `span.limit` where there are more; None if the tenant has no batch `span.after`.
+    """Batches, newest first; one more than `span.limit` if there are more; None without a batch `span.after`.
 
-    prefix: of their ids, which tells the APIs' batches apart. newer: those made after `span.after`, nearest to it.
+    prefix: of the ids, which differs between APIs. newer: return the batches made next after `span.after`.
     """
     where, values = "tenant = ? AND substr(id, 1, ?) = ?", [tenant, len(prefix), prefix]
     if span.after is not None:
@@ -174,7 +174,7 @@ def page(db: Connection, tenant: str, span: Page, prefix: str = "", *, newer: bo
 
 
 def delete(db: Connection, tenant: str, batch_id: str) -> None:
-    """Forget a batch that is over."""
+    """Delete a batch that has ended."""
     db.execute("DELETE FROM batches WHERE id = ? AND tenant = ? AND NOT open", (batch_id, tenant))
 
 
@@ -188,7 +188,7 @@ def cancel(db: Connection, tenant: str, batch_id: str, now: int) -> StoredBatch 
     return find(db, tenant, batch_id)
 
 
-# What runners do
+# Work of runners
 
 
 def claim(

@@ -1,4 +1,4 @@
-"""Contents of files by id; a content is there whole or not at all. Everything here blocks: call it in a thread."""
+"""Contents of files by id. A content exists completely or not at all. Everything here blocks: call it in a thread."""
 
 import os
 import shutil
@@ -57,7 +57,7 @@ class Contents:
                 if path.stat().st_mtime < latest and path.name not in known:
                     path.unlink()
             except FileNotFoundError:
-                continue  # another replica was quicker
+                continue  # another replica deleted it first
 
     def _sync(self) -> None:
         descriptor = os.open(self._folder, os.O_RDONLY)

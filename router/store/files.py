@@ -1,4 +1,4 @@
-"""Records of files: functions of a connection, to be given to `Store.run`."""
+"""Records of files: functions of a connection, for `Store.run`."""
 
 import uuid
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ CREATE TABLE IF NOT EXISTS files (
 CREATE INDEX IF NOT EXISTS files_of_tenant ON files (tenant, serial);
 """
 _COLUMNS = "id, tenant, filename, purpose, bytes, created_at, expires_at"
-# Of batches that may still read their input.
+# Inputs of batches that may still read them.
 _IN_USE = "SELECT input_file_id FROM batches WHERE open = 1"
 
 
@@ -77,7 +77,7 @@ def find(db: Connection, tenant: str, file_id: str, now: int) -> StoredFile | No
 
 
 def page(db: Connection, tenant: str, purpose: str | None, span: Page, now: int) -> list[StoredFile] | None:
-    """One more than `span.limit` where there are more; None if the tenant has no file `span.after`."""
+    """Files of a tenant; one more than `span.limit` if there are more; None if the tenant has no file `span.after`."""
     where, values = "tenant = ? AND expires_at > ?", [tenant, now]
     if purpose is not None:
         where, values = f"{where} AND purpose = ?", [*values, purpose]

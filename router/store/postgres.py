@@ -78,7 +78,9 @@ class _Adapted:
 
 
 class Postgres:
-    """As `Database`, at a URL. schema: in SQLite's SQL. name: separates its transactions from those of other schemas.
+    """Records at a URL, with the interface of `Database`. schema: in SQLite's SQL.
+
+    name: separates its transactions from those of other schemas.
 
     Transactions of one name run one after another, whichever router runs them, as they do on a SQLite file.
     """

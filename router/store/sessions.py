@@ -1,7 +1,7 @@
-"""Records of sessions, and who uses them: functions of a connection, to be given to `Records.run`.
+"""Records of sessions and their leases: functions of a connection, for `Records.run`.
 
-A turn, which is one request, holds the session's lease while it runs. A session whose first turn has not ended yet is
-seen by nobody.
+A turn is one request; it holds the session's lease while it runs. A session is invisible until its first turn has
+ended.
 """
 
 import json
@@ -35,13 +35,16 @@ CREATE INDEX IF NOT EXISTS sessions_of_tenant ON sessions (tenant, serial);
 CREATE INDEX IF NOT EXISTS sessions_expiry ON sessions (expires_at);
 """
 _COLUMNS = "id, scope, tokens, marks, created_at, expires_at, parent, last_request, owner, owned_until"
-# What a tenant sees.
+# The condition for a session that its tenant sees.
 _THERE = "tenant = ? AND expires_at > ? AND tokens > 0"
 
 
 @dataclass(frozen=True, slots=True)
 class StoredSession:
-    """A session's record without its token ids. marks: where workers may keep its end, the longest first."""
+    """A session's record without its token ids.
+
+    marks: names of snapshots that workers may keep of it, longest first.
+    """
 
     id: str
     scope: str
@@ -57,9 +60,10 @@ class StoredSession:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """Where a turn has brought its session. token_ids: packed, the first `prompt_tokens` of them the turn's prompt.
+    """The new end of a session after a turn.
 
-    sampling: how the rest was sampled, `SamplingParams` as JSON.
+    token_ids: packed; the first `prompt_tokens` are the turn's prompt. sampling: the `SamplingParams` of the rest, as
+    JSON.
     """
 
     token_ids: bytes
@@ -70,7 +74,7 @@ class End:
 
 
 class Busy(Exception):
-    """A turn of the session runs."""
+    """Another turn of the session is running."""
 
 
 class Full(Exception):
@@ -78,7 +82,7 @@ class Full(Exception):
 
 
 class Taken(Exception):
-    """There is a session of that name; the message is the name."""
+    """There is a session with this name; the message is the name."""
 
 
 def find(db: Connection, tenant: str, session_id: str, now: int) -> StoredSession | None:
@@ -88,13 +92,13 @@ def find(db: Connection, tenant: str, session_id: str, now: int) -> StoredSessio
 
 
 def token_ids(db: Connection, tenant: str, session_id: str) -> bytes:
-    """All its tokens, packed."""
+    """All tokens of a session, packed."""
     row = db.execute("SELECT token_ids FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id)).fetchone()
     return bytes(row["token_ids"]) if row is not None else b""
 
 
 def last_turn(db: Connection, tenant: str, session_id: str, now: int) -> End | None:
-    """How a tenant's session came to where it stands, and where that is; None if there is none."""
+    """The last turn of a tenant's session; None if there is none."""
     row = db.execute(
         f"SELECT token_ids, marks, prompt_tokens, sampling, last_request FROM sessions WHERE {_THERE} AND id = ?",
         (tenant, now, session_id),
@@ -106,7 +110,7 @@ def last_turn(db: Connection, tenant: str, session_id: str, now: int) -> End | N
 
 
 def page(db: Connection, tenant: str, span: Page, now: int) -> list[StoredSession] | None:
-    """Newest first, one more than `span.limit` where there are more; None if the tenant has no session `span.after`."""
+    """Sessions, newest first; one more than `span.limit` if there are more; None without a session `span.after`."""
     where, values = _THERE, [tenant, now]
     if span.after is not None:
         last = db.execute("SELECT serial FROM sessions WHERE id = ? AND tenant = ?", (span.after, tenant)).fetchone()
@@ -122,12 +126,12 @@ def page(db: Connection, tenant: str, span: Page, now: int) -> list[StoredSessio
 def take(
     db: Connection, tenant: str, session_id: str, owner: str, scope: str, most: int, now: float, until: float
 ) -> StoredSession:
-    """Take the lease of a session for a turn, which makes it where there is none; Busy, Full."""
+    """Take the lease of a session for a turn; a missing session is created. Busy, Full."""
     _expire(db, now)
     row = db.execute(f"SELECT {_COLUMNS} FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id)).fetchone()
     if row is None:
         _room(db, tenant, 1, most)
-        # It expires with its lease, unless a turn ends well.
+        # A new session expires with its lease unless a turn ends well.
         values = (tenant, session_id, scope, b"", int(now), int(until) + 1, owner, until)
         db.execute(
             "INSERT INTO sessions (tenant, id, scope, token_ids, tokens, marks, created_at, expires_at, owner, "
@@ -144,14 +148,14 @@ def take(
 
 
 def renew(db: Connection, owners: Sequence[str], until: float) -> None:
-    """The turns go on; new sessions live as long as their leases."""
+    """Extend the leases of turns. New sessions expire with their leases."""
     for owner in owners:
         db.execute("UPDATE sessions SET owned_until = ? WHERE owner = ?", (until, owner))
         db.execute("UPDATE sessions SET expires_at = ? WHERE owner = ? AND tokens = 0", (int(until) + 1, owner))
 
 
 def end(db: Connection, owner: str, scope: str, reached: End, expires: int) -> bool:
-    """A turn has ended well; False if its session was deleted or its lease taken by another meanwhile."""
+    """Store the result of a turn that ended well; False if its session was deleted or another turn took the lease."""
     values = (
         scope, reached.token_ids, len(reached.token_ids) // 4, marks_text(reached.marks), reached.prompt_tokens,
         reached.sampling, expires,
@@ -166,7 +170,7 @@ def end(db: Connection, owner: str, scope: str, reached: End, expires: int) -> b
 
 
 def release(db: Connection, owner: str, expires: int | None = None) -> None:
-    """A turn has ended and its session stands where it stood, until `expires`; a new one is forgotten."""
+    """End a turn without a change: the session is kept until `expires`; a new session is deleted."""
     db.execute("DELETE FROM sessions WHERE owner = ? AND tokens = 0", (owner,))
     if expires is not None:
         db.execute("UPDATE sessions SET expires_at = ? WHERE owner = ?", (expires, owner))
@@ -176,7 +180,10 @@ def release(db: Connection, owner: str, expires: int | None = None) -> None:
 def fork(
     db: Connection, tenant: str, session_id: str, ids: Sequence[str], most: int, now: int, expires: int
 ) -> list[StoredSession] | None:
-    """New sessions that begin where one stands; None if there is none. Taken, Full: then none is made."""
+    """Create sessions that continue from the end of one; None if that does not exist.
+
+    On Taken and Full none is created.
+    """
     _expire(db, now)
     if find(db, tenant, session_id, now) is None:
         return None
@@ -215,7 +222,7 @@ def enter(
 
 
 def delete(db: Connection, tenant: str, session_id: str, now: float) -> bool:
-    """False if there is none; Busy."""
+    """Delete a session; False if there is none; Busy while a turn runs."""
     found = find(db, tenant, session_id, int(now))
     if found is None:
         return False

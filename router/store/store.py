@@ -16,12 +16,12 @@ T = TypeVar("T")
 
 
 class Store:
-    """Records and contents. Nothing is created in the folder until there is something to store."""
+    """Records and contents of files and batches. Nothing is created in the folder until there is something to store."""
 
     def __init__(self, folder: str, url: str | None = None) -> None:
-        """url: of a database, where several hosts share the folder; else the records are in `store.sqlite3` there.
+        """url: of a PostgreSQL database; without it the records are in the folder's `store.sqlite3`.
 
-        PermissionError if the folder can't be written to, or the nearest folder above it that exists.
+        PermissionError if the folder, or the nearest existing folder above it, can't be written to.
         """
         path = Path(folder)
         nearest = next(p for p in (path, *path.absolute().parents) if p.exists())
@@ -36,7 +36,7 @@ class Store:
         return self._database.begun
 
     async def run(self, work: Callable[[Connection], T]) -> T:
-        """`work`'s result, in a transaction of its own; see `Database.run`."""
+        """Run `work` in a transaction of its own and return its result; see `Database.run`."""
         return await self._database.run(work)
 
     def call(self, work: Callable[[Connection], T]) -> T:
@@ -49,5 +49,5 @@ class Store:
 
 
 def now() -> int:
-    """Seconds since 1970, as records have them."""
+    """The present time as records store it, in seconds since 1970."""
     return int(time.time())

@@ -1,1 +1,1 @@
-"""Text to tokens and back: template, tokenizer, tool calls, grammars."""
+"""Converts text to tokens and back: template, tokenizer, tool calls, grammars."""

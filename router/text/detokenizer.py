@@ -1,4 +1,4 @@
-"""Token ids to text as they come: the same text in whatever steps they come."""
+"""Decodes token ids to text as they arrive. The text does not depend on the steps in which they arrive."""
 
 import codecs
 from collections.abc import Sequence
@@ -7,9 +7,9 @@ from router.text.tokenizer import Tokenizer
 
 
 class Detokenizer:
-    """One sequence's text. Bytes that do not make a character yet wait for the next token.
+    """The detokenizer of one sequence. Bytes of an incomplete character wait for the next token.
 
-    markers: special tokens that are shown all the same.
+    markers: special tokens that are shown nevertheless.
     """
 
     def __init__(self, tokenizer: Tokenizer, markers: tuple[str, ...] = ()) -> None:
@@ -17,29 +17,30 @@ class Detokenizer:
         self._table = tokenizer.showing(markers) if markers else tokenizer.visible
         self._shown_ids = tokenizer.special_among(markers) if markers else frozenset()
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        # Where only the tokenizer can join tokens: those since the last but one text, of which `_shown` are out.
+        # Used if only the tokenizer can join tokens: the tokens since the last text but one, of which `_shown` are
+        # shown.
         self._window: list[int] = []
         self._shown = 0
 
     def push(self, token_ids: Sequence[int]) -> str:
-        """The text these tokens add."""
+        """Return the text that these tokens add."""
         if self._table is None:
             return "".join(self._push_window(i) for i in token_ids)
         table = self._table
         try:
             data = table[token_ids[0]] if len(token_ids) == 1 else b"".join([table[i] for i in token_ids])
-        except IndexError:  # ids the model has and the tokenizer has not
+        except IndexError:  # the model has ids that the tokenizer lacks
             data = b"".join([table[i] for i in token_ids if i < len(table)])
         return self._utf8.decode(data)
 
     def shows(self, token_id: int) -> bool:
-        """Whether the token is part of the text: not one of those special tokens that are not shown."""
+        """Whether the token is shown: any token except hidden special ones."""
         if self._table is not None:
             return token_id < len(self._table) and bool(self._table[token_id])
         return token_id in self._shown_ids or token_id not in self._tokenizer.special_ids
 
     def flush(self) -> str:
-        """What still waits, at the sequence's end; incomplete characters become U+FFFD."""
+        """Return the rest at the sequence's end; incomplete characters become U+FFFD."""
         if self._table is not None:
             return self._utf8.decode(b"", final=True)
         decode = self._tokenizer.decode
@@ -47,7 +48,7 @@ class Detokenizer:
 
     def _push_window(self, token_id: int) -> str:
         if token_id in self._shown_ids:
-            # It joins with neither neighbour: the text starts anew behind it.
+            # It joins with neither neighbour: the text after it is decoded separately.
             before, self._window, self._shown = self.flush(), [], 0
             return before + self._tokenizer.piece(token_id).text
         if token_id in self._tokenizer.special_ids:
@@ -58,14 +59,17 @@ class Detokenizer:
         text = decode(self._window)
         if len(text) <= len(before) or text.endswith("\ufffd"):
             return ""
-        # The next text is the difference to this one's: what joins two tokens depends on both.
+        # The next text is the difference from this one, because how two tokens join depends on both.
         del self._window[: self._shown]
         self._shown = len(self._window)
         return text[len(before) :]
 
 
 class StopStrings:
-    """Finds the first of `strings` in a text that comes in pieces, and lets out nothing of it. found: which it was."""
+    """Finds the first of `strings` in a text that arrives in pieces, and withholds all of it.
+
+    found: the string found.
+    """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self.found: str | None = None
@@ -73,9 +77,12 @@ class StopStrings:
         self._held = ""
 
     def push(self, text: str) -> tuple[str, bool]:
-        """Text that is certainly before any stop string, and whether one was found (then push nothing more)."""
+        """Return the text that certainly precedes any stop string, and whether one was found.
+
+        After one was found, push nothing more.
+        """
         text = self._held + text
-        # The match that ends first, as if the text had come by single characters.
+        # Take the match that ends first, as if the text arrived in single characters.
         found = [(at + len(s), at) for s in self._strings for at in [text.find(s)] if at >= 0]
         if found:
             self._held = ""
@@ -93,6 +100,6 @@ class StopStrings:
         return text[:cut], False
 
     def flush(self) -> str:
-        """The held text, at the sequence's end."""
+        """Return the held text at the sequence's end."""
         held, self._held = self._held, ""
         return held

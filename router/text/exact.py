@@ -1,8 +1,8 @@
-"""What the model wrote is what it reads in the next turn: token ids of answers, found by what the answers said.
+"""Remembers answers' token ids by their contents, so that the next turn's prompt has the tokens that the model wrote.
 
-A template writes an assistant's turn anew from its text and calls, and its tokens may differ from those generated: by
-spaces in a call's JSON, or where a text has several tokenizations. The model would then read what it did not write,
-and no state kept at the turn's end would fit.
+A template renders an assistant's turn again from its text and calls. Its tokens may differ from those generated, by
+spaces in a call's JSON or because a text has several tokenizations. The model would then read tokens that it did not
+write, and no state kept at the turn's end would match.
 """
 
 import hashlib
@@ -12,22 +12,24 @@ from dataclasses import dataclass
 
 import msgspec
 
-# An entry's key, its ids' object, and its place in the table.
+# Bytes of an entry's key, the object of its ids, and its place in the table.
 _ENTRY_BYTES = 200
 
 
 @dataclass(frozen=True, slots=True)
 class Said:
-    """An assistant's turn as a client got it: its text, "" for none, and the calls' names and arguments."""
+    """An assistant's turn as a client got it: its text ("" if none), and the calls' names and arguments."""
 
     text: str
     calls: tuple[tuple[str, str], ...] = ()
 
 
 class ExactTurns:
-    """Packed token ids of answers, each tenant's for itself; the least recently used go first. For any thread.
+    """Packed token ids of answers, separately for each tenant; the least recently used are removed first.
 
-    Of two answers that said the same it is the later. most: bytes to keep.
+    Thread-safe.
+
+    Of two answers with the same contents the later one is remembered. most: bytes to keep.
     """
 
     def __init__(self, most: int) -> None:
@@ -47,7 +49,7 @@ class ExactTurns:
                 self._bytes -= _cost(self._known.popitem(last=False)[1])
 
     def recall(self, tenant: str, said: Said) -> bytes | None:
-        """The ids of an answer to the tenant that said exactly this."""
+        """The ids of the tenant's answer with exactly these contents; None if it is not remembered."""
         key = _key(tenant, said)
         with self._lock:
             packed = self._known.get(key)

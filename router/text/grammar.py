@@ -1,4 +1,4 @@
-"""What an answer's text must be, as a grammar that workers keep their sampling to (Lark as llguidance reads it)."""
+"""Grammars that constrain an answer's text; workers sample by them (Lark as llguidance reads it)."""
 
 import json
 import re
@@ -10,9 +10,9 @@ from typing import Any
 from router.text.schema_closed import closed
 from wire.protocol import Grammar
 
-# Without forcing: forced text is tokenized with markers in it as single tokens, which text may not hold.
+# Without forcing, because forced text is tokenized with markers as single tokens, which text must not contain.
 OPTIONS = '%llguidance {"no_forcing": true}\n'
-# JSON on one line, as models are trained to write calls: white space without a bound is where they get lost.
+# JSON on one line, as models are trained to write calls: with unlimited white space they may never end.
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
 _THOUGHT = "thought"
 
@@ -26,7 +26,7 @@ class Marks:
         self._split = re.compile("|".join(map(re.escape, longest_first))) if longest_first else None
 
     def literal(self, text: str) -> str:
-        """Lark for exactly this text, markers in it by their tokens."""
+        """Lark for exactly this text, with markers as their tokens."""
         parts: list[str] = []
         at = 0
         for found in self._split.finditer(text) if self._split else ():
@@ -36,7 +36,7 @@ class Marks:
         return " ".join(part for part in parts if part) or '""'
 
     def until(self, rule: str, end: str) -> str:
-        """Lark rules: `rule` is any text up to and with the first `end`."""
+        """Lark rules in which `rule` is any text up to and including the first `end`."""
         name = rule.upper()
         if end in self._ids:
             return f"{rule}: {name} <[{self._ids[end]}]>\n{without(name, (end,))}"
@@ -55,8 +55,10 @@ def quoted(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Schema:
-    """A JSON Schema. param: where it stands in its request. strict: what the engine can't enforce of it is an error,
-    else passed over."""
+    """A JSON Schema. param: its path in the request.
+
+    strict: a keyword that can't be enforced is an error, else ignored.
+    """
 
     content: dict[str, Any]
     param: str
@@ -64,13 +66,13 @@ class Schema:
 
     @property
     def lark(self) -> str:
-        """JSON text valid by it, of objects without properties that nobody named."""
+        """Lark for JSON text that it validates, in which objects have no unnamed properties."""
         options = _LAYOUT if self.strict else {**_LAYOUT, "lenient": True}
         return "%json " + json.dumps({**closed(self.content), "x-guidance": options})
 
 
 class Thinking(Enum):
-    """Whether an answer may begin with reasoning, and whether its prompt has begun that already."""
+    """Whether an answer may begin with reasoning, and whether its prompt has begun the reasoning already."""
 
     NONE = ""
     MAY = f"({_THOUGHT} GAP)? "
@@ -79,10 +81,10 @@ class Thinking(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What the answer's text must be: what rule `start` is, of rules that depend on the tokenizer's markers.
+    """The form of an answer's text: rules, of which `start` is the answer, made with the tokenizer's markers.
 
-    param: the request's field it comes from. schemas: those inside. given: the client's own grammar, `@given` to the
-    rules.
+    param: the request's field that it comes from. schemas: the schemas in it. given: the client's own grammar, which
+    rules refer to as `@given`.
     """
 
     start: str
@@ -92,7 +94,7 @@ class Form:
     given: str = ""
 
     def or_(self, other: "Form") -> "Form":
-        """Either. Only one may have a grammar of the client's."""
+        """Make the form of either. Only one of the two may have a client's grammar."""
 
         def rules(marks: Marks) -> str:
             return self.rules(marks) + other.rules(marks)
@@ -101,7 +103,7 @@ class Form:
         return Form(start, rules, self.param, self.schemas + other.schemas, self.given or other.given)
 
     def grammar(self, marks: Marks, reasoning: Thinking = Thinking.NONE) -> Grammar:
-        """For the workers."""
+        """The grammar for workers."""
         lark = f"{OPTIONS}start: {reasoning.value}({self.start})\n{self.rules(marks)}"
         if reasoning is not Thinking.NONE:
             lark += "GAP: /\\n{0,2}/\n" + marks.until("end_of_thought", "</think>")
@@ -114,15 +116,15 @@ class Form:
 
 
 def json_form(schema: Schema) -> Form:
-    """JSON text valid by a schema."""
+    """The form of JSON text that a schema validates."""
     return Form("json", lambda marks: f"json: {schema.lark}\n", schema.param, (schema,))
 
 
 def grammar_of(response_format: Mapping[str, Any], param: str) -> Form | None:
-    """The form an OpenAI `response_format` asks for; None for free text.
+    """The form that an OpenAI `response_format` asks for; None for free text.
 
-    response_format: validated, `{"type": "text" | "json_object"}` or `{"type": "json_schema", "json_schema":
-    {"schema": …, "strict": …}}`. param: the path of its schema in the request, which errors name.
+    response_format: validated, `{"type": "text" | "json_object"}` or `{"type": "json_schema", "json_schema": {"schema":
+    …, "strict": …}}`. param: the path of its schema in the request, for errors.
     """
     match response_format["type"]:
         case "text":

@@ -1,4 +1,4 @@
-"""Grammars are checked before any worker is asked: off the event loop, and each once."""
+"""Checks grammars before a request goes to workers: each once, and not on the event loop."""
 
 import asyncio
 import hashlib
@@ -17,12 +17,12 @@ from router.text.schema_fault import SchemaFault, brief, fault_of
 _LIMITS = LLParserLimits(verbose_errors=False)
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): ")
 _KEEP = 4096
-# Characters: about a second to compile at the worst.
+# The longest grammar in characters, which takes about a second to compile at worst.
 _LONGEST = 256 * 1024
 
 
 class GrammarCheck:
-    """What is wrong with forms, remembered. `folder`: the checkpoint's, with tokenizer.json."""
+    """Checks forms and remembers the results. folder: the checkpoint's, with tokenizer.json."""
 
     def __init__(self, folder: str) -> None:
         self._folder = Path(folder)
@@ -35,12 +35,12 @@ class GrammarCheck:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     async def __call__(self, form: Form, marks: Marks) -> None:
-        """400 if workers could not keep to it, naming the path within the schema at fault."""
+        """Check a form. The 400 names the part of the schema that workers could not enforce."""
         text = form.grammar(marks).text
         if len(text) > _LONGEST:
             reason = f"it makes a grammar of {len(text)} characters, at most {_LONGEST} are taken"
             raise invalid(f"'{form.param}': {reason}", form.param)
-        # The same grammar may come from elsewhere in another request, and is at fault there.
+        # In another request the same grammar may come from another field, which the error then names.
         places = "\n".join((form.param, *(s.param for s in form.schemas)))
         key = hashlib.blake2b(f"{places}\0{text}".encode(), digest_size=16).digest()
         if key in self._known:
@@ -58,7 +58,7 @@ class GrammarCheck:
         for schema in form.schemas:
             if (reference := endless(schema.content)) is not None:
                 return SchemaFault(schema.param, f"nothing can satisfy it: {reference!r} is required within itself")
-        # Only a client's own grammar may name tokens that there may not be.
+        # Only a client's own grammar can name tokens that do not exist.
         message: str | None = LLMatcher.validate_grammar(text, self._index() if form.given else None, limits=_LIMITS)
         if not message or message.startswith("WARNING"):
             message = self._first_mask(text)
@@ -69,11 +69,11 @@ class GrammarCheck:
                 return fault
         if len(form.schemas) == 1:
             return SchemaFault(form.schemas[0].param, _PLACE.sub("", brief(message)))
-        # Places in a grammar of ours mean nothing to clients.
+        # Positions in a grammar that the router made mean nothing to clients.
         return SchemaFault(form.param, brief(message if form.given else _PLACE.sub("", message)))
 
     def _first_mask(self, text: str) -> str | None:
-        """What is wrong with a grammar that reads well and allows no beginning, such as a reference that never ends."""
+        """The fault of a well-formed grammar that allows no first token, such as an endless reference; None if fine."""
         matcher = LLMatcher(self._index(), text, log_level=0, limits=_LIMITS)
         matcher.compute_bitmask()
         return f"nothing can satisfy it: {brief(matcher.get_error())}" if matcher.is_error() else None

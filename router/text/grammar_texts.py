@@ -1,4 +1,4 @@
-"""Forms of text other than JSON: regular expressions, choices, the client's own grammars, tags amid free text."""
+"""Forms other than JSON: regular expressions, choices, the client's own grammars, tags within free text."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,17 +11,17 @@ from router.text.grammar import OPTIONS, Form, Marks, Schema, quoted, without
 
 
 def regex_form(pattern: str, param: str) -> Form:
-    """Text that matches as a whole."""
+    """The form of text that matches a regular expression as a whole."""
     return Form("TEXT", lambda marks: f"TEXT: /{regex_to_lark(pattern)}/\n", param)
 
 
 def choice_form(options: Sequence[str], param: str) -> Form:
-    """One of these texts."""
+    """The form of exactly one of these texts."""
     return Form("choice", lambda marks: f"choice: {' | '.join(map(quoted, options))}\n", param)
 
 
 def client_form(text: str, param: str) -> Form:
-    """A grammar of the client's: Lark, or EBNF as llama.cpp writes it, told by its `::=`. 400 if that can't be read."""
+    """The form of a client's grammar: Lark, or llama.cpp's EBNF, recognized by its `::=`. 400 if it can't be read."""
     if "::=" in text:
         try:
             text = gbnf_to_lark(text)
@@ -32,7 +32,7 @@ def client_form(text: str, param: str) -> Form:
 
 @dataclass(frozen=True, slots=True)
 class Tagged:
-    """JSON between two texts."""
+    """JSON between a beginning and an end."""
 
     begin: str
     schema: Schema
@@ -40,11 +40,11 @@ class Tagged:
 
 
 def tagged_form(tags: Sequence[Tagged], triggers: Sequence[str], param: str) -> Form:
-    """Free text in which, once a trigger is written, one of the tags that begin with it must follow.
+    """The form of free text in which each trigger must continue as one of the tags that begin with it.
 
     Each tag begins with a trigger.
     """
-    # The longest, lest another be part of it.
+    # The longest first, because another trigger may be a part of it.
     of = [max((t for t in triggers if tag.begin.startswith(t)), key=len) for tag in tags]
     used = tuple(dict.fromkeys(of))
 

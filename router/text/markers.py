@@ -1,4 +1,4 @@
-"""A tokenizer's markers: the added tokens that structure a conversation."""
+"""A tokenizer's markers, which are the added tokens that structure a conversation."""
 
 import json
 import re
@@ -9,18 +9,19 @@ from tokenizers import AddedToken, Tokenizer
 
 from wire.tokens import TokenIds
 
-# Added to a marker's name in the vocabulary that knows no markers. No text holds it.
+# Added to a marker's name in the vocabulary without markers. No text contains it.
 _UNSAID = "\0\U0010ffff"
 
 
 class Markers:
-    """Special tokens, and other added tokens of the shape `<this>`.
+    """Special tokens, and other added tokens of the form `<this>`.
 
-    texts: as they are written. plain: the tokenizer that reads them as ordinary text, all other ids as they were.
+    texts: the markers as text. plain: a tokenizer that encodes markers as ordinary text, and everything else like the
+    original.
     """
 
     def __init__(self, inner: Tokenizer) -> None:
-        """ValueError for a vocabulary that is no table of tokens (Unigram)."""
+        """ValueError for a vocabulary that is no table of tokens, such as Unigram's."""
         added = inner.get_added_tokens_decoder()
         tokens = {i: t for i, t in added.items() if t.special or (t.content[0] == "<" and t.content[-1] == ">")}
         self._ids = {t.content: (i, TokenIds.of((i,)).packed) for i, t in tokens.items()}
@@ -30,16 +31,19 @@ class Markers:
         self.plain = _without(inner, self._ids) if tokens else inner
 
     def cut(self, text: str) -> list[str]:
-        """Text and markers alternately, beginning and ending with text. Where several begin, it is the longest."""
+        """Cut a text into text and markers alternately, first and last text.
+
+        If several markers match, the longest counts.
+        """
         return self._search.split(text) if self._search is not None else [text]
 
     def id_of(self, marker: str) -> tuple[int, bytes]:
-        """The token of a marker that `cut` found, with the white space it takes: as a number and packed."""
+        """The token of a marker that `cut` found with the white space it includes: as a number and packed."""
         return self._ids[marker] if marker in self._ids else self._ids[marker.strip()]
 
 
 def _pattern(token: AddedToken) -> str:
-    """Where the library finds an added token in a text."""
+    """A pattern that matches where the tokenizer's library finds an added token."""
     found = re.escape(token.content)
     if token.single_word:
         found = rf"(?<!\w){found}(?!\w)"
@@ -48,11 +52,11 @@ def _pattern(token: AddedToken) -> str:
 
 
 def _without(inner: Tokenizer, markers: Iterable[str]) -> Tokenizer:
-    """The tokenizer with its markers' ids under names that no text holds."""
+    """The tokenizer with its markers renamed so that no text matches them."""
     content: dict[str, Any] = json.loads(inner.to_str())
     model = content["model"]
     if not isinstance(model["vocab"], dict):
-        raise ValueError(f"a {model['type']} vocabulary is not supported, only one that gives each token an id")
+        raise ValueError(f"a {model['type']} vocabulary is not supported; it must give each token an id")
     hidden = set(markers)
     others = [t for t in content["added_tokens"] if t["content"] not in hidden]
     vocab = model["vocab"] | {t["content"]: t["id"] for t in content["added_tokens"]}

@@ -1,11 +1,11 @@
-"""What an assistant's output is made of, once markers are told from text."""
+"""The parts of an assistant's output, after markers are separated from text."""
 
 from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """More of what is said to the user. at: where it begins in the output, which has it in one piece."""
+    """A further piece of the text for the user. at: where it begins in the output, in which it is contiguous."""
 
     text: str
     at: int = field(default=0, compare=False)
@@ -13,30 +13,30 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Reasoning:
-    """More of what is thought before the answer."""
+    """A further piece of the reasoning."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallStart:
-    """A call begins; what follows up to its `CallEnd` is its own."""
+    """A call begins; the parts up to the next `CallEnd` belong to it."""
 
     name: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallPart:
-    """More of the call's arguments, exactly as the model wrote them."""
+    """A further piece of the call's arguments, exactly as the model wrote them."""
 
     arguments: str
 
 
 @dataclass(frozen=True, slots=True)
 class CallEnd:
-    """The call is over. valid: its arguments are one JSON object. raw: what stands between its markers, as written.
+    """The call has ended.
 
-    cut: the output ended within it.
+    valid: its arguments are one JSON object. raw: the text between its markers. cut: the output ended within it.
     """
 
     valid: bool
@@ -48,7 +48,7 @@ Part = Text | Reasoning | CallStart | CallPart | CallEnd
 
 
 def held_back(text: str, marker: str) -> int:
-    """How many characters at the end of `text` may be the beginning of `marker`."""
+    """The number of characters at the end of `text` that may begin `marker`."""
     for size in range(min(len(marker) - 1, len(text)), 0, -1):
         if text.endswith(marker[:size]):
             return size

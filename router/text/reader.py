@@ -1,4 +1,4 @@
-"""An assistant's output as parts: first its reasoning, if it begins with any, then text and calls."""
+"""Separates an assistant's output into parts: first reasoning, if there is any, then text and calls."""
 
 from router.text.parts import CallEnd, Part, Reasoning, Text, held_back
 from router.text.tool_parser import ToolParser
@@ -7,29 +7,29 @@ _OPEN, _CLOSE = "<think>", "</think>"
 
 
 class Reader:
-    """One sequence's.
+    """The reader of one sequence. The joined parts do not depend on how the text is cut into pushes.
 
-    calls: tells calls from text; None where none are expected. thinking: the prompt ends within the reasoning.
-    single: the first call ends the sequence. However a text is cut into pushes, the parts joined are the same.
+    calls: the parser of calls; None if none are expected. thinking: the prompt ends within the reasoning. single: the
+    first call ends the sequence.
     """
 
     def __init__(self, calls: ToolParser | None, *, thinking: bool = False, single: bool = False) -> None:
         self.markers = (_OPEN, _CLOSE, *(calls.markers if calls is not None else ()))
-        self.ended = False  # nothing that follows counts
+        self.ended = False  # whether the rest of the output is ignored
         self._calls = calls
         self.single = single
         self._mode = self._thought if thinking else self._begin
         self._held = ""
-        self._end = 0  # characters pushed: what a mode passes on is the end of them
-        self._space = True  # white space goes unshown until something else comes
+        self._end = 0  # characters pushed; the text that a mode passes on ends there
+        self._space = True  # whether white space is dropped until another character comes
 
     def push(self, text: str) -> list[Part]:
-        """What these characters make certain."""
+        """Push characters, and return the parts that are certain now."""
         self._end += len(text)
         return self._until_end(self._mode(text))
 
     def flush(self) -> list[Part]:
-        """What still waits, at the sequence's end."""
+        """Return the remaining parts at the sequence's end."""
         held, self._held = self._held, ""
         if self._mode == self._thought:
             held = held.rstrip()

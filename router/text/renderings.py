@@ -22,7 +22,7 @@ def beginnings(head: Any, turns: Iterable[Any]) -> tuple[bytes, ...]:
     hasher = hashlib.blake2b(digest_size=_SIZE)
     out = []
     for part in (head, *turns):
-        packed = msgspec.msgpack.encode(part)
+        packed = msgspec.json.encode(part)  # msgpack has no integers beyond 64 bits
         hasher.update(len(packed).to_bytes(8, "little") + packed)
         out.append(hasher.digest())
     return tuple(out)

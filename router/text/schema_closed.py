@@ -1,22 +1,22 @@
-"""JSON Schemas whose objects hold what they name and nothing else, where the client left that open."""
+"""Closes the objects of a JSON Schema to unnamed properties where the client left that open."""
 
 from typing import Any
 
-# Keywords whose value holds schemas by name, in a list, or is one itself.
+# Keywords whose value contains schemas: by name, in a list, or as the value itself.
 BY_NAME = ("properties", "patternProperties", "$defs", "definitions")
 LISTS = ("anyOf", "allOf", "oneOf", "prefixItems", "items")
 SINGLE = ("items", "additionalItems", "additionalProperties", "not", "contains", "propertyNames")
-# With these beside them, properties are not all there is to an object.
+# Beside these keywords, `properties` does not name all properties of an object.
 _OPEN = ("additionalProperties", "patternProperties", "unevaluatedProperties", "minProperties", "anyOf", "oneOf")
 _NOTES = ("title", "description", "default", "examples", "deprecated", "readOnly", "writeOnly", "$comment")
 _TOP = ("$defs", "definitions", "$schema", "$id")
 
 
 def closed(schema: dict[str, Any]) -> dict[str, Any]:
-    """The schema with `additionalProperties` false wherever an object names properties and says nothing of others.
+    """The schema with `additionalProperties: false` wherever an object names properties and leaves others open.
 
-    Whatever is valid by it is valid by `schema`. One that joins schemas (`allOf`, `$ref` beside more) stays as it is:
-    closed parts exclude each other.
+    Whatever the result validates, `schema` validates too. A schema that combines others (`allOf`, `$ref` beside more)
+    is unchanged, because closed parts would exclude each other.
     """
     return schema if _joins(schema) else _closed(schema)
 
@@ -53,7 +53,7 @@ def _closed(schema: Any) -> Any:
 
 
 def _names_all(schema: dict[str, Any]) -> bool:
-    """Whether the properties it names may be all that an object has."""
+    """Whether an object may have no properties but the named ones."""
     names, required = schema.get("properties"), schema.get("required", [])
     if not isinstance(names, dict) or not names or any(key in schema for key in _OPEN):
         return False

@@ -1,4 +1,4 @@
-"""JSON Schemas that only a value without an end could satisfy: a part that is required within itself."""
+"""Finds JSON Schemas that only an endless value could satisfy, because a part is required within itself."""
 
 from collections.abc import Collection, Mapping
 from typing import Any
@@ -7,9 +7,9 @@ _HAVE_PARTS = {"object", "array"}
 
 
 def endless(schema: Any) -> str | None:
-    """A reference that is required within itself, without which nothing satisfies the schema; None if there is none.
+    """A reference that is required within itself, so that no value satisfies the schema; None if there is none.
 
-    What is found is certain; of keywords that are not looked at it is taken that a value can satisfy them.
+    A result is certain. Keywords that are not examined are assumed to be satisfiable.
     """
     targets = {reference: target for reference in _references(schema) if (target := _target(schema, reference))}
     ending: set[str] = set()
@@ -21,7 +21,7 @@ def endless(schema: Any) -> str | None:
 
 
 def _ends(schema: Any, ending: Collection[str], targets: Mapping[str, Any]) -> bool:
-    """Whether a finite value may satisfy it, if one satisfies each reference that is known to be `ending`."""
+    """Whether a finite value may satisfy a schema, given that one satisfies each reference in `ending`."""
     if not isinstance(schema, dict) or "const" in schema or "enum" in schema:
         return True
     reference = schema.get("$ref")
@@ -60,7 +60,7 @@ def _array_ends(schema: Mapping[str, Any], ending: Collection[str], targets: Map
 
 
 def _references(schema: Any) -> set[str]:
-    """All local references, wherever they stand."""
+    """All local references in a schema."""
     found: set[str] = set()
     left = [schema]
     while left:
@@ -76,7 +76,7 @@ def _references(schema: Any) -> set[str]:
 
 
 def _target(schema: Any, reference: str) -> Any:
-    """What a local reference leads to; None if nothing."""
+    """The schema that a local reference leads to; None if there is none."""
     at = schema
     for name in reference.split("/")[1:]:
         step = name.replace("~1", "/").replace("~0", "~")

@@ -1,4 +1,4 @@
-"""Where in a JSON Schema the engine stumbles: it says what is wrong, not where."""
+"""Finds the part of a JSON Schema at fault, because the grammar engine says what is wrong but not where."""
 
 import json
 import re
@@ -11,33 +11,33 @@ from llguidance import LLMatcher, LLParserLimits
 from router.text.grammar import Schema
 from router.text.schema_closed import BY_NAME, LISTS, SINGLE
 
-# Keys and indices from the top of a schema.
+# A path of keys and indices from the top of a schema.
 Path = tuple[str | int, ...]
 _LIMITS = LLParserLimits(verbose_errors=False)
 _QUOTED = re.compile(r"\n +\d+ \| ")
 _ROOT = "root"
-# Parts tried before the search ends where it is: each costs a reading of the whole.
+# The search ends after so many parts, because the engine reads the whole schema for each.
 _TRIES = 256
 
 
 @dataclass(frozen=True, slots=True)
 class SchemaFault:
-    """param: the path in the request of what is at fault. reason: what is wrong with it."""
+    """A fault. param: the path in the request of the part at fault. reason: what is wrong with it."""
 
     param: str
     reason: str
 
 
 def brief(message: str) -> str:
-    """An engine's message as one line, without the grammar it quotes."""
+    """The engine's message as one line, without the grammar that it quotes."""
     return " ".join(_QUOTED.split(message, maxsplit=1)[0].split())[:300]
 
 
 def fault_of(schema: Schema) -> SchemaFault | None:
-    """The innermost part of a schema that is at fault; None if nothing is.
+    """The innermost part of a schema that is at fault; None if there is no fault.
 
-    Each part is tried by itself, with the whole at hand for its references: that of the same fault as what it is
-    part of is where to look further. In a large schema the answer may be a part around the innermost.
+    Each part is tried separately, with the whole schema available to its references. The search continues in a part
+    that has the same fault as the whole. In a large schema the result may be a part around the innermost one.
     """
     whole = _moved(schema.content)
     reason = _try(whole, (), schema.strict)
@@ -61,7 +61,7 @@ def fault_of(schema: Schema) -> SchemaFault | None:
 
 
 def _try(whole: Any, path: Path, strict: bool) -> str | None:
-    """What the engine says to the part of a schema at a path."""
+    """The engine's message about the part of a schema at a path; None if it is fine."""
     pointer = "/".join(str(p).replace("~", "~0").replace("/", "~1") for p in ("#", "$defs", _ROOT, *path))
     document = {"$ref": pointer, "$defs": {_ROOT: whole}}
     overrides = None if strict else {"lenient": True}
@@ -70,13 +70,13 @@ def _try(whole: Any, path: Path, strict: bool) -> str | None:
         reason = LLMatcher.validate_grammar(grammar, limits=_LIMITS)
     except ValueError as error:
         reason = str(error)
-    # Of the document it is told about, not the client's.
+    # The engine's position is in the document that it was given, not in the client's.
     reason = reason.partition(" while processing json-schema:")[0].partition(" Enable 'coerce_one_of'")[0]
     return reason.replace(f"/$defs/{_ROOT}", "") or None
 
 
 def _moved(schema: Any) -> Any:
-    """The schema with its references leading below `#/$defs/root`."""
+    """The schema with its references moved below `#/$defs/root`."""
     if isinstance(schema, dict):
         return {k: _moved_reference(v) if k == "$ref" and isinstance(v, str) else _moved(v) for k, v in schema.items()}
     return [_moved(item) for item in schema] if isinstance(schema, list) else schema
@@ -87,7 +87,7 @@ def _moved_reference(reference: str) -> str:
 
 
 def _parts(content: Any, path: Path) -> Iterator[Path]:
-    """Paths of the schemas directly within the one at a path, and of what it refers to."""
+    """The paths of the schemas directly within the one at `path`, and of those that it refers to."""
     at = _at(content, path)
     if not isinstance(at, dict):
         return
@@ -111,7 +111,7 @@ def _at(content: Any, path: Path) -> Any:
 
 
 def _target(content: Any, path: Path) -> Path | None:
-    """Where the reference of the schema at a path leads."""
+    """The path to which the reference of the schema at `path` leads."""
     at = _at(content, path)
     reference = at.get("$ref") if isinstance(at, dict) else None
     if not isinstance(reference, str) or not reference.startswith("#/"):

@@ -1,4 +1,4 @@
-"""Texts between markers with their token ids, so that a conversation's next turn costs its new texts alone."""
+"""A cache of token ids of the texts between markers, so that a conversation's next turn encodes only its new texts."""
 
 import threading
 from collections import OrderedDict
@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 
 class SegmentCache:
-    """Packed token ids of texts; the least recently used go first. For any number of threads.
+    """Packed token ids of texts; the least recently used are removed first. Thread-safe.
 
-    encode: the ids of several texts at once. most: bytes to keep, of texts and ids.
+    encode: encodes several texts at once. most: bytes of texts and ids to keep.
     """
 
     def __init__(self, encode: Callable[[list[str]], list[bytes]], most: int) -> None:
@@ -19,7 +19,7 @@ class SegmentCache:
         self._lock = threading.Lock()
 
     def __call__(self, texts: Sequence[str]) -> list[bytes]:
-        """Packed ids of each text."""
+        """Return the packed ids of each text."""
         found = self._recall(texts)
         new = [text for text in dict.fromkeys(texts) if text not in found]
         if new:
@@ -48,5 +48,5 @@ class SegmentCache:
 
 
 def _cost(text: str, ids: bytes) -> int:
-    """Bytes an entry takes: both objects, and its place in the table."""
+    """The bytes of an entry: both objects and its place in the table."""
     return text.__sizeof__() + ids.__sizeof__() + 128

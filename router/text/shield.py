@@ -1,8 +1,8 @@
-"""What clients send is text: it can't write the markers that structure a conversation.
+"""Shields a chat template from clients' texts, so that clients can't write the markers that structure a conversation.
 
-A chat template joins its own markers and its clients' texts to one string. So that every marker in that string is the
-template's, clients' texts pass the template with stand-ins for the characters a marker begins or ends with, and get
-their own back when the string has been cut at its markers.
+A chat template joins its own markers and clients' texts to one string. Before rendering, stand-ins replace the
+characters in clients' texts with which a marker begins or ends; so every marker in the string is the template's. After
+the string is cut at its markers, the original characters are put back.
 """
 
 import re
@@ -13,11 +13,11 @@ from typing import Any
 
 Turns = list[dict[str, Any]]
 
-# Letters that next to nobody writes: Ogham, and behind it rare Chinese for requests that do hold Ogham. Letters, for
-# what a template does to texts leaves those alone: trimming, case, and the escapes of Python and JSON.
+# Stand-ins are letters that hardly anybody writes: Ogham, then rare Chinese for requests that contain Ogham. They are
+# letters because templates' operations on texts (trimming, case, escapes of Python and JSON) leave these unchanged.
 STAND_INS = "\u1681-\u169a\U00020000-\U0002a6cf"
 _RARE = (range(0x1681, 0x169B), range(0x20000, 0x2A6D0))
-# Words of tools and JSON Schema that templates look for. A text that is one of them passes as it is.
+# Words of tools and JSON Schema that templates compare with. A text that is one of them passes unchanged.
 _WORDS = frozenset(
     (
         *("type", "function", "name", "description", "parameters", "properties", "required", "items", "enum"),
@@ -29,14 +29,17 @@ _WORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Exact:
-    """In place of a message's content: the packed token ids the template is to write for it."""
+    """Replaces a message's content by the packed token ids that the prompt has for it."""
 
     packed: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class Shielded:
-    """What a template renders, and the shield that undoes it in what it rendered. exact: ids by their number in it."""
+    """A template's shielded input, and the shield that restores its output.
+
+    exact: packed ids by their number in the text.
+    """
 
     messages: Turns
     tools: Turns | None
@@ -46,14 +49,11 @@ class Shielded:
 
 
 class _Taken(Exception):
-    """A text holds a stand-in."""
+    """A text contains a stand-in."""
 
 
 class Shield:
-    """The stand-ins for one set of markers.
-
-    avoid: characters that can't stand in, as the template or the request holds them.
-    """
+    """The stand-ins for one set of markers. avoid: characters that the template or the request contains."""
 
     def __init__(self, markers: Sequence[str], avoid: Iterable[str] = ()) -> None:
         edges = sorted({c for marker in markers for c in (marker[0], marker[-1])})
@@ -64,10 +64,9 @@ class Shield:
         self._markers = markers
         self._avoid = avoid
         self._edges = tuple(zip(edges, free[2:], strict=True))
-        # A text that a template could complete to a marker (`role`, between a template's `<` and `>`) gets this at
-        # its end.
+        # Appended to a text that a template could complete to a marker (`role` between a template's `<` and `>`).
         self._apart = free[0]
-        # Stands around the number of what is written as exact ids.
+        # Encloses the number of exact ids in the text.
         self._number = free[1]
         self._numbered = re.compile(f"{free[1]}([0-9]+){free[1]}")
         self._used = frozenset(free)
@@ -75,7 +74,7 @@ class Shield:
         self._longest = max(map(len, markers), default=0)
 
     def over(self, messages: Turns, tools: Turns | None, variables: dict[str, Any]) -> "Shielded":
-        """What a template is given, shielded: all texts but roles, and the names that a tool gives its parameters."""
+        """Shield a template's input: all texts except roles, and the parameter names of tools."""
         try:
             return self._over(messages, tools, variables)
         except _Taken:
@@ -83,7 +82,7 @@ class Shield:
             return Shield(self._markers, avoid)._over(messages, tools, variables)
 
     def plain(self, text: str) -> str:
-        """The text that clients and template wrote."""
+        """Restore the text that the clients and the template wrote."""
         if text.isascii():
             return text
         for character, stand_in in self._edges:
@@ -91,7 +90,7 @@ class Shield:
         return text.replace(self._apart, "")
 
     def split(self, text: str) -> list[str]:
-        """Text, still shielded, and numbers of exact ids, alternately."""
+        """Split into text, which is still shielded, and numbers of exact ids, alternately."""
         return self._numbered.split(text) if self._number in text else [text]
 
     def _over(self, messages: Turns, tools: Turns | None, variables: dict[str, Any]) -> "Shielded":
@@ -105,7 +104,7 @@ class Shield:
         )
 
     def _ours(self, value: Any, exact: list[bytes]) -> Any:
-        """A part of a message, whose keys are the API's."""
+        """Shield a part of a message whose keys are the API's."""
         if isinstance(value, str):
             return self._text(value)
         if isinstance(value, Exact):
@@ -116,7 +115,7 @@ class Shield:
         return [self._ours(item, exact) for item in value] if isinstance(value, list) else value
 
     def _theirs(self, value: Any) -> Any:
-        """JSON whose keys are a client's."""
+        """Shield JSON whose keys are the client's."""
         if isinstance(value, str):
             return self._text(value)
         if isinstance(value, dict):

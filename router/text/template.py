@@ -1,4 +1,7 @@
-"""A checkpoint's chat template, rendered in a sandbox: it came with the weights and may not reach the machine."""
+"""A checkpoint's chat template.
+
+It is rendered in a sandbox, because it comes with the weights and must not reach the machine.
+"""
 
 import datetime
 import json
@@ -20,7 +23,7 @@ _SPECIAL = ("bos_token", "eos_token", "pad_token", "unk_token")
 
 @dataclass(frozen=True, slots=True)
 class Rendered:
-    """A conversation as a template wrote it, with `shield` over what is its clients', and numbers for `exact` ids."""
+    """A rendered conversation, in which clients' texts are shielded, and numbers replace `exact` ids."""
 
     text: str
     shield: Shield
@@ -28,21 +31,21 @@ class Rendered:
 
     @property
     def thinking(self) -> bool:
-        """Whether it ends within reasoning that the template has begun."""
+        """Whether the prompt ends within reasoning that the template has begun."""
         return self.text.rstrip().endswith("<think>")
 
     def pieces(self, text: str) -> Iterator[str | bytes]:
-        """A part of `text` as what is to be encoded and what is encoded already."""
+        """Split a part of `text` into texts to encode and ids that are encoded already."""
         for i, piece in enumerate(self.shield.split(text)):
             yield self.exact[int(piece)] if i % 2 else self.shield.plain(piece)
 
 
 class ChatTemplate:
-    """One compiled template and the special tokens it may name. markers: those that only it may write.
+    """One compiled template and the special tokens that it may name.
 
-    takes_tools: whether it has a place for tools. switches_thinking: whether it knows the family's words for that.
-    keeps_turns: whether an assistant's turn, text or calls, stands in later prompts between what its own prompt ended
-    with and what does not depend on it.
+    markers: the markers that only it may write. takes_tools: whether it renders tools. switches_thinking: whether it
+    knows the model family's switch for reasoning. keeps_turns: whether later prompts contain an assistant's turn
+    unchanged, after the end of the turn's own prompt.
     """
 
     def __init__(self, source: str, special: dict[str, str], markers: Sequence[str] = ()) -> None:
@@ -87,8 +90,9 @@ class ChatTemplate:
     ) -> Rendered:
         """A prompt; ValueError with the template's own words if it refuses.
 
-        variables: more names for the template, beneath its own. answer: the prompt ends where the assistant's answer
-        begins, else after the last message. end: a text in the messages; the prompt ends before its last occurrence.
+        variables: further variables, which the template's own override. answer: the prompt ends where the assistant's
+        answer begins, else after the last message. end: a text in the messages, before whose last occurrence the prompt
+        ends.
         """
         over = self._shield.over(messages, tools, variables or {})
         given = {**over.variables, **self._special, "messages": over.messages, "tools": over.tools}
@@ -98,7 +102,7 @@ class ChatTemplate:
             reason = over.shield.plain(str(error))
             raise ValueError(f"the chat template refuses these messages: {reason}") from error
         if end not in text:
-            raise ValueError("the chat template leaves the last message out, so it can't be continued")
+            raise ValueError("the chat template leaves out the last message, so it can't be continued")
         return Rendered(text.rpartition(end)[0] if end else text, over.shield, over.exact)
 
     def _keeps_turns(self) -> bool:
@@ -127,9 +131,9 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    """JSON as templates expect it: without the HTML escapes of Jinja's own filter.
+    """Encode JSON as templates expect it, without the HTML escapes of Jinja's own filter.
 
-    The shield's stand-ins are no text of their own yet, and so never escaped.
+    The shield's stand-ins are never escaped, because they are letters.
     """
     text = json.dumps(value, ensure_ascii=False, indent=indent, separators=separators, sort_keys=sort_keys)
     return _FOREIGN.sub(lambda found: json.dumps(found[0])[1:-1], text) if ensure_ascii else text

@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer: text to ids, ids to bytes, and what its files say about ends and templates."""
+"""A checkpoint's tokenizer: converts text to ids and ids to bytes, and knows the end tokens and the template."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -25,24 +25,27 @@ class Piece(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """A conversation's token ids. boundaries: how many tokens there are up to each turn's end, the first of which is
-    that of the system prompt and the tools: where prompts that begin alike part."""
+    """A conversation's token ids.
+
+    boundaries: the number of tokens up to the end of each turn. The first one is the end of the system prompt and the
+    tools, after which prompts with a common prefix differ.
+    """
 
     token_ids: TokenIds
     boundaries: tuple[int, ...]
 
 
 class Tokenizer:
-    """tokenizer.json of a checkpoint folder, read once.
+    """The tokenizer.json of a checkpoint folder, read once.
 
-    visible: for a byte-level vocabulary the bytes of each id, empty for special tokens (they are not shown);
-    None for other kinds, which only `decode` can join. special: the texts of special tokens. eos_ids: ids that end a
-    sequence, of generation_config.json and config.json together. template: None where the checkpoint has no chat
-    template. marks: tokens like `<this>`.
+    visible: for a byte-level vocabulary the bytes of each id, empty for special tokens (which are not shown); None for
+    other kinds, whose tokens only `decode` can join. special: the texts of special tokens. eos_ids: the ids that end a
+    sequence, from generation_config.json and config.json. template: None if the checkpoint has no chat template. marks:
+    tokens like `<this>`.
     """
 
     def __init__(self, folder: str, segment_bytes: int = _SEGMENT_BYTES) -> None:
-        """segment_bytes: to keep of conversations' texts and their tokens, for their next turns."""
+        """segment_bytes: memory for conversations' texts and their tokens, for the conversations' next turns."""
         path = Path(folder)
         source = path / "tokenizer.json"
         if not source.is_file():
@@ -68,15 +71,15 @@ class Tokenizer:
         self._longest = _longest(self._inner, self._bytes)
 
     def encode(self, text: str, add_special_tokens: bool) -> TokenIds:
-        """Token ids of a raw text: markers in it are tokens."""
-        # Not the library's `encode`, which holds the interpreter's lock all the while.
+        """Encode a raw text, in which markers become tokens."""
+        # Not the library's `encode`, which holds the interpreter's lock while it works.
         (encoding,) = self._inner.encode_batch_fast([text], add_special_tokens=add_special_tokens)
         return TokenIds.of(encoding.ids)
 
     def encode_chat(self, rendered: Rendered) -> Encoded:
-        """Token ids of a conversation, whose markers are the template's."""
+        """Encode a conversation, in which only the template's markers become tokens."""
         pieces: list[str | bytes] = []
-        ends: list[int] = []  # pieces up to each turn's end
+        ends: list[int] = []  # the number of pieces up to each turn's end
         for i, part in enumerate(self._markers.cut(rendered.text)):
             if i % 2:
                 token_id, packed = self._markers.id_of(part)
@@ -91,7 +94,7 @@ class Tokenizer:
         return Encoded(TokenIds(b"".join(ids)), tuple(lengths[end] // WIDTH for end in ends))
 
     def least_tokens(self, characters: int) -> int:
-        """How many tokens a text of so many characters comes to at least; 0 where that is not known."""
+        """The least number of tokens of a text with so many characters; 0 if unknown."""
         return -(-characters // self._longest) if self._longest else 0
 
     def _encode_segments(self, texts: list[str]) -> list[bytes]:
@@ -99,16 +102,16 @@ class Tokenizer:
         return [TokenIds.of(encoding.ids).packed for encoding in encodings]
 
     def decode(self, token_ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """Text of a whole sequence. Ids without a token are nothing."""
+        """Decode a whole sequence. Ids without a token add no text."""
         return self._inner.decode(list(token_ids), skip_special_tokens=skip_special)
 
     def special_among(self, markers: tuple[str, ...]) -> frozenset[int]:
-        """Ids of those markers that are special tokens here."""
+        """The ids of those markers that are special tokens of this tokenizer."""
         ids = {self._inner.token_to_id(marker) for marker in markers}
         return self.special_ids & ids
 
     def showing(self, markers: tuple[str, ...]) -> list[bytes] | None:
-        """`visible`, and the markers too, special or not."""
+        """`visible` with the bytes of these markers, even if they are special tokens."""
         if self.visible is None:
             return None
         if markers not in self._showing:
@@ -117,7 +120,7 @@ class Tokenizer:
         return self._showing[markers]
 
     def piece(self, token_id: int) -> Piece:
-        """One token by itself, special ones too."""
+        """One token decoded separately, also a special one."""
         if self.visible is not None:
             data = self._bytes[token_id] if token_id < len(self._bytes) else b""
             return Piece(data.decode("utf-8", "replace"), data)
@@ -132,7 +135,7 @@ def _is_byte_level(inner: tokenizers.Tokenizer) -> bool:
 
 
 def _longest(inner: tokenizers.Tokenizer, tokens: Sequence[bytes]) -> int:
-    """Bytes of the longest token; 0 where a text may come to fewer tokens than its bytes over that."""
+    """The bytes of the longest token; 0 if a text may have fewer tokens than its bytes divided by that."""
     takes_space = any(t.lstrip or t.rstrip for t in inner.get_added_tokens_decoder().values())
     shrinks = inner.normalizer is not None or takes_space
     return 0 if shrinks else max(map(len, tokens), default=0)

@@ -1,4 +1,4 @@
-"""What a checkpoint's files say of its tokenizer, for clients that tokenize or render by themselves."""
+"""A checkpoint's tokenizer configuration, for clients that tokenize or render by themselves."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def tokenizer_info(folder: Path) -> dict[str, Any]:
-    """tokenizer_config.json with special tokens as texts, and `chat_template` as the text that is in use."""
+    """tokenizer_config.json with special tokens as texts, and with the `chat_template` that is in use."""
     file = folder / "tokenizer_config.json"
     info: dict[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
     for name, value in info.items():

@@ -1,4 +1,4 @@
-"""What a parser of tool calls is to the router."""
+"""The interface of parsers of tool calls."""
 
 from abc import ABC, abstractmethod
 from typing import ClassVar
@@ -8,25 +8,25 @@ from router.text.parts import Part
 
 
 class ToolParser(ABC):
-    """Tells one sequence's calls from its text, as the text comes.
+    """Separates calls from text in one sequence, as the text arrives.
 
-    However a text is cut into pushes, the parts joined are the same. What is not a call is `Text`, whole: nothing
-    the model wrote is lost but markers and the white space around calls.
+    The joined parts do not depend on how the text is cut into pushes. Everything that is no call is `Text`: only
+    markers and the white space around calls are dropped.
     """
 
-    markers: ClassVar[tuple[str, ...]]  # shown even where the tokenizer holds them to be special
-    trigger: ClassVar[str]  # what each call begins with, and text does not contain
-    between: ClassVar[str]  # what stands between a call and the next
+    markers: ClassVar[tuple[str, ...]]  # shown even if they are special tokens
+    trigger: ClassVar[str]  # begins each call; text never contains it
+    between: ClassVar[str]  # separates two calls
 
     @classmethod
     @abstractmethod
     def call(cls, name: str, arguments: str, marks: Marks) -> str:
-        """Lark for one call after its trigger; `arguments` is Lark for the JSON object they are."""
+        """Lark for one call after its trigger. arguments: Lark for the JSON object of its arguments."""
 
     @abstractmethod
     def push(self, text: str, at: int = 0) -> list[Part]:
-        """What these characters make certain. at: where they begin in the output, just behind those before."""
+        """Push characters, and return the parts that are certain now. at: where the characters begin in the output."""
 
     @abstractmethod
     def flush(self) -> list[Part]:
-        """What still waits, at the sequence's end."""
+        """Return the remaining parts at the sequence's end."""

@@ -11,7 +11,7 @@ from benchmarks.policies.__main__ import costs, figures
 from benchmarks.policies.baselines import POLICIES
 from benchmarks.policies.overload import arrivals, goodput, overload
 from benchmarks.policies.simulate import Setup, Simulation, Targets
-from benchmarks.policies.workload import Ask, Session, agents, trace
+from benchmarks.policies.workload import Ask, Session, agents, answers, trace
 from router.relay.costs import Costs
 from router.relay.fair import FairQueue
 
@@ -47,6 +47,24 @@ def test_the_default_leads_every_baseline_with_agents() -> None:
         came[name] = figures(Simulation(Setup(costs(0.03)), policy, 0).run(agents(2.0, 25.0, seed=0)), TARGETS)
     ours = came.pop("default")
     assert all(ours.goodput > theirs.goodput and ours.p99_s < theirs.p99_s for theirs in came.values())
+
+
+def test_prefill_workers_answer_while_the_decode_pool_starves_and_do_not_change_back_and_forth() -> None:
+    """50 long answers a second are half more than four decode workers give in time; four prefill workers are idle."""
+    sessions = list(answers(50.0, 30.0, seed=0))
+    alone = figures(Simulation(Setup(costs(0.03)), POLICIES["least requests"], 0).run(sessions), TARGETS)
+    flights = Simulation(Setup(costs(0.03)), POLICIES["default"], 0).run(sessions)
+    assert figures(flights, TARGETS).goodput >= 1.3 * alone.goodput
+    roles = 0
+    for name in ("prefill0", "prefill1", "prefill2", "prefill3"):
+        until = -1.0
+        for flight in sorted((f for f in flights if f.answered_by == name), key=lambda f: f.first):
+            roles += flight.first > until
+            until = max(until, flight.over)
+    assert 1 <= roles <= 6
+    # Nobody changes where the decode workers suffice.
+    few = Simulation(Setup(costs(0.03)), POLICIES["default"], 0).run(list(answers(20.0, 30.0, seed=0)))
+    assert all(f.answered_by.startswith("decode") for f in few)
 
 
 def test_a_trace_s_turns_end_where_prompts_went_on_differently(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """The directory's bookkeeping."""
 
-import dataclasses
+from msgspec import structs
 
 from cluster.entries import EXPIRY_S, Entries, Failure
 from wire.protocol import RankInfo, WorkerInfo
@@ -26,7 +26,7 @@ def test_renewing_changes_nothing_and_a_new_worker_does() -> None:
     assert version != empty
     assert not entries.enter(worker("a"), 1.0)
     assert entries.listing.version == version
-    assert entries.enter(dataclasses.replace(worker("a"), port=9), 1.0)
+    assert entries.enter(structs.replace(worker("a"), port=9), 1.0)
     assert entries.enter(worker("b"), 1.0)
     assert ids(entries) == ["a", "b"]
 

@@ -1,7 +1,9 @@
 """ling-nano deployed on nodes of `ray_nodes`, and clients that keep it busy."""
 
 import copy
+import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -12,7 +14,7 @@ import httpx
 
 from tests.cluster.serving import free_port
 from tests.deploy.chart import example
-from tests.deploy.ray_nodes import LOOPBACK, RayNodes, write_config
+from tests.deploy.ray_nodes import RayNodes, write_config
 
 READY_S = 150
 _ASKED = {"model": "auto", "prompt": "Once upon a time", "max_tokens": 24, "ignore_eos": True, "stream": True}
@@ -49,8 +51,8 @@ def deploy(nodes: RayNodes, **settings: Any) -> Deployed:
     port = free_port()
     content = copy.deepcopy(example("cpu-mini").serve)
     content["applications"][0]["args"] |= settings
-    nodes.run("serve", "deploy", str(write_config(nodes.folder, content, port)))
-    found = Deployed(nodes, f"http://{LOOPBACK}:{port}")
+    nodes.run("serve", "deploy", str(write_config(nodes.folder, content, port, nodes.host)))
+    found = Deployed(nodes, f"http://{nodes.host}:{port}")
     nodes.until(found.ready, READY_S)
     return found
 
@@ -83,3 +85,77 @@ class Load:
                 self._over.set()
         for client in clients:
             client.result()
+
+
+@dataclass
+class Heard:
+    """A stream: its text, and the longest time between two of its chunks."""
+
+    text: str
+    pause: float
+
+
+class Transcripts:
+    """Clients that ask each its own question again and again, and compare each answer with the first one's."""
+
+    def __init__(self, url: str, clients: int = 6, tokens: int = 120) -> None:
+        self.problems: list[str] = []
+        self.heard: list[Heard] = []
+        self._url, self._tokens = url, tokens
+        self._over = threading.Event()
+        with ThreadPoolExecutor(clients) as pool:
+            self._expected = [heard.text for heard in pool.map(self._ask, range(clients))]
+
+    def _ask(self, client: int) -> Heard:
+        """One stream; RuntimeError if it fails."""
+        body = {
+            "model": "auto", "prompt": f"{client}. {_ASKED['prompt']} " * 8, "max_tokens": self._tokens,
+            "temperature": 0, "ignore_eos": True, "stream": True,
+        }  # fmt: skip
+        text, pause, latest, done = "", 0.0, time.monotonic(), False
+        with httpx.stream("POST", f"{self._url}/v1/completions", json=body, timeout=120, trust_env=False) as answer:
+            if answer.status_code != 200:
+                raise RuntimeError(f"{answer.status_code}: {answer.read().decode()}")
+            for line in answer.iter_lines():
+                now = time.monotonic()
+                pause, latest = max(pause, now - latest), now
+                done = done or line == "data: [DONE]"
+                if line.startswith("data: {"):
+                    event = json.loads(line.removeprefix("data: "))
+                    if "error" in event:
+                        raise RuntimeError(line)
+                    text += "".join(choice["text"] for choice in event["choices"])
+        if not done:
+            raise RuntimeError("a stream ended without [DONE]")
+        return Heard(text, pause)
+
+    def _again(self, client: int) -> None:
+        while not self._over.is_set():
+            try:
+                heard = self._ask(client)
+            except (RuntimeError, httpx.HTTPError) as error:
+                self.problems.append(repr(error))
+                continue
+            if heard.text != self._expected[client]:
+                self.problems.append(f"{heard.text!r} and not {self._expected[client]!r}")
+            self.heard.append(heard)
+
+    @property
+    def answered(self) -> int:
+        """Whole streams since the block began."""
+        return len(self.heard)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Until the block ends; `problems` then has what went wrong."""
+        self._over.clear()
+        self.heard.clear()
+        with ThreadPoolExecutor(len(self._expected)) as pool:
+            clients = [pool.submit(self._again, n) for n in range(len(self._expected))]
+            try:
+                yield
+            finally:
+                self._over.set()
+        for client in clients:
+            client.result()
+        print(f"{self.answered} streams, longest pause {max((h.pause for h in self.heard), default=0.0):.2f} s")

@@ -1,4 +1,4 @@
-"""The machines of the on-premise recipe, played by loopback addresses of this one.
+"""The machines of the on-premise recipe, played by loopback addresses of this one, or by network namespaces.
 
 Each has a home folder as `ray up` leaves it, and runs the recipe's own start command; what is appended to it keeps
 several nodes of one machine, and several clusters, apart. All are ended by the ids of their processes.
@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -22,6 +23,7 @@ import psutil
 import yaml
 
 from tests.cluster.serving import free_port
+from tests.deploy.network import Network
 
 ROOT = Path(__file__).parents[2]
 LOOPBACK = "127.0.0.1"
@@ -42,32 +44,54 @@ _PORTS = (
 
 
 class RayNodes:
-    """A head and further nodes, with token authentication, listening on 127.0.0.x only."""
+    """A head and further nodes, with token authentication, listening on 127.0.0.x only, or within `network`."""
 
-    def __init__(self, head: dict[str, str] | None = None, every: dict[str, str] | None = None) -> None:
-        """head: variables of the head's processes; every: of all nodes'."""
+    def __init__(
+        self,
+        head: dict[str, str] | None = None,
+        every: dict[str, str] | None = None,
+        network: Network | None = None,
+        skewed: dict[int, float] | None = None,
+    ) -> None:
+        """head: variables of the head's processes; every: of all nodes'. network: the head is its node 1. skewed: by
+        how many seconds the clocks of some of its nodes are ahead.
+        """
         self._head, self._every = head or {}, every or {}
+        self._network, self._skewed = network, skewed or {}
+        self._numbers: dict[str, int] = {}  # of the network's nodes, by address
+        self.head = HEAD if network is None else self.add(1)
+        self.host = LOOPBACK if network is None else self.head  # of the dashboard and the routers
         # Ray's sockets lie below it, and their paths must be short.
         self.folder = Path(tempfile.mkdtemp(prefix="ling-", dir="/tmp"))
         self.gcs = free_port()
-        self.dashboard = f"http://{LOOPBACK}:{free_port()}"
+        self.dashboard = f"http://{self.host}:{free_port()}"
         self.agents: dict[str, str] = {}
         self._token = secrets.token_hex(32)
         self._processes: list[subprocess.Popen[bytes]] = []
 
+    def add(self, node: int) -> str:
+        """A node of the network, without any process yet; its address."""
+        assert self._network is not None
+        address = self._network.add(node)
+        self._numbers[address] = node
+        return address
+
     def start_head(self, marks: dict[str, int], own: str = "--block") -> None:
         """The head, until its dashboard and its agent answer; again, once it has ended. own: further options."""
         port = self.dashboard.rsplit(":", 1)[1]
-        self._start("head", HEAD, marks, f"--port={self.gcs} --dashboard-port={port} --autoscaling-config= {own}")
+        own += f" --dashboard-host={self.host}"
+        self._start("head", self.head, marks, f"--port={self.gcs} --dashboard-port={port} --autoscaling-config= {own}")
         self.until(lambda: self.ask("/api/version") == 200, _NODE_S)
-        self.until(lambda: self.healthy(HEAD), _NODE_S)
+        self.until(lambda: self.healthy(self.head), _NODE_S)
 
     def keep_gcs(self) -> None:
         """The recipe's command that looks after the head's GCS, which comes after the head's start."""
         (command,) = [c for c in _RECIPE["head_start_ray_commands"] if "keep_gcs" in c]
         command = command.replace("cluster.keep_gcs", f"cluster.keep_gcs {self.gcs}")
-        subprocess.run(["bash", "-c", command], env=self._environment(HEAD), cwd=self.folder, check=True, timeout=60)
-        log = self.folder / HEAD / "keep_gcs.log"
+        subprocess.run(
+            ["bash", "-c", command], env=self._environment(self.head), cwd=self.folder, check=True, timeout=60
+        )
+        log = self.folder / self.head / "keep_gcs.log"
         self.until(lambda: log.exists() and "looks after" in log.read_text(), _NODE_S)
 
     def kill_gcs(self) -> None:
@@ -78,8 +102,18 @@ class RayNodes:
 
     def start_worker(self, address: str, marks: dict[str, int]) -> None:
         """A node, until it answers: nodes that start together on few cores keep each other from it."""
-        self._start("worker", address, marks, f"--address={HEAD}:{self.gcs} --block")
+        self._start("worker", address, marks, f"--address={self.head}:{self.gcs} --block")
         self.until(lambda: self.healthy(address), _NODE_S)
+
+    def lose(self, address: str) -> None:
+        """A node of the network that loses its power: nobody hears of its end."""
+        assert self._network is not None
+        node = self._numbers[address]
+        self._network.pull_out(node)
+        for pid in self._network.processes(node):
+            os.kill(pid, signal.SIGKILL)
+        psutil.wait_procs(self._processes, timeout=5)
+        self._processes = [started for started in self._processes if started.poll() is None]
 
     def wait_for_the_head_s_end(self) -> None:
         """Until the head's start command, which blocks, has ended with its processes."""
@@ -102,12 +136,18 @@ class RayNodes:
         except httpx.TransportError:
             return 0
 
-    def run(self, *command: str, timeout: float = 60) -> str:
-        """A command of the venv as a user of the head calls it; what it printed."""
-        environment = self._environment(HEAD) | {"RAY_DASHBOARD_ADDRESS": self.dashboard}
+    def run(self, *command: str, timeout: float = 60, at: str | None = None) -> str:
+        """A command of the venv as a user of a node calls it, of the head if none is named; what it printed."""
+        at = at or self.head
+        environment = self._environment(at) | {"RAY_DASHBOARD_ADDRESS": self.dashboard}
         line = f". ~/ling/cluster/ray/env.sh; exec {' '.join(command)}"
         done = subprocess.run(
-            ["bash", "-c", line], env=environment, capture_output=True, text=True, timeout=timeout, check=False
+            [*self._inside(at), "bash", "-c", line],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
         )
         assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
         return done.stdout
@@ -115,7 +155,7 @@ class RayNodes:
     def processes(self) -> list[psutil.Process]:
         """Every process of every node: the start commands, whatever names the cluster's folder or its GCS, and who
         descends."""
-        names = (str(self.folder), f"--address={HEAD}:{self.gcs}")
+        names = (str(self.folder), f"--address={self.head}:{self.gcs}")
         named = [
             p.pid
             for p in psutil.process_iter(["cmdline"])
@@ -157,6 +197,7 @@ class RayNodes:
     def _start(self, kind: str, address: str, marks: dict[str, int], own: str) -> None:
         (command,) = [c for c in _RECIPE[f"{kind}_start_ray_commands"] if "ray start" in c]
         self._home(address, marks)
+        inside = self._inside(address)
         # Given ports: a raylet waits only so long for an agent to say what it has found itself.
         ports = {name: free_port() for name in _PORTS}
         self.agents[address] = f"http://{address}:{ports['dashboard-agent-listen-port']}"
@@ -167,13 +208,24 @@ class RayNodes:
         with (self.folder / f"{address}.log").open("wb") as log:
             self._processes.append(
                 subprocess.Popen(
-                    ["bash", "-c", f"{command} {own} {apart}"],
+                    [*inside, "bash", "-c", f"{command} {own} {apart}"],
                     env=self._environment(address),
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     cwd=self.folder,
                 )
             )
+
+    def _inside(self, address: str) -> list[str]:
+        """What a command of a node begins with."""
+        if self._network is None:
+            return []
+        inside = ["ip", "netns", "exec", self._network.space(self._numbers[address])]
+        # No two machines began to count at the same time.
+        return [*inside, "unshare", "--time", "--fork", "--monotonic", "864000"] if self._skew(address) else inside
+
+    def _skew(self, address: str) -> float:
+        return self._skewed.get(self._numbers.get(address, 0), 0.0)
 
     def _home(self, address: str, marks: dict[str, int]) -> None:
         home = self.folder / address
@@ -184,17 +236,22 @@ class RayNodes:
         (home / "ling").symlink_to(ROOT)
         (home / "ling-venv").symlink_to(_BIN.parent)
         (home / "ling-node.json").write_text(json.dumps(marks))
+        if skew := self._skew(address):
+            # Python reads it at its start: the wall clock of all that is not Ray's own C++.
+            (home / "sitecustomize.py").write_text(
+                f"import time\n_now = time.time\ntime.time = lambda: _now() + {skew}\n"
+            )
 
     def _environment(self, address: str) -> dict[str, str]:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         return (
             kept
             | self._every
-            | (self._head if address == HEAD else {})
+            | (self._head if address == self.head else {})
             | {
                 "HOME": str(self.folder / address),
-                "RAY_HEAD_IP": HEAD,
-                "PYTHONPATH": str(ROOT),
+                "RAY_HEAD_IP": self.head,
+                "PYTHONPATH": f"{ROOT}:{self.folder / address}",
                 # Tests share their cores: a node that is late is not lost.
                 "RAY_health_check_failure_threshold": "60",
                 "RAY_raylet_start_wait_time_s": str(_NODE_S),
@@ -223,18 +280,23 @@ def listening(processes: list[psutil.Process], url: str) -> set[str]:
     return found
 
 
-def write_config(folder: Path, content: dict[str, Any], port: int) -> Path:
-    """A Serve config for this machine: routers on a free port of the loopback address."""
+def write_config(folder: Path, content: dict[str, Any], port: int, host: str = LOOPBACK) -> Path:
+    """A Serve config for this machine: routers on a free port of an address."""
     (application,) = content["applications"]
-    application["args"] |= {"host": LOOPBACK, "port": port}
+    application["args"] |= {"host": host, "port": port}
     path = folder / "serve.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 
 
 @contextmanager
-def ray_nodes(head: dict[str, str] | None = None, every: dict[str, str] | None = None) -> Iterator[RayNodes]:
-    nodes = RayNodes(head, every)
+def ray_nodes(
+    head: dict[str, str] | None = None,
+    every: dict[str, str] | None = None,
+    network: Network | None = None,
+    skewed: dict[int, float] | None = None,
+) -> Iterator[RayNodes]:
+    nodes = RayNodes(head, every, network, skewed)
     try:
         yield nodes
     finally:

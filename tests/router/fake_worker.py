@@ -9,11 +9,14 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+from msgspec import structs
 
 from wire.codec import CLUSTER
 from wire.digest import PageDigests
 from wire.handshake import accept
+from wire.liveness import BEAT_S
 from wire.protocol import (
     Abort,
     Attach,
@@ -91,7 +94,8 @@ class FakeWorker:
     with this error, of which a router is to try again if `retry`, and
     which is the request's own fault if `unservable`. poison: a prompt's first token that ends the worker
     when it is computed; `ended` is set then.
-    tiers: where it keeps what, by digest, if `keeps`; host: whether it can park; pins: where sessions stand.
+    silent: it says nothing while it has no step to tell of. tiers: where it keeps what, by digest, if `keeps`; host:
+    whether it can park; pins: where sessions stand.
     Workers do not talk to each other: a decode worker begins at once.
     """
 
@@ -119,6 +123,7 @@ class FakeWorker:
         self.poison: int | None = None
         self.ended = asyncio.Event()
         self.drained = asyncio.Event()
+        self.silent = False
         self.gate = asyncio.Event()
         self.gate.set()
         self.keeps = False
@@ -150,6 +155,7 @@ class FakeWorker:
         )  # fmt: skip
         self.ref = PeerRef(self._id, "127.0.0.1", port)
         self._task = asyncio.create_task(self._run())
+        self._beating = asyncio.create_task(self._beat())
         return self
 
     async def die(self) -> None:
@@ -176,6 +182,7 @@ class FakeWorker:
         self._wake.set()
 
     def _end(self) -> None:
+        self._beating.cancel()
         self._server.close()
         for client in list(self.clients):
             client.writer.transport.abort()
@@ -242,7 +249,7 @@ class FakeWorker:
             if self.refuse is not None and self.refusals > 0:
                 self.refusals -= 1
                 output = SeqOutput(message.request_id, 0, finish="error", error=self.refuse, retry=self.retry)
-                output = replace(output, unservable=self.unservable)
+                output = structs.replace(output, unservable=self.unservable)
                 client.outbox.append(output)
             else:
                 first = message.generated + (message.source is not None)
@@ -325,6 +332,12 @@ class FakeWorker:
                 with contextlib.suppress(ConnectionError):
                     await client.writer.drain()
             await asyncio.sleep(self.pace_s)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_S)
+            for client in () if self.silent else self.clients:
+                client.writer.write(CLUSTER.encode(StepOutputs(self._steps, client.seen, self.load())))
 
     def _advance(self, running: Running) -> SeqOutput:
         request, offset, sampling = running.request, running.at, running.request.sampling

@@ -195,7 +195,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ),
     ({"tool_choice": {"type": "any"}}, "'tool_choice' needs tools"),
     ({"tools": TOOLS, "tool_choice": {"type": "tool", "name": "x"}}, "no function in 'tools' is called 'x'"),
-    ({"tools": TOOLS, "tool_choice": {"type": "any", "name": "add"}}, "a name goes with type 'tool'"),
+    ({"tools": TOOLS, "tool_choice": {"type": "any", "name": "add"}}, "a name is needed with type 'tool'"),
     ({"tools": [{"type": "web_search_20250305", "name": "web_search", "input_schema": {}}]}, "web_search_20250305"),
     ({"thinking": {"type": "between"}}, "'thinking.type'"),
     ({"output_config": {"format": {}}}, "'output_config.format.type' is required"),

@@ -138,7 +138,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
     (CHAT, {"structured_outputs": {"structural_tag": {"type": "structural_tag", "format": {}}}},
      "structured_outputs.structural_tag.structures", "required"),
     (CHAT, {"structured_outputs": {"choice": ["x" * 200_000, "y" * 200_000]}}, "structured_outputs.choice", "400"),
-    (CHAT, {"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "ends where"),
+    (CHAT, {"response_format": {"type": "json_object"}, "ignore_eos": True}, "ignore_eos", "ends when"),
     (CHAT, {"tools": [function(), function("g", BAD, strict=True)]},
      "tools[1].function.parameters.properties.a.items", "strin"),
     (CHAT, {"tools": [function("g", BAD)], "tool_choice": "required"},

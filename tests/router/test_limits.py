@@ -147,9 +147,9 @@ def test_keys_of_a_tenant_share_its_limits_unless_they_have_their_own(tmp_path: 
         ("acme limits requests=0", "requests=0"),
         ("acme limits request=1", "request=1"),
         ("acme limits requests=1 requests=2", "requests=2"),
-        ("acme limits requests=-1", "is no"),
+        ("acme limits requests=-1", "must be"),
         ("acme limits requests=1\nacme limits requests=2", ":2 gives limits a second time"),
-        (f"* sha256:{'0' * 64}", "is no"),
+        (f"* sha256:{'0' * 64}", "must be"),
     ],
 )
 def test_a_line_that_is_no_entry_is_named(tmp_path: Path, line: str, words: str) -> None:

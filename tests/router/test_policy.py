@@ -2,10 +2,12 @@
 
 import dataclasses
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec import structs
 
 from router.relay import policy
 from router.relay.admission import admit, missing
@@ -29,14 +31,14 @@ def worker(
     unseen: int = 0,
     unseen_tokens: int = 0,
     unseen_work: int = 0,
-    **load: float,
+    **load: Any,
 ) -> WorkerState:
     ranks = tuple(RankInfo(r, 1, "n", "cpu", "h", 1) for r in range(tp))
     info = WorkerInfo(
         worker_id, role, "h", 1, "n", 1, weights, layout, 256, page_size, pages, slots, max_model_len, ranks
     )  # fmt: skip
     idle = Load(0, 0, 0, pages, slots, 0, 0.0)
-    return WorkerState(info, dataclasses.replace(idle, **load), unseen, unseen_tokens, unseen_work)
+    return WorkerState(info, structs.replace(idle, **load), unseen, unseen_tokens, unseen_work)
 
 
 NEED = Need(100, 100)
@@ -84,21 +86,24 @@ needs = st.builds(Need, st.integers(1, 1500), st.integers(1, 500), st.integers(0
 @given(workers(), needs, st.booleans())
 def test_a_plan_is_sound(table: list[WorkerState], need: Need, split: bool) -> None:
     plan = choose(table, need, split=split)
-    fits = [w for w in table if w.info.role == "decode" and fits_in(w, need)]
+    roles = {w.info.role for w in table}
+    # Where one of the pools has no live worker, those of the other compute prompts and answers.
+    split = split and roles == {"prefill", "decode"}
+    fits = [w for w in table if fits_in(w, need)]
+    goes_on = [w for w in fits if w.info.role == "decode"]
     starts = [w for w in table if w.info.role == "prefill" and capacity(w.info) > need.prompt_tokens]
 
     def together(a: WorkerInfo, b: WorkerInfo) -> bool:
         return (a.page_size, a.layout, a.weights_id) == (b.page_size, b.layout, b.weights_id)
 
-    # Where no prefill worker lives, decode workers compute prompts.
-    split = split and any(w.info.role == "prefill" for w in table)
-    possible = bool(fits) if not split else any(together(p.info, d.info) for p in starts for d in fits)
+    possible = bool(fits) if not split else any(together(p.info, d.info) for p in starts for d in goes_on)
     assert isinstance(plan, Plan) == possible
     if isinstance(plan, Plan):
         assert plan.decode in [w.info for w in fits]
         assert plan.prefill is None or split
         if plan.prefill is not None:
             assert plan.prefill in [w.info for w in starts]
+            assert plan.decode in [w.info for w in goes_on]
             assert together(plan.prefill, plan.decode)
 
 
@@ -112,7 +117,7 @@ def test_the_table_s_order_does_not_matter(table: list[WorkerState], need: Need,
 
 @given(workers(), needs)
 def test_a_worker_with_room_goes_before_one_without(table: list[WorkerState], need: Need) -> None:
-    alike = [dataclasses.replace(w, info=dataclasses.replace(w.info, ranks=(), weights_id="w")) for w in table]
+    alike = [dataclasses.replace(w, info=structs.replace(w.info, ranks=(), weights_id="w")) for w in table]
     plan = choose(alike, need, split=True)
     if isinstance(plan, Plan):
         state = {w.info.worker_id: w for w in alike}
@@ -161,7 +166,7 @@ def test_equals_share_by_salt() -> None:
 @pytest.mark.parametrize(
     ("table", "reason", "words"),
     [
-        ([worker("p", "prefill")], "no_decode_worker", "decode"),
+        ([], "no_worker", "no worker is live"),
         ([worker("p", "prefill", page_size=32), worker("d", "decode")], "mismatch", "page_size 32 and 16"),
         ([worker("p", "prefill", layout="x"), worker("d", "decode")], "mismatch", "layout 'x' and 'l'"),
         ([worker("p", "prefill", weights="v"), worker("d", "decode")], "mismatch", "weights_id 'v' and 'w'"),
@@ -281,3 +286,64 @@ def test_what_a_worker_measured_counts_for_more_than_the_costs() -> None:
 
 def test_decode_workers_compute_prompts_while_no_prefill_worker_lives() -> None:
     assert choose([worker("d", "decode")], NEED, split=True) == Plan(None, worker("d", "decode").info)
+
+
+def test_a_prefill_worker_answers_while_no_decode_worker_lives() -> None:
+    prefill = worker("p", "prefill")
+    assert choose([prefill], NEED, split=True) == Plan(None, prefill.info)
+    assert choose([prefill], Need(100, 2000), split=True) == NoPlan(
+        "too_long",
+        "the prompt's 100 tokens and an answer of 2000 exceed the 1000 tokens the workers have room for",
+    )
+
+
+def test_a_prefill_worker_answers_where_the_decode_pool_starves() -> None:
+    idle, full = worker("p", "prefill"), worker("d", "decode", running=10, free_slots=0)
+    assert choose([idle, full], NEED, split=True) == Plan(None, idle.info)
+    # Not one that has prompts to compute for longer than a place at the decode worker takes.
+    busy = worker("p", "prefill", queued=10, queued_tokens=1_000_000)
+    assert choose([busy, full], NEED, split=True) == Plan(None, full.info)
+    roomy = worker("d", "decode", running=5, free_slots=5)
+    assert choose([idle, roomy], NEED, split=True) == Plan(idle.info, roomy.info)
+
+
+@pytest.mark.parametrize(
+    ("over_s", "begins", "goes_on"), [(-0.002, False, False), (0.0002, False, True), (0.01, True, True)]
+)
+def test_a_prefill_worker_changes_its_role_late_and_changes_back_late(
+    over_s: float, begins: bool, goes_on: bool
+) -> None:
+    """How far the decode worker's steps are over their target, and whether a prefill worker begins to answer for it."""
+    late = worker("d", "decode", slots=100, running=50, free_slots=50, decode_s=COSTS.itl_s - 5e-5 * 1 + over_s)
+    for answering, answers in ((0, begins), (3, goes_on)):
+        prefill = worker("p", "prefill", slots=100, running=answering, free_slots=100 - answering, answering=answering)
+        plan = choose([prefill, late], NEED, split=True)
+        assert plan == (Plan(None, prefill.info) if answers else Plan(prefill.info, late.info))
+
+
+def test_prompts_go_to_the_prefill_worker_that_does_not_answer() -> None:
+    answers = worker("p0", "prefill", running=5, free_slots=5, answering=5, decode_s=0.05)
+    table = [answers, worker("p1", "prefill", running=5, free_slots=5), decode := worker("d", "decode")]
+    for salt in range(8):
+        assert choose(table, dataclasses.replace(NEED, salt=salt), split=True) == Plan(table[1].info, decode.info)
+
+
+def test_no_hand_off_between_workers_that_can_t_reach_each_other() -> None:
+    p0, p1 = worker("p0", "prefill"), worker("p1", "prefill", queued=9, queued_tokens=9000)
+    cut_off = worker("d0", "decode", unreachable=("p0", "p1"))
+    half = worker("d1", "decode", unreachable=("p1",), running=8, free_slots=1)
+    whole = worker("d1", "decode", running=8, free_slots=1)
+
+    def chosen(*table: WorkerState) -> tuple[str | None, str]:
+        plan = choose(list(table), NEED, split=True)
+        assert isinstance(plan, Plan)
+        return plan.prefill.worker_id if plan.prefill else None, plan.decode.worker_id
+
+    assert chosen(p0, worker("d0", "decode"), whole) == ("p0", "d0")
+    assert chosen(p0, cut_off) == (None, "d0")
+    assert chosen(p0, cut_off, whole)[1] != "d0" or chosen(p0, cut_off, whole)[0] is None
+    for salt in range(20):
+        plan = choose([p0, p1, cut_off, half], dataclasses.replace(NEED, salt=salt), split=True)
+        assert isinstance(plan, Plan)
+        assert plan.prefill is None or (plan.prefill.worker_id, plan.decode.worker_id) == ("p0", "d1")
+    assert isinstance(choose([p0, cut_off], Need(2000, 100), split=True), NoPlan)

@@ -124,7 +124,28 @@ def test_without_a_prefill_worker_decode_workers_compute_prompts(checkpoint: Pat
     on(checkpoint, act, fleet(prefill=1))
 
 
-def test_while_a_pool_is_empty_requests_wait(checkpoint: Path) -> None:
+def test_without_a_decode_worker_prefill_workers_answer(checkpoint: Path) -> None:
+    async def act(stage: Stage) -> None:
+        async with stage.client() as client:
+            expected = await undisturbed(client)
+            died = False
+
+            async def end(text: str) -> None:
+                nonlocal died
+                if not died:
+                    died = True
+                    await stage["d0"].die()
+
+            text = await streamed(client, end)
+            again = await undisturbed(client)
+            assert told(text)[0] == again["choices"][0]["text"] == expected["choices"][0]["text"]
+            assert again["timings"]["prefill_worker"] == again["timings"]["decode_worker"] == "p0"
+            assert (await client.get("/ready")).status_code == 200
+
+    on(checkpoint, act, fleet(prefill=1, decode=1, pace_s=0.01))
+
+
+def test_while_no_worker_lives_requests_wait(checkpoint: Path) -> None:
     async def act(stage: Stage) -> None:
         async with stage.client() as client:
             expected = await undisturbed(client)
@@ -145,7 +166,7 @@ def test_while_a_pool_is_empty_requests_wait(checkpoint: Path) -> None:
                 await again.die()
         assert {a["choices"][0]["text"] for a in answers} == {expected["choices"][0]["text"]}
 
-    on(checkpoint, act, fleet(prefill=1, decode=1))
+    on(checkpoint, act, fleet(prefill=0, decode=1), Pools(prefill=0))
 
 
 def test_a_stream_waits_for_the_worker_s_successor(checkpoint: Path) -> None:
@@ -163,19 +184,20 @@ def test_a_stream_waits_for_the_worker_s_successor(checkpoint: Path) -> None:
             await born[0].die()
         assert told(text)[0] == expected["choices"][0]["text"]
 
-    on(checkpoint, act, fleet(prefill=1, decode=1, pace_s=0.01))
+    on(checkpoint, act, fleet(prefill=0, decode=1, pace_s=0.01), Pools(prefill=0))
 
 
 def test_the_wait_for_a_worker_is_bounded(checkpoint: Path) -> None:
     async def act(stage: Stage) -> None:
         async with stage.client() as client:
+            await undisturbed(client)
             await stage["d0"].die()
             await stage.until(lambda: stage.gateway.unready() is not None)
             answer = await client.post(PATH, json=ASK)
         assert (answer.status_code, answer.json()["error"]["code"]) == (503, "no_worker")
         assert "within 0.05 s" in answer.json()["error"]["message"]
 
-    on(checkpoint, act, fleet(prefill=1, decode=1), first_token_timeout_s=0.05)
+    on(checkpoint, act, fleet(prefill=0, decode=1), Pools(prefill=0), first_token_timeout_s=0.05)
 
 
 def test_before_the_cluster_was_complete_nobody_waits(checkpoint: Path) -> None:
@@ -315,6 +337,8 @@ def test_an_answer_goes_on_with_the_weights_it_began_with(checkpoint: Path) -> N
                 if not born:
                     await stage.gateway.update_workers(listed)
                     await stage.until(lambda: stage.gateway.table.live()["decode"] == 2)
+                    await stage["p0"].die()
+                    await stage.until(lambda: stage.gateway.table.live_link("p0") is None)
                     await stage["d0"].die()
                     born.append(await FakeWorker("d0", "decode").start(port))
 
@@ -342,7 +366,7 @@ def test_listed_again_under_another_address_it_is_another_worker(checkpoint: Pat
                     if not stage["d0"].clients:
                         return
                     if len(stage["d0"].received) == 1 and text.count('"tokens"') > 3:
-                        await stage.gateway.update_workers([stage.listed[0], ListedWorker(successor.ref, "decode")])
+                        await stage.gateway.update_workers([ListedWorker(successor.ref, "decode")])
                         await stage["d0"].die()
 
                 text = await streamed(client, replace)
@@ -352,4 +376,31 @@ def test_listed_again_under_another_address_it_is_another_worker(checkpoint: Pat
         finally:
             await successor.die()
 
-    on(checkpoint, act, fleet(prefill=1, decode=1, pace_s=0.01))
+    on(checkpoint, act, fleet(prefill=0, decode=1, pace_s=0.01), Pools(prefill=0))
+
+
+def test_a_stream_goes_on_elsewhere_when_its_worker_says_nothing(checkpoint: Path) -> None:
+    """It is stopped, or cut off: its connection stands. Others that are idle are not taken for silent."""
+
+    async def act(stage: Stage) -> None:
+        stopped: list[FakeWorker] = []
+        async with stage.client() as client:
+            expected = await undisturbed(client)
+
+            async def stop(text: str) -> None:
+                if not stopped:
+                    stopped.append(await begun(stage, "d0", "d1"))
+                    stopped[0].silent = True
+                    stopped[0].gate.clear()
+
+            text = await streamed(client, stop)
+            problem = stage.gateway.table.link(stopped[0].info.worker_id).problem
+            metrics = (await client.get("/metrics")).text
+            assert 'ling_resumed_total{cause="silence"} 1.0' in metrics
+            stopped[0].silent = False
+            stopped[0].gate.set()
+            await stage.until(lambda: sum(stage.gateway.table.live().values()) == 4)
+        assert told(text)[:2] == (expected["choices"][0]["text"], expected["choices"][0]["token_ids"])
+        assert problem == "it said nothing for 1.5 s"
+
+    on(checkpoint, act, fleet(pace_s=0.02))

@@ -65,3 +65,7 @@ def test_equal_beginnings_are_of_equal_contents(turns: list[tuple[str, str | Non
     assert beginnings(HEAD, turns[:at]) == whole[: min(at, len(turns)) + 1]
     assert len(set(whole)) == len(whole)
     assert beginnings(f"{HEAD}!", turns)[-1] not in whole
+
+
+def test_integers_beyond_64_bits_are_told_apart() -> None:
+    assert beginnings({"minimum": 10**40}, ()) != beginnings({"minimum": 10**40 + 1}, ())

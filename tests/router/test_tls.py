@@ -3,10 +3,10 @@
 import asyncio
 import json
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from msgspec import structs
 
 from router.relay.costs import Costs
 from router.relay.link import ListedWorker
@@ -45,7 +45,7 @@ async def exchanged(checkpoint: Path) -> tuple[str, bytes]:
     """An answer, and what passed between router and decode worker meanwhile."""
     workers = pair()
     async with served(checkpoint, workers, name=NAME) as stage, recording(workers[1].info.port) as (port, seen):
-        through = replace(workers[1].ref, port=port)
+        through = structs.replace(workers[1].ref, port=port)
         await stage.gateway.update_workers([stage.listed[0], ListedWorker(through, "decode")])
         await stage.until(lambda: stage.gateway.table.live() == {"prefill": 1, "decode": 1})
         return await answer(stage), bytes(seen)

@@ -56,6 +56,7 @@ MESSAGES: list[p.Message] = [
     p.FilePart(b"bytes"),
     p.FileKept(),
     p.FileRefused("why"),
+    p.Beat(),
 ]
 
 

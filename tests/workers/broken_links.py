@@ -67,10 +67,10 @@ class Breaker:
             groups[id(group)] = [fd for fd in _sockets() if fd not in before]
             return group
 
-        def moving(member: Any, start: Callable[[Any], Any]) -> None:
+        def moving(member: Any, start: Callable[[Any], Any], size: int) -> None:
             kind = self._due()
             if kind is None:
-                move(member, start)
+                move(member, start, size)
                 return
             what, when = kind.split()
             cut = member._control.close if what == "control" else partial(_cut, groups[id(member._group)])
@@ -79,7 +79,7 @@ class Breaker:
             elif when == "before":
                 cut()
             try:
-                move(member, start)
+                move(member, start, size)
             finally:
                 if when == "after":
                     cut()

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 from tokenizers import Tokenizer
 from torch import Tensor
 
@@ -102,7 +103,7 @@ def test_a_stop_token_within_a_run_ends_it_and_the_state_there_is_kept(
     expected: list[Completion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stops = [
-        dataclasses.replace(s, stop_token_ids=(c.token_ids[len(c.token_ids) // 2],), min_tokens=2)
+        structs.replace(s, stop_token_ids=(c.token_ids[len(c.token_ids) // 2],), min_tokens=2)
         for s, c in zip(VARIED, expected, strict=True)
     ]
     reference = Engine(dataclasses.replace(CONFIG, cache_states=16))

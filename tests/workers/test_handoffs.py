@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 import pytest
+from msgspec import structs
 
 from tests.workers.test_scheduler import LIMITS, answer, seq
 from wire.protocol import CancelPull, Header, Pull, PullRefused, RankInfo, Role, SeqOutput, WorkerInfo
@@ -194,7 +195,7 @@ def test_a_snapshot_that_does_not_match_is_refused(pair: Pair, field: str) -> No
     assert isinstance(to, ToPuller)
     assert isinstance(to.message, Header)
     other = {"position": 4, "token_hash": "00", "layout": "other", "weights_id": "other", "generated": ()}
-    wrong = replace(to.message, **{field: other[field]})  # type: ignore[arg-type]
+    wrong = structs.replace(to.message, **{field: other[field]})  # type: ignore[arg-type]
     failed, cancel, end = pair.decode.handoffs.told("p", wrong, 0.0)
     assert failed == Failed("mismatch")
     assert cancel == ToPeer("p", CancelPull("r", False))
@@ -359,7 +360,7 @@ def test_a_kept_snapshot_with_another_header_is_computed_instead(
     (told,) = pair.to_prefill(actions)
     assert isinstance(told, ToPuller)
     assert isinstance(told.message, Header)
-    actions = pair.decode.handoffs.told("p", replace(told.message, **wrong), 0.0)  # type: ignore[arg-type]
+    actions = pair.decode.handoffs.told("p", structs.replace(told.message, **wrong), 0.0)  # type: ignore[arg-type]
     assert actions[:1] == ([Failed("mismatch")] if missed else [])
     assert asking.missed == missed
     assert (asking.source is None) == (missed is not None)

@@ -13,6 +13,7 @@ from typing import Literal
 import psutil
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor
 
 from benchmarks.loading import CONFIG, write_checkpoint
@@ -159,7 +160,7 @@ def info(**changes: object) -> WorkerInfo:
         worker_id="w", role="decode", host=HOST, port=1, node="n", pid=1, weights_id=weights_id(Path(MODEL)),
         layout=layout, vocab_size=8, page_size=16, pages=4, slots=2, max_model_len=256, ranks=ranks,
     )  # fmt: skip
-    return dataclasses.replace(made, **changes)  # type: ignore[arg-type]
+    return structs.replace(made, **changes)  # type: ignore[arg-type]
 
 
 def test_who_may_lend() -> None:
@@ -167,7 +168,7 @@ def test_who_may_lend() -> None:
     found = find_lender(settings, [info()])
     assert found is not None
     assert (found.worker_id, found.addresses) == ("w", ((HOST, 3), (HOST, 4)))
-    gpus = tuple(dataclasses.replace(rank, device="cuda:0") for rank in info().ranks)
+    gpus = tuple(structs.replace(rank, device="cuda:0") for rank in info().ranks)
     others = [info(weights_id="x"), info(layout="x"), info(ranks=gpus)]
     assert find_lender(settings, others) is None
     assert find_lender(dataclasses.replace(settings, version="commit"), [info()]) is None
@@ -245,7 +246,7 @@ def test_a_lender_that_dies_half_way_leaves_storage(described: Path, caplog: pyt
         async with workers() as started:
             settings = config(1, str(described), version="v1")
             dying = info(weights_id=held.identity, ranks=(RankInfo(0, 2, "n", "cpu", HOST, lender.transfers.port),))
-            dying = dataclasses.replace(dying, layout=layout_of(settings, LingConfig.load(described, {})))
+            dying = structs.replace(dying, layout=layout_of(settings, LingConfig.load(described, {})))
             worker = await started.start(settings, "decode", storage, [dying])
             for prompt, sampling, expected in cases(2):
                 stream = started.whole(worker, prompt, sampling)

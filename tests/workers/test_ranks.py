@@ -3,6 +3,7 @@
 import asyncio
 from typing import get_args
 
+from wire.liveness import AwakeClock
 from wire.protocol import Grammar
 from workers.config import Rendezvous, WorkerConfig
 from workers.leader.ranks import Event, Ranks
@@ -42,7 +43,7 @@ def test_every_event_of_a_rank_is_handed_on() -> None:
 
     async def run() -> list[Event]:
         got: list[Event] = []
-        ranks = Ranks(WorkerConfig(""), got.append)
+        ranks = Ranks(WorkerConfig(""), AwakeClock(0.0), got.append)
         await ranks.start(rank)
         await ranks.close()
         return got

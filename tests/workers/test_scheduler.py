@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from msgspec import structs
 
 from wire.protocol import SamplingParams, SeqOutput
 from workers.cache.allocator import Allocator
@@ -294,7 +295,7 @@ def test_stop_token_ends_a_sequence_but_not_before_min_tokens() -> None:
     _, outputs = step(scheduler)
     assert [(o.finish, o.token_ids) for o in outputs] == [("stop", (7,))]
     patient = seq("b", 3, new=9, stop=(7,))
-    patient.sampling = replace(patient.sampling, min_tokens=1)
+    patient.sampling = structs.replace(patient.sampling, min_tokens=1)
     scheduler.add(patient)
     assert [o.finish for _ in range(2) for o in step(scheduler)[1]] == [None, "stop"]
 

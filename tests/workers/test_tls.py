@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 
 from tests.certificates import environment, recording
 from tests.workers.harness import Workers, workers
@@ -102,7 +103,7 @@ def test_workers_answer_as_without_it_and_nothing_of_it_is_seen(
         """What has passed before the prefill worker's leader: the decode worker pulls there."""
         prefill, decode = await pair(started, 1)
         async with recording(prefill.info.port) as (port, seen):
-            through = WorkerThrough(prefill.caller, replace(prefill.ref, port=port))
+            through = WorkerThrough(prefill.caller, structs.replace(prefill.ref, port=port))
             stream = started.split(through, decode, prompt, sampling)  # type: ignore[arg-type]
             assert (await stream.end()).error is None
             assert stream.token_ids == expected.token_ids

@@ -1,6 +1,7 @@
-"""Processes killed in the middle of a transfer: the other end knows at once, and nothing is left behind."""
+"""Processes killed or stopped in the middle of a transfer: the other end finds out, and nothing is left behind."""
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 from types import ModuleType
@@ -14,10 +15,12 @@ from tests.workers.transfer_ends import (
     WAIT_S,
     End,
     arenas,
+    ends,
     export,
     process,
     receiving_process,
     sending_process,
+    snapshot,
 )
 from workers.schedule.step import Expect, Link
 from workers.transfer import incoming, outgoing
@@ -26,8 +29,6 @@ Channel = Literal["auto", "shm", "gloo"]
 # Far more than can move before the kill.
 MEGABYTES = 8192
 TOKENS = MEGABYTES * 1024
-# No clock of the transfer layer is as short: what is told within it was told by the end of a connection.
-_AT_ONCE_S = 10.0
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 
@@ -67,14 +68,15 @@ def test_a_killed_sender(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> N
         decode.transfers.expect(Expect("big", "P", TOKENS))
         assert moved.wait(WAIT_S)
         child.kill()
-        lost = decode.wait_lost(seconds=_AT_ONCE_S)
+        lost = decode.wait_lost()
         assert (lost.peer, lost.request_ids) == ("P", ("big",))
         assert decode.transfers.pending == 0
     decode.transfers.close()
 
 
+@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("channel", ["shm", "gloo"])
-def test_a_killed_receiver(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_or_stopped_receiver(channel: Channel, by: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     prefill = End("P", channel)
     part = torch.zeros(1024, 1, 256)
     moved = _under_way(monkeypatch, outgoing, "send_tensor")
@@ -82,8 +84,23 @@ def test_a_killed_receiver(channel: Channel, monkeypatch: pytest.MonkeyPatch) ->
         for index in range(MEGABYTES):
             export(prefill, "big", index * 1024, part, None)
         assert moved.wait(WAIT_S)
-        child.kill()
-        lost = prefill.wait_lost(seconds=_AT_ONCE_S)
+        assert child.pid is not None
+        os.kill(child.pid, by)
+        lost = prefill.wait_lost()
         assert (lost.peer, lost.request_ids) == ("D", ("big",))
         assert prefill.transfers.pending == 0
     prefill.transfers.close()
+
+
+@pytest.mark.parametrize("channel", ["shm", "gloo"])
+def test_a_sender_that_stops_within_a_part(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It lives, and its connections stand."""
+    release = threading.Event()
+    monkeypatch.setattr(outgoing, "send_tensor", lambda *_: release.wait(WAIT_S))
+    with ends(channel) as (prefill, decode):
+        decode.transfers.expect(Expect("stuck", "P", 8))
+        export(prefill, "stuck", 0, *snapshot(1, 8))
+        assert decode.wait_lost().request_ids == ("stuck",)
+        assert prefill.wait_lost().request_ids == ("stuck",)
+        release.set()
+        assert (prefill.transfers.pending, decode.transfers.pending) == (0, 0)

@@ -58,7 +58,11 @@ def test_split_workers_equal_the_bare_engine(tp: int) -> None:
     async def run() -> None:
         async with workers() as started:
             prefill, decode = await pair(started, tp)
-            streams = [started.split(prefill, decode, p, s) for p, s, _ in cases(24)]
+            # The prefill worker answers every third itself, beside the prompts that it hands off.
+            streams = [
+                started.whole(prefill, p, s) if n % 3 == 0 else started.split(prefill, decode, p, s)
+                for n, (p, s, _) in enumerate(cases(24))
+            ]
             for stream, (_, _, expected) in zip(streams, cases(24), strict=True):
                 end = await stream.end()
                 assert end.error is None
@@ -222,5 +226,25 @@ def test_a_worker_that_cannot_load_says_why() -> None:
         async with workers() as started:
             with pytest.raises(Exception, match="hold less than one sequence"):
                 await started.start(config(1, pages=1), "decode")
+
+    asyncio.run(run())
+
+
+def test_a_stopped_rank_ends_its_worker_while_a_step_runs_and_between_steps() -> None:
+    """Nothing of it closes: the leader finds out by itself."""
+
+    async def run() -> None:
+        async with workers() as started:
+            prefill, decode = await pair(started, 2)
+            running = started.split(prefill, decode, cases(24)[0][0], SamplingParams(max_tokens=500, seed=0))
+            await running.tokens(3)
+            os.kill(decode.info.ranks[1].pid, signal.SIGSTOP)
+            with pytest.raises(WorkerLost, match=r"no result after .*; rank 1 did nothing meanwhile"):
+                await asyncio.wait_for(decode.running, 60)
+            await decode.leader.close()
+            await prefill.caller.idle(prefill.info)
+            os.kill(prefill.info.ranks[0].pid, signal.SIGSTOP)
+            with pytest.raises(WorkerLost, match="rank 0 gave no sign of life"):
+                await asyncio.wait_for(prefill.running, 60)
 
     asyncio.run(run())

@@ -13,6 +13,7 @@ def record_load(recorder: Recorder, info: WorkerInfo, load: Load) -> None:
         (table.QUEUED, load.queued),
         (table.QUEUED_TOKENS, load.queued_tokens),
         (table.RUNNING, load.running),
+        (table.ANSWERING, load.answering),
         (table.FREE_PAGES, load.free_pages),
         (table.PAGES, info.pages),
         (table.FREE_SLOTS, load.free_slots),

@@ -110,7 +110,7 @@ ROUTING = _router(
 )  # fmt: skip
 RESUMED = _router(
     "ling_resumed_total", "counter", "sequences",
-    "Sequences that went on at other workers, by cause: a worker's death, a failed transfer, or moved in good order",
+    "Sequences that went on at other workers, by cause: a worker's death or silence, a failed transfer, or moved well",
     "cause",
 )  # fmt: skip
 BATCH_LINES = _router(
@@ -132,6 +132,11 @@ WORKERS_WANTED = _add(
 QUEUED = _load("ling_worker_queued", "sequences", "Sequences waiting in the worker")
 QUEUED_TOKENS = _load("ling_worker_queued_tokens", "tokens", "Prompt tokens waiting in the worker")
 RUNNING = _load("ling_worker_running", "sequences", "Sequences in the worker's steps")
+ANSWERING = _load(
+    "ling_worker_answering",
+    "sequences",
+    "Running sequences that the worker answers itself, be it of the decode pool or not",
+)
 FREE_PAGES = _load("ling_worker_free_pages", "pages", "Free latent pages")
 PAGES = _load("ling_worker_pages", "pages", "Latent pages there are")
 FREE_SLOTS = _load("ling_worker_free_slots", "slots", "Free state slots")

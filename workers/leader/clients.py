@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from wire.codec import CLUSTER
-from wire.protocol import Found, Header, KeptEvent, Load, Parked, PullRefused, SeqOutput, StepOutputs, WorkerInfo
+from wire.protocol import Beat, Found, Header, KeptEvent, Load, Parked, PullRefused, SeqOutput, StepOutputs, WorkerInfo
 
 # A caller that stops reading is cut off rather than buffered for.
 _MAX_UNREAD = 64 * 1024 * 1024
@@ -22,7 +22,7 @@ class Client:
     outbox: list[SeqOutput] = field(default_factory=list)
     kept: list[KeptEvent] = field(default_factory=list)
 
-    def tell(self, message: WorkerInfo | StepOutputs | Header | PullRefused | Parked | Found) -> None:
+    def tell(self, message: WorkerInfo | StepOutputs | Header | PullRefused | Parked | Found | Beat) -> None:
         """Queue a message; a connection that ended is noticed where it is read."""
         self.writer.write(CLUSTER.encode(message))
         if self.writer.transport.get_write_buffer_size() > _MAX_UNREAD:
@@ -83,10 +83,12 @@ class Clients:
                 client.kept.append(event)
 
     def beat(self, step: int, load: Load) -> None:
-        """Fresh figures to every router, though nothing is computed."""
+        """Tell every caller that the worker lives; routers get fresh figures, though nothing is computed."""
         for client in self._all:
             if client.kind == "router":
                 client.flush(step, load)
+            else:
+                client.tell(Beat())
 
     def close(self) -> None:
         """End every connection."""

@@ -9,6 +9,8 @@ import dataclasses
 from collections import defaultdict
 from collections.abc import Iterable
 
+from msgspec import structs
+
 from wire.protocol import CancelPull, Header, Miss, Pull, PullRefused, SeqOutput, WorkerInfo
 from workers.cache.moves import Fetch
 from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
@@ -356,7 +358,7 @@ class HandOffs:
 
     def _not_handed_on(self, output: SeqOutput | None) -> list[Action]:
         """A snapshot did not get from one worker to the other: its router may try others."""
-        return self._finish(None if output is None else dataclasses.replace(output, retry=True))
+        return self._finish(None if output is None else structs.replace(output, retry=True))
 
     def _finish(self, output: SeqOutput | None) -> list[Action]:
         return [] if output is None else self.end(output)

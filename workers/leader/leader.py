@@ -12,8 +12,11 @@ from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+from msgspec import structs
+
 from wire.codec import CLUSTER, WireError
 from wire.handshake import accept
+from wire.liveness import BEAT_S, AwakeClock, detect_dead_host
 from wire.metrics.recorder import Reading
 from wire.progress import Progress
 from wire.protocol import (
@@ -74,7 +77,6 @@ from workers.schedule.step import (
 from workers.sizes import layout_of, limits_of
 
 _LOG = logging.getLogger(__name__)
-_HEARTBEAT_S = 0.2
 
 
 class Leader:
@@ -90,7 +92,8 @@ class Leader:
         self._wake = asyncio.Event()
         self._clients = Clients()
         self._resumable = Resumable(config.resume_s)
-        self._ranks = Ranks(config, self._on_event)
+        self._awake = AwakeClock(time.monotonic())
+        self._ranks = Ranks(config, self._awake, self._on_event)
         self._loading = LoadProgress()
         self.on_progress: Callable[[Progress], None] = lambda progress: None
         self._draining = False
@@ -138,7 +141,9 @@ class Leader:
         )
         self._handoffs = HandOffs(self._scheduler, self.info, config.handoff_timeout_s)
         self._files = Files(self._scheduler, self.info, model, config, self._add, self._drop, self._wake.set)
-        self._peers = Peers(self.info, config.secret, self._handoffs.linked, self._on_peer_message, self._on_peer_lost)
+        self._peers = Peers(
+            self.info, config.secret, self._awake, self._handoffs.linked, self._on_peer_message, self._on_peer_lost
+        )
 
     async def run(self) -> None:
         """Step while there is work; raises WorkerLost when a rank ends."""
@@ -178,12 +183,8 @@ class Leader:
     @property
     def load(self) -> Load:
         """The figures that routers get with the next step."""
-        return self._scheduler.load
-
-    @property
-    def prompts(self) -> int:
-        """Prompts that were begun here, in whole or in part, since the start."""
-        return sum(self._scheduler.cache.totals.misses.values())
+        unreachable = self._peers.unreachable
+        return structs.replace(self._scheduler.load, unreachable=unreachable) if unreachable else self._scheduler.load
 
     def readings(self) -> Iterator[Reading]:
         """Everything the worker tells of itself."""
@@ -253,6 +254,7 @@ class Leader:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         client: Client | None = None
         try:
+            detect_dead_host(writer.get_extra_info("socket"))
             await accept(reader, writer, self._config.secret)
             hello = await CLUSTER.read(reader)
             if not isinstance(hello, Hello):
@@ -314,7 +316,7 @@ class Leader:
             reason = f"request {seq.request_id} is here already"
         if reason is not None:
             client.outbox.append(SeqOutput(seq.request_id, 0, finish="error", error=reason))
-            client.flush(self._scheduler.steps, self._scheduler.load)
+            client.flush(self._scheduler.steps, self.load)
             return
         self._clients.own(seq.request_id, client)
         if (stale := self._resumable.submitted(message)) is not None:
@@ -363,7 +365,7 @@ class Leader:
         if before is not None and before is not client:
             error = "its client has come back through another router"
             before.outbox.append(SeqOutput(request_id, 0, finish="error", error=error))
-            before.flush(self._scheduler.steps, self._scheduler.load)
+            before.flush(self._scheduler.steps, self.load)
         tokens = tuple(entry.tokens) if entry is not None else ()
         if entry is not None and (entry.running or entry.whole is not None):
             client.outbox.append(SeqOutput(request_id, 0, tokens, finish=entry.whole, timings=Timings()))
@@ -373,7 +375,7 @@ class Leader:
             client.outbox.append(SeqOutput(request_id, len(tokens), finish="error", error=reason, retry=True))
         if entry is not None and entry.running:
             self._clients.own(request_id, client)
-        client.flush(self._scheduler.steps, self._scheduler.load)
+        client.flush(self._scheduler.steps, self.load)
 
     def _abort(self, client: Client, request_id: str) -> None:
         """A router wants no more of a request, unless another one has it by now."""
@@ -447,7 +449,7 @@ class Leader:
             now = time.monotonic()
             for output in outputs:
                 self._resumable.took(output, self._generated, now)
-        self._clients.publish(outputs, self._scheduler.steps, self._scheduler.load)
+        self._clients.publish(outputs, self._scheduler.steps, self.load)
 
     def _generated(self, request_id: str, count: int) -> list[int]:
         """The first tokens of a sequence; none of one that has ended."""
@@ -457,15 +459,18 @@ class Leader:
     async def _heartbeat(self) -> None:
         """Fresh figures to every client though no step runs, and an end to what waits too long."""
         while True:
-            await asyncio.sleep(_HEARTBEAT_S)
+            await asyncio.sleep(BEAT_S)
             now = time.monotonic()
+            self._awake.tick(now)
+            self._ranks.check()
+            self._peers.check()
             self._scheduler.cache.pins.expire(now)
             for request_id in self._resumable.expired(now):
                 self._drop(request_id)
             self._scheduler.moving.expire(now)
             if overdue := self._handoffs.overdue(now):
                 self._perform(overdue)
-            self._clients.beat(self._scheduler.steps, self._scheduler.load)
+            self._clients.beat(self._scheduler.steps, self.load)
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,4 +1,4 @@
-"""A decode worker's connections to the prefill workers it pulls snapshots from."""
+"""A worker's connections to the workers it pulls snapshots from."""
 
 import asyncio
 from collections.abc import Callable
@@ -6,27 +6,36 @@ from dataclasses import dataclass, field
 
 from wire.codec import CLUSTER, WireError
 from wire.handshake import call
+from wire.liveness import SILENT_S, AwakeClock, detect_dead_host
 from wire.logs import describe
 from wire.protocol import CancelPull, Header, Hello, PeerRef, Pull, PullRefused, WorkerInfo
 from wire.tls import connect
 
-_CONNECT_S = 5.0
+_CONNECT_S = 2.0
+# A worker out of reach is tried again after so long, then less and less often; one that stays away is forgotten.
+_AGAIN_S, _LONGEST_S, _FORGET_S = 1.0, 16.0, 600.0
 
 
 class PeerRefused(RuntimeError):
-    """The peer can't be reached, or (`mismatch`) its snapshots would not fit here."""
+    """The peer can't be reached, or (`mismatch`) its snapshots would not fit here.
 
-    def __init__(self, reason: str, *, mismatch: bool) -> None:
+    away: it does not answer, and may be reached later.
+    """
+
+    def __init__(self, reason: str, *, mismatch: bool = False, away: bool = False) -> None:
         super().__init__(reason)
         self.mismatch = mismatch
+        self.away = away
 
 
 @dataclass(slots=True, eq=False)
 class Peer:
-    """One prefill worker, connected."""
+    """One worker, connected. heard: when its last message came, by the leader's clock."""
 
+    ref: PeerRef
     info: WorkerInfo
     writer: asyncio.StreamWriter
+    heard: float
     reading: asyncio.Task[None] | None = field(default=None)
 
     def send(self, message: Pull | CancelPull) -> None:
@@ -46,12 +55,16 @@ def peer_mismatch(own: WorkerInfo, peer: WorkerInfo) -> str | None:
 
 
 class Peers:
-    """Connects on first need; a peer that went away is connected anew on the next."""
+    """Connects on first need; a peer that closed its connection is connected anew on the next.
+
+    One that is out of reach, as it says nothing, is refused at once until it answers again.
+    """
 
     def __init__(
         self,
         own: WorkerInfo,
         secret: str,
+        awake: AwakeClock,
         on_link: Callable[[WorkerInfo], None],
         on_message: Callable[[str, Header | PullRefused], None],
         on_lost: Callable[[str, str], None],
@@ -63,6 +76,13 @@ class Peers:
         self._on_lost = on_lost
         self._peers: dict[str, Peer] = {}
         self._connecting: dict[str, asyncio.Task[Peer]] = {}
+        self._awake = awake
+        self._away: dict[str, asyncio.Task[None]] = {}  # what tries to reach a worker again
+
+    @property
+    def unreachable(self) -> tuple[str, ...]:
+        """Ids of the workers that are out of reach now."""
+        return tuple(self._away)
 
     def known(self, worker_id: str) -> Peer | None:
         """The peer, if it is connected now."""
@@ -72,6 +92,42 @@ class Peers:
         """The peer, connected and checked; PeerRefused if that fails. Callers at once share one attempt."""
         if peer := self._peers.get(ref.worker_id):
             return peer
+        if ref.worker_id in self._away:
+            raise PeerRefused(f"worker {ref.worker_id} is out of reach", away=True)
+        try:
+            return await self._attempt(ref)
+        except PeerRefused as error:
+            if error.away:
+                self._try_again(ref)
+            raise
+
+    def check(self) -> None:
+        """Give up those that have said nothing for too long."""
+        for worker_id, peer in list(self._peers.items()):
+            if self._awake.s - peer.heard > SILENT_S:
+                # First, so that routers hear of it with what it failed.
+                self._try_again(peer.ref)
+                self.drop_lost(worker_id, f"said nothing for {SILENT_S:g} s")
+
+    def _try_again(self, ref: PeerRef) -> None:
+        if ref.worker_id not in self._away:
+            task = asyncio.create_task(self._regain(ref))
+            self._away[ref.worker_id] = task
+            task.add_done_callback(lambda _: self._away.pop(ref.worker_id, None))
+
+    async def _regain(self, ref: PeerRef) -> None:
+        pause, until = _AGAIN_S, self._awake.s + _FORGET_S
+        while self._awake.s < until:
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_S)
+            try:
+                await self._attempt(ref)
+            except PeerRefused as error:
+                if error.away:
+                    continue
+            return
+
+    async def _attempt(self, ref: PeerRef) -> Peer:
         task = self._connecting.get(ref.worker_id)
         if task is None:
             task = asyncio.create_task(self._open(ref))
@@ -89,7 +145,7 @@ class Peers:
 
     def close(self) -> None:
         """Close all."""
-        for task in self._connecting.values():
+        for task in (*self._connecting.values(), *self._away.values()):
             task.cancel()
         for worker_id in list(self._peers):
             self.drop(worker_id)
@@ -99,6 +155,7 @@ class Peers:
         try:
             async with asyncio.timeout(_CONNECT_S):
                 reader, writer = await connect(ref.host, ref.port)
+                detect_dead_host(writer.get_extra_info("socket"))
                 await call(reader, writer, self._secret)
                 writer.write(CLUSTER.encode(Hello(self._own.worker_id, "worker")))
                 info = await CLUSTER.read(reader)
@@ -109,34 +166,40 @@ class Peers:
         except (OSError, TimeoutError, EOFError, WireError) as error:
             if writer is not None:
                 writer.close()
-            reason = f"prefill worker {ref.worker_id} can't be reached: {describe(error)}"
-            raise PeerRefused(reason, mismatch=False) from error
+            # Where nobody listens the worker has ended; what is cut off may come back.
+            away = isinstance(error, OSError) and not isinstance(error, ConnectionError)
+            raise PeerRefused(f"worker {ref.worker_id} can't be reached: {describe(error)}", away=away) from error
         except PeerRefused:
             if writer is not None:
                 writer.close()
             raise
-        peer = Peer(info, writer)
+        peer = Peer(ref, info, writer, self._awake.s)
         self._peers[ref.worker_id] = peer
         self._on_link(info)
-        peer.reading = asyncio.create_task(self._read(ref.worker_id, reader))
+        peer.reading = asyncio.create_task(self._read(peer, reader))
         return peer
 
-    async def _read(self, worker_id: str, reader: asyncio.StreamReader) -> None:
+    async def _read(self, peer: Peer, reader: asyncio.StreamReader) -> None:
+        worker_id = peer.ref.worker_id
         reason = "closed its connection"
         try:
             while True:
                 message = await CLUSTER.read(reader)
+                peer.heard = self._awake.s
                 if isinstance(message, Header | PullRefused):
                     self._on_message(worker_id, message)
         except (OSError, EOFError):
             pass
         except WireError as error:
             reason = str(error)
-        self.drop_lost(worker_id, reason)
+        if self._peers.get(worker_id) is peer:
+            self.drop_lost(worker_id, reason)
 
     def drop_lost(self, worker_id: str, reason: str) -> None:
         """The peer or a link to it is gone: close what is left and say so."""
         peer = self._peers.pop(worker_id, None)
         if peer is not None:
             peer.writer.close()
-            self._on_lost(worker_id, f"prefill worker {worker_id} {reason}")
+            if peer.reading is not None and peer.reading is not asyncio.current_task():
+                peer.reading.cancel()
+            self._on_lost(worker_id, f"worker {worker_id} {reason}")

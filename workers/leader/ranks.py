@@ -10,15 +10,20 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from wire.codec import WireError
+from wire.liveness import AwakeClock
 from workers.config import Rendezvous, WorkerConfig
+from workers.leader.rank_watch import RankWatch
 from workers.schedule.step import (
     RANKS,
     Compile,
     Compiled,
+    Compiles,
     FetchFailed,
     Forget,
     LinkLost,
     Loading,
+    Ping,
+    Pong,
     RankFailed,
     RankMessage,
     RankStats,
@@ -35,7 +40,10 @@ from workers.schedule.step import (
 # and ends the process when cancelled.
 Launch = Callable[[int, str, Rendezvous], Awaitable[object]]
 Event = Loading | Received | FetchFailed | Written | WriteFailed | Sent | LinkLost | Compiled | RankStats
-_END_S = 2.0
+# For ranks to end by themselves; less where one is lost, as the others may wait for it, or one is stopped.
+_END_S, _LOST_END_S = 2.0, 0.5
+# Seconds between two signs of life of ranks that have no step to do.
+_PING_S = 0.5
 _MEMORY = "/dev/shm"
 
 
@@ -54,8 +62,11 @@ class WorkerLost(RuntimeError):
 class Ranks:
     """The worker's rank processes. All calls come from one event loop."""
 
-    def __init__(self, config: WorkerConfig, on_event: Callable[[Event], None]) -> None:
+    def __init__(self, config: WorkerConfig, awake: AwakeClock, on_event: Callable[[Event], None]) -> None:
         self._config = config
+        self._awake = awake
+        self._watch = RankWatch(config.tp, config.device == "cuda", self._cpu_s)
+        self._pinged = 0.0
         self._on_event = on_event
         self._folder: Path | None = None
         self._writers: dict[int, asyncio.StreamWriter] = {}
@@ -89,9 +100,32 @@ class Ranks:
 
     def send(self, plan: StepPlan) -> None:
         """Give all ranks their next step."""
-        frame = RANKS.encode(plan)
+        self._watch.sent(plan, self._awake.s)
+        self._tell(plan)
+
+    def check(self) -> None:
+        """Notice ranks that hang; to be called often, once all are ready."""
+        now = self._awake.s
+        if self._watch.idle and now - self._pinged > _PING_S:
+            self._pinged = now
+            self._watch.asked(now)
+            self._tell(Ping())
+        if not self._lost.done() and (reason := self._watch.hung(now)) is not None:
+            self._lose(reason)
+
+    def _tell(self, message: StepPlan | Ping) -> None:
+        frame = RANKS.encode(message)
         for writer in self._writers.values():
             writer.write(frame)
+
+    def _cpu_s(self, rank: int) -> float | None:
+        """CPU time of a rank's process, where the system tells it."""
+        try:
+            stat = Path(f"/proc/{self._ready[rank].pid}/stat").read_text()
+        except OSError:
+            return None
+        user, system = stat.rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def tell_first(self, message: Compile | Forget) -> None:
         """Give rank 0, who samples, something to do beside its steps."""
@@ -117,7 +151,7 @@ class Ranks:
         if self._server is not None:
             self._server.close()
         if self._ending:
-            _, stuck = await asyncio.wait(self._ending, timeout=_END_S)
+            _, stuck = await asyncio.wait(self._ending, timeout=_LOST_END_S if self._lost.done() else _END_S)
             for ended in stuck:
                 ended.cancel()
             await asyncio.gather(*self._ending, return_exceptions=True)
@@ -147,14 +181,19 @@ class Ranks:
     def _take(self, message: RankMessage) -> None:
         match message:
             case StepResult():
+                self._watch.done(self._awake.s)
                 self._results.put_nowait(message)
             case Ready():
                 self._ready[message.rank] = message
                 if len(self._ready) == self._config.tp:
                     self._all_ready.set()
+            case Pong():
+                self._watch.answered(message.rank)
+            case Compiles():
+                self._watch.compiles(self._awake.s)
             case RankFailed():
                 self._lose(f"rank {message.rank} failed: {message.reason}")
-            case StepPlan() | Compile() | Forget():
+            case StepPlan() | Compile() | Forget() | Ping():
                 self._lose(f"a rank sent a {type(message).__name__}")
             case _:
                 self._on_event(message)

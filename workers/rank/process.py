@@ -12,7 +12,20 @@ from wire.protocol import Grammar
 from workers.collectives import make_collectives
 from workers.config import Rendezvous, WorkerConfig
 from workers.rank.build import BuiltRank, build_rank
-from workers.schedule.step import RANKS, Compile, Compiled, Forget, Loading, RankFailed, RankMessage, Ready, StepPlan
+from workers.schedule.step import (
+    RANKS,
+    Compile,
+    Compiled,
+    Compiles,
+    Forget,
+    Loading,
+    Ping,
+    Pong,
+    RankFailed,
+    RankMessage,
+    Ready,
+    StepPlan,
+)
 from workers.transfer.endpoint import Transfers
 
 # The most CUDA makes of them.
@@ -89,6 +102,8 @@ def rank_main(
                     built.model.config.drafts,
                 )
             )
+            if device.type == "cuda":
+                _tell_of_compilations(leader, rank)
             _serve(leader, built, rank, transfers)
         finally:
             transfers.close()
@@ -114,6 +129,8 @@ def _serve(leader: LeaderSocket, built: BuiltRank, rank: int, transfers: Transfe
                         leader.send(result)
                     if (stats := built.runner.stats()) is not None:
                         leader.send(stats)
+                case Ping():
+                    leader.send(Pong(rank))
                 case Compile():
                     built.grammars.submit(message.grammar, compiled)
                 case Forget():
@@ -123,6 +140,16 @@ def _serve(leader: LeaderSocket, built: BuiltRank, rank: int, transfers: Transfe
     finally:
         built.grammars.close()
         built.host.close()
+
+
+def _tell_of_compilations(leader: LeaderSocket, rank: int) -> None:
+    """Some variants of kernels are compiled within a step, which the leader is not to take for hung."""
+    from triton import knobs  # noqa: PLC0415 - only where there is a GPU
+
+    def begins(*_: object, **__: object) -> None:
+        leader.send(Compiles(rank))
+
+    knobs.runtime.jit_cache_hook = begins
 
 
 def rank_device(config: WorkerConfig, rank: int, gpu: int | None) -> torch.device:

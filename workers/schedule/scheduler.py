@@ -9,7 +9,8 @@ freed while a plan is under way may go to the next plan at once.
 
 import bisect
 from collections.abc import Sequence as Seq
-from dataclasses import replace
+
+from msgspec import structs
 
 from wire.digest import PageDigests
 from wire.protocol import Finish, Load, Mark, Miss, SeqOutput
@@ -227,7 +228,7 @@ class Scheduler:
         if kept is not None and kept.slot >= 0:
             self.moving.pin(seq.request_id, kept, until)
         output = self._end(seq, "moved", now)
-        return replace(output, kept_tokens=kept.position) if kept is not None else output
+        return structs.replace(output, kept_tokens=kept.position) if kept is not None else output
 
     def overdue(self, now: float) -> list[SeqOutput]:
         """End the snapshots nobody pulled in time."""
@@ -318,6 +319,7 @@ class Scheduler:
             hit_tokens=sum(self.cache.totals.hit_tokens.values()),
             missed_tokens=sum(self.cache.totals.missed_tokens.values()),
             decode_s=self._decode_s,
+            answering=sum(not s.handoff for s in self._active),
             hits=sum(self.cache.totals.hits.values()),
             misses=tuple(self.cache.totals.misses.values()),
         )

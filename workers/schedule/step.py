@@ -343,6 +343,25 @@ class RankStats:
 
 
 @dataclass(frozen=True, slots=True)
+class Ping:
+    """The leader wants a sign of life; each rank answers with `Pong`, between two steps."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pong:
+    """The rank lives."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
+class Compiles:
+    """The rank's step waits for a kernel's compilation."""
+
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class RankFailed:
     """The rank raised and is ending; the worker ends with it."""
 
@@ -353,5 +372,6 @@ class RankFailed:
 RankMessage = (
     StepPlan | StepResult | Compile | Compiled | Forget
     | Loading | Ready | Received | FetchFailed | Written | WriteFailed | Sent | LinkLost | RankStats | RankFailed
+    | Ping | Pong | Compiles
 )  # fmt: skip
 RANKS: Codec[RankMessage] = Codec(get_args(RankMessage))

@@ -9,14 +9,13 @@ from torch import Tensor
 from workers.transfer.channel import LinkBroken, ReceiveChannel
 from workers.transfer.control import Control
 from workers.transfer.device import own_stream
+from workers.transfer.lending import PATIENCE_S
 from workers.transfer.messages import WantWeights, WeightsHead
 from workers.transfer.negotiation import Identity, accept_channel
 from workers.transfer.payload import pieces
 
 _CONNECT_S = 5.0
 _HANDSHAKE_S = 15
-# The lender pauses for its own steps, a fraction of a second at a time.
-_STALL_S = 30
 
 
 class Borrowing:
@@ -36,7 +35,8 @@ class Borrowing:
             self._control.meet(me.secret, me.tls, calling=True)
             self._stream.enter_context(own_stream(me.device))
             self._channel = accept_channel(me, self._control)
-            self._control.patience(_STALL_S)
+            self._channel.patience_s = PATIENCE_S
+            self._control.patience(PATIENCE_S)
             self._control.send(WantWeights(identity))
             head = self._control.receive()
             if not isinstance(head, WeightsHead):

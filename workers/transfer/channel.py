@@ -5,6 +5,11 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
+from wire.liveness import SILENT_S
+
+# Bytes a second of the slowest link that is not taken for stuck.
+_SLOWEST = 25e6
+
 
 class LinkBroken(RuntimeError):
     """The link can't go on; the reason says why, in words for an operator."""
@@ -14,11 +19,16 @@ class Channel(ABC):
     """One end. Payload moves one way, in order, from a `SendChannel` to a `ReceiveChannel`.
 
     device: where payload tensors must lie. piece: payload is cut into pieces of at most this many bytes, at both
-    ends alike.
+    ends alike. patience_s: a piece that takes so long beyond what the slowest link needs for it is stuck.
     """
 
     device: torch.device
     piece: int
+    patience_s: float = SILENT_S
+
+    def allowed_s(self, size: int) -> float:
+        """Seconds that a piece of so many bytes may take."""
+        return self.patience_s + size / _SLOWEST
 
     @abstractmethod
     def close(self) -> None:

@@ -12,8 +12,8 @@ from workers.transfer.channel import LinkBroken
 from workers.transfer.messages import LINK, LinkFault, LinkMessage
 from workers.transfer.seal import Seal
 
-# A host that vanishes sends no end of stream: probe after 10 s of silence, give up some 10 s later.
-_KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 3, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 20_000}
+# A host that vanishes sends no end of stream: probe after 1 s of silence, give up soon after.
+_KEEPALIVE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 2, "TCP_USER_TIMEOUT": 2000}
 
 
 class Control:
@@ -31,11 +31,12 @@ class Control:
             if hasattr(socket, name):
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
-    def patience(self, seconds: int) -> None:
+    def patience(self, seconds: float) -> None:
         """How long `receive` waits before it calls the link broken; 0: for ever."""
         # Not settimeout: that would make `send` wait too.
         with contextlib.suppress(OSError):
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", seconds, 0))
+            whole, rest = divmod(int(seconds * 1e6), 1_000_000)
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", whole, rest))
 
     def meet(self, secret: str, tls: Tls | None, calling: bool) -> None:
         """Before any message: TLS if there is to be, then both prove that they know the secret; LinkBroken."""

@@ -27,8 +27,6 @@ from workers.transfer.threads import Threads
 HANDSHAKE_S = 15
 _CONNECT_S = 5.0
 _RETRY_S = 0.05
-# Within a part bytes come without a pause; a sender that stops there is stuck.
-_STALL_S = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +185,8 @@ class Incoming:
             raise LinkBroken(f"{rows} rows can't be a share of latents [{head.start}, {head.stop})")
         with self._lock:
             wanted = self._inbox.begin(head.serial, link.peer, span, link.at)
-        control.patience(_STALL_S)
+        # Within a part bytes come without a pause; a sender that stops there is stuck.
+        control.patience(channel.allowed_s(channel.piece))
         whole: str | None = None
         if wanted:
             began = time.monotonic()

@@ -16,6 +16,8 @@ from workers.transfer.payload import pieces
 _SHARE = 0.25
 # A rank that has computed no step for so long serves nobody.
 _IDLE_S = 0.5
+# Seconds that either end waits for a piece: the lender pauses, and the borrower puts weights where they belong.
+PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +63,7 @@ class Lending:
         weights = self.weights
         if weights is None or weights.identity != identity:
             raise LinkBroken("this worker holds other weights, or lends none")
+        channel.patience_s = PATIENCE_S
         control.send(WeightsHead(weights.plan, len(weights.catalogue), weights.total))
         with self._lock:
             self._borrowers += 1

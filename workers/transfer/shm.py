@@ -23,7 +23,6 @@ SLOTS = 8
 PIECE = 2 * 1024 * 1024
 # Of the first page, before the slots; it holds the nonce.
 _HEADER = 4096
-_STALL_S = 30.0
 
 
 class ShmSender(SendChannel):
@@ -54,8 +53,9 @@ class ShmSender(SendChannel):
         self._room.release()
 
     def send(self, piece: Tensor) -> None:
-        if not self._room.acquire(timeout=_STALL_S):
-            raise LinkBroken(f"the receiver took nothing for {_STALL_S:g} s")
+        allowed_s = self.allowed_s(piece.numel())
+        if not self._room.acquire(timeout=allowed_s):
+            raise LinkBroken(f"the receiver took nothing for {allowed_s:.1f} s")
         if self._closed:
             raise LinkBroken("the link is closed")
         self._slots[self._next % len(self._slots), : piece.numel()].copy_(piece)

@@ -19,7 +19,6 @@ from workers.transfer.messages import StreamOffer
 from workers.transfer.torch_dist import address_family
 
 _MEET_S = 5.0
-_STALL_S = 30.0
 
 
 class StreamMeeting:
@@ -79,7 +78,6 @@ class _Stream(Channel):
         except OSError:
             self._socket.close()
             raise
-        self._socket.settimeout(_STALL_S)
 
     def close(self) -> None:
         # Wakes a thread that waits in it; the descriptor goes once nobody does.
@@ -107,6 +105,7 @@ class StreamSender(_Stream, SendChannel):
     def send(self, piece: Tensor) -> None:
         try:
             with self._lock:
+                self._socket.settimeout(self.allowed_s(piece.numel()))
                 self._socket.sendall(piece.numpy().data)
         except OSError as error:
             raise LinkBroken(f"tls: {error}") from error
@@ -118,6 +117,7 @@ class StreamReceiver(_Stream, ReceiveChannel):
     def receive(self, piece: Tensor) -> None:
         try:
             with self._lock:
+                self._socket.settimeout(self.allowed_s(piece.numel()))
                 self._fill(piece.numpy().data)
         except OSError as error:
             raise LinkBroken(f"tls: {error}") from error

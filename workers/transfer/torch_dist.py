@@ -24,7 +24,6 @@ from workers.transfer.control import Control
 from workers.transfer.messages import GroupKind, GroupOffer
 
 _MEET = timedelta(seconds=5)
-_STALL = timedelta(seconds=30)
 _POLL_S = 50e-6
 _SENDER, _RECEIVER = 0, 1
 # Multiprocessors a link may take from the forward pass. Not measured yet.
@@ -102,16 +101,16 @@ class _Member(Channel):
         if group is not None and self._kind == "nccl":
             group.abort()
 
-    def _run(self, start: Callable[[_Group], Work]) -> None:
+    def _run(self, start: Callable[[_Group], Work], size: int) -> None:
         group = self._group
         if group is None:
             raise LinkBroken("the link is closed")
         try:
             work = start(group)
             if self._kind == "nccl":
-                self._poll(work)
+                self._poll(work, self.allowed_s(size))
             else:
-                work.wait(_STALL)
+                work.wait(timedelta(seconds=self.allowed_s(size)))
         except RuntimeError as error:
             # While the tensor is still held: after this no kernel writes to its memory, which is free for others then.
             self.close()
@@ -122,14 +121,14 @@ class _Member(Channel):
         if self._group is not group:
             raise LinkBroken("the link is closed")
 
-    def _poll(self, work: Work) -> None:
+    def _poll(self, work: Work, allowed_s: float) -> None:
         """Wait for an NCCL operation. It does not notice a peer's death; the control connection does."""
-        deadline = time.monotonic() + _STALL.total_seconds()
+        deadline = time.monotonic() + allowed_s
         while not work.is_completed():
             if self._control.gone():
                 raise LinkBroken("the peer closed the connection or died")
             if time.monotonic() > deadline:
-                raise LinkBroken(f"nothing moved for {_STALL.total_seconds():g} s")
+                raise LinkBroken(f"nothing moved for {allowed_s:.1f} s")
             time.sleep(_POLL_S)
         # One that failed counts as completed too.
         if (error := work.exception()) is not None:
@@ -146,7 +145,7 @@ class GroupSender(_Member, SendChannel):
         self._move(piece)
 
     def _move(self, piece: Tensor) -> None:
-        self._run(lambda group: group.send([piece], _RECEIVER, 0))
+        self._run(lambda group: group.send([piece], _RECEIVER, 0), piece.numel())
 
 
 class GroupReceiver(_Member, ReceiveChannel):
@@ -159,7 +158,7 @@ class GroupReceiver(_Member, ReceiveChannel):
         self._move(piece)
 
     def _move(self, piece: Tensor) -> None:
-        self._run(lambda group: group.recv([piece], _SENDER, 0))
+        self._run(lambda group: group.recv([piece], _SENDER, 0), piece.numel())
 
 
 def address_family(host: str) -> socket.AddressFamily:

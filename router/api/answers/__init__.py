@@ -1,4 +1,4 @@
-"""What the APIs answer, as the types of the dicts that are encoded; the published schemas are made of them.
+"""The types of the APIs' answers, from which the published schemas are made.
 
-At run time they are plain dicts: nothing is checked while a request is answered.
+At run time answers are plain dicts, and nothing validates them.
 """

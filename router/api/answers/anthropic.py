@@ -83,7 +83,7 @@ class MessageStart(TypedDict):
 
 
 class Ping(TypedDict):
-    """An event without meaning, for clients to ignore."""
+    """An event that keeps the connection alive; clients ignore it."""
 
     type: Literal["ping"]
 
@@ -97,7 +97,7 @@ class BlockStart(TypedDict):
 
 
 class TextDelta(TypedDict):
-    """The next piece of a text block."""
+    """The next piece of a text block's text."""
 
     type: Literal["text_delta"]
     text: str

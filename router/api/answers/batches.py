@@ -6,7 +6,7 @@ from typing_extensions import TypedDict
 
 
 class RequestCounts(TypedDict):
-    """How many requests there are, by what became of them; all are `processing` until the batch has ended."""
+    """The number of requests by their results; all count as `processing` until the batch has ended."""
 
     processing: int
     succeeded: int
@@ -16,7 +16,7 @@ class RequestCounts(TypedDict):
 
 
 class MessageBatch(TypedDict):
-    """How far a batch has come. Times are RFC 3339, null for what did not happen."""
+    """A batch and its progress. Times are RFC 3339; null if the event did not happen."""
 
     id: str
     type: Literal["message_batch"]

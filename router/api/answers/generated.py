@@ -30,9 +30,10 @@ class Usage(TypedDict):
 
 
 class Facts(TypedDict, total=False):
-    """Facts about one choice, beside `choices` where there is one, inside each choice where there are several.
+    """Facts about one choice: beside `choices` if there is one choice, inside each choice if there are several.
 
-    timings: with the end of a choice. prompt_token_ids: with its beginning, where `return_token_ids` asks for them.
+    timings: sent with the end of a choice. prompt_token_ids: sent with its beginning, if `return_token_ids` asks for
+    them.
     """
 
     timings: ServedBy | Timings
@@ -55,13 +56,16 @@ class Head(TypedDict):
 
 
 class Rest(Facts):
-    """The last fields of a chunk. usage: null but in the last chunk, which has no choices; absent if not asked for."""
+    """The last fields of a chunk.
+
+    usage: null except in the last chunk, which has no choices; absent if not asked for.
+    """
 
     usage: NotRequired[Usage | None]
 
 
 class TopLogprob(TypedDict):
-    """A candidate token. bytes: of its text, which may be a part of a character."""
+    """A candidate token. bytes: the bytes of its text, which may be a part of a character."""
 
     token: str
     logprob: float
@@ -123,14 +127,14 @@ class ChatCompletion(Head, Facts):
 
 
 class FunctionDelta(TypedDict):
-    """The next piece of a call. name: in its first piece alone."""
+    """The next piece of a function call. name: only in the first piece."""
 
     name: NotRequired[str]
     arguments: str
 
 
 class CallDelta(TypedDict):
-    """The next piece of a tool call. index: among the choice's calls. id, type: in its first piece alone."""
+    """The next piece of a tool call. index: of the call within the choice. id, type: only in the first piece."""
 
     index: int
     id: NotRequired[str]
@@ -139,7 +143,7 @@ class CallDelta(TypedDict):
 
 
 class ChatDelta(TypedDict, total=False):
-    """The next piece of a message. role: in its first piece alone."""
+    """The next piece of a message. role: only in the first piece."""
 
     role: Literal["assistant"]
     content: str | None
@@ -163,9 +167,9 @@ class ChatCompletionChunk(Head, Rest):
 
 
 class CompletionLogprobs(TypedDict):
-    """One item a token in each list. token_logprobs, top_logprobs: null for a prompt's first token.
+    """Lists with one item per token.
 
-    text_offset: in characters.
+    token_logprobs, top_logprobs: null for a prompt's first token. text_offset: in characters.
     """
 
     tokens: list[str]

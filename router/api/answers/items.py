@@ -1,4 +1,4 @@
-"""Items of the responses API, as they are kept and shown."""
+"""Items of the responses API, as they are stored and shown."""
 
 from typing import Annotated, Any, Literal, NotRequired
 
@@ -12,7 +12,7 @@ Nothing = Annotated[list[Any], Field(max_length=0)]
 
 
 class OutputTextPart(TypedDict):
-    """Text of the model. logprobs: where `include` asks for them."""
+    """Text that the model wrote. logprobs: empty unless `include` asks for them."""
 
     type: Literal["output_text"]
     text: str
@@ -21,7 +21,7 @@ class OutputTextPart(TypedDict):
 
 
 class InputTextPart(TypedDict):
-    """Text sent to the model."""
+    """Text that was sent to the model."""
 
     type: Literal["input_text"]
     text: str
@@ -41,14 +41,14 @@ class _Message(TypedDict):
 
 
 class OutputMessage(_Message):
-    """A message of the model."""
+    """A message that the model wrote."""
 
     role: Literal["assistant"]
     content: list[OutputTextPart]
 
 
 class InputMessage(_Message):
-    """A message to the model."""
+    """A message that was sent to the model."""
 
     role: Literal["user", "system", "developer"]
     content: list[InputTextPart]
@@ -123,13 +123,13 @@ class OutputReasoning(_Reasoning):
 
 
 class InputReasoning(_Reasoning):
-    """Earlier reasoning, as it was sent."""
+    """Earlier reasoning, as the client sent it."""
 
     summary: list[dict[str, Any]]
     content: list[dict[str, Any]]
 
 
 ClientCall = CustomCallItem | ShellCallItem
-StreamedItem = OutputMessage | CallItem | OutputReasoning  # whose content leaves as it forms
+StreamedItem = OutputMessage | CallItem | OutputReasoning  # items whose content is streamed
 OutputItem = StreamedItem | ClientCall
 KeptItem = OutputItem | InputMessage | CallOutputItem | InputReasoning

@@ -1,4 +1,4 @@
-"""Answers of what is kept: files, batches, lists of them, and what is deleted."""
+"""Answers about stored objects: files, batches, pages of them, and deletions."""
 
 from collections.abc import Sequence
 from typing import Generic, Literal, TypeVar
@@ -51,14 +51,14 @@ class Deleted(TypedDict):
 
 
 class BatchFaults(TypedDict):
-    """Why a batch failed."""
+    """The reasons why a batch failed."""
 
     object: Literal["list"]
     data: list[BatchFault]
 
 
 class LineCounts(TypedDict):
-    """How many lines there are, and how many were answered."""
+    """The numbers of all lines, of those answered, and of those failed."""
 
     total: int
     completed: int
@@ -76,7 +76,7 @@ class BatchUsage(TypedDict):
 
 
 class BatchRecord(TypedDict):
-    """How far a batch has come. Times are Unix time in seconds, null for what did not happen."""
+    """A batch and its progress. Times are Unix time in seconds; null if the event did not happen."""
 
     id: str
     object: Literal["batch"]

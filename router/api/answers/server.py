@@ -45,7 +45,7 @@ class Ready(TypedDict):
 
 
 class Unready(TypedDict):
-    """The server can take no request. reason: why not."""
+    """The server can take no request. reason: why it can't."""
 
     ready: Literal[False]
     reason: str
@@ -61,7 +61,7 @@ class RankStatus(TypedDict):
 
 
 class WorkerPlace(TypedDict):
-    """Where a worker is."""
+    """A worker's id and address."""
 
     id: str
     state: Literal["live", "draining", "connecting"]
@@ -76,11 +76,13 @@ class UnreachedWorker(WorkerPlace):
 
 
 class WorkerStatus(WorkerPlace):
-    """A worker and its load, as of its last step.
+    """A worker and its load as of its last step.
 
-    step_s: its length in seconds. kept: snapshots in its prefix cache. hit_tokens, missed_tokens: prompt tokens it had
-    not to compute, and computed, since it started. hits: prompts that began from a kept snapshot; misses: those of
-    which tokens were computed, by why no longer snapshot was there. in_flight: of this router.
+    unreachable: workers from which it can pull no snapshots now, as it can't connect to them. step_s: the step's length
+    in seconds. kept: snapshots in its prefix cache. hit_tokens, missed_tokens: prompt tokens
+    since its start that the cache held, and that it had to compute. hits: prompts that began from a kept snapshot.
+    misses: prompts of which tokens were computed, by the reason why no longer snapshot was there. in_flight: requests
+    of this router at the worker.
     """
 
     node: str
@@ -97,6 +99,7 @@ class WorkerStatus(WorkerPlace):
     free_pages: int
     free_slots: int
     transferring: int
+    unreachable: list[str]
     step_s: float
     kept: int
     hit_tokens: int
@@ -110,7 +113,7 @@ class WorkerStatus(WorkerPlace):
 class StartingWorker(TypedDict):
     """A worker that does not serve yet.
 
-    still_s: seconds since its progress last moved. left_s: seconds left at its rate, null while they can't be told.
+    still_s: seconds since its progress last moved. left_s: seconds left at the present rate; null while unknown.
     """
 
     id: str
@@ -126,7 +129,7 @@ class StartingWorker(TypedDict):
 
 
 class DrainedWorker(TypedDict):
-    """The worker takes no more requests, and ends once its answers go on elsewhere."""
+    """The worker takes no more requests and ends once its answers continue at other workers."""
 
     id: str
     object: Literal["worker"]
@@ -152,7 +155,7 @@ class RouterStatus(TypedDict):
 
 
 class ClusterStatus(TypedDict):
-    """Pools, workers, ranks and their figures. reason: why no request could be served now."""
+    """Pools, workers, ranks and their figures. reason: why no request can be served now; null if one can."""
 
     model: str
     ready: bool
@@ -162,7 +165,10 @@ class ClusterStatus(TypedDict):
 
 
 class Tokenized(TypedDict):
-    """Token ids of a text. token_strs: where they were asked for. max_model_len: null while no worker is live."""
+    """The token ids of a text.
+
+    token_strs: null unless asked for. max_model_len: null while no worker is live.
+    """
 
     count: int
     max_model_len: int | None
@@ -171,6 +177,6 @@ class Tokenized(TypedDict):
 
 
 class Detokenized(TypedDict):
-    """Token ids' text."""
+    """The text of token ids."""
 
     prompt: str

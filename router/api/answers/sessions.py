@@ -8,9 +8,9 @@ from typing_extensions import TypedDict
 class SessionRecord(TypedDict):
     """A session. Times are Unix time in seconds.
 
-    tokens: of the conversation up to its last answer's end. kept_tokens, bytes: of the snapshot that a worker keeps of
-    it; tier: the nearest one it lies in, null where it has to be computed again. parent: the session it was forked
-    from. last_request: the id of the request that moved its end.
+    tokens: of the conversation up to the end of its last answer. kept_tokens, bytes: the size of the snapshot that a
+    worker keeps of it. tier: the fastest tier of memory that holds the snapshot; null if the session has to be computed
+    again. parent: the session that it was forked from. last_request: the id of the request that last continued it.
     """
 
     id: str

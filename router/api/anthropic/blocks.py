@@ -1,4 +1,4 @@
-"""Content blocks and messages of the messages API, and the turns of a neutral request they stand for."""
+"""Content blocks and messages of the messages API, and their lowering to the turns of a neutral request."""
 
 import json
 from collections.abc import Sequence
@@ -10,8 +10,8 @@ from router.api.request import Call, Turn, note
 from router.api.schema import Strict, meaningless
 from router.errors import Path
 
-# Begins a block that tells the vendor who is billed. It stands first and differs from request to request: with it no
-# prompt would begin as another did.
+# The start of a block that tells the vendor whom to bill. Clients send it first in the prompt and with a different text
+# in each request. With it, no two prompts would share a prefix.
 _BILLING = "x-anthropic-billing-header:"
 
 
@@ -24,19 +24,19 @@ def _block_list(value: Any) -> Any:
 
 
 def _tag(value: Any) -> str | None:
-    """The type, marked so that an error's path tells it from a field."""
+    """The discriminator: the object's type, marked so that it can be told from a field in an error's path."""
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return f"#{kind}" if kind is not None else None
 
 
 class Block(Strict):
-    """Fields that all blocks have."""
+    """The fields that all blocks have."""
 
-    cache_control: dict[str, Any] | None = meaningless(None)  # prompts are not cached by mark
+    cache_control: dict[str, Any] | None = meaningless(None)  # prefixes are cached without marks
 
 
 class TextBlock(Block):
-    """Text."""
+    """A block of text."""
 
     type: Literal["text"]
     text: str
@@ -55,19 +55,19 @@ class PlainSource(Strict):
 
     @property
     def text(self) -> str:
-        """The text."""
+        """The document's text."""
         return self.data
 
 
 class ContentSource(Strict):
-    """A document's text in blocks."""
+    """A document's text as content blocks."""
 
     type: Literal["content"]
     content: SystemText
 
     @property
     def text(self) -> str:
-        """The text."""
+        """The document's text."""
         return joined(self.content)
 
 
@@ -75,7 +75,7 @@ TextSource = Annotated[PlainSource | ContentSource, Field(discriminator="type")]
 
 
 class BytesSource(BaseModel):
-    """A file, or where one lies: the model can't read it."""
+    """A file, or an address of one. The model can't read it."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -83,12 +83,12 @@ class BytesSource(BaseModel):
 
     @property
     def text(self) -> str:
-        """A note that it was left out."""
+        """The note that tells the model that it was left out."""
         return note("file")
 
 
 class Document(Block):
-    """A document, of text alone."""
+    """A document that consists of text."""
 
     type: Literal["document"]
     source: TextSource
@@ -103,13 +103,13 @@ class Document(Block):
 
 
 class ReturnedDocument(Document):
-    """A document that a tool returned. A file of bytes becomes a note to the model that it was left out."""
+    """A document that a tool returned. If it is no text, the model gets a note that it was left out."""
 
     source: Annotated[PlainSource | ContentSource | BytesSource, Field(discriminator="type")]  # type: ignore[assignment]
 
 
 class SearchResult(Block):
-    """A result of a search."""
+    """One result of a search."""
 
     type: Literal["search_result"]
     source: str
@@ -124,7 +124,7 @@ class SearchResult(Block):
 
 
 class Image(BaseModel):
-    """An image that a tool returned: a note to the model that it was left out."""
+    """An image that a tool returned. The model gets a note that it was left out."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -149,7 +149,7 @@ Returned = Annotated[
 
 
 class ToolUseBlock(Block):
-    """A call the assistant made."""
+    """A tool call that the assistant made."""
 
     type: Literal["tool_use"]
     id: str
@@ -159,7 +159,7 @@ class ToolUseBlock(Block):
 
 
 class ToolResultBlock(Block):
-    """The result of a tool call. is_error: for the client's own use; the model reads the text."""
+    """The result of a tool call. The model sees its text, but not `is_error`."""
 
     type: Literal["tool_result"]
     tool_use_id: str
@@ -168,7 +168,7 @@ class ToolResultBlock(Block):
 
 
 class ThinkingBlock(Strict):
-    """Earlier reasoning, which the family's templates leave out."""
+    """Earlier reasoning. The model family's templates leave it out of prompts."""
 
     type: Literal["thinking"]
     thinking: str
@@ -199,24 +199,24 @@ AssistantBlock = Annotated[
 
 
 class SystemMessage(Strict):
-    """Instructions amid a conversation."""
+    """Instructions within a conversation."""
 
     role: Literal["system"]
     content: SystemText
 
     def turns(self, at: Path) -> list[Turn]:
-        """In neutral form. at: its place in the request."""
+        """Lower to neutral turns. at: the message's path in the request."""
         return [Turn("system", joined(self.content), at)]
 
 
 class UserMessage(Strict):
-    """A message of the user, with the results of tool calls."""
+    """A message from the user, which also carries the results of tool calls."""
 
     role: Literal["user"]
     content: Annotated[list[UserBlock], BeforeValidator(_block_list, json_schema_input_type=str | list[UserBlock])]
 
     def turns(self, at: Path) -> list[Turn]:
-        """One tool's turn for each result, then the text."""
+        """A tool's turn for each result, then a user's turn with the text."""
         out = [
             Turn(
                 "tool",
@@ -235,7 +235,7 @@ class UserMessage(Strict):
 
 
 class AssistantMessage(Strict):
-    """An earlier answer of the model: text, calls or both."""
+    """An earlier answer of the model, with text, tool calls or both."""
 
     role: Literal["assistant"]
     content: Annotated[
@@ -243,7 +243,7 @@ class AssistantMessage(Strict):
     ]
 
     def turns(self, at: Path) -> list[Turn]:
-        """Text and calls in one turn."""
+        """One turn with the text and the calls."""
         texts = [b for b in self.content if isinstance(b, TextBlock)]
         calls = tuple(
             Call(b.id, b.name, json.dumps(b.input, ensure_ascii=False), (*at, "content"))
@@ -266,11 +266,11 @@ def _left_out(block: ToolResultBlock, at: Path) -> Path | None:
 class _Text(Protocol):
     @property
     def text(self) -> str:
-        """What the model reads."""
+        """The text that the model reads."""
 
 
 def joined(texts: Sequence[_Text]) -> str:
-    """Blocks as one text."""
+    """Join the blocks' texts."""
     return "\n".join(block.text for block in texts)
 
 

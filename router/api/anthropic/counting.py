@@ -10,7 +10,7 @@ from router.relay.gateway import Gateway
 
 
 async def count_tokens(request: CountRequest, gateway: Gateway, tenant: str) -> TokenCount:
-    """How many tokens the prompt is that /v1/messages would compute."""
+    """Count the tokens of the prompt that /v1/messages would compute."""
     check_model(request.model, gateway.config)
     asked = request.conversation()
     recall = partial(gateway.exact.recall, tenant)

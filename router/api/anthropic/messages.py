@@ -11,22 +11,22 @@ from router.text.tokenizer import Tokenizer
 
 
 class Messages:
-    """What is this API's own."""
+    """The messages API's part of generating: how to read, lower and serialize."""
 
     name = "messages"
     id_prefix = ID_PREFIX
     dialect: Dialect = ANTHROPIC
 
     def read(self, body: bytes) -> MessagesRequest:
-        """A validated request."""
+        """Parse and validate a request's body."""
         return parse(body, MessagesRequest)
 
     def lower(self, asked: MessagesRequest) -> Request:
-        """In neutral form."""
+        """Lower a request to a neutral one."""
         return asked.lower()
 
     def serializer(
         self, head: Head, asked: MessagesRequest, request: Request, choices: list[Choice], tokenizer: Tokenizer
     ) -> MessageSerializer:
-        """Its answer as JSON."""
+        """Make the serializer of a request's answer."""
         return MessageSerializer(head["id"], head["model"], choices[0], shows_thinking=asked.shows_thinking)

@@ -1,4 +1,4 @@
-"""Bodies of /v1/messages and /v1/messages/count_tokens, and the neutral request they stand for."""
+"""Bodies of /v1/messages and /v1/messages/count_tokens, and their lowering to a neutral request."""
 
 from typing import Annotated, Any, Literal
 
@@ -32,22 +32,22 @@ def _own_tool(value: Any) -> Any:
 
 
 class ToolSpec(Strict):
-    """A tool the model may call. input_schema: JSON Schema, shown to the model as it is."""
+    """A tool that the model may call. `input_schema` is a JSON Schema, which the model sees unchanged."""
 
     type: Annotated[Literal["custom"] | None, BeforeValidator(_own_tool)] = None
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")
     description: str | None = None
     input_schema: dict[str, Any]
-    strict: bool | None = Field(None, description="true: calls are made of valid input alone")
+    strict: bool | None = Field(None, description="true: the input of calls is always valid")
     cache_control: dict[str, Any] | None = meaningless(None)
     eager_input_streaming: bool | None = meaningless(None)
-    input_examples: list[dict[str, Any]] | None = meaningless(None)  # templates have no place for them
-    # Who calls it, and when it is shown: by the model, and from the first.
+    input_examples: list[dict[str, Any]] | None = meaningless(None)  # chat templates do not show them
+    # Only these values are accepted: the model calls the tool, and sees it from the start.
     allowed_callers: list[Literal["direct"]] | None = Field(None, min_length=1, max_length=1)
     defer_loading: Literal[False] | None = None
 
     def lower(self, place: int) -> Tool:
-        """In neutral form. place: among the request's tools."""
+        """Lower to a neutral tool. place: the tool's index in the request."""
         function = OfferedFunction(
             self.name, self.input_schema, f"tools[{place}].input_schema", strict=bool(self.strict)
         )
@@ -55,7 +55,10 @@ class ToolSpec(Strict):
 
 
 class ToolChoice(Strict):
-    """name: of the tool that must be called. disable_parallel_tool_use: the answer ends with its first call."""
+    """Which tools the answer may or must call.
+
+    `name` is the tool that it must call. With `disable_parallel_tool_use` the answer ends after its first call.
+    """
 
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
@@ -64,47 +67,49 @@ class ToolChoice(Strict):
     @model_validator(mode="after")
     def _named(self) -> "ToolChoice":
         if (self.type == "tool") != (self.name is not None):
-            raise ValueError("a name goes with type 'tool', and with no other")
+            raise ValueError("a name is needed with type 'tool', and allowed with no other")
         return self
 
 
 class Thinking(Strict):
-    """`enabled` and `adaptive` turn reasoning on; how much of it is the model's own choice."""
+    """Whether the model reasons first. `enabled` and `adaptive` turn reasoning on; its length is the model's choice."""
 
     type: Literal["enabled", "adaptive", "disabled"]
     budget_tokens: int | None = meaningless(None, ge=1)
-    display: Literal["summarized", "omitted"] | None = Field(None, description="`omitted` leaves the reasoning out")
+    display: Literal["summarized", "omitted"] | None = Field(
+        None, description="`omitted` leaves the reasoning out of the answer"
+    )
 
 
 class OutputFormat(Strict):
-    """JSON that is valid by a schema."""
+    """JSON that a schema validates."""
 
     type: Literal["json_schema"]
     schema_: dict[str, Any] = Field(alias="schema")
 
 
 class OutputConfig(Strict):
-    """What the answer's text must be, and the level of effort."""
+    """The form of the answer's text, and the level of effort."""
 
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = meaningless(None)
     format: OutputFormat | None = None
 
 
 class ClearThinking(Strict):
-    """Which earlier reasoning to leave out: the family's templates leave out all of it."""
+    """Which earlier reasoning to leave out. The model family's templates always leave out all of it."""
 
     type: Literal["clear_thinking_20251015"]
     keep: Any = meaningless(None)
 
 
 class ContextManagement(Strict):
-    """Edits of the conversation. Those of tool results are refused: they would have to be done."""
+    """Edits of the conversation. Edits of tool results are refused, because the server does not do them."""
 
     edits: list[ClearThinking] = Field(default_factory=list)
 
 
 class Metadata(Strict):
-    """Whom a request is for."""
+    """The user for whom the request is made."""
 
     user_id: Short | None = None
 
@@ -116,12 +121,12 @@ class CountRequest(Strict):
     messages: list[AnyMessage] = Field(min_length=1, max_length=MAX_TURNS)
     system: SystemText = Field(
         default_factory=list,
-        description="a block that begins with `x-anthropic-billing-header:` is left out: it differs each time, and "
-        "no part of the prompt could be found computed already",
+        description="a block that begins with `x-anthropic-billing-header:` is left out: it differs in each request, "
+        "so that no prefix could be reused",
     )
     tools: list[ToolSpec] = Field(default_factory=list, max_length=1024)
     tool_choice: ToolChoice | None = None
-    thinking: Thinking | None = Field(None, description="`enabled` and `adaptive` switch reasoning on")
+    thinking: Thinking | None = Field(None, description="`enabled` and `adaptive` turn reasoning on")
     output_config: OutputConfig | None = None
     cache_control: dict[str, Any] | None = meaningless(None)
     context_management: ContextManagement | None = meaningless(None)
@@ -136,7 +141,7 @@ class CountRequest(Strict):
         return thinking is not None and thinking.type != "disabled" and thinking.display != "omitted"
 
     def conversation(self) -> Conversation:
-        """The turns to answer; 400 where calls and results do not match, or the choice of tools can't be kept."""
+        """The turns to answer; 400 if calls and results do not match or `tool_choice` can't be fulfilled."""
         turns = [turn for i, m in enumerate(self.messages) for turn in m.turns(("messages", i))]
         if system := system_text(self.system):
             turns.insert(0, Turn("system", system, ("system",)))
@@ -145,7 +150,7 @@ class CountRequest(Strict):
         return Conversation(tuple(turns), self._tools(), thinking)
 
     def form(self) -> Form | None:
-        """What the answer's text must be; None where it is free."""
+        """The form of the answer's text; None if it is free."""
         if self.output_config is None or self.output_config.format is None:
             return None
         return json_form(Schema(self.output_config.format.schema_, "output_config.format.schema"))
@@ -183,16 +188,16 @@ class MessagesRequest(CountRequest):
     @model_validator(mode="before")
     @classmethod
     def _no_thread(cls, value: Any) -> Any:
-        """By the code this is refused with, the vendor's SDK learns to send conversations whole."""
+        """Refuse `thread` with the error code that makes the vendor's SDK send whole conversations."""
         if isinstance(value, dict) and value.get("thread") is not None:
             message = "'thread' is not supported: send the whole conversation"
             raise invalid(message, "thread", "thread_unsupported_request")
         return value
 
     def lower(self) -> Request:
-        """In neutral form; 400 if the last word is the assistant's."""
+        """Lower to a neutral request; 400 if the last message is the assistant's."""
         if self.messages[-1].role == "assistant":
-            raise invalid("'messages' must end with a user message: the assistant's own can't be continued", "messages")
+            raise invalid("'messages' must end with a user message: an assistant's can't be continued", "messages")
         sampling = Sampling(
             self.max_tokens,
             temperature=self.temperature,

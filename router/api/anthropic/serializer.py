@@ -1,4 +1,4 @@
-"""A message as JSON, whole or as events."""
+"""Writes a message as JSON, whole or as events."""
 
 import uuid
 from collections.abc import Iterable, Iterator
@@ -29,15 +29,15 @@ from router.relay.choice import Choice, Delta, FinishReason
 from router.text.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
 from router.text.tools.call_json import closed
 
-ID_PREFIX = "msg_"  # before the request's id
+ID_PREFIX = "msg_"  # precedes the request's id
 _STOP: dict[FinishReason, StopReason] = {"stop": "end_turn", "length": "max_tokens"}
 
 
 class _Calls:
-    """Holds a call until it is whole: the clients of this API take a block's input for sound.
+    """Holds a call until it is complete, because the clients of this API expect a block's input to be valid.
 
-    One that the token limit cut off has as its input what there is of it; clients see by the stop reason that it is
-    not to be run. One that can't be read is text.
+    A call that the token limit cut off has as much of its input as there is; by the stop reason clients know not to run
+    it. A call that can't be read becomes text.
     """
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ class _Calls:
         self._arguments: list[str] = []
 
     def settle(self, part: CallStart | CallPart | CallEnd, *, limited: bool) -> Text | tuple[str, str] | None:
-        """A call's name and arguments, the text of one that can't be read, or None while it is under way.
+        """The name and arguments of a complete call, the text of an unreadable one, or None while it is incomplete.
 
         limited: the token limit ended the answer.
         """
@@ -64,7 +64,7 @@ class _Calls:
 
 
 class MessageSerializer:
-    """One request's answer: text, reasoning if it is shown, and calls, as blocks in the order they came."""
+    """Writes one request's answer as blocks in their order: text, calls, and reasoning if it is shown."""
 
     def __init__(self, answer_id: str, model: str, choice: Choice, *, shows_thinking: bool) -> None:
         self._head: MessageHead = {"id": answer_id, "type": "message", "role": "assistant", "model": model}
@@ -72,11 +72,11 @@ class MessageSerializer:
         self._shows_thinking = shows_thinking
         self._calls = _Calls()
         self._called = False
-        self._index = -1  # of the latest block
-        self._open: str | None = None  # its type, while more of it may come
+        self._index = -1  # index of the latest block
+        self._open: str | None = None  # its type, while it may continue
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
-        """The events for what was gained, with the message's beginning before the first."""
+        """The events for what was gained; the first ones begin the message."""
         out: list[bytes] = []
         for item in self._items(_parts(delta)):
             match item:
@@ -102,20 +102,20 @@ class MessageSerializer:
         return b"".join(out)
 
     async def settle(self, error: ApiError | None) -> None:
-        """Nothing is to be done."""
+        """Do nothing: this API stores nothing."""
 
     def last(self) -> bytes:
-        """Why it ended, and the end."""
+        """The last events of a stream, which say why it ended."""
         usage = self._usage(self._choice.generated)
         delta: MessageDelta = {"type": "message_delta", "delta": self._reason(), "usage": usage}
         return _event(delta) + _event({"type": "message_stop"})
 
     def failed(self, error: ApiError, request_id: str) -> bytes:
-        """The end of a stream that fails."""
+        """The last event of a stream that failed."""
         return b"event: error\ndata: " + ANTHROPIC.body(error, request_id) + b"\n\n"
 
     def whole(self) -> bytes:
-        """The body of an answer that is no stream."""
+        """The body of an answer without a stream."""
         content: list[Content] = []
         for item in self._items(_parts(self._choice.take())):
             latest = content[-1] if content else None
@@ -165,7 +165,7 @@ class MessageSerializer:
     def _close(self) -> Iterator[bytes]:
         if self._open is not None:
             if self._open == "thinking":
-                # Clients wait for one; nothing here reads it when it comes back.
+                # Clients expect a signature; this server ignores it when it comes back.
                 delta: BlockGain = {"type": "signature_delta", "signature": ""}
                 yield _event({"type": "content_block_delta", "index": self._index, "delta": delta})
             self._open = None

@@ -10,7 +10,7 @@ from router.api.answers.items import OutputItem, OutputTextPart, ReasoningTextPa
 from router.api.responses.schema import Format
 from router.api.responses.tools import ShownTool, ToolChoice
 
-# What a request named, as its model dumps it.
+# Objects that the answer repeats from its request, as pydantic dumps them.
 DumpedFormat = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(Format))]
 DumpedTool = Annotated[dict[str, Any], GetPydanticSchema(lambda _, handler: handler.generate_schema(ShownTool))]
 DumpedChoice = Annotated[
@@ -39,7 +39,7 @@ class IncompleteDetails(TypedDict):
 
 
 class PromptTokens(CachedTokens):
-    """Tokens of a prompt by how they were computed."""
+    """The number of a prompt's tokens that were reused instead of computed."""
 
     cache_write_tokens: int
 
@@ -69,7 +69,7 @@ class ShownText(TypedDict):
 
 
 class Response(TypedDict):
-    """A response in its current state; the fields after `usage` repeat the request."""
+    """A response in its current state. The fields after `usage` repeat the request."""
 
     id: str
     object: Literal["response"]

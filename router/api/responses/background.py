@@ -1,4 +1,4 @@
-"""Responses that run without their clients."""
+"""Runs background responses, which continue without their clients."""
 
 import asyncio
 import logging
@@ -13,13 +13,13 @@ from router.errors import ApiError
 from router.relay.job import Job
 
 _log = logging.getLogger(__name__)
-# How long another router may take to hear that a response was cancelled, or to see its next events.
+# Seconds until a router notices that another one cancelled a response, or stored further events of it.
 _POLL_S = 0.2
 _CLOSING_S = 5.0
 
 
 class _Run:
-    """One response. holds: what is given back at its end."""
+    """One running response. holds: what is released at its end."""
 
     def __init__(self, job: Job, shape: ResponseSerializer, holds: ExitStack, *, streamed: bool) -> None:
         self.job = job
@@ -29,13 +29,16 @@ class _Run:
         self.news = asyncio.Event()
 
     def tell(self) -> None:
-        """Wake who follows it."""
+        """Wake those that follow it."""
         self.news.set()
         self.news = asyncio.Event()
 
 
 class Background:
-    """One router's. A response whose row is gone or no longer active is to stop, whoever saw to that."""
+    """The background responses of one router.
+
+    A response stops when its row is deleted or no longer active, whichever router changed that.
+    """
 
     def __init__(self, store: ResponseStore) -> None:
         self._store = store
@@ -44,7 +47,7 @@ class Background:
         self._renewing: asyncio.Task[None] | None = None
 
     def start(self, job: Job, shape: ResponseSerializer, holds: ExitStack, *, streamed: bool) -> None:
-        """Run one that the store has begun to keep."""
+        """Run a response that the store already holds."""
         run = _Run(job, shape, holds, streamed=streamed)
         self._runs[shape.body["id"]] = run
         task = asyncio.create_task(self._run(run))
@@ -54,13 +57,13 @@ class Background:
             self._renewing = asyncio.create_task(self._renew())
 
     def stop(self, response_id: str) -> None:
-        """Free what it holds at the workers, if it runs here."""
+        """Stop a response and free its places at the workers, if it runs here."""
         if (run := self._runs.get(response_id)) is not None:
             run.job.leave()
             run.tell()
 
     async def follow(self, tenant: str, response_id: str, after: int) -> AsyncIterator[bytes]:
-        """Its events behind the one numbered `after`, wherever it runs, up to its end."""
+        """A response's events after the one with number `after`, up to its end, whichever router runs it."""
         while True:
             run = self._runs.get(response_id)
             news = run.news if run is not None else asyncio.Event()
@@ -77,7 +80,7 @@ class Background:
                 continue
 
     async def close(self) -> None:
-        """Return once all have ended; their workers' connections are to be closed before."""
+        """Return once all have ended. The connections to workers must be closed before."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=_CLOSING_S)
         for task in [*self._tasks, *([self._renewing] if self._renewing is not None else [])]:

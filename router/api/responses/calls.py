@@ -1,4 +1,4 @@
-"""Calls of tools that are no functions to the client: between the model's JSON arguments and the items clients know."""
+"""Converts calls of tools that are no functions to the client, from the model's JSON to the client's items and back."""
 
 import json
 from collections.abc import Mapping
@@ -10,11 +10,11 @@ from router.api.responses.ids import new_id
 from router.api.responses.tools import SHELL, Origin, function_name
 from router.errors import Path
 
-Item = Mapping[str, Any]  # as kept
+Item = Mapping[str, Any]  # as it is stored
 
 
 def client_call(origin: Origin, arguments: str, status: Status) -> ClientCall:
-    """The item of a call the model made of a tool that is no function to the client."""
+    """The client's item for a call that the model made of a tool that is no function to the client."""
     content = _object(arguments)
     if origin.kind == "local_shell":
         head, call_id = new_id("lsh"), new_id("call")
@@ -35,7 +35,7 @@ def client_call(origin: Origin, arguments: str, status: Status) -> ClientCall:
 
 
 def lowered_call(item: Item, at: Path) -> Call:
-    """A call's item as the model made it."""
+    """The call as the model made it, from the client's item."""
     match item["type"]:
         case "custom_tool_call":
             name, arguments = item["name"], json.dumps({"input": item["input"]}, ensure_ascii=False)
@@ -57,7 +57,7 @@ def _object(arguments: str) -> dict[str, Any]:
 
 
 def _action(content: dict[str, Any], arguments: str) -> ShellAction:
-    """The command; where the model wrote one text, or no readable arguments, that text for a shell."""
+    """The command to run. If the model wrote a single text or unreadable arguments, a shell runs that text."""
     command, folder, timeout = content.get("command"), content.get("working_directory"), content.get("timeout_ms")
     if not isinstance(command, list):
         command = ["bash", "-lc", command if isinstance(command, str) else arguments]

@@ -1,4 +1,4 @@
-"""POST /v1/responses, and what is kept of its answer."""
+"""POST /v1/responses: computes a response and stores it."""
 
 import asyncio
 import time
@@ -46,7 +46,7 @@ from router.relay.sessions import Sessions
 
 
 class Create(Answering):
-    """Makes responses."""
+    """The endpoint that makes responses."""
 
     def __init__(self, gateway: Gateway, store: ResponseStore, background: Background, sessions: Sessions) -> None:
         super().__init__(gateway, "responses", OPENAI)
@@ -78,7 +78,7 @@ class Create(Answering):
                 return await self._attend(request, job, record, receive, send, headers)
             await self._store.begin(record, streamed=request.stream)
             if account is not None:
-                # The request ends now, its work does not: it goes on counting among what is under way at once.
+                # The request ends now, but its work continues and still counts as a concurrent request of its key.
                 account.running += 1
                 holds.callback(account.leave)
             shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
@@ -91,7 +91,7 @@ class Create(Answering):
         return "200"
 
     async def _begin(self, request: ResponseRequest, tenant: str) -> tuple[Request, Choice, Record]:
-        """What is to be computed, and what will be kept of it."""
+        """Prepare a response: what is to be computed and what will be stored."""
         earlier = await self._earlier(request, tenant)
         asked = [await self._plain(item, i, tenant) for i, item in enumerate(request.input)]
         lowered = request.lower(earlier.items, asked)
@@ -100,7 +100,7 @@ class Create(Answering):
         return lowered, choice, Record(tenant, earlier, asked, body)
 
     async def _plain(self, item: InputItem, place: int, tenant: str) -> KeptItem:
-        """An item of the input as it is kept; what it refers to where it is a reference."""
+        """An input item in its stored form; for a reference, the item that it names."""
         if not isinstance(item, ItemReference):
             return item.plain()
         found = await self._store.item(tenant, item.id)
@@ -120,14 +120,14 @@ class Create(Answering):
         kept, earlier = found
         status = kept.body["status"]
         if status not in ("completed", "incomplete"):
-            message = f"'{param}': the response {response_id[:80]!r} is {status}; only one that ended well can go on"
+            message = f"'{param}': the response {response_id[:80]!r} is {status} and can't be continued"
             raise invalid(message, param, "previous_response_not_completed")
         return earlier
 
     async def _attend(
         self, request: ResponseRequest, job: Job, record: Record, receive: Receive, send: Send, headers: Headers
     ) -> str:
-        """Answer the client as long as it is there."""
+        """Answer the client while it stays connected."""
 
         async def keep(body: Response) -> None:
             await self._store.put(replace(record, body=body))
@@ -142,7 +142,7 @@ class Create(Answering):
 
 
 def event_stream(events: AsyncIterator[bytes], headers: Headers) -> StreamingResponse:
-    """Events as an answer."""
+    """Make a streamed answer of events."""
     answer = StreamingResponse(events)
     answer.raw_headers = stream_headers(headers)
     return answer

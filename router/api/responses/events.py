@@ -5,7 +5,7 @@ from typing import Literal
 from router.api.responses.answers import Response, ResponseClosed, ResponseEvent
 from router.http.json import encode
 
-# What a stream says in the end, by the response's status; there is no event of its own for a cancelled one.
+# The last event of a stream by the response's status. A cancelled response has no event of its own.
 _CLOSING: dict[str, Literal["response.completed", "response.incomplete", "response.failed"]] = {
     "completed": "response.completed",
     "incomplete": "response.incomplete",
@@ -15,16 +15,16 @@ _CLOSING: dict[str, Literal["response.completed", "response.incomplete", "respon
 
 
 def event(content: ResponseEvent) -> bytes:
-    """One event."""
+    """Encode one event."""
     return b"event: " + content["type"].encode() + b"\ndata: " + encode(content) + b"\n\n"
 
 
 def closing(body: Response, sequence: int) -> bytes:
-    """A stream's last event: the response as it is when it is over. sequence: how many came before."""
+    """A stream's last event, with the final response. sequence: the number of events before it."""
     last: ResponseClosed = {"type": _CLOSING[body["status"]], "sequence_number": sequence, "response": body}
     return event(last)
 
 
 def split(data: bytes) -> list[bytes]:
-    """Events that were joined; JSON has no line ends of its own."""
+    """Split joined events. Their JSON contains no line ends."""
     return [part + b"\n\n" for part in data.split(b"\n\n")[:-1]]

@@ -1,4 +1,4 @@
-"""A folder of the routers of one host that goes when the last of them does."""
+"""A folder that the routers of one host share, and that the last of them removes."""
 
 import contextlib
 import fcntl
@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class SharedFolder:
-    """Made by the first to open it. `close` removes it unless another process or object holds it open."""
+    """A folder that the first to open it creates. `close` removes it unless another process or object has it open."""
 
     def __init__(self, path: Path) -> None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -17,7 +17,7 @@ class SharedFolder:
         fcntl.flock(self._lock, fcntl.LOCK_SH)
 
     def close(self) -> None:
-        """What cannot be removed stays."""
+        """Remove the folder if nobody else has it open; files that can't be removed are left."""
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(self.path, ignore_errors=True)

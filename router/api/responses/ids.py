@@ -4,5 +4,5 @@ import uuid
 
 
 def new_id(prefix: str) -> str:
-    """An id nobody else has."""
+    """A new, unique id."""
     return f"{prefix}_{uuid.uuid4().hex}"

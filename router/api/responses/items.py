@@ -1,4 +1,4 @@
-"""Items of the responses API: what a client may send, and the plain form in which they are kept and read again.
+"""Items of the responses API: what a client may send, and the plain form in which items are stored and read again.
 
 An item's plain form is what the API shows: a dict with `id`, `type` and `status`, its content a list of parts.
 """
@@ -32,50 +32,50 @@ def _part_list(value: Any) -> Any:
 
 
 def tag(value: Any) -> str | None:
-    """The type, marked so that an error's path tells it from a field."""
+    """The discriminator: the object's type, marked so that it can be told from a field in an error's path."""
     kind = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
     return f"#{kind}" if kind is not None else None
 
 
 class InputText(Strict):
-    """Text sent to the model."""
+    """Text that was sent to the model."""
 
     type: Literal["input_text"]
     text: str
-    prompt_cache_breakpoint: dict[str, Any] | None = meaningless(None)  # prompts are not cached by mark
+    prompt_cache_breakpoint: dict[str, Any] | None = meaningless(None)  # prefixes are cached without marks
 
     def said(self) -> str:
-        """Its text."""
+        """The part's text."""
         return self.text
 
 
 class OutputText(Strict):
-    """Text of the model."""
+    """Text that the model wrote."""
 
     type: Literal["output_text"]
     text: str
     annotations: list[Any] | None = meaningless(None)
     logprobs: list[Any] | None = meaningless(None)
-    parsed: Any = meaningless(None)  # the text, as an SDK adds it
+    parsed: Any = meaningless(None)  # the parsed text, added by an SDK
 
     def said(self) -> str:
-        """Its text."""
+        """The part's text."""
         return self.text
 
 
 class Refusal(Strict):
-    """A refusal in the model's words."""
+    """A part in which the model refused to answer."""
 
     type: Literal["refusal"]
     refusal: str
 
     def said(self) -> str:
-        """Its text."""
+        """The part's text."""
         return self.refusal
 
 
 class Attachment(BaseModel):
-    """An image or a file that a function returned: a note to the model that it was left out."""
+    """An image or a file that a function returned. The model gets a note that it was left out."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -113,7 +113,7 @@ class Message(Strict):
     phase: Literal["commentary", "final_answer"] | None = meaningless(None)
 
     def plain(self) -> OutputMessage | InputMessage:
-        """As kept."""
+        """The item's plain form."""
         if self.role == "assistant":
             return output_message(self.id, [output_text(part.said()) for part in self.content], self.status)
         return {
@@ -126,19 +126,22 @@ class Message(Strict):
 
 
 class FunctionCall(Strict):
-    """A call the model made. One that is `incomplete` and without an output was never made, and is left out."""
+    """A function call that the model made.
+
+    A call that is `incomplete` and has no output is left out: it was cut off and never run.
+    """
 
     type: Literal["function_call"]
     call_id: Short
     name: str
     arguments: str
-    parsed_arguments: Any = meaningless(None)  # as an SDK adds them
+    parsed_arguments: Any = meaningless(None)  # added by an SDK
     namespace: Short | None = None
     id: Short | None = None
     status: Status = "completed"
 
     def plain(self) -> CallItem:
-        """As kept."""
+        """The item's plain form."""
         item: CallItem = {
             "id": self.id or new_id("fc"),
             "type": "function_call",
@@ -164,7 +167,7 @@ class CustomToolCall(Strict):
     status: Status = "completed"
 
     def plain(self) -> CustomCallItem:
-        """As kept."""
+        """The item's plain form."""
         item: CustomCallItem = {
             "id": self.id or new_id("ctc"),
             "type": "custom_tool_call",
@@ -199,7 +202,7 @@ class LocalShellCall(Strict):
     status: Status = "completed"
 
     def plain(self) -> ShellCallItem:
-        """As kept."""
+        """The item's plain form."""
         a = self.action
         return {
             "id": self.id or new_id("lsh"),
@@ -228,26 +231,26 @@ class FunctionCallOutput(Strict):
     name: str | None = meaningless(None)
 
     def plain(self) -> CallOutputItem:
-        """As kept."""
+        """The item's plain form."""
         return {
             "id": self.id or new_id("fco"),
             "type": self.type,
             "status": self.status,
-            # A shell's output names its call by `id` alone in some clients.
+            # In some clients a shell's output names its call by `id` alone.
             "call_id": self.call_id or self.id or "",
             "output": "\n".join(part.said() for part in self.output),
         }
 
 
 class ItemReference(Strict):
-    """An item that is kept: of a stored response, or of what one was asked with."""
+    """A reference to a stored item: one of a stored response or of its input."""
 
     type: Literal["item_reference"]
     id: Short
 
 
 class ReasoningItem(Strict):
-    """Earlier reasoning, which the family's templates leave out."""
+    """Earlier reasoning. The model family's templates leave it out of prompts."""
 
     type: Literal["reasoning"]
     id: Short | None = None
@@ -257,7 +260,7 @@ class ReasoningItem(Strict):
     status: Status = "completed"
 
     def plain(self) -> InputReasoning:
-        """As kept."""
+        """The item's plain form."""
         return {
             "id": self.id or new_id("rs"),
             "type": "reasoning",
@@ -268,7 +271,7 @@ class ReasoningItem(Strict):
 
 
 def _item_tag(value: Any) -> str | None:
-    """A message need not name its type."""
+    """The discriminator: the item's type; an item without a type is a message."""
     found = tag(value) or ("#message" if isinstance(value, dict) and "role" in value else None)
     return "#function_call_output" if found in ("#custom_tool_call_output", "#local_shell_call_output") else found
 
@@ -286,11 +289,11 @@ InputItem = Annotated[
 
 
 def output_message(item_id: str | None, content: list[OutputTextPart], status: Status) -> OutputMessage:
-    """The plain form of a message of the model's."""
+    """The plain form of a message that the model wrote."""
     head = item_id or new_id("msg")
     return {"id": head, "type": "message", "status": status, "role": "assistant", "content": content}
 
 
 def output_text(text: str) -> OutputTextPart:
-    """A part of what the model said."""
+    """The plain form of a text part that the model wrote."""
     return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}

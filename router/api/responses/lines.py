@@ -1,4 +1,4 @@
-"""A batch's requests to /v1/responses: nobody waits for them, and nothing of them is kept beside the batch."""
+"""Requests to /v1/responses from a batch. No client waits for them, and only the batch stores their answers."""
 
 from router.api.answers.generated import Head
 from router.api.request import Request
@@ -15,14 +15,14 @@ from router.text.tokenizer import Tokenizer
 
 
 class ResponseLines:
-    """What is this API's own."""
+    """The responses API's part of generating for a batch: how to read, lower and serialize."""
 
     name = "responses"
     id_prefix = "resp_"
     dialect: Dialect = OPENAI
 
     def read(self, body: bytes) -> ResponseRequest:
-        """A validated request."""
+        """Parse and validate a request's body."""
         request = parse(body, ResponseRequest)
         if request.store and "store" in request.model_fields_set:
             raise invalid("'store' true is not supported in a batch, whose output holds the answers", "store")
@@ -37,12 +37,12 @@ class ResponseLines:
         return request.model_copy(update={"store": False})
 
     def lower(self, asked: ResponseRequest) -> Request:
-        """In neutral form."""
+        """Lower a request to a neutral one."""
         return asked.lower((), [item.plain() for item in asked.input if not isinstance(item, ItemReference)])
 
     def serializer(
         self, head: Head, asked: ResponseRequest, request: Request, choices: list[Choice], tokenizer: Tokenizer
     ) -> ResponseSerializer:
-        """Its answer as JSON."""
+        """Make the serializer of a request's answer."""
         body = resource(asked, new_id("resp"), head["created"], head["model"])
         return ResponseSerializer(body, choices[0], tokenizer, None)

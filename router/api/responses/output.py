@@ -1,4 +1,4 @@
-"""A response's output items as they form, and the events that tell of it."""
+"""Builds a response's output items as its text arrives, and the events that report them."""
 
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -43,41 +43,41 @@ Logprobs = list[TokenLogprobs]
 
 
 class Output:
-    """One response's. items: those that are whole. sequence: the number of the next event."""
+    """The output of one response. items: the complete ones. sequence: the number of the next event."""
 
     def __init__(self, origins: Mapping[str, Origin]) -> None:
-        """origins: what the model's functions are to the client."""
+        """origins: the client's tool behind each function of the model."""
         self._origins = origins
-        self._call: tuple[Origin, list[str]] | None = None  # of a tool that is no function to the client
+        self._call: tuple[Origin, list[str]] | None = None  # an open call of a tool that is no function to the client
         self.items: list[OutputItem] = []
         self.sequence = 0
-        self._item: StreamedItem | None = None  # the one under way
+        self._item: StreamedItem | None = None  # the open item
         self._said: list[str] = []
-        self._waiting: deque[TokenLogprobs] = deque()  # of tokens whose text has not come yet
-        self._uncovered = 0  # bytes of text whose tokens have not come yet
+        self._waiting: deque[TokenLogprobs] = deque()  # log-probabilities of tokens whose text has not come yet
+        self._uncovered = 0  # bytes of text whose log-probabilities have not come yet
         self._logprobs: Logprobs = []
 
     def begin(self, body: Response) -> Iterator[bytes]:
-        """A stream's first events."""
+        """The first events of a stream."""
         yield event({"type": "response.created", "sequence_number": self._next(), "response": body})
         yield event({"type": "response.in_progress", "sequence_number": self._next(), "response": body})
 
     def so_far(self) -> list[OutputItem]:
-        """The items, the one under way as incomplete."""
+        """All items, with the open one marked as incomplete."""
         if self._call is not None:
             return [*self.items, client_call(self._call[0], "".join(self._call[1]), "incomplete")]
         return self.items if self._item is None else [*self.items, self._whole("incomplete")]
 
     def hold(self, logprobs: Logprobs) -> None:
-        """Log-probabilities of the message's tokens, which leave with its next text."""
+        """Hold log-probabilities of the message's tokens until its next text is sent."""
         self._waiting += logprobs
 
     def add(self, part: Part, *, limited: bool) -> Iterator[bytes]:
-        """More of it. limited: the token limit ended the answer, so what is cut is incomplete."""
+        """Add output. limited: the token limit ended the answer, so that a cut item is incomplete."""
         match part:
             case Text(text):
                 if self._item is None and self.items:
-                    said = text.lstrip()  # what stood between a call and this
+                    said = text.lstrip()  # white space between a call and this text
                     self._cover(text[: len(text) - len(said)])
                     text = said
                 if text:
@@ -101,13 +101,13 @@ class Output:
                 yield from self.close("incomplete" if limited and cut else "completed")
 
     def end(self, *, limited: bool) -> Iterator[bytes]:
-        """Nothing more comes. Where nothing came at all there is an empty message."""
+        """End the output. If there was none at all, it is one empty message."""
         if not self.items and self._item is None and self._call is None:
             yield from self._begin("message")
         yield from self.close("incomplete" if limited else "completed")
 
     def close(self, status: Status) -> Iterator[bytes]:
-        """The item under way, if there is one, is whole."""
+        """Complete the open item, if there is one."""
         if self._call is not None:
             yield from self._client_call(status)
         if self._item is None:
@@ -135,7 +135,7 @@ class Output:
         self._item = None
 
     def _client_call(self, status: Status) -> Iterator[bytes]:
-        """A call whose item can be told only once its arguments are complete."""
+        """The item of a call that can be made only when its arguments are complete."""
         assert self._call is not None
         item = client_call(self._call[0], "".join(self._call[1]), status)
         self._call = None
@@ -262,7 +262,7 @@ class Output:
         return event(delta)
 
     def _cover(self, text: str) -> Logprobs:
-        """The log-probabilities of more text, and of what came before without its own; as many as there are by now."""
+        """Take the log-probabilities of this text, and of earlier text that lacks them, as far as they are there."""
         self._uncovered += len(text.encode())
         covered: Logprobs = []
         while self._waiting and self._uncovered > 0:

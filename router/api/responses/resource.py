@@ -1,4 +1,4 @@
-"""The response object, as it is while its answer comes."""
+"""The response object of a response in progress."""
 
 from router.api.responses.answers import Failure, Response
 from router.api.responses.schema import ResponseRequest
@@ -9,7 +9,7 @@ _ERROR_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
 
 
 def resource(request: ResponseRequest, response_id: str, created: int, model: str) -> Response:
-    """Begun, with nothing said yet. created: Unix time in seconds."""
+    """The response before its first output. created: Unix time in seconds."""
     text, reasoning, choice = request.text, request.reasoning, request.tool_choice
     shown = text.format.model_dump(by_alias=True) if text is not None and text.format is not None else {"type": "text"}
     return {
@@ -48,6 +48,6 @@ def resource(request: ResponseRequest, response_id: str, created: int, model: st
 
 
 def failure(error: ApiError) -> Failure:
-    """What changes when it fails; the codes are those the API knows."""
+    """The fields that change when a response fails. The API knows only certain error codes."""
     code = _ERROR_CODES.get(error.status, "server_error")
     return {"status": "failed", "error": {"code": code, "message": error.message}}

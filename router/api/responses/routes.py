@@ -1,4 +1,4 @@
-"""The handlers of the responses API over one gateway."""
+"""Makes the handlers of the responses API for one gateway."""
 
 import asyncio
 import tempfile
@@ -23,7 +23,10 @@ _SESSIONS_FILE = "sessions.sqlite3"
 
 
 def keeping(gateway: Gateway) -> tuple[Create, StoredResponses, Sessions, Snapshots]:
-    """What makes responses, what shows those that are kept, sessions, and their files. All ends with the gateway."""
+    """Make the handlers that create responses and show stored ones, the sessions and their files.
+
+    They close with the gateway.
+    """
     config = gateway.config
     folder = None if config.data_dir is not None else SharedFolder(_run_dir(config))
     path = folder.path if folder is not None else Path(config.data_dir or "")

@@ -1,4 +1,4 @@
-"""The tables of kept responses, and what is done to them within one transaction."""
+"""The tables of stored responses, and functions that each run within one transaction."""
 
 import time
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from router.api.responses.answers import Response, ResponseError
 from router.api.responses.events import closing
 from router.store.connection import Connection
 
-# A router that has not renewed its lease for so long has ended, and with it what it ran.
+# Seconds after which a router that renews no leases counts as dead, and its responses as failed.
 LEASE_S = 10.0
 SCHEMA = """
 -- What is lost with the machine's power is not worth an fsync an answer.
@@ -69,7 +69,7 @@ CREATE TABLE IF NOT EXISTS response_events (
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Of one tenant: how many responses are in sight, and how many bytes all that is kept may come to."""
+    """The limits of one tenant: visible responses, and bytes of everything that is stored."""
 
     responses: int
     bytes: int
@@ -77,7 +77,7 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """What went before a request. parent: its latest response; None where nothing did."""
+    """The conversation before a request. parent: its latest response; None if there is none."""
 
     parent: str | None = None
     items: tuple[KeptItem, ...] = ()
@@ -85,7 +85,7 @@ class Conversation:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A response to be kept. earlier: what it goes on with; items: what it was asked with beside that."""
+    """A response to be stored. earlier: the conversation that it continues. items: its own input."""
 
     tenant: str
     earlier: Conversation
@@ -95,7 +95,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """A response as it is. active: more is to come. streamed: its events are kept too."""
+    """A stored response. active: it still runs. streamed: its events are stored too."""
 
     body: Response
     active: bool
@@ -103,10 +103,10 @@ class Kept:
 
 
 def put(db: Connection, record: Record, bounds: Bounds, *, active: bool, streamed: bool) -> None:
-    """Keep a response, and let go of what it leaves no room for."""
+    """Store a response, and remove others to make room for it."""
     parent, items = record.earlier.parent, record.items
     if parent is not None and db.execute("SELECT 1 FROM responses WHERE id = ?", (parent,)).fetchone() is None:
-        # It went while this one was computed: the conversation lives on here.
+        # The earlier response was removed while this one was computed: this one takes over the conversation's items.
         parent, items = None, [*record.earlier.items, *items]
     asked, body = to_json(items), to_json(record.body)
     db.execute(
@@ -119,7 +119,7 @@ def put(db: Connection, record: Record, bounds: Bounds, *, active: bool, streame
 
 
 def _name_items(db: Connection, tenant: str, response_id: str, items: Sequence[KeptItem]) -> None:
-    """Make items found by their ids."""
+    """Store the ids of items, so that they can be found."""
     named = [(tenant, item["id"], response_id) for item in items]
     db.executemany(
         "INSERT INTO response_items VALUES (?, ?, ?)"
@@ -129,7 +129,7 @@ def _name_items(db: Connection, tenant: str, response_id: str, items: Sequence[K
 
 
 def item(db: Connection, tenant: str, item_id: str) -> KeptItem | None:
-    """The tenant's item of that id, of a response that is in sight."""
+    """The tenant's item with that id, if its response is visible."""
     row = db.execute(
         "SELECT r.items, r.body FROM response_items i JOIN responses r ON r.id = i.response"
         " WHERE i.tenant = ? AND i.item = ? AND r.shown = 1",
@@ -142,7 +142,7 @@ def item(db: Connection, tenant: str, item_id: str) -> KeptItem | None:
 
 
 def look(db: Connection, tenant: str, response_id: str) -> Kept | None:
-    """The tenant's response, if it is in sight. One whose router has ended is found to have failed."""
+    """The tenant's response, if it is visible. If its router has died, the response fails here."""
     row = db.execute(
         "SELECT body, active, streamed, lease FROM responses WHERE id = ? AND tenant = ? AND shown = 1",
         (response_id, tenant),
@@ -158,7 +158,7 @@ def look(db: Connection, tenant: str, response_id: str) -> Kept | None:
 
 
 def end(db: Connection, response_id: str, kept: Kept, body: Response) -> Kept:
-    """An active response, ended from outside of what runs it. body: as it is then."""
+    """End an active response from outside of its run. body: the final response."""
     if kept.streamed:
         row = db.execute("SELECT MAX(beyond) FROM response_events WHERE id = ?", (response_id,)).fetchone()
         sequence = row[0] or 0
@@ -168,7 +168,7 @@ def end(db: Connection, response_id: str, kept: Kept, body: Response) -> Kept:
 
 
 def append(db: Connection, response_id: str, first: int, beyond: int, data: bytes) -> bool:
-    """Keep the events `first` to `beyond` (exclusive); False if the response has ended or gone meanwhile."""
+    """Store the events `first` to `beyond` (exclusive); False if the response has ended or was deleted meanwhile."""
     where = "WHERE id = ? AND active = 1 AND shown = 1"
     if not db.execute(f"UPDATE responses SET size = size + ? {where}", (len(data), response_id)).rowcount:
         return False
@@ -177,7 +177,7 @@ def append(db: Connection, response_id: str, first: int, beyond: int, data: byte
 
 
 def finish(db: Connection, response_id: str, body: Response) -> None:
-    """Keep how an active response ended; nothing if it has ended or gone meanwhile."""
+    """Store how an active response ended; do nothing if it has ended or was deleted meanwhile."""
     data = to_json(body)
     row = db.execute(
         "UPDATE responses SET size = size - LENGTH(body) + ?, body = ?, active = 0 WHERE id = ? AND active = 1"
@@ -189,7 +189,7 @@ def finish(db: Connection, response_id: str, body: Response) -> None:
 
 
 def events(db: Connection, response_id: str, after: int) -> list[tuple[int, bytes]]:
-    """Joined events, with the number of each first, from the piece on that holds the one behind `after`."""
+    """Pieces of joined events, each with its first event's number, from the piece on that holds event `after` + 1."""
     found = db.execute(
         "SELECT first, data FROM response_events WHERE id = ? AND beyond > ? ORDER BY first", (response_id, after + 1)
     )
@@ -197,7 +197,7 @@ def events(db: Connection, response_id: str, after: int) -> list[tuple[int, byte
 
 
 def renew(db: Connection, ids: list[str]) -> set[str]:
-    """Lengthen the leases of responses that run; which of them still should."""
+    """Extend the leases of running responses; returns those that should still run."""
     if not ids:
         return set()
     where = f"WHERE id IN ({', '.join('?' * len(ids))}) AND active = 1 AND shown = 1"
@@ -206,7 +206,7 @@ def renew(db: Connection, ids: list[str]) -> set[str]:
 
 
 def chain(db: Connection, response_id: str) -> list[tuple[list[KeptItem], list[KeptItem]]]:
-    """What each response of a conversation was asked with and said, up to this one."""
+    """The input and output of each response of a conversation, up to this one."""
     rows = db.execute(
         "WITH RECURSIVE up (id, parent, n) AS ("
         " SELECT id, parent, 0 FROM responses WHERE id = ?"
@@ -218,7 +218,7 @@ def chain(db: Connection, response_id: str) -> list[tuple[list[KeptItem], list[K
 
 
 def hide(db: Connection, tenant: str, response_id: str) -> bool:
-    """Out of sight, and gone unless a later response needs its items; whether it was there."""
+    """Hide a response, and delete it unless a later response needs its items; whether there was one."""
     where = "WHERE id = ? AND tenant = ? AND shown = 1"
     found = db.execute(f"UPDATE responses SET shown = 0 {where}", (response_id, tenant)).rowcount
     _sweep(db, response_id)
@@ -226,7 +226,7 @@ def hide(db: Connection, tenant: str, response_id: str) -> bool:
 
 
 def _sweep(db: Connection, response_id: str | None) -> None:
-    """Drop a hidden response that no other goes on with, and those before it likewise."""
+    """Delete a hidden response that no other one continues, and then the hidden ones before it."""
     while response_id is not None:
         row = db.execute(
             "DELETE FROM responses WHERE id = ? AND shown = 0"
@@ -237,12 +237,12 @@ def _sweep(db: Connection, response_id: str | None) -> None:
 
 
 def _bound(db: Connection, tenant: str, bounds: Bounds) -> None:
-    """Let go of what was used least recently, but for what runs."""
+    """Remove the least recently used responses beyond the limits, except those that run."""
     oldest = "SELECT id FROM responses WHERE tenant = ? AND shown = 1 AND active = 0"
     many = _total(db, "shown", tenant) - bounds.responses
     for row in db.execute(f"{oldest} ORDER BY used LIMIT ?", (tenant, max(0, many))).fetchall():
         hide(db, tenant, row["id"])
-    # From here on only what no other goes on with frees anything.
+    # From here on, only removing a response that no other one continues frees space.
     leaf = f"{oldest} AND NOT EXISTS (SELECT 1 FROM responses child WHERE child.parent = responses.id)"
     while _total(db, "size", tenant) > bounds.bytes:
         row = db.execute(f"{leaf} ORDER BY used LIMIT 1", (tenant,)).fetchone()

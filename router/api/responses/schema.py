@@ -1,4 +1,4 @@
-"""Body of /v1/responses, and the neutral request it stands for."""
+"""Body of /v1/responses, and its lowering to a neutral request."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -27,7 +27,7 @@ def _item_list(value: Any) -> Any:
 
 
 class FreeText(Strict):
-    """No format."""
+    """Free text."""
 
     type: Literal["text"]
 
@@ -39,7 +39,10 @@ class JsonObject(Strict):
 
 
 class JsonSchema(Strict):
-    """JSON that is valid by a schema. strict: a keyword that can't be enforced is a 400, else it is passed over."""
+    """JSON that a schema validates.
+
+    With `strict`, a keyword that can't be enforced is a 400; without, it is ignored.
+    """
 
     type: Literal["json_schema"]
     name: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")
@@ -57,17 +60,17 @@ Format = Annotated[
 
 
 class TextConfig(Strict):
-    """What the text is to be."""
+    """The form of the answer's text."""
 
     format: Format | None = None
     verbosity: Literal["low", "medium", "high"] | None = meaningless(None)
 
 
 class Reasoning(Strict):
-    """Whether to reason first. There are no summaries: the reasoning itself is in the answer."""
+    """Whether to reason first. The answer contains the reasoning itself, and no summary of it."""
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = Field(
-        None, description="from `low` on the model reasons; how much is its own choice"
+        None, description="`low` and above turn reasoning on; its length is the model's choice"
     )
     summary: Literal["auto", "concise", "detailed"] | None = meaningless(None)
     generate_summary: Literal["auto", "concise", "detailed"] | None = meaningless(None)
@@ -76,13 +79,13 @@ class Reasoning(Strict):
 
 
 class StreamOptions(Strict):
-    """What a stream carries besides its events."""
+    """What a stream contains besides its events."""
 
     include_obfuscation: Literal[False] | None = None
 
 
 class Compaction(Strict):
-    """What a client would have done to a long conversation; here `truncation` alone shortens one."""
+    """How a client wants long conversations shortened. It is ignored: only `truncation` shortens them."""
 
     type: Literal["compaction"]
     compact_threshold: int | None = meaningless(None, ge=1)
@@ -97,15 +100,15 @@ class ResponseRequest(Strict):
         Field(min_length=1, max_length=MAX_TURNS),
         BeforeValidator(_item_list, json_schema_input_type=str | list[InputItem]),
     ]
-    instructions: str | None = Field(None, description="of this answer alone: the next does not inherit them")
-    previous_response_id: Short | None = Field(None, description="a kept response, whose conversation goes on")
-    store: bool = Field(True, description="kept as long as there is room: see above")
-    background: bool = Field(False, description="needs `store`; goes on when the client has left")
+    instructions: str | None = Field(None, description="apply to this answer alone; the next one does not inherit them")
+    previous_response_id: Short | None = Field(None, description="the stored response whose conversation continues")
+    store: bool = Field(True, description="stored as long as there is room: see above")
+    background: bool = Field(False, description="needs `store`; continues when the client has disconnected")
     stream: bool = False
     stream_options: StreamOptions | None = None
     tools: list[AnyTool] = Field(default_factory=list, max_length=1024)
     tool_choice: ToolChoice = "auto"
-    parallel_tool_calls: bool = Field(True, description="false: the answer ends with its first call")
+    parallel_tool_calls: bool = Field(True, description="false: the answer ends after its first call")
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     max_output_tokens: int | None = Field(None, ge=1, description="reasoning counts too")
@@ -119,15 +122,20 @@ class ResponseRequest(Strict):
         "`reasoning.encrypted_content` changes nothing: reasoning is not hidden",
     )
     truncation: Literal["auto", "disabled"] = Field(
-        "disabled", description="`auto`: what is too long loses its oldest turns, never its instructions or last turn"
+        "disabled",
+        description="`auto`: too long a conversation loses its oldest turns, never its instructions or last turn",
     )
     metadata: dict[Annotated[str, Field(max_length=64)], Short] = Field(
         default_factory=dict, max_length=16, description="repeated in the answer"
     )
-    priority: int = Field(0, ge=SOONEST, le=LATEST, description="lower goes first, and takes the places of higher")
-    cache_salt: Short | None = Field(None, min_length=1, description="only requests with the same salt share prefixes")
-    session_id: SessionId | None = Field(None, description="the session that this continues; see docs/SESSIONS.md")
-    # What follows is repeated in the answer and changes nothing else here.
+    priority: int = Field(0, ge=SOONEST, le=LATEST, description="lower numbers go first and preempt higher ones")
+    cache_salt: Short | None = Field(
+        None, min_length=1, description="requests share cached prefixes only if their salts are equal"
+    )
+    session_id: SessionId | None = Field(
+        None, description="the session that this request continues; see docs/SESSIONS.md"
+    )
+    # The answer repeats the fields below; they change nothing else.
     user: Short | None = meaningless(None)
     safety_identifier: Short | None = meaningless(None)
     prompt_cache_key: Short | None = meaningless(None)
@@ -140,7 +148,7 @@ class ResponseRequest(Strict):
     @model_validator(mode="after")
     def _consistent(self) -> "ResponseRequest":
         if self.background and not self.store:
-            raise invalid("'background' needs 'store': the answer could not be fetched", "background")
+            raise invalid("'background' needs 'store': without it the answer could not be fetched", "background")
         if self.stream_options is not None and not self.stream:
             raise invalid("'stream_options' needs 'stream'", "stream_options")
         if self.top_logprobs and not self.wants_logprobs:
@@ -161,7 +169,10 @@ class ResponseRequest(Strict):
         return self.reasoning.effort if self.reasoning is not None else None
 
     def lower(self, earlier: Sequence[Item], asked: Sequence[Item]) -> Request:
-        """In neutral form. earlier: the items of the conversation it continues; asked: its own, as they are kept."""
+        """Lower to a neutral request.
+
+        earlier: the items of the conversation that it continues. asked: its own items in their stored form.
+        """
         said = turns([*earlier, *asked], len(earlier), self.instructions)
         attached: dict[Path, Path] = {("input", i): at for i, at in self._attached()}
         said = tuple(replace(t, left_out=attached.get(t.at)) if t.role == "tool" else t for t in said)
@@ -185,7 +196,7 @@ class ResponseRequest(Strict):
         )
 
     def _attached(self) -> Iterator[tuple[int, Path]]:
-        """Items that returned what is no text, and where."""
+        """The paths of items that returned something other than text."""
         for i, item in enumerate(self.input):
             for j, part in enumerate(item.output if isinstance(item, FunctionCallOutput) else ()):
                 if isinstance(part, Attachment):

@@ -1,4 +1,4 @@
-"""A response as JSON, whole or as events."""
+"""Writes a response as JSON, whole or as events."""
 
 import asyncio
 import logging
@@ -23,8 +23,11 @@ _log = logging.getLogger(__name__)
 
 
 class ResponseSerializer:
-    """One response's answer. body: as it is now. keep: called with the body once it is final; where it fails, the
-    answer says that it is not stored."""
+    """Writes one response.
+
+    body: the response in its current state. keep: stores the final body; if it fails, the answer says that the response
+    is not stored.
+    """
 
     def __init__(
         self, body: Response, choice: Choice, tokenizer: Tokenizer, keep: Callable[[Response], Awaitable[None]] | None
@@ -41,12 +44,12 @@ class ResponseSerializer:
         return self._output.sequence
 
     def begin(self) -> bytes:
-        """A stream's first events."""
+        """The first events of a stream."""
         self._choice.started = True
         return b"".join(self._output.begin(self.body))
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
-        """The events for what was gained, with the response's beginning before the first."""
+        """The events for what was gained; the first ones begin the response."""
         out: list[bytes] = []
         parts: list[Part] = [Text(delta.text), *delta.events] if delta.text else delta.events
         limited = choice.finish == "length"
@@ -61,12 +64,12 @@ class ResponseSerializer:
         return b"".join(out)
 
     async def settle(self, error: ApiError | None) -> None:
-        """The body becomes final, and is kept."""
+        """Make the body final, and store it."""
         if error is not None:
             self.body = {**self.body, "output": self._output.so_far(), **failure(error)}
         else:
             choice = self._choice
-            if not choice.started:  # no stream: all of it is still to be told apart
+            if not choice.started:  # no stream: the whole output is still to be read
                 delta = choice.take()
                 if len(delta.logprobs) < HEAVY:
                     self.chunk(choice, delta, True)
@@ -89,15 +92,15 @@ class ResponseSerializer:
                 self.body = {**self.body, "store": False}
 
     def last(self) -> bytes:
-        """The end of a stream."""
+        """The last events of a stream."""
         return closing(self.body, self.sequence)
 
     def failed(self, error: ApiError, request_id: str) -> bytes:
-        """The end of a stream that fails."""
+        """The last event of a stream that failed."""
         return self.last()
 
     def whole(self) -> bytes:
-        """The body of an answer that is no stream."""
+        """The body of an answer without a stream."""
         return encode(self.body)
 
     async def _usage(self) -> ResponseUsage:
@@ -106,7 +109,7 @@ class ResponseSerializer:
         thought = 0
         for item in self._output.items:
             if item["type"] == "reasoning":
-                # Counted anew from the text: tokens come without a word on what they became.
+                # Counted by encoding the text again, because tokens do not say which part of the answer they became.
                 text = item["content"][0]["text"]
                 thought += len(await asyncio.to_thread(self._tokenizer.encode, text, False))
         return {

@@ -1,8 +1,8 @@
-"""Kept responses: bounded for each tenant, shared by the routers of a host, never seen by another tenant.
+"""Stored responses: limited for each tenant, shared by the routers of a host, never visible to another tenant.
 
-A response is kept with the items it was asked with and a pointer to the response whose conversation it goes on with.
-What is deleted, or goes for want of room, is out of sight at once; its items stay as long as a later response of
-the same conversation needs them.
+A response is stored with its input items and a reference to the response that it continues. A response that is deleted,
+or removed to make room, is hidden at once; its items are kept as long as a later response of the same conversation
+needs them.
 """
 
 from pathlib import Path
@@ -16,30 +16,30 @@ from router.store.records import records
 
 
 class ResponseStore:
-    """Kept responses, in a file or at a URL."""
+    """The store of responses, in a SQLite file or in the database at a URL."""
 
     def __init__(self, path: Path, bounds: Bounds, url: str | None = None) -> None:
         self._database = records(url, path, rows.SCHEMA)
         self._bounds = bounds
 
     def close(self) -> None:
-        """Finish what was given, then close."""
+        """Finish the work that was given, then close."""
         self._database.close()
 
     async def put(self, record: Record) -> None:
-        """Keep a response that is over."""
+        """Store a response that has ended."""
         await self._database.run(lambda db: rows.put(db, record, self._bounds, active=False, streamed=False))
 
     async def begin(self, record: Record, *, streamed: bool) -> None:
-        """Keep one that is to run without its client; its lease has to be renewed."""
+        """Store a response that will run without its client; its lease has to be renewed."""
         await self._database.run(lambda db: rows.put(db, record, self._bounds, active=True, streamed=streamed))
 
     async def get(self, tenant: str, response_id: str) -> Kept | None:
-        """The tenant's response of that id, if there is one."""
+        """The tenant's response with that id; None if there is none."""
         return await self._database.run(lambda db: rows.look(db, tenant, response_id))
 
     async def conversation(self, tenant: str, response_id: str) -> tuple[Kept, Conversation] | None:
-        """A response, and all that was said up to its end."""
+        """A response and its whole conversation, its own answer included."""
 
         def read(db: Connection) -> tuple[Kept, Conversation] | None:
             kept = rows.look(db, tenant, response_id)
@@ -51,7 +51,7 @@ class ResponseStore:
         return await self._database.run(read)
 
     async def input_items(self, tenant: str, response_id: str) -> list[KeptItem] | None:
-        """All that a response was asked with, its conversation before it too; None if there is no such response."""
+        """A response's input and the conversation before it; None if there is no such response."""
 
         def read(db: Connection) -> list[KeptItem] | None:
             if rows.look(db, tenant, response_id) is None:
@@ -62,15 +62,15 @@ class ResponseStore:
         return await self._database.run(read)
 
     async def item(self, tenant: str, item_id: str) -> KeptItem | None:
-        """An item of a kept response, or of what it was asked with."""
+        """An item of a stored response or of its input."""
         return await self._database.run(lambda db: rows.item(db, tenant, item_id))
 
     async def delete(self, tenant: str, response_id: str) -> bool:
-        """Whether there was such a response. If it runs, it is to stop."""
+        """Delete a response, which stops it if it runs; whether there was one."""
         return await self._database.run(lambda db: rows.hide(db, tenant, response_id))
 
     async def cancel(self, tenant: str, response_id: str) -> Kept | None:
-        """The response, ended if it was active."""
+        """End a response if it is active; the response as it is then."""
 
         def stop(db: Connection) -> Kept | None:
             kept = rows.look(db, tenant, response_id)
@@ -81,11 +81,11 @@ class ResponseStore:
         return await self._database.run(stop)
 
     async def append(self, response_id: str, first: int, beyond: int, data: bytes) -> bool:
-        """Keep events of an active response; False if it has ended or gone meanwhile."""
+        """Store events of an active response; False if it has ended or was deleted meanwhile."""
         return await self._database.run(lambda db: rows.append(db, response_id, first, beyond, data))
 
     async def finish(self, body: Response, first: int, beyond: int, data: bytes) -> None:
-        """Keep how an active response ended, and its last events if it has any."""
+        """Store how an active response ended, with its last events if there are any."""
 
         def write(db: Connection) -> None:
             if data:
@@ -95,7 +95,7 @@ class ResponseStore:
         await self._database.run(write)
 
     async def events(self, tenant: str, response_id: str, after: int) -> tuple[list[tuple[int, bytes]], bool]:
-        """The events behind the one numbered `after`, as `rows.events` has them, and whether more may come."""
+        """The events after number `after`, in pieces as `rows.events` returns them, and whether more may come."""
 
         def read(db: Connection) -> tuple[list[tuple[int, bytes]], bool]:
             kept = rows.look(db, tenant, response_id)
@@ -104,5 +104,5 @@ class ResponseStore:
         return await self._database.run(read)
 
     async def renew(self, ids: list[str]) -> set[str]:
-        """Lengthen the leases of responses that run; which of them still should."""
+        """Extend the leases of running responses; returns those that should still run."""
         return await self._database.run(lambda db: rows.renew(db, ids))

@@ -1,4 +1,4 @@
-"""GET, DELETE, cancel and input_items of kept responses."""
+"""Endpoints of stored responses: retrieve, delete, cancel and input_items."""
 
 from typing import Literal, NoReturn
 
@@ -15,12 +15,12 @@ from router.errors import ApiError, invalid
 from router.http.caller import caller_of
 from router.http.query import NoQuery, json_response, listed, read_query
 
-# What is shown anyway where there is any.
+# Values of `include` that change nothing: these parts are always shown.
 Include = list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]]
 
 
 class ResponseQuery(BaseModel):
-    """Query of a kept response."""
+    """Query of a stored response."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,14 +42,17 @@ class ItemsQuery(BaseModel):
 
 
 class StoredResponses:
-    """Handlers over one store. What belongs to another tenant is not there."""
+    """Handlers over one store. A response of another tenant is a 404."""
 
     def __init__(self, store: ResponseStore, background: Background) -> None:
         self._store = store
         self._background = background
 
     async def retrieve(self, request: Request) -> Response:
-        """The response as it is; with `stream`, its events behind `starting_after`, to come ones too."""
+        """The response in its current state.
+
+        With `stream`, its events after `starting_after`, including future ones.
+        """
         query = read_query(request, ResponseQuery)
         if query.starting_after is not None and not query.stream:
             raise invalid("'starting_after' needs 'stream'", "starting_after")
@@ -64,7 +67,7 @@ class StoredResponses:
         return event_stream(self._background.follow(caller_of(request.scope).tenant, _id(request), after), [])
 
     async def delete(self, request: Request) -> Response:
-        """Out of sight; what runs of it stops."""
+        """Delete a response, which stops it if it runs."""
         read_query(request, NoQuery)
         if not await self._store.delete(caller_of(request.scope).tenant, _id(request)):
             _missing(request)
@@ -73,7 +76,7 @@ class StoredResponses:
         return json_response(deleted)
 
     async def cancel(self, request: Request) -> Response:
-        """The response, ended if it was not over."""
+        """End a response if it runs; the response as it is then."""
         read_query(request, NoQuery)
         kept: Kept | None = await self._store.cancel(caller_of(request.scope).tenant, _id(request))
         if kept is None:
@@ -84,7 +87,7 @@ class StoredResponses:
         return json_response(kept.body)
 
     async def input_items(self, request: Request) -> Response:
-        """What it was asked with, its conversation before it too, in pages."""
+        """The response's input and the conversation before it, in pages."""
         query = read_query(request, ItemsQuery)
         items = await self._store.input_items(caller_of(request.scope).tenant, _id(request))
         if items is None:

@@ -1,7 +1,7 @@
-"""Tools a response may call, and the choice among them.
+"""Tools that a response may call, and the choice among them.
 
-The model calls functions alone. A tool of another kind that the client runs is shown to it as a function, and its
-calls become that kind's items again (`Origin`). A tool that the server would have to run is left out.
+The model calls only functions. It sees a tool of another kind that the client runs as a function, and its calls become
+items of that kind again (`Origin`). Tools that the server would have to run are left out.
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +31,7 @@ SHELL = "local_shell"
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What the model's function is to the client. name, namespace: as the client named it."""
+    """The client's tool behind a function of the model. name, namespace: as the client named it."""
 
     kind: Literal["function", "custom", "local_shell"]
     name: str
@@ -39,9 +39,9 @@ class Origin:
 
 
 class FunctionTool(Strict):
-    """A function the model may call. parameters: JSON Schema, shown to the model as it is.
+    """A function that the model may call. `parameters` is a JSON Schema, which the model sees unchanged.
 
-    strict: calls are made of valid arguments alone; off unless it is asked for.
+    With `strict` the arguments of calls are always valid; by default it is off.
     """
 
     type: Literal["function"]
@@ -51,7 +51,7 @@ class FunctionTool(Strict):
     strict: bool | None = None
 
     def lower(self, at: str, namespace: str | None = None) -> Iterator[Tool]:
-        """In neutral form. at: its place in the request."""
+        """Lower to neutral tools. at: the tool's path in the request."""
         name = function_name(self.name, namespace)
         function = OfferedFunction(name, self.parameters, f"{at}.parameters", strict=bool(self.strict))
         yield shown_tool(function, self.description)
@@ -62,13 +62,13 @@ class FunctionTool(Strict):
 
 
 class TextInput(Strict):
-    """Any text."""
+    """Free text."""
 
     type: Literal["text"]
 
 
 class GrammarInput(Strict):
-    """Text of a grammar, which the model is told and not held to."""
+    """The text of a grammar. The model sees it, but the answer is not held to it."""
 
     type: Literal["grammar"]
     syntax: Literal["lark", "regex"]
@@ -76,7 +76,7 @@ class GrammarInput(Strict):
 
 
 class CustomTool(Strict):
-    """A tool of the client's that takes free text."""
+    """A tool of the client that takes free text."""
 
     type: Literal["custom"]
     name: str = Field(pattern=_NAME)
@@ -84,7 +84,7 @@ class CustomTool(Strict):
     format: Annotated[TextInput | GrammarInput, Field(discriminator="type")] | None = None
 
     def lower(self, at: str, namespace: str | None = None) -> Iterator[Tool]:
-        """In neutral form. at: its place in the request."""
+        """Lower to neutral tools. at: the tool's path in the request."""
         parts = [] if self.description is None else [self.description]
         if isinstance(self.format, GrammarInput):
             parts.append(f"The input must match this {self.format.syntax} grammar:\n{self.format.definition}")
@@ -102,7 +102,7 @@ class LocalShellTool(Strict):
     type: Literal["local_shell"]
 
     def lower(self, at: str) -> Iterator[Tool]:
-        """In neutral form. at: its place in the request."""
+        """Lower to neutral tools. at: the tool's path in the request."""
         yield shown_tool(OfferedFunction(SHELL, _SHELL, at, strict=False), "Runs a command on the user's machine")
 
     def shown(self) -> dict[str, Any]:
@@ -119,17 +119,17 @@ class NamespaceTool(Strict):
     tools: list[Annotated[FunctionTool | CustomTool, Field(discriminator="type")]] = Field(max_length=1024)
 
     def lower(self, at: str) -> Iterator[Tool]:
-        """In neutral form. at: its place in the request."""
+        """Lower to neutral tools. at: the tool's path in the request."""
         for i, tool in enumerate(self.tools):
             yield from tool.lower(f"{at}.tools[{i}]", self.name)
 
     def shown(self) -> dict[str, Any]:
-        """As an answer repeats it."""
+        """The tool as an answer repeats it."""
         return {**self.model_dump(), "tools": [tool.shown() for tool in self.tools]}
 
 
 class ServerTool(BaseModel):
-    """A tool that the server would have to run: it is left out, as a `warning` header says."""
+    """A tool that the server would have to run. It is left out, and a `warning` header says so."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -146,7 +146,7 @@ class ServerTool(BaseModel):
     ]
 
     def lower(self, at: str) -> Iterator[Tool]:
-        """Nothing."""
+        """Lower to no tools."""
         return iter(())
 
 
@@ -168,24 +168,24 @@ ShownTool = FunctionTool | CustomTool | NamespaceTool | LocalShellTool
 
 
 def function_name(name: str, namespace: str | None) -> str:
-    """What the model calls a tool of a namespace."""
+    """The name under which the model sees a tool of a namespace."""
     if namespace is None:
         return name
     return f"{namespace}{name}" if namespace.endswith("_") else f"{namespace}__{name}"
 
 
 def lowered(tools: Sequence[AnyTool]) -> list[Tool]:
-    """Those the model may call, in neutral form."""
+    """Lower the tools that the model may call."""
     return [tool for i, given in enumerate(tools) for tool in given.lower(f"tools[{i}]")]
 
 
 def shown(tools: Iterable[AnyTool]) -> list[dict[str, Any]]:
-    """As an answer repeats them: those the model may call."""
+    """The tools as an answer repeats them: those that the model may call."""
     return [tool.shown() for tool in tools if not isinstance(tool, ServerTool)]
 
 
 def origins(tools: Iterable[Mapping[str, Any]], namespace: str | None = None) -> dict[str, Origin]:
-    """What each of the model's functions is to the client, by the tools that an answer repeats."""
+    """The client's tool behind each function of the model, by the function's name. tools: as an answer repeats them."""
     found: dict[str, Origin] = {}
     for tool in tools:
         match tool:
@@ -199,14 +199,16 @@ def origins(tools: Iterable[Mapping[str, Any]], namespace: str | None = None) ->
 
 
 def warning(tools: Sequence[AnyTool]) -> str | None:
-    """The value of a `warning` header that names the tools that were left out."""
+    """The value of the `warning` header that names the left-out tools."""
     left_out = [f"tools[{i}] {tool.type}" for i, tool in enumerate(tools) if isinstance(tool, ServerTool)]
     return f'299 ling "left out, as the server runs no tools: {", ".join(left_out)}"' if left_out else None
 
 
 def _no_own_tool(value: Any) -> Any:
     if value not in ("function", "custom"):
-        raise ValueError(f"{str(value)[:80]!r} is a tool the server would have to run: it runs none, only 'function'")
+        raise ValueError(
+            f"{str(value)[:80]!r} would have to run on the server, which runs no tools; use type 'function'"
+        )
     return value
 
 
@@ -219,12 +221,12 @@ class NamedTool(Strict):
 
     @property
     def function_name(self) -> str:
-        """What the model calls it."""
+        """The name under which the model sees it."""
         return function_name(self.name, self.namespace)
 
 
 class AllowedTools(Strict):
-    """Only these of the tools are offered to the model."""
+    """Offers the model only some of the request's tools."""
 
     type: Literal["allowed_tools"]
     mode: Literal["auto", "required"]

@@ -1,4 +1,4 @@
-"""Items as the turns they stand for."""
+"""Lowers items to the turns of a neutral request."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -15,14 +15,14 @@ _ROLES: Mapping[str, Literal["system", "user", "assistant"]] = {
     "user": "user",
     "assistant": "assistant",
 }
-Item = Mapping[str, Any]  # as kept
+Item = Mapping[str, Any]  # as it is stored
 
 
 def turns(items: Sequence[Item], earlier: int, instructions: str | None) -> tuple[Turn, ...]:
-    """The turns of a conversation. Its first `earlier` items were kept, the rest came with the request.
+    """The turns of a conversation, whose first `earlier` items were stored and whose others came with the request.
 
-    What the model said and called up to the next turn of somebody else is one turn, as it was one answer. 400 naming
-    the item at fault where calls and outputs do not match.
+    Everything that the model wrote up to the next turn of somebody else is one turn, because it was one answer. If
+    calls and outputs do not match, the 400 names the item at fault.
     """
     out = [Turn("system", instructions, ("instructions",))] if instructions is not None else []
     for at, item in _made(items, earlier):
@@ -36,13 +36,13 @@ def turns(items: Sequence[Item], earlier: int, instructions: str | None) -> tupl
 
 
 def _made(items: Sequence[Item], earlier: int) -> Iterator[tuple[Path, Item]]:
-    """The items that count, with their places: no reasoning, and no calls that were cut off."""
+    """The items that become turns, with their indices: all except reasoning and calls that were cut off."""
     answered = {item["call_id"] for item in items if item["type"].endswith("_call_output")}
     for i, item in enumerate(items):
         unanswered = item["type"].endswith("_call") and item["call_id"] not in answered
         cut = unanswered and item["status"] == "incomplete"
         if item["type"] != "reasoning" and not cut:
-            # Calls and outputs that were kept had matched but for their end, so a fault shows at what follows.
+            # Stored calls and outputs match except at their end, so a fault lies in the items that follow.
             yield ("input", max(i - earlier, 0)), item
 
 

@@ -1,4 +1,4 @@
-"""The JSON of a call, read with what models get wrong as long as it can mean one thing only."""
+"""Reads the JSON of a call, and repairs models' mistakes where only one meaning is possible."""
 
 import json
 from dataclasses import dataclass
@@ -6,24 +6,24 @@ from typing import Any
 
 from pydantic_core import from_json
 
-# Beside the format's own `arguments`.
+# Names that models write for the format's `arguments`.
 _ARGUMENTS = ("arguments", "parameters")
 
 
 @dataclass(frozen=True, slots=True)
 class Called:
-    """A call. arguments: JSON of an object, or as much of it as there is."""
+    """A call that was read. arguments: the JSON of an object, or as much of it as there is."""
 
     name: str
     arguments: str
 
 
 def read(text: str) -> Called | None:
-    """A whole call; None if it is none, or could be meant in several ways.
+    """Read a complete call; None if it is none, or could have several meanings.
 
-    Read are: keys in any order and others beside them, `parameters` for `arguments`, no arguments or null for an empty
-    object, arguments as a string of JSON, a call inside `function` as OpenAI's API has it, and line breaks and other
-    control characters that stand in strings as they are.
+    Accepted mistakes are: keys in any order and further keys, `parameters` for `arguments`, no arguments or null for an
+    empty object, arguments as a string of JSON, a call inside `function` as in OpenAI's API, and raw line breaks and
+    other control characters in strings.
     """
     try:
         call = json.loads(text, strict=False)
@@ -37,7 +37,7 @@ def read(text: str) -> Called | None:
 
 
 def partly(text: str) -> Called | None:
-    """A call that the output's end cut off; None if its name is not whole."""
+    """Read a call that the output's end cut off; None if its name is incomplete."""
     try:
         call = _inner(from_json(text, allow_partial=True))
     except ValueError:
@@ -50,7 +50,7 @@ def partly(text: str) -> Called | None:
 
 
 def closed(arguments: str) -> dict[str, Any] | None:
-    """What an object's beginning holds, closed where it was cut; None if it is no beginning of an object."""
+    """Close the JSON of an object that was cut off; None if it does not begin an object."""
     try:
         value = from_json(arguments or "{}", allow_partial="trailing-strings")
     except ValueError:

@@ -1,4 +1,4 @@
-"""Tool calls as a form: what an answer must be so that its calls are whole, and of the functions that are offered."""
+"""The form of answers with tool calls, in which calls are complete and name only offered functions."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ _NO_ARGUMENTS: dict[str, Any] = {"type": "object", "properties": {}, "additional
 
 @dataclass(frozen=True, slots=True)
 class OfferedFunction:
-    """A function the model may call. parameters: None for one without any. param: where these stand in the request."""
+    """A function that the model may call. parameters: None if it has none. param: their path in the request."""
 
     name: str
     parameters: dict[str, Any] | None
@@ -21,7 +21,7 @@ class OfferedFunction:
     strict: bool
 
     def schema(self) -> Schema:
-        """Of its arguments; 400 if they are no object."""
+        """The schema of its arguments; 400 if they are no object."""
         content = self.parameters if self.parameters is not None else _NO_ARGUMENTS
         if content.get("type", "object") != "object":
             raise invalid(f"'{self.param}.type': a function's arguments are an 'object'", f"{self.param}.type")
@@ -36,10 +36,10 @@ def answer_form(
     must_call: bool,
     single: bool,
 ) -> Form | None:
-    """What an answer must be where these functions are offered; None where it is free.
+    """The form of an answer to which these functions are offered; None if it is free.
 
-    content: what it must be where nothing is called. single: one call at most. Where text is free and a function is
-    strict, text stays free up to where a call begins.
+    content: the form of an answer without calls. single: at most one call. If text is free and a function is strict,
+    text stays free up to the beginning of a call.
     """
     if not functions:
         return content
@@ -53,7 +53,7 @@ def answer_form(
 
 
 def _calls(parser: type[ToolParser], functions: Sequence[OfferedFunction], *, single: bool) -> Form:
-    """Calls and nothing else."""
+    """Rules for calls and nothing else."""
     schemas = tuple(f.schema() for f in functions)
 
     def rules(marks: Marks) -> str:
@@ -65,7 +65,7 @@ def _calls(parser: type[ToolParser], functions: Sequence[OfferedFunction], *, si
 
 
 def _calls_amid_text(parser: type[ToolParser], functions: Sequence[OfferedFunction], *, single: bool) -> Form:
-    """Free text with calls in it."""
+    """Rules for free text with calls in it."""
     schemas = tuple(f.schema() for f in functions)
 
     def rules(marks: Marks) -> str:
@@ -78,7 +78,7 @@ def _calls_amid_text(parser: type[ToolParser], functions: Sequence[OfferedFuncti
 def _bodies(
     parser: type[ToolParser], functions: Sequence[OfferedFunction], schemas: Sequence[Schema], marks: Marks
 ) -> str:
-    """Rule `call`: any of the functions, after the trigger."""
+    """Rule `call`: a call of any of the functions, after the trigger."""
     bodies = [parser.call(f.name, s.lark, marks) for f, s in zip(functions, schemas, strict=True)]
     options = " | ".join(f"call_{i}" for i in range(len(bodies)))
     return "".join([f"call: {options}\n", *(f"call_{i}: {body}\n" for i, body in enumerate(bodies))])

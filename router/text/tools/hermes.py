@@ -1,4 +1,4 @@
-r"""Calls as `<tool_call>\n{"name": …, "arguments": {…}}\n</tool_call>`, one after another among text."""
+r"""Parses calls written as `<tool_call>\n{"name": …, "arguments": {…}}\n</tool_call>` among text."""
 
 import json
 import logging
@@ -13,18 +13,19 @@ from router.text.tools.json_scan import JsonScan
 _log = logging.getLogger(__name__)
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
 _LINE_END = "\n" + _CLOSE
-# A call up to where its arguments begin, keys in the order of the format: from there on it can be streamed.
+# Matches a call up to the beginning of its arguments, with keys in the format's order. From there on it can be
+# streamed.
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*\{')
-# What may be the call's own end where its arguments can't be told from it.
+# Text that may be the call's own end, if it can't be told from its arguments.
 _TAIL = re.compile(r"[}\s]*\Z")
 
 
 class Hermes(ToolParser):
-    """A call's name leaves when its arguments begin, and they leave as they form.
+    """Streams a call's name when its arguments begin, and the arguments as they form.
 
-    One rule for what models get wrong: what can be read in one way only is read (`call_json` lists it); all else
-    between the markers is text, whole. A call whose arguments break once their beginning has left keeps all of them
-    as written. Markers are never shown, nor is white space between a call and text.
+    Mistakes of models are repaired if only one meaning is possible (`call_json` lists them); everything else between
+    the markers is text. If a call's arguments break after their beginning was streamed, they are passed on as written.
+    Markers, and white space between a call and text, are never shown.
     """
 
     markers = (_OPEN, _CLOSE)
@@ -39,9 +40,9 @@ class Hermes(ToolParser):
 
     def __init__(self) -> None:
         self._mode = self._in_text
-        self._held = ""  # not looked at yet, or maybe a marker's beginning
+        self._held = ""  # text not examined yet, or maybe the beginning of a marker
         self._at = 0  # where `_held` begins in the output
-        self._spaces: list[Text] = []  # shown only if text follows
+        self._spaces: list[Text] = []  # white space that is shown only if text follows
         self._said = False
         self._calls = 0
         self._out: list[Part] = []
@@ -74,7 +75,7 @@ class Hermes(ToolParser):
         return out
 
     def _pass(self, count: int) -> str:
-        """The first characters of `_held`, which are done with."""
+        """Take the first characters from `_held`."""
         passed, self._held = self._held[:count], self._held[count:]
         self._at += count
         return passed
@@ -91,7 +92,7 @@ class Hermes(ToolParser):
         if len(text) > len(shown):
             self._spaces.append(Text(text[len(shown) :], at + len(shown)))
 
-    # Each mode takes what it can of `_held` and says whether another has its turn.
+    # Each mode takes what it can of `_held`, and returns whether another mode is next.
 
     def _in_text(self) -> bool:
         found = [(at, marker) for marker in self.markers if (at := self._held.find(marker)) >= 0]
@@ -132,7 +133,7 @@ class Hermes(ToolParser):
         scan, written = self._scan, []
         while scan.depth > 1 and (piece := self._step()):
             self._raw.append(piece)
-            # A line break written as it is, within a string: it can only be meant as one.
+            # A raw line break within a string can only mean a line break.
             written.append(json.dumps(piece)[1:-1] if scan.in_string and piece < " " else piece)
         self._argue("".join(written))
         if scan.broken:
@@ -153,7 +154,7 @@ class Hermes(ToolParser):
         return False
 
     def _in_close(self) -> bool:
-        rest = self._held.lstrip(" \t\r\n}")  # a brace too many is nobody's
+        rest = self._held.lstrip(" \t\r\n}")  # a surplus brace is dropped
         if rest.startswith(_CLOSE):
             self._pass(len(self._held) - len(rest) + len(_CLOSE))
         elif _CLOSE.startswith(rest):
@@ -181,12 +182,12 @@ class Hermes(ToolParser):
         return True
 
     def _step(self) -> str:
-        """What the scan takes next; "" if it is broken or must see more first."""
+        """The characters that the scan takes next; "" if the JSON is broken or more must come first."""
         text, scan = self._held, self._scan
         if not text:
             return ""
         if scan.in_string and text[0] == "\n" and _LINE_END.startswith(text[: len(_LINE_END)]):
-            # The format's own end of a call, though a string is still open.
+            # The format's end of a call counts even while a string is open.
             scan.broken = len(text) >= len(_LINE_END)
             return ""
         return self._pass(scan.step(text, 0))
@@ -201,7 +202,7 @@ class Hermes(ToolParser):
 
     def _end_call(self, *, valid: bool, cut: bool = False) -> None:
         if not valid:
-            _log.warning("a tool call's arguments are no JSON; they are passed on as written")
+            _log.warning("a tool call's arguments are not valid JSON; they are passed on as written")
         self._out.append(CallEnd(valid, "".join(self._raw).strip(), cut))
 
     def _whole_call(self, called: Called) -> None:
@@ -211,7 +212,7 @@ class Hermes(ToolParser):
         self._mode = self._in_close
 
     def _cut_head(self) -> None:
-        """The output ended before the arguments began: a call as soon as its name is whole."""
+        """The output ended before the arguments began: it is a call if its name is complete."""
         self._raw.append(self._pass(len(self._held)))
         called = partly("".join(self._raw))
         if called is None:

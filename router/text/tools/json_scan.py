@@ -1,6 +1,6 @@
-"""JSON checked as it comes, by RFC 8259: where an object ends, and where it breaks.
+"""Checks JSON by RFC 8259 as it arrives, and finds where an object ends or breaks.
 
-Control characters may stand in strings as they are, which the RFC forbids: models write line breaks so.
+Control characters are allowed in strings, though the RFC forbids them, because models write raw line breaks.
 """
 
 import re
@@ -12,30 +12,30 @@ _WORDS = {"t": "true", "f": "false", "n": "null"}
 
 
 class JsonScan:
-    """One object. depth: how many braces and brackets are open. done: it is whole. broken: it can't become whole."""
+    """The scan of one object. depth: open braces and brackets. done: it is complete. broken: it can't become valid."""
 
     def __init__(self) -> None:
         self.done = False
         self.broken = False
         self._mode = "object"
-        self._open: list[str] = []  # what closes each
-        self._key = False  # the string is a key
-        self._left = ""  # of a word
-        self._hex = 0  # digits a \u still needs
+        self._open: list[str] = []  # the closing characters of what is open
+        self._key = False  # whether the open string is a key
+        self._left = ""  # the rest of a word such as `true`
+        self._hex = 0  # digits that a \u escape still needs
         self._number: list[str] = []
 
     @property
     def in_string(self) -> bool:
-        """Whether the next character is one of a string, or ends it."""
+        """Whether the next character belongs to a string or ends it."""
         return self._mode == "string"
 
     @property
     def depth(self) -> int:
-        """Open braces and brackets."""
+        """The number of open braces and brackets."""
         return len(self._open)
 
     def step(self, text: str, at: int) -> int:
-        """Take one character of `text[at:]`, or a run of a string's; the index after it. None is taken if it breaks."""
+        """Take a character of `text[at:]`, or a run within a string; return the index after it, `at` if it breaks."""
         if self._mode == "string" and (plain := _PLAIN.match(text, at)):
             return plain.end()
         self._take(text[at])

@@ -1,12 +1,12 @@
 """A worker that is to end moves its answers, with their states: transcripts are the undisturbed ones."""
 
 import asyncio
-import dataclasses
 import random
 from functools import cache
 from typing import Literal
 
 import pytest
+from msgspec import structs
 
 from tests.workers.harness import Stream, Worker, Workers, workers
 from tests.workers.test_worker import GAP, config
@@ -53,7 +53,7 @@ async def moved(started: Workers, to: Worker, gone: Worker, stream: Stream, want
     prefix = Prefix(source=gone.ref, kept_tokens=end.kept_tokens) if end.kept_tokens else Prefix()
     again = started._new(to)
     had = stream.token_ids
-    again.outputs = [dataclasses.replace(o, finish=None) for o in stream.outputs]
+    again.outputs = [structs.replace(o, finish=None) for o in stream.outputs]
     ids = TokenIds.of((*started.prompts[stream.request_id], *had))
     to.caller.send(Submit(again.request_id, ids, wanted, generated=len(had), prefix=prefix))
     return again
