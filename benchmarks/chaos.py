@@ -1,10 +1,11 @@
 """Agent sessions while workers are killed: `python -m benchmarks.chaos --seconds 120 --every 8`.
 
 Starts `ling serve` on the embedded checkpoint with one prefill and two decode workers and two routers, plays every
-session once undisturbed, and then again and again while leaders, ranks and routers are ended by SIGKILL, in an order
-that the seed decides. A client whose connection ends comes back with its Idempotency-Key and the Last-Event-ID it has.
-Counts streams that failed and transcripts that differ from the undisturbed ones, and prints how long streams paused
-around a kill. Exits with 1 if a stream failed or a transcript differs.
+session once undisturbed, and then again and again while leaders, ranks and routers are ended by SIGKILL, and ranks
+stopped by SIGSTOP, in an order that the seed decides. A client whose connection ends comes back with its
+Idempotency-Key and the Last-Event-ID it has. Counts streams that failed and transcripts that differ from the
+undisturbed ones, and prints how long streams paused around what was done. Exits with 1 if a stream failed or a
+transcript differs.
 """
 
 import argparse
@@ -35,8 +36,9 @@ _TOOLS = [
 ]
 _CITIES = ("Paris", "Oslo", "Lima", "Cairo", "Quito", "Delhi", "Turin", "Accra")
 _TURNS = 3
-# How often a client comes back for one answer before it gives up.
-_RETURNS = 30
+# How long a client comes back for one answer before it gives up: all routers may be away at once.
+_PATIENCE_S = 60.0
+_PAUSE_S = 0.2
 
 
 @dataclass
@@ -57,7 +59,8 @@ class Tally:
     failed: list[str] = field(default_factory=list)
     different: int = 0
     resumed: int = 0  # times a client came back
-    pauses: list[float] = field(default_factory=list)  # the longest of each stream that was open at a kill
+    kills: int = 0
+    pauses: dict[str, list[float]] = field(default_factory=dict)  # the longest of each stream open at a kill, by kind
 
 
 @dataclass
@@ -110,7 +113,8 @@ async def _ask(client: httpx.AsyncClient, messages: list[dict[str, Any]], tally:
         "stream_options": {"include_usage": True},
     }  # fmt: skip
     times, stream, key = [time.monotonic()], _Stream(), uuid.uuid4().hex
-    for _ in range(_RETURNS):
+    left = _PATIENCE_S
+    while not stream.done and left > 0:
         headers = {"idempotency-key": key}
         if stream.last_id is not None:
             headers["last-event-id"] = stream.last_id
@@ -120,10 +124,10 @@ async def _ask(client: httpx.AsyncClient, messages: list[dict[str, Any]], tally:
                     await stream.read(response, times)
         except httpx.TransportError:
             pass
-        if stream.done:
-            break
-        tally.resumed += 1
-        await asyncio.sleep(0.2)
+        if not stream.done:
+            tally.resumed += 1
+            left -= _PAUSE_S
+            await asyncio.sleep(_PAUSE_S)
     if not stream.done:
         raise RuntimeError("the stream ended without [DONE]")
     message: dict[str, Any] = {"role": "assistant", "content": stream.content}
@@ -152,9 +156,9 @@ async def _session(client: httpx.AsyncClient, number: int, tally: Tally) -> list
     return heard
 
 
-async def _kills(client: httpx.AsyncClient, rng: random.Random, every: float, until: float) -> list[float]:
-    """End a leader, a rank or a router every so often; when."""
-    begun, when = time.monotonic(), list[float]()
+async def _kills(client: httpx.AsyncClient, rng: random.Random, every: float, until: float) -> list[tuple[float, str]]:
+    """End a leader, a rank or a router every so often, or stop a rank; when, and what."""
+    begun, when = time.monotonic(), list[tuple[float, str]]()
     while time.monotonic() + every < until:
         await asyncio.sleep(every)
         try:
@@ -164,16 +168,19 @@ async def _kills(client: httpx.AsyncClient, rng: random.Random, every: float, un
         except httpx.TransportError:
             continue
         workers = [w for pool in status["pools"].values() for w in pool["workers"] if w["state"] == "live"]
-        routers = [(status["router"]["pid"], "a router")]
-        groups = [[(w["pid"], f"a leader of {w['id']}"), *((r["pid"], f"a rank of {w['id']}") for r in w["ranks"])]
-                  for w in workers]  # fmt: skip
-        pid, what = rng.choice(rng.choice([*groups, routers]))
-        print(f"after {time.monotonic() - begun:5.1f} s: kill -9 of {what}")
+        routers = [(status["router"]["pid"], signal.SIGKILL, "router", "")]
+        groups = [
+            [(w["pid"], signal.SIGKILL, "leader", f" of {w['id']}")]
+            + [(r["pid"], rng.choice((signal.SIGKILL, signal.SIGSTOP)), "rank", f" of {w['id']}") for r in w["ranks"]]
+            for w in workers
+        ]
+        pid, by, what, whose = rng.choice(rng.choice([*groups, routers]))
+        print(f"after {time.monotonic() - begun:5.1f} s: {by.name} to a {what}{whose}")
         try:
-            os.kill(pid, signal.SIGKILL)
+            os.kill(pid, by)
         except ProcessLookupError:
             continue  # its worker ended meanwhile
-        when.append(time.monotonic())
+        when.append((time.monotonic(), f"{by.name} to a {what}"))
     return when
 
 
@@ -205,21 +212,24 @@ async def chaos(client: httpx.AsyncClient, sessions: int, seconds: float, every:
     until = time.monotonic() + seconds
     kills = asyncio.create_task(_kills(client, random.Random(seed), every, until))
     await asyncio.gather(*(_under_kills(client, n, undisturbed[n], until, tally, heard) for n in range(sessions)))
+    killed = await kills
+    tally.kills = len(killed)
     for answer in heard:
-        if any(answer.times[0] <= at <= answer.times[-1] for at in await kills):
-            tally.pauses.append(max(b - a for a, b in zip(answer.times, answer.times[1:], strict=False)))
+        for kind in {kind for at, kind in killed if answer.times[0] <= at <= answer.times[-1]}:
+            longest = max(b - a for a, b in zip(answer.times, answer.times[1:], strict=False))
+            tally.pauses.setdefault(kind, []).append(longest)
     print(
-        f"{len(await kills)} kills, {tally.streams} streams: {len(tally.failed)} failed, {tally.different} differ from "
+        f"{tally.kills} kills, {tally.streams} streams: {len(tally.failed)} failed, {tally.different} differ from "
         f"the undisturbed transcript; clients came back {tally.resumed} times"
     )
     for failure in tally.failed[:10]:
         print(f"  {failure}")
-    if tally.pauses:
-        ordered = sorted(tally.pauses)
+    for kind, pauses in sorted(tally.pauses.items()):
+        ordered = sorted(pauses)
         median, p99 = ordered[len(ordered) // 2], ordered[min(len(ordered) - 1, len(ordered) * 99 // 100)]
         print(
-            f"longest pause of the {len(ordered)} streams open at a kill: median {median:.2f} s, p99 {p99:.2f} s, "
-            f"most {ordered[-1]:.2f} s"
+            f"{kind}: longest pause of each of the {len(ordered)} streams open then: median {median:.2f} s, "
+            f"p99 {p99:.2f} s, most {ordered[-1]:.2f} s"
         )
     return tally
 

@@ -1,95 +1,207 @@
-"""What a worker's step costs beside the ranks' computing, from ranks that compute nothing. `python -m benchmarks.loop`.
+"""What a worker's step costs beside the ranks' computing. `python -m benchmarks.loop`.
 
-Processor time by part of a decode step at several numbers of running sequences: planning it, the frames to a rank and
-back, taking its results, and what routers are sent. `gap` is what the device waits for between a result and the next
-step: taking the result, planning, and the frame; routers are sent theirs while the ranks compute.
+First the leader's processor time by part of a decode step, at several numbers of running sequences: planning a step
+while the one before runs, the frames to a rank and back, taking results, and what routers are sent. `gap` is what the
+device waits for between a result and the next step: the rank reads the plan that lies there and fills in the tokens it
+sampled. `gap before` is the same where the next step is planned once the results are known: taking them, planning, the
+frame.
+
+Then the wall time of steps through a real leader and its socket to a rank that only waits: each step's over the longer
+of the leader's own part and the rank's, with steps planned ahead and without.
 """
 
 import argparse
+import asyncio
+import multiprocessing
+import os
 import time
 from array import array
 from collections import defaultdict
+from pathlib import Path
+
+import torch
 
 from wire.codec import CLUSTER
 from wire.protocol import SamplingParams, StepOutputs
+from workers.collectives.base import Solo
+from workers.config import Rendezvous, WorkerConfig
+from workers.leader.leader import Leader
+from workers.rank.latest import Latest
+from workers.rank.process import LeaderSocket
+from workers.schedule.ahead import outcomes
+from workers.schedule.builder import InFlight
 from workers.schedule.limits import Limits
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import RANKS, StepPlan, StepResult
+from workers.schedule.step import RANKS, Ping, Pong, Ready, Row, StepPlan, StepResult
 
+_MODEL = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
 _LENGTH = 2048
-_STEPS = 400
+_STEPS = 300
+
+
+def _sequence(n: int, length: int, new: int) -> Sequence:
+    return Sequence(
+        request_id=f"request-{n}", tokens=array("i", range(n, n + length)), prompt_tokens=length,
+        sampling=SamplingParams(max_tokens=new, seed=n, stop_token_ids=(1, 2)), priority=0, order=0,
+        handoff=False, source=None, arrived=0.0,
+    )  # fmt: skip
 
 
 def scheduler(sequences: int, drafts: int) -> Scheduler:
     """Make a scheduler in which so many sequences decode."""
     limits = Limits(
-        pages=sequences * 80, page_size=64, slots=sequences, max_model_len=4096, window=16,
+        pages=sequences * 160, page_size=64, slots=sequences, max_model_len=10_000, window=16,
         max_step_tokens=max(1024, 8 * sequences), hold_s=60.0, drafts=drafts, adapts=False,
     )  # fmt: skip
     made = Scheduler(limits)
     for n in range(sequences):
-        made.add(
-            Sequence(
-                request_id=f"request-{n}", tokens=array("i", range(n, n + _LENGTH)), prompt_tokens=_LENGTH,
-                sampling=SamplingParams(max_tokens=2000, seed=n, stop_token_ids=(1, 2)), priority=0, order=0,
-                handoff=False, source=None, arrived=0.0,
-            )
-        )  # fmt: skip
+        made.add(_sequence(n, _LENGTH, 7_000))
     while any(s.pending > 1 for s in made.sequences.values()):
         flight = made.plan(0.0)
-        made.update(flight, _result(flight.plan), 0.0)
+        made.update(flight, _result(flight.plan.step, flight.plan.rows), 0.0)
     return made
 
 
-def _result(plan: StepPlan) -> StepResult:
-    tokens = tuple((7,) * (1 + r.drafts) for r in plan.rows if r.sample)
-    return StepResult(plan.step, tokens, ((),) * len(tokens), (), 0.001)
+def _result(step: int, rows: tuple[Row, ...]) -> StepResult:
+    tokens = tuple((7,) * (1 + r.drafts) for r in rows if r.sample)
+    return StepResult(step, tokens, ((),) * len(tokens), (), 0.001)
 
 
-def parts(made: Scheduler, steps: int) -> dict[str, float]:
-    """Measure the CPU microseconds of a step, by part."""
-    spent: dict[str, float] = defaultdict(float)
-    last = time.process_time()
+class _Laps:
+    """Processor time by part."""
 
-    def lap(part: str) -> None:
-        nonlocal last
+    def __init__(self) -> None:
+        self.spent: dict[str, float] = defaultdict(float)
+        self._last = time.process_time()
+
+    def start(self) -> None:
+        self._last = time.process_time()
+
+    def lap(self, part: str) -> None:
         now = time.process_time()
-        spent[part] += now - last
-        last = now
+        self.spent[part] += now - self._last
+        self._last = now
 
+
+def parts(made: Scheduler, steps: int, ahead: bool) -> dict[str, float]:
+    """Measure the processor microseconds of a step, by part."""
+    laps, latest = _Laps(), Latest(Solo(), torch.device("cpu"))
+    flight = made.plan(0.0)
     for step in range(steps):
-        last = time.process_time()
-        flight = made.plan(0.001 * step)
-        lap("plan")
-        frame = RANKS.encode(flight.plan)
-        lap("frame")
-        reply = RANKS.encode(_result(flight.plan))
-        last = time.process_time()
-        result = RANKS.decode(reply[4], reply[5:])
-        lap("frame")
-        assert isinstance(result, StepResult)
-        outputs = made.update(flight, result, 0.001 * step)
-        lap("take")
+        now = 0.001 * step
+        laps.start()
+        following = made.plan_ahead(flight, now) if ahead else None
+        laps.lap("plan")
+        frame = RANKS.encode(following.plan) if following else b""
+        laps.lap("frames")
+        result = _result(flight.plan.step, flight.plan.rows)
+        latest.took(flight.plan.rows, outcomes(result))
+        reply = RANKS.encode(result)
+        if following:
+            laps.start()
+            plan = RANKS.decode(frame[4], frame[5:])
+            assert isinstance(plan, StepPlan)
+            assert plan.ahead is not None
+            latest.go_on(plan.ahead, plan.rows)
+            laps.lap("gap")
+        laps.start()
+        told = RANKS.decode(reply[4], reply[5:])
+        assert isinstance(told, StepResult)
+        laps.lap("frames")
+        outputs = made.update(flight, told, now)
+        flight, done = _next(made, following, flight, told)
+        laps.lap("take")
+        if not done:
+            flight = made.plan(now)
+            laps.lap("plan")
+            RANKS.encode(flight.plan)
+            laps.lap("frames")
         CLUSTER.encode(StepOutputs(step, 1, made.load, tuple(outputs), ()))
-        lap("publish")
-        assert frame
-    return {part: seconds / steps * 1e6 for part, seconds in spent.items()}
+        laps.lap("publish")
+    return {part: seconds / steps * 1e6 for part, seconds in laps.spent.items()}
+
+
+def _next(made: Scheduler, ahead: InFlight | None, flight: InFlight, told: StepResult) -> tuple[InFlight, bool]:
+    return (made.follow(ahead, flight, told), True) if ahead else (flight, False)
+
+
+def _rank(endpoint: str, seconds: float) -> None:
+    """A rank that computes nothing, for so long a step."""
+    leader, latest = LeaderSocket(endpoint), Latest(Solo(), torch.device("cpu"))
+    leader.send(Ready(0, os.getpid(), "here", "cpu", "127.0.0.1", 1, 100_000, False))
+    while (plan := leader.receive()) is not None:
+        if isinstance(plan, Ping):
+            leader.send(Pong(0))
+            continue
+        assert isinstance(plan, StepPlan)
+        rows = latest.go_on(plan.ahead, plan.rows)[0] if plan.ahead else plan.rows
+        if rows:
+            time.sleep(seconds)
+        result = _result(plan.step, rows)
+        latest.took(rows, outcomes(result))
+        leader.send(result)
+
+
+async def wall(sequences: int, seconds: float, steps: int, ahead: bool) -> tuple[float, float]:
+    """Wall seconds of a step through a leader, and the leader's own processor seconds of one."""
+    config = WorkerConfig(
+        model=str(_MODEL), device="cpu", tp=1, slots=sequences, pages=100_000, max_step_tokens=8192,
+        load="synthetic", host="127.0.0.1",
+    )  # fmt: skip
+    leader = Leader(config, "bench", "decode")
+
+    async def launch(rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
+        process = multiprocessing.get_context("spawn").Process(target=_rank, args=(endpoint, seconds))
+        process.start()
+        await asyncio.to_thread(process.join)
+
+    await leader.start(launch)
+    made = leader._scheduler
+    if not ahead:
+        made.plan_ahead = lambda behind, now: None  # type: ignore[method-assign]
+    for n in range(sequences):
+        made.add(_sequence(n, 16, 10_000))
+    running = asyncio.create_task(leader.run())
+    leader._wake.set()
+    while made.steps < 20:
+        await asyncio.sleep(0.01)
+    first, began, used = made.steps, time.perf_counter(), time.process_time()
+    while made.steps < first + steps:
+        await asyncio.sleep(0.05)
+    took = (time.perf_counter() - began, time.process_time() - used)
+    count = made.steps - first
+    running.cancel()
+    await leader.close()
+    return took[0] / count, took[1] / count
 
 
 def main() -> None:
-    """Print a table."""
+    """Print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=_STEPS)
     asked = parser.parse_args()
-    print("| sequences | drafts | plan, us | frames, us | take, us | gap, us | publish, us |")
-    print("|---" * 7 + "|")
+    print(
+        "| sequences | drafts | plan, us | frames, us | take, us | in all, us | gap, us | gap before, us | publish, us"
+        " |"
+    )
+    print("|---" * 9 + "|")
     for sequences in (1, 16, 64, 256):
         for drafts in (0, 3):
-            spent = parts(scheduler(sequences, drafts), asked.steps)
-            gap = spent["plan"] + spent["frame"] + spent["take"]
-            cells = (spent["plan"], spent["frame"], spent["take"], gap, spent["publish"])
-            print(f"| {sequences} | {drafts} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |")
+            spent = parts(scheduler(sequences, drafts), asked.steps, ahead=True)
+            before = parts(scheduler(sequences, drafts), asked.steps, ahead=False)
+            own = [spent[part] for part in ("plan", "frames", "take")]
+            then = sum(before[part] for part in ("plan", "frames", "take"))
+            cells = (*own, sum(own), spent["gap"], then, spent["publish"])
+            print(f"| {sequences} | {drafts} | " + " | ".join(f"{cell:.0f}" for cell in cells) + " |", flush=True)
+    print("\n| sequences | rank, ms | ahead, ms a step | ratio to the longer part | not ahead, ms a step | ratio |")
+    print("|---" * 6 + "|")
+    for sequences, seconds in ((64, 0.001), (64, 0.004), (256, 0.002), (256, 0.006)):
+        cells_of = []
+        for ahead in (True, False):
+            step_s, own_s = asyncio.run(wall(sequences, seconds, asked.steps, ahead))
+            cells_of.append(f"{step_s * 1e3:.2f} | {step_s / max(seconds, own_s):.2f}")
+        print(f"| {sequences} | {seconds * 1e3:.0f} | " + " | ".join(cells_of) + " |", flush=True)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,8 @@ def _add(table: Table, worker: dict[str, Any]) -> None:
     figures = [worker[name] for name in ("queued", "running", "transferring")]
     room = [f"{worker[f'free_{kind}']}/{worker[kind]}" for kind in ("slots", "pages")]
     table.add_row(worker["id"], Text(state, color), str(worker["pid"]), worker["node"], *map(str, figures), *room)
+    if worker["unreachable"]:
+        table.add_row("  can't reach", Text(", ".join(worker["unreachable"]), "yellow"))
     for rank in worker["ranks"]:
         table.add_row(f"  rank {rank['rank']}", "", str(rank["pid"]), f"{rank['node']} {rank['device']}")
 

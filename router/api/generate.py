@@ -219,7 +219,7 @@ async def chunks(job: Job, serializer: AnswerSerializer) -> bytes:
             part = await asyncio.to_thread(serializer.chunk, choice, delta, over)
         choice.told_end = told or over
         if not told and part:
-            parts.append(part if job.keyed is None else _with_id(part, job))
+            parts.append(_with_id(part, job) if job.keyed is not None and job.keyed.tells_ids else part)
     return b"".join(parts)
 
 

@@ -103,7 +103,8 @@ STATUS = {
             "workers": [
                 {
                     "id": "prefill-a", "state": "live", "pid": 12, "node": "host", "queued": 1, "running": 2,
-                    "transferring": 4, "free_slots": 5, "slots": 6, "free_pages": 7, "pages": 8,
+                    "transferring": 4, "unreachable": ["prefill-far"], "free_slots": 5, "slots": 6, "free_pages": 7,
+                    "pages": 8,
                     "ranks": [{"rank": 0, "pid": 13, "node": "host", "device": "cpu"}],
                 }
             ],
@@ -129,6 +130,7 @@ def test_status_shows_workers_ranks_and_what_is_missing(monkeypatch: pytest.Monk
         "5/6",
         "7/8",
         "rank 0",
+        "prefill-far",
         "13",
         "connection refused",
         "missing",

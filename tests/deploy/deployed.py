@@ -24,6 +24,18 @@ _ASKED = {"model": "auto", "prompt": "Once upon a time", "max_tokens": 24, "igno
 class Deployed:
     nodes: RayNodes
     url: str
+    config: dict[str, Any]
+
+    def change(self, **settings: Any) -> None:
+        """By a `serve deploy` of further settings, which returns before they are in force."""
+        self.config["applications"][0]["args"] |= settings
+        port = int(self.url.rpartition(":")[2])
+        self.nodes.run("serve", "deploy", str(write_config(self.nodes.folder, self.config, port, self.nodes.host)))
+
+    def workers(self) -> set[str]:
+        """Ids of those that take requests."""
+        pools = self.status()["pools"].values()
+        return {worker["id"] for pool in pools for worker in pool["workers"] if worker["state"] == "live"}
 
     def ready(self) -> bool:
         try:
@@ -50,9 +62,8 @@ def deploy(nodes: RayNodes, **settings: Any) -> Deployed:
     """By what the chart renders for a cluster without GPUs, with further settings; once it is ready."""
     port = free_port()
     content = copy.deepcopy(example("cpu-mini").serve)
-    content["applications"][0]["args"] |= settings
-    nodes.run("serve", "deploy", str(write_config(nodes.folder, content, port, nodes.host)))
-    found = Deployed(nodes, f"http://{nodes.host}:{port}")
+    found = Deployed(nodes, f"http://{nodes.host}:{port}", content)
+    found.change(**settings)
     nodes.until(found.ready, READY_S)
     return found
 

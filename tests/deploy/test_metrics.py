@@ -20,7 +20,8 @@ from router.relay.fleet import WorkerState
 from wire.metrics import table
 from wire.metrics.recorder import Reading, Recorder
 from wire.protocol import Load, SeqOutput, Timings, WorkerInfo
-from workers.leader.figures import StepTotals, WorkerFigures
+from workers.leader.figures import StepTotals, UnderWay, WorkerFigures
+from workers.schedule.builder import InFlight
 from workers.schedule.step import Moved, RankStats, Row, StepPlan
 
 NANO = Path(__file__).parent.parent.parent / "checkpoints" / "ling-nano"
@@ -105,8 +106,9 @@ def test_a_router_tells_of_answers_errors_and_the_workers_it_reaches() -> None:
 def test_a_worker_tells_of_its_steps_ranks_and_snapshots() -> None:
     figures = WorkerFigures("d0", "decode")
     rows = (Row(0, 10, (1,), 0, (), True), Row(1, 0, (1, 2, 3), 0, (), False))
-    figures.stepped(StepPlan(0, rows=rows), 1, 0.0, 0.25, 1.25, 1.75)
-    figures.stepped(StepPlan(1), 0, 2.0, 2.5, 3.0, 3.0)  # one that computes nothing
+    step = InFlight(StepPlan(0), ())
+    figures.stepped(StepPlan(0, rows=rows), 1, UnderWay(step, 0.25, 0.25), 1.25, 1.75)
+    figures.stepped(StepPlan(1), 0, UnderWay(step, 0.5, 2.5, 0.75), 3.0, 3.0)  # one that computes nothing
     waited = Timings(0.25, 1.0, 0.0, 1.0)
     figures.ended([SeqOutput("a", 0, finish="stop", timings=waited), SeqOutput("b", 0)])
     figures.ended([SeqOutput("c", 0, finish="abort", timings=Timings(0.0, 0.0, 0.0, 0.0))])
@@ -119,9 +121,10 @@ def test_a_worker_tells_of_its_steps_ranks_and_snapshots() -> None:
     assert figures.totals == StepTotals(1, 1.0, 2, 4, 10, 1)
     found = dict(samples(figures))
     assert found["ling_step_duration_seconds_count"] == 1
-    assert found["ling_step_phase_seconds_total{phase=plan}"] == 0.75
-    assert found["ling_step_phase_seconds_total{phase=ranks}"] == 1.5
-    assert found["ling_step_phase_seconds_total{phase=take}"] == 0.5
+    assert found["ling_step_phase_seconds_total{phase=schedule}"] == 0.75
+    assert found["ling_step_phase_seconds_total{phase=compute}"] == 1.5
+    assert found["ling_step_phase_seconds_total{phase=emit}"] == 0.5
+    assert found["ling_step_phase_seconds_total{phase=idle}"] == 0.75
     assert found["ling_rank_phase_seconds_total{phase=forward}"] == 2.0
     assert found["ling_finished_total{finish=stop}"] == 1
     assert (found["ling_queue_seconds_count"], found["ling_queue_seconds_sum"]) == (1, 0.25)

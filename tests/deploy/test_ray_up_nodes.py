@@ -13,7 +13,7 @@ import pytest
 from cluster.resolve import EMBEDDED
 from tests.cluster.fetch.hub_server import Repository, hub_server, of_folder
 from tests.deploy.chart import CHART, example
-from tests.deploy.deployed import Deployed, Load, deploy
+from tests.deploy.deployed import Deployed, Load, Transcripts, deploy
 from tests.deploy.ray_nodes import HEAD, LOOPBACK, listening, ray_nodes
 
 pytestmark = [pytest.mark.recipe, pytest.mark.timeout(300)]
@@ -32,8 +32,8 @@ def deployed(repository: Repository) -> Iterator[Deployed]:
     with hub_server(repository) as url, ray_nodes(every={"HF_ENDPOINT": url}) as nodes:
         nodes.start_head({"router": 8}, own="")
         nodes.keep_gcs()
-        nodes.start_worker(PREFILL, {"prefill": 2})
-        nodes.start_worker(DECODE, {"decode": 1})
+        nodes.start_worker(PREFILL, {"prefill": 4})
+        nodes.start_worker(DECODE, {"decode": 2})
         two = {"replicas": 2, "tp": 1, "resources": {"prefill": 1}}
         one = {"replicas": 1, "tp": 1, "resources": {"decode": 1}}
         # Storage alone: else a worker takes its weights from another that serves by then.
@@ -109,3 +109,31 @@ def test_a_gcs_that_dies_under_load_comes_back_and_no_stream_breaks(deployed: De
     # Ray still starts anew what ends.
     psutil.Process(before[1]).kill()
     deployed.nodes.until(lambda: deployed.decode_worker() not in (None, before), 120)
+
+
+def test_serve_s_controller_dies_under_load_and_no_stream_breaks(deployed: Deployed) -> None:
+    """Its successor knows the application again, and starts anew what ends."""
+    (controller,) = [p for p in deployed.nodes.processes() if p.name().startswith("ray::ServeCont")]
+    before, asked = deployed.decode_worker(), Transcripts(deployed.url)
+    assert before is not None
+    with asked.running():
+        controller.kill()
+        deployed.nodes.until(deployed.serve_is_running, 60)
+        answered = asked.answered
+        deployed.nodes.until(lambda: asked.answered >= answered + 6, 60)
+        assert deployed.decode_worker() == before
+        psutil.Process(before[1]).kill()
+        deployed.nodes.until(lambda: deployed.decode_worker() not in (None, before), 120)
+    assert asked.problems == []
+
+
+def test_a_changed_setting_is_rolled_out_and_no_stream_breaks(deployed: Deployed) -> None:
+    """Routers and workers are replaced: successors serve before they go."""
+    deployed.nodes.until(lambda: len(deployed.workers()) == 3, 120)
+    before, asked = deployed.workers(), Transcripts(deployed.url)
+    with asked.running():
+        deployed.change(slots=6)
+        deployed.nodes.until(lambda: len(deployed.workers() - before) == 3 and not deployed.workers() & before, 120)
+        answered = asked.answered
+        deployed.nodes.until(lambda: asked.answered >= answered + 6, 60)
+    assert asked.problems == []

@@ -115,6 +115,8 @@ def _compile(name: str, card: int) -> list[Compiled]:
             raise AttributeError(f"{attribute}: this needs a GPU, which kernels are compiled without")
 
     triton.runtime.driver.set_active(Absent())
+    # As in ranks, which tell their leader: Triton puts what it compiles into words then.
+    triton.knobs.runtime.jit_cache_hook = lambda *_, **__: None
     seen: dict[str, Any] = {}
     run = JITFunction.run
 

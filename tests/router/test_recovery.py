@@ -301,7 +301,7 @@ def test_a_closing_router_tries_nothing_again(checkpoint: Path) -> None:
     on(checkpoint, act, fleet())
 
 
-@given(st.lists(st.tuples(st.sampled_from(("death", "transfer", "token")), st.booleans()), max_size=30))
+@given(st.lists(st.tuples(st.sampled_from(("death", "silence", "transfer", "token")), st.booleans()), max_size=30))
 def test_tries_are_bounded_and_a_token_forgives(happenings: list[tuple[Any, bool]]) -> None:
     setbacks = Setbacks()
     since: list[str] = []
@@ -312,7 +312,7 @@ def test_tries_are_bounded_and_a_token_forgives(happenings: list[tuple[Any, bool
             continue
         since.append(what)
         verdict = setbacks.add(what, alone)
-        deaths, transfers = since.count("death"), since.count("transfer")
+        deaths, transfers = since.count("death"), since.count("transfer") + since.count("silence")
         if isinstance(verdict, Enough):
             assert deaths > 2 or transfers > 5 or (deaths == 2 and alone)
             assert verdict.quarantined == (what == "death")

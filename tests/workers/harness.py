@@ -10,12 +10,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from msgspec import structs
+
 from wire.codec import CLUSTER
 from wire.handshake import call
 from wire.protocol import (
     Abort,
     Hello,
     Load,
+    Park,
+    Parked,
     PeerRef,
     Prefix,
     Role,
@@ -90,6 +94,11 @@ class Stream:
         """All tokens in order."""
         return tuple(t for o in sorted(self.outputs, key=lambda o: o.offset) for t in o.token_ids)
 
+    @property
+    def logprobs(self) -> tuple[float, ...]:
+        """The tokens' log-probabilities, where they were asked for."""
+        return tuple(p.logprob for o in sorted(self.outputs, key=lambda o: o.offset) for p in o.logprobs)
+
 
 class Caller:
     """A minimal router: one connection to one worker."""
@@ -112,14 +121,17 @@ class Caller:
         self._task = asyncio.create_task(self._read())
         return info
 
-    def send(self, message: Submit | Abort) -> None:
-        self.sent += not isinstance(message, Abort)
+    def send(self, message: Submit | Abort | Park) -> None:
+        self.sent += isinstance(message, Submit)
         self.writer.write(CLUSTER.encode(message))
 
     async def _read(self) -> None:
         try:
             while True:
                 message = await CLUSTER.read(self._reader)
+                if isinstance(message, Parked):
+                    assert message.reason is None
+                    continue
                 assert isinstance(message, StepOutputs)
                 self.load, self.seen = message.load, message.seen
                 for event in message.kept:
@@ -131,6 +143,12 @@ class Caller:
                 self._beat.set()
         except (OSError, EOFError):
             self.closed.set()
+
+    async def until_kept(self, position: int, digest: bytes, tier: str) -> None:
+        """Wait until the worker says that it keeps a snapshot there."""
+        while self.kept.get((position, digest)) != tier:
+            self._beat.clear()
+            await asyncio.wait_for(self._beat.wait(), 30)
 
     async def idle(self, info: WorkerInfo) -> Load:
         """Wait until the worker says that everything is free again."""
@@ -206,7 +224,8 @@ class Workers:
     ) -> Stream:
         """A request over two workers."""
         stream = self._new(decode)
-        decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, prefill.ref))
+        own = structs.replace(prefix, kept_tokens=0, source=None)
+        decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, prefill.ref, prefix=own))
         prefill.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, handoff=True, prefix=prefix))
         return stream
 
@@ -216,19 +235,25 @@ class Workers:
         prompt: tuple[int, ...],
         sampling: SamplingParams,
         prefix: Prefix = Prefix(),  # noqa: B008 # frozen
+        priority: int = 0,
     ) -> Stream:
         """A request on one worker."""
         stream = self._new(decode)
-        decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, prefix=prefix))
+        decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, priority, prefix=prefix))
         return stream
 
     def resumed(
-        self, decode: Worker, prompt: tuple[int, ...], had: tuple[int, ...], sampling: SamplingParams
+        self,
+        decode: Worker,
+        prompt: tuple[int, ...],
+        had: tuple[int, ...],
+        sampling: SamplingParams,
+        prefix: Prefix = Prefix(),  # noqa: B008 # frozen
     ) -> Stream:
         """A request that has got some tokens elsewhere."""
         stream = self._new(decode)
         ids = TokenIds.of((*prompt, *had))
-        decode.caller.send(Submit(stream.request_id, ids, sampling, generated=len(had)))
+        decode.caller.send(Submit(stream.request_id, ids, sampling, generated=len(had), prefix=prefix))
         return stream
 
     def _new(self, decode: Worker) -> Stream:

@@ -125,7 +125,7 @@ class Ranks:
             if row.page_offset == 0 and row.new_pages:
                 self.tables[row.slot] = []
             table = self.tables[row.slot]
-            assert len(table) == row.page_offset
+            assert len(table) == row.page_offset or not row.new_pages
             table.extend(row.new_pages)
             stop = row.start + len(row.token_ids)
             assert len(table) * LIMITS.page_size >= stop

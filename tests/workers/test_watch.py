@@ -62,8 +62,8 @@ def test_a_measured_step_waits_for_nothing(monkeypatch: pytest.MonkeyPatch) -> N
     # The device is still at the measured step: its events can't be read, and the next waits for its turn.
     assert not _step(watch, 11.0)
     device.passed = 5
-    assert dict(watch.phases) == {"transfer": 2.0, "draft": 0.0, "forward": 1.0, "sample": 1.0}
+    assert dict(watch.phases) == {"transfer": 2.0, "draft": 0.0, "launch": 0.0, "forward": 1.0, "sample": 1.0}
     assert _step(watch, 11.1)
     device.passed = 10
     assert _step(watch, 12.1)
-    assert dict(watch.phases) == {"transfer": 4.0, "draft": 0.0, "forward": 2.0, "sample": 2.0}
+    assert dict(watch.phases) == {"transfer": 4.0, "draft": 0.0, "launch": 0.0, "forward": 2.0, "sample": 2.0}

@@ -157,12 +157,14 @@ STEP_PAST = _worker(
 STEP_SAMPLED = _worker("ling_step_sampled_tokens_total", "counter", "tokens", "Tokens sampled in steps")
 STEP_PHASES = _worker(
     "ling_step_phase_seconds_total", "counter", "seconds",
-    "Where the leader's time goes: plan, ranks (they compute, and tokens go to routers), take (their results)",
+    "Where a step's time goes: schedule (planning it, beside the step before where that is possible), compute (on the "
+    "ranks), emit (taking its results), idle (the ranks had nothing to do between the step before and this one)",
     "phase",
 )  # fmt: skip
 RANK_PHASES = _worker(
     "ling_rank_phase_seconds_total", "counter", "seconds",
-    "Where rank 0's time goes: transfer, draft, forward, sample; in one step a second, which waits for its device",
+    "Where rank 0's time goes in one step a second: transfer, draft, forward, sample on its device; launch is the "
+    "host's time until a GPU has all of the forward pass",
     "phase",
 )  # fmt: skip
 QUEUE_SECONDS = _worker(

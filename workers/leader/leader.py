@@ -50,7 +50,7 @@ from workers.cache.opening import Disk, open_disk
 from workers.config import WorkerConfig
 from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
 from workers.leader.clients import Client, Clients
-from workers.leader.figures import WorkerFigures
+from workers.leader.figures import UnderWay, WorkerFigures
 from workers.leader.files import Files
 from workers.leader.grammars import GrammarDesk
 from workers.leader.handoffs import HandOffs
@@ -61,6 +61,7 @@ from workers.leader.ranks import Event, Launch, Ranks
 from workers.leader.resumable import Resumable
 from workers.model.config import LingConfig
 from workers.model.files import weights_id
+from workers.schedule.builder import InFlight
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import (
@@ -101,6 +102,8 @@ class Leader:
         self._disk: Disk | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
+        self._next: UnderWay | None = None  # the ranks have it already
+        self._back: float | None = None  # when the latest result came; None once there is nothing to do
         self._unpublished: list[SeqOutput] = []  # of the latest step: sent once the ranks have the next one
 
     async def start(self, launch: Launch) -> None:
@@ -209,26 +212,45 @@ class Leader:
             self._ranks.lost.result()
 
     async def _step(self) -> None:
-        began = time.monotonic()
-        if self._draining:
-            self._perform(self._handoffs.move_away(began))
-        step = self._scheduler.plan(began)
-        plan = self._handoffs.with_links(step.plan)
-        if plan.empty:
+        under_way, self._next = self._next, None
+        if under_way is None:
+            now = time.monotonic()
+            if self._draining:
+                self._perform(self._handoffs.move_away(now))
+            under_way = self._send(self._scheduler.plan(now), now)
+            if under_way is not None and self._back is not None:
+                under_way = replace(under_way, idle_s=under_way.begun - self._back)
+        if under_way is None:
+            self._back = None
             self._publish([])
             self._wake.clear()
             return
-        self._ranks.send(plan)
-        sent = time.monotonic()
         # While the ranks compute, so that they never wait for it.
         self._publish([])
-        self._perform(self._handoffs.planned(plan, sent))
+        ahead = None
+        if not self._draining:  # else the next step waits for the results, for sequences move between two steps
+            now = time.monotonic()
+            planned = self._scheduler.plan_ahead(under_way.step, now)
+            ahead = self._send(planned, now) if planned is not None else None
         result = await self._ranks.result()
-        back = time.monotonic()
-        outputs = self._scheduler.update(step, result, back)
+        back = self._back = time.monotonic()
+        outputs = self._scheduler.update(under_way.step, result, back)
         self._unpublished += outputs
-        self.figures.stepped(plan, sum(map(len, result.tokens)), began, sent, back, time.monotonic())
+        if ahead is not None:
+            self._next = replace(ahead, step=self._scheduler.follow(ahead.step, under_way.step, result), begun=back)
+        plan = under_way.step.plan
+        self.figures.stepped(plan, sum(map(len, result.tokens)), under_way, back, time.monotonic())
         self._perform(self._handoffs.stepped(outputs, plan.exports, back))
+
+    def _send(self, step: InFlight, began: float) -> UnderWay | None:
+        """Give the ranks a step, and peers what it asks of them; None if there is nothing to do."""
+        plan = self._handoffs.with_links(step.plan)
+        if plan.empty:
+            return None
+        self._ranks.send(plan)
+        sent = time.monotonic()
+        self._perform(self._handoffs.planned(plan, sent))
+        return UnderWay(step, sent - began, sent)
 
     def _perform(self, actions: Iterable[Action]) -> None:
         """What follows from an event of a hand-off."""

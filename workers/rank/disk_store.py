@@ -1,4 +1,4 @@
-"""A rank's part of a kept snapshot in a file: written at once or not at all, and checked when it is read."""
+"""A rank's part of a kept snapshot in a file: written completely or not at all, and checked when it is read."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ from workers.rank.state_codec import Packed, StateCodec
 
 
 class DamagedFileError(RuntimeError):
-    """A file does not hold what was written."""
+    """A file is damaged: it differs from what was written."""
 
 
 def write_part(
@@ -54,10 +54,10 @@ def write_part(
 
 
 def read_part(file: str, rank: int, tp: int, position: int) -> tuple[list[tuple[int, Tensor]], Packed, StateCodec]:
-    """The shards of the first `position` latents that are this rank's, its state after them, and how that is packed.
+    """Read this rank's shards of the first `position` latents, its state after them, and how that is packed.
 
-    The file may hold a snapshot that was split over another number of ranks. DamagedFileError if it is not what was
-    written, or has no state there.
+    The file may hold a snapshot that was split over another number of ranks. DamagedFileError if the file differs from
+    what was written, or has no state there.
     """
     path = Path(rank_file(file, rank, tp))
     try:
@@ -96,7 +96,7 @@ def _share(rows: Tensor, rank: int, tp: int) -> Tensor:
 
 
 def erase_part(file: str, rank: int, tp: int) -> None:
-    """Remove this rank's file, if it is there."""
+    """Remove this rank's file if there is one."""
     with contextlib.suppress(OSError):
         Path(rank_file(file, rank, tp)).unlink(missing_ok=True)
 

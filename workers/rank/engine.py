@@ -14,9 +14,10 @@ from workers.collectives.base import Solo
 from workers.config import WorkerConfig
 from workers.model.files import weights_id
 from workers.rank.build import build_rank
+from workers.schedule.builder import InFlight
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import FetchFailed, Received, WriteFailed, Written
+from workers.schedule.step import FetchFailed, Received, StepPlan, WriteFailed, Written
 from workers.sizes import limits_of
 
 
@@ -45,6 +46,8 @@ class Engine:
         self._grammars = built.grammars
         self.host = built.host
         self._ids = itertools.count()
+        # The next step, if it was planned ahead: its plan as the runner takes it, and as the scheduler does.
+        self._next: tuple[StepPlan, InFlight] | None = None
 
     def generate(self, prompts: Seq[Seq[int]], sampling: Seq[SamplingParams]) -> list[Completion]:
         """Run all prompts together, each with its own sampling; answers in the same order."""
@@ -72,14 +75,23 @@ class Engine:
         return request_id
 
     def step(self) -> list[SeqOutput]:
-        """One step over whatever is queued and running."""
+        """One step over whatever is queued and running. The one after it is planned first, as a leader does."""
         self._take_events(wait=False)
-        step = self.scheduler.plan(time.monotonic())
-        if step.plan.empty:
-            # All that is here waits for host memory.
-            self._take_events(wait=bool(self.scheduler.sequences))
-            return []
-        return self.scheduler.update(step, self._runner.step(step.plan), time.monotonic())
+        if self._next is None:
+            step = self.scheduler.plan(time.monotonic())
+            if step.plan.empty:
+                # All that is here waits for host memory.
+                self._take_events(wait=bool(self.scheduler.sequences))
+                return []
+            self._next = step.plan, step
+        plan, step = self._next
+        ahead = self.scheduler.plan_ahead(step, time.monotonic())
+        result = self._runner.step(plan)
+        outputs = self.scheduler.update(step, result, time.monotonic())
+        self._next = (ahead.plan, self.scheduler.follow(ahead, step, result)) if ahead else None
+        if self._next and not self.scheduler.sequences:
+            outputs += self.step()
+        return outputs
 
     def _take_events(self, wait: bool) -> None:
         while wait or not self._events.empty():

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 
 import torch
@@ -18,8 +19,10 @@ from workers.rank.expert_load import ExpertLoad
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import Capture, DecodeGraphs
 from workers.rank.host_store import HostStore
+from workers.rank.latest import Latest
 from workers.rank.sampler import Run, Sampled, Sampler, token_logprobs
 from workers.rank.watch import StepWatch
+from workers.schedule.ahead import outcomes
 from workers.schedule.step import Commit, Export, Install, Moved, RankStats, Row, StepPlan, StepResult
 from workers.transfer import snapshot
 from workers.transfer.device import used_here
@@ -60,6 +63,7 @@ class Runner:
         self._device = caches.latent.device
         self._page_table = torch.zeros(slots + 1, max_pages, dtype=torch.int32, device=self._device)
         self._sampler = Sampler(model.config.vocab_size, slots, self._device, grammars)
+        self._latest = Latest(collectives, self._device)
         self._watch = StepWatch(self._device)
         self._experts = ExpertLoad(model.config, collectives.size, self._device)
         self._drafter = Drafter(model, caches, self._page_table) if model.config.drafts else None
@@ -73,6 +77,9 @@ class Runner:
     def step(self, plan: StepPlan) -> StepResult:
         """Run one plan. Every rank runs the same plans in the same order; rank 0's result counts."""
         begun = time.monotonic()
+        if plan.ahead is not None:
+            rows, commits = self._latest.go_on(plan.ahead, plan.rows)
+            plan = replace(plan, rows=rows, commits=commits)
         graphs = self._graphs if self._graphs is not None and self._graphs.serves(plan.rows) else None
         uncaptured = graphs is not None and plan.step % _COUNT_EVERY == 0
         if uncaptured:
@@ -82,7 +89,7 @@ class Runner:
         counting = (uncaptured or (watched and graphs is None)) and self._collectives.rank == 0
         self._before(plan)
         self._watch.lap("transfer")
-        sampled = Sampled([], [], {})
+        sampled = Sampled([], [], {}, [])
         prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
         if plan.rows:
             if counting:
@@ -94,14 +101,17 @@ class Runner:
         if counting:
             self._model.count_experts(None)
             self._experts.settle()
-        return StepResult(
+        result = StepResult(
             step=plan.step,
             tokens=tuple(map(tuple, sampled.tokens)),
             logprobs=tuple(map(tuple, sampled.logprobs)),
             prompt_logprobs=tuple(prompt_logprobs),
             elapsed_s=time.monotonic() - begun,
             failures=tuple(sampled.failures.items()),
+            stopped=tuple(sampled.stopped),
         )
+        self._latest.took(plan.rows, outcomes(result))
+        return result
 
     def _compute(self, plan: StepPlan, graphs: DecodeGraphs | None) -> tuple[Sampled, list[tuple[TokenLogprob, ...]]]:
         """The rows: what was sampled of them, and the log-probabilities of prompts."""
@@ -115,11 +125,12 @@ class Runner:
         self._watch.lap("draft")
         ids = self._ids(plan.rows, drafts)
         hidden = graphs(plan.rows, ids) if graphs else self._model.forward(self._batch(plan.rows, ids), self._caches)
+        self._watch.launched()
         self._verified = self._verified_of(plan.rows)
         if self._drafter is not None:
             self._drafter.take(plan.rows, ids, hidden)
         self._watch.lap("forward")
-        sampled = Sampled([], [], {})
+        sampled = Sampled([], [], {}, [])
         if any(r.sample for r in plan.rows):
             logits = self._model.logits(self._sampled_of(plan.rows, hidden))
             if self._collectives.rank == 0:

@@ -55,12 +55,14 @@ class Run:
 class Sampled:
     """One item a run: the tokens it gained, and as many log-probabilities where they were asked for.
 
-    failures: runs whose sequences can't go on, and why; their tokens mean nothing.
+    failures: runs whose sequences can't go on, and why; their tokens mean nothing. stopped: runs whose last token is a
+    stop token.
     """
 
     tokens: list[list[int]]
     logprobs: list[list[TokenLogprob]]
     failures: dict[int, str]
+    stopped: list[int]
 
 
 class Sampler:
@@ -111,7 +113,7 @@ class Sampler:
         from the model's own distribution by the noise of its seed and position. (That is rejection sampling where a
         draft is a single guess: it stands with the probability the model gives it.)
         """
-        sampled = Sampled([[] for _ in runs], [[] for _ in runs], {})
+        sampled = Sampled([[] for _ in runs], [[] for _ in runs], {}, [])
         firsts = list(accumulate((1 + run.drafts for run in runs), initial=0))
         drafted: list[list[int]] | None = None
         # A run whose next token depends on those before it, by penalties or a grammar, goes on token by token.
@@ -144,6 +146,10 @@ class Sampler:
             wave = goes_on
         for i in sampled.failures:
             sampled.tokens[i] = [0]
+        for i, (run, tokens) in enumerate(zip(runs, sampled.tokens, strict=True)):
+            slot = self._slots[run.slot]
+            if tokens[-1] in slot.sampling.stop_token_ids and slot.may_end(run.position + len(tokens) - 1):
+                sampled.stopped.append(i)
         self._tell_logprobs(logits, runs, firsts, sampled)
         return sampled
 

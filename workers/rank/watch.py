@@ -1,4 +1,4 @@
-"""Where a rank's time goes: one step a second is measured by its phases, the others are left alone."""
+"""Measures where a rank's time goes: one step a second is measured by phases, the others are not."""
 
 import time
 from typing import Protocol, cast
@@ -6,17 +6,17 @@ from typing import Protocol, cast
 import torch
 
 _EVERY_S = 1.0
-PHASES = ("transfer", "draft", "forward", "sample")
+PHASES = ("transfer", "draft", "launch", "forward", "sample")
 
 
 class Mark(Protocol):
-    """A moment in the work of a device, as `torch.cuda.Event` notes it."""
+    """A moment in a device's work, with the interface of `torch.cuda.Event`."""
 
     def query(self) -> bool:
-        """Whether the device has come to it."""
+        """Whether the device has reached it."""
 
     def elapsed_time(self, later: "Mark", /) -> float:
-        """Milliseconds from it to a later one; the device has come to both."""
+        """Milliseconds from it to a later mark; the device must have reached both."""
 
 
 class StepWatch:
@@ -29,6 +29,7 @@ class StepWatch:
     def __init__(self, device: torch.device) -> None:
         self._cuda = device.type == "cuda"
         self._due = 0.0
+        self._begun = 0.0
         # The measured step's start, then each phase with the mark at its end.
         self._start: Mark | None = None
         self._laps: list[tuple[str, Mark]] = []
@@ -36,26 +37,35 @@ class StepWatch:
         self.on = False
 
     def begin(self, now: float) -> bool:
-        """A step begins; whether it is measured. It is not while the device is still busy with the one before."""
+        """A step begins; returns whether it is measured.
+
+        It is not while the device is still busy with the previous one.
+        """
         self.on = now >= self._due and self._settle()
         if self.on:
             self._due = now + _EVERY_S
+            self._begun = now
             self._start = self._mark()
         return self.on
 
     def lap(self, phase: str) -> None:
-        """What was done since the last lap was this."""
+        """Assign the time since the last lap to this phase."""
         if self.on:
             self._laps.append((phase, self._mark()))
 
+    def launched(self) -> None:
+        """The device has all of the forward pass: on a GPU the host is ahead of it."""
+        if self.on and self._cuda:
+            self._seconds["launch"] += time.monotonic() - self._begun
+
     @property
     def phases(self) -> tuple[tuple[str, float], ...]:
-        """Seconds of the measured steps that the device has done, by phase."""
+        """The seconds of the measured steps that the device has finished, by phase."""
         self._settle()
         return tuple(self._seconds.items())
 
     def _settle(self) -> bool:
-        """Take over the last measured step's times; False if the device has not done it yet."""
+        """Take over the last measured step's times; False if the device has not finished it yet."""
         if self._laps and not self._laps[-1][1].query():
             return False
         last = self._start
@@ -75,7 +85,7 @@ class StepWatch:
 
 
 class _Instant:
-    """A moment of a CPU, which is done with what came before."""
+    """A moment of a CPU, which has always finished the work before it."""
 
     def __init__(self) -> None:
         self._at = time.monotonic()

@@ -1,23 +1,25 @@
-"""What a router is told of a sequence: sampled tokens, or its end. Pure."""
+"""Makes the outputs that routers get of a sequence: sampled tokens, or its end. Pure."""
 
 from wire.protocol import Finish, SeqOutput, Timings
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import StepResult
 
 
-def sampled_output(seq: Sequence, result: StepResult, at: int, max_model_len: int, now: float) -> SeqOutput:
-    """Append the tokens at index `at` of a step's result to their sequence; what its router is told of them.
+def sampled_output(seq: Sequence, result: StepResult, at: int, now: float) -> SeqOutput:
+    """Append the tokens at index `at` of a step's result to their sequence; returns the output for its router.
 
-    Tokens behind the one that ends it are left out.
+    Tokens after the one that ends the sequence are left out.
     """
-    offset = seq.generated
+    offset, gained = seq.generated, result.tokens[at]
     finish = None
-    for token in result.tokens[at]:
+    for n, token in enumerate(gained, 1):
         seq.tokens.append(token)
-        finish = _finish(seq, token, max_model_len)
+        finish = _finish(seq, token)
         if finish:
+            gained = gained[:n]
             break
-    gained = tuple(seq.tokens[seq.prompt_tokens + offset :])
+    if finish is None and seq.first_token:  # as nearly always
+        return SeqOutput(seq.request_id, offset, gained, result.logprobs[at] if result.logprobs else ())
     first = not seq.first_token
     if first:
         seq.first_token = now
@@ -37,7 +39,7 @@ def sampled_output(seq: Sequence, result: StepResult, at: int, max_model_len: in
 
 
 def ended_output(seq: Sequence, finish: Finish, now: float, error: str | None, unservable: bool) -> SeqOutput:
-    """What its router is told of a sequence that ends without a token."""
+    """The output of a sequence that ends without a token."""
     return SeqOutput(
         request_id=seq.request_id,
         offset=seq.generated,
@@ -48,12 +50,10 @@ def ended_output(seq: Sequence, finish: Finish, now: float, error: str | None, u
     )
 
 
-def _finish(seq: Sequence, token: int, max_model_len: int) -> Finish | None:
+def _finish(seq: Sequence, token: int) -> Finish | None:
     if token in seq.sampling.stop_token_ids and seq.generated > seq.sampling.min_tokens:
         return "stop"
-    if seq.generated >= seq.sampling.max_tokens or len(seq.tokens) >= max_model_len:
-        return "length"
-    return None
+    return "length" if len(seq.tokens) >= seq.most else None
 
 
 def _timings(seq: Sequence, now: float) -> Timings:

@@ -9,6 +9,7 @@ freed while a plan is under way may go to the next plan at once.
 
 import bisect
 from collections.abc import Sequence as Seq
+from dataclasses import replace
 
 from msgspec import structs
 
@@ -19,6 +20,7 @@ from workers.cache.cache import PrefixCache
 from workers.cache.moves import Copy
 from workers.cache.pins import Pins
 from workers.cache.totals import Origin
+from workers.schedule.ahead import Going, going_on, outcomes, rows_ahead
 from workers.schedule.beginning import Beginning, find
 from workers.schedule.builder import InFlight, StepBuilder
 from workers.schedule.drafting import Drafting
@@ -27,7 +29,7 @@ from workers.schedule.lending import Lent
 from workers.schedule.limits import Limits
 from workers.schedule.outputs import ended_output, sampled_output
 from workers.schedule.sequence import Sequence, State
-from workers.schedule.step import Discard, Install, Row, StepResult
+from workers.schedule.step import Ahead, Discard, Install, Row, StepResult
 
 
 def _queue_key(seq: Sequence) -> tuple[int, int]:
@@ -57,6 +59,8 @@ class Scheduler:
         self.moving = Pins()  # snapshots of sequences that go on elsewhere, by request
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
+        self._going: Going | None = None  # while a step is planned ahead
+        self._wants_places = False  # places of sequences whose results are not known
         self.steps = 0
         self.preempted = 0
         self._order = 0
@@ -72,6 +76,7 @@ class Scheduler:
             raise ValueError(f"request {seq.request_id} is here already")
         seq.order = self._order
         self._order += 1
+        seq.most = min(seq.prompt_tokens + seq.sampling.max_tokens, self.limits.max_model_len)
         seq.digests = PageDigests(self.limits.page_size, seq.scope)
         self.sequences[seq.request_id] = seq
         bisect.insort(self._queue, seq, key=_queue_key)
@@ -239,15 +244,51 @@ class Scheduler:
     # Deciding a step
 
     def plan(self, now: float) -> InFlight:
-        """The next step; its plan is `empty` if there is nothing to do. Answer one that has rows with `update`."""
+        """The next step; its plan is `empty` if there is nothing to do. Answer one that has rows with `update`.
+
+        The results of all steps before are known.
+        """
+        self._wants_places = False
+        return self._plan(now, None)
+
+    def plan_ahead(self, behind: InFlight, now: float) -> InFlight | None:
+        """The step after one that is under way, the only one; None where that one's results must be known first.
+
+        Sequences that decode there go on here. Others begin as far as there is room: none is preempted.
+        """
+        if self._wants_places:
+            return None
+        going = going_on(behind.plan.rows, behind.rows, self.sequences, self.limits.page_size)
+        if going is None or not self.drafting.stay(going.drafts, going.count, self.limits.max_step_tokens):
+            return None
+        if not self.cache.make_pages(sum(missing for _, missing in going.short), now):
+            return None
+        for seq, missing in going.short:
+            seq.pages += self.pages.take(missing)
+        return self._plan(now, going)
+
+    def follow(self, ahead: InFlight, behind: InFlight, result: StepResult) -> InFlight:
+        """A step planned ahead, with all its rows. result: of the step before, `update`d already."""
+        assert ahead.plan.ahead is not None
+        # The ranks commit what they have verified by themselves.
+        self.drafting.commits.clear()
+        sampled = [(row, of) for row, of in zip(behind.plan.rows, behind.rows, strict=True) if row.sample]
+        rows, places = rows_ahead([row for row, _ in sampled], outcomes(result), ahead.plan.ahead, ahead.plan.rows)
+        return InFlight(
+            replace(ahead.plan, ahead=None, rows=tuple(rows)),
+            tuple(sampled[at][1] if at >= 0 else ahead.rows[-1 - at] for at in places),
+        )
+
+    def _plan(self, now: float, going: Going | None) -> InFlight:
+        self._going = going
         step = StepBuilder(
-            self.limits.max_step_tokens,
+            self.limits.max_step_tokens - (going.count * (1 + going.drafts) if going else 0),
             self.limits.page_size,
             lambda seq, position: self.cache.reserve(seq.known, position, now),
             self._may_leave,
         )
         self.keeping.lend(step, lambda tokens: not self.limits.staging.full(self._leaving(), tokens))
-        drafts = self.drafting.each(self._active, step.budget)
+        drafts = 0 if going else self.drafting.each(self._active, step.budget)
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
             self._continue(priority, step, drafts, now)
@@ -263,38 +304,49 @@ class Scheduler:
             self.cache.disk.take_changes(),
             self._discards,
             self._installs,
+            self._ahead(going) if going else None,
         )
         self.keeping.planned()
         self.drafting.commits.clear()
         self._discards.clear()
         self._installs.clear()
+        self._going = None
         self.steps += 1
         return in_flight
+
+    def _ahead(self, going: Going) -> Ahead:
+        pages = []
+        for seq, _ in going.short:
+            new = seq.pages[seq.pages_on_ranks :]
+            pages += [(seq.slot, seq.pages_on_ranks + n, page) for n, page in enumerate(new)]
+            seq.pages_on_ranks = len(seq.pages)
+        return Ahead(going.ended, tuple(pages))
 
     def update(self, in_flight: InFlight, result: StepResult, now: float) -> list[SeqOutput]:
         """Take a step's results; what they mean for each sequence. Sequences ended meanwhile are passed over."""
         self._measure(in_flight, result)
         outputs: list[SeqOutput] = []
-        sampled = 0
+        sampled, here = 0, self.sequences
         failures = dict(result.failures)
         for index, (row, (seq, epoch)) in enumerate(zip(in_flight.plan.rows, in_flight.rows, strict=True)):
             at = sampled
             sampled += row.sample
-            if self.sequences.get(seq.request_id) is not seq or seq.epoch != epoch:
+            if here.get(seq.request_id) is not seq or seq.epoch != epoch:
                 for _, slot in row.keeps:
                     self.cache.release(slot)
                 continue
             # Of a row with drafts it is not known before its tokens are taken how far it stands.
-            seq.computed = row.start + len(row.token_ids)
-            if seq.computed <= seq.prompt_tokens:
-                self.cache.index.note(seq.known, seq.computed)
-            for count, slot in row.keeps:
-                self.cache.keep(seq.known, row.start + count, seq.pages, slot, now, state_in=slot)
+            seq.computed = computed = row.start + len(row.token_ids)
+            if computed <= seq.prompt_tokens:
+                self.cache.index.note(seq.known, computed)
+            if row.keeps:
+                for count, slot in row.keeps:
+                    self.cache.keep(seq.known, row.start + count, seq.pages, slot, now, state_in=slot)
             if seq.keeps:
-                seq.keeps = [p for p in seq.keeps if p > seq.computed]
+                seq.keeps = [p for p in seq.keeps if p > computed]
             if result.prompt_logprobs:
                 seq.prompt_logprobs.extend(result.prompt_logprobs[index])
-            if row.sample and at in failures:
+            if failures and row.sample and at in failures:
                 outputs.append(self._end(seq, "error", now, failures[at], unservable=True))
             elif row.sample:
                 outputs.append(self._sampled(seq, row, result, at, now))
@@ -328,8 +380,8 @@ class Scheduler:
 
     def _measure(self, in_flight: InFlight, result: StepResult) -> None:
         self._step_s = seconds = result.elapsed_s
-        tokens = sum(len(r.token_ids) for r in in_flight.plan.rows)
-        if any(len(r.token_ids) > 1 for r in in_flight.plan.rows):
+        tokens = sum([len(r.token_ids) for r in in_flight.plan.rows])
+        if tokens > len(in_flight.plan.rows):
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
         elif tokens:
@@ -363,9 +415,13 @@ class Scheduler:
 
     def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> None:
         """Rows for what runs at a priority, with so many drafts where a sequence can take them."""
+        if self._going and len(self._going.busy) == len(self._active):
+            return
         single: list[Sequence] = []
         several: list[Sequence] = []
         for seq in self._active:
+            if self._going and seq in self._going.busy:
+                continue
             if seq.priority == priority and (pending := seq.pending):
                 (single if pending == 1 else several).append(seq)
         for seq in single:
@@ -490,6 +546,9 @@ class Scheduler:
         if self.slots.free and self.cache.make_pages(pages, now):
             return True
         yielding = self._yielding(priority)
+        if self._going and yielding:
+            self._wants_places = True
+            return False
         there = self.pages.free + self.pages.reclaimable
         if there + sum(self.pages.owned(s.pages) for s in yielding) < pages or not (self.slots.free or yielding):
             return False
@@ -511,6 +570,9 @@ class Scheduler:
             if self.cache.make_pages(1, now):
                 seq.pages += self.pages.take(1)
                 continue
+            if self._going:
+                self._wants_places = True
+                return False
             victim = max((*self._active, *self._yielding(seq.priority)), key=_queue_key)
             self._preempt(victim, now)
             if victim is seq:
@@ -584,7 +646,7 @@ class Scheduler:
             self.cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new", self._token_s)
 
     def _sampled(self, seq: Sequence, row: Row, result: StepResult, at: int, now: float) -> SeqOutput:
-        output = sampled_output(seq, result, at, self.limits.max_model_len, now)
+        output = sampled_output(seq, result, at, now)
         if row.drafts:
             self.drafting.verified(seq, row, len(output.token_ids), len(result.tokens[at]) - 1)
         if output.finish:

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import get_args
 
 from wire.codec import Codec
-from wire.protocol import Grammar, SamplingParams, TokenLogprob
+from wire.protocol import Data, Grammar, SamplingParams, TokenLogprob
 from workers.cache.moves import Copy, Drop, Erase, Fetch, Lend, Store, Write
 
 
-@dataclass(frozen=True, slots=True)
-class Row:
+class Row(Data, frozen=True):
     """One sequence's tokens in a step: `token_ids` at positions start, start+1, … in `slot`.
 
     new_pages: pages added to the slot's page table from index `page_offset` on, before the step.
@@ -43,6 +42,18 @@ class Commit:
 
     slot: int
     tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """The step was planned while the one before it ran: that one's rows go on behind the tokens they sample there.
+
+    A row goes on with as many drafts as before. It does not if it ends with a stop token or fails, or if its slot is
+    in `ended`. pages: (slot, index in the slot's page table, page) of every page that is added before the step.
+    """
+
+    ended: tuple[int, ...]
+    pages: tuple[tuple[int, int, int], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,10 +165,12 @@ class StepPlan:
     device when the step begins; saves: states of sequences that ended or yield, before their slots are used anew;
     writes from the host tier to disk; drops of the host tier, and files to erase; transfers, installs, fetches and
     lends; copies: kept states and pages that sequences begin from; admits; rows together in one forward pass, those
-    with drafts first; exports.
+    with drafts first; exports. ahead: rows that come before `rows`; the ranks then commit what they have verified by
+    themselves, and `commits` is empty.
     """
 
     step: int
+    ahead: Ahead | None = None
     commits: tuple[Commit, ...] = ()
     stores: tuple[Store, ...] = ()
     saves: tuple[Copy, ...] = ()
@@ -181,7 +194,8 @@ class StepPlan:
         """Nothing to do."""
         return not any(
             (
-                self.commits, self.saves, self.stores, self.writes, self.drops, self.erases, self.links, self.unlinks,
+                self.ahead, self.commits, self.saves, self.stores, self.writes, self.drops, self.erases, self.links,
+                self.unlinks,
                 self.discards, self.expects, self.fetches, self.lends, self.installs, self.copies, self.admits,
                 self.rows,
                 self.exports,
@@ -195,7 +209,7 @@ class StepResult:
 
     logprobs: as many for each row, or none where not asked. prompt_logprobs: one list a row, those of its `next_ids`.
     failures: indices into `tokens` of sequences that can't go on under their own grammar, and why; what was sampled for
-    them means nothing.
+    them means nothing. stopped: indices of those whose last token is one of their stop tokens.
     """
 
     step: int
@@ -204,6 +218,7 @@ class StepResult:
     prompt_logprobs: tuple[tuple[TokenLogprob, ...], ...]
     elapsed_s: float
     failures: tuple[tuple[int, str], ...] = ()
+    stopped: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

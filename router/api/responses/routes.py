@@ -10,6 +10,7 @@ from router.api.responses.folder import SharedFolder
 from router.api.responses.rows import Bounds
 from router.api.responses.store import ResponseStore
 from router.api.responses.stored import StoredResponses
+from router.api.responses.takeover import Takeover
 from router.config import RouterConfig
 from router.relay.gateway import Gateway
 from router.relay.sessions import Sessions
@@ -38,6 +39,7 @@ def keeping(gateway: Gateway) -> tuple[Create, StoredResponses, Sessions, Snapsh
     bounds = Bounds(config.max_responses, config.max_responses_bytes)
     store = ResponseStore(path / _FILE, bounds, config.database_url)
     background = Background(store)
+    gateway.alongside(Takeover(gateway, store, background))
 
     async def close() -> None:
         await background.close()

@@ -103,7 +103,7 @@ class Memory:
             if row.page_offset == 0 and row.new_pages:
                 self.tables[row.slot] = []
             table = self.tables[row.slot]
-            assert len(table) == row.page_offset
+            assert len(table) == row.page_offset or not row.new_pages
             table += row.new_pages
             state = self.states[row.slot] if row.start else ()
             # A state is the ids it has absorbed: it must be of exactly what the latents before it are of.

@@ -1,97 +1,289 @@
-"""The contract: wherever a sequence begins, and whatever runs or ends beside it, it gives the fresh run's tokens."""
+"""The contract: wherever a sequence begins, and whatever runs or ends beside it, it gives the fresh run's tokens.
 
+Temperature 0, fp32, a prefill and a decode worker. `python -m tests.workers.cache.test_contract` prints the matrix of
+docs/CACHE.md.
+"""
+
+import asyncio
+import itertools
 import random
-import time
-from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Literal
 
 import pytest
 
-from tests.workers.cache.test_engine_cache import engine, greedy, origins, prompt, run
+from tests.workers.harness import Stream, Worker, Workers, workers
+from tests.workers.test_worker import GAP, config, greedy
+from wire.digest import PageDigests
+from wire.protocol import Abort, Mark, Park, Prefix
 from workers.rank.engine import Engine
-from workers.schedule.sequence import Sequence, State
+from workers.schedule.sequence import State
 
-pytestmark = pytest.mark.process
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 
-NEW = 12
-BEGINNINGS = ("nothing", "device", "host", "branch", "forks", "preempted", "recovered")
+Ids = tuple[int, ...]
+Speculate = Literal["off"] | int
+NEW = 16
+DRIFT = 1e-4  # of a log-probability: chunks that are cut differently are summed in another order
+HAD = 5  # tokens of an answer that was begun elsewhere
+OTHERS = 16
+SHORT = 4  # tokens that each of them is answered
+BEGINNINGS = {
+    "fresh": "computed, nothing kept",
+    "prefix": "prefix hit",
+    "branch": "branch hit",
+    "host": "restored from host memory",
+    "returned": "returned from decode, continued by prefill",
+    "pulled": "pulled from a peer's host memory",
+    "preempted": "preempted and restored",
+    "forks": "4 forks at once",
+    "stayed": "handed off, its next turn on the decode worker alone",
+    "resumed": "begun elsewhere, continued behind a hit",
+}
+BESIDE = ("alone", "16 others at once", "aborts beside it")
+GROUPS: list[tuple[int, Speculate]] = [(1, "off"), (1, 3), (2, "off"), (2, 3)]
+_scopes = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def fresh() -> Engine:
-    return engine(states=0)
+@dataclass(frozen=True)
+class Asked:
+    """A prompt, and what a worker without a cache answers to it; its two best tokens are never nearly alike."""
+
+    prompt: Ids
+    answer: Ids
+    logprobs: tuple[float, ...]
 
 
-def submit(on: Engine, name: str, ids: list[int], new: int = NEW, had: int = 0, priority: int = 0) -> None:
-    on.scheduler.add(
-        Sequence(
-            request_id=name, tokens=list(ids), prompt_tokens=len(ids) - had, sampling=greedy(new), priority=priority,
-            order=0, handoff=False, source=None, arrived=time.monotonic(),
+def fresh(engine: Engine, prompts: list[Ids], new: int = NEW) -> list[Asked]:
+    """Those of the prompts that have no near tie."""
+    answers = engine.generate(prompts, [greedy(new)] * len(prompts))
+    return [
+        Asked(prompt, answer.token_ids, tuple(p.logprob for p in answer.logprobs))
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if all(p.top_logprobs[0] - p.top_logprobs[1] > GAP for p in answer.logprobs)
+    ]
+
+
+@dataclass(frozen=True)
+class Book:
+    """What is asked: two turns of a session, three prompts that part after 45 tokens, and what others ask beside."""
+
+    first: Asked
+    second: Asked
+    branches: list[Asked]
+    others: list[Asked]
+
+
+@cache
+def book() -> Book:
+    engine, rng = Engine(config(slots=16)), random.Random(5)
+
+    def some(length: int) -> Ids:
+        return tuple(rng.randrange(2, 256) for _ in range(length))
+
+    turns: list[Asked] = []
+    while not turns:
+        for first in fresh(engine, [some(70) for _ in range(16)]):
+            turns = [first, *fresh(engine, [(*first.prompt, *first.answer, *some(20)) for _ in range(16)])][:2]
+            if len(turns) == 2:
+                break
+        else:
+            turns = []
+    stem = some(45)
+    branches = fresh(engine, [(*stem, *some(6)) for _ in range(32)])[:3]
+    others = fresh(engine, [some(8 + i % 16) for i in range(2 * OTHERS)], SHORT)[:OTHERS]
+    assert (len(branches), len(others)) == (3, OTHERS)
+    return Book(turns[0], turns[1], branches, others)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A prefill and a decode worker, which all cells share: each has a scope of its own."""
+
+    started: Workers
+    prefill: Worker
+    decode: Worker
+
+
+@asynccontextmanager
+async def pair_of(tp: int, speculate: Speculate) -> AsyncIterator[Pair]:
+    kept: dict[str, object] = {"cache_states": 128, "cache_host_bytes": 1 << 30, "speculate": speculate}
+    async with workers() as started:
+        prefill, decode = await asyncio.gather(
+            started.start(config(tp, **kept), "prefill"), started.start(config(tp, **kept), "decode")
         )
-    )  # fmt: skip
+        yield Pair(started, prefill, decode)
 
 
-def prepared(beginning: str, first: list[int], stem: list[int]) -> Engine:
-    """An engine that keeps what the sequence is to begin from."""
-    cached = engine(states=1, host_bytes=1 << 30) if beginning == "host" else engine(states=60)
-    if beginning in ("device", "host", "recovered"):
-        run(cached, [first])
-    if beginning == "host":
-        run(cached, [prompt(200, 90)])  # takes the device's place
-    if beginning == "branch":
-        for n in range(2):
-            run(cached, [[*stem, *prompt(40 + n, 6)]])
-    return cached
+class Cell:
+    """One field of the matrix."""
+
+    def __init__(self, pair: Pair, beginning: str, beside: str) -> None:
+        self.pair, self.beginning, self.beside = pair, beginning, beside
+        self.scope = f"cell {next(_scopes)}"
+        self.drift = 0.0
+        first = book().first
+        self.end = len(first.prompt) + NEW - 1  # of the first turn: its last token was never computed
+
+    def split(self, prompt: Ids, pulls: bool = False, new: int = NEW) -> Stream:
+        """Over both workers. pulls: from what the decode worker keeps of the first turn."""
+        source = self.pair.decode.ref if pulls else None
+        prefix = Prefix((), self.scope, self.end if pulls else 0, source)
+        return self.pair.started.split(self.pair.prefill, self.pair.decode, prompt, greedy(new), prefix)
+
+    def whole(self, prompt: Ids, priority: int = 0, new: int = NEW) -> Stream:
+        """On the decode worker alone."""
+        prefix = Prefix(scope=self.scope)
+        return self.pair.started.whole(self.pair.decode, prompt, greedy(new), prefix, priority)
+
+    async def park(self) -> None:
+        """Take the end of the first turn off the decode worker's device."""
+        digests = PageDigests(16, self.scope)
+        ids = (*book().first.prompt, *book().first.answer)
+        digests.extend(ids)
+        mark, caller = Mark(self.end, digests.at(ids, self.end)), self.pair.decode.caller
+        caller.send(Park(1, mark))
+        await caller.until_kept(mark.position, mark.digest, "host")
+
+    async def prepare(self) -> None:
+        """What the sequence is to begin from."""
+        if self.beginning in ("prefix", "returned", "pulled", "stayed"):
+            await self.split(book().first.prompt).end()
+        if self.beginning in ("host", "resumed"):
+            await self.whole(book().first.prompt).end()
+        if self.beginning in ("host", "pulled"):
+            await self.park()
+        if self.beginning == "branch":
+            for branch in book().branches[:2]:
+                await self.split(branch.prompt).end()
+
+    async def run(self) -> None:
+        """AssertionError where a token differs, or the sequence did not begin where it was to."""
+        await self.prepare()
+        asked = book().branches[2] if self.beginning == "branch" else book().second
+        others, right = [], book().others
+        if self.beginning == "preempted":
+            wanted = [self.whole(asked.prompt, priority=9)]
+            await wanted[0].tokens(2)
+            # Those that take its place; where it is to be alone they are no more than it takes.
+            right = right[: 8 if self.beside == "alone" else OTHERS]
+            others = [self.whole(other.prompt, new=SHORT) for other in right]
+            await self.yielded(wanted[0])
+        else:
+            right = [] if self.beside == "alone" else right
+            others = [self.other(n) for n in range(len(right) // 2)]
+            wanted = self.begin(asked)
+            others += [self.other(n) for n in range(len(others), len(right))]
+        if self.beside == "aborts beside it":
+            for n, other in enumerate(others):
+                await other.tokens(n % 3)
+                for worker in (self.pair.prefill, self.pair.decode):
+                    worker.caller.send(Abort(other.request_id))
+            others = []
+        for stream in (*wanted, *others):
+            await stream.end()
+        had = HAD if self.beginning == "resumed" else 0
+        for stream in wanted:
+            assert stream.token_ids == asked.answer[had:]
+            differences = (abs(a - b) for a, b in zip(stream.logprobs, asked.logprobs[had:], strict=True))
+            self.drift = max(self.drift, *differences)
+        assert self.drift < DRIFT
+        for stream, expected in zip(others, right, strict=False):
+            assert stream.token_ids == expected.answer
+        self.check_begin(wanted)
+        for worker in (self.pair.prefill, self.pair.decode):
+            await worker.caller.idle(worker.info)
+            worker.leader._scheduler.cache.clear()
+
+    def begin(self, asked: Asked) -> list[Stream]:
+        prompt = asked.prompt
+        if self.beginning in ("host", "stayed"):
+            return [self.whole(prompt)]
+        if self.beginning == "resumed":
+            prefix = Prefix(scope=self.scope)
+            return [self.pair.started.resumed(self.pair.decode, prompt, asked.answer[:HAD], greedy(NEW), prefix)]
+        if self.beginning == "forks":
+            return [self.split(prompt) for _ in range(4)]
+        return [self.split(prompt, pulls=self.beginning in ("returned", "pulled"))]
+
+    def other(self, n: int) -> Stream:
+        """What runs beside it, half of it on one worker."""
+        prompt = book().others[n].prompt
+        return self.whole(prompt, new=SHORT) if n % 2 else self.split(prompt, new=SHORT)
+
+    async def yielded(self, stream: Stream) -> None:
+        """Wait until it has lost its places, and see that all it had computed is kept."""
+        scheduler = self.pair.decode.leader._scheduler
+        seq = scheduler.sequences[stream.request_id]
+        async with asyncio.timeout(60):
+            while seq.state is State.RUNNING:
+                await asyncio.sleep(0)
+        assert seq.state is State.QUEUED
+        kept = scheduler.cache.index.longest(seq.known, seq.reach)
+        assert kept is not None
+        assert kept.position > seq.prompt_tokens
+
+    def check_begin(self, wanted: list[Stream]) -> None:
+        """They began where they were to."""
+        begun = [stream.cached for stream in wanted]
+        prompt_end = len(book().second.prompt) - 1
+        expected = {
+            "fresh": [(0, None)],
+            "preempted": [(0, None)],
+            "prefix": [(len(book().first.prompt) - 1, "device")],
+            "branch": [(32, "device")],
+            "host": [(self.end, "host")],
+            "stayed": [(self.end, "device")],
+            "resumed": [(self.end, "device")],
+            "returned": [(self.end, "peer")],
+            "pulled": [(self.end, "peer")],
+            "forks": [(0, None), *[(prompt_end, "device")] * 3],
+        }
+        assert sorted(begun) == expected[self.beginning]
 
 
-def step_until_done(on: Engine, wanted: set[str], doomed: list[str], answers: dict[str, list[int]]) -> None:
-    steps = 0
-    while wanted & on.scheduler.sequences.keys():
-        for output in on.step():
-            answers[output.request_id] += output.token_ids
-        steps += 1
-        if doomed and steps % 2:
-            on.scheduler.remove(doomed.pop())
-    for name in doomed:
-        on.scheduler.remove(name)
+@pytest.fixture(scope="module", params=GROUPS, ids=[f"tp{tp}-drafts {drafts}" for tp, drafts in GROUPS])
+def pair(request: pytest.FixtureRequest) -> Iterator[tuple[asyncio.Runner, Pair]]:
+    with asyncio.Runner() as runner:
+        started = pair_of(*request.param)
+        both = runner.run(started.__aenter__())
+        yield runner, both
+        offered = both.decode.leader._scheduler.drafting.speculation.totals.offered
+        assert bool(sum(offered)) == (request.param[1] != "off")
+        runner.run(started.__aexit__(None, None, None))
 
 
-@pytest.mark.parametrize("beside", ["nobody", "16 others", "aborts"])
+@pytest.mark.parametrize("beside", BESIDE)
 @pytest.mark.parametrize("beginning", BEGINNINGS)
-def test_the_fresh_run_s_tokens(fresh: Engine, beginning: str, beside: str) -> None:
-    first, stem = prompt(1, 37), prompt(4, 45)
-    whole = [*first, *run(fresh, [first])[0], *prompt(10, 9)]
-    ids = [*stem, *prompt(42, 6)] if beginning == "branch" else whole
-    (expected,) = run(fresh, [ids])
-    cached = prepared(beginning, first, stem)
-    answers: dict[str, list[int]] = defaultdict(list)
-    stood_at = 0
-    had = 5 if beginning == "recovered" else 0
-    names = {f"wanted {n}" for n in range(4 if beginning == "forks" else 1)}
-    preempted = beginning == "preempted"
-    for name in names:
-        submit(cached, name, [*ids, *expected[:had]], had=had, priority=9 if preempted else 0)
-    while preempted and len(answers["wanted 0"]) < 3:
-        for output in cached.step():
-            answers[output.request_id] += output.token_ids
-    # What is beside it; a preempted one yields its slot to these.
-    count = 16 if beside != "nobody" else 8 if preempted else 0
-    others = {f"other {i}": prompt(100 + i, 20 + i) for i in range(count)}
-    right = run(fresh, list(others.values())) if beside != "aborts" else []
-    for name, other in others.items():
-        submit(cached, name, other)
-    while preempted and cached.scheduler.sequences["wanted 0"].state is State.RUNNING:
-        stood_at = cached.scheduler.sequences["wanted 0"].computed
-        for output in cached.step():
-            answers[output.request_id] += output.token_ids
-    assert not preempted or any(k.position == stood_at for k in cached.scheduler.cache.index)
-    doomed = list(others) if beside == "aborts" else []
-    random.Random(beginning).shuffle(doomed)
-    step_until_done(cached, names if doomed else {*names, *others}, doomed, answers)
-    for name in names:
-        assert tuple(answers[name]) == expected[had:]
-    if not doomed:
-        assert [tuple(answers[name]) for name in others] == right
-    hits = origins(cached)
-    if beginning in ("device", "host", "branch", "recovered", "forks"):
-        assert hits["host" if beginning == "host" else "device"] >= (3 if beginning == "forks" else 1)
-    assert cached.scheduler.slots.free == 8
+def test_the_fresh_run_s_tokens(pair: tuple[asyncio.Runner, Pair], beginning: str, beside: str) -> None:
+    runner, both = pair
+    runner.run(Cell(both, beginning, beside).run())
+
+
+async def matrix() -> None:
+    """Print it, once all of it holds; in each field without drafts, and with 3."""
+    held: set[tuple[int, Speculate, str, str]] = set()
+    drift = 0.0
+    for tp, speculate in GROUPS:
+        async with pair_of(tp, speculate) as pair:
+            for beginning, beside in itertools.product(BEGINNINGS, BESIDE):
+                cell = Cell(pair, beginning, beside)
+                await cell.run()
+                drift = max(drift, cell.drift)
+                held.add((tp, speculate, beginning, beside))
+    columns = list(itertools.product((1, 2), BESIDE))
+    print(f"| | {' | '.join(f'tp {tp}, {beside}' for tp, beside in columns)} |\n|---|{'---|' * len(columns)}")
+    for beginning, title in BEGINNINGS.items():
+        fields = (
+            " / ".join("equal" for drafts in ("off", 3) if (tp, drafts, beginning, beside) in held)
+            for tp, beside in columns
+        )
+        print(f"| {title} | {' | '.join(fields)} |")
+    print(f"\nLog-probabilities differ by {drift:.1e} at most.")
+
+
+if __name__ == "__main__":
+    asyncio.run(matrix())

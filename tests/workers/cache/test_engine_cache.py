@@ -59,32 +59,6 @@ def test_every_turn_of_a_session_hits_and_answers_alike(fresh: Engine, turns: li
     assert cached.scheduler.cache.totals.missed_tokens["new"] == 37 + 4 * 10
 
 
-def test_sixteen_others_beside_it_change_nothing(fresh: Engine, turns: list[list[int]]) -> None:
-    cached = engine(states=40)
-    others = [prompt(100 + i, 20 + i) for i in range(16)]
-    expected = run(fresh, others)
-    for ids in turns:
-        got = run(cached, [ids, *others])
-        assert got == [*run(fresh, [ids]), *expected]
-    assert origins(cached)["device"] >= 4 * 17
-
-
-def test_aborts_beside_it_change_nothing(fresh: Engine, turns: list[list[int]]) -> None:
-    cached = engine(states=40)
-    for n, ids in enumerate(turns):
-        doomed = [cached.add([*ids, *prompt(n, i + 1)], greedy(12)) for i in range(4)]
-        wanted = cached.add(ids, greedy(12))
-        tokens: list[int] = []
-        steps = 0
-        while wanted in cached.scheduler.sequences:
-            for output in cached.step():
-                tokens += output.token_ids if output.request_id == wanted else ()
-            steps += 1
-            if doomed and steps % 2:
-                cached.scheduler.remove(doomed.pop())
-        assert [tuple(tokens)] == run(fresh, [ids])
-
-
 def test_forks_share_their_prompt_and_answer_alike(fresh: Engine) -> None:
     cached = engine()
     ids = prompt(3, 50)

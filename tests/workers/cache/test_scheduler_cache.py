@@ -2,6 +2,7 @@
 
 import random
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 
 import pytest
 from hypothesis import example, given, settings
@@ -12,13 +13,15 @@ from wire.protocol import Mark, SamplingParams, SeqOutput
 from workers.cache.budget import Budget
 from workers.cache.disk import Place
 from workers.cache.disk_folder import Left
+from workers.schedule.builder import InFlight
 from workers.schedule.keeping import PullError
 from workers.schedule.limits import Limits, Staging
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
-from workers.schedule.step import StepPlan, StepResult
+from workers.schedule.step import Commit, StepPlan, StepResult
 
 SIZE = 4
+STOPS = (111, 118, 129)
 
 
 def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: int = 0, drafts: int = 0) -> Limits:
@@ -29,10 +32,19 @@ def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: in
     )  # fmt: skip
 
 
-class Worker:
-    """A scheduler, and what its ranks would hold."""
+def cut(ids: tuple[int, ...]) -> tuple[int, ...]:
+    """A run up to its first stop token."""
+    ends = [n for n, token in enumerate(ids, 1) if token in STOPS]
+    return ids[: ends[0]] if ends else ids
 
-    def __init__(self, of: Limits) -> None:
+
+class Worker:
+    """A scheduler, and what its ranks would hold. ahead: many a step is planned while the one before runs."""
+
+    def __init__(self, of: Limits, ahead: bool = False) -> None:
+        self.ahead = ahead
+        self.next: InFlight | None = None
+        self.planned_ahead = 0
         self.scheduler = Scheduler(of)
         if of.cache.disk_bytes:
             self.scheduler.cache.open_disk(Place("/disk", "w", "l", "float32"), Left((), (), 0), 0.0)
@@ -60,7 +72,8 @@ class Worker:
         self.scheduler.add(
             Sequence(
                 request_id=name, tokens=list(ids), prompt_tokens=len(ids),
-                sampling=SamplingParams(max_tokens=new, seed=0), priority=priority, order=0, handoff=handoff,
+                sampling=SamplingParams(max_tokens=new, seed=0, stop_token_ids=STOPS if self.ahead else ()),
+                priority=priority, order=0, handoff=handoff,
                 source=source, arrived=0.0, boundaries=boundaries, scope=scope,
                 foreign=foreign, rewritten=rewritten,
             )
@@ -68,7 +81,8 @@ class Worker:
         return name
 
     def step(self, now: float = 0.0, between: "list[str] | None" = None) -> StepPlan:
-        flight = self.scheduler.plan(now)
+        flight, self.next = self.next or self.scheduler.plan(now), None
+        ahead = self.scheduler.plan_ahead(flight, now) if self.ahead and self.luck.random() < 0.8 else None
         # The right token at a position is 100 more than that; a wrong draft is -9.
         stand = [self.luck.randint(0, r.drafts) for r in flight.plan.rows]
         right = [[101 + r.start + n for n in range(s)] for r, s in zip(flight.plan.rows, stand, strict=True)]
@@ -81,9 +95,19 @@ class Worker:
             for r, ids in zip(flight.plan.rows, right, strict=True)
             if r.sample
         )
-        result = StepResult(flight.plan.step, tokens, ((),) * len(tokens), (), 0.001)
+        if self.ahead:
+            tokens = tuple(cut(ids) for ids in tokens)
+        stopped = tuple(at for at, ids in enumerate(tokens) if self.ahead and ids[-1] in STOPS)
+        result = StepResult(flight.plan.step, tokens, ((),) * len(tokens), (), 0.001, stopped=stopped)
         for output in self.scheduler.update(flight, result, now):
             self.take(output)
+        if ahead is not None:
+            self.planned_ahead += 1
+            self.next = self.scheduler.follow(ahead, flight, result)
+            # Which the ranks know by themselves.
+            sampled = [r for r in flight.plan.rows if r.sample]
+            stood = tuple(Commit(r.slot, len(t)) for r, t in zip(sampled, tokens, strict=True) if r.drafts)
+            self.next = replace(self.next, plan=replace(self.next.plan, commits=stood))
         self.check()
         return flight.plan
 
@@ -127,7 +151,10 @@ class Worker:
         assert scheduler.pages.reclaimable == len(kept - running)
         slots = [k.slot for k in cache.index if k.slot >= 0]
         assert len(set(slots)) == len(slots)
-        assert cache.slots.free == cache.slots.size - len(slots)
+        # A step that is under way writes states that are kept once its results are known.
+        due = self.next.plan if self.next else StepPlan(0)
+        written = [slot for row in due.rows for _, slot in row.keeps]
+        assert cache.slots.free == cache.slots.size - len(slots) - len(written)
         assert all(k.slot >= 0 or k in cache.host or k in cache.disk for k in cache.index)
         assert cache.disk.bytes <= cache.budget.disk_bytes
         assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
@@ -139,7 +166,7 @@ class Worker:
             if (
                 k.slot >= 0
                 and k.slot in self.memory.states
-                and not any(c.to_slot == k.slot for c in scheduler.keeping.saves)
+                and not any(c.to_slot == k.slot for c in (*scheduler.keeping.saves, *due.saves, *due.copies))
             ):
                 state = self.memory.states[k.slot]
                 assert len(state) == k.position
@@ -607,13 +634,19 @@ LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_fro
 
 @pytest.mark.parametrize(("host_bytes", "disk_bytes"), [(0, 0), (60, 0), (60, 150)])
 @settings(max_examples=200, deadline=None)
-@given(events=LIVES, seed=st.integers(0, 1_000_000), states=st.integers(0, 3), drafts=st.sampled_from((0, 3)))
+@given(
+    events=LIVES,
+    seed=st.integers(0, 1_000_000),
+    states=st.integers(0, 3),
+    drafts=st.sampled_from((0, 3)),
+    ahead=st.booleans(),
+)
 # A sequence begins from a snapshot on the host, which the one that yields its slot brings back to the device.
-@example(["handed", "fork", "pull", "new", "handed", "step", "new", "peer", "gone"], 5394, 2, 0)
+@example(["handed", "fork", "pull", "new", "handed", "step", "new", "peer", "gone"], 5394, 2, 0, False)
 def test_references_always_add_up_and_states_are_what_they_claim(
-    host_bytes: int, disk_bytes: int, events: list[str], seed: int, states: int, drafts: int
+    host_bytes: int, disk_bytes: int, events: list[str], seed: int, states: int, drafts: int, ahead: bool
 ) -> None:
-    worker = Worker(limits(states, host_bytes if states else 0, 14, disk_bytes if states else 0, drafts))
+    worker = Worker(limits(states, host_bytes if states else 0, 14, disk_bytes if states else 0, drafts), ahead)
     life = Life(worker, random.Random(seed))
     for event in events:
         life.now += life.rng.choice((0.0, 0.5, 30.0))

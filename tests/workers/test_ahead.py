@@ -1,0 +1,105 @@
+"""Steps planned while the one before them runs."""
+
+from dataclasses import replace
+
+from tests.workers.test_scheduler import LIMITS, answer, seq
+from workers.schedule.ahead import outcomes, rows_ahead
+from workers.schedule.builder import InFlight
+from workers.schedule.limits import Limits
+from workers.schedule.scheduler import Scheduler
+from workers.schedule.step import Ahead, Row, StepResult
+
+ROOMY = replace(LIMITS, pages=40, max_step_tokens=16)
+
+
+def decoding(*news: int, limits: Limits = ROOMY, priority: int = 0) -> tuple[Scheduler, InFlight]:
+    """A scheduler with sequences of 3 prompt tokens that gain so many, and the first step that decodes them all."""
+    scheduler = Scheduler(limits)
+    for n, new in enumerate(news):
+        scheduler.add(seq(f"r{n}", 3, new, priority, stop=(9,)))
+    flight = scheduler.plan(0.0)
+    scheduler.update(flight, answer(flight.plan), 0.0)
+    return scheduler, scheduler.plan(0.0)
+
+
+def row(slot: int, start: int, drafts: int = 0) -> Row:
+    return Row(slot, start, (5,), 0, (), True, drafts=drafts)
+
+
+def test_rows_go_on_behind_what_they_sampled() -> None:
+    before = [row(0, 10, 3), row(1, 20, 3), row(2, 30, 3), row(3, 40, 3), row(4, 50)]
+    result = StepResult(0, ((7, 8), (7, 9), (0,), (7,), (6,)), (), (), 0.0, failures=((2, "no"),), stopped=(1,))
+    more = [row(5, 60), row(6, 70, 2)]
+    rows, places = rows_ahead(before, outcomes(result), Ahead((3,), ((0, 4, 17), (0, 5, 18))), more)
+    assert [(r.slot, r.start, r.token_ids, r.drafts) for r in rows] == [
+        (0, 12, (8,), 3), (6, 70, (5,), 2), (4, 51, (6,), 0), (5, 60, (5,), 0),
+    ]  # fmt: skip
+    assert (rows[0].page_offset, rows[0].new_pages) == (4, (17, 18))
+    assert places == [0, -2, 4, -1]
+    assert outcomes(result)[2] == (0, 0, True)  # nothing of a failed row stands
+
+
+def test_a_sequence_goes_on_until_its_last_token_and_gets_pages_on_the_way() -> None:
+    scheduler, flight = decoding(2, 6)
+    ahead = scheduler.plan_ahead(flight, 0.0)
+    assert ahead is not None
+    assert ahead.plan.ahead == Ahead((flight.plan.rows[0].slot,), ((flight.plan.rows[1].slot, 1, 2),))
+    result = answer(flight.plan)
+    assert [o.finish for o in scheduler.update(flight, result, 0.0)] == ["length", None]
+    following = scheduler.follow(ahead, flight, result)
+    assert [(r.start, r.token_ids) for r in following.plan.rows] == [(4, (7,))]
+    assert [s.request_id for s, _ in following.rows] == ["r1"]
+
+
+def test_a_stop_token_ends_a_row_before_the_leader_knows() -> None:
+    scheduler, flight = decoding(6, 6)
+    ahead = scheduler.plan_ahead(flight, 0.0)
+    assert ahead is not None
+    result = StepResult(flight.plan.step, ((9,), (7,)), ((), ()), (), 0.0, stopped=(0,))
+    assert [o.finish for o in scheduler.update(flight, result, 0.0)] == ["stop", None]
+    assert [s.request_id for s, _ in scheduler.follow(ahead, flight, result).rows] == ["r1"]
+
+
+def test_what_is_ended_from_outside_meanwhile_is_passed_over() -> None:
+    scheduler, flight = decoding(6, 6)
+    ahead = scheduler.plan_ahead(flight, 0.0)
+    assert ahead is not None
+    scheduler.remove("r0")
+    result = answer(flight.plan)
+    scheduler.update(flight, result, 0.0)
+    following = scheduler.follow(ahead, flight, result)
+    again = scheduler.plan_ahead(following, 0.0)  # its row runs once more, and no further
+    assert [o.request_id for o in scheduler.update(following, answer(following.plan), 0.0)] == ["r1"]
+    assert again is not None
+    assert again.plan.ahead is not None
+    assert again.plan.ahead.ended == (following.plan.rows[0].slot,)
+
+
+def test_what_arrives_begins_in_a_step_planned_ahead_where_there_is_room() -> None:
+    scheduler, flight = decoding(6)
+    scheduler.add(seq("new", 5))
+    ahead = scheduler.plan_ahead(flight, 0.0)
+    assert ahead is not None
+    assert [(r.start, len(r.token_ids)) for r in ahead.plan.rows] == [(0, 5)]
+    result = answer(flight.plan)
+    scheduler.update(flight, result, 0.0)
+    following = scheduler.follow(ahead, flight, result)
+    assert [s.request_id for s, _ in following.rows] == ["r0", "new"]
+    # What comes of a prompt's tokens must be known before the next step.
+    assert scheduler.plan_ahead(following, 0.0) is None
+
+
+def test_none_is_preempted_before_its_results_are_known() -> None:
+    scheduler, flight = decoding(6, limits=replace(ROOMY, slots=1), priority=1)
+    scheduler.add(seq("better", 3))
+    ahead = scheduler.plan_ahead(flight, 0.0)
+    assert ahead is not None
+    assert not ahead.plan.rows
+    result = answer(flight.plan)
+    scheduler.update(flight, result, 0.0)
+    following = scheduler.follow(ahead, flight, result)
+    assert scheduler.plan_ahead(following, 0.0) is None
+    scheduler.update(following, answer(following.plan), 0.0)
+    plan = scheduler.plan(0.0)
+    assert [s.request_id for s, _ in plan.rows] == ["better"]
+    assert scheduler.preempted == 1
