@@ -3,7 +3,7 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -29,7 +29,7 @@ from router.text.renderings import Renderings
 from router.text.tokenizer import Tokenizer
 from router.text.tools import tool_parser
 from wire.progress import Starting
-from wire.protocol import Mark
+from wire.protocol import Mark, Role
 from wire.tokens import TokenIds
 
 # Bytes for the token ids of past answers: about 100,000 answers of 100 tokens.
@@ -169,6 +169,10 @@ class Gateway:
             reason = plan.message if isinstance(plan, NoPlan) else None
         ways = [f"a {worker.role} worker: {worker.progress}" for worker in self.starting]
         return reason if reason is None else "; ".join([reason, *ways])
+
+    def pools_have_served(self, roles: Collection[Role]) -> None:
+        """These pools have had a worker, maybe before this router began."""
+        self._complete = self._complete or missing(dict.fromkeys(roles, 1), self.split) is None
 
     def _starting(self) -> str | None:
         """The pools that still lack their first worker."""
