@@ -164,6 +164,7 @@ def job_of(
         prefix_scope=scope_of(caller.tenant, request.cache_salt, config.cache_share_all),
         deadline_s=deadline_s,
         keyed=keyed,
+        request_id=caller.request_id,
     )
 
 

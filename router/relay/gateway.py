@@ -68,6 +68,7 @@ class Gateway:
         self.metrics = Metrics(self._observe)
         self.starting: tuple[Starting, ...] = ()  # workers that do not serve yet
         self.in_flight = 0
+        self.on_failed: Callable[[Job], None] = lambda job: None  # told of each job that ends with an error
         # Closed with the gateway, after the connections to workers.
         self.closers: list[Callable[[], Awaitable[None]]] = []
         self._keyed: dict[bytes, Job] = {}  # jobs in flight whose clients may come back
@@ -241,6 +242,8 @@ class Gateway:
             job.cancel()
             self._dispatcher.drop(job)
             self._leave_key(job)
+            if job.error is not None:
+                self.on_failed(job)
             if job.streams:
                 self.metrics.ended(choice.generated for choice in job.choices)
                 if job.tenant:

@@ -3,17 +3,19 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import get_args
 
 from router.relay.costs import Costs
+from router.relay.files import FileLink, file_link
 from router.relay.finding import Place, find
 from router.relay.fleet import Fleet, Limits, Roster, WorkerState
 from router.relay.link import ListedWorker, WorkerLink
 from router.relay.policy import Held
 from router.relay.prefixes import Candidates, PrefixIndex
 from wire.liveness import BEAT_S, AwakeClock
-from wire.protocol import Drain, Mark, Pin, Role, Tier, Unpin, WorkerInfo
+from wire.protocol import Drain, Load, Mark, PeerRef, Pin, Role, Tier, Unpin, WorkerInfo
 from wire.tls import tls
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
@@ -141,6 +143,18 @@ class WorkerTable:
                 tier, info = min(found, key=lambda pair: TIERS.index(pair[0]))
                 return KeptAt(mark.position, tier, info.state_bytes + mark.position * info.token_bytes)
         return None
+
+    def keepers(self, mark: Mark) -> list[PeerRef]:
+        """Where the live workers that keep a snapshot listen, the nearest tier first."""
+        return [link.ref for link, _ in sorted(self._keepers(mark), key=lambda pair: TIERS.index(pair[1]))]
+
+    def file_link(self, ref: PeerRef) -> AbstractAsyncContextManager[FileLink]:
+        """A link to a worker for one file."""
+        return file_link(ref, self._router_name, self._secret)
+
+    def load(self, worker_id: str) -> Load:
+        """Return the figures of a listed worker."""
+        return self._links[worker_id].load
 
     def _keepers(self, mark: Mark) -> list[tuple[WorkerLink, Tier]]:
         """The live workers that keep a snapshot, each with its tier."""
