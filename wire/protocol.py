@@ -2,7 +2,9 @@
 
 Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker ->
 router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`.
-Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`.
+Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`. On a connection for one file
+a router sends `Hello`, then `SaveFile`, which `FilePart`s answer, or `LoadFile` and `FilePart`s, which `FileKept`
+answers; or `FileRefused`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
 """
@@ -74,7 +76,7 @@ class Hello(Data, frozen=True):
     """The first message of every connection: who the caller is."""
 
     name: str
-    kind: Literal["router", "worker"]
+    kind: Literal["router", "worker", "file"]
 
 
 class PeerRef(Data, frozen=True):
@@ -382,7 +384,41 @@ class Header(Data, frozen=True):
     weights_id: str
 
 
+class SaveFile(Data, frozen=True):
+    """Send the first of `marks` that is kept as a file, with the states of those behind it: they are prefixes of it.
+
+    token_ids: of the request that the snapshot is saved of; turn: what `wire.snapshot_file.Turn` says of it, as JSON.
+    """
+
+    marks: tuple[Mark, ...]
+    token_ids: TokenIds
+    turn: bytes
+
+
+class LoadFile(Data, frozen=True):
+    """Keep the snapshot in the file that follows, for requests of this scope."""
+
+    scope: str
+
+
+class FilePart(Data, frozen=True):
+    """Some of a file's bytes; b"" is its end."""
+
+    data: bytes
+
+
+class FileKept(Data, frozen=True):
+    """The file's snapshot is on the device."""
+
+
+class FileRefused(Data, frozen=True):
+    """There is no such snapshot, or the file can't be kept here, and why."""
+
+    reason: str
+
+
 Message = (
     Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
     | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach | Beat
+    | SaveFile | LoadFile | FilePart | FileKept | FileRefused
 )  # fmt: skip

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from router.relay.costs import Costs
 from wire.protocol import Load, WorkerInfo
 
@@ -42,8 +44,7 @@ class WorkerState:
     unseen_work: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True, gc=False):
     """The part of a request's costs that depends on the worker alone, computed once for each change of its figures.
 
     token_s: seconds for a prompt's token. queue_s: seconds of prompts ahead. entry_s: what a prompt pays that is
@@ -79,6 +80,18 @@ class Standing:
         if used <= self.easy_pages:
             return 0.0
         return _price(used / self.state.info.pages, self.place_s, self.full_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the live workers take: ids below `vocab_size`, prompt and answer of `max_model_len` together.
+
+    page_size: the smallest of theirs.
+    """
+
+    vocab_size: int
+    max_model_len: int
+    page_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +135,19 @@ class Roster:
         self._costs = costs
         self._groups: dict[Identity, tuple[dict[str, Standing], dict[str, Standing]]] = {}
         self._cut: set[str] = set()  # decode workers that are cut off from others
+        self._infos: dict[str, WorkerInfo] = {}
+        self._limits: Limits | None = None  # of these; None where they have changed since
+
+    @property
+    def limits(self) -> Limits | None:
+        """What all take; None where there are none."""
+        if self._limits is None and self._infos:
+            infos, by_role = self._infos.values(), dict[str, int]()
+            for info in infos:
+                by_role[info.role] = max(by_role.get(info.role, 0), capacity(info))
+            vocab_size, page_size = min(i.vocab_size for i in infos), min(i.page_size for i in infos)
+            self._limits = Limits(vocab_size, min(by_role.values()), page_size)
+        return self._limits
 
     def put(self, new: Standing) -> None:
         """Enter a worker's standing, which replaces its previous one."""
@@ -129,6 +155,9 @@ class Roster:
         if group is None:
             group = self._groups[new.identity] = {}, {}
         group[not new.prefills][new.worker_id] = new
+        if self._infos.get(new.worker_id) is not new.state.info:
+            self._infos[new.worker_id] = new.state.info
+            self._limits = None
         if new.cut and not new.prefills:
             self._cut.add(new.worker_id)
         else:
@@ -137,6 +166,8 @@ class Roster:
     def drop(self, worker_id: str) -> None:
         """A worker takes no more requests."""
         self._cut.discard(worker_id)
+        if self._infos.pop(worker_id, None) is not None:
+            self._limits = None
         for name, group in list(self._groups.items()):
             for pool in group:
                 pool.pop(worker_id, None)
