@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import httpx
 
@@ -30,36 +31,42 @@ def _body(rng: random.Random, prompt: int, new: int, stream: bool) -> dict[str, 
     }
 
 
-async def _stream(client: httpx.AsyncClient, body: dict[str, object]) -> int:
-    """Runs one stream; how many chunks with text it had."""
-    chunks = 0
+async def _stream(client: httpx.AsyncClient, body: dict[str, object]) -> list[float]:
+    """Runs one stream; the seconds between its chunks with text."""
+    times = []
     async with client.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
         held = ""
         async for text in response.aiter_text():
             *lines, held = (held + text).split("\n")
-            chunks += sum(line.startswith("data: {") for line in lines)
-    return chunks
+            now = time.perf_counter()
+            times += [now for line in lines if line.startswith("data: {")]
+    return [after - before for before, after in pairwise(times)]
 
 
 async def batching(client: httpx.AsyncClient) -> None:
-    """32 streams one after another, then together; tokens a second of each."""
+    """32 streams one after another, then together; tokens a second of each, and seconds between chunks."""
     rng = random.Random(1)
     bodies = [_body(rng, _PROMPT, _NEW, True) for _ in range(_STREAMS)]
     await asyncio.gather(*(_stream(client, b) for b in bodies))
     rates: dict[str, list[float]] = {"alone": [], "together": []}
+    gaps: dict[str, list[float]] = {"alone": [], "together": []}
     for _ in range(3):
         begun = time.perf_counter()
         for body in bodies[:8]:
-            await _stream(client, body)
+            gaps["alone"] += await _stream(client, body)
         rates["alone"].append(8 * _NEW / (time.perf_counter() - begun))
         begun = time.perf_counter()
-        await asyncio.gather(*(_stream(client, b) for b in bodies))
+        for each in await asyncio.gather(*(_stream(client, b) for b in bodies)):
+            gaps["together"] += each
         rates["together"].append(_STREAMS * _NEW / (time.perf_counter() - begun))
     alone, together = (statistics.median(rates[k]) for k in ("alone", "together"))
     print(
         f"batching: 1 stream {alone:.0f} tok/s, {_STREAMS} streams {together:.0f} tok/s, ratio {together / alone:.1f}"
     )
+    for streams, found in gaps.items():
+        cuts = statistics.quantiles(found, n=100)
+        print(f"between chunks, {streams}: p50 {cuts[49] * 1e3:.1f} ms, p99 {cuts[98] * 1e3:.1f} ms")
 
 
 async def handoff(client: httpx.AsyncClient, tokens: int) -> None:
