@@ -91,12 +91,13 @@ class RouterSection(_Section):
     max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch. batch_concurrency: lines that a router
     runs at once. max_responses, max_responses_bytes: stored responses of a tenant; without data_dir they are in the
     cluster's temporary folder. session_ttl_s: seconds that a session is kept after its last use. max_sessions: of a
-    tenant. operators: tenants that may drain workers, if there are keys. otlp_endpoint: where traces are sent, e.g.
-    http://collector:4318/v1/traces. trace_share: the share of requests without a trace of their own that are traced.
-    segment_cache_bytes: memory of a router for conversations' texts and their token ids, so that only new texts of a
-    turn are encoded. attachments: whether images and files in tools' results become a note to the model, or a 400.
-    name_workers: whether answers name the workers and processes that computed them. inter_token_target_s: while other
-    decode workers have room, routers give a worker no request that would make its steps longer than this.
+    tenant. operators: tenants that may drain workers and open snapshot files, if there are keys. otlp_endpoint: where
+    traces are sent, e.g. http://collector:4318/v1/traces. trace_share: the share of requests without a trace of their
+    own that are traced. segment_cache_bytes: memory of a router for conversations' texts and their token ids, so that
+    only new texts of a turn are encoded. attachments: whether images and files in tools' results become a note to the
+    model, or a 400. name_workers: whether answers name the workers and processes that computed them.
+    inter_token_target_s: while other decode workers have room, routers give a worker no request that would make its
+    steps longer than this.
     """
 
     replicas: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], _READ] = "auto"

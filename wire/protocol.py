@@ -2,7 +2,9 @@
 
 Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker ->
 router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`.
-Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`.
+Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`. On a connection for one file
+a router sends `Hello`, then `SaveFile`, which `FilePart`s answer, or `LoadFile` and `FilePart`s, which `FileKept`
+answers; or `FileRefused`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
 """
@@ -74,7 +76,7 @@ class Hello(Data, frozen=True):
     """The first message of every connection: who the caller is."""
 
     name: str
-    kind: Literal["router", "worker"]
+    kind: Literal["router", "worker", "file"]
 
 
 class PeerRef(Data, frozen=True):
@@ -202,11 +204,11 @@ class Load(Data, frozen=True):
     """A worker's figures, as of the step whose outputs they come with.
 
     token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
-    steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt
-    tokens that were not computed, and that were, since the worker's start. hits: prompts that began from a snapshot;
-    misses: those of which tokens were computed, one count a reason, in the order of `Miss`. unreachable: other workers
-    to which it can't connect now, so that no snapshot can come from them. answering: of those that run, the sequences
-    whose answers are computed here.
+    steps that compute no prompt, smoothed; decode_rows: sequences in those steps, smoothed alike. kept: snapshots the
+    prefix cache holds; hit_tokens, missed_tokens: prompt tokens that were not computed, and that were, since the
+    worker's start. hits: prompts that began from a snapshot; misses: those of which tokens were computed, one count a
+    reason, in the order of `Miss`. unreachable: other workers to which it can't connect now, so that no snapshot can
+    come from them. answering: of those that run, the sequences whose answers are computed here.
     """
 
     queued: int
@@ -221,6 +223,7 @@ class Load(Data, frozen=True):
     hit_tokens: int = 0
     missed_tokens: int = 0
     decode_s: float = 0.0
+    decode_rows: float = 0.0
     hits: int = 0
     misses: tuple[int, ...] = ()
     unreachable: tuple[str, ...] = ()
@@ -381,7 +384,41 @@ class Header(Data, frozen=True):
     weights_id: str
 
 
+class SaveFile(Data, frozen=True):
+    """Send the first of `marks` that is kept as a file, with the states of those behind it: they are prefixes of it.
+
+    token_ids: of the request that the snapshot is saved of; turn: what `wire.snapshot_file.Turn` says of it, as JSON.
+    """
+
+    marks: tuple[Mark, ...]
+    token_ids: TokenIds
+    turn: bytes
+
+
+class LoadFile(Data, frozen=True):
+    """Keep the snapshot in the file that follows, for requests of this scope."""
+
+    scope: str
+
+
+class FilePart(Data, frozen=True):
+    """Some of a file's bytes; b"" is its end."""
+
+    data: bytes
+
+
+class FileKept(Data, frozen=True):
+    """The file's snapshot is on the device."""
+
+
+class FileRefused(Data, frozen=True):
+    """There is no such snapshot, or the file can't be kept here, and why."""
+
+    reason: str
+
+
 Message = (
     Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
     | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach | Beat
+    | SaveFile | LoadFile | FilePart | FileKept | FileRefused
 )  # fmt: skip
