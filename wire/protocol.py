@@ -181,8 +181,8 @@ class SeqOutput(Data, frozen=True):
     The stop token itself is in `token_ids`. retry: the error is of a snapshot that did not come, so that another try
     may succeed. unservable: the error is of the request, whose own parts contradict each other. With the first output
     come `cached_tokens`, the prompt tokens that were not computed, and `cached_from`, where their snapshot was:
-    "device", "host" or "disk" of the worker, or "peer". kept_tokens: of a sequence that is
-    to go on elsewhere, the tokens of its own that the worker keeps a snapshot of for whoever goes on with it.
+    "device", "host" or "disk" of the worker, or "peer". kept_tokens: the worker keeps a
+    snapshot of so many of the sequence's tokens for whoever goes on with it: when it moves, and at times while it runs.
     """
 
     request_id: str
