@@ -92,7 +92,7 @@ class RouterSection(_Section):
     max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch; batch_concurrency: of them at once a
     router. max_responses, max_responses_bytes: kept responses of a tenant, in the cluster's temporary folder where
     there is no data_dir. session_ttl_s: seconds after its last use at which a session ends; max_sessions: of a tenant.
-    operators: tenants that may drain workers, where keys are asked for.
+    operators: tenants that may drain workers and open snapshot files, where keys are asked for.
     otlp_endpoint: where traces go, e.g. http://collector:4318/v1/traces; trace_share: of the
     requests that bring no trace of their own. segment_cache_bytes: what a router keeps of conversations' texts and
     their token ids, so that a next turn costs its new texts alone. attachments:

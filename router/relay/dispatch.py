@@ -107,7 +107,8 @@ class Dispatcher:
             self._wait(stream)
             return
         self._check_deadline(plan, job)
-        if not self._fair and self._has_room(plan, job.priority):
+        room = self._has_room(plan, job.priority)
+        if room and not self._fair:
             self._metrics.routed("wait" if plan.waits else "room")
             self._start(stream, plan)
             return
@@ -120,7 +121,8 @@ class Dispatcher:
         if job.deadline_s is not None:
             self._due[stream] = time.monotonic() + job.deadline_s
         self._fair.push(stream, job.priority, job.tenant, tokens)
-        self._look()
+        if room:  # else nobody may go: those before it were looked at when figures last changed
+            self._look()
 
     def _check_deadline(self, plan: Plan, job: Job) -> None:
         """Refuse a sequence at once if its first token would come after its deadline, given everything before it."""
@@ -284,8 +286,9 @@ class Dispatcher:
 
     def _need(self, stream: SequenceStream) -> Need:
         prompt = stream.choice.prompt
-        page_size = min((info.page_size for info in self._table.infos()), default=1)
         if stream.names is None:
+            limits = self._table.limits()
+            page_size = limits.page_size if limits is not None else 1
             stream.names = candidates(prompt.token_ids, prompt.boundaries, page_size, stream.prefix_scope)
         names = stream.names
         if (mark := stream.copied) is not None:

@@ -16,7 +16,7 @@ from workers.cache.disk_folder import Left
 from workers.cache.host import HostTier
 from workers.cache.index import Index, Tokens
 from workers.cache.kept import Kept
-from workers.cache.moves import Drop, Store
+from workers.cache.moves import Drop, Store, Write
 from workers.cache.pins import Pins
 from workers.cache.totals import CacheTotals
 
@@ -112,21 +112,54 @@ class PrefixCache:
         for foreign in left.foreign:
             position = foreign.head.position // self.page_size * self.page_size
             if position:
-                (floor,) = digests_at(TokenIds(foreign.token_ids), [position], foreign.head.scope)
+                (floor,) = digests_at(foreign.token_ids, [position], foreign.head.scope)
                 self.index.note_foreign(floor)
         for found in left.found:
-            content = found.content
-            ids, position = TokenIds(content.token_ids).array(), content.head.position
-            digests = PageDigests(self.page_size, content.head.scope)
-            digests.extend(ids)
-            tokens = Tokens(ids, digests)
-            if self.index.at(tokens, position) is not None or self.disk.bytes + found.bytes > self.budget.disk_bytes:
-                continue
-            kept = Kept(position, digests.floor(position), tokens.tail(position), None, now)
-            kept.ids, kept.scope = content.token_ids, content.head.scope
-            self.index.insert(kept, tokens)
-            self.disk.add(kept, found.file, found.bytes)
-            self.on_change(kept)
+            head = found.content.head
+            if self.disk.bytes + found.bytes <= self.budget.disk_bytes:
+                self.enter_file(found.content.token_ids, head.position, head.scope, found.file, found.bytes, now)
+
+    def enter_file(
+        self, token_ids: TokenIds, position: int, scope: str, file: str, size: int, now: float
+    ) -> Kept | None:
+        """A file holds the snapshot of the first `position` ids; None if that is kept already."""
+        ids = token_ids.array()
+        digests = PageDigests(self.page_size, scope)
+        digests.extend(ids)
+        tokens = Tokens(ids, digests)
+        if self.index.at(tokens, position) is not None:
+            return None
+        kept = Kept(position, digests.floor(position), tokens.tail(position), None, now)
+        kept.ids, kept.scope = packed(ids[:position]), scope
+        self.index.insert(kept, tokens)
+        self.disk.add(kept, file, size)
+        self.on_change(kept)
+        return kept
+
+    def leave_file(self, kept: Kept) -> None:
+        """Its file is to go, whether other tiers hold it or not."""
+        if kept in self.disk:
+            self.disk.remove(kept)
+            self._forget_if_gone(kept)
+
+    def write_out(self, line: Sequence[Kept], write: Callable[[tuple[int, ...]], Write]) -> bool:
+        """Have the next plan write a file beside the tiers; False if the last lies on disk alone.
+
+        line: each a prefix of the next: the last is what is written, with the others' states as far as they lie where
+        it does. write: of the keys that hold all this in host memory.
+        """
+        last = line[-1]
+        if last.slot >= 0:
+            there = [kept for kept in line if kept.slot >= 0]
+            keys = self.host.through(
+                [(self._elsewhere.get(k, k.slot), k.pages, k.position) for k in there], self.page_size
+            )
+        elif last in self.host:
+            keys = self.host.keys(last, 0)
+        else:
+            return False
+        self.disk.also(write(keys))
+        return True
 
     def save(self, kept: Kept, now: float) -> None:
         """Write a snapshot to disk if host memory holds it."""

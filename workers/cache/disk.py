@@ -60,6 +60,10 @@ class DiskTier:
             )
         return gone
 
+    def also(self, write: Write) -> None:
+        """Write a file that is none of this tier's."""
+        self._writes.append(write)
+
     def add(self, kept: Kept, file: str, size: int) -> None:
         """Add a file that exists or is about to be written."""
         self._entries[kept] = (file, size)

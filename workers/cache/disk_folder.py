@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from wire.snapshot_file import SnapshotFile, SnapshotFileError, read_head
 from workers.cache.disk import Place
-from workers.cache.snapshot_file import SnapshotFile, SnapshotFileError, read_head
 
 SUFFIX = ".safetensors"
 _LOCK = "lock"
@@ -36,8 +36,8 @@ class Left:
 
 
 def rank_file(file: str, rank: int, tp: int) -> str:
-    """The path of one rank's part of a snapshot."""
-    return f"{file}.rank{rank}of{tp}{SUFFIX}"
+    """The path of one rank's part of a snapshot; a file of all ranks is named as it is."""
+    return file if file.endswith(SUFFIX) else f"{file}.rank{rank}of{tp}{SUFFIX}"
 
 
 class DiskFolder:

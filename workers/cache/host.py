@@ -4,7 +4,7 @@ Latents are stored once: each entry holds the latents from the end of its parent
 continue it, its state may be removed alone; then the entry only holds latents for them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from workers.cache.budget import Budget
@@ -76,6 +76,21 @@ class HostTier:
         self._stores.append(Store(self._next, slot, pages, start, kept.position))
         self._next += 1
         return gone
+
+    def through(self, line: Sequence[tuple[int, Sequence[int], int]], page_size: int) -> tuple[int, ...]:
+        """Hold snapshots, each a prefix of the next, for no longer than the next plan, whatever the budget; their keys.
+
+        line: of each the slot of its state, as `store` takes it, its pages and its position.
+        """
+        keys: list[int] = []
+        start = 0
+        for slot, pages, position in line:
+            self._stores.append(Store(self._next, slot, tuple(pages[start // page_size :]), start, position))
+            self._drops.append(Drop(self._next))
+            keys.append(self._next)
+            start = position
+            self._next += 1
+        return tuple(keys)
 
     def remove(self, kept: Kept) -> None:
         """Remove a snapshot: its state, and the latents that no other snapshot needs."""

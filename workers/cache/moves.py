@@ -70,10 +70,11 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Write a kept snapshot from host memory to a file, beside the steps; `WriteFailed` reports a failure.
+    """Write a kept snapshot from host memory to a file, beside the steps; `Written` or `WriteFailed` reports the end.
 
-    file: its path without the rank. keys: its entries in host memory, from its first token on. token_ids: packed. The
-    rest as in `SnapshotHead`.
+    file: its path without the rank. keys: its entries in host memory, from its first token on. token_ids: packed.
+    states: positions before its end whose states are written too, if these entries have them. The rest as in
+    `SnapshotHead`.
     """
 
     file: str
@@ -84,6 +85,7 @@ class Write:
     weights_id: str
     layout: str
     state_dtype: str
+    states: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,12 +33,13 @@ from workers.schedule.step import (
     StepPlan,
     StepResult,
     WriteFailed,
+    Written,
 )
 
 # Starts the process of one rank, which runs `workers.rank.process.rank_main`. The returned awaitable ends with the
 # process, and ends the process when cancelled.
 Launch = Callable[[int, str, Rendezvous], Awaitable[object]]
-Event = Loading | Received | FetchFailed | WriteFailed | Sent | LinkLost | Compiled | RankStats
+Event = Loading | Received | FetchFailed | Written | WriteFailed | Sent | LinkLost | Compiled | RankStats
 # Seconds for ranks to end by themselves; fewer if one is lost, because the others may wait for it.
 _END_S, _LOST_END_S = 2.0, 0.5
 # Seconds between two signs of life of ranks that have no step to do.

@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from workers.cache.moves import Lend, Write
 from workers.rank.disk_store import erase_part, read_part, write_part
 from workers.rank.state_codec import Packed, StateCodec
-from workers.schedule.step import Export, FetchFailed, Received, WriteFailed
+from workers.schedule.step import Export, FetchFailed, Received, WriteFailed, Written
 from workers.transfer.incoming import ReceivedSnapshot
 
 
@@ -43,7 +44,7 @@ def _checked(entries: Iterable["Future[_Entry]"]) -> list[_Entry]:
 class HostStore:
     """Kept snapshots in host memory and in files. tp: ranks.
 
-    notify: gets `Received`, `FetchFailed` and `WriteFailed`, from threads.
+    notify: gets `Received`, `FetchFailed`, `Written` and `WriteFailed`, from threads.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class HostStore:
         rank: int,
         device: torch.device,
         codec: StateCodec,
-        notify: Callable[[Received | FetchFailed | WriteFailed], None],
+        notify: Callable[[Received | FetchFailed | Written | WriteFailed], None],
         tp: int = 1,
     ) -> None:
         self._rank = rank
@@ -93,11 +94,23 @@ class HostStore:
         def work() -> None:
             found = _checked(entries)
             rows = [(entry.tokens, entry.rows) for entry in found]
-            write_part(write, self._rank, self._tp, rows, found[-1].state)
+            ends = accumulate(entry.tokens for entry in found)
+            wanted = {write.position, *write.states}
+            states = {
+                at: entry.state
+                for at, (end, entry) in enumerate(zip(ends, found, strict=True))
+                if end in wanted and entry.state.tensors
+            }
+            write_part(write, self._rank, self._tp, rows, states)
 
         def done(future: "Future[None]") -> None:
-            if not future.cancelled() and (error := future.exception()) is not None:
-                self._notify(WriteFailed(self._rank, write.file, str(error)))
+            if not future.cancelled():
+                error = future.exception()
+                self._notify(
+                    Written(self._rank, write.file)
+                    if error is None
+                    else WriteFailed(self._rank, write.file, str(error))
+                )
 
         self._disk.submit(work).add_done_callback(done)
 
@@ -105,16 +118,16 @@ class HostStore:
         """Remove a file, after earlier work on it."""
         self._disk.submit(erase_part, file, self._rank, self._tp)
 
-    def read(self, request_id: str, file: str, start: int) -> None:
-        """Bring latents from `start` on and the state from a file to the device.
+    def read(self, request_id: str, file: str, start: int, position: int) -> None:
+        """Bring latents [start, position) and the state after them from a file to the device.
 
         Received or FetchFailed reports the end.
         """
 
         def work() -> ReceivedSnapshot:
-            rows, packed = read_part(file, self._rank, self._tp)
+            rows, packed, codec = read_part(file, self._rank, self._tp, position)
             parts = tuple((tokens, self._to_device(shard)) for tokens, shard in rows)
-            state = self._codec.unpack(packed.map(self._to_device))
+            state = codec.unpack(packed.map(self._to_device))
             self._wait()
             return ReceivedSnapshot(parts, state, self._tp, start)
 
@@ -148,13 +161,13 @@ class HostStore:
 
         def work() -> None:
             if lend.file is not None:
-                parts, packed = read_part(lend.file, self._rank, self._tp)
+                parts, packed, codec = read_part(lend.file, self._rank, self._tp, lend.position)
             else:
                 found = _checked(entries)
-                parts, packed = [(entry.tokens, entry.rows) for entry in found], found[-1].state
+                parts, packed, codec = [(entry.tokens, entry.rows) for entry in found], found[-1].state, self._codec
             start = lend.position - sum(tokens for tokens, _ in parts)
             for n, (tokens, rows) in enumerate(parts, 1):
-                state = self._codec.unpack(packed) if n == len(parts) else None
+                state = codec.unpack(packed) if n == len(parts) else None
                 part = Export(lend.request_id, lend.peer, -1, (), start, start + tokens, state is not None, lend.ranks)
                 send(part, rows, state)
                 start += tokens

@@ -67,6 +67,7 @@ class Scheduler:
         self._step_s = 0.0
         self._token_s = 0.0  # what a token of a prompt takes, smoothed
         self._decode_s = 0.0  # what a step without prompts takes, smoothed
+        self._decode_rows = 0.0  # and how many sequences it has
 
     # What comes from outside
 
@@ -373,6 +374,7 @@ class Scheduler:
             hit_tokens=sum(self.cache.totals.hit_tokens.values()),
             missed_tokens=sum(self.cache.totals.missed_tokens.values()),
             decode_s=self._decode_s,
+            decode_rows=self._decode_rows,
             answering=sum(not s.handoff for s in self._active),
             hits=sum(self.cache.totals.hits.values()),
             misses=tuple(self.cache.totals.misses.values()),
@@ -390,7 +392,9 @@ class Scheduler:
             self.drafting.speculation.took([r.drafts for r in in_flight.plan.rows], seconds)
             # A sequence that gains several tokens waits for each of them so much less.
             each = seconds * len(result.tokens) / max(sum(map(len, result.tokens)), 1) if result.tokens else seconds
-            self._decode_s += (each - self._decode_s) * (0.1 if self._decode_s else 1.0)
+            weight = 0.1 if self._decode_s else 1.0
+            self._decode_s += weight * (each - self._decode_s)
+            self._decode_rows += weight * (len(in_flight.plan.rows) - self._decode_rows)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.page_size)
