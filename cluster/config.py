@@ -163,16 +163,19 @@ class CacheSection(_Section):
     """The prefix cache: what workers keep of prompts and answers, so that common prefixes are computed once.
 
     mode: "off" keeps nothing. device_states: linear states that a worker keeps on its device beside those of running
-    sequences; unset, as many as `slots`. Latents are kept in the pages that running sequences leave free. host_bytes:
-    host memory for copies, over all ranks of a worker; 0 for none. state_dtype: the dtype of states there; bfloat16 and
-    int8 take half and a quarter of the memory and change answers a little. disk_dir: a local folder for sessions' ends,
-    and for snapshots that host memory evicts. It outlives workers, needs host_bytes, and takes at most disk_bytes for
-    each worker. share: whose prefixes a request may use, its tenant's or all. A hit makes the first token faster, so
-    "all" lets tenants find out what others asked.
+    sequences; unset, as many as `slots`. Latents are kept in the pages that running sequences leave free.
+    answer_tokens: the state of a running answer is kept and copied to another worker each time it has so many more
+    tokens, so that about this many at most are computed again if its worker dies; 0 turns this off. host_bytes: host
+    memory for copies, over all ranks of a worker; 0 for none. state_dtype: the dtype of states there; bfloat16 and int8
+    take half and a quarter of the memory and change answers a little. disk_dir: a local folder for sessions' ends, and
+    for snapshots that host memory evicts. It outlives workers, needs host_bytes, and takes at most disk_bytes for each
+    worker. share: whose prefixes a request may use, its tenant's or all. A hit makes the first token faster, so "all"
+    lets tenants find out what others asked.
     """
 
     mode: Annotated[Literal["on", "off"], _ON_OFF] = "on"
     device_states: CountOrNone = None
+    answer_tokens: Annotated[int, Field(ge=0), _READ] = 1024
     host_bytes: Annotated[int, Field(ge=0), _READ] = 0
     state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     disk_dir: Text | None = None
