@@ -24,12 +24,16 @@ class Failure:
 
 @dataclass(frozen=True, slots=True)
 class Listing:
-    """All workers at one moment. `version` changes whenever anything else does."""
+    """All workers at one moment. `version` changes whenever anything else does.
+
+    served: pools that have had a worker.
+    """
 
     version: str
     workers: tuple[WorkerInfo, ...]
     failures: tuple[Failure, ...]
     starting: tuple[Starting, ...] = ()
+    served: frozenset[Role] = frozenset()
 
 
 class Entries:
@@ -41,11 +45,13 @@ class Entries:
         self._count = 0
         self._workers: dict[str, tuple[WorkerInfo, float]] = {}
         self._starting: dict[str, tuple[Starting, float]] = {}
+        self._served: frozenset[Role] = frozenset()
         self._failures: deque[Failure] = deque(maxlen=_KEPT_FAILURES)
 
     def enter(self, info: WorkerInfo, now: float) -> bool:
         """Add or renew a worker; returns whether the listing changed."""
         self._starting.pop(info.worker_id, None)
+        self._served |= {info.role}
         known = self._workers.get(info.worker_id)
         self._workers[info.worker_id] = (info, now + EXPIRY_S)
         return self._bump(known is None or known[0] != info)
@@ -85,6 +91,7 @@ class Entries:
             tuple(info for _, (info, _) in sorted(self._workers.items())),
             tuple(self._failures),
             tuple(worker for _, (worker, _) in sorted(self._starting.items())),
+            self._served,
         )
 
     def made(self, version: str) -> bool:

@@ -103,11 +103,11 @@ class LimitedHttp(HttpToolsProtocol):
             self._expect_reading()
 
     def data_received(self, data: bytes) -> None:
-        if not self._in_body:
-            self._wait()
         self._passed = False
         super().data_received(data)
         self._unfinished = 0 if self._passed else self._unfinished + len(data)
+        if self._unfinished and not self._in_body:
+            self._wait()
         if self._unfinished > MAX_HEAD_BYTES:
             message = f"the head of the request exceeds {MAX_HEAD_BYTES} bytes"
             self._refuse(ApiError(431, message, code="head_too_large"))

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,7 +22,10 @@ from wire.logs import describe, set_up
 from wire.protocol import PeerRef
 
 _RETRY_S = 0.5
+# At its start a router waits so long for the directory, then for its workers, before it listens.
+_LISTING_S, _LINKS_S = 5.0, 1.0
 _EXCHANGE_S = 2.0
+_POLL_S = 0.02
 # Time for in-stream errors to reach the clients, after draining.
 _FLUSH_S = 2.0
 _LOG = logging.getLogger(__name__)
@@ -44,6 +48,7 @@ class Router:
     async def __serve_build_asgi_app__(self) -> FastAPI:
         config = self._config
         await self._gateway.start()
+        self._informed = asyncio.Event()
         self._watching = asyncio.create_task(self._watch())
         # Workers report what they are themselves.
         metrics, tags = self._gateway.metrics, {"router": self._gateway.config.name}
@@ -53,8 +58,18 @@ class Router:
         keep_for_good()
         if config.port is not None:
             self._front = Front(app, config.host, config.port, config.drain_s + _FLUSH_S)
+            await self._learn()
             self._front.start()
         return app
+
+    async def _learn(self) -> None:
+        """Wait until it can serve as the other routers of its port do, who answer meanwhile."""
+        links = self._gateway.table.links
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._informed.wait(), _LISTING_S)
+            async with asyncio.timeout(_LINKS_S):
+                while any(not link.connected for link in links()):
+                    await asyncio.sleep(_POLL_S)
 
     async def _exchange(self, own: dict[str, float]) -> dict[str, Figures]:
         name = self._gateway.config.name
@@ -75,9 +90,11 @@ class Router:
             if listing.version != version:
                 version = listing.version
                 self._gateway.starting = listing.starting
+                self._gateway.pools_have_served(listing.served)
                 await self._gateway.update_workers(
                     [ListedWorker(PeerRef(w.worker_id, w.host, w.port), w.role) for w in listing.workers]
                 )
+            self._informed.set()
 
     async def __del__(self) -> None:
         """Accept nothing more, let streams end for `drain_s`, then end the rest with an error event."""

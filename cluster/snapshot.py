@@ -1,26 +1,31 @@
-"""`ling snapshot`: a session as a file, and its last answer computed again by another cluster."""
+"""`ling snapshot`: a session or a failed request as a file, opened and computed again by another cluster."""
 
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from wire.session_file import SessionFile, SessionFileError, unpack
+from wire.snapshot_file import SnapshotFile, SnapshotFileError, Turn, check
 
 snapshot = typer.Typer(
-    help="Save a session as a file; show one; compute its last answer again, token for token.", no_args_is_help=True
+    help="Save a session, or a request that failed, as a file; show one; open one as a session; compute its last "
+    "answer again, token for token.",
+    no_args_is_help=True,
 )
 _TIMEOUT_S = 600.0
+_PIECE = 1024 * 1024
 Url = Annotated[str, typer.Option(help="Where the cluster listens.", envvar="LING_URL")]
 Key = Annotated[
     str | None, typer.Option(help="Where the cluster asks for one.", envvar="LING_API_KEY", show_default=False)
 ]
-File = Annotated[Path, typer.Argument(help="The session's file.")]
+File = Annotated[Path, typer.Argument(help="The snapshot's file.")]
 _URL = "http://127.0.0.1:8000"
 
 
@@ -30,94 +35,123 @@ class _Problem(Exception):
 
 @snapshot.command()
 def save(
-    session: Annotated[str, typer.Argument(help="The session's name.")],
+    name: Annotated[str, typer.Argument(help="The session's name, or the request's id.")],
     file: File,
+    request: Annotated[bool, typer.Option("--request", help="NAME is the x-request-id of a failed request.")] = False,
     url: Url = _URL,
     api_key: Key = None,
 ) -> None:
-    """Write a session's tokens, and how its last answer was sampled, to a file that only you can read."""
+    """Write tokens, sampling, and the state that is kept of them to a file that only you can read."""
+    path = f"/v1/{'requests' if request else 'sessions'}/{quote(name, safe='')}/snapshot"
+    partial = file.with_name(file.name + ".partial")
     with _told(), _client(url, api_key) as client:
-        content = _asked(client, "GET", f"/v1/sessions/{session}/snapshot").content
-        file.touch(mode=0o600)
-        file.write_bytes(content)
-        Console().print(f"{file}: {_line(unpack(content))}", highlight=False, soft_wrap=True)
+        try:
+            with client.stream("GET", path) as answer:
+                if answer.status_code != 200:
+                    answer.read()
+                    raise _Problem(answer.json()["error"]["message"])
+                partial.touch(mode=0o600)
+                with partial.open("wb") as out:
+                    for piece in answer.iter_bytes(_PIECE):
+                        out.write(piece)
+            line = _line(_checked(partial, "what came"))
+            partial.replace(file)
+        except httpx.HTTPError as error:
+            raise _Problem(f"no file came from {client.base_url}: {error}") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        Console().print(f"{file}: {line}", highlight=False, soft_wrap=True)
 
 
 @snapshot.command()
 def show(file: File) -> None:
-    """Say what a file holds."""
+    """Say what a file holds, once all its checksums were found to match."""
     with _told():
         Console().print(_line(_read(file)), highlight=False, soft_wrap=True)
 
 
 @snapshot.command()
-def replay(file: File, url: Url = _URL, api_key: Key = None) -> None:
-    """Compute the last answer again, with its seed, and compare. Fails if a token differs."""
+def load(
+    file: File,
+    session: Annotated[str, typer.Argument(help="The name of the session that it becomes.")],
+    url: Url = _URL,
+    api_key: Key = None,
+) -> None:
+    """Begin a session where the file's stands: what it holds of the state is not computed again."""
     with _told(), _client(url, api_key) as client:
         saved = _read(file)
-        served = _weights(client)
-        if saved.weights_id not in served:
-            raise _Problem(
-                f"{file} is of the weights {saved.weights_id} ({saved.model}); the cluster at {url} serves "
-                f"{', '.join(sorted(served)) or 'none yet'}"
-            )
-        body = _request(saved)
-        choice = _asked(client, "POST", "/v1/completions", json=body).json()["choices"][0]
-        got, want = tuple(choice["token_ids"]), saved.answer
-        if got != want:
-            pairs = enumerate(zip(got, want, strict=False))
-            at = next((i for i, (mine, theirs) in pairs if mine != theirs), min(len(got), len(want)))
-            there, here = want[at : at + 8], got[at : at + 8]
+        made = _opened(client, file, session).json()
+        kept = f"the first {made['kept_tokens']} from its state" if saved.head.position else "none from a state"
+        Console().print(f"{session}: {made['tokens']} tokens, {kept}", highlight=False, soft_wrap=True)
+
+
+@snapshot.command()
+def replay(file: File, url: Url = _URL, api_key: Key = None) -> None:
+    """Compute the last answer again, with its seed, and compare. Fails if a token differs.
+
+    Of a failed request the whole answer is computed: if it fails again, that is said.
+    """
+    with _told(), _client(url, api_key) as client:
+        turn = _turn(file, _read(file))
+        name = f"replay-{secrets.token_hex(8)}"
+        _opened(client, file, name)
+        try:
+            body = {"max_tokens": turn.sampling.max_tokens} if turn.error else {}
+            answer = _asked(client, "POST", f"/v1/sessions/{name}/replay", json=body).json()
+        finally:
+            client.delete(f"/v1/sessions/{name}")
+        got, want, at = answer["token_ids"], answer["answer_token_ids"], answer["equal_tokens"]
+        if not answer["equal"]:
+            there, here = tuple(want[at : at + 8]), tuple(got[at : at + 8])
             raise _Problem(f"the answers differ from token {at} on: {there} was saved, {here} was computed")
-        Console().print(f"equal: {len(want)} tokens", highlight=False)
+        more = f", then {len(got) - len(want)} more without a failure" if turn.error else ""
+        begun = f"{answer['cached_tokens']} of {answer['prompt_tokens']} prompt tokens were not computed"
+        Console().print(f"equal: {len(want)} tokens{more}; {begun}", highlight=False, soft_wrap=True)
 
 
-def _request(saved: SessionFile) -> dict[str, Any]:
-    sampling = saved.sampling
-    if sampling.grammar is not None:
-        raise _Problem("the answer was held to a form or to calls of tools; such a one can't be replayed from a file")
-    if not saved.answer:
-        raise _Problem("the last answer has no tokens: there is nothing to replay")
-    return {
-        "model": "auto",
-        "prompt": list(saved.token_ids[: saved.prompt_tokens]),
-        "max_tokens": len(saved.answer),
-        "seed": sampling.seed,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "min_p": sampling.min_p,
-        "repetition_penalty": sampling.repetition_penalty,
-        "presence_penalty": sampling.presence_penalty,
-        "frequency_penalty": sampling.frequency_penalty,
-        "logit_bias": {str(token): bias for token, bias in sampling.logit_bias},
-        "stop_token_ids": list(sampling.stop_token_ids),
-        "min_tokens": min(sampling.min_tokens, len(saved.answer)),
-        "ignore_eos": True,  # the file's stop_token_ids hold whatever ended the answer
-        "return_token_ids": True,
-    }
+def _opened(client: httpx.Client, file: Path, session: str) -> httpx.Response:
+    def pieces() -> Iterator[bytes]:
+        with file.open("rb") as content:
+            while piece := content.read(_PIECE):
+                yield piece
+
+    headers = {"content-type": "application/octet-stream"}
+    return _asked(client, "POST", f"/v1/sessions/{session}/snapshot", content=pieces(), headers=headers)
 
 
-def _weights(client: httpx.Client) -> set[str]:
-    pools = _asked(client, "GET", "/status").json()["pools"]
-    return {one["weights_id"] for pool in pools.values() for one in pool["workers"] if "weights_id" in one}
+def _turn(file: Path, saved: SnapshotFile) -> Turn:
+    if saved.head.turn is None:
+        raise _Problem(f"{file} is a worker's own: it does not say what was asked; save one with `ling snapshot save`")
+    return saved.head.turn
 
 
-def _line(saved: SessionFile) -> str:
-    sampling = saved.sampling
-    return (
-        f"{saved.model}, weights {saved.weights_id}: a prompt of {saved.prompt_tokens} tokens and an answer of "
-        f"{len(saved.answer)}, temperature {sampling.temperature:g}, seed {sampling.seed}"
-    )
+def _line(saved: SnapshotFile) -> str:
+    head = saved.head
+    what = f"weights {head.weights_id}: {len(saved.token_ids)} tokens"
+    if (turn := head.turn) is not None:
+        sampling = turn.sampling
+        what = (
+            f"{turn.model}, weights {head.weights_id}: a prompt of {turn.prompt_tokens} tokens and an answer of "
+            f"{len(saved.token_ids) - turn.prompt_tokens}, temperature {sampling.temperature:g}, seed {sampling.seed}"
+            f"{', held to a grammar' if sampling.grammar is not None else ''}"
+        )
+    ends = " and ".join(map(str, head.positions))
+    kept = f"states after {ends} tokens, of {head.split} ranks, {saved.bytes:,} bytes" if ends else "no state"
+    failed = f"; it failed: {head.turn.error}" if head.turn is not None and head.turn.error else ""
+    return f"{what}; {kept}{failed}"
 
 
-def _read(file: Path) -> SessionFile:
+def _read(file: Path) -> SnapshotFile:
+    return _checked(file, str(file))
+
+
+def _checked(file: Path, name: str) -> SnapshotFile:
     try:
-        return unpack(file.read_bytes())
+        return check(file)
     except OSError as error:
-        raise _Problem(f"{file} can't be read: {error.strerror}") from error
-    except SessionFileError as error:
-        raise _Problem(f"{file} is no session's file: {error}") from error
+        raise _Problem(f"{name} can't be read: {error.strerror}") from error
+    except SnapshotFileError as error:
+        raise _Problem(f"{name} is no whole snapshot: {error}") from error
 
 
 def _client(url: str, api_key: str | None) -> httpx.Client:

@@ -1,4 +1,4 @@
-"""What a kernel's launch depends on of the GPU it runs on: memory a block may use, multiprocessors, number formats."""
+"""The properties of a GPU on which kernel launches depend: memory of a block, multiprocessors, number formats."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,7 +6,7 @@ from functools import lru_cache
 import torch
 import triton
 
-# Of the shared memory a block may use, kernels' own bookkeeping (barriers, reductions) takes a little.
+# The share of a block's shared memory that kernels' bookkeeping (barriers, reductions) leaves.
 _SLACK = 4096
 # 8-bit floats (e4m3) exist from this compute capability on.
 _FP8 = (8, 9)
@@ -14,7 +14,10 @@ _FP8 = (8, 9)
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """One kind of GPU. capability: (major, minor). shared: bytes a block may use. multiprocessors: how many it has."""
+    """One kind of GPU. capability: (major, minor). shared: bytes that a block may use.
+
+    multiprocessors: their number.
+    """
 
     name: str
     capability: tuple[int, int]
@@ -22,27 +25,27 @@ class Device:
     multiprocessors: int
 
     def fits(self, rows: int, stages: int, each: int, fixed: int = 0) -> bool:
-        """Whether a block has room for a pipelined loop: `stages` tiles of `each` bytes under way, and `fixed` beside.
+        """Whether a block has room for a pipelined loop of `stages` tiles of `each` bytes, and `fixed` bytes more.
 
-        Hopper's and data-centre Blackwell's matrix units read tiles of 64 rows and more where they were loaded to, so
-        each stage has a tile of its own there; elsewhere the one in use lies in registers.
+        Hopper's and data-centre Blackwell's matrix units read tiles of 64 rows and more from shared memory, so each
+        stage needs its own tile there; elsewhere the tile in use is in registers.
         """
         held = stages if self.capability[0] in (9, 10) and rows >= 64 else max(stages - 1, 1)
         return held * each + fixed + _SLACK <= self.shared
 
     def stages(self, rows: int, wanted: int, each: int, fixed: int = 0) -> int:
-        """The most stages up to `wanted` that fit; 1 if none does, which leaves it to the compiler to refuse."""
+        """The largest number of stages up to `wanted` that fits; 1 if none fits, so that the compiler refuses."""
         return next((n for n in range(wanted, 1, -1) if self.fits(rows, n, each, fixed)), 1)
 
 
-# What kernels are compiled for without a GPU, and launches counted: an H200.
+# The device for which kernels are compiled and launches counted without a GPU: an H200.
 H200 = Device("NVIDIA H200", (9, 0), 232448, 132)
-# Stands for every device while it is set: for compiling and counting without a GPU.
+# Replaces every device while it is set, to compile and count without a GPU.
 assumed: Device | None = None
 
 
 def device_of(tensor: torch.Tensor) -> Device:
-    """The GPU a tensor lies on; an H200's figures for a tensor elsewhere, where nothing but tests launch kernels."""
+    """The GPU that holds a tensor; for a tensor elsewhere an H200, because only tests launch kernels there."""
     if assumed is not None:
         return assumed
     return _properties(tensor.get_device()) if tensor.is_cuda else H200
@@ -51,13 +54,13 @@ def device_of(tensor: torch.Tensor) -> Device:
 @lru_cache(maxsize=16)
 def _properties(index: int) -> Device:
     found = torch.cuda.get_device_properties(index)
-    # The limit that Triton itself holds a launch to, which torch's stable interface does not tell.
+    # Triton's own limit for a launch, which torch's stable interface does not tell.
     shared = int(triton.runtime.driver.active.utils.get_device_properties(index)["max_shared_mem"])
     return Device(found.name, (found.major, found.minor), shared, found.multi_processor_count)
 
 
 def without_fp8(device: Device) -> str | None:
-    """Why a GPU can't serve FP8 weights, and what would do; None if it can."""
+    """The reason why a GPU can't serve FP8 weights, with alternatives; None if it can."""
     if device.capability >= _FP8:
         return None
     major, minor = device.capability

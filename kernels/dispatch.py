@@ -1,7 +1,8 @@
-"""Which form of an operation runs: its Triton kernel where tensors lie on a GPU, its torch reference elsewhere.
+"""Chooses the form of an operation: its Triton kernel for tensors on a GPU, its torch reference otherwise.
 
 An operation's file holds `<op>_reference`, `<op>_triton` and `<op> = dispatch(<op>_reference, <op>_triton)`; callers
-know `<op>` alone. Inside Triton kernels parameters are annotated `tl.tensor` or `tl.constexpr`, all that triton reads.
+use only `<op>`. Parameters of Triton kernels are annotated `tl.tensor` or `tl.constexpr`, which is all that Triton
+reads.
 """
 
 import os
@@ -19,7 +20,7 @@ _CHOICES = ("triton", "reference")
 
 
 def _forced() -> str | None:
-    """What LING_KERNELS asks for everywhere; None leaves the choice to where the tensors lie."""
+    """The form that LING_KERNELS forces; None leaves the choice to the tensors' device."""
     choice = os.environ.get("LING_KERNELS")
     if choice and choice not in _CHOICES:
         raise ValueError(f"LING_KERNELS must be one of {', '.join(_CHOICES)} or unset, not {choice!r}")
@@ -36,7 +37,7 @@ def uses_triton(tensor: Tensor) -> bool:
 
 
 def dispatch(reference: Callable[Concatenate[T, P], R], kernel: Callable[..., R]) -> Callable[Concatenate[T, P], R]:
-    """The operation whose two forms these are; the device of its first argument, a tensor, decides.
+    """Make the operation from its two forms; the device of its first argument, a tensor, decides.
 
     kernel: takes the same arguments and may take a tuned configuration after them.
     """

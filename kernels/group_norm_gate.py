@@ -1,4 +1,4 @@
-"""What leaves a linear-attention layer: RMSNorm over groups of channels, then a sigmoid gate."""
+"""The end of a linear-attention layer: RMSNorm over groups of channels, then a sigmoid gate."""
 
 import torch
 import triton
@@ -24,7 +24,10 @@ def group_rms_norm_gate_reference(x: Tensor, gate: Tensor, weight: Tensor, group
 def normed_and_gated(
     x: tl.tensor, gate: tl.tensor, weight: tl.tensor, inside: tl.tensor, size: tl.tensor, eps: tl.tensor
 ) -> tl.tensor:
-    """Inside kernels: one group's channels x, fp32 and zero where not `inside`; gate, weight: where theirs lie."""
+    """Inside kernels: norm and gate one group's channels x, which are fp32 and zero outside of `inside`.
+
+    gate, weight: pointers.
+    """
     x *= 1.0 / tl.sqrt(tl.sum(x * x) / size + eps)
     x *= tl.load(weight, inside, 0.0).to(tl.float32)
     return x * (1.0 / (1.0 + tl.exp(-tl.load(gate, inside, 0.0).to(tl.float32))))
@@ -54,7 +57,7 @@ def _group_rms_norm_gate_kernel(
 def group_rms_norm_gate_triton(
     x: Tensor, gate: Tensor, weight: Tensor, groups: int, eps: float, tuned: Config | None = None
 ) -> Tensor:
-    """One program a token and group; the gate's rows may lie apart."""
+    """One program per token and group; the gate's rows need not be adjacent."""
     tokens, channels = gate.shape
     size = channels // groups
     out = torch.empty(tokens, channels, dtype=gate.dtype, device=gate.device)

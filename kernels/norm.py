@@ -85,7 +85,7 @@ def _add_rms_norm_kernel(
 
 
 def row_warps(size: int) -> int:
-    """Warps for a row of `size` channels: about 16 values a thread."""
+    """The warps for a row of `size` channels: about 16 values per thread."""
     warps = 1
     while warps < 16 and warps * 512 < size:
         warps *= 2
@@ -93,7 +93,7 @@ def row_warps(size: int) -> int:
 
 
 def rms_norm_triton(x: Tensor, weight: Tensor, eps: float, tuned: Config | None = None) -> Tensor:
-    """One program a row; x's rows may lie apart."""
+    """One program per row; x's rows need not be adjacent."""
     tokens, size = x.shape
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if tokens:
@@ -106,7 +106,7 @@ def rms_norm_triton(x: Tensor, weight: Tensor, eps: float, tuned: Config | None 
 def add_rms_norm_triton(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, tuned: Config | None = None
 ) -> tuple[Tensor, Tensor]:
-    """One program a row."""
+    """One program per row."""
     tokens, size = x.shape
     out, total = torch.empty_like(x), torch.empty_like(x)
     if tokens:

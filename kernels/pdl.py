@@ -1,5 +1,6 @@
-"""Launches that overlap: a kernel's programs begin while those of the kernel before it end (programmatic dependent
-launch, compute capability 9.0 and later).
+"""Overlapping launches: a kernel's programs begin while those of the previous kernel end.
+
+This is programmatic dependent launch, which needs compute capability 9.0 or later.
 
 `LING_PDL=1` asks for it. A kernel that calls `after_previous` before it touches memory may be launched with `LAUNCH`:
 what it does before then hides behind its predecessor, and so does the launch. All else stays as if it were not there.
@@ -13,7 +14,7 @@ from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 def _asked() -> bool:
-    """What LING_PDL says; Triton's interpreter launches nothing that could overlap."""
+    """Whether LING_PDL asks for it; Triton's interpreter has no launches that could overlap."""
     choice = os.environ.get("LING_PDL", "")
     if choice not in ("", "0", "1"):
         raise ValueError(f"LING_PDL must be 0, 1 or unset, not {choice!r}")
@@ -27,9 +28,10 @@ _ON = tl.constexpr(bool(LAUNCH))
 
 @triton.jit
 def after_previous() -> None:
-    """Inside kernels: let the next kernel's programs begin, then wait until all kernels before have ended.
+    """Inside kernels: let the next kernel's programs begin, then wait until all earlier kernels have ended.
 
-    Each waits for the one before it, so when that has ended, so have all before it, and what they wrote is there.
+    Each kernel waits for the previous one, so when that has ended, all earlier ones have too, and their results are
+    visible.
     """
     if _ON:
         gdc_launch_dependents()

@@ -66,7 +66,7 @@ def normed_and_turned(
     factor = 1.0 / tl.sqrt(tl.sum(wide * wide, 1) / size + eps)
     mine = _normed(x, tl.load(weight + channel, inside, 0.0), factor)
 
-    # The other of the pair is read again: it lies in the cache, and no other lane need hand it over.
+    # The other element of the pair is read again from the cache, so that lanes need not exchange it.
     turned = channel < 2 * half
     first = channel < half
     other = tl.where(first, channel + half, channel - half)
@@ -146,7 +146,7 @@ def _rope_interleaved_kernel(
 def qk_norm_rope_triton(
     qk: Tensor, weight: Tensor, cos: Tensor, sin: Tensor, eps: float, tuned: Config | None = None
 ) -> Tensor:
-    """One program a token, part and block of heads; heads lie side by side, tokens and parts may lie apart."""
+    """One program per token, part and block of heads. Heads must be adjacent; tokens and parts need not be."""
     tokens, _, heads, size = qk.shape
     out = torch.empty(qk.shape, dtype=torch.float32, device=qk.device)
     if tokens:
@@ -172,7 +172,7 @@ def qk_norm_rope_triton(
 def rope_interleaved_triton(
     x: Tensor, cos: Tensor, sin: Tensor, out: Tensor | None = None, tuned: Config | None = None
 ) -> Tensor:
-    """One program a token and block of heads; tokens and heads may lie apart."""
+    """One program per token and block of heads; tokens and heads need not be adjacent."""
     tokens, heads, size = x.shape
     if out is None:
         out = torch.empty(x.shape, dtype=x.dtype, device=x.device)

@@ -1,4 +1,4 @@
-"""The last of several programs to arrive goes on with what all of them have stored, in an order of its own."""
+"""A completion counter for split-K products: the last program reduces all partial results in a fixed order."""
 
 from functools import lru_cache
 
@@ -16,7 +16,7 @@ def _zeros(device: torch.device) -> Tensor:
 
 
 def arrivals(device: torch.device, tiles: int) -> Tensor:
-    """int32 zeros for `tiles` counters at least, which every launch leaves as zeros.
+    """At least `tiles` int32 counters of zero, which every launch resets to zero.
 
     All launches share them, so those of one device run one after another. ValueError for too many tiles.
     """
@@ -27,10 +27,10 @@ def arrivals(device: torch.device, tiles: int) -> Tensor:
 
 @triton.jit
 def is_last(counter: tl.tensor, programs: tl.tensor) -> tl.tensor:
-    """Inside kernels: whether this is the last of `programs` to come here; it leaves the counter as it was, 0.
+    """Inside kernels: whether this is the last of `programs` to arrive; it resets the counter to 0.
 
-    What the others stored before is then there to read, past the first-level cache (".cg"), which doesn't see what
-    other multiprocessors write.
+    It can then read the other programs' results, bypassing the first-level cache (".cg"), which doesn't see the writes
+    of other multiprocessors.
     """
     tl.debug_barrier()
     last = tl.atomic_add(counter, 1) == programs - 1

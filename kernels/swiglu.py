@@ -34,7 +34,7 @@ def _swiglu_kernel(x: tl.tensor, out: tl.tensor, size: tl.tensor, BLOCK: tl.cons
 
 
 def swiglu_triton(x: Tensor, tuned: Config | None = None) -> Tensor:
-    """One program a row and block of channels."""
+    """One program per row and block of channels."""
     x = x.contiguous()
     size = x.shape[-1] // 2
     out = torch.empty((*x.shape[:-1], size), dtype=x.dtype, device=x.device)

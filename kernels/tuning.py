@@ -1,4 +1,4 @@
-"""Tuned launch configurations, kept as data: one table a GPU in kernels/tuned, written by `benchmarks.tune`."""
+"""Tuned launch configurations as data: one table per GPU in kernels/tuned, written by `benchmarks.tune`."""
 
 import math
 import tomllib
@@ -11,7 +11,7 @@ import torch
 Config = Mapping[str, int]
 Key = tuple[int, ...]
 
-# What the tuner puts in the table's place: from operation, key and default to a configuration.
+# The tuner's replacement for the table: takes operation, key and default, returns a configuration.
 Trial = Callable[[str, Key, Config], Config]
 trial: Trial | None = None
 
@@ -19,7 +19,7 @@ TABLES = Path(__file__).parent / "tuned"
 
 
 def table_path(device_name: str) -> Path:
-    """Where the table of a GPU lies, by the name its driver gives it."""
+    """The path of a GPU's table, by the name that its driver reports."""
     return TABLES / f"{device_name.lower().replace(' ', '-')}.toml"
 
 

@@ -1,4 +1,4 @@
-"""Where the sequences of a variable-length batch lie, worked out once a step for all layers."""
+"""The indices of a variable-length batch's sequences, computed once per step for all layers."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -77,12 +77,12 @@ class Rows:
 
     @cached_property
     def longer(self) -> tuple[int, ...]:
-        """Rows with more than one token."""
+        """The rows with more than one token."""
         return tuple(i for i, n in enumerate(self.counts) if n > 1)
 
     @cached_property
     def longest(self) -> int:
-        """The most tokens of any row."""
+        """The largest number of tokens in a row."""
         return max(self.counts)
 
     @cached_property
@@ -184,7 +184,7 @@ class Pages:
         rows = self.rows
         alone = rows.longer or ((0,) if len(rows.counts) == 1 else ())
         ends = {i: -(-(rows.starts[i] + rows.counts[i]) // self.page_size) for i in alone}
-        # A slot as a number for the host would have to be waited for.
+        # Reading a slot as a number on the host would wait for the device.
         return tuple((i, self.table.index_select(0, rows.slots[i : i + 1])[0, : ends[i]].long()) for i in alone)
 
     @cached_property
@@ -209,7 +209,7 @@ class Pages:
 
 
 def spread(rows: Rows, pages: Pages) -> tuple[Rows, Pages]:
-    """The same tokens as rows of one token each: what each attends to is the same."""
+    """The same tokens as rows of one token each, which attend to the same latents."""
     starts = tuple(s + n for s, count in zip(rows.starts, rows.counts, strict=True) for n in range(count))
     slots = rows.slots.repeat_interleave(rows.token_offsets.diff(), output_size=len(starts))
     apart = Rows(slots, rows.positions, starts, (1,) * len(starts))

@@ -1,4 +1,4 @@
-"""The table of cards: what each holds and how fast it is. The figures and their sources are in cards.toml."""
+"""The table of cards: memory and speed of each. The figures and their sources are in cards.toml."""
 
 import difflib
 import tomllib
@@ -13,9 +13,9 @@ from planner.errors import PlanError
 class Card:
     """One kind of GPU. Bytes, bytes/s, FLOP/s, seconds.
 
-    bandwidth, bf16_flops, fp8_flops, link_bandwidth: what software reaches, measured or the datasheet's figure times
-    an assumed share. fp8: whether it has 8-bit floats; fp8_flops equals bf16_flops where it has none. The link's is
-    one direction.
+    bandwidth, bf16_flops, fp8_flops, link_bandwidth: what software reaches, measured or the datasheet's figure times an
+    assumed share. fp8: whether it has 8-bit floats; without them fp8_flops equals bf16_flops. link_bandwidth is for one
+    direction.
     """
 
     name: str
@@ -43,7 +43,7 @@ def cards() -> dict[str, Card]:
 
 
 def find_card(name: str) -> Card:
-    """The card of that name; PlanError names the near one, or all."""
+    """The card with this name; PlanError suggests a similar name, or lists all."""
     known = cards()
     if card := known.get(name.lower()):
         return card
@@ -53,7 +53,7 @@ def find_card(name: str) -> Card:
 
 
 def serves(card: Card, weights: str) -> bool:
-    """Whether kernels for weights of that format run on the card."""
+    """Whether kernels for weights of this format run on the card."""
     return card.fp8 or not weights.startswith("fp8")
 
 
@@ -71,7 +71,7 @@ def _card(name: str, row: dict[str, object], link: dict[str, float], assumed: di
     bf16 = given("bf16") * 1e12
     measured_bf16, measured_bandwidth = number("measured_bf16"), number("measured_gb_s")
     achieved = measured_bf16 * 1e12 if measured_bf16 else bf16 * assumed["flops"]
-    # FP8 units reach about the share of their peak that the BF16 ones do.
+    # FP8 units reach about the same share of their peak as BF16 units.
     fp8 = (number("fp8") or given("bf16")) * 1e12 * achieved / bf16
     bandwidth = given("bandwidth_gb_s") * 1e9
     return Card(

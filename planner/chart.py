@@ -1,7 +1,7 @@
-"""The planner's figures with which the Helm chart checks pools.
+"""Writes the planner's figures by which the Helm chart checks pools.
 
-`python -m planner.chart > helm/files/memory.json` writes them. A template computes with whole numbers only, so these
-are MiB and KiB of one card, rounded to the safe side.
+Run `python -m planner.chart > helm/files/memory.json`. A template computes only with whole numbers, so the figures are
+MiB and KiB of one card, rounded to the safe side.
 """
 
 import json
@@ -23,7 +23,7 @@ STEP_TOKENS = (1024, 2048, 4096, 8192)
 
 
 def table() -> dict[str, Any]:
-    """What a worker of the released model needs of each of its cards, by format and tp, and what the cards have.
+    """What a worker of the released model needs of each card, by format and tp, and what the cards have.
 
     cards: MiB to use, without the allocator's margin. reserved_mib: graphs, CUDA context and buffers. state_kib: a
     state's share; slot_kib: with its logits. activations_mib: by longest sequence, then by step tokens; YaRN doubles

@@ -1,4 +1,4 @@
-"""The cost model in a few numbers, as a router needs them to predict what a request costs where."""
+"""The cost model as a few coefficients, by which a router predicts a request's time at a worker."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from planner.speed import gather_seconds, step_time
 from planner.traffic import snapshot_bytes
 from planner.work import Step
 
-# Between these the step's time is taken for a straight line.
+# Between these points the step's time counts as linear.
 _BATCHES = (16, 128)
 _CONTEXTS = (0, 65_536)
 _DECODE_CONTEXT = 8_192
@@ -16,10 +16,11 @@ _DECODE_CONTEXT = 8_192
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """Seconds. token_s: a prompt's token in a full chunk, alone; knee_tokens: so many before it double that.
+    """Coefficients in seconds.
 
-    step_s + sequence_s a sequence + context_s a token before: a decode step. state_s, latent_s: a sequence's state, and
-    each of its latents, to another worker.
+    token_s: for one token of a prompt in a full chunk without context; knee_tokens: this much context doubles it. A
+    decode step takes step_s, sequence_s for each sequence and context_s for each token of context. state_s, latent_s:
+    to move a sequence's state, and each of its latents, to another worker.
     """
 
     token_s: float
@@ -32,7 +33,10 @@ class Coefficients:
 
 
 def coefficients(model: Model, card: Card, tp: int, step_tokens: int, network: float) -> Coefficients:
-    """Of a worker of tp cards whose steps take `step_tokens` of a prompt; network: bytes/s a card."""
+    """The coefficients of a worker with tp cards, whose steps take `step_tokens` of a prompt.
+
+    network: bytes/s per card.
+    """
 
     def decode(batch: int, context: int) -> float:
         return step_time(model, card, tp, Step(batch, 1, context, batch)).seconds
@@ -43,7 +47,7 @@ def coefficients(model: Model, card: Card, tp: int, step_tokens: int, network: f
     few, many = _BATCHES
     near, far = _CONTEXTS
     context_s = (decode(many, far) - decode(many, near)) / (many * (far - near))
-    # A chunk's own tokens stand before its later ones.
+    # A chunk's own tokens are context of its later ones.
     more = (chunk(far) - chunk(near)) / (far - near)
     knee = chunk(near) / more - step_tokens / 2 if more > 0 else float(1 << 40)
     sequence_s = (decode(many, _DECODE_CONTEXT) - decode(few, _DECODE_CONTEXT)) / (many - few)

@@ -1,4 +1,4 @@
-"""A plan against a running cluster: what its `/status` says of slots, pages and ranks, and where it differs."""
+"""Compares a plan with a running cluster's `/status`: slots, pages and ranks."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +15,7 @@ _TIMEOUT_S = 10.0
 
 @dataclass(frozen=True, slots=True)
 class Compared:
-    """One figure of one running worker, beside the plan's. same: whether they agree within the tolerance."""
+    """One figure of a running worker beside the plan's. same: whether they agree within the tolerance."""
 
     worker: str
     figure: str
@@ -33,7 +33,7 @@ def fetch_status(url: str) -> dict[str, Any]:
     except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise PlanError(f"--check: no status from {url}: {error or type(error).__name__}") from None
     if not isinstance(status, dict) or not isinstance(status.get("pools"), dict):
-        raise PlanError(f"--check: {url}/status is no cluster's status: it has no pools")
+        raise PlanError(f"--check: {url}/status is not the status of a cluster: it has no pools")
     return status
 
 

@@ -1,4 +1,4 @@
-"""How large a model is: parameters and bytes by kind, active parameters, the size of its files."""
+"""The size of a model: parameters and bytes by kind, active parameters, and the size of its files."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ from planner.tensors import KINDS, Kind, Tensor, tensors
 
 
 def parameters(model: Model) -> dict[Kind, int]:
-    """By kind; those of the MTP layers that the config declares are under "MTP"."""
+    """Parameters by kind; those of the MTP layers that the config declares are under "MTP"."""
     return _sum(tensors(model, mtp=True), lambda tensor: tensor.parameters)
 
 
 def main_parameters(model: Model) -> int:
-    """Without the MTP layers."""
+    """The number of parameters without the MTP layers."""
     return sum(tensor.parameters for tensor in tensors(model, mtp=False))
 
 
@@ -26,7 +26,7 @@ def active_parameters(model: Model) -> int:
 
 
 def weight_bytes(model: Model, mtp: bool, tp: int = 1) -> dict[Kind, int]:
-    """Bytes each of `tp` ranks holds in memory, by kind; with `mtp` the MTP layers too."""
+    """Bytes that each of `tp` ranks holds in memory, by kind; with `mtp` also the MTP layers."""
     return _sum(tensors(model, mtp), lambda tensor: tensor.rank_bytes(model.scheme, tp))
 
 

@@ -2,4 +2,4 @@
 
 
 class PlanError(ValueError):
-    """A question that has no plan; the message says what to change."""
+    """There is no plan for a question; the message says what to change."""

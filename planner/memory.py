@@ -1,4 +1,4 @@
-"""What lies in one card's memory, and how many sessions the rest of it holds.
+"""Divides one card's memory, and counts the sessions that the rest of it holds.
 
 Every byte is one of: weights (split by head, expert or vocabulary, or held by all ranks), linear state (split by
 head, one slot a session, and those that the prefix cache keeps), latents (pages, the same on every rank), logits and
@@ -24,11 +24,13 @@ Binds = Literal["weights", "slots", "pages"]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """How a worker is set up: tp cards; tokens of its longest session and of the mean one; tokens a step and a page.
+    """The setup of a worker: tp cards; tokens of its longest and of its mean session.
 
-    sessions: state slots, None for as many as fit. mtp: whether the MTP layers are loaded. kept_states,
-    host_bytes: what the prefix cache may keep: states beside those of sessions, None for as many as slots, and bytes of
-    a worker's host memory.
+    Tokens of a step and of a page.
+
+    sessions: state slots, None for as many as fit. mtp: whether the MTP layers are loaded. kept_states, host_bytes:
+    what the prefix cache may keep: states beside those of sessions, None for as many as slots, and bytes of a worker's
+    host memory.
     """
 
     tp: int
@@ -112,17 +114,17 @@ def graph_bytes(model: Model, layout: Layout) -> int:
 
 
 def slot_bytes(model: Model, layout: Layout) -> int:
-    """Bytes a slot takes on every card: its state's share, its logits, and a kept state where slots bring one each."""
+    """Bytes of a slot on every card: its state's share, its logits, and a kept state if each slot brings one."""
     return (2 if layout.kept_states is None else 1) * model.state_bytes(layout.tp) + logit_bytes(model)
 
 
 def session_bytes(model: Model, layout: Layout) -> int:
-    """Bytes a session of mean length takes on every card: its slot's and its pages'."""
+    """Bytes of a session of mean length on every card: its slot and its pages."""
     return slot_bytes(model, layout) + pages_of(layout.mean_length, layout.page_size) * page_bytes(model, layout)
 
 
 def free_bytes(model: Model, card: Card, layout: Layout) -> int:
-    """Bytes of a card left for sessions; below 0 the worker does not start."""
+    """Bytes of a card that are left for sessions; below 0 the worker does not start."""
     margin = int(card.memory * MARGIN_SHARE)
     weights = sum(weight_bytes(model, layout.mtp, layout.tp).values())
     taken = margin + weights + activation_bytes(model, layout) + graph_bytes(model, layout) + CONTEXT_BYTES
@@ -130,7 +132,7 @@ def free_bytes(model: Model, card: Card, layout: Layout) -> int:
 
 
 def capacity(model: Model, card: Card, layout: Layout) -> Capacity:
-    """How many sessions fit, and whether slots or pages keep more out.
+    """How many sessions fit, and whether slots or pages prevent more.
 
     Slots are a setting and pages take the rest of memory, so with S slots a card holds
     (free - S slot) / page pages. Without a setting S is free / session, where both run out together.
@@ -166,18 +168,18 @@ def host_bytes(model: Model, layout: Layout) -> int:
 
 
 def enough(held: Capacity, layout: Layout) -> bool:
-    """Whether all sessions asked for fit (one, if no number is given), one session of full context among them."""
+    """Whether all requested sessions fit (one if no number is given), one of them with full context."""
     return held.fits >= (layout.sessions or 1) and held.longest_fits
 
 
 def mean_length_for(model: Model, card: Card, layout: Layout, sessions: int) -> int:
-    """The longest mean length, in tokens, at which so many sessions fit; 0 if even their states don't."""
+    """The longest mean length in tokens at which so many sessions fit; 0 if not even their states fit."""
     left = free_bytes(model, card, layout) - sessions * slot_bytes(model, layout)
     return max(0, left // page_bytes(model, layout) // sessions * layout.page_size)
 
 
 def divide(model: Model, card: Card, layout: Layout, held: Capacity) -> Memory:
-    """The card's bytes by kind, with that many slots and pages."""
+    """The card's bytes by kind, with this number of slots and pages."""
     states, logits = held.slots * model.state_bytes(layout.tp), held.slots * logit_bytes(model)
     kept, latents = held.kept_states * model.state_bytes(layout.tp), held.pages * page_bytes(model, layout)
     slots = held.slots * slot_bytes(model, layout)

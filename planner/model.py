@@ -34,7 +34,7 @@ class Model:
 
     @property
     def scheme(self) -> Quantization:
-        """How its matrices are quantized: as the config says if they come in that format, else as is usual."""
+        """How its matrices are quantized: as the config says if it is of this format, else in the usual way."""
         own = self.config.quantization
         return own if _NAMES[own.method] == self.weights else _SCHEMES[self.weights]
 
@@ -50,7 +50,7 @@ class Model:
 
     @property
     def has_mtp(self) -> bool:
-        """Whether the release holds its MTP layers; INT4 ones leave them out, whatever the config says."""
+        """Whether the release has its MTP layers; INT4 releases leave them out, even if the config names them."""
         return self.mtp_layers > 0 and self.weights != "int4"
 
     def state_bytes(self, tp: int = 1) -> int:
@@ -78,7 +78,7 @@ class Model:
 def load_model(model: str, weights: Format | None = None) -> Model:
     """Load a checkpoint folder's config, or the released model by name; PlanError says what is wrong with it.
 
-    weights: their format; without it the one that the config states. Only config.json is read.
+    weights: their format; None for the one in the config. Only config.json is read.
     """
     folder = _MODELS / model if model == RELEASED else Path(model).expanduser().resolve()
     try:

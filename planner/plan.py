@@ -1,4 +1,4 @@
-"""Answers one question: every figure of the planner for a model on some cards."""
+"""Answers a question with all figures of the planner for a model on some cards."""
 
 from dataclasses import dataclass
 
@@ -81,7 +81,7 @@ class Plan:
 
 
 def make_plan(question: Question) -> Plan:
-    """All figures; PlanError for a question that has no plan."""
+    """Make the plan; PlanError if there is none."""
     check(question)
     model, card, layout = question.model, question.card, question.layout
     held = capacity(model, card, layout)

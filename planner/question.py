@@ -13,7 +13,10 @@ from workers.model.config import ModelConfigError
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """What is asked. network: bytes/s one card has towards other workers. prompt: tokens of the prompt shown."""
+    """A question to the planner. network: bytes/s of one card to other workers.
+
+    prompt: tokens of the example prompt.
+    """
 
     model: Model
     card: Card

@@ -1,4 +1,4 @@
-"""What drafting with the MTP layer gains at best: a step that verifies, and the passes that draft for it."""
+"""The most that drafting with the MTP layer can gain: a step that verifies, and the passes that draft for it."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -16,7 +16,10 @@ GAINED = 3.1
 
 @dataclass(frozen=True, slots=True)
 class Speculated:
-    """A decode step with drafts. tokens: that a sequence gains; gain: of tokens a second, against none drafted."""
+    """A decode step with drafts. tokens: the tokens that a sequence gains.
+
+    gain: in tokens a second against a step without drafts.
+    """
 
     drafts: int
     tokens: float
@@ -28,7 +31,7 @@ def speculated(model: Model, card: Card, tp: int, batch: int, context: int) -> S
     """The limit of a step of `batch` sequences with the vendor's drafts, if its acceptance is met here."""
     run = 1 + DRAFTS
     verify = work(model, Step(batch, run, context, batch * run), tp)
-    # The state is read to verify; to take in what stood, it is read and written once more.
+    # The state is read to verify; it is read and written again to advance by the accepted tokens.
     verify = replace(verify, states=verify.states + batch * model.state_bytes(tp))
     passes = [_draft(model, tp, batch, tokens, context) for tokens in (GAINED, *[1.0] * (DRAFTS - 1))]
     seconds = sum(time_of(card, done, tp).seconds for done in (verify, *passes))
@@ -37,7 +40,7 @@ def speculated(model: Model, card: Card, tp: int, batch: int, context: int) -> S
 
 
 def _draft(model: Model, tp: int, batch: int, tokens: float, context: int) -> Work:
-    """A pass of the MTP layer over `tokens` of each sequence, and the head after the last."""
+    """The work of a pass of the MTP layer over `tokens` of each sequence, and of the head after the last."""
     c, layer = model.config, _layer(model)
     new = batch * tokens
     always = sum(t.rank_bytes(model.scheme, tp) for t in layer if not t.routed)

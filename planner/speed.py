@@ -1,4 +1,4 @@
-"""How long a step takes at best: its bytes, FLOPs and exchanges against what the card reaches.
+"""The shortest time of a step: its bytes, FLOPs and exchanges against what the card reaches.
 
 A limit, not a promise: it knows no launch gaps, no skew among experts, and takes every kernel to move its bytes
 at the rate of a large copy. `fraction_of_limit` says how near a measured step comes.
@@ -95,19 +95,19 @@ def fraction_of_limit(measured_s: float, limit_s: float) -> float:
 
 
 def bandwidth_fraction(model: Model, card: Card, tp: int, step: Step, measured_s: float) -> float:
-    """Share of the card's reachable bandwidth a measured step used, by the bytes it must at least move."""
+    """The share of the card's reachable bandwidth that a measured step used, by the least bytes it must move."""
     return fraction_of_limit(measured_s, step_time(model, card, tp, step).memory_s)
 
 
 def flops_fraction(model: Model, card: Card, tp: int, step: Step, measured_s: float) -> float:
-    """Share of the card's reachable FLOP/s a measured step used, by the FLOPs it must at least do."""
+    """The share of the card's reachable FLOP/s that a measured step used, by the FLOPs that it must do at least."""
     return fraction_of_limit(measured_s, step_time(model, card, tp, step).compute_s)
 
 
 def prefill(model: Model, card: Card, tp: int, step_tokens: int, new: int, past: int) -> Prefill:
-    """Prompts of `new` tokens to compute after `past` cached ones, in chunks of at most `step_tokens`.
+    """The time of prompts with `new` tokens to compute after `past` cached ones, in chunks of at most `step_tokens`.
 
-    Prompts shorter than a step share it, so the stream is faster than one prompt alone.
+    Prompts shorter than a step share steps, so a stream of them is faster than one prompt alone.
     """
     together = max(1, step_tokens // new)
     alone = [step_time(model, card, tp, step) for step in _chunks(1, new, past, step_tokens)]

@@ -1,4 +1,4 @@
-"""Moving snapshots between the pools, and how large each pool is for a given traffic."""
+"""The time to move snapshots between the pools, and the size of each pool for a given traffic."""
 
 import math
 from dataclasses import dataclass, replace
@@ -10,7 +10,7 @@ from planner.memory import Binds, Capacity, Layout, capacity
 from planner.model import Model
 from planner.speed import Prefill, StepTime, decode_time, gather_seconds, prefill
 
-# A pool is sized so that the mean load is this share of what it can do; the rest is for bursts.
+# A pool's size is chosen so that the mean load is this share of its capacity; the rest is for bursts.
 TARGET_LOAD = 0.8
 
 
@@ -100,7 +100,7 @@ def handoff(model: Model, card: Card, layout: Layout, network: float, prompt: Pr
 
 
 def settled_batch(model: Model, card: Card, tp: int, tokens_per_s: float, context: int, most: int) -> int:
-    """The least batch, up to `most`, that yields so many tokens a second: where a loaded worker settles."""
+    """The smallest batch, up to `most`, with so many tokens a second: the batch at which a loaded worker settles."""
     low, high = 1, most
     while low < high:
         middle = (low + high) // 2
@@ -112,7 +112,7 @@ def settled_batch(model: Model, card: Card, tp: int, tokens_per_s: float, contex
 
 
 def decode_batch(held: Capacity, layout: Layout) -> int:
-    """Sequences a decode step can take: those held, within the token budget of a step."""
+    """The sequences of a decode step: all that the worker holds, within the token budget of a step."""
     return min(held.fits, layout.step_tokens)
 
 

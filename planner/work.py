@@ -1,4 +1,4 @@
-"""What one step reads, writes, computes and exchanges on one rank: counts, no seconds."""
+"""Counts what one step reads, writes, computes and exchanges on one rank, without times."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,7 +6,8 @@ from functools import lru_cache
 from planner.model import Model
 from planner.tensors import Tensor, tensors
 
-# Tokens a chunk of the linear attention: inside one it multiplies token by token, across them through the state.
+# Tokens of a chunk of linear attention: within a chunk it multiplies tokens with tokens, between chunks it uses the
+# state.
 CHUNK = 64
 
 

@@ -18,6 +18,7 @@ from router.api.info import Info
 from router.api.page import LivePage
 from router.api.responses.routes import keeping
 from router.api.sessions import SessionsApi
+from router.api.snapshots import SnapshotsApi
 from router.api.workers import WorkersApi
 from router.batch.batches import Batches
 from router.batch.files import Files
@@ -98,7 +99,7 @@ def create_app(gateway: Gateway, exchange: Exchange | None = None) -> FastAPI:
 def _parts(gateway: Gateway, exchange: Exchange | None) -> Parts:
     """Make the objects that answer requests. Those that are services start and end with the gateway."""
     config, info = gateway.config, Info(gateway, LISTED)
-    create, stored, sessions = keeping(gateway)
+    create, stored, sessions, snapshots = keeping(gateway)
     files = batches = message_batches = None
     if config.data_dir is not None:
         store = Store(config.data_dir, config.database_url)
@@ -108,9 +109,22 @@ def _parts(gateway: Gateway, exchange: Exchange | None) -> Parts:
         message_batches = MessageBatches(store, runner, config)
     page = LivePage(gateway, info, exchange)
     shown = SessionsApi(gateway, sessions)
+    files_of = SnapshotsApi(gateway, sessions, snapshots, shown)
     workers = WorkersApi(gateway)
     return Parts(
-        gateway, info, page, publish(config), create, stored, sessions, shown, workers, files, batches, message_batches
+        gateway,
+        info,
+        page,
+        publish(config),
+        create,
+        stored,
+        sessions,
+        shown,
+        files_of,
+        workers,
+        files,
+        batches,
+        message_batches,
     )
 
 

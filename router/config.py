@@ -38,11 +38,11 @@ class RouterConfig:
     folder of responses if there is no data_dir; replicas of a host with the same run_dir share it, and the last one to
     end removes it. segment_cache_bytes: memory for conversations' texts and their token ids, so that only new texts of
     a turn are encoded. max_responses, max_responses_bytes: stored responses of a tenant. session_ttl_s: how long a
-    session is kept after its last use. max_sessions: of a tenant. operators: tenants that may drain workers, if there
-    are keys. attachments: whether images and files in tools' results become a note to the model or a 400. name_workers:
-    whether answers name the workers and processes that computed them. max_model_len: the context length to report
-    before a worker is live; None if unknown. costs: the routing policy's coefficients. cache_share_all: whether tenants
-    share cached prefixes.
+    session is kept after its last use. max_sessions: of a tenant. operators: tenants that may drain workers and open
+    snapshot files, if there are keys. attachments: whether images and files in tools' results become a note to the
+    model or a 400. name_workers: whether answers name the workers and processes that computed them. max_model_len: the
+    context length to report before a worker is live; None if unknown. costs: the routing policy's coefficients.
+    cache_share_all: whether tenants share cached prefixes.
     """
 
     served_model_name: str

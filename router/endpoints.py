@@ -26,7 +26,7 @@ from router.api.answers.server import (
     Root,
     Tokenized,
 )
-from router.api.answers.sessions import SessionList, SessionRecord
+from router.api.answers.sessions import ReplayedTurn, SessionList, SessionRecord
 from router.api.anthropic.counting import count_tokens
 from router.api.anthropic.messages import Messages
 from router.api.anthropic.schema import CountRequest, MessagesRequest
@@ -45,6 +45,7 @@ from router.api.responses.lines import ResponseLines
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.stored import ItemsQuery, ResponseQuery, StoredResponses
 from router.api.sessions import ForkRequest, SessionsApi, SessionsQuery
+from router.api.snapshots import ReplayRequest, SnapshotsApi
 from router.api.workers import WorkersApi
 from router.batch.batches import Batches, BatchesQuery, BatchRequest
 from router.batch.files import Files, FilesQuery, FileUpload
@@ -87,6 +88,7 @@ class Parts:
     stored: StoredResponses
     sessions: Sessions
     sessions_api: SessionsApi
+    snapshots: SnapshotsApi
     workers: WorkersApi
     files: Files | None
     batches: Batches | None
@@ -98,7 +100,8 @@ class Endpoint:
     """One method of one path.
 
     answer: the type of its JSON answer with status 200. event: the type of a streamed event's data. media: further
-    media types of its answer. body, form, query: the models that validate its input. line: the API that answers it as a
+    media types of its answer. body, form, query: the models that validate its input. raw: its
+    input is a file of bytes. line: the API that answers it as a
     line of a batch. keyed: whether it needs an API key if the server has a file of keys. refused: fields that its API
     has elsewhere, each with the reason why it is a 400 here.
     """
@@ -112,6 +115,7 @@ class Endpoint:
     media: tuple[str, ...] = ()
     body: type[BaseModel] | None = None
     form: type[BaseModel] | None = None
+    raw: bool = False
     query: type[BaseModel] = NoQuery
     line: Api[Any] | None = None
     keyed: bool = True
@@ -328,8 +332,31 @@ ENDPOINTS = (
     Endpoint(
         "GET",
         f"{_ONE_SESSION}/snapshot",
-        "A session's tokens and the sampling of its last answer, as a safetensors file",
-        lambda parts: parts.sessions_api.snapshot,
+        "A session as a safetensors file: its tokens, how its last answer was sampled, and its state where it is kept",
+        lambda parts: parts.snapshots.save,
+        media=(BYTES,),
+    ),
+    Endpoint(
+        "POST",
+        f"{_ONE_SESSION}/snapshot",
+        "Begin a session where such a file stands",
+        lambda parts: parts.snapshots.load,
+        SessionRecord,
+        raw=True,
+    ),
+    Endpoint(
+        "POST",
+        f"{_ONE_SESSION}/replay",
+        "Compute a session's last answer again, with its seed, and compare",
+        lambda parts: parts.snapshots.replay,
+        ReplayedTurn,
+        body=ReplayRequest,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/requests/{request_id}/snapshot",
+        "A request that failed at the workers, as such a file",
+        lambda parts: parts.snapshots.save_request,
         media=(BYTES,),
     ),
     Endpoint(

@@ -1,1 +1,1 @@
-"""What routers and workers say to each other, and how."""
+"""The messages between routers and workers, and the connections that carry them."""

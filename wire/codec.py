@@ -31,12 +31,12 @@ class Codec(Generic[M]):
         self._encoder = msgspec.msgpack.Encoder()
 
     def encode(self, message: M) -> bytes:
-        """One whole frame."""
+        """Encode a message as one frame."""
         body = self._encoder.encode(message)
         return _HEAD.pack(len(body), self._index[type(message)]) + body
 
     def decode(self, kind: int, body: bytes) -> M:
-        """The message of a type byte and a body; WireError if there is none."""
+        """Decode a type byte and a body; WireError if they are no message."""
         try:
             message: M = self._decoders[kind](body)
         except (IndexError, msgspec.MsgspecError) as error:
@@ -44,14 +44,14 @@ class Codec(Generic[M]):
         return message
 
     async def read(self, reader: asyncio.StreamReader) -> M:
-        """The next message; `asyncio.IncompleteReadError` at the stream's end."""
+        """Read the next message; `asyncio.IncompleteReadError` at the stream's end."""
         size, kind = _HEAD.unpack(await reader.readexactly(_HEAD.size))
         if size > MAX_FRAME:
             raise WireError(f"a frame of {size} bytes exceeds {MAX_FRAME}")
         return self.decode(kind, await reader.readexactly(size))
 
     def read_blocking(self, recv_exactly: Callable[[int], bytes]) -> M:
-        """The next message through a blocking `recv_exactly(n)`."""
+        """Read the next message through a blocking `recv_exactly(n)`."""
         size, kind = _HEAD.unpack(recv_exactly(_HEAD.size))
         if size > MAX_FRAME:
             raise WireError(f"a frame of {size} bytes exceeds {MAX_FRAME}")

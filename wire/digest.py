@@ -1,4 +1,4 @@
-"""Digests of token prefixes: routers and workers name a prefix by them alike.
+"""Digests of token prefixes, by which both routers and workers name a prefix.
 
 A page digest is the running BLAKE2b of all ids up to the end of a whole page, as little-endian int32. A prefix that
 ends inside a page is named by the digest of its whole pages and the ids after them. `scope` keeps the prefixes of
@@ -56,7 +56,7 @@ class PageDigests:
         self.pages: list[bytes] = []
 
     def extend(self, token_ids: Sequence[int]) -> None:
-        """Go on to the last whole page of `token_ids`, whose beginning was given before."""
+        """Extend to the last whole page of `token_ids`, whose beginning must have been given before."""
         size = self.page_size
         done = len(self.pages) * size
         whole = len(token_ids) // size * size

@@ -3,8 +3,8 @@
 The acceptor sends a nonce A. The caller answers with a nonce C and HMAC(secret, "caller" A C); the acceptor with
 HMAC(secret, "acceptor" A C). All pieces have a fixed size, so a stranger can't make anyone read more than 64 bytes.
 
-The handshake keeps strangers out. It does not encrypt, and does not protect against changes to a connection under way.
-With the secret "" the same proofs are exchanged, and everyone can make them.
+The handshake keeps strangers out. It does not encrypt, and does not protect an open connection against changes. With
+the secret "" the same proofs are exchanged, but everyone can make them.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ class Caller:
         self._secret = secret
 
     def answer(self, nonce: bytes) -> bytes:
-        """What to send for the acceptor's nonce."""
+        """The reply to the acceptor's nonce."""
         self._nonces = nonce, secrets.token_bytes(_NONCE)
         return self._nonces[1] + _proof(self._secret, b"caller", *self._nonces)
 
@@ -72,7 +72,7 @@ async def _proof_or_end(reader: asyncio.StreamReader) -> bytes:
     try:
         return await reader.readexactly(_PROOF)
     except asyncio.IncompleteReadError as error:
-        raise StrangerError from error  # an acceptor that takes the caller for a stranger just closes
+        raise StrangerError from error  # an acceptor closes the connection of a stranger without an answer
 
 
 async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str) -> None:
@@ -84,7 +84,7 @@ async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
 
 
 def call_blocking(read: Callable[[int], bytes], write: Callable[[bytes], None], secret: str) -> None:
-    """The caller's side through `read(n)`, which gives exactly n bytes or raises, and `write`."""
+    """The caller's side through `read(n)`, which returns exactly n bytes or raises, and `write`."""
     caller = Caller(secret)
     write(caller.answer(read(_NONCE)))
     try:

@@ -1,8 +1,8 @@
-"""How a process learns that the other end of a connection lives no more, though the connection stands.
+"""Detects that the other end of a connection is dead although the connection still exists.
 
-A process that ends closes its connections. One that is stopped or hangs, or whose network is cut, does not: so each
-leader sends something every BEAT_S on every connection that it accepted, and its callers take SILENT_S without a
-message for its end.
+A process that ends closes its connections. A process that is stopped or hangs, or whose network is cut, does not. So
+each leader sends something every BEAT_S seconds on every connection that it accepted, and its callers treat SILENT_S
+seconds without a message as its end.
 """
 
 import socket
@@ -12,10 +12,10 @@ SILENT_S = 1.5
 
 
 class AwakeClock:
-    """Seconds during which this process ran, as far as its ticks tell; `tick` is to be called every BEAT_S.
+    """A clock that counts the seconds in which this process ran, by its ticks; call `tick` every BEAT_S seconds.
 
-    What is measured with it does not count time in which the process itself was held up: it could hear nobody then,
-    and on a machine that is too busy its peers are held up as well.
+    It does not count time in which the process itself was held up: it could receive nothing then, and on an overloaded
+    machine its peers are held up as well.
     """
 
     def __init__(self, now: float) -> None:
@@ -23,7 +23,7 @@ class AwakeClock:
         self._ticked = now
 
     def tick(self, now: float) -> None:
-        """Count the time since the last tick, but no more than two of them may be apart."""
+        """Count the time since the last tick, but no more than two ticks may be apart."""
         self.s += min(now - self._ticked, 2 * BEAT_S)
         self._ticked = now
 

@@ -7,10 +7,10 @@ from wire.protocol import Role
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """One moment of one stage.
+    """The progress of one stage at one moment.
 
-    stage: what is being done, e.g. "fetching". done, total: bytes. files_done, files: where whole files are counted.
-    rate: bytes a second since the stage began, 0 while nothing has moved.
+    stage: its name, e.g. "fetching". done, total: bytes. files_done, files: whole files, if they are counted. rate:
+    bytes a second since the stage began; 0 while nothing has moved.
     """
 
     stage: str

@@ -2,7 +2,9 @@
 
 Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker ->
 router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`.
-Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`.
+Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`. On a connection for one file
+a router sends `Hello`, then `SaveFile`, which `FilePart`s answer, or `LoadFile` and `FilePart`s, which `FileKept`
+answers; or `FileRefused`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
 """
@@ -14,44 +16,43 @@ import msgspec
 from wire.tokens import TokenIds
 
 Role = Literal["prefill", "decode"]
-# Where a worker keeps snapshots, the nearest first.
+# The tiers of memory in which a worker keeps snapshots, fastest first.
 Tier = Literal["device", "host", "disk"]
-# Why prompt tokens had to be computed. new: no sequence began so. no_state: their latents were computed before, but no
-# state stands there. evicted: one stood there. weights: one stands there that other weights made, or that is laid out
-# otherwise: on disk, or at another worker. template: what they stand for was rendered to other tokens before. peer:
-# another worker that was said to hold it could not give it.
+# Why prompt tokens had to be computed. new: no earlier sequence had this prefix. no_state: their latents were computed
+# before, but no state was kept there. evicted: a snapshot was kept there and evicted. weights: a snapshot of other
+# weights or of another layout is there, on disk or at another worker. template: their text was rendered to other tokens
+# before. peer: another worker should have had the snapshot, but could not give it.
 Miss = Literal["new", "no_state", "evicted", "weights", "template", "peer"]
-# Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "moved": the worker is to end,
-# and the sequence goes on elsewhere. "abort": at a decode worker,
-# that the prefill worker ended the request, and has told the router how.
+# Why a sequence ended at a worker. "handoff": its snapshot left for the decode worker. "moved": the worker is about to
+# end, and the sequence continues at another one. "abort": at a decode worker, that the prefill worker ended the request
+# and has told the router how.
 Finish = Literal["stop", "length", "abort", "error", "handoff", "moved"]
 
 
 class Data(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
-    """Plain, immutable data that messages are made of; `msgspec.structs.replace` changes one.
+    """Plain, immutable data of which messages consist; `msgspec.structs.replace` makes a changed copy.
 
-    It holds no cycles, so the garbage collector need not look. A token costs several of these: structs are made,
-    written and read in a tenth, a fifth and a third of the time that dataclasses take.
+    It has no cycles, so the garbage collector ignores it. A token costs several of these: structs are made, written and
+    read in a tenth, a fifth and a third of the time that dataclasses take.
     """
 
 
 class Grammar(Data, frozen=True):
-    """What a sequence's text must be, as the grammar engine (llguidance) reads it: Lark, or its JSON of several.
+    """The grammar of a sequence's text for the grammar engine (llguidance): Lark, or its JSON of several grammars.
 
-    Equal texts are compiled once a worker.
+    Each worker compiles equal texts once.
     """
 
     text: str
 
 
 class SamplingParams(Data, frozen=True):
-    """How one sequence's next tokens are chosen and when it ends.
+    """How a sequence's next tokens are sampled and when it ends.
 
-    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. `seed` alone decides the noise,
-    with the token's position, so a request gives the same tokens in whatever batch it runs.
-    `stop_token_ids` already holds the end-of-sequence ids unless the user asked to ignore them.
-    `logprobs` / `prompt_logprobs`: None for none, k for the chosen token and the k most likely.
-    `grammar`: stop tokens may follow only where the text is whole by it.
+    `temperature` 0 is greedy. `top_k` 0, `top_p` 1 and `min_p` 0 are off. `seed` alone decides the noise, with the
+    token's position, so a request gives the same tokens in whatever batch it runs. `stop_token_ids` already holds the
+    end-of-sequence ids unless the user asked to ignore them. `logprobs` / `prompt_logprobs`: None for none, k for the
+    chosen token and the k most likely. `grammar`: stop tokens may follow only where it allows the text to end.
     """
 
     max_tokens: int
@@ -72,14 +73,14 @@ class SamplingParams(Data, frozen=True):
 
 
 class Hello(Data, frozen=True):
-    """First message of every connection: who calls."""
+    """The first message of every connection: who the caller is."""
 
     name: str
-    kind: Literal["router", "worker"]
+    kind: Literal["router", "worker", "file"]
 
 
 class PeerRef(Data, frozen=True):
-    """Where a worker's leader listens."""
+    """A worker's id and its leader's address."""
 
     worker_id: str
     host: str
@@ -87,12 +88,12 @@ class PeerRef(Data, frozen=True):
 
 
 class Prefix(Data, frozen=True):
-    """What a prompt begins with, for the prefix cache.
+    """What the prefix cache needs to know of a prompt.
 
-    boundaries: positions at which its system prompt and each of its turns end. scope: whose prefixes it may share.
-    kept_tokens: `source` keeps a snapshot of so many of its first tokens; 0 if none is known of. foreign_tokens:
-    workers whose snapshots don't fit this one keep one of so many. rewritten_tokens: what it begins with was rendered
-    to so many tokens before, and to others than now; 0 if it was not.
+    boundaries: the positions at which its system prompt and each of its turns end. scope: names the prefixes that it
+    may share. kept_tokens: `source` keeps a snapshot of so many of its first tokens; 0 if no worker is known to.
+    foreign_tokens: a worker whose snapshots this one can't continue keeps a snapshot of so many. rewritten_tokens: the
+    beginning of its text was rendered to so many tokens before, which differ from the present ones; 0 if it was not.
     """
 
     boundaries: tuple[int, ...] = ()
@@ -106,13 +107,13 @@ class Prefix(Data, frozen=True):
 class Submit(Data, frozen=True):
     """A worker's share of a request: continue `token_ids` by the sampling's rules.
 
-    source: pull the snapshot of `token_ids` from that worker; without one, compute them here. handoff: sample one
-    token and keep the snapshot for the worker that pulls it; else generate to the end.
-    generated: how many of the last `token_ids` are generated ones, which the client has already got from another
-    worker. They count for `max_tokens`, `min_tokens`, penalties and grammar, and outputs are numbered on from there.
-    Only with neither source nor handoff. prefix: what the prefix cache may know of them. warm: the router only wants
-    their state on the device; the token that is sampled after them means nothing. key: under which its client may come
-    back for it, through whatever router; b"" if it does not. body: a digest of what the client asked with.
+    source: pull the snapshot of `token_ids` from this worker; None to compute them here. handoff: sample one token and
+    keep the snapshot for the worker that pulls it; else generate to the end. generated: how many of the last
+    `token_ids` are generated ones, which the client has already got from another worker. They count for `max_tokens`,
+    `min_tokens`, penalties and grammar, and outputs are numbered on from there. Only with neither source nor handoff.
+    prefix: what the prefix cache may know of them. warm: the router only wants their state on the device, and ignores
+    the token sampled after them. key: by which its client may come back through any router; b"" if it can't. body: a
+    digest of the client's request.
     """
 
     request_id: str
@@ -129,13 +130,13 @@ class Submit(Data, frozen=True):
 
 
 class Find(Data, frozen=True):
-    """Does the worker have a request under this key? It answers with `Found`."""
+    """Ask whether the worker has a request with this key; it answers with `Found`."""
 
     key: bytes
 
 
 class Found(Data, frozen=True):
-    """What a worker has under a key: the request's id, or "" for none, and the digest of what it was asked with."""
+    """The request that a worker has with a key: its id, or "" for none, and the digest of the client's request."""
 
     key: bytes
     request_id: str
@@ -143,7 +144,7 @@ class Found(Data, frozen=True):
 
 
 class Attach(Data, frozen=True):
-    """From now on the request is this router's. It gets all its tokens from the first on, and then those to come."""
+    """Take a request over. This router gets all its tokens from the first on, and then the future ones."""
 
     request_id: str
 
@@ -173,16 +174,15 @@ class Timings(Data, frozen=True):
 
 
 class SeqOutput(Data, frozen=True):
-    """What one step gave one sequence.
+    """The output of one step for one sequence.
 
-    `offset` is the index of `token_ids[0]` among the generated tokens: outputs of the two workers of a request
-    travel on different connections and may overtake each other. `logprobs` is as long as `token_ids`, or empty.
-    `prompt_logprobs` comes once, with the first output; its first item is None (nothing precedes it).
-    The stop token itself is in `token_ids`. retry: the error is of a snapshot that did not come, so that another try
-    may succeed. unservable: the error is of the request, whose own parts contradict each other. With the first output
-    come `cached_tokens`, the prompt tokens that were not computed, and `cached_from`, where their snapshot was:
-    "device", "host" or "disk" of the worker, or "peer". kept_tokens: of a sequence that is
-    to go on elsewhere, the tokens of its own that the worker keeps a snapshot of for whoever goes on with it.
+    `offset` is the index of `token_ids[0]` among the generated tokens: the outputs of a request's two workers use
+    different connections and may overtake each other. `logprobs` is as long as `token_ids`, or empty. `prompt_logprobs`
+    comes once, with the first output; its first item is None (nothing precedes it). The stop token itself is in
+    `token_ids`. retry: a snapshot did not come, so that another try may succeed. unservable: the request contradicts
+    itself. With the first output come `cached_tokens`, the prompt tokens that were not computed, and `cached_from`,
+    where their snapshot was: "device", "host" or "disk" of the worker, or "peer". kept_tokens: the tokens of a
+    snapshot of the sequence that the worker keeps for the next worker: when it moves, and at times while it runs.
     """
 
     request_id: str
@@ -201,14 +201,14 @@ class SeqOutput(Data, frozen=True):
 
 
 class Load(Data, frozen=True):
-    """A worker's figures, as of the step they ride on.
+    """A worker's figures, as of the step whose outputs they come with.
 
     token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
-    steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt
-    tokens that were not computed, and that were, since the worker's start. hits: prompts that began from a snapshot;
-    misses: those of which tokens were computed, one count a reason, in the order of `Miss`. unreachable: other workers
-    that it can't connect to now, so that no snapshot comes from them. answering: of those that run, the sequences whose
-    answers are computed here.
+    steps that compute no prompt, smoothed; decode_rows: sequences in those steps, smoothed alike. kept: snapshots the
+    prefix cache holds; hit_tokens, missed_tokens: prompt tokens that were not computed, and that were, since the
+    worker's start. hits: prompts that began from a snapshot; misses: those of which tokens were computed, one count a
+    reason, in the order of `Miss`. unreachable: other workers to which it can't connect now, so that no snapshot can
+    come from them. answering: of those that run, the sequences whose answers are computed here.
     """
 
     queued: int
@@ -223,6 +223,7 @@ class Load(Data, frozen=True):
     hit_tokens: int = 0
     missed_tokens: int = 0
     decode_s: float = 0.0
+    decode_rows: float = 0.0
     hits: int = 0
     misses: tuple[int, ...] = ()
     unreachable: tuple[str, ...] = ()
@@ -232,7 +233,7 @@ class Load(Data, frozen=True):
 class KeptEvent(Data, frozen=True):
     """A kept snapshot came to a tier of the worker, or left the last one (`tier` None).
 
-    position: its tokens. digest: `wire.digest` of them.
+    position: its number of tokens. digest: their `wire.digest`.
     """
 
     position: int
@@ -241,14 +242,14 @@ class KeptEvent(Data, frozen=True):
 
 
 class Mark(Data, frozen=True):
-    """Names a kept snapshot: its tokens, and the `wire.digest` of them."""
+    """The name of a kept snapshot: its number of tokens and their `wire.digest`."""
 
     position: int
     digest: bytes
 
 
 class Pin(Data, frozen=True):
-    """A session stands at the first of `marks` that the worker keeps, and has left where it stood before.
+    """A session now ends at the first of `marks` that the worker keeps.
 
     For `ttl_s` seconds that snapshot does not age.
     """
@@ -259,36 +260,35 @@ class Pin(Data, frozen=True):
 
 
 class Unpin(Data, frozen=True):
-    """The session is over: what it stood at ages from now on."""
+    """The session is over: its snapshot ages from now on."""
 
     session: str
 
 
 class Park(Data, frozen=True):
-    """Take a snapshot off the device. `Parked` with the same `call` answers."""
+    """Move a snapshot off the device; `Parked` with the same `call` answers."""
 
     call: int
     mark: Mark
 
 
 class Drain(Data, frozen=True):
-    """An operator wants the worker to end: its sequences go on elsewhere."""
+    """An operator wants the worker to end; its sequences continue at other workers."""
 
 
 class Parked(Data, frozen=True):
-    """The snapshot leaves the device, if the worker had it there; else `reason` says why it stays."""
+    """The answer to `Park`. reason: why the snapshot stays on the device; None if it does not."""
 
     call: int
     reason: str | None
 
 
 class StepOutputs(Data, frozen=True):
-    """One message a step to each router: all its sequences' tokens, and the worker's load.
+    """One message per step to each router, with the tokens of all its sequences and the worker's load.
 
-    The first one of a connection lists in `kept` all that the worker keeps, each later one what has changed since.
-
-    `seen` counts the `Submit` messages taken from this router so far, so that the router knows
-    which of its own submissions the figures already contain.
+    `kept` in the first message of a connection lists all snapshots that the worker keeps; later ones list the changes.
+    `seen` is the number of `Submit` messages received from this router, by which the router knows which of its
+    submissions the figures already contain.
     """
 
     step: int
@@ -299,7 +299,7 @@ class StepOutputs(Data, frozen=True):
 
 
 class RankInfo(Data, frozen=True):
-    """One rank's process, and where it takes transfer links."""
+    """One rank's process, and the address at which it accepts transfer links."""
 
     rank: int
     pid: int
@@ -310,7 +310,9 @@ class RankInfo(Data, frozen=True):
 
 
 class WorkerInfo(Data, frozen=True):
-    """What a worker is; fixed for its life. `layout` names what a snapshot's bytes mean (see Header).
+    """The description of a worker, which does not change during its life.
+
+    `layout` names the meaning of a snapshot's bytes (see Header).
 
     state_bytes, token_bytes: of a kept state and of a token's latents, over all ranks, as lower tiers hold them.
     """
@@ -334,10 +336,10 @@ class WorkerInfo(Data, frozen=True):
 
 
 class Pull(Data, frozen=True):
-    """The sending worker has room: send it a snapshot but for its first `have` latents, which it holds.
+    """The sender has room: send it a snapshot without the first `have` latents, which it has.
 
-    Without `kept`, the snapshot that this request hands off, as far as there is one yet; with it, the kept snapshot
-    of `position` tokens that has this digest. ranks: of the sending worker, by which states and latents are split.
+    Without `kept` it wants the snapshot that this request hands off, as far as it is computed; with `kept`, the kept
+    snapshot of `position` tokens that has this digest. ranks: of the sender, over which states and latents are split.
     """
 
     request_id: str
@@ -348,14 +350,14 @@ class Pull(Data, frozen=True):
 
 
 class CancelPull(Data, frozen=True):
-    """Send nothing more of a snapshot. kept: it was asked for as a kept one, not as the request's hand-off."""
+    """Stop sending a snapshot. kept: it was pulled as a kept one, not as the request's hand-off."""
 
     request_id: str
     kept: bool = False
 
 
 class PullRefused(Data, frozen=True):
-    """No snapshot will come, and why. `told`: the router knows already how the request ended."""
+    """No snapshot will come. told: whether the router already knows how the request ended."""
 
     request_id: str
     reason: str
@@ -363,7 +365,7 @@ class PullRefused(Data, frozen=True):
 
 
 class Beat(Data, frozen=True):
-    """The worker lives; sent to workers that pull from it, every `wire.liveness.BEAT_S`."""
+    """A sign of life, sent every `wire.liveness.BEAT_S` seconds to workers that pull from this one."""
 
 
 class Header(Data, frozen=True):
@@ -371,7 +373,7 @@ class Header(Data, frozen=True):
 
     `position`: tokens whose latents and state are inside. `token_hash`: `wire.digest` of the first `position` token
     ids, in hex. `generated`: tokens already sampled, the last of which is not yet computed; () of a kept snapshot.
-    `layout`: how the bytes of all ranks together read (shapes, dtypes, rope). `weights_id`: which weights made them.
+    `layout`: the meaning of all ranks' bytes (shapes, dtypes, rope). `weights_id`: the weights that made them.
     """
 
     request_id: str
@@ -382,7 +384,41 @@ class Header(Data, frozen=True):
     weights_id: str
 
 
+class SaveFile(Data, frozen=True):
+    """Send the first of `marks` that is kept as a file, with the states of those behind it: they are prefixes of it.
+
+    token_ids: of the request that the snapshot is saved of; turn: what `wire.snapshot_file.Turn` says of it, as JSON.
+    """
+
+    marks: tuple[Mark, ...]
+    token_ids: TokenIds
+    turn: bytes
+
+
+class LoadFile(Data, frozen=True):
+    """Keep the snapshot in the file that follows, for requests of this scope."""
+
+    scope: str
+
+
+class FilePart(Data, frozen=True):
+    """Some of a file's bytes; b"" is its end."""
+
+    data: bytes
+
+
+class FileKept(Data, frozen=True):
+    """The file's snapshot is on the device."""
+
+
+class FileRefused(Data, frozen=True):
+    """There is no such snapshot, or the file can't be kept here, and why."""
+
+    reason: str
+
+
 Message = (
     Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
     | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach | Beat
+    | SaveFile | LoadFile | FilePart | FileKept | FileRefused
 )  # fmt: skip

@@ -25,7 +25,7 @@ class TlsError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Tls:
-    """The contexts of a connection's ends: `acceptor` for the listening side, `caller` for the connecting side."""
+    """The TLS contexts: `acceptor` for the listening side, `caller` for the connecting side."""
 
     acceptor: ssl.SSLContext
     caller: ssl.SSLContext
@@ -33,7 +33,10 @@ class Tls:
 
 @cache
 def tls() -> Tls | None:
-    """This process's, read once from the files its environment names; None without RAY_USE_TLS. TlsError."""
+    """This process's contexts, read once from the files that its environment names; None without RAY_USE_TLS.
+
+    TlsError.
+    """
     return load(os.environ)
 
 

@@ -36,7 +36,7 @@ class TokenIds(Sequence[int]):
         return self.array()[at]
 
     def array(self) -> "array.array[int]":
-        """A copy that can be indexed, and whose `min`, `max` and sums run at the speed of C."""
+        """A copy as an array, which can be indexed, and whose `min`, `max` and sums run at the speed of C."""
         out = array.array("i")
         out.frombytes(self.packed)
         return out

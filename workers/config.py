@@ -1,4 +1,4 @@
-"""What one worker needs to know to start; made by `cluster.config` or by a test."""
+"""The settings of one worker; `cluster.resolve` or a test makes them."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +14,7 @@ StateDtype = Literal["float32", "bfloat16", "int8"]
 class Lender:
     """A live worker whose ranks hold the weights that a starting worker's ranks need.
 
-    weights_id: of its weights. addresses: host and port at which each rank takes links, by rank.
+    weights_id: of its weights. addresses: the host and port at which each rank accepts links, by rank.
     """
 
     worker_id: str
@@ -26,25 +26,25 @@ class Lender:
 class WorkerConfig:
     """One worker's settings.
 
-    model: checkpoint folder. tp: ranks. dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on
-    a CPU. device: "cpu" or
-    "cuda". page_size: tokens a latent page. pages: latent pages, None sizes them from the device's memory.
-    slots: linear-state slots, so the most sequences at once. max_model_len: None is the checkpoint's.
-    max_step_tokens: token budget of a step. handoff_window: snapshots a decode worker pulls at once.
-    handoff_timeout_s: how long a finished prompt waits to be pulled. resume_s: how long requests whose clients may come
-    back outlive their router, and their tokens their end. cache_states: linear states kept on the device
-    beside those of running sequences; 0 turns the prefix cache off. cache_host_bytes: host memory for kept snapshots,
-    over all ranks; cache_state_dtype: how states lie there. cache_disk_dir: local folder in which the worker
-    takes one of its own for kept snapshots, of cache_disk_bytes at most. collectives, channel: "auto" picks by
-    device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling).
-    host: the address the leader and its ranks listen on. version: of a checkpoint that was fetched, the commit or state
-    that stands for its content. load: "auto" takes weights from a live worker that holds them, else reads the folder's;
-    "storage" only reads; "synthetic" makes some up, of the shapes and format its config.json gives. lender: the live
-    worker, where there is one. verify: the ranks read all files before they load, a share
-    each, and refuse what is damaged. cuda_graphs: "auto" captures decode steps on a GPU, "off"
-    launches every kernel by itself. speculate: tokens drafted for a sequence in a step by the MTP layer: so many, or
-    "auto" for up to 3 as far as they pay, where the checkpoint has that layer. secret: what every connection between
-    processes of the cluster has to prove it knows (`wire.handshake`). logs: what its processes write to standard error.
+    model: checkpoint folder. tp: ranks. dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on a CPU.
+    device: "cpu" or "cuda". page_size: tokens of a latent page. pages: the number of latent pages; None sizes them from
+    the device's memory. slots: linear-state slots, which bound the sequences at once. max_model_len: None is the
+    checkpoint's. max_step_tokens: token budget of a step. handoff_window: snapshots that a decode worker pulls at once.
+    handoff_timeout_s: how long a finished prompt waits to be pulled. resume_s: how long a request with an
+    Idempotency-Key runs on without its router, and how long its tokens are kept after its end. cache_states: linear
+    states kept on the device beside those of running sequences; 0 turns the prefix cache off. cache_answer_tokens: an
+    answer's state is kept each so many tokens while it runs; 0 for never. cache_host_bytes: host memory for kept
+    snapshots of all ranks. cache_state_dtype: the dtype of states there. cache_disk_dir: a local folder in which the
+    worker has its own folder for kept snapshots, of at most cache_disk_bytes. collectives, channel: "auto" picks by
+    device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling). host: the address the
+    leader and its ranks listen on. version: of a fetched checkpoint, the commit or state that identifies its content.
+    load: "auto" takes weights from a live worker that holds them, else reads the folder; "storage" only reads;
+    "synthetic" makes up weights of the shapes and format in config.json. lender: the live worker; None if there is
+    none. verify: the ranks read all files before they load, a share each, and refuse damaged ones. cuda_graphs: "auto"
+    captures decode steps on a GPU, "off" launches every kernel by itself. speculate: the number of tokens that the MTP
+    layer drafts for a sequence in a step, or "auto" for up to 3 as far as they pay, if the checkpoint has that layer.
+    secret: every connection between the cluster's processes has to prove that it knows it (`wire.handshake`). logs:
+    settings of what its processes write to standard error.
     """
 
     model: str
@@ -60,6 +60,7 @@ class WorkerConfig:
     handoff_timeout_s: float = 60.0
     resume_s: float = 60.0
     cache_states: int = 0
+    cache_answer_tokens: int = 0
     cache_host_bytes: int = 0
     cache_state_dtype: StateDtype = "float32"
     cache_disk_dir: str | None = None
@@ -80,7 +81,7 @@ class WorkerConfig:
 
 @dataclass(frozen=True, slots=True)
 class Rendezvous:
-    """Where a worker's ranks first meet: a folder of their host for shared memory, an address for the rest."""
+    """Where a worker's ranks meet at their start: a folder for shared memory, and an address otherwise."""
 
     folder: Path
     host: str

@@ -1,4 +1,4 @@
-"""Ranks as processes of this machine, forked from one that has imported torch already."""
+"""Starts ranks as processes of this machine, forked from one that has already imported torch."""
 
 import asyncio
 import contextlib
@@ -15,22 +15,25 @@ from workers.config import Rendezvous, WorkerConfig
 from workers.leader.ranks import Launch
 from workers.rank.job import ENDED, LENGTH, PID, RankJob
 
-# Names a fork server's address to the processes of a machine that are to share it.
+# The environment variable with the address of a fork server that the processes of a machine share.
 FORK_SERVER = "LING_FORK_SERVER"
 
 
 class ForkServer:
-    """A fork server as a child process. It ends with this process, or at `close`; its ranks end with their leaders.
+    """A fork server as a child process. It ends with this process or at `close`; its ranks end with their leaders.
 
     address: the Unix socket at which any process of this user may ask for ranks.
     """
 
     def __init__(self, folder: Path, log: Path | None = None) -> None:
-        """Start it. The socket lies in `folder`, which only this user may enter; `log` takes what the server and its
-        ranks write, None leaves that on this process's standard error."""
+        """Start it.
+
+        folder: for the socket; only this user may enter it. log: takes the output of the server and its ranks; None for
+        this process's standard error.
+        """
         self.address = str(folder / "forks")
         with contextlib.ExitStack() as stack:
-            # It listens before the process runs, so that nobody has to wait for that.
+            # The socket listens before the process runs, so that no caller has to wait for the process.
             listener = stack.enter_context(socket.socket(socket.AF_UNIX))
             listener.bind(self.address)
             listener.listen()
@@ -47,11 +50,11 @@ class ForkServer:
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The server's process id."""
         return self._process.pid
 
     def close(self) -> None:
-        """End the server. Ranks it has forked go on."""
+        """End the server. Ranks that it has forked run on."""
         self._process.kill()
         self._process.communicate()
 
@@ -59,8 +62,8 @@ class ForkServer:
 def fork_launcher(config: WorkerConfig, worker_id: str, address: str, gpus: Sequence[int] = ()) -> Launch:
     """A `Launch` that asks the fork server at `address` for a process a rank, which gets this process's environment.
 
-    `gpus`: the index of each rank's GPU; without any, ranks take the GPUs they see in turn. The awaitable raises if the
-    rank's process did not end as it should, and kills the process when cancelled.
+    gpus: the index of each rank's GPU; if empty, ranks take the visible GPUs in turn. The awaitable raises if the
+    rank's process did not end in order, and kills the process when cancelled.
     """
 
     async def launch(rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
@@ -77,12 +80,12 @@ def fork_launcher(config: WorkerConfig, worker_id: str, address: str, gpus: Sequ
             writer.write(LENGTH.pack(len(job)) + job)
             (pid,) = PID.unpack(await reader.readexactly(PID.size))
             if await reader.read() != ENDED:
-                raise RuntimeError(f"rank {rank}'s process {pid} ended too early; what it wrote says why")
+                raise RuntimeError(f"rank {rank}'s process {pid} ended too early; its output says why")
         except asyncio.IncompleteReadError as error:
-            raise RuntimeError(f"rank {rank}'s process did not start; what the fork server wrote says why") from error
+            raise RuntimeError(f"rank {rank}'s process did not start; the fork server's output says why") from error
         except asyncio.CancelledError:
             if pid is not None:
-                # It still runs: its end of the connection is open.
+                # The process still runs, because its end of the connection is open.
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             raise

@@ -1,6 +1,6 @@
-"""What a rank needs of its GPU's memory beside weights, states and latents. Knows no torch.
+"""The memory that a rank needs on its GPU beside weights, states and latents. Without torch.
 
-Nothing here was measured on a GPU: activations are held to what the model's code asks for, the rest is assumed.
+Nothing here was measured on a GPU: a test compares activations with the model's code, and the rest is assumed.
 """
 
 from dataclasses import astuple, dataclass
@@ -12,9 +12,9 @@ from workers.sizes import max_model_len, staging_of
 GIB = 1 << 30
 # Graphs of the decode step at the captured batch sizes, and their private pool.
 GRAPH_BYTES = GIB
-# What comes after the weights have been loaded: kernels, library workspaces, the channels of links.
+# Memory that is taken after the weights are loaded: kernels, library workspaces, the channels of links.
 LATER_BYTES = GIB
-# What the allocator can't use between its blocks, of the card's memory.
+# The share of the card's memory that is lost between the allocator's blocks.
 MARGIN_SHARE = 0.03
 # Elements of keys and values that exist at once (`kernels.mla.prefill`).
 _EXPANDED = 1 << 26
@@ -24,7 +24,7 @@ _SPLIT_BYTES = GIB // 4
 
 @dataclass(frozen=True, slots=True)
 class Reserve:
-    """Bytes of a rank's GPU that pages must leave, by what they are for."""
+    """Bytes of a rank's GPU that latent pages must leave free, by purpose."""
 
     activations: int
     logits: int
@@ -35,19 +35,19 @@ class Reserve:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """The sum of all purposes."""
         return sum(astuple(self))
 
 
 def reserve(config: WorkerConfig, model: LingConfig, card: int) -> Reserve:
-    """What one rank of a worker needs. card: bytes of its GPU."""
+    """The reserve of one rank of a worker. card: bytes of its GPU."""
     context = max_model_len(config, model)
     return Reserve(
         activations=activation_bytes(model, config.tp, config.max_step_tokens, context),
         logits=config.slots * logit_bytes(model),
         graphs=GRAPH_BYTES if config.cuda_graphs == "auto" else 0,
         later=LATER_BYTES,
-        # What comes and what goes.
+        # Snapshots that arrive and snapshots that leave.
         staging=2 * staging_of(config, model).budget,
         margin=int(card * MARGIN_SHARE),
     )
@@ -56,7 +56,7 @@ def reserve(config: WorkerConfig, model: LingConfig, card: int) -> Reserve:
 def pages_beside(free: int, states: int, page: int, kept: Reserve) -> int:
     """Latent pages of `page` bytes that fit into `free` bytes, weights loaded, beside `states` bytes of states.
 
-    MemoryError, with what the memory goes to, if none do.
+    MemoryError, which says what takes the memory, if none fits.
     """
     pages = (free - states - kept.total) // page
     if pages <= 0:
@@ -71,7 +71,7 @@ def pages_beside(free: int, states: int, page: int, kept: Reserve) -> int:
 
 
 def logit_bytes(model: LingConfig) -> int:
-    """Bytes of one sequence's fp32 logits over the whole vocabulary, twice: gathered, and as the sampler edits them."""
+    """Bytes of one sequence's fp32 logits over the whole vocabulary, twice: gathered, and edited by the sampler."""
     return 2 * 4 * model.vocab_size
 
 

@@ -1,4 +1,4 @@
-"""Sizes and names that follow from a worker's settings and its checkpoint's config. Knows no torch."""
+"""Sizes and names that follow from a worker's settings and its checkpoint's config. Without torch."""
 
 from dataclasses import astuple, replace
 from typing import Literal
@@ -8,19 +8,19 @@ from workers.config import StateDtype, WorkerConfig
 from workers.model.config import LingConfig
 from workers.schedule.limits import Limits, Staging
 
-# Drafts a sequence and step: the vendor's setting.
+# Drafts per sequence and step, as the vendor sets it.
 USUAL_DRAFTS = 3
 
 _STATE_BYTES: dict[StateDtype, int] = {"float32": 4, "bfloat16": 2, "int8": 1}
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
-# As many tokens as a snapshot is expected to have: a window of such is pulled without a wait for memory.
+# The usual number of tokens of a snapshot: a window of such snapshots is pulled without a wait for memory.
 _STAGED_TOKENS = 8192
 USUAL_WINDOW = WorkerConfig("").handoff_window
 
 
-# A step's token budget where none is set. A prefill worker on GPUs reads nearly all experts' weights in every step of
-# some hundred tokens or more, so wide steps read less for each token. A decode worker computes prompts rarely, and
-# beside sequences that wait for the step's end. CPUs are bound by arithmetic at any width.
+# The default token budgets of a step. A prefill worker on GPUs reads nearly all experts' weights in every step of some
+# hundred tokens or more, so wide steps read less per token. A decode worker rarely computes prompts, and then sequences
+# wait for the step's end. CPUs are bound by arithmetic at any width.
 PREFILL_STEP_TOKENS = 8192
 STEP_TOKENS = 1024
 
@@ -58,14 +58,14 @@ def wants_drafts(config: WorkerConfig, model: LingConfig) -> bool:
 
 
 def most_drafts(config: WorkerConfig, model: LingConfig) -> int:
-    """Tokens drafted for a sequence in a step at most; 0 where the MTP layer is not loaded."""
+    """Tokens drafted for a sequence in a step at most; 0 if the MTP layer is not loaded."""
     if config.speculate == "off" or not model.drafts:
         return 0
     return USUAL_DRAFTS if config.speculate == "auto" else config.speculate
 
 
 def limits_of(config: WorkerConfig, model: LingConfig, pages: int) -> Limits:
-    """The scheduler's limits."""
+    """Make the scheduler's limits."""
     return Limits(
         pages=pages,
         page_size=config.page_size,
@@ -78,19 +78,20 @@ def limits_of(config: WorkerConfig, model: LingConfig, pages: int) -> Limits:
         staging=staging_of(config, model),
         drafts=most_drafts(config, model),
         adapts=config.speculate == "auto",
+        answer_tokens=config.cache_answer_tokens if config.cache_states else 0,
     )
 
 
 def staging_of(config: WorkerConfig, model: LingConfig) -> Staging:
-    """A rank's memory for snapshots on their way, as `staging` gives it."""
+    """A rank's memory for snapshots in transfer, by `staging`."""
     value_bytes = _DTYPE_BYTES[dtype_name(config, model)]
     return staging(model, config.tp, max_model_len(config, model), config.handoff_window, value_bytes)
 
 
 def staging(model: LingConfig, tp: int, longest: int, window: int = USUAL_WINDOW, value_bytes: int = 2) -> Staging:
-    """A rank's memory for snapshots on their way: a window of usual ones, or one of the longest.
+    """A rank's memory for snapshots in transfer: for a window of usual ones, or one of the longest.
 
-    longest: tokens of it. value_bytes: of a latent's value.
+    longest: the tokens of the longest one. value_bytes: bytes of one value of a latent.
     """
     heads, key, value = model.state_shape(tp)
     state = model.linear_layers * heads * key * value * _STATE_BYTES["float32"]
@@ -99,7 +100,7 @@ def staging(model: LingConfig, tp: int, longest: int, window: int = USUAL_WINDOW
 
 
 def cache_budget(config: WorkerConfig, model: LingConfig) -> Budget:
-    """What the prefix cache may keep, and what it takes on the host."""
+    """The prefix cache's budget, and the size of snapshots on the host."""
     heads, key, value = model.state_shape(config.tp)
     state = model.linear_layers * heads * key * value * config.tp * _STATE_BYTES[config.cache_state_dtype]
     latent = model.latent_layers * model.latent_width * _DTYPE_BYTES[dtype_name(config, model)]
@@ -109,7 +110,10 @@ def cache_budget(config: WorkerConfig, model: LingConfig) -> Budget:
 
 
 def layout_of(config: WorkerConfig, model: LingConfig) -> str:
-    """Names what the bytes of a snapshot mean, over all ranks; equal layouts read each other's snapshots."""
+    """A name for the meaning of a snapshot's bytes over all ranks.
+
+    Workers with equal layouts can read each other's snapshots.
+    """
     heads, key, value = model.state_shape(1)
     rope = (model.rope_theta, model.rotary_dim, *(astuple(model.yarn) if model.yarn is not None else ()))
     return (

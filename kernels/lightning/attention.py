@@ -1,4 +1,4 @@
-"""Linear attention with one constant decay a head (Lightning Attention-2, Qin et al. 2024)."""
+"""Linear attention with one constant decay per head (Lightning Attention-2, Qin et al. 2024)."""
 
 from itertools import pairwise
 
@@ -54,7 +54,7 @@ def lightning_attention_reference(
 
 
 def _singles(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows) -> Tensor:
-    """One token a row, all rows at once: [S, H, d]."""
+    """Compute rows of one token, all at once: [S, H, d]."""
     current = state.index_select(0, rows.singles.slots)
     if rows.singles.fresh is not None:
         current.masked_fill_(rows.singles.fresh[:, None, None, None], 0.0)
@@ -64,7 +64,7 @@ def _singles(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, 
 
 
 def _row(q: Tensor, k: Tensor, v: Tensor, before: Tensor, log_decay: Tensor) -> tuple[Tensor, Tensor]:
-    """One row's tokens [n, H, d] from state [H, dk, dv]: whole chunks together, then what is left over."""
+    """Compute one row's tokens [n, H, d] from state [H, dk, dv]: whole chunks together, then the rest."""
     whole = q.shape[0] // _CHUNK * _CHUNK
     outs = []
     for part in (slice(0, whole), slice(whole, q.shape[0])):
@@ -75,9 +75,9 @@ def _row(q: Tensor, k: Tensor, v: Tensor, before: Tensor, log_decay: Tensor) -> 
 
 
 def _chunks(q: Tensor, k: Tensor, v: Tensor, before: Tensor, log_decay: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """[n * size, H, d] as n chunks: attention within each, and the state handed from one to the next.
+    """Compute [n * size, H, d] as n chunks: attention within each, and the state passed from one to the next.
 
-    Every exponent is a decay over a distance >= 0, so nothing overflows however strong the decay.
+    Every exponent is a decay over a distance >= 0, so nothing overflows, even with a strong decay.
     """
     q, k, v = (x.reshape(-1, size, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
     step = torch.arange(size, device=q.device)

@@ -26,7 +26,7 @@ def _added(
     left: tl.tensor,
     CHUNK: tl.constexpr,
 ) -> tl.tensor:
-    """state [d, v] after a chunk of `left` tokens; k [CHUNK, d] and v [CHUNK, v] are zero beyond them."""
+    """The state [d, v] after a chunk of `left` tokens; k [CHUNK, d] and v [CHUNK, v] are zero after them."""
     to_end = tl.exp(g * tl.maximum(left - 1 - tl.arange(0, CHUNK), 0).to(tl.float32))
     return tl.dot(tl.trans(k), v * to_end[:, None], state * tl.exp(g * left.to(tl.float32)), input_precision="tf32")
 
@@ -59,8 +59,8 @@ def _advance_kernel(
 ) -> None:
     """Program (values, head, segment or kept state).
 
-    A segment's own sum goes where the next one's state will stand in carried [., H, d, v]; KEEP: the state a kept
-    place has goes into its slot.
+    A segment's own sum is stored at the place of the next one's state in carried [., H, d, v]. KEEP: the state at a
+    kept place is stored into its slot.
     """
     head = tl.program_id(1)
     heads = tl.num_programs(1)
@@ -178,7 +178,7 @@ def _outputs_kernel(
     first = tl.load(block_firsts + tl.program_id(2))
     offset = tl.load(offsets + row)
     length = tl.load(offsets + row + 1) - offset
-    # Rows of one token cost less step by step.
+    # Rows of one token are cheaper in the step kernel.
     if length == 1:
         return
     count = tl.minimum(length - first, SEGMENT)
@@ -218,13 +218,13 @@ def _outputs_kernel(
         tl.store(own, current, mask=inside)
 
 
-# Wider tiles spill: the factors of fp32 products lie in registers.
+# Wider tiles spill, because the factors of fp32 products are in registers.
 _BASE: Config = {"SEGMENT": 512, "BLOCK_V": 32, "num_warps": 8, "num_stages": 2}
 _SCAN_BLOCK = 1024
 
 
 def _default(card: Device) -> Config:
-    """Hopper's and data-centre Blackwell's matrix units take 64 rows at once; elsewhere 32 are all that fit."""
+    """Hopper's and data-centre Blackwell's matrix units take 64 rows at once; elsewhere only 32 fit."""
     return {**_BASE, "CHUNK": 64 if card.capability[0] in (9, 10) else 32}
 
 
@@ -238,9 +238,9 @@ def chunks(
     rows: Rows,
     tuned: Config | None = None,
 ) -> None:
-    """Rows of several tokens: `out` and the states after. All rows: the states to keep, from those before the step.
+    """Compute `out` and the new states of rows with several tokens, and store the states to keep of all rows.
 
-    So it runs before rows of one token move on.
+    It reads the states before the step, so it runs before rows of one token advance theirs.
     """
     _, heads, dim = k.shape
     values = v.shape[2]

@@ -1,4 +1,4 @@
-"""All of a linear-attention layer between its projections."""
+"""A linear-attention layer without its projections."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,7 @@ from kernels.lightning.verify import lightning_verify
 from kernels.rope import qk_norm_rope, qk_norm_rope_reference, qk_norm_rope_triton
 from kernels.varlen import Rows
 
-# Up to so many rows of one token a step is bound by launches, not by the states it moves.
+# Up to this number of rows of one token, a step is bound by launches, not by the states that it moves.
 _FEW = 16
 
 
@@ -48,7 +48,7 @@ def lightning_layer_triton(
     log_decay: Tensor,
     rows: Rows,
 ) -> Tensor:
-    """In one launch for a few rows of one token each, else one after the other."""
+    """One launch for a few rows of one token each, otherwise one launch per operation."""
     tokens, _, heads, _ = projected.shape
     v, gate = projected[:, 2], projected[:, 3].flatten(1)
     if rows.longer or rows.keeps or tokens > _FEW or heads % groups:
@@ -79,9 +79,9 @@ def lightning_layer_verify(
     keys: Tensor,
     values: Tensor,
 ) -> Tensor:
-    """What `lightning_layer` returns for rows that end in drafts, while every state stays as it is.
+    """Compute what `lightning_layer` returns for rows that end in drafts, without changing any state.
 
-    keys, values: [>= T, H, d]; their first T take what `lightning_commit` needs to move the states on later.
+    keys, values: [>= T, H, d]; the first T take what `lightning_commit` needs to advance the states later.
     """
     tokens = projected.shape[0]
     q, k = qk_norm_rope(projected[:, :2], qk_weight, cos, sin, eps).unbind(1)

@@ -1,4 +1,4 @@
-"""Lightning attention token by token in registers: the states of a step's rows read once and written once."""
+"""Lightning attention token by token in registers: each row's state is read once and written once."""
 
 from dataclasses import dataclass
 
@@ -86,14 +86,14 @@ def _step_kernel(  # noqa: PLR0915
     in_key, in_value = i < DIM, j < VALUES
     inside = in_key[:, None] & in_value[None, :]
     at = state + (slot * tl.num_programs(1) + head) * (DIM * VALUES) + i[:, None] * VALUES + j[None, :]
-    # A row that starts at 0 has no state yet, whatever its slot holds.
+    # A row that starts at 0 has no state yet, so its slot's content is ignored.
     held = i < tl.where(start > 0, DIM, 0)
     current = tl.load(at, mask=held[:, None] & in_value[None, :], other=0.0)
     decay = tl.exp(tl.load(log_decay + head))
     for n in range(count):
         token = first + n
         if RAW:
-            # Taken as a block of one head.
+            # Loaded as a block of one head.
             one = tl.zeros([1, 1], tl.int32)
             key_at, query_at = k + token * k_token + head * k_head + one, q + token * q_token + head * q_head + one
             c, s = cos + token * half, sin + token * half
@@ -119,14 +119,14 @@ def _step_kernel(  # noqa: PLR0915
             line = tl.load(out + place, mine, 0.0, cache_modifier=".cg")
             line = normed_and_gated(line, gate + first * gate_token + channel, out_weight + channel, mine, size, eps)
             tl.store(gated + place, line.to(gated.dtype.element_ty), mine)
-    # Last, or whoever arrives above would wait for its states to reach memory.
+    # Stored last; otherwise programs that arrive above would wait for the states to reach memory.
     if WRITE:
         tl.store(at, current, mask=inside)
 
 
 @dataclass(frozen=True, slots=True)
 class Around:
-    """What lies around the attention of rows of one token each, computed along with it.
+    """The operations around the attention of rows of one token each, which are fused with it.
 
     qk_weight [2, 1, d], cos, sin [T, R]: `qk_norm_rope`'s. gate [T, H * d], out_weight [H * d], groups:
     `group_rms_norm_gate`'s. gated: [T, H * d], its result. eps: of both norms.
@@ -156,7 +156,7 @@ def step(
     around: Around | None = None,
     tuned: Config | None = None,
 ) -> None:
-    """Move rows' states on by their tokens, or by the first limits [B] of them; with q, fill `out`.
+    """Advance rows' states by their tokens, or by the first limits [B] of them; with q, fill `out`.
 
     mixed: rows of one token alone. ValueError if the states are not contiguous or channels not adjacent.
     """
@@ -222,6 +222,6 @@ def _arguments(around: Around, tokens: int) -> tuple[Tensor | int | float, ...]:
 
 
 def check_layout(state: Tensor, *per_token: Tensor) -> None:
-    """ValueError for tensors laid out as the kernels don't take them."""
+    """ValueError for tensors in a layout that the kernels don't support."""
     if not state.is_contiguous() or any(x.stride(2) != 1 for x in per_token):
         raise ValueError("linear states must be contiguous, and the channels of queries, keys and values adjacent")

@@ -1,4 +1,4 @@
-"""Lightning attention over drafted tokens: outputs first, and the state only as far as they are accepted."""
+"""Lightning attention over drafted tokens: computes outputs first, and later the state of the accepted tokens."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from kernels.varlen import Rows, to_device
 
 
 def lightning_verify_reference(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows) -> Tensor:
-    """What `lightning_attention` returns, while every state stays as it is. Meant for a few tokens a row.
+    """Compute what `lightning_attention` returns, without changing any state. For a few tokens per row.
 
     Moves 64 KiB a row and head at d = 128, however many tokens: half of a decode step. As the decay is constant, token
     j's output is e^(g (j + 1)) q_j S plus the sum over i <= j of e^(g (j - i)) (q_j k_i) v_i.
@@ -33,18 +33,18 @@ def lightning_verify_reference(q: Tensor, k: Tensor, v: Tensor, state: Tensor, l
 def lightning_commit_reference(
     k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows, accepted: Tensor
 ) -> None:
-    """Move each row's state on by the first accepted [B] (int32 or int64) of its tokens, by none where that is 0.
+    """Advance each row's state by the first accepted [B] (int32 or int64) of its tokens; 0 leaves it unchanged.
 
     k, v, state, log_decay, rows: as verified. No state but those of the rows' slots changes.
     """
     n = torch.arange(rows.longest, device=k.device)
     token = (rows.token_offsets[:-1, None] + n).clamp(max=k.shape[0] - 1)
-    # A token's weight: e^(g distance to the last accepted one), none beyond that.
+    # A token's weight: e^(g distance to the last accepted one), and 0 after that one.
     left = accepted[:, None] - 1 - n
     weight = torch.exp(log_decay * left.clamp(min=0)[..., None]) * (left >= 0)[..., None]
     added = torch.matmul((k.float()[token] * weight[..., None]).permute(0, 2, 3, 1), v.float()[token].transpose(1, 2))
     held = state.index_select(0, rows.slots)
-    # Times 1, plus nothing: where none is accepted the state stays as it is, whatever it holds.
+    # If no token is accepted, the state is multiplied by 1 and nothing is added, so it does not change.
     held.masked_fill_(((rows.row_starts == 0) & (accepted > 0))[:, None, None, None], 0.0)
     held.mul_(torch.exp(log_decay * accepted[:, None])[..., None, None])
     state.index_copy_(0, rows.slots, held.add_(added))

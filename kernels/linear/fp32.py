@@ -10,9 +10,9 @@ from kernels.device import Device, device_of
 from kernels.dispatch import dispatch
 from kernels.tuning import Config, config
 
-# Elements of the weight that are fp32 at a time: the copy stays in a cache.
+# Elements of the weight that are converted to fp32 at a time, so that the copy stays in a cache.
 _CHUNK = 1 << 20
-# Share of the multiprocessors that have work when a GPU counts as filled.
+# The share of multiprocessors with work from which a GPU counts as filled.
 _FILLED = 0.9
 
 
@@ -73,7 +73,7 @@ def _linear_fp32_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ) -> None:
-    # Programs that share rows of the weight follow each other, so that it is read from memory once.
+    # Programs that share rows of the weight run one after another, so that these are read from memory once.
     token = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     output = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
     total = fp32_product(x, weight, token, output, tokens, outputs, x_stride, 0, K, K, BLOCK_K)
@@ -82,19 +82,22 @@ def _linear_fp32_kernel(
 
 
 def _default(device: Device, tokens: int, outputs: int, itemsize: int) -> Config:
-    """Tiles as large as still fill the GPU, and as many of them under way as its shared memory holds."""
+    """The largest tiles that still fill the GPU, with as many stages as its shared memory holds."""
     many = int(_FILLED * device.multiprocessors)
     rows = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
     blocks = -(-tokens // rows)
     columns = next((n for n in (128, 64, 32) if blocks * -(-outputs // n) >= many), 16)
-    # One row of blocks is bound by the weight's way from memory: more of it must be under way.
+    # A single row of blocks is bound by reading the weight from memory, so it needs more stages.
     deep = (256 if columns <= 32 else 128) // itemsize * 2
     stages = device.stages(rows, 4, (rows + columns) * deep * itemsize)
     return {"BLOCK_M": rows, "BLOCK_N": columns, "BLOCK_K": deep, "num_warps": 4, "num_stages": stages}
 
 
 def linear_fp32_triton(x: Tensor, weight: Tensor, tuned: Config | None = None) -> Tensor:
-    """One program a tile of the output; x's rows may lie apart. Sums in one order, so ranks agree to the bit."""
+    """One program per output tile; x's rows need not be adjacent.
+
+    Sums have a fixed order, so ranks agree to the bit.
+    """
     tokens, (outputs, size) = x.shape[0], weight.shape
     out = torch.empty(tokens, outputs, dtype=torch.float32, device=x.device)
     if out.numel():

@@ -1,4 +1,4 @@
-"""y = x W^T for a matrix that may lie quantized."""
+"""y = x W^T for a matrix that may be quantized."""
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from kernels.pdl import LAUNCH, after_previous
 from kernels.split_k import arrivals, is_last
 from kernels.tuning import Config, config
 
-_SPLIT_STEPS = 4  # a split of fewer steps over the inputs costs more than it fills
+_SPLIT_STEPS = 4  # with fewer steps per split, splitting the inputs costs more than it gains
 
 
 def linear_reference(x: Tensor, matrix: Matrix, *, scale: Tensor | None = None) -> Tensor:
@@ -59,11 +59,11 @@ def _linear_kernel(
     BLOCK_K: tl.constexpr,
     GROUP_M: tl.constexpr,
 ) -> None:
-    """One tile of the output over one of SPLIT runs of inputs; the last run to arrive adds up all, in order."""
+    """One tile of the output over one of SPLIT runs of inputs; the last program adds up all runs in order."""
     after_previous()
     tile = tl.program_id(0)
     split = tl.program_id(1)
-    # Tiles go down GROUP_M blocks of rows before the next columns, so that both operands are met again in the cache.
+    # Programs go down GROUP_M blocks of rows before the next columns, so that both operands are reused in the cache.
     m_tiles = tl.cdiv(M, BLOCK_M)
     in_group = GROUP_M * tl.cdiv(N, BLOCK_N)
     first_m = tile // in_group * GROUP_M
@@ -170,7 +170,7 @@ def linear_triton(x: Tensor, matrix: Matrix, tuned: Config | None = None, scale:
     tiles = triton.cdiv(tokens, block_m) * triton.cdiv(outputs, block_n)
 
     both = form.format == FP8_BOTH.value
-    # A few tokens cost less to round in every program than in a launch of their own.
+    # For a few tokens, rounding in every program is cheaper than a separate launch.
     round_here = both and block_m == 16 and scale is None
     x = x if x.stride(1) == 1 else x.contiguous()
     if scale is not None:

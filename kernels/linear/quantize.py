@@ -1,4 +1,4 @@
-"""Activations as 8-bit floats, one scale a token and run of 128 channels, alone or fused with what makes them."""
+"""Rounds activations to 8-bit floats with a scale per token and 128 channels, alone or fused with other operations."""
 
 import torch
 import triton
@@ -16,9 +16,9 @@ Rounded = tuple[Tensor, Tensor]
 GROUP = 128
 FP8 = torch.float8_e4m3fn
 _MOST = tl.constexpr(448.0)
-# Keeps the scale of a run of zeros from being 0, and the quotient from being NaN.
+# The smallest scale, so that a run of zeros has no scale of 0 and no quotient NaN.
 _LEAST = tl.constexpr(1e-10)
-# Triton's interpreter loses the carry when it rounds to 8-bit floats; values of the format it converts rightly.
+# Triton's interpreter loses the carry when it rounds to 8-bit floats; it converts values of the format correctly.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
@@ -64,7 +64,7 @@ def _on_grid(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def round_tile(x: tl.tensor) -> tuple[tl.tensor, tl.tensor]:
-    """Inside kernels: x [R, 128] fp32 to (8-bit floats, scale [R])."""
+    """Inside kernels: round x [R, 128] fp32 to (8-bit floats, scale [R])."""
     scale = tl.div_rn(tl.maximum(tl.max(tl.abs(x), 1), _LEAST), _MOST)
     q = tl.div_rn(x, tl.broadcast_to(scale[:, None], x.shape))
     q = tl.minimum(tl.maximum(q, -_MOST), _MOST)
@@ -143,7 +143,7 @@ def _block(size: int) -> int:
 
 
 def quantize_fp8_triton(x: Tensor, tuned: Config | None = None) -> tuple[Tensor, Tensor]:
-    """One program a row; x's rows may lie apart."""
+    """One program per row; x's rows need not be adjacent."""
     tokens, size = x.shape
     q, scale = _outputs(tokens, size, x.device)
     if tokens:
@@ -155,7 +155,7 @@ def quantize_fp8_triton(x: Tensor, tuned: Config | None = None) -> tuple[Tensor,
 def add_rms_norm_quantized_triton(
     x: Tensor, residual: Tensor, weight: Tensor, eps: float, tuned: Config | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """One program a row."""
+    """One program per row."""
     tokens, size = x.shape
     out, total = torch.empty_like(x), torch.empty_like(x)
     q, scale = _outputs(tokens, size, x.device)
@@ -169,7 +169,7 @@ def add_rms_norm_quantized_triton(
 
 
 def swiglu_quantized_triton(x: Tensor, tuned: Config | None = None) -> tuple[Tensor, Tensor]:
-    """One program a token and a few runs."""
+    """One program per token and a few runs of channels."""
     tokens, size = x.shape[0], x.shape[1] // 2
     q, scale = _outputs(tokens, size, x.device)
     if tokens:

@@ -1,4 +1,4 @@
-"""Matrices that lie quantized in memory and become floats where they are used.
+"""Matrices that are quantized in memory and become floats where they are used.
 
 Each class holds a matrix [out, in] or a stack [E, out, in]; `dense()` gives all of it as floats, `stack[e]` one
 matrix and `stack[tensor]` several.
@@ -19,7 +19,7 @@ _MASK = 15
 
 
 class Quantized(ABC):
-    """What a tensor of floats and its quantized stand-ins have in common. dtype: the compute dtype."""
+    """The common interface of a tensor of floats and of quantized matrices. dtype: the compute dtype."""
 
     dtype: torch.dtype
 
@@ -30,7 +30,7 @@ class Quantized(ABC):
 
     @abstractmethod
     def dense(self) -> Tensor:
-        """All of it in the compute dtype, of `shape`."""
+        """The whole matrix or stack in the compute dtype, of `shape`."""
 
     @abstractmethod
     def __getitem__(self, which: int | Tensor) -> Tensor:
@@ -56,9 +56,9 @@ class BlockFp8(Quantized):
 
     @property
     def rounds_inputs(self) -> bool:
-        """Whether what it multiplies is rounded to 8-bit floats too, a scale for every block's inputs.
+        """Whether its inputs are rounded to 8-bit floats too, with a scale for each block's inputs.
 
-        So it is in bf16 where scales span the inputs that a scale of the activations spans. In fp32, never.
+        They are in bf16, if its scales span as many inputs as a scale of the activations. In fp32 they never are.
         """
         return self.dtype == torch.bfloat16 and self.width == GROUP and self.shape[-1] % GROUP == 0
 
@@ -74,7 +74,7 @@ class BlockFp8(Quantized):
         return weight.mul_(scale.index_select(-1, self.col_block))
 
     def __getitem__(self, which: int | Tensor) -> Tensor:
-        # Bytes, because torch has no indexing of 8-bit floats on every device.
+        # Indexed as bytes, because torch can't index 8-bit floats on every device.
         weight = self.weight.view(torch.uint8)[which].view(self.weight.dtype)
         return replace(self, weight=weight, scale=self.scale[which]).dense()
 
@@ -147,12 +147,12 @@ def dense(matrix: Matrix) -> Tensor:
 
 
 def rounds_inputs(matrix: Matrix) -> bool:
-    """Whether what a matrix multiplies is rounded to 8-bit floats."""
+    """Whether a matrix's inputs are rounded to 8-bit floats."""
     return isinstance(matrix, BlockFp8) and matrix.rounds_inputs
 
 
 def operands(x: Tensor, matrix: Matrix, scale: Tensor | None = None) -> tuple[Tensor, Matrix]:
-    """What the product of x [T, in] and a matrix or stack multiplies: in fp32 where inputs are rounded too.
+    """The operands of the product of x [T, in] and a matrix or stack; they are fp32 if inputs are rounded too.
 
     scale: x is rounded already, and this `quantize_fp8`'s scale of it.
     """

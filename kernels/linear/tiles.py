@@ -1,4 +1,4 @@
-"""What the matrix kernels share: how a matrix lies in memory, and the loop over its inputs, in every format.
+"""The common part of the matrix kernels: a matrix's layout in memory, and the loop over its inputs, in every format.
 
 Weights become floats in registers, tile by tile; no copy of them is ever made.
 """
@@ -25,9 +25,9 @@ _ANY_RUN = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class MatrixLayout:
-    """A matrix or stack as kernels take it: tensors and, between matrices of a stack, elements. format: above.
+    """A matrix or stack as kernels take it: its tensors, and the elements between matrices of a stack.
 
-    group, height: inputs and rows that share a scale, 0 if that differs from scale to scale.
+    format: one of the above. group, height: inputs and rows that share a scale; 0 if they differ from scale to scale.
     """
 
     format: int
@@ -59,7 +59,7 @@ class MatrixLayout:
 
 
 def layout(matrix: Matrix) -> MatrixLayout:
-    """How a matrix [out, in] or stack [E, out, in] lies. ValueError if its numbers don't lie one after another."""
+    """The layout of a matrix [out, in] or stack [E, out, in]. ValueError if it is not contiguous."""
     match matrix:
         case Tensor():
             found = MatrixLayout(PLAIN.value, matrix, matrix, matrix, matrix, matrix, 0, 0)
@@ -82,7 +82,7 @@ def layout(matrix: Matrix) -> MatrixLayout:
 
 
 def check_blocks(form: MatrixLayout, chosen: Config) -> None:
-    """ValueError for a configuration that would scale products by other inputs' scales."""
+    """ValueError for a configuration that would apply wrong scales to products."""
     if form.format == FP8_BOTH.value and chosen["BLOCK_K"] != ROUNDED:
         raise ValueError(f"products of 8-bit floats take BLOCK_K {ROUNDED}, not {chosen['BLOCK_K']}")
 
@@ -126,7 +126,7 @@ def int4_tile(
     BLOCK_N: tl.constexpr = n.shape[0]
     k = tl.arange(0, BLOCK_K)
     word = start // 8 + tl.arange(0, BLOCK_K // 8)
-    # Said so, a mask that is true everywhere is left out.
+    # Told this, the compiler drops a mask that is true everywhere.
     inside = (word < K // 8) | (K % BLOCK_K == 0)
     packed = tl.load(weight + n[:, None] * (K // 8) + word[None, :], mask=inside[None, :], other=0)
     value = (((repeat8(packed) >> ((k % 8) * 4)[None, :]) & 15) - 8).to(tl.float32)

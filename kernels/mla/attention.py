@@ -13,9 +13,9 @@ from kernels.pdl import LAUNCH, after_previous
 from kernels.tuning import Config, config
 from kernels.varlen import Pages, Rows, SinglePages
 
-# Scores held at once for a long row, in elements: queries are taken in blocks to stay below.
+# The most scores of a long row in memory at once, in elements: queries are taken in blocks to stay below.
 _SCORES = 1 << 24
-# The reference computes rows of up to so many tokens together.
+# The reference computes rows of up to this number of tokens together.
 _FEW = 8
 
 
@@ -30,7 +30,7 @@ def mla_attention_reference(q: Tensor, pool: Tensor, rank: int, scale: float, ro
     At 4.3 TB/s that is 0.27 us a layer per 1,000 tokens of context, 8.8 us at 32k and 35 us at 128k for one row.
     """
     scaled = q.float() * scale
-    # Several rows of a few tokens, as verified drafts are, cost less as many rows of one.
+    # Several rows of a few tokens, such as verified drafts, are cheaper as many rows of one token.
     if rows.longer and len(rows.counts) > 1 and rows.longest <= _FEW:
         rows, pages = pages.apart
     if not pages.alone and pages.together is not None:
@@ -47,9 +47,12 @@ def mla_attention_reference(q: Tensor, pool: Tensor, rank: int, scale: float, ro
 
 
 def _singles(q: Tensor, pool: Tensor, rank: int, pages: SinglePages) -> Tensor:
-    """One query a row, q [S, H, width]: all rows' pages side by side, so nothing is padded beyond a page."""
+    """Compute rows of one query, q [S, H, width].
+
+    All rows' pages are side by side, so that nothing is padded beyond a page.
+    """
     keys = pool.index_select(0, pages.ids).float()
-    # A score of -inf alone does not hide an unused place: its weight 0 times NaN is NaN.
+    # A score of -inf does not suffice to hide an unused place, because its weight 0 times NaN is NaN.
     tails = keys.index_select(0, pages.last)
     tails.masked_fill_(pages.unused.index_select(0, pages.last)[..., None], 0.0)
     keys.index_copy_(0, pages.last, tails)
@@ -66,7 +69,7 @@ def _singles(q: Tensor, pool: Tensor, rank: int, pages: SinglePages) -> Tensor:
 
 
 def _row(q: Tensor, keys: Tensor, rank: int, start: int, out: Tensor) -> None:
-    """Queries [n, H, width] at positions start … against keys [start + n, width], into out [n, H, rank]."""
+    """Compute queries [n, H, width] at positions start … against keys [start + n, width], into out [n, H, rank]."""
     count, heads = q.shape[:2]
     block = max(1, _SCORES // (heads * keys.shape[0]))
     for a in range(0, count, block):
@@ -81,7 +84,7 @@ def _row(q: Tensor, keys: Tensor, rank: int, start: int, out: Tensor) -> None:
 
 @triton.jit
 def _page_of(pages: tl.tensor, tile: tl.tensor, end: tl.tensor, PAGE: tl.constexpr, KEYS: tl.constexpr) -> tl.tensor:
-    """The page or pages of a tile of KEYS places: one id where a page holds them all, else one a place."""
+    """The page or pages of a tile of KEYS places: one id if a page holds all of them, else one id per place."""
     if PAGE % KEYS == 0:
         page = tl.load(pages + tile * KEYS // PAGE)
     else:
@@ -90,7 +93,7 @@ def _page_of(pages: tl.tensor, tile: tl.tensor, end: tl.tensor, PAGE: tl.constex
     return page
 
 
-# Sizes that change from step to step must not make the compiler start anew.
+# Sizes that change from step to step must not cause a new compilation.
 @triton.jit(do_not_specialize=["tokens"])
 def _attention_kernel(  # noqa: PLR0915
     q: tl.tensor,
@@ -125,7 +128,7 @@ def _attention_kernel(  # noqa: PLR0915
     out [splits, T, H, RANK] fp32 holds each split's own average and sums [splits, T, H] the log2 of its weight.
     """
     after_previous()
-    # Rows' last blocks attend to the most: they begin first.
+    # Rows' last blocks have the most work, so they begin first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     split = tl.program_id(1)
     row = tl.load(block_rows + block)
@@ -139,7 +142,7 @@ def _attention_kernel(  # noqa: PLR0915
     head = tl.program_id(2) * HEADS + lane % HEADS
     live = (token < count) & (head < heads)
     query_at = start + token
-    # Which of the [T, H] results a lane holds.
+    # The index of a lane's result in [T, H].
     at = (base + token) * heads + head
     end = start + tl.minimum(first + TOKENS, count)
 
@@ -155,7 +158,7 @@ def _attention_kernel(  # noqa: PLR0915
 
     r = tl.arange(0, BLOCK_RANK)
     p = tl.arange(0, BLOCK_ROPE)
-    # Said so, a mask that is true everywhere is left out.
+    # Told this, the compiler drops a mask that is true everywhere.
     in_rank = ((r < RANK) | (RANK == BLOCK_RANK))[None, :]
     in_rope = ((p < ROPE) | (ROPE == BLOCK_ROPE))[None, :]
     q_at = q + (base + token).to(tl.int64)[:, None] * q_token + head[:, None] * q_head
@@ -178,14 +181,14 @@ def _attention_kernel(  # noqa: PLR0915
         written = (key_at < end)[:, None]
         latent = tl.load(key_from + r[None, :], mask=written & in_rank, other=0.0)
         rope = tl.load(key_from + RANK + p[None, :], mask=written & in_rope, other=0.0)
-        # Known a tile ahead, a page's id never holds up the loads of the page.
+        # The page's id is loaded one tile ahead, so that the page's loads never wait for it.
         page = _page_of(pages, tl.minimum(tile + 1, high - 1), end, PAGE, KEYS)
 
         scores = tl.dot(q_latent, tl.trans(latent), input_precision="tf32x3")
         scores = tl.dot(q_rope, tl.trans(rope), scores, input_precision="tf32x3")
         scores = tl.where(key_at[None, :] <= query_at[:, None], scores * scale, float("-inf"))
         now = tl.maximum(best, tl.max(scores, 1))
-        # A query before all of this split's keys has seen nothing yet: -inf from -inf would be NaN.
+        # A query before all of this split's keys has no score yet, and -inf minus -inf would be NaN.
         shift = tl.where(now == float("-inf"), 0.0, now)
         fade = tl.exp2(best - shift)
         weights = tl.exp2(scores - shift[:, None])
@@ -225,7 +228,7 @@ def _merge_kernel(
         split = first + tl.arange(0, SPLITS)
         where = split.to(tl.int64) * results + at
         weight = tl.exp2(tl.load(sums + where, mask=split < splits, other=float("-inf")) - best)
-        # What an empty split holds was never written.
+        # The result of an empty split was never written.
         mask = (weight > 0)[:, None] & (channel < RANK)[None, :]
         part = tl.load(parts + where[:, None] * RANK + channel[None, :], mask=mask, other=0.0)
         acc += tl.sum(part * weight[:, None], 0)
@@ -235,7 +238,7 @@ def _merge_kernel(
 
 # Most lanes of a program: the accumulators of 64 would not fit into its registers.
 _LANES = 32
-# Tiles of keys and how many stages of them, the best first: as many bytes under way as shared memory holds.
+# Tiles of keys and their stages, best first: as many bytes in flight as shared memory holds.
 _TILES = ((64, 3), (32, 4), (64, 2), (32, 3), (32, 2), (16, 3), (16, 2))
 _FP32_TILES = ((16, 2),)
 
@@ -270,7 +273,7 @@ def mla_attention_triton(
     if not pool.is_contiguous() or q.stride(2) != 1:
         raise ValueError("the latent pool must be contiguous, and a query's channels adjacent")
     out = torch.empty((tokens, heads, rank), dtype=q.dtype, device=q.device)
-    # fp32 takes twice the room, and its products several times the registers.
+    # fp32 takes twice the memory, and its products several times the registers.
     narrow = q.element_size() == 2
     most_lanes = _LANES if narrow else 16
     lanes = min(most_lanes, triton.next_power_of_2(heads))

@@ -1,4 +1,4 @@
-"""Which rows of a step attend in expanded form, and which in absorbed form.
+"""Decides which rows of a step attend in expanded form, and which in absorbed form.
 
 Absorbed, a query is projected into the latent and attends to the latents themselves: 2 (2 rank + rope) operations a
 query, key and head, and nothing a key. Expanded, each latent becomes a key and a value of every head first: 2 rank
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from kernels.varlen import Pages, Rows, make_rows, to_device
 
-# Shorter rows gain little, and each expanded row costs launches of its own.
+# Shorter rows gain little, because each expanded row needs launches of its own.
 LEAST = 128
 
 

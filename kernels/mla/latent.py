@@ -1,4 +1,4 @@
-"""What a latent-attention layer keeps of a token: its normed latent and its roped key, put into the paged pool."""
+"""Writes what a latent-attention layer keeps of a token, its normed latent and its roped key, into the paged pool."""
 
 import torch
 import triton
@@ -91,7 +91,7 @@ def norm_rope_write_latent_triton(
     eps: float,
     tuned: Config | None = None,
 ) -> Tensor:
-    """Two programs a token, one where queries aren't normed; rows of `projected` may lie apart."""
+    """Two programs per token, or one if queries aren't normed; rows of `projected` need not be adjacent."""
     tokens, (rank, half) = projected.shape[0], (weight.shape[0], cos.shape[1])
     query = projected.shape[1] - pool.shape[-1]
     queries = projected[:, :query]

@@ -1,4 +1,4 @@
-"""All of a latent-attention layer between its projections."""
+"""A latent-attention layer without its projections."""
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ def latent_attention(
     out = torch.empty(*queries.shape[:2], kv_b.shape[1] - nope, dtype=queries.dtype, device=queries.device)
     for short in forms.short:
         at = short.tokens
-        assert at is not None, "only rows that are all of a step lack a list of their tokens"
+        assert at is not None, "rows need a list of their tokens unless they are all rows of the step"
         out[at] = _absorbed(queries[at], cos[at], sin[at], pool, kv_b, scale, short)
     if forms.long:
         rope_interleaved(queries[..., nope:], cos, sin, queries[..., nope:])
@@ -37,7 +37,7 @@ def latent_attention(
 def _absorbed(
     queries: Tensor, cos: Tensor, sin: Tensor, pool: Tensor, kv_b: Tensor, scale: float, short: ShortRows
 ) -> Tensor:
-    """Queries go into the latent, and what they find there comes out as values."""
+    """Attend in absorbed form: project queries into the latent, and the results to values."""
     rank, rope = kv_b.shape[2], 2 * cos.shape[1]
     nope = queries.shape[2] - rope
     q = torch.empty(*queries.shape[:2], rank + rope, dtype=queries.dtype, device=queries.device)

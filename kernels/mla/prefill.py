@@ -1,6 +1,6 @@
 """Latent attention of one long row in expanded form: every latent becomes a key and a value of each head first.
 
-The expansion takes a run of the row's keys at a time, so that its memory is bounded whatever the row's length; queries
+The expansion takes one run of the row's keys at a time, so that its memory does not grow with the row's length; queries
 carry their softmax from one run to the next.
 """
 
@@ -97,7 +97,7 @@ def _advance(
     n = tl.arange(0, BLOCK_NOPE)
     p = tl.arange(0, BLOCK_ROPE)
     j = tl.arange(0, BLOCK_V)
-    # Said so, a mask that is true everywhere is left out.
+    # Told this, the compiler drops a mask that is true everywhere.
     in_nope = ((n < NOPE) | (NOPE == BLOCK_NOPE))[None, :]
     in_rope = ((p < ROPE) | (ROPE == BLOCK_ROPE))[None, :]
     in_v = ((j < V) | (V == BLOCK_V))[None, :]
@@ -113,7 +113,7 @@ def _advance(
         if MASKED:
             scores = tl.where((first + place)[None, :] <= query_at[:, None], scores, float("-inf"))
         now = tl.maximum(best, tl.max(scores, 1))
-        # A query before all keys of this run has seen nothing yet: -inf from -inf would be NaN.
+        # A query before all keys of this run has no score yet, and -inf minus -inf would be NaN.
         shift = tl.where(now == float("-inf"), 0.0, now)
         fade = tl.exp2(best - shift)
         weights = tl.exp2(scores - shift[:, None])
@@ -123,7 +123,7 @@ def _advance(
     return best, total, acc
 
 
-# Lengths that change from step to step must not make the compiler start anew.
+# Lengths that change from step to step must not cause a new compilation.
 @triton.jit(do_not_specialize=["count", "start", "first", "keys", "more"])
 def _prefill_kernel(
     q: tl.tensor,
@@ -158,7 +158,7 @@ def _prefill_kernel(
     [count, H, V] and sums [count, H], the log2 of their weights; with `more`, runs follow that need them.
     scale: times log2(e), for all exponents are of 2.
     """
-    # The last blocks attend to the most: they begin first.
+    # The last blocks have the most work, so they begin first.
     block = tl.num_programs(0) - 1 - tl.program_id(0)
     head, heads = tl.program_id(1), tl.num_programs(1)
     token = block * QUERIES + tl.arange(0, QUERIES)
@@ -179,7 +179,7 @@ def _prefill_kernel(
     total = tl.where(best > float("-inf"), 1.0, 0.0)
     acc = tl.load(averages + place, mask=kept[:, None] & in_v, other=0.0)
 
-    # Keys that every query of the block sees need no mask; none sees those from `high` on.
+    # Keys that every query of the block sees need no mask; no query sees keys from `high` on.
     whole = tl.minimum(tl.maximum(start + block * QUERIES + 1 - first, 0), keys) // KEYS * KEYS
     high = tl.minimum(tl.maximum(start + tl.minimum(block * QUERIES + QUERIES, count) - first, 0), keys)
     expanded += head * key_head
@@ -223,7 +223,7 @@ def mla_prefill_triton(
     default = _default(device_of(q), q.shape[2], q.shape[2] + v, q.element_size())
     chosen = dict(tuned or config("mla_prefill", (row.count, end, heads), default))
     several = run < row.pages.shape[0]
-    # What one run hands to the next.
+    # The softmax state that one run passes to the next.
     handed = row.count if several else 0
     averages = torch.empty(handed, heads, v, dtype=torch.float32, device=q.device)
     sums = torch.empty(handed, heads, dtype=torch.float32, device=q.device)

@@ -19,9 +19,9 @@ from kernels.split_k import arrivals
 from kernels.swiglu import swiglu_reference
 from kernels.tuning import Config, config
 
-# Up to so many bytes of chosen weights, copying them together costs less than a call for every expert.
+# Up to this many bytes of chosen weights, copying them together is cheaper than a call for each expert.
 _GATHER_BYTES = 2 << 20
-# Up to so many tokens, every program finds its expert's tokens by itself.
+# Up to this number of tokens, every program finds its expert's tokens by itself.
 _FEW = 16
 _PAIRS = 1024
 
@@ -63,11 +63,11 @@ def _gathered(
     count, top_k = ids.shape
     local = ids.flatten() - first
     held = (local >= 0) & (local < gate_up.shape[0])
-    # Computing pairs held elsewhere with some expert and weight 0 is cheaper than leaving them out.
+    # Computing pairs of other ranks with any expert and weight 0 is cheaper than leaving them out.
     local = local.clamp(0, gate_up.shape[0] - 1)
     seen, gate_up = _seen(x, gate_up, rounded)
     chosen = gate_up[local]
-    # The vector stands left of the matrix: CPU libraries are several times slower the other way round.
+    # The vector is left of the matrix, because CPU libraries are several times slower the other way round.
     if count == 1:
         inner = F.linear(seen, chosen.flatten(0, 1)).view(top_k, -1)
     else:
@@ -80,7 +80,7 @@ def _gathered(
 def _by_expert(
     x: Tensor, ids: Tensor, weights: Tensor, gate_up: Matrix, down: Matrix, first: int, rounded: Rounded | None
 ) -> Tensor:
-    """Pairs sorted by expert, and each expert run over its own."""
+    """Sort pairs by expert, and run each expert over its own."""
     out = torch.zeros(x.shape, dtype=torch.float32, device=x.device)
     chosen, order = ids.flatten().sort(stable=True)
     edges = torch.arange(first, first + gate_up.shape[0] + 1, device=x.device)
@@ -100,7 +100,7 @@ def _by_expert(
 
 
 def _default(device: Device, itemsize: int, form: int, tokens: int, mean: float) -> Config:
-    """By the mean of tokens an expert has, and as many stages as the GPU's shared memory holds."""
+    """Configured by the mean number of tokens per expert, with as many stages as the GPU's shared memory holds."""
     block_m = 16 if tokens <= _FEW or mean <= 16 else 32 if mean <= 32 else 64 if mean <= 96 else 128
     narrow = block_m <= 32
     block_k = 128 if form == FP8_BOTH.value or narrow else 64
@@ -167,7 +167,7 @@ def moe_experts_triton(
         apart = {"shared": out, "shared_stride": 0, "SHARED": 0}
     else:
         apart = {"shared": shared, "shared_stride": shared.stride(0), "SHARED": 1}
-    # The down product of a few tokens ends with the sum, in the last of a tile's programs.
+    # For a few tokens, the last of a tile's programs of the down product also computes the sum.
     choices = top_k if tokens <= _FEW else 0
     sums = {"weights": weights.contiguous(), "total": out, "tokens": tokens, **apart}
     inner = torch.empty(pairs, inner_width, dtype=x.dtype, device=x.device)
@@ -185,13 +185,15 @@ def moe_experts_triton(
 
 
 def _sort(ids: Tensor, first_expert: int, experts: int, blocks: int, block_m: int) -> tuple[Tensor, Tensor]:
-    """Pairs by expert, each expert's beginning a block: 1 + pair of every place, 1 + expert of every block, 0 none.
+    """Sort pairs by expert, each expert beginning a block.
 
-    In which order an expert's pairs come may differ from run to run; no result depends on it.
+    Returns 1 + pair of each place and 1 + expert of each block; 0 is none.
+
+    The order of an expert's pairs may differ from run to run; no result depends on it.
     """
     pairs = ids.numel()
     zeros = torch.zeros(blocks * block_m + experts + blocks, dtype=torch.int32, device=ids.device)
-    # In this order each begins as well aligned in every step, which compilers tell kernels apart by.
+    # In this order all begin with the same alignment in every step; a different one would cause another compilation.
     members, counts, block_experts = zeros.split_with_sizes((blocks * block_m, experts, blocks))
     ranks, starts = (torch.empty(n, dtype=torch.int32, device=ids.device) for n in (pairs, experts))
     grid = (triton.cdiv(pairs, _PAIRS),)
@@ -212,10 +214,10 @@ def _grouped(
     rounded: Rounded | None,
     **fixed: int,
 ) -> None:
-    """x's rows, TOP_K pairs to a row, through their experts' matrices into out [pairs, ...]."""
+    """Multiply x's rows, with TOP_K pairs per row, by their experts' matrices into out [pairs, ...]."""
     check_blocks(form, chosen)
     both = form.format == FP8_BOTH.value
-    # A few tokens cost less to round in every program than in a launch of their own.
+    # For a few tokens, rounding in every program is cheaper than a separate launch.
     round_here = both and chosen["BLOCK_M"] == 16 and rounded is None
     x = x if x.stride(1) == 1 else x.contiguous()
     if both and not round_here:
@@ -225,7 +227,7 @@ def _grouped(
     columns = out.shape[1] * (2 if fixed["GATED"] else 1)
     described = form.arguments()
     if out.shape[1] % max(form.height, 1):
-        # Ups don't begin a block, or a tile may cross into one.
+        # Either the up rows don't begin a block, or a tile may cross into one.
         described["HEIGHT"] = 0
     tiles = triton.cdiv(columns, chosen["BLOCK_N"])
     expert_kernel[(tiles, blocks)](

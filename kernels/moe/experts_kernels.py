@@ -1,4 +1,4 @@
-"""The kernels of the experts' feed-forward: pairs (token, expert) in blocks of one expert's, and what runs over them.
+"""The kernels of the experts' feed-forward, which run over pairs (token, expert) in blocks of one expert.
 
 Pair p is token p // TOP_K with its p % TOP_K-th expert. Blocks are BLOCK_M pairs of one expert.
 """
@@ -22,7 +22,7 @@ def rank_kernel(
     experts: tl.tensor,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Each pair's place among its expert's, and how many each expert has. counts: zeros before."""
+    """Each pair's place among its expert's pairs, and the number of pairs of each expert. counts: zeros before."""
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     expert = tl.load(ids + pair, mask=pair < pairs, other=-1).to(tl.int32) - first_expert
     held = (pair < pairs) & (expert >= 0) & (expert < experts)
@@ -58,7 +58,7 @@ def place_kernel(
     BLOCK_M: tl.constexpr,
     BLOCK: tl.constexpr,
 ) -> None:
-    """Every pair to its place, every block to its expert; both count from 1, what stays 0 is nobody's."""
+    """Scatter pairs into expert blocks, and experts to their blocks; both are 1-based, and 0 is padding."""
     pair = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     expert = tl.load(ids + pair, mask=pair < pairs, other=-1).to(tl.int32) - first_expert
     held = (pair < pairs) & (expert >= 0) & (expert < experts)
@@ -79,10 +79,10 @@ def block_of(
     POWER: tl.constexpr,
     BLOCK_M: tl.constexpr,
 ) -> tuple[tl.tensor, tl.tensor]:
-    """This program's expert, -1 for none, and its pairs [BLOCK_M], -1 where there are fewer.
+    """This program's expert (-1 for none) and its pairs [BLOCK_M] (-1 is padding).
 
-    POWER: 0 if pairs are sorted. Else a power of two no less than how many there are, and each has a block: the
-    first of an expert's pairs stands for them all, who are at most BLOCK_M, and the others' blocks are empty.
+    POWER: 0 if pairs are sorted. Otherwise a power of two that is at least the number of pairs, and each pair has a
+    block: the block of an expert's first pair has all of its pairs, at most BLOCK_M, and the others' blocks are empty.
     """
     block = tl.program_id(1)
     row = tl.arange(0, BLOCK_M)
@@ -124,7 +124,7 @@ def combined(
     for k in tl.static_range(CHOICES):
         pair = token.to(tl.int64) * CHOICES + k
         expert = tl.load(ids + pair, mask=live, other=-1) - first_expert
-        # What was held elsewhere was never written here.
+        # Results of experts on other ranks were never written here.
         held = live & (expert >= 0) & (expert < experts)
         factor = tl.load(weights + pair, mask=held, other=0.0)
         at = results + pair[:, None] * width + column[None, :]
@@ -192,7 +192,7 @@ def expert_kernel(
     if expert >= 0:
         column = tl.arange(0, BLOCK_N)
         word = tl.arange(0, BLOCK_N // 8)
-        # Gate and up of a channel lie side by side, in one thread's registers, unless whole words of 8 rows are read.
+        # Gate and up of a channel are adjacent, in one thread's registers, unless whole words of 8 rows are read.
         n = tl.minimum(start + column // HALVES, width - 1) + column % HALVES * width
         words = tl.minimum(start // 8 + word % (WIDTH // 8), width // 8 - 1) + word // (WIDTH // 8) * (width // 8)
         ALIKE: tl.constexpr = HEIGHT > 0 and HEIGHT % WIDTH == 0

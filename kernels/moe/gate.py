@@ -13,9 +13,9 @@ from kernels.pdl import LAUNCH, after_previous
 from kernels.split_k import arrivals, is_last
 from kernels.tuning import Config, config
 
-# Up to so many tokens, one program can choose for all of them.
+# Up to this number of tokens, one program can choose for all of them.
 _FEW = 16
-# Scores a warp has registers for.
+# The number of scores that fit into a warp's registers.
 _ONE_WARP = 512
 
 
@@ -59,7 +59,9 @@ def _moe_gate_kernel(
     GROUP_BLOCK: tl.constexpr,
     SIZE_BLOCK: tl.constexpr,
 ) -> None:
-    """BLOCK_N experts' scores over one of SPLIT runs of inputs; the last program adds up all, in order, and chooses.
+    """BLOCK_N experts' scores over one of SPLIT runs of inputs.
+
+    The last program adds up all runs in order, and chooses.
 
     partial: [SPLIT, TOKENS, E] fp32, TOKENS a power of two.
     """
@@ -87,9 +89,9 @@ def _moe_gate_kernel(
 
 
 def _default(device: Device, tokens: int, experts: int, size: int, itemsize: int) -> Config:
-    """Runs so short that all of them fill the GPU, but of two steps at least.
+    """Runs so short that together they fill the GPU, but of at least two steps.
 
-    One warp for a few tokens: the choice is a chain of reductions, and warps would wait for each other in every one.
+    One warp for a few tokens, because the choice is a chain of reductions in which warps would wait for each other.
     """
     columns, deep = 16, 256 // itemsize
     split = 1
@@ -110,7 +112,7 @@ def moe_gate_triton(
     shared: bool = False,
     tuned: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One launch for few tokens. Sums in one order, so ranks agree to the bit."""
+    """One launch for few tokens. Sums have a fixed order, so ranks agree to the bit."""
     tokens, (experts, size) = x.shape[0], weight.shape
     if not 0 < tokens <= _FEW:
         return route_triton(linear_fp32_triton(x, weight), bias, groups, top_groups, top_k, scale, shared)

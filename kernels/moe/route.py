@@ -1,4 +1,4 @@
-"""Choice of experts: sigmoid scores, a bias for selection only, limited to the best groups (DeepSeek-V3)."""
+"""Chooses experts by sigmoid scores, with a bias for the choice only, among the best groups (DeepSeek-V3)."""
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +24,7 @@ def route_reference(
     grouped = (scores + bias).view(tokens, groups, experts // groups)
     group_scores = grouped.topk(min(2, experts // groups), dim=-1).values.sum(-1)
     kept = group_scores.topk(top_groups, dim=-1).indices
-    # Not zero: a biased score may be negative, and a dropped group must lose to it.
+    # Not zero, because a biased score may be negative and must still beat a dropped group.
     dropped = torch.full_like(group_scores, float("-inf")).scatter_(1, kept, 0.0)
     ids = (grouped + dropped[..., None]).view(tokens, experts).topk(top_k, dim=-1).indices
     weights = scores.gather(1, ids)
@@ -36,12 +36,12 @@ def route_reference(
 
 @triton.jit
 def _ranked(score: tl.tensor, place: tl.tensor) -> tl.tensor:
-    """int64 that order as scores do and, of equal scores, the lower place (below 2^31) first.
+    """int64 values in the order of scores; of equal scores, the one at the lower place (below 2^31) is larger.
 
-    So one reduction finds both the best score and where it stands; `_place` reads the place back.
+    One reduction so finds both the best score and its place; `_place` extracts the place.
     """
     bits = score.to(tl.int32, bitcast=True)
-    # As integers, floats below zero order the wrong way round.
+    # Negative floats have the reverse order as integers.
     ordered = tl.where(bits < 0, bits ^ 0x7FFFFFFF, bits)
     return (ordered.to(tl.int64) << 32) | (0x7FFFFFFF - place).to(tl.int64)
 
@@ -79,7 +79,7 @@ def choose(
 
     group_score = tl.max(biased, 2)
     if SIZE > 1:
-        # One of the best alone is taken out, so an equal one counts as the second.
+        # Only one of the best is removed, so an equal one counts as the second.
         at = _place(tl.max(_ranked(biased, member[None, None, :]), 2))
         group_score += tl.max(tl.where(member[None, None, :] == at[:, :, None], float("-inf"), biased), 2)
     # Below every score's rank.
@@ -93,7 +93,7 @@ def choose(
     EVERY: tl.constexpr = GROUP_BLOCK * SIZE_BLOCK
     ranks = tl.where(kept[:, :, None] & inside[None], _ranked(biased, expert[None]), NEVER)
     ranks, score = tl.reshape(ranks, [TOKENS, EVERY]), tl.reshape(score, [TOKENS, EVERY])
-    # What stands for no expert is none that could be taken.
+    # A place without an expert must not be chosen.
     expert = tl.reshape(tl.where(inside, expert, GROUPS * SIZE), [1, EVERY])
     place = tl.arange(0, TOP_BLOCK)[None, :]
     chosen = tl.zeros([TOKENS, TOP_BLOCK], tl.int64)
@@ -157,7 +157,7 @@ def choice(experts: int, groups: int, top_groups: int, top_k: int, shared: bool)
 
 
 def chosen(tokens: int, top_k: int, shared: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Room for ids and weights."""
+    """Empty tensors for ids and weights."""
     shape = tokens, top_k + shared
     return torch.empty(shape, dtype=torch.int64, device=device), torch.empty(shape, dtype=torch.float32, device=device)
 
@@ -172,7 +172,7 @@ def route_triton(
     shared: bool = False,
     tuned: Config | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One program a token, all experts in registers; of equal scores the lower expert wins."""
+    """One program per token, with all experts in registers; of equal scores the lower expert wins."""
     tokens, experts = logits.shape
     ids, weights = chosen(tokens, top_k, shared, logits.device)
     if tokens:

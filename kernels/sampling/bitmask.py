@@ -1,4 +1,4 @@
-"""Masking logits by a bit a token, as grammars give them."""
+"""Masks logits by one bit per token, as grammars give them."""
 
 import torch
 import triton
@@ -39,7 +39,7 @@ def _apply_bitmask_kernel(
 
 
 def apply_bitmask_triton(logits: Tensor, mask: Tensor, tuned: Config | None = None) -> Tensor:
-    """One program a row and block of ids; logits that are masked are not read."""
+    """One program per row and block of ids; masked logits are not read."""
     rows, vocab = logits.shape
     out = torch.empty(rows, vocab, dtype=logits.dtype, device=logits.device)
     if rows:

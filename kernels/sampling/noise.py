@@ -47,12 +47,12 @@ def mix(x: tl.tensor) -> tl.tensor:
 
 @triton.jit
 def row_key(seed: tl.tensor, position: tl.tensor) -> tl.tensor:
-    """Inside kernels: what a row's noise starts from; int64 scalars."""
+    """Inside kernels: the key of a row's noise, from int64 scalars."""
     return mix(mix(seed * GOLDEN + 1) + position * GOLDEN)
 
 
 @triton.jit
 def gumbel(key: tl.tensor, ids: tl.tensor) -> tl.tensor:
-    """Inside kernels: noise of token ids for a row's key."""
+    """Inside kernels: the noise of token ids for a row's key."""
     bits = (mix(key + ids.to(tl.int64) * GOLDEN) >> 41) & 0x7FFFFF
     return -tl.log(-tl.log((bits.to(tl.float32) + 0.5) * 1.1920928955078125e-07))

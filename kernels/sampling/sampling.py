@@ -1,4 +1,4 @@
-"""Choosing tokens: penalties, filters and seeded noise over a batch's logits.
+"""Samples tokens: penalties, filters and seeded noise over a batch's logits.
 
 A row's token depends on its own logits, settings, seed and position alone, never on the rows beside it.
 """
@@ -19,7 +19,7 @@ def penalize_reference(logits: Tensor, history: Tensor, slots: Tensor, settings:
     history: [slots, V] int32, of each sequence and id: twice how often it stands in the output, plus 1 if it stands in
     prompt or output. slots: [R] int64, each row's. settings: [3, slots] fp32: repetition, by which logits of ids that
     occurred are divided where positive and multiplied where negative; presence, taken from those in the output; and
-    frequency, taken from them times how often. 1, 0 and 0 leave a row as it is, whatever its history holds.
+    frequency, taken from them times how often. 1, 0 and 0 leave a row unchanged.
     """
     past = history.index_select(0, slots)
     repetition, presence, frequency = settings.index_select(1, slots)[..., None]
@@ -33,7 +33,7 @@ def penalize_reference(logits: Tensor, history: Tensor, slots: Tensor, settings:
 def penalize_triton(
     logits: Tensor, history: Tensor, slots: Tensor, settings: Tensor, tuned: Config | None = None
 ) -> Tensor:
-    """One program a row and block of ids."""
+    """One program per row and block of ids."""
     rows, vocab = logits.shape
     out = torch.empty(rows, vocab, dtype=logits.dtype, device=logits.device)
     if rows:
@@ -57,7 +57,7 @@ def filtered(logits: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor) -> Ten
     ordered = ordered.masked_fill(rank >= keep_k, float("-inf"))
     probs = torch.softmax(ordered, dim=-1)
     before = torch.cumsum(probs, dim=-1) - probs
-    # A row with top_p 1 keeps all it has, whatever rounding does to the running sum.
+    # A row with top_p 1 keeps all ids, even if the running sum is rounded.
     drop = (before >= top_p[:, None]) & (top_p < 1.0)[:, None]
     drop |= probs < min_p[:, None] * probs[:, :1]
     drop[:, 0] = False
@@ -110,13 +110,14 @@ def sample_triton(
     if not rows:
         return out
     launch = dict(tuned or config("sample", (rows, vocab), {"SIZE": 512, "CHUNKS": 4, "WIDTH": 8, "num_warps": 4}))
-    # The second kernel holds one value a chunk and row.
+    # The second kernel holds one value per chunk and row.
     size = max(launch["SIZE"], triton.next_power_of_2(triton.cdiv(vocab, 2048)))
     chunks = triton.cdiv(vocab, size)
-    # By chunk: the largest logit, the mass of all relative to it, the best noisy logit. Its id; chunks to look at.
+    # For each chunk: the largest logit, the mass of all ids relative to it, the best noisy logit and its id; then the
+    # chunks to examine.
     stats = torch.empty(3, rows, chunks, dtype=torch.float32, device=device)
     ids = torch.empty(2, rows, chunks, dtype=torch.int32, device=device)
-    # By row: the largest logit, the mass of all relative to it. Chunks to look at.
+    # For each row: the largest logit, the mass of all ids relative to it; then the number of chunks to examine.
     totals = torch.empty(2, rows, dtype=torch.float32, device=device)
     active = torch.empty(rows, dtype=torch.int32, device=device)
     shape = {"vocab": vocab, "chunks": chunks, "stride": logits.stride(0), "SIZE": size}

@@ -1,4 +1,4 @@
-"""The kernels behind `kernels.sampling.sampling`. A row's vocabulary is looked at in chunks of SIZE ids."""
+"""The kernels of `kernels.sampling.sampling`. A row's vocabulary is processed in chunks of SIZE ids."""
 
 import triton
 import triton.language as tl
@@ -39,7 +39,7 @@ def penalize_kernel(
 
 @triton.jit
 def _scaled(logits: tl.tensor, ids: tl.tensor, vocab: tl.tensor, temperature: tl.tensor) -> tl.tensor:
-    """Logits of a row divided by the temperature, or as they are where it is 0; -inf beyond the vocabulary."""
+    """A row's logits divided by the temperature, or unchanged if it is 0; -inf beyond the vocabulary."""
     x = tl.load(logits + ids, ids < vocab, _NEVER)
     divisor = tl.where(temperature > 0, temperature, 1.0)
     return tl.div_rn(x, tl.broadcast_to(divisor, x.shape))
@@ -82,7 +82,7 @@ def survey_kernel(
     heat = tl.load(temperature + row)
     x = _scaled(logits + row * stride, ids, vocab, heat)
     largest = tl.max(x, 1)
-    # A chunk may hold nothing but -inf, whose difference is NaN.
+    # A chunk may contain only -inf, whose difference is NaN.
     mass = tl.sum(tl.where(x > _NEVER, tl.exp(x - largest[:, None]), 0.0), 1)
     noisy = x
     if heat > 0:
@@ -130,7 +130,7 @@ def narrow_kernel(
     token = tl.min(tl.where(noisy == tl.max(noisy, 0), ids, _NO_ID), 0)
     tl.store(totals + row, best)
     tl.store(totals + rows + row, total)
-    # NaN equals nothing: the bound keeps the token one of the vocabulary.
+    # NaN equals nothing, so the bound keeps the token within the vocabulary.
     tl.store(out + row, tl.minimum(token, vocab - 1).to(tl.int64))
 
     k, p, least = tl.load(top_k + row), tl.load(top_p + row), tl.load(min_p + row)

@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from router.api.answering import Answering, check_model
@@ -121,7 +122,7 @@ class Generate(Answering, Generic[R]):
         request = await gateway.apart(len(body), api.lower, asked)
         keyed = keyed_of(scope, body, caller_of(scope).tenant)
         if keyed is not None and request.sampling.seed is None:
-            request = replace(request, sampling=replace(request.sampling, seed=keyed.seed))
+            request = replace(request, sampling=structs.replace(request.sampling, seed=keyed.seed))
         session = session_of(scope, request)
         with gateway.admitted(request.choices) as permit:
             choices = await make_choices(gateway, request, caller_of(scope).tenant)
@@ -163,6 +164,7 @@ def job_of(
         prefix_scope=scope_of(caller.tenant, request.cache_salt, config.cache_share_all),
         deadline_s=deadline_s,
         keyed=keyed,
+        request_id=caller.request_id,
     )
 
 
@@ -218,7 +220,7 @@ async def chunks(job: Job, serializer: AnswerSerializer) -> bytes:
             part = await asyncio.to_thread(serializer.chunk, choice, delta, over)
         choice.told_end = told or over
         if not told and part:
-            parts.append(part if job.keyed is None else _with_id(part, job))
+            parts.append(_with_id(part, job) if job.keyed is not None and job.keyed.tells_ids else part)
     return b"".join(parts)
 
 

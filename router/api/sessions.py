@@ -64,14 +64,6 @@ class SessionsApi:
         deleted: Deleted = {"id": session_id, "object": "session", "deleted": True}
         return json_response(deleted)
 
-    async def snapshot(self, request: Request) -> Response:
-        """A session as a file."""
-        read_query(request, NoQuery)
-        tenant, session_id = _named(request)
-        file = await self._sessions.file(tenant, session_id, self._gateway.config.served_model_name)
-        headers = {"content-disposition": f'attachment; filename="{session_id}.session.safetensors"'}
-        return Response(file.pack(), media_type="application/octet-stream", headers=headers)
-
     async def park(self, request: Request) -> Response:
         """Move a session's snapshot from the device to host memory or disk."""
         read_query(request, NoQuery)
@@ -107,6 +99,10 @@ class SessionsApi:
         forks = await self._sessions.fork(*_named(request), wanted.ids)
         answer: SessionList = {"object": "list", "data": self._all_shown(forks)}
         return json_response(answer)
+
+    def record(self, session: StoredSession) -> Response:
+        """A session as an answer."""
+        return json_response(self._shown(session))
 
     def _all_shown(self, found: Sequence[StoredSession]) -> list[SessionRecord]:
         return [self._shown(one) for one in found]

@@ -143,6 +143,8 @@ def _operation(endpoint: Endpoint, schemas: _Schemas, keyed: bool) -> Schema:
         out["parameters"] = parameters
     if endpoint.body is not None:
         out["requestBody"] = {"required": True, "content": {JSON: {"schema": schemas.of(endpoint.body)}}}
+    if endpoint.raw:
+        out["requestBody"] = {"required": True, "content": {BYTES: {}}}
     if endpoint.form is not None:
         form = {"multipart/form-data": {"schema": _form(endpoint.form)}}
         out["requestBody"] = {"required": True, "content": form}

@@ -3,9 +3,8 @@
 import asyncio
 import math
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 from router.apart import Apart
@@ -15,7 +14,7 @@ from router.holds import Holds
 from router.metrics import Metrics, State
 from router.relay.admission import Permit, Refusal, admit, missing
 from router.relay.dispatch import Dispatcher
-from router.relay.fleet import capacity
+from router.relay.fleet import Limits
 from router.relay.job import Job
 from router.relay.keyed import reused, taken_over
 from router.relay.link import ListedWorker
@@ -29,21 +28,13 @@ from router.text.renderings import Renderings
 from router.text.tokenizer import Tokenizer
 from router.text.tools import tool_parser
 from wire.progress import Starting
-from wire.protocol import Mark
+from wire.protocol import Mark, Role
 from wire.tokens import TokenIds
 
 # Bytes for the token ids of past answers: about 100,000 answers of 100 tokens.
 _EXACT_BYTES = 64 * 1024 * 1024
 # Conversations whose rendering is remembered.
 _RENDERINGS = 50_000
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits of the live workers: ids below `vocab_size`, prompt and answer of `max_model_len` tokens together."""
-
-    vocab_size: int
-    max_model_len: int
 
 
 class Service(Protocol):
@@ -77,6 +68,7 @@ class Gateway:
         self.metrics = Metrics(self._observe)
         self.starting: tuple[Starting, ...] = ()  # workers that do not serve yet
         self.in_flight = 0
+        self.on_failed: Callable[[Job], None] = lambda job: None  # told of each job that ends with an error
         # Closed with the gateway, after the connections to workers.
         self.closers: list[Callable[[], Awaitable[None]]] = []
         self._keyed: dict[bytes, Job] = {}  # jobs in flight whose clients may come back
@@ -138,13 +130,7 @@ class Gateway:
 
     def limits(self) -> Limits:
         """The limits of the live workers, else of those that were live last; 503 if there was none yet."""
-        by_role: dict[str, int] = {}
-        vocab: list[int] = []
-        for info in self.table.infos():
-            by_role[info.role] = max(by_role.get(info.role, 0), capacity(info))
-            vocab.append(info.vocab_size)
-        if vocab:
-            self._limits = Limits(min(vocab), min(by_role.values()))
+        self._limits = self.table.limits() or self._limits
         if self._limits is None:
             raise self._unavailable("no worker is live; try again soon")
         return self._limits
@@ -169,6 +155,10 @@ class Gateway:
         ways = [f"a {worker.role} worker: {worker.progress}" for worker in self.starting]
         return reason if reason is None else "; ".join([reason, *ways])
 
+    def pools_have_served(self, roles: Collection[Role]) -> None:
+        """These pools have had a worker, maybe before this router began."""
+        self._complete = self._complete or missing(dict.fromkeys(roles, 1), self.split) is None
+
     def _starting(self) -> str | None:
         """The pools that still lack their first worker."""
         if self._complete:
@@ -177,8 +167,7 @@ class Gateway:
         self._complete = reason is None
         return reason
 
-    @contextmanager
-    def admitted(self, choices: int) -> Iterator[Permit]:
+    def admitted(self, choices: int) -> Permit:
         """Reserve room for a request's choices until the block ends at the latest; 429 or 503 if there is none."""
         if choices > self.config.max_queue:
             raise invalid(
@@ -196,11 +185,7 @@ class Gateway:
                 retry_after_s=self.config.retry_after_s,
             )
         self.in_flight += choices
-        permit = Permit(lambda: self._leave(choices))
-        try:
-            yield permit
-        finally:
-            permit.release()
+        return Permit(lambda: self._leave(choices))
 
     def _leave(self, choices: int) -> None:
         self.in_flight -= choices
@@ -257,6 +242,8 @@ class Gateway:
             job.cancel()
             self._dispatcher.drop(job)
             self._leave_key(job)
+            if job.error is not None:
+                self.on_failed(job)
             if job.streams:
                 self.metrics.ended(choice.generated for choice in job.choices)
                 if job.tenant:

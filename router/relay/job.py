@@ -17,7 +17,8 @@ class Job:
     tenant: the owner of its key; "" if no key is needed. It waits for its turn among this tenant's jobs. live: whether
     a client waits for it; otherwise no timeout applies. length_field: the request's field that bounds the answer, for
     errors. prefix_scope: names the cached prefixes that it may use. deadline_s: seconds from submission within which
-    its client wants a first token. keyed: the key by which its client may come back.
+    its client wants a first token. keyed: the key by which its client may come back. request_id:
+    its client's name for it; "" if it has none.
     """
 
     def __init__(
@@ -33,6 +34,7 @@ class Job:
         prefix_scope: str = "",
         deadline_s: float | None = None,
         keyed: Keyed | None = None,
+        request_id: str = "",
     ) -> None:
         self.choices = choices
         self.priority = priority
@@ -43,6 +45,7 @@ class Job:
         self.prefix_scope = prefix_scope
         self.deadline_s = deadline_s
         self.keyed = keyed
+        self.request_id = request_id
         self.places: dict[int, Place] = {}  # by choice, the worker that computes it already
         self.streams: list[SequenceStream] = []
         self.error: ApiError | None = None

@@ -21,12 +21,13 @@ class Keyed:
     """A request with a key.
 
     name: of the key; all routers have the same, each tenant another. body: a digest of the request's body. had: what
-    the client has of each choice; () if nothing.
+    the client has of each choice; () if nothing. tells_ids: whether the events of its stream have ids.
     """
 
     name: bytes
     body: bytes
     had: tuple[Had, ...]
+    tells_ids: bool = True
 
     @property
     def seed(self) -> int:

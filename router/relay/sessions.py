@@ -21,8 +21,7 @@ from router.store.connection import Records
 from router.store.files import Page
 from router.store.sessions import Busy, End, Full, StoredSession, Taken
 from router.store.store import now
-from wire.protocol import Mark, Pin, SamplingParams, Unpin
-from wire.session_file import SessionFile
+from wire.protocol import Mark, Pin, Unpin
 from wire.tokens import TokenIds
 
 _log = logging.getLogger(__name__)
@@ -112,7 +111,7 @@ class Sessions:
     async def end(self, turn: Turn, stream: SequenceStream, request_id: str) -> None:
         """A turn ended well: the session now ends with its answer."""
         prompt, known = stream.choice.prompt.token_ids, stream.token_ids
-        marks = marks_at(known, (len(known) - 1, len(prompt) - 1), self._page_size(), turn.scope)
+        marks = marks_at(known, (len(known) - 1, len(prompt) - 1), self.page_size, turn.scope)
         sampling = msgspec.json.encode(stream.choice.sampling)
         reached = End(known.packed, len(prompt), sampling, marks, request_id)
         self._leave(turn)
@@ -156,9 +155,7 @@ class Sessions:
         try:
             forks = await self._records.run(work)
         except Taken as error:
-            raise ApiError(
-                409, f"there is a session {str(error)!r} already", param="ids", code="session_exists"
-            ) from None
+            raise _taken(str(error), "ids") from None
         except Full:
             raise self._full() from None
         if forks is None:
@@ -175,16 +172,33 @@ class Sessions:
                 raise invalid(f"the session {session_id!r} can't be parked: {reasons[0]}", code="session_not_parked")
         return found
 
-    async def file(self, tenant: str, session_id: str, model: str) -> SessionFile:
-        """Return all that another cluster needs to compute the last answer again; 404, or 503 without a worker."""
+    async def last_turn(self, tenant: str, session_id: str) -> End:
+        """Return the last turn of a session; 404."""
         found = await self._records.run(partial(sessions.last_turn, tenant=tenant, session_id=session_id, now=now()))
         if found is None:
             raise _missing(session_id)
-        weights = {info.weights_id for info in self._table.infos()}
-        if not weights:
-            raise ApiError(503, "no worker is live to say which weights are served", code="no_worker")
-        sampling = msgspec.json.decode(found.sampling, type=SamplingParams)
-        return SessionFile(model, min(weights), found.prompt_tokens, sampling, TokenIds(found.token_ids))
+        return found
+
+    async def check_free(self, tenant: str, session_id: str) -> None:
+        """409 if there is a session of that name."""
+        if await self._records.run(partial(sessions.find, tenant=tenant, session_id=session_id, now=now())) is not None:
+            raise _taken(session_id, "session_id")
+
+    async def enter(self, tenant: str, session_id: str, scope: str, at: End) -> StoredSession:
+        """A new session that stands where another cluster's stood; 403, 409."""
+        made = now()
+        work = partial(
+            sessions.enter, tenant=tenant, session_id=session_id, scope=scope, at=at, most=self._most, now=made,
+            expires=made + self._ttl_s,
+        )  # fmt: skip
+        try:
+            entered = await self._records.run(work)
+        except Taken:
+            raise _taken(session_id, "session_id") from None
+        except Full:
+            raise self._full() from None
+        self._pin(tenant, session_id, at.marks)
+        return entered
 
     async def resume(self, tenant: str, session_id: str) -> tuple[StoredSession, Turn, TokenIds]:
         """Begin a turn that brings the session to a device; returns it with the tokens. 404, 409.
@@ -213,8 +227,11 @@ class Sessions:
     def _pin(self, tenant: str, session_id: str, marks: tuple[Mark, ...]) -> None:
         self._table.tell_all(Pin(_name(tenant, session_id), marks, float(self._ttl_s)))
 
-    def _page_size(self) -> int:
-        return min((info.page_size for info in self._table.infos()), default=1)
+    @property
+    def page_size(self) -> int:
+        """Tokens a page of the workers."""
+        limits = self._table.limits()
+        return limits.page_size if limits is not None else 1
 
     def _leave(self, turn: Turn) -> None:
         turn.over = True
@@ -253,6 +270,10 @@ def _name(tenant: str, session_id: str) -> str:
 
 def _missing(session_id: str) -> ApiError:
     return ApiError(404, f"there is no session {session_id[:128]!r}", code="session_not_found")
+
+
+def _taken(session_id: str, param: str) -> ApiError:
+    return ApiError(409, f"there is a session {session_id!r} already", param=param, code="session_exists")
 
 
 def _busy(session_id: str) -> ApiError:

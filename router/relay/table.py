@@ -3,17 +3,19 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import get_args
 
 from router.relay.costs import Costs
+from router.relay.files import FileLink, file_link
 from router.relay.finding import Place, find
-from router.relay.fleet import Fleet, Roster, WorkerState
+from router.relay.fleet import Fleet, Limits, Roster, WorkerState
 from router.relay.link import ListedWorker, WorkerLink
 from router.relay.policy import Held
 from router.relay.prefixes import Candidates, PrefixIndex
 from wire.liveness import BEAT_S, AwakeClock
-from wire.protocol import Drain, Mark, Pin, Role, Tier, Unpin, WorkerInfo
+from wire.protocol import Drain, Load, Mark, PeerRef, Pin, Role, Tier, Unpin, WorkerInfo
 from wire.tls import tls
 
 TIERS: tuple[Tier, ...] = get_args(Tier)
@@ -112,6 +114,15 @@ class WorkerTable:
 
     def fleet(self, weights_id: str | None = None) -> Fleet:
         """The live workers for the policy; with `weights_id` those that serve these weights."""
+        self._update_roster()
+        return self._roster.fleet(weights_id)
+
+    def limits(self) -> Limits | None:
+        """The limits of the live workers; None if there is none."""
+        self._update_roster()
+        return self._roster.limits
+
+    def _update_roster(self) -> None:
         for link in self._changed:
             current = self._links.get(link.ref.worker_id)
             if link.live:
@@ -119,7 +130,6 @@ class WorkerTable:
             elif current is None or current is link or not current.live:
                 self._roster.drop(link.ref.worker_id)
         self._changed.clear()
-        return self._roster.fleet(weights_id)
 
     def held(self, of: Candidates) -> dict[str, Held]:
         """The part of a prompt that each worker keeps, by worker id."""
@@ -133,6 +143,18 @@ class WorkerTable:
                 tier, info = min(found, key=lambda pair: TIERS.index(pair[0]))
                 return KeptAt(mark.position, tier, info.state_bytes + mark.position * info.token_bytes)
         return None
+
+    def keepers(self, mark: Mark) -> list[PeerRef]:
+        """Where the live workers that keep a snapshot listen, the nearest tier first."""
+        return [link.ref for link, _ in sorted(self._keepers(mark), key=lambda pair: TIERS.index(pair[1]))]
+
+    def file_link(self, ref: PeerRef) -> AbstractAsyncContextManager[FileLink]:
+        """A link to a worker for one file."""
+        return file_link(ref, self._router_name, self._secret)
+
+    def load(self, worker_id: str) -> Load:
+        """Return the figures of a listed worker."""
+        return self._links[worker_id].load
 
     def _keepers(self, mark: Mark) -> list[tuple[WorkerLink, Tier]]:
         """The live workers that keep a snapshot, each with its tier."""

@@ -105,7 +105,8 @@ def last_turn(db: Connection, tenant: str, session_id: str, now: int) -> End | N
     ).fetchone()
     if row is None:
         return None
-    return End(bytes(row["token_ids"]), row["prompt_tokens"], bytes(row["sampling"]), (), row["last_request"])
+    marks = marks_read(row["marks"])
+    return End(bytes(row["token_ids"]), row["prompt_tokens"], bytes(row["sampling"]), marks, row["last_request"])
 
 
 def page(db: Connection, tenant: str, span: Page, now: int) -> list[StoredSession] | None:
@@ -156,7 +157,7 @@ def renew(db: Connection, owners: Sequence[str], until: float) -> None:
 def end(db: Connection, owner: str, scope: str, reached: End, expires: int) -> bool:
     """Store the result of a turn that ended well; False if its session was deleted or another turn took the lease."""
     values = (
-        scope, reached.token_ids, len(reached.token_ids) // 4, _marks(reached.marks), reached.prompt_tokens,
+        scope, reached.token_ids, len(reached.token_ids) // 4, marks_text(reached.marks), reached.prompt_tokens,
         reached.sampling, expires,
     )  # fmt: skip
     done = db.execute(
@@ -201,6 +202,25 @@ def fork(
     return [one for one in made if one is not None]
 
 
+def enter(
+    db: Connection, tenant: str, session_id: str, scope: str, at: End, most: int, now: int, expires: int
+) -> StoredSession:
+    """A new session that stands where another cluster's stood; Taken, Full."""
+    _expire(db, now)
+    if db.execute("SELECT 1 FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id)).fetchone() is not None:
+        raise Taken(session_id)
+    _room(db, tenant, 1, most)
+    values = (tenant, session_id, scope, at.token_ids, len(at.token_ids) // 4, marks_text(at.marks), at.prompt_tokens)
+    db.execute(
+        "INSERT INTO sessions (tenant, id, scope, token_ids, tokens, marks, prompt_tokens, sampling, created_at, "
+        "expires_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*values, at.sampling, now, expires),
+    )
+    made = find(db, tenant, session_id, now)
+    assert made is not None
+    return made
+
+
 def delete(db: Connection, tenant: str, session_id: str, now: float) -> bool:
     """Delete a session; False if there is none; Busy while a turn runs."""
     found = find(db, tenant, session_id, int(now))
@@ -222,11 +242,17 @@ def _room(db: Connection, tenant: str, more: int, most: int) -> None:
         raise Full
 
 
-def _marks(marks: Sequence[Mark]) -> str:
+def marks_text(marks: Sequence[Mark]) -> str:
+    """Marks as a record has them."""
     return json.dumps([[mark.position, mark.digest.hex()] for mark in marks])
+
+
+def marks_read(text: str) -> tuple[Mark, ...]:
+    """What `marks_text` wrote."""
+    return tuple(Mark(position, bytes.fromhex(digest)) for position, digest in json.loads(text))
 
 
 def _stored(row: object) -> StoredSession:
     values = dict(row)  # type: ignore[call-overload]
-    values["marks"] = tuple(Mark(position, bytes.fromhex(digest)) for position, digest in json.loads(values["marks"]))
+    values["marks"] = marks_read(values["marks"])
     return StoredSession(**values)

@@ -66,3 +66,12 @@ def test_failures_are_bounded_and_the_last_ones_stay() -> None:
 
 def test_versions_of_two_directories_differ() -> None:
     assert Entries("x").listing.version != Entries("y").listing.version
+
+
+def test_pools_that_have_had_a_worker_are_remembered() -> None:
+    entries = Entries("e")
+    assert entries.listing.served == frozenset()
+    entries.enter(worker("a"), 0.0)
+    entries.enter(structs.replace(worker("p"), role="prefill"), 0.0)
+    entries.fail(Failure("p", "prefill", "it ended"))
+    assert entries.listing.served == {"decode", "prefill"}

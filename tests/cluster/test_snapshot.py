@@ -1,5 +1,7 @@
-"""`ling snapshot` against a router with fake workers, whose answers depend on the prompt and the seed."""
+"""`ling snapshot` against routers with fake workers, whose answers depend on the prompt and the seed and which keep no
+states; `tests/integration/test_snapshots.py` has files with states."""
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,27 +11,45 @@ import pytest
 from typer.testing import CliRunner
 
 from cluster.cli import app
+from router.access.keys import hashed, make_key
+from router.app import Pools
 from tests.router.conftest import Stage, pair, staged, write_checkpoint
-from wire.protocol import SamplingParams
-from wire.session_file import SessionFile, SessionFileError, unpack
+from tests.router.fake_worker import FakeWorker
+from wire.protocol import Grammar, SamplingParams
+from wire.snapshot_file import (
+    SnapshotFile,
+    SnapshotFileError,
+    Turn,
+    join,
+    pack,
+    read,
+    token_hash,
+    unpack,
+    without_state,
+)
 from wire.tokens import TokenIds
 
 pytestmark = pytest.mark.process
-SAVED = SessionFile("tiny", "w", 2, SamplingParams(9, seed=5, logit_bias=((3, 1.5),)), TokenIds.of((4, 5, 6, 7)))
+SAMPLING = SamplingParams(9, seed=5, logit_bias=((3, 1.5),), grammar=Grammar("start: /a+/"))
+SAVED = without_state("w", "l", Turn("tiny", 2, SAMPLING), TokenIds.of((4, 5, 6, 7)))
+BODY = {"model": "auto", "prompt": "Once", "max_tokens": 9, "temperature": 0.7}
 
 
 @pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    checkpoint = write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("checkpoint"))
+
+
+@pytest.fixture(scope="module")
+def stage(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     with staged(checkpoint, pair(), data_dir=str(tmp_path_factory.mktemp("data"))) as started:
-        body = {"model": "auto", "prompt": "Once", "max_tokens": 9, "temperature": 0.7, "session_id": "s"}
-        assert started.http.post(f"{started.url}/v1/completions", json=body).status_code == 200
+        assert started.http.post(f"{started.url}/v1/completions", json={**BODY, "session_id": "s"}).status_code == 200
         yield started
 
 
 def ling(*words: str) -> tuple[int, str]:
     ended = CliRunner().invoke(app, ["snapshot", *words])
-    return ended.exit_code, ended.output
+    return ended.exit_code, ended.output.replace("\n", " ")
 
 
 def test_a_session_is_saved_shown_and_replayed(stage: Stage, tmp_path: Path) -> None:
@@ -37,63 +57,157 @@ def test_a_session_is_saved_shown_and_replayed(stage: Stage, tmp_path: Path) -> 
     code, told = ling("save", "s", str(file), "--url", stage.url)
     assert code == 0, told
     assert file.stat().st_mode & 0o777 == 0o600
+    assert list(tmp_path.iterdir()) == [file]
     code, told = ling("show", str(file))
     assert code == 0
     assert "a prompt of 4 tokens and an answer of 9, temperature 0.7" in told
+    assert "no state" in told
     code, told = ling("replay", str(file), "--url", stage.url)
-    assert (code, told.strip()) == (0, "equal: 9 tokens")
+    assert (code, told.strip()) == (0, "equal: 9 tokens; 3 of 4 prompt tokens were not computed")
+    code, told = ling("load", str(file), "t", "--url", stage.url)
+    assert (code, told.strip()) == (0, "t: 13 tokens, none from a state")
+    code, told = ling("load", str(file), "t", "--url", stage.url)
+    assert code == 1
+    assert "there is a session 't' already" in told
+    sessions = stage.http.get(f"{stage.url}/v1/sessions").json()["data"]
+    assert [one["id"] for one in sessions] == ["t", "s"]
 
 
-def _changed(**fields: Any) -> Callable[[SessionFile], bytes]:
-    def change(saved: SessionFile) -> bytes:
-        return replace(saved, **fields).pack()
+def _changed(**fields: Any) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        saved = unpack(content)
+        ids = fields.get("token_ids", saved.token_ids)
+        return pack(replace(saved.head, **{k: v for k, v in fields.items() if k != "token_ids"}), {}, ids)
 
     return change
 
 
-def _flipped(saved: SessionFile) -> bytes:
-    content = bytearray(saved.pack())
-    content[-1] ^= 1
-    return bytes(content)
+def _flipped(content: bytes) -> bytes:
+    return content[:-1] + bytes([content[-1] ^ 1])
 
 
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda saved: saved.pack()[:-4], "cut short"),
-        (lambda saved: saved.pack()[:5], "cut short"),
-        (_flipped, "the checksum of its tokens does not match"),
-        (lambda saved: b"PK\x03\x04" * 50, "cut short, or no safetensors"),
-        (_changed(weights_id="other"), "is of the weights other"),
+        (lambda content: content[:-4], "cut short"),
+        (lambda content: content[:5], "cut short"),
+        (lambda content: content + b"more", "it has"),
+        (_flipped, "the checksum of its token ids does not match"),
+        (lambda content: b"PK\x03\x04" * 50, "no safetensors"),
+        (lambda content: content.replace(b"ling-snapshot/2", b"ling-snapshot/9"), "its format is 'ling-snapshot/9'"),
+        (_changed(position=3), "its header contradicts itself"),
+        (_changed(weights_id="other"), "it is of the weights other (tiny); this cluster serves w"),
+        (_changed(turn=None), "it does not say what was asked"),
         (_changed(token_ids=TokenIds.of((2, 3, 4, 5, 6, 7))), "differ from token"),
     ],
 )
 def test_what_can_not_be_replayed_says_why(
-    stage: Stage, tmp_path: Path, change: Callable[[SessionFile], bytes], told: str
+    stage: Stage, tmp_path: Path, change: Callable[[bytes], bytes], told: str
 ) -> None:
     file = tmp_path / "s.safetensors"
     ling("save", "s", str(file), "--url", stage.url)
-    file.write_bytes(change(unpack(file.read_bytes())))
+    file.write_bytes(change(file.read_bytes()))
+    before = stage.http.get(f"{stage.url}/v1/sessions").json()["data"]
     code, output = ling("replay", str(file), "--url", stage.url)
     assert code == 1
-    assert told in output.replace("\n", " ")
+    assert told in output
+    # As is what is sent past the command; nothing is left of it.
+    answer = stage.http.post(f"{stage.url}/v1/sessions/odd/snapshot", content=file.read_bytes())
+    if "differ" not in told:
+        assert (answer.status_code, answer.json()["error"]["code"]) == (400, "invalid_snapshot")
+        assert stage.http.get(f"{stage.url}/v1/sessions").json()["data"] == before
+    else:
+        stage.http.delete(f"{stage.url}/v1/sessions/odd")
 
 
 def test_no_session_no_file_no_server(stage: Stage, tmp_path: Path) -> None:
     for words, told in (
         (("save", "nobody", str(tmp_path / "n"), "--url", stage.url), "there is no session 'nobody'"),
+        (("save", "--request", "r", str(tmp_path / "n"), "--url", stage.url), "no request 'r' is known to have failed"),
         (("show", str(tmp_path / "n")), "can't be read"),
-        (("save", "s", str(tmp_path / "n"), "--url", "http://127.0.0.1:1"), "nothing answers"),
+        (("save", "s", str(tmp_path / "n"), "--url", "http://127.0.0.1:1"), "no file came"),
     ):
         code, output = ling(*words)
         assert code == 1
-        assert told in output.replace("\n", " ")
-    assert not (tmp_path / "n").exists()
+        assert told in output
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_quarantined_request_is_saved_by_its_id_and_goes_on_where_it_fails_no_more(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    workers = [FakeWorker(f"d{n}", "decode") for n in range(3)]
+    body = {**BODY, "prompt": [77, 78], "seed": 3}
+    with staged(checkpoint, workers, pools=Pools(0, 3), data_dir=str(tmp_path / "data")) as stage:
+        right = stage.http.post(f"{stage.url}/v1/completions", json={**body, "return_token_ids": True}).json()
+        for worker in workers:
+            worker.poison = 77
+        refused = stage.http.post(f"{stage.url}/v1/completions", json=body, headers={"x-request-id": "bad"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (422, "request_quarantined")
+        file = tmp_path / "bad.safetensors"
+        code, told = ling("save", "--request", "bad", str(file), "--url", stage.url)
+        assert code == 0, told
+        assert "a prompt of 2 tokens and an answer of 0" in told
+        assert "it failed: the request is quarantined" in told
+        (left,) = [worker for worker in workers if not worker.ended.is_set()]
+        left.poison = None
+        code, told = ling("replay", str(file), "--url", stage.url)
+        assert code == 0, told
+        assert "equal: 0 tokens, then 9 more without a failure" in told
+        assert unpack(file.read_bytes()).head.turn is not None
+        assert left.received[-1].sampling.seed == 3
+        assert len(right["choices"][0]["token_ids"]) == 9
+
+
+def test_only_operators_open_files_and_save_what_others_asked(checkpoint: Path, tmp_path: Path) -> None:
+    keys = {name: make_key() for name in ("ops", "one", "two")}
+    listed = tmp_path / "keys"
+    listed.write_text("".join(f"{name} sha256:{hashed(key)}\n" for name, key in keys.items()))
+    workers = [FakeWorker("d0", "decode", refuse="it broke")]
+    options = {"api_keys": str(listed), "operators": ("ops",), "data_dir": str(tmp_path / "data")}
+    with staged(checkpoint, workers, pools=Pools(0, 1), **options) as stage:
+
+        def asked(name: str, method: str, path: str, **sent: Any) -> int:
+            headers = {"authorization": f"Bearer {keys[name]}", "x-request-id": "r"}
+            return stage.http.request(method, stage.url + path, headers=headers, **sent).status_code
+
+        assert asked("one", "POST", "/v1/completions", json=BODY) == 500
+        path = "/v1/requests/r/snapshot"
+        assert [asked(name, "GET", path) for name in ("one", "two", "ops")] == [200, 404, 200]
+        load = "/v1/sessions/s/snapshot"
+        assert [asked(name, "POST", load, content=SAVED) for name in ("one", "ops", "ops")] == [403, 200, 409]
 
 
 def test_a_file_comes_back_as_it_was() -> None:
-    assert unpack(SAVED.pack()) == SAVED
-    assert SAVED.answer == (6, 7)
-    for cut in range(0, len(SAVED.pack()), 7):
-        with pytest.raises(SessionFileError):
-            unpack(SAVED.pack()[:cut])
+    saved = unpack(SAVED)
+    assert (saved.head.turn, list(saved.token_ids)) == (Turn("tiny", 2, SAMPLING), [4, 5, 6, 7])
+    for cut in range(0, len(SAVED), 7):
+        with pytest.raises(SnapshotFileError):
+            unpack(SAVED[:cut])
+
+
+def test_the_parts_of_all_ranks_become_one_file() -> None:
+    whole = unpack(SAVED)
+    ids = TokenIds.of((4, 5))
+
+    def part(rank: int) -> bytes:
+        head = replace(
+            whole.head, position=2, token_hash=token_hash(ids, 2), parts=(2,), states=(0,), split=2, ranks=(rank,),
+            turn=None, scope="tenant",
+        )  # fmt: skip
+        tensors = {
+            f"rank{rank}.rows.0": ("U8", (3,), 3, "aa"), f"rank{rank}.state.0.0": ("U8", (2,), 2, "bb"),
+        }  # fmt: skip
+        return pack(head, tensors, ids) + bytes([rank] * 3) + bytes([10 + rank] * 2)
+
+    turn = Turn("tiny", 2, SAMPLING)
+    content = b"".join(join([io.BytesIO(part(0)), io.BytesIO(part(1))], turn, TokenIds.of((4, 5, 6))))
+    joined: SnapshotFile = read(io.BytesIO(content))
+    assert (joined.head.ranks, joined.head.scope, joined.head.turn) == ((0, 1), "", turn)
+    assert joined.bytes == len(content)
+    assert list(joined.token_ids) == [4, 5, 6]
+    got = {name: content[entry.begin : entry.end] for name, entry in joined.tensors.items() if name != "token_ids"}
+    assert got == {
+        "rank0.rows.0": b"\0\0\0", "rank0.state.0.0": b"\x0a\x0a", "rank1.rows.0": b"\1\1\1",
+        "rank1.state.0.0": b"\x0b\x0b",
+    }  # fmt: skip

@@ -19,7 +19,9 @@ from tests.router.batching import line, lines
 from tests.router.conftest import Stage, served, staged
 from tests.router.scripted import agent, scripted
 from wire.progress import Progress, Starting
-from wire.protocol import PeerRef
+from wire.protocol import PeerRef, SamplingParams
+from wire.snapshot_file import Turn, without_state
+from wire.tokens import TokenIds
 
 ASK: list[Any] = [{"role": "user", "content": "add"}]
 REASON: list[Any] = [{"role": "user", "content": "reason"}]
@@ -49,6 +51,7 @@ GENERATED: list[tuple[str, dict[str, Any]]] = [
     (RESPONSES, {"input": "add", "tools": FLAT_TOOLS, "tool_choice": ALLOWED, "text": {"format": {"type": "text"}}}),
 ]  # fmt: skip
 # All else, by what the paths name; `file_id` and so on stand for what `kept` made.
+SAVED = without_state("w", "l", Turn("tiny", 2, SamplingParams(3, seed=1)), TokenIds.of((4, 5, 6)))
 OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("post", "/v1/messages/count_tokens", {"json": {"model": "tiny", "messages": ASK}}),
     ("post", "/tokenize", {"json": {"prompt": "x", "return_token_strs": True}}),
@@ -90,6 +93,9 @@ OTHERS: list[tuple[str, str, dict[str, Any]]] = [
     ("get", "/v1/sessions", {}),
     ("get", "/v1/sessions/{session_id}", {}),
     ("get", "/v1/sessions/{session_id}/snapshot", {}),
+    ("post", "/v1/sessions/{spare_session_id}/snapshot", {"content": SAVED}),
+    ("post", "/v1/sessions/{session_id}/replay", {"json": {}}),
+    ("get", "/v1/requests/{request_id}/snapshot", {}),
     ("post", "/v1/sessions/{session_id}/fork", {"json": {"ids": ["fork"]}}),
     ("post", "/v1/sessions/{session_id}/park", {}),
     ("post", "/v1/sessions/{session_id}/resume", {}),
@@ -165,9 +171,17 @@ def kept(stage: Stage, published: Any) -> dict[str, str]:
             assert time.monotonic() < deadline, answer.text
     named = {"model": "tiny", "messages": ASK, "max_tokens": 3, "session_id": "session"}
     stage.http.post(f"{stage.url}{CHAT}", json=named).raise_for_status()
+    worker = stage["d0"]
+    worker.refuse, worker.refusals = "it broke", 1
+    failed = {"model": "tiny", "messages": ASK, "max_tokens": 3}
+    answer = stage.http.post(f"{stage.url}{CHAT}", json=failed, headers={"x-request-id": "failed"})
+    assert answer.status_code == 500
+    worker.refuse = None
     return {
         "name": "tiny",
         "session_id": "session",
+        "spare_session_id": "opened",
+        "request_id": "failed",
         "file_id": file_id,
         "spare_file_id": upload("{}"),
         "batch_id": batch_id,

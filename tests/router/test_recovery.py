@@ -404,3 +404,15 @@ def test_a_stream_goes_on_elsewhere_when_its_worker_says_nothing(checkpoint: Pat
         assert problem == "it said nothing for 1.5 s"
 
     on(checkpoint, act, fleet(pace_s=0.02))
+
+
+def test_a_router_that_begins_while_a_pool_is_away_answers_if_it_has_served(checkpoint: Path) -> None:
+    async def act(stage: Stage) -> None:
+        async with stage.client() as client:
+            assert (await client.post(PATH, json=ASK)).status_code == 503
+            stage.gateway.pools_have_served({"decode"})
+            assert (await client.post(PATH, json=ASK)).status_code == 503
+            stage.gateway.pools_have_served({"decode", "prefill"})
+            assert (await client.post(PATH, json=ASK)).status_code == 200
+
+    on(checkpoint, act, fleet(prefill=0, decode=1), Pools(1, 1))

@@ -1,18 +1,25 @@
 """Responses that run without their clients, fail, or are asked for at another router."""
 
 import asyncio
+import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
 from router.access.keys import hashed, make_key
+from router.api.responses import rows
+from router.api.responses.takeover import Takeover
 from tests.router.conftest import Stage, pair, served
 from tests.router.scripted import scripted
 from tests.router.test_responses import checked, kinds
+from tests.router.test_resume import kill as cut_off
+from tests.router.test_resume import stop_at
 
 pytestmark = pytest.mark.process
 
@@ -321,5 +328,83 @@ def test_a_full_queue_is_a_429_before_anything_is_kept(checkpoint: Path) -> None
                 await sdk.responses.create(**ASKED, background=True)
             await sdk.responses.cancel(begun.id)
             await stage.until(lambda: stage.gateway.in_flight == 0)
+
+    asyncio.run(act())
+
+
+def kill(router: Stage) -> None:
+    """It ends as a killed process does: no word to its workers, no word to the store."""
+    cut_off(router)
+    (takeover,) = (service for service in router.gateway._services if isinstance(service, Takeover))
+    for task in (takeover._task, takeover._background._renewing, *takeover._background._tasks):
+        if task is not None:
+            task.cancel()
+
+
+async def read_some(response: httpx.Response, text: str) -> str:
+    """What comes of a stream until it has told this much."""
+    told, pieces = "", response.aiter_text()
+    while sum(len(json.loads(d)) for d in re.findall(r'"delta":("[^"]*")', told)) < len(text) + 2:
+        told += await anext(pieces)
+    return told[: told.rindex("\n\n") + 2]
+
+
+@pytest.mark.parametrize("way", ["background", "background stream", "key"])
+@pytest.mark.parametrize("dies", [False, True])
+def test_another_router_goes_on_with_what_a_dead_one_ran(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, dies: bool
+) -> None:
+    """dies: the worker that computes it, too."""
+    monkeypatch.setattr(rows, "LEASE_S", 0.3)
+    monkeypatch.setattr("router.api.responses.takeover._LOOK_S", 0.02)
+    said = "hello there, this is what it says"
+    asked = {**ASKED, "stream": way != "background", "background": way != "key"}
+    headers = {"idempotency-key": "k"} if way == "key" else {}
+
+    async def act() -> None:
+        options = {"run_dir": str(tmp_path / "run")}
+        async with (
+            talking(checkpoint, said, **options) as one,
+            served(checkpoint, [], **options) as two,
+            two.client() as http,
+        ):
+            await two.gateway.update_workers(one.listed)
+            await two.until(lambda: sum(two.gateway.table.live().values()) == 2)
+            worker = one["d0"]
+            stop_at(worker, 12, worker.answer)
+            before: list[Any] = []
+            async with one.client() as first:
+                if way == "background":
+                    response_id = (await first.post("/v1/responses", json=asked)).json()["id"]
+                    await worker.until(lambda: not worker.gate.is_set())
+                else:
+                    async with first.stream("POST", "/v1/responses", json=asked, headers=headers) as response:
+                        before = checked(await read_some(response, said[:6]))
+                    response_id = before[0]["response"]["id"]
+                kill(one)
+            if dies:
+                await worker.die()
+            else:
+                await two.until(lambda: two.gateway.table.links() != [])
+                worker.gate.set()
+            if way == "background":
+                async with client(two) as sdk:
+                    assert (await over(sdk, response_id)).output_text == said
+            else:
+                query = {"stream": "true", "starting_after": len(before) - 1}
+                rest = checked((await http.get(f"/v1/responses/{response_id}", params=query)).text, len(before))
+                events = [*before, *rest]
+                assert "".join(e["delta"] for e in events if e["type"] == "response.output_text.delta") == said
+                assert kinds(events)[-1] == "response.completed"
+                item = events[-1]["response"]["output"][0]
+                assert {e["item_id"] for e in events if "item_id" in e} == {item["id"]}
+                assert item["content"][0]["text"] == said
+            if way == "key":
+                repeated = await http.post("/v1/responses", json=asked, headers=headers)
+                assert checked(repeated.text) == events
+                other = await http.post("/v1/responses", json={**asked, "input": "other"}, headers=headers)
+                assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+            if not dies:
+                assert len(worker.received) == 1
 
     asyncio.run(act())

@@ -5,6 +5,7 @@ import functools
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ParamSpec
 
@@ -14,10 +15,11 @@ from hypothesis import strategies as st
 
 from router.api.responses import rows
 from router.api.responses.folder import SharedFolder
-from router.api.responses.rows import Bounds, Conversation, Record
+from router.api.responses.rows import Bounds, Conversation, Record, Run
 from router.api.responses.store import ResponseStore
 
 ROOMY = Bounds(100, 10**6)
+RUN = Run(b"asked", b"digest")
 SUMS = "SELECT COALESCE(SUM(shown), 0), COALESCE(SUM(size), 0) FROM responses"
 P = ParamSpec("P")
 
@@ -130,29 +132,30 @@ async def test_tenants_do_not_meet(tmp_path: Path) -> None:
 @alone
 async def test_events_are_read_from_where_one_left_off(tmp_path: Path) -> None:
     async with opened(tmp_path) as store, opened(tmp_path) as other:
-        await store.begin(record_of("a", "in_progress"), streamed=True)
-        assert await store.append("a", 0, 2, b"01")
-        assert await store.append("a", 2, 3, b"2")
+        await store.begin(record_of("a", "in_progress"), RUN, streamed=True)
+        assert await store.append("a", 0, 2, b"01", 2)
+        assert await store.append("a", 2, 3, b"2", 3)
         assert await other.events("t", "a", -1) == ([(0, b"01"), (2, b"2")], True)
         assert await other.events("t", "a", 0) == ([(0, b"01"), (2, b"2")], True)
         assert await other.events("t", "a", 1) == ([(2, b"2")], True)
         assert await other.events("t", "a", 2) == ([], True)
-        assert await other.renew(["a", "b"]) == {"a"}
+        assert await store.renew(["a", "b"]) == {"a"}
+        assert await other.renew(["a", "b"]) == set()
         await store.finish({**record_of("a", "completed").body}, 3, 4, b"3")
         assert await other.events("t", "a", 2) == ([(3, b"3")], False)
-        assert not await store.append("a", 4, 5, b"4")
-        assert await other.renew(["a"]) == set()
+        assert not await store.append("a", 4, 5, b"4", 5)
+        assert await store.renew(["a"]) == set()
 
 
 @alone
 async def test_the_first_end_stands(tmp_path: Path) -> None:
     async with opened(tmp_path) as store, opened(tmp_path) as other:
-        await store.begin(record_of("a", "in_progress"), streamed=True)
-        await store.append("a", 0, 2, b"01")
+        await store.begin(record_of("a", "in_progress"), RUN, streamed=True)
+        await store.append("a", 0, 2, b"01", 2)
         cancelled = await other.cancel("t", "a")
         assert cancelled is not None
         assert (cancelled.active, cancelled.body["status"]) == (False, "cancelled")
-        assert not await store.append("a", 2, 3, b"2")
+        assert not await store.append("a", 2, 3, b"2", 3)
         await store.finish(record_of("a", "completed").body, 3, 4, b"3")
         kept = await store.get("t", "a")
         assert kept is not None
@@ -163,15 +166,36 @@ async def test_the_first_end_stands(tmp_path: Path) -> None:
 
 
 @alone
-async def test_what_a_dead_router_ran_has_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async with opened(tmp_path) as store:
-        await store.begin(record_of("a", "in_progress"), streamed=False)
-        kept = await store.get("t", "a")
-        assert kept is not None
-        assert kept.active
-        now = time.time()
-        monkeypatch.setattr(rows.time, "time", lambda: now + rows.LEASE_S + 1)
-        kept = await store.get("t", "a")
+async def test_what_a_dead_router_ran_is_taken_over_three_times_at_most(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = time.time()
+    monkeypatch.setattr(rows.time, "time", lambda: now)
+    async with opened(tmp_path) as one, opened(tmp_path) as two:
+        await keep(one, "before")
+        found = await one.conversation("t", "before")
+        assert found is not None
+        asked = record("a", found[1])
+        await one.begin(replace(asked, body={**asked.body, "status": "in_progress", "output": []}), RUN, streamed=True)
+        assert await one.append("a", 0, 2, b"01", 0)
+        assert await one.append("a", 2, 5, b"234", 7)
+        assert await two.claim(8) == []
+        for store, other in ((two, one), (one, two)):
+            now += rows.LEASE_S + 1
+            (lapsed,) = await store.claim(8)
+            assert (lapsed.asked, lapsed.streamed, lapsed.told, lapsed.taken) == (b"asked", True, 5, 7)
+            assert (lapsed.record.tenant, lapsed.record.earlier) == ("t", found[1])
+            assert [item["id"] for item in lapsed.record.items] == ["i-a"]
+            # The one before it may not be dead after all.
+            assert not await other.append("a", 5, 6, b"5", 8)
+            await other.finish({**asked.body, "status": "completed"}, 5, 6, b"5")
+            assert await other.renew(["a"]) == set()
+            kept = await other.get("t", "a")
+            assert kept is not None
+            assert kept.active
+        now += rows.LEASE_S + 1
+        assert await two.claim(8) == []
+        kept = await two.get("t", "a")
         assert kept is not None
         assert (kept.active, kept.body["status"]) == (False, "failed")
         assert "ended" in kept.body["error"]["message"]
@@ -180,7 +204,7 @@ async def test_what_a_dead_router_ran_has_failed(tmp_path: Path, monkeypatch: py
 @alone
 async def test_what_runs_is_not_let_go(tmp_path: Path) -> None:
     async with opened(tmp_path, Bounds(1, 100)) as store:
-        await store.begin(record_of("a", "in_progress"), streamed=False)
+        await store.begin(record_of("a", "in_progress"), RUN, streamed=False)
         await keep(store, "b", fill=1000)
         assert await there(store, *"ab") == "a"
 

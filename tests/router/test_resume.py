@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -48,11 +48,11 @@ def kill(router: Stage) -> None:
         link._task.cancel()
 
 
-def stop_at(worker: FakeWorker, offset: int) -> None:
+def stop_at(worker: FakeWorker, offset: int, answers: Callable[[Request], Answer] = counting) -> None:
     """The worker takes no step behind this token of its next requests, until its gate is set."""
 
     def answer(request: Request) -> Answer:
-        inner = counting(request)
+        inner = answers(request)
 
         def token(at: int) -> int:
             if at == offset and worker.stops:

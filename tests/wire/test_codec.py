@@ -51,6 +51,11 @@ MESSAGES: list[p.Message] = [
     p.Park(1, p.Mark(5, b"digest")),
     p.Parked(1, "why"),
     p.Drain(),
+    p.SaveFile((p.Mark(5, b"digest"),), TokenIds.of((1, 2)), b"{}"),
+    p.LoadFile("scope"),
+    p.FilePart(b"bytes"),
+    p.FileKept(),
+    p.FileRefused("why"),
     p.Beat(),
 ]
 

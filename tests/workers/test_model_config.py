@@ -115,14 +115,14 @@ def test_tp_sizes_that_fit(name: str, fits: list[int]) -> None:
         else:
             with pytest.raises(ModelConfigError) as refused:
                 config.check_tp(tp)
-            assert f"sizes that would do: {', '.join(map(str, fits))}" in str(refused.value)
+            assert f"sizes that work: {', '.join(map(str, fits))}" in str(refused.value)
 
 
 def test_tp_error_names_the_fields(tmp_path: Path) -> None:
     config = LingConfig.load(_write(tmp_path, {"vocab_size": 255}), {})
     with pytest.raises(ModelConfigError) as refused:
         config.check_tp(2)
-    assert str(refused.value) == "tp 2 does not divide vocab_size 255; sizes that would do: 1"
+    assert str(refused.value) == "tp 2 does not divide vocab_size 255; sizes that work: 1"
 
 
 def test_config_needs_no_torch() -> None:

@@ -1,1 +1,1 @@
-"""Kept snapshots: where a sequence may begin other than at zero."""
+"""The prefix cache: kept snapshots from which sequences may continue."""

@@ -1,13 +1,14 @@
-"""Bookkeeping of latent pages and state slots: who refers to each. Plain integers; the bytes live on the ranks."""
+"""Bookkeeping of latent pages and state slots by their references. It handles numbers; the ranks hold the bytes."""
 
 from collections.abc import Sequence
 
 
 class Allocator:
-    """`size` equal places from number `first` on, each free or referred to by one or more owners.
+    """`size` equal places (pages or slots) with numbers from `first` on, each free or referred to by owners.
 
-    The lowest numbers go out first, so a small load stays compact. Owners are sequences and kept snapshots: `cached`
-    marks the references of the latter, so that `reclaimable` says how many places eviction alone would free.
+    The lowest free numbers are taken first, so that a small load stays compact. Owners are sequences and kept
+    snapshots: `cached` marks the references of the latter, so that `reclaimable` says how many places eviction alone
+    would free.
     """
 
     def __init__(self, name: str, size: int, first: int = 0) -> None:
@@ -21,24 +22,24 @@ class Allocator:
 
     @property
     def free(self) -> int:
-        """How many places nobody refers to."""
+        """The number of free places."""
         return len(self._free)
 
     @property
     def reclaimable(self) -> int:
-        """How many places only kept snapshots refer to."""
+        """The number of places that only kept snapshots refer to."""
         return self._reclaimable
 
     def refs(self, place: int) -> int:
-        """How many owners a place has."""
+        """The number of a place's owners."""
         return self._refs[place - self._first]
 
     def owned(self, places: Sequence[int]) -> int:
-        """How many of a sequence's places it alone holds, kept snapshots aside: what it yields if it is preempted."""
+        """The number of places that no other sequence shares, which are freed if this sequence is preempted."""
         return sum(self._refs[p - self._first] - self._cached[p - self._first] == 1 for p in places)
 
     def take(self, count: int, cached: bool = False) -> list[int]:
-        """`count` free places, each with one reference; ValueError if there are not as many (ask `free` first)."""
+        """Take `count` free places, each with one reference; ValueError if there are fewer (ask `free` first)."""
         if count > len(self._free):
             raise ValueError(f"{count} {self.name}s asked, {len(self._free)} of {self.size} free")
         out = [self._free.pop() for _ in range(count)]
@@ -46,14 +47,14 @@ class Allocator:
         return out
 
     def share(self, places: Sequence[int], cached: bool = False) -> None:
-        """One more reference to each; ValueError if one is free: nothing says what lies there."""
+        """Add a reference to each place; ValueError if one is free, because its content is undefined."""
         for place in places:
             if not self.refs(place):
                 raise ValueError(f"{self.name} {place} is free and can't be shared")
         self._count(places, 1, cached)
 
     def give(self, places: Sequence[int], cached: bool = False) -> None:
-        """One reference less to each; what has none left is free. ValueError if one is free already."""
+        """Drop a reference to each place; a place without references is free. ValueError if one is free already."""
         for place in places:
             if self.refs(place) - (0 if cached else self._cached[place - self._first]) < 1:
                 raise ValueError(f"{self.name} {place} freed twice")

@@ -1,14 +1,14 @@
-"""How much a worker may keep."""
+"""The sizes of a worker's prefix cache."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """device_states: states kept beside those of running sequences; 0 keeps nothing at all. host_bytes: of all ranks;
-    disk_bytes: likewise, in files.
+    """The budget of a prefix cache; bytes are those of all ranks together.
 
-    state_bytes, token_bytes: of a state and of a token's latents, over all ranks, as the host tier holds them.
+    device_states: states kept beside those of running sequences; 0 turns the cache off. host_bytes, disk_bytes: in host
+    memory and in files. state_bytes, token_bytes: the size of a state and of a token's latents in the host tier.
     """
 
     device_states: int = 0
@@ -18,5 +18,5 @@ class Budget:
     disk_bytes: int = 0
 
     def bytes_of(self, tokens: int) -> int:
-        """Bytes of a state and the latents of so many tokens."""
+        """The bytes of a state with the latents of so many tokens."""
         return self.state_bytes + tokens * self.token_bytes

@@ -1,7 +1,7 @@
-"""The prefix cache of a worker: which snapshots are kept, on which tier, and what is evicted for what. Pure.
+"""The prefix cache of a worker: decides which snapshots are kept in which tier, and which are evicted. Pure.
 
-It owns references to latent pages and to the state slots beside those of running sequences. Its decisions leave with
-the next step plan: the ranks hold the bytes.
+It owns references to latent pages, and to the state slots beside those of running sequences. The ranks hold the bytes;
+the next step plan carries the decisions to them.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -16,16 +16,16 @@ from workers.cache.disk_folder import Left
 from workers.cache.host import HostTier
 from workers.cache.index import Index, Tokens
 from workers.cache.kept import Kept
-from workers.cache.moves import Drop, Store
+from workers.cache.moves import Drop, Store, Write
 from workers.cache.pins import Pins
 from workers.cache.totals import CacheTotals
 
 
 class PrefixCache:
-    """All that is kept; with a budget of no states nothing is.
+    """All kept snapshots; with a budget of no states there are none.
 
-    After any mix of calls: a page or slot has one cached reference for each snapshot that lies in it, and a snapshot
-    in the index lies on the device, on the host, or on both. on_change: told of each whose `tier` changed.
+    After any mix of calls: a page or slot has one cached reference for each snapshot that lies in it, and a snapshot in
+    the index lies on the device, on the host, or on both. on_change: called with each snapshot whose `tier` changed.
     """
 
     def __init__(self, pages: Allocator, page_size: int, first_slot: int, budget: Budget) -> None:
@@ -38,7 +38,7 @@ class PrefixCache:
         self.disk = DiskTier(budget)
         self.pins = Pins()
         self._parking: list[Kept] = []
-        self._elsewhere: dict[Kept, int] = {}  # where states are that the next plan copies to their kept slot
+        self._elsewhere: dict[Kept, int] = {}  # slots of states that the next plan copies to their kept slots
         self.on_change: Callable[[Kept], None] = lambda kept: None
         self.pages = pages
         self.page_size = page_size
@@ -46,9 +46,9 @@ class PrefixCache:
     # Keeping
 
     def reserve(self, tokens: Tokens, position: int, now: float) -> int | None:
-        """A state slot for the snapshot of the first `position` tokens; `keep` or `release` it.
+        """Reserve a state slot for the snapshot of the first `position` tokens, for `keep` or `release`.
 
-        None if that is kept already, or if copies under way read all slots.
+        None if the snapshot is kept already, or if running copies read all slots.
         """
         if not self.slots.size:
             return None
@@ -64,19 +64,19 @@ class PrefixCache:
         return self.slots.take(1, cached=True)[0]
 
     def release(self, slot: int) -> None:
-        """Nothing was kept in a reserved slot."""
+        """Give a reserved slot back unused."""
         self.slots.give([slot], cached=True)
 
     def keep(
         self, tokens: Tokens, position: int, pages: Sequence[int], slot: int, now: float, state_in: int | None
     ) -> Kept:
-        """Enter the snapshot of the first `position` tokens.
+        """Keep the snapshot of the first `position` tokens.
 
-        pages: the sequence's, which go on being its too. slot: a reserved one. state_in: the slot that holds the state
-        when the next plan begins, from where it is copied to the host; None to keep it on the device alone.
+        pages: the sequence's pages, which it keeps sharing. slot: a reserved slot. state_in: the slot that holds the
+        state when the next plan begins, from which it is copied to the host; None to keep it on the device alone.
         """
         kept = self.index.at(tokens, position)
-        if kept is not None and kept.slot >= 0:  # another sequence kept the same within the step
+        if kept is not None and kept.slot >= 0:  # another sequence kept the same snapshot within the step
             self.release(slot)
             kept.used = now
             return kept
@@ -99,7 +99,7 @@ class PrefixCache:
         return kept
 
     def tier(self, kept: Kept) -> Tier | None:
-        """The nearest tier that holds it; None once it is evicted from all."""
+        """The fastest tier that holds a snapshot; None if it was evicted from all."""
         if kept.slot >= 0:
             return "device"
         return "host" if kept in self.host else "disk" if kept in self.disk else None
@@ -107,60 +107,93 @@ class PrefixCache:
     # The disk
 
     def open_disk(self, place: Place, left: Left, now: float) -> None:
-        """Files go here from now on, and those that an earlier worker left are its, where they fit."""
+        """Write files to `place` from now on, and take over as many files of an earlier worker as fit."""
         self.disk = DiskTier(self.budget, place)
         for foreign in left.foreign:
             position = foreign.head.position // self.page_size * self.page_size
             if position:
-                (floor,) = digests_at(TokenIds(foreign.token_ids), [position], foreign.head.scope)
+                (floor,) = digests_at(foreign.token_ids, [position], foreign.head.scope)
                 self.index.note_foreign(floor)
         for found in left.found:
-            content = found.content
-            ids, position = TokenIds(content.token_ids).array(), content.head.position
-            digests = PageDigests(self.page_size, content.head.scope)
-            digests.extend(ids)
-            tokens = Tokens(ids, digests)
-            if self.index.at(tokens, position) is not None or self.disk.bytes + found.bytes > self.budget.disk_bytes:
-                continue
-            kept = Kept(position, digests.floor(position), tokens.tail(position), None, now)
-            kept.ids, kept.scope = content.token_ids, content.head.scope
-            self.index.insert(kept, tokens)
-            self.disk.add(kept, found.file, found.bytes)
-            self.on_change(kept)
+            head = found.content.head
+            if self.disk.bytes + found.bytes <= self.budget.disk_bytes:
+                self.enter_file(found.content.token_ids, head.position, head.scope, found.file, found.bytes, now)
+
+    def enter_file(
+        self, token_ids: TokenIds, position: int, scope: str, file: str, size: int, now: float
+    ) -> Kept | None:
+        """A file holds the snapshot of the first `position` ids; None if that is kept already."""
+        ids = token_ids.array()
+        digests = PageDigests(self.page_size, scope)
+        digests.extend(ids)
+        tokens = Tokens(ids, digests)
+        if self.index.at(tokens, position) is not None:
+            return None
+        kept = Kept(position, digests.floor(position), tokens.tail(position), None, now)
+        kept.ids, kept.scope = packed(ids[:position]), scope
+        self.index.insert(kept, tokens)
+        self.disk.add(kept, file, size)
+        self.on_change(kept)
+        return kept
+
+    def leave_file(self, kept: Kept) -> None:
+        """Its file is to go, whether other tiers hold it or not."""
+        if kept in self.disk:
+            self.disk.remove(kept)
+            self._forget_if_gone(kept)
+
+    def write_out(self, line: Sequence[Kept], write: Callable[[tuple[int, ...]], Write]) -> bool:
+        """Have the next plan write a file beside the tiers; False if the last lies on disk alone.
+
+        line: each a prefix of the next: the last is what is written, with the others' states as far as they lie where
+        it does. write: of the keys that hold all this in host memory.
+        """
+        last = line[-1]
+        if last.slot >= 0:
+            there = [kept for kept in line if kept.slot >= 0]
+            keys = self.host.through(
+                [(self._elsewhere.get(k, k.slot), k.pages, k.position) for k in there], self.page_size
+            )
+        elif last in self.host:
+            keys = self.host.keys(last, 0)
+        else:
+            return False
+        self.disk.also(write(keys))
+        return True
 
     def save(self, kept: Kept, now: float) -> None:
-        """Write a snapshot to disk, if host memory holds it."""
+        """Write a snapshot to disk if host memory holds it."""
         if kept in self.host and kept.ids:
             for gone in self.disk.write(kept, self.host.keys(kept, 0), kept.ids, kept.scope, now):
                 self._left(gone, "disk")
 
     def below_device(self, kept: Kept, have: int) -> tuple[tuple[int, ...], str | None]:
-        """Where a snapshot lies that is not on the device: keys in host memory of all behind `have`, or a file."""
+        """Where a snapshot is below the device: the keys in host memory of its latents from `have` on, or its file."""
         return (self.host.keys(kept, have), None) if kept in self.host else ((), self.disk.file(kept))
 
     def _leaves_host(self, kept: Kept, now: float) -> None:
-        """Host memory gives it up: what nothing kept continues goes to disk."""
+        """Host memory gives a snapshot up: it is written to disk unless another kept snapshot continues it."""
         if not kept.children:
             self.save(kept, now)
 
     def write_failed(self, file: str) -> None:
-        """A file could not be written."""
+        """Forget a file that could not be written."""
         if (kept := self.disk.by_file(file)) is not None:
             self.lost_on_disk(kept)
 
     def lost_on_disk(self, kept: Kept) -> None:
-        """Its file could not be written, or not be read intact."""
+        """Forget a snapshot's file, which could not be written or is damaged."""
         if kept in self.disk:
             self.disk.remove(kept)
             self._left(kept, "disk")
 
     def park(self, kept: Kept, now: float) -> str | None:
-        """Take a snapshot off the device with the next plan; why it has to stay, if so."""
+        """Move a snapshot off the device with the next plan. Returns the reason if it has to stay."""
         if kept.slot < 0:
             return None
         if kept not in self.host:
             if not self.budget.host_bytes:
-                return "its worker keeps nothing below the device: set cache.host_bytes"
+                return "its worker has no tier below the device: set cache.host_bytes"
             self._store(kept, now)
             if kept not in self.host:
                 return "its worker's host memory has no room for it: raise cache.host_bytes"
@@ -170,11 +203,11 @@ class PrefixCache:
     # Evicting
 
     def make_pages(self, count: int, now: float) -> bool:
-        """Evict until `count` pages are free; False, and nothing is, if what is kept does not hold as many."""
+        """Evict until `count` pages are free. If kept snapshots hold too few pages, evict nothing and return False."""
         if self.pages.free + self.pages.reclaimable < count:
             return False
         while self.pages.free < count:
-            # Of a snapshot that others continue no page would become free.
+            # Evicting a snapshot that others continue would free no page.
             leaves = (k for k in self.index if k.pages and not k.pins and not any(c.pages for c in k.children))
             victim = self._least(now, leaves)
             if victim is None:
@@ -183,13 +216,13 @@ class PrefixCache:
         return True
 
     def lost_on_host(self, kept: Kept) -> None:
-        """The host tier could not give it back intact: forget it there, and what continues it."""
+        """Forget a snapshot that is damaged in host memory, and all snapshots there that continue it."""
         for one in self.host.continued_by(kept) if kept in self.host else ():
             self.host.remove(one)
             self._left_host(one)
 
     def clear(self) -> None:
-        """Evict everything that nothing reads now."""
+        """Evict every snapshot that no copy reads now."""
         for kept in sorted(self.index, key=lambda k: -k.position):
             if kept.pins:
                 continue
@@ -202,13 +235,13 @@ class PrefixCache:
                 self.lost_on_disk(kept)
 
     def take_changes(self) -> tuple[tuple[Store, ...], tuple[Drop, ...]]:
-        """What the ranks' host memory is to do with the next plan."""
+        """Take the changes of the host tier and the disk tier for the next plan."""
         changes = self.host.take_changes()
         self._elsewhere.clear()
         parking, self._parking = self._parking, []
         for kept in parking:
             if kept.slot >= 0 and kept in self.host:
-                if kept.pins:  # a sequence of this plan begins from it
+                if kept.pins:  # a sequence of this plan continues from it
                     self._parking.append(kept)
                 else:
                     self._leave_device(kept)
@@ -226,7 +259,7 @@ class PrefixCache:
         self._forget_if_gone(kept)
 
     def _store(self, kept: Kept, now: float) -> None:
-        """Copy a snapshot to the host, if it fits there."""
+        """Copy a snapshot to host memory if it fits there."""
         for gone in self.host.store(kept, self._elsewhere.get(kept, kept.slot), self.page_size, now):
             self._left_host(gone)
 

@@ -1,6 +1,6 @@
-"""Which snapshots the disk tier holds. Pure: files are written, read and erased by what leaves with the plans.
+"""The index of the disk tier. Pure: plans carry the orders to write, read and erase files.
 
-Each file holds a whole snapshot, so that none needs another one. Files are written from host memory.
+Each file holds a whole snapshot, so that no file needs another. Files are written from host memory.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from workers.cache.moves import Erase, Write
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where files go, and whose they are. folder: the worker's own; the rest as in `SnapshotHead`."""
+    """The folder of a worker's files, and the fields that their `SnapshotHead`s share."""
 
     folder: str
     weights_id: str
@@ -21,7 +21,7 @@ class Place:
 
 
 class DiskTier:
-    """After any mix of calls: `bytes` is within the budget. Without a place it holds nothing."""
+    """The snapshots on disk. After any mix of calls `bytes` is within the budget. Without a place it holds nothing."""
 
     def __init__(self, budget: Budget, place: Place | None = None) -> None:
         self._budget = budget
@@ -38,11 +38,14 @@ class DiskTier:
         return len(self._entries)
 
     def file(self, kept: Kept) -> str:
-        """The path of a snapshot's file, but for the rank."""
+        """The path of a snapshot's file, without the rank."""
         return self._entries[kept][0]
 
     def write(self, kept: Kept, keys: tuple[int, ...], token_ids: bytes, scope: str, now: float) -> list[Kept]:
-        """Write a snapshot from host memory, if it fits; those that went for it. keys: what holds it there."""
+        """Write a snapshot from host memory if it fits. Returns the snapshots removed for it.
+
+        keys: its entries in host memory.
+        """
         if kept in self._entries or self.place is None:
             return []
         size = self._budget.bytes_of(kept.position) + len(token_ids)
@@ -51,14 +54,18 @@ class DiskTier:
             place = self.place
             file = f"{place.folder}/{kept.position}-{kept.digest.hex()}"
             self.add(kept, file, size)
-            self._erases = [erase for erase in self._erases if erase.file != file]  # it is written over
+            self._erases = [erase for erase in self._erases if erase.file != file]  # it is overwritten
             self._writes.append(
                 Write(file, keys, kept.position, token_ids, scope, place.weights_id, place.layout, place.state_dtype)
             )
         return gone
 
+    def also(self, write: Write) -> None:
+        """Write a file that is none of this tier's."""
+        self._writes.append(write)
+
     def add(self, kept: Kept, file: str, size: int) -> None:
-        """A file that is there, or is about to be."""
+        """Add a file that exists or is about to be written."""
         self._entries[kept] = (file, size)
         self.bytes += size
 
@@ -70,11 +77,11 @@ class DiskTier:
         self._erases.append(Erase(file))
 
     def by_file(self, file: str) -> Kept | None:
-        """Whose file it is."""
+        """The snapshot of a file."""
         return next((kept for kept, (path, _) in self._entries.items() if path == file), None)
 
     def take_changes(self) -> tuple[tuple[Write, ...], tuple[Erase, ...]]:
-        """What the ranks are to do with the next plan."""
+        """Take the ranks' orders for the next plan."""
         changes = tuple(self._writes), tuple(self._erases)
         self._writes, self._erases = [], []
         return changes

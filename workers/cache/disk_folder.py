@@ -1,4 +1,4 @@
-"""The folder of a worker's disk tier: which one it takes, and what an earlier worker left there."""
+"""The folder of a worker's disk tier, and the files that an earlier worker left there."""
 
 import fcntl
 import os
@@ -6,8 +6,8 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
+from wire.snapshot_file import SnapshotFile, SnapshotFileError, read_head
 from workers.cache.disk import Place
-from workers.cache.snapshot_file import SnapshotFile, SnapshotFileError, read_head
 
 SUFFIX = ".safetensors"
 _LOCK = "lock"
@@ -15,7 +15,7 @@ _LOCK = "lock"
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A whole snapshot that lies there. file: its path, but for the rank; bytes: of all ranks' files."""
+    """A complete snapshot that was found. file: its path without the rank. bytes: of all ranks' files."""
 
     file: str
     content: SnapshotFile
@@ -24,8 +24,10 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Left:
-    """What an earlier worker left. foreign: snapshots of other weights, layouts or dtypes, which stay where they are;
-    damaged: files that were no whole snapshots, and are erased.
+    """The files that an earlier worker left.
+
+    foreign: snapshots of other weights, layouts or dtypes, which are left alone. damaged: the number of files that were
+    no complete snapshots and are erased.
     """
 
     found: tuple[Found, ...]
@@ -34,14 +36,14 @@ class Left:
 
 
 def rank_file(file: str, rank: int, tp: int) -> str:
-    """The path of one rank's part of a snapshot."""
-    return f"{file}.rank{rank}of{tp}{SUFFIX}"
+    """The path of one rank's part of a snapshot; a file of all ranks is named as it is."""
+    return file if file.endswith(SUFFIX) else f"{file}.rank{rank}of{tp}{SUFFIX}"
 
 
 class DiskFolder:
     """`worker-0`, `worker-1`, … below the configured folder: the first one that no other worker of the host uses.
 
-    So a worker that starts anew finds what it had. Folders have mode 0700.
+    A restarted worker so finds its own files. Folders have mode 0700.
     """
 
     def __init__(self, below: str) -> None:
@@ -53,11 +55,11 @@ class DiskFolder:
         self._lock = lock
 
     def close(self) -> None:
-        """Leave it to another worker."""
+        """Release the folder for another worker."""
         os.close(self._lock)
 
     def look(self, place: Place, tp: int) -> Left:
-        """What lies here; files that were being written when their worker ended are erased."""
+        """Read what the folder holds. Files that were incomplete when their worker ended are erased."""
         ranks: dict[str, list[Path]] = defaultdict(list)
         for path in self.path.iterdir():
             if path.name.endswith(SUFFIX):
@@ -89,7 +91,7 @@ class DiskFolder:
 
 
 def _made_by(paths: list[Path], tp: int) -> bool:
-    """Whether a worker of so many ranks wrote the files."""
+    """Whether a worker with so many ranks wrote the files."""
     return all(path.name.endswith(f"of{tp}{SUFFIX}") for path in paths)
 
 
@@ -99,7 +101,7 @@ def _erase(paths: list[Path]) -> None:
 
 
 def _claim(folder: Path) -> int | None:
-    """A lock on the folder, which is made if need be; None if another process has it."""
+    """Lock the folder, which is created if needed; None if another process holds the lock."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     os.chmod(folder, 0o700)
     lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

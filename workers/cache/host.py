@@ -1,10 +1,10 @@
-"""Which snapshots the host tier holds. Pure: the ranks' host memory is written and read by what leaves with the plans.
+"""The index of the host tier. Pure: plans carry the orders to write and read the ranks' host memory.
 
-A snapshot's latents lie there once: each entry holds the latents from its parent entry's end on, and a state. A state
-may go alone where others continue it: then the entry holds their latents.
+Latents are stored once: each entry holds the latents from the end of its parent entry on, and a state. If other entries
+continue it, its state may be removed alone; then the entry only holds latents for them.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from workers.cache.budget import Budget
@@ -14,7 +14,7 @@ from workers.cache.moves import Drop, Store
 
 @dataclass(slots=True, eq=False)
 class _Entry:
-    """Latents [start, stop), and the state after them as long as there is `kept`. children: entries that go on."""
+    """Latents [start, stop), and the state after them unless `kept` is None. children: the entries that continue it."""
 
     key: int
     kept: Kept | None
@@ -25,16 +25,20 @@ class _Entry:
 
 
 class HostTier:
-    """After any mix of calls: an entry has a state or is continued by another, and `bytes` is within the budget."""
+    """The entries in host memory.
+
+    After any mix of calls each has a state or children, and `bytes` is within the budget.
+    """
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
-        self._entries: dict[Kept, _Entry] = {}  # those with a state
+        self._entries: dict[Kept, _Entry] = {}  # entries with a state
         self._next = 0
         self.bytes = 0
         self._stores: list[Store] = []
         self._drops: list[Drop] = []
-        self.on_leaving: Callable[[Kept, float], None] = lambda kept, now: None  # told of what is about to go
+        # Called with a snapshot that is about to be removed.
+        self.on_leaving: Callable[[Kept, float], None] = lambda kept, now: None
 
     def __contains__(self, kept: Kept) -> bool:
         return kept in self._entries
@@ -43,10 +47,10 @@ class HostTier:
         return len(self._entries)
 
     def store(self, kept: Kept, slot: int, page_size: int, now: float) -> list[Kept]:
-        """Copy a snapshot from the device, if it fits; those that went for it.
+        """Copy a snapshot from the device if it fits. Returns the snapshots removed for it.
 
-        slot: where its state lies when the next plan begins. Ranks make the copy before that plan changes anything, so
-        its places on the device may be given away at once.
+        slot: holds the state when the next plan begins. Ranks make the copy before that plan changes anything, so its
+        places on the device may be given away at once.
         """
         if kept in self._entries:
             return []
@@ -73,8 +77,23 @@ class HostTier:
         self._next += 1
         return gone
 
+    def through(self, line: Sequence[tuple[int, Sequence[int], int]], page_size: int) -> tuple[int, ...]:
+        """Hold snapshots, each a prefix of the next, for no longer than the next plan, whatever the budget; their keys.
+
+        line: of each the slot of its state, as `store` takes it, its pages and its position.
+        """
+        keys: list[int] = []
+        start = 0
+        for slot, pages, position in line:
+            self._stores.append(Store(self._next, slot, tuple(pages[start // page_size :]), start, position))
+            self._drops.append(Drop(self._next))
+            keys.append(self._next)
+            start = position
+            self._next += 1
+        return tuple(keys)
+
     def remove(self, kept: Kept) -> None:
-        """Forget a snapshot: its state, and the latents that no other continues."""
+        """Remove a snapshot: its state, and the latents that no other snapshot needs."""
         entry = self._entries.pop(kept)
         entry.kept = None
         self.bytes -= self._budget.bytes_of(0)
@@ -89,17 +108,17 @@ class HostTier:
                 at.children -= 1
 
     def keys(self, kept: Kept, have: int) -> tuple[int, ...]:
-        """Keys of the entries with its latents from `have` on, in order of position, and the last with its state."""
+        """The keys of the entries with its latents from `have` on, by position; the last one also has its state."""
         entries = self._line(kept)
         return tuple(e.key for e in reversed(entries) if e is entries[0] or e.stop > have)
 
     def continued_by(self, kept: Kept) -> list[Kept]:
-        """The snapshot and all that need its latents, the longest first."""
+        """The snapshot and all others that need its latents, longest first."""
         entry = self._entries[kept]
         return sorted((k for k in self._entries if entry in self._line(k)), key=lambda k: -k.position)
 
     def take_changes(self) -> tuple[tuple[Store, ...], tuple[Drop, ...]]:
-        """What the ranks' host memory is to do with the next plan."""
+        """Take the orders to the ranks' host memory for the next plan."""
         stores, drops = tuple(self._stores), tuple(self._drops)
         self._stores.clear()
         self._drops.clear()
@@ -119,5 +138,5 @@ class HostTier:
         return min(among, key=lambda item: item[0].value(now) / self._freed(item[1]), default=(None, None))[0]
 
     def _freed(self, entry: _Entry) -> int:
-        """Bytes that go with a snapshot's own entry."""
+        """The bytes that removing a snapshot's own entry frees."""
         return self._budget.bytes_of(0 if entry.children else entry.stop - entry.start)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from wire.digest import PageDigests
 from workers.cache.kept import Kept
 
-# Digests of pages that were computed once, and of snapshots that were evicted: what a miss is explained by.
+# How many digests of computed pages, and of evicted snapshots, are remembered to explain misses.
 _REMEMBERED = 200_000
 
 
@@ -19,12 +19,12 @@ class Tokens:
     digests: PageDigests
 
     def tail(self, position: int) -> tuple[int, ...]:
-        """The ids between the last whole page before `position` and `position`."""
+        """The ids after the last whole page before `position`, up to `position`."""
         size = self.digests.page_size
         return tuple(self.ids[position // size * size : position])
 
     def common(self, other: "Tokens", position: int) -> bool:
-        """Whether both begin with the same `position` ids."""
+        """Whether both have the same first `position` ids."""
         return (
             position <= min(len(self.ids), len(other.ids))
             and self.digests.floor(position) == other.digests.floor(position)
@@ -35,18 +35,19 @@ class Tokens:
 class Index:
     """All kept snapshots of a worker.
 
-    After any mix of calls: a snapshot's parent is a prefix of it, as long as is known, and `resident` names for each
-    whole page of a snapshot on the device a page that holds it.
+    After any mix of calls a snapshot's parent is its longest known prefix, and `resident` names a device page for each
+    whole page of each snapshot on the device.
     """
 
     def __init__(self, page_size: int) -> None:
         self._page_size = page_size
         self._by_floor: dict[bytes, list[Kept]] = {}
-        self._resident: dict[bytes, dict[int, int]] = {}  # page digest -> page -> snapshots that hold it there
+        # Page digest -> page -> number of snapshots that hold it there.
+        self._resident: dict[bytes, dict[int, int]] = {}
         self._pages_of: dict[Kept, tuple[bytes, ...]] = {}
         self._seen: OrderedDict[bytes, None] = OrderedDict()
         self._evicted: OrderedDict[bytes, None] = OrderedDict()
-        self._foreign: set[bytes] = set()  # floors of snapshots on disk that this worker can't continue
+        self._foreign: set[bytes] = set()  # page digests of snapshots on disk that this worker can't continue
 
     def __iter__(self) -> Iterator[Kept]:
         return iter(self._pages_of)
@@ -71,7 +72,7 @@ class Index:
         return next((k for k in self._pages_of if k.position == position and k.digest == digest), None)
 
     def resident(self, tokens: Tokens, limit: int) -> list[int]:
-        """Pages on the device that hold the sequence's first whole pages, as far as they reach without a gap."""
+        """The device pages that hold the sequence's first whole pages, up to the first gap."""
         out = []
         for page_digest in tokens.digests.pages[: limit // self._page_size]:
             places = self._resident.get(page_digest)
@@ -81,7 +82,7 @@ class Index:
         return out
 
     def seen(self, tokens: Tokens, limit: int) -> int:
-        """How many of the first `limit` tokens, in whole pages, some sequence computed before."""
+        """How many of the first `limit` tokens, in whole pages, were computed before."""
         count = 0
         for page_digest in tokens.digests.pages[: limit // self._page_size]:
             if page_digest not in self._seen:
@@ -90,7 +91,7 @@ class Index:
         return count * self._page_size
 
     def foreign(self, tokens: Tokens, limit: int) -> int:
-        """Of how many of the first `limit` tokens, in whole pages, a snapshot lies on disk that does not fit."""
+        """How many of the first `limit` tokens, in whole pages, are on disk in a form this worker can't continue."""
         if not self._foreign:
             return 0
         whole = range(limit // self._page_size, 0, -1)
@@ -102,7 +103,7 @@ class Index:
         self._foreign.add(floor)
 
     def was_evicted(self, tokens: Tokens, above: int, limit: int) -> bool:
-        """Whether a snapshot longer than `above` once stood on the sequence's way and was evicted."""
+        """Whether a snapshot of a prefix longer than `above` was kept once and evicted."""
         whole = range(above // self._page_size, limit // self._page_size + 1)
         return any(tokens.digests.floor(k * self._page_size) in self._evicted for k in whole)
 
@@ -127,13 +128,13 @@ class Index:
         self.place(kept)
 
     def place(self, kept: Kept) -> None:
-        """Its pages lie on the device from now on."""
+        """A snapshot's pages are on the device from now on."""
         for page_digest, page in zip(self._pages_of[kept], kept.pages, strict=False):
             places = self._resident.setdefault(page_digest, {})
             places[page] = places.get(page, 0) + 1
 
     def displace(self, kept: Kept) -> None:
-        """Its pages are about to leave the device."""
+        """A snapshot's pages are about to leave the device."""
         for page_digest, page in zip(self._pages_of[kept], kept.pages, strict=False):
             places = self._resident[page_digest]
             places[page] -= 1
@@ -143,7 +144,7 @@ class Index:
                 del self._resident[page_digest]
 
     def remove(self, kept: Kept) -> None:
-        """Forget a snapshot that no tier holds any more; its children become its parent's."""
+        """Remove a snapshot that no tier holds any more; its children become its parent's."""
         if kept.pages:
             raise ValueError(f"the snapshot of {kept.position} tokens still holds pages")
         del self._pages_of[kept]
@@ -171,7 +172,7 @@ class Index:
         pages, whole = self._pages_of[longer], kept.position // self._page_size
         if not kept.tail:
             return len(pages) >= whole and pages[whole - 1] == kept.floor
-        if len(pages) > whole:  # its page that holds the tail is whole: only ids that go on alike can tell
+        if len(pages) > whole:  # the page with the tail is whole, so only equal ids can tell
             return len(tokens.digests.pages) > whole and pages[whole] == tokens.digests.pages[whole]
         return longer.floor == kept.floor and longer.tail[: len(kept.tail)] == kept.tail
 

@@ -1,4 +1,4 @@
-"""One kept snapshot, as the index of a worker sees it."""
+"""A kept snapshot in a worker's index."""
 
 import math
 from dataclasses import dataclass, field
@@ -10,7 +10,7 @@ from wire.digest import packed, prefix_digest
 _ATTENTION_TOKENS = 53_000
 # A session's next turn comes within seconds to a minute; half as likely each time this long has passed.
 _HALF_LIFE_S = 60.0
-# How likely a snapshot that was continued once is to be continued again, as an agent takes a turn back.
+# The probability that a snapshot which was continued once is continued again, when an agent takes a turn back.
 _CONTINUED = 0.1
 
 
@@ -18,11 +18,11 @@ _CONTINUED = 0.1
 class Kept:
     """The state after `position` tokens and their latents.
 
-    floor: digest of the whole pages before `position`. tail: the ids after them.
-    parent: the longest kept prefix of it; children: how many have it as theirs. pages, slot: where it lies on the
-    device; () and -1 if it does not. pins: copies under way that read it.
-    used: when it was kept or last continued from, in seconds; uses: how often it was continued from. pinned: sessions
-    that stand at it. ids, scope: all its tokens, packed, and whose prefix it is; kept where there is a disk tier.
+    floor: digest of the whole pages before `position`. tail: the ids after them. parent: its longest kept prefix.
+    children: the number of snapshots whose parent it is. pages, slot: its places on the device; () and -1 if it is not
+    there. pins: running copies that read it. used: when it was kept or last continued, in seconds. uses: how often it
+    was continued. pinned: the number of sessions that end at it. ids, scope: all its tokens, packed, and its prefix
+    scope; set only if there is a disk tier.
     """
 
     position: int
@@ -46,14 +46,14 @@ class Kept:
 
     @property
     def saved_tokens(self) -> int:
-        """Tokens that would be computed again without it."""
+        """The tokens that would have to be computed again without it."""
         return self.position - (self.parent.position if self.parent else 0)
 
     def value(self, now: float) -> float:
-        """What it is worth: the cost of its tokens, times how likely and how soon they are wanted.
+        """Its worth: the cost of its tokens, weighted by how likely and how soon they are needed.
 
-        What was continued once is wanted less than before, as its session goes on from there; what was continued more
-        often is shared. One at which a session stands does not age.
+        A snapshot that was continued once is less likely to be needed, because its session moved on; one that was
+        continued more often is shared. A snapshot at which a session ends does not age.
         """
         begin = self.position - self.saved_tokens
         cost = self.saved_tokens * (1 + (begin + self.position) / 2 / _ATTENTION_TOKENS)

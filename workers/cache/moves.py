@@ -1,11 +1,11 @@
-"""What a step plan says of kept snapshots. Plain data."""
+"""A step plan's orders about kept snapshots. Plain data."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Copy:
-    """Copy a state slot, and a latent page where `page` is not -1, within a rank's caches."""
+    """Copy a state slot, and a latent page unless `page` is -1, within a rank's caches."""
 
     slot: int
     to_slot: int
@@ -29,7 +29,7 @@ class Store:
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """Free what host memory holds under `key`: all of it, or the state alone."""
+    """Free the entry `key` of host memory, or its state alone."""
 
     key: int
     latents: bool = True
@@ -39,8 +39,8 @@ class Drop:
 class Lend:
     """Send a kept snapshot of `position` tokens from host memory or a file to `peer`, beside the steps.
 
-    keys, file: as of `Fetch`. The peer has its first `start` latents: what leaves begins there, or
-    earlier where an entry does. ranks: of the peer. `Sent`, `LinkLost` or `FetchFailed` says how it ended.
+    keys, file: as in `Fetch`. start: the peer has the latents before it; those sent begin there, or earlier if an entry
+    does. ranks: of the peer. `Sent`, `LinkLost` or `FetchFailed` reports how it ended.
     """
 
     request_id: str
@@ -56,8 +56,9 @@ class Lend:
 class Fetch:
     """Bring a kept snapshot of `position` tokens to the device, beside the steps.
 
-    keys: what holds its latents in host memory from `start` on one after another, the last its state too. file: of a
-    snapshot on disk, which then has no keys. `Received` or `FetchFailed` says when it has come, and `Install` takes it.
+    keys: the entries in host memory with its latents from `start` on, in order; the last one also has its state. file:
+    the file of a snapshot on disk, which has no keys. `Received` or `FetchFailed` reports the end, and `Install` takes
+    the snapshot.
     """
 
     request_id: str
@@ -69,10 +70,11 @@ class Fetch:
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Write a kept snapshot from host memory to a file, beside the steps; `WriteFailed` tells if that can't be.
+    """Write a kept snapshot from host memory to a file, beside the steps; `Written` or `WriteFailed` reports the end.
 
-    file: its path, but for the rank. keys: what holds it in host memory, from its first token on. token_ids: packed.
-    The rest as in `SnapshotHead`.
+    file: its path without the rank. keys: its entries in host memory, from its first token on. token_ids: packed.
+    states: positions before its end whose states are written too, if these entries have them. The rest as in
+    `SnapshotHead`.
     """
 
     file: str
@@ -83,6 +85,7 @@ class Write:
     weights_id: str
     layout: str
     state_dtype: str
+    states: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

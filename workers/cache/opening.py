@@ -1,4 +1,4 @@
-"""Opens a worker's disk tier, with what an earlier worker left there."""
+"""Opens a worker's disk tier, with the files that an earlier worker left."""
 
 import logging
 import time
@@ -16,7 +16,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """An open disk tier. foreign, damaged: how many files were found and are not used, as `Left` has them."""
+    """An open disk tier. foreign, damaged: the numbers of files that were found and are not used, as in `Left`."""
 
     folder: DiskFolder
     place: Place
@@ -24,12 +24,12 @@ class Disk:
     damaged: int
 
     def close(self) -> None:
-        """Leave the folder to another worker."""
+        """Release the folder for another worker."""
         self.folder.close()
 
 
 def open_disk(config: WorkerConfig, model: LingConfig, weights_id: str, cache: PrefixCache) -> Disk | None:
-    """None where the settings ask for no disk tier; OSError if its folder can't be used."""
+    """Open the disk tier; None if the settings have none. OSError if its folder can't be used."""
     if config.cache_disk_dir is None or not cache.budget.disk_bytes:
         return None
     folder = DiskFolder(config.cache_disk_dir)

@@ -1,4 +1,4 @@
-"""Which kept snapshot each session stands at. Pure."""
+"""The kept snapshot at which each session ends. Pure."""
 
 from collections.abc import Iterable
 
@@ -6,7 +6,7 @@ from workers.cache.kept import Kept
 
 
 class Pins:
-    """After any mix of calls: `pinned` of a snapshot counts the sessions that stand at it."""
+    """After any mix of calls `pinned` of a snapshot is the number of sessions that end at it."""
 
     def __init__(self) -> None:
         self._by_session: dict[str, tuple[Kept, float]] = {}
@@ -15,23 +15,23 @@ class Pins:
         return len(self._by_session)
 
     def pin(self, session: str, kept: Kept, until: float) -> None:
-        """The session stands here, and no more where it stood before."""
+        """Pin a session to a snapshot, and no longer to its previous one."""
         self.release(session)
         kept.pinned += 1
         self._by_session[session] = (kept, until)
 
     def release(self, session: str) -> None:
-        """The session stands nowhere; nothing if it did not stand anywhere."""
+        """Release a session's pin, if it has one."""
         pinned = self._by_session.pop(session, None)
         if pinned is not None:
             pinned[0].pinned -= 1
 
     def expire(self, now: float) -> None:
-        """Release the sessions whose time is over."""
+        """Release the sessions that have expired."""
         self._release(name for name, (_, until) in self._by_session.items() if until <= now)
 
     def release_all(self, kept: Kept) -> None:
-        """Nobody stands at this snapshot any more."""
+        """Release all sessions that are pinned to a snapshot."""
         if kept.pinned:
             self._release(name for name, (pinned, _) in self._by_session.items() if pinned is kept)
 

@@ -1,4 +1,4 @@
-"""At which of its positions a sequence's linear state is kept. Pure."""
+"""Chooses the positions at which a sequence's linear state is kept. Pure."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ def keep_points(
 ) -> list[int]:
     """Ascending positions p with begin < p < prompt_tokens: states are kept after the first p tokens.
 
-    boundaries: where the system prompt with its tools ends, and each turn; the first one is kept because sessions
-    share it. begin: tokens that need no computing. branch: where another sequence was seen to go on differently. The
-    state one token before the prompt's end serves those that repeat the prompt as well as those that extend it: even
-    a repeated prompt has to compute one token.
+    boundaries: the ends of the system prompt with its tools and of each turn; the first one is kept because sessions
+    share it. begin: tokens that need not be computed. branch: the position after which another sequence differed. The
+    state one token before the prompt's end serves those that repeat the prompt as well as those that extend it: even a
+    repeated prompt has to compute one token.
     """
     inner = [b for b in boundaries if begin < b < prompt_tokens]
     points = {prompt_tokens - 1, *inner[:1]}
@@ -30,6 +30,6 @@ def keep_points(
 
 
 def _settle(target: int, start: int, boundaries: Sequence[int], page_size: int) -> int:
-    """The last turn's end in the page-aligned neighbourhood before `target`, else the page's start."""
+    """The last end of a turn within the page before `target`, else the page's start."""
     near = [b for b in boundaries if max(start, target - SPARSE_TOKENS // 2) < b <= target]
     return near[-1] if near else target // page_size * page_size

@@ -1,11 +1,11 @@
-"""What the prefix cache did so far."""
+"""The totals of the prefix cache since the worker's start."""
 
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from wire.protocol import Miss, Tier
 
-# Where a prompt's snapshot was: kept on this worker's device, on its host, on its disk, or at another worker.
+# Where a prompt's snapshot was: on this worker's device, in its host memory, on its disk, or at another worker.
 Origin = Literal["device", "host", "disk", "peer"]
 TIERS: tuple[Tier, ...] = ("device", "host", "disk")
 ORIGINS: tuple[Origin, ...] = ("device", "host", "disk", "peer")
@@ -14,11 +14,13 @@ MISSES: tuple[Miss, ...] = get_args(Miss)
 
 @dataclass(slots=True)
 class CacheTotals:
-    """Since the worker's start. A request with a hit and tokens left to compute counts in both.
+    """Totals since the worker's start.
 
-    hits, hit_tokens: requests that began from a snapshot, and the prompt tokens they did not compute, by origin.
-    misses, missed_tokens: requests and prompt tokens that were computed, by reason. evicted: snapshots, by tier.
-    saved_s: what computing the hits' tokens would have taken.
+    A request with a hit and further tokens to compute counts as both hit and miss.
+
+    hits, hit_tokens: requests that continued a snapshot, and the prompt tokens that it spared, by origin. misses,
+    missed_tokens: requests and prompt tokens that were computed, by reason. evicted: snapshots, by tier. saved_s: the
+    seconds that computing the hits' tokens would have taken.
     """
 
     hits: dict[Origin, int] = field(default_factory=lambda: dict.fromkeys(ORIGINS, 0))
@@ -30,9 +32,9 @@ class CacheTotals:
     saved_s: float = 0.0
 
     def began(self, origin: Origin | None, begin: int, prompt: int, miss: Miss, token_s: float) -> None:
-        """A prompt begins to be computed after `begin` tokens, which came from `origin`.
+        """Count a prompt whose computing begins after `begin` tokens, which came from `origin`.
 
-        token_s: seconds a token of a prompt takes to compute.
+        token_s: seconds to compute one token of a prompt.
         """
         self.saved_s += begin * token_s
         if origin is not None:

@@ -1,4 +1,4 @@
-"""What the ranks of one worker do together."""
+"""Collective operations between the ranks of one worker."""
 
 from workers.collectives.base import Collectives, RankLost, Solo
 from workers.collectives.make import make_collectives

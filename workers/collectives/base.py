@@ -1,10 +1,10 @@
-"""What ranks of one worker do together. All ranks call the same operations in the same order."""
+"""The interface of collective operations. All ranks of a worker call the same operations in the same order."""
 
 from abc import ABC, abstractmethod
 
 from torch import Tensor
 
-# Ranks of one worker step together: one that is silent this long has died or hangs.
+# Ranks of one worker step together, so a rank that is silent this long has died or hangs.
 SILENT_S = 60.0
 
 

@@ -1,4 +1,4 @@
-"""Picks collectives by device and wish."""
+"""Makes the collectives that the device and the setting ask for."""
 
 import torch
 
@@ -10,10 +10,10 @@ from workers.config import Rendezvous
 
 
 def make_collectives(kind: str, rank: int, size: int, rendezvous: Rendezvous, device: torch.device) -> Collectives:
-    """Meet the other ranks and return the group. Blocks until all have come; RankLost if one does not.
+    """Meet the other ranks and return the group. Blocks until all ranks have joined; RankLost if one does not.
 
     kind: "shm" (processes of one host), "gloo", "nccl", "symm" (NCCL, small sums through GPUs' shared memory), or
-    "auto": NCCL on GPUs, else shared memory. A group of one needs nobody.
+    "auto": NCCL on GPUs, else shared memory. A group of one rank returns at once.
     """
     if size == 1:
         return Solo()

@@ -18,7 +18,7 @@ _FLAGS = 4096
 _SLOT_BYTES = 1 << 20
 _SPINS = 20
 _LOOK_S = 0.05
-# Waiting this long means a peer computes: stop competing with it for a core.
+# After waiting this long, a peer must be computing: stop competing with it for a core.
 _YIELD_S = 0.002
 _NAP_S = 0.0001
 
@@ -68,9 +68,9 @@ class _Area:
 class ShmCollectives(Collectives):
     """Every rank writes into its own slot, raises its number, waits for the others' and reads their slots.
 
-    A rank that has seen all numbers of operation n knows that all have left operation n - 1, so two slots in
-    turn are enough. folder: the group's own, on memory (tmpfs) for speed; the files in it are unlinked once all
-    have met. Raises RankLost within about `_LOOK_S` of a peer's death, or after `timeout_s` without an answer.
+    A rank that has seen all numbers of operation n knows that all ranks have left operation n - 1, so two alternating
+    slots are enough. folder: the group's own, in memory (tmpfs) for speed; its files are unlinked once all ranks have
+    met. Raises RankLost within about `_LOOK_S` of a peer's death, or after `timeout_s` without an answer.
     """
 
     def __init__(
@@ -99,7 +99,7 @@ class ShmCollectives(Collectives):
                 for slot in slots[2:]:
                     piece.add_(slot)
             else:
-                # Rounded once, not once a rank.
+                # Rounded once in all, not once for each rank.
                 total = slots[0].float()
                 for slot in slots[1:]:
                     total.add_(slot.float())
@@ -127,12 +127,12 @@ class ShmCollectives(Collectives):
         self._areas.clear()
 
     def _pieces(self, flat: Tensor) -> tuple[Tensor, ...]:
-        """What fits a slot at a time."""
+        """Cut a tensor into pieces that fit a slot."""
         most = self._slot_bytes // flat.element_size()
         return (flat,) if flat.numel() <= most else torch.split(flat, most)
 
     def _exchange(self, piece: Tensor) -> list[Tensor]:
-        """All ranks' pieces, to be read before the next operation but one."""
+        """Return all ranks' pieces, which must be read before the second next operation."""
         key = (self._done & 1, piece.numel(), piece.dtype)
         views = self._views.get(key)
         if views is None:
@@ -174,7 +174,7 @@ class ShmCollectives(Collectives):
                     raise RankLost(f"rank {rank} did not answer rank {self.rank} within {patience_s:g} s")
 
     def _create(self, path: Path) -> _Area:
-        # Locked and sized before it has its name, so a peer never sees it half made.
+        # Locked and sized before it gets its name, so that no peer sees it incomplete.
         fresh = path.with_suffix(".new")
         file = fresh.open("w+b")
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -1,4 +1,4 @@
-"""Sums of small tensors through memory that GPUs of one host see of each other; the rest through NCCL."""
+"""Collectives that sum small tensors through memory which GPUs of one host share, and use NCCL otherwise."""
 
 import torch
 from torch import Tensor
@@ -6,9 +6,9 @@ from torch import Tensor
 from workers.collectives.torch_dist import TorchCollectives
 
 _GROUP = "ling-ranks"
-# Beyond this a ring moves less: one kernel reads every rank's whole tensor.
+# The largest tensor in bytes. The kernel reads every rank's whole tensor; for larger ones a ring moves less.
 MOST_BYTES = 512 << 10
-# What that kernel loads at a time.
+# The bytes that the kernel loads at a time.
 _WORD_BYTES = 16
 
 
@@ -19,7 +19,7 @@ def fits(tensor: Tensor) -> bool:
 
 
 class SymmetricCollectives(TorchCollectives):
-    """NCCL, but `all_reduce` of what `fits` takes one kernel on torch's symmetric memory: no ring, no host.
+    """NCCL, except that `all_reduce` of a tensor that `fits` is one kernel on torch's symmetric memory.
 
     ValueError before anything is set up on a GPU older than Hopper. A peer that dies inside that kernel leaves it
     waiting; the leader, which sees the death at once, ends the worker's processes.

@@ -16,9 +16,10 @@ _POLL_S = 0.05
 
 
 class TorchCollectives(Collectives):
-    """A process group of its own, so it never meets the default one. Raises RankLost when a peer is gone.
+    """A process group of its own, apart from torch's default group. Raises RankLost when a peer is gone.
 
-    GPUs are connected once it is made: NCCL would do so at the first operation, and lose a rank that loads longer.
+    It connects the GPUs when it is made: NCCL would connect them at the first operation, and give up on a rank that
+    still loads.
 
     host, port: where rank 0 keeps the store at which the ranks meet; gloo's links use the same host.
     """
@@ -63,7 +64,7 @@ class TorchCollectives(Collectives):
     def _connect(self, backend: str, host: str, port: int, device: torch.device, timeout: timedelta) -> None:
         listener = None
         if self.rank == 0:
-            # Bound here: the store itself would listen on every interface.
+            # Bound here, because the store by itself would listen on every interface.
             listener = socket.create_server((host, port))
         groups: Any = torch.distributed
         self._store = groups.TCPStore(
@@ -88,13 +89,13 @@ class TorchCollectives(Collectives):
             self._group = groups.ProcessGroupGloo(self._store, self.rank, self.size, options)
 
     def _touch(self) -> None:
-        """One operation of all ranks, and its end."""
+        """Do one operation of all ranks and wait for its end."""
         self._group.allreduce([torch.zeros(1, device=self._device)]).wait()
         if self._device.type == "cuda":
             torch.cuda.current_stream(self._device).synchronize()
 
     def _await_all(self, patience_s: float) -> None:
-        """First at the store: an operation of the group ends it where a rank comes later than the group's timeout."""
+        """Wait at the store first, because an operation ends the group if a rank is later than the group's timeout."""
         self._barriers += 1
         key = f"barrier-{self._barriers}"
         deadline = time.monotonic() + patience_s
@@ -104,7 +105,7 @@ class TorchCollectives(Collectives):
                 raise RuntimeError(f"{come} of {self.size} ranks came within {patience_s:g} s")
             time.sleep(_POLL_S)
             come = self._store.add(key, 0)
-        # Whoever goes on from here may close the store: not before all have seen what it says.
+        # A rank that continues may close the store, so wait until all ranks have read it.
         self._touch()
 
     def _guarded(self, what: str, call: Callable[[], Any]) -> None:

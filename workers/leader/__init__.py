@@ -1,1 +1,1 @@
-"""A worker's front: it schedules, drives the ranks and speaks with routers and peers."""
+"""A worker's leader: it schedules, drives the ranks, and talks to routers and peers."""

@@ -1,4 +1,4 @@
-"""Snapshots a decode worker is pulling: each has come when its header and every rank's part have."""
+"""The snapshots that a worker is pulling. A snapshot is complete when its header and every rank's part have arrived."""
 
 from dataclasses import dataclass, field
 
@@ -13,7 +13,7 @@ class _Arrival:
 
 
 class Arrivals:
-    """What has come of each."""
+    """The header and the parts that have arrived of each snapshot."""
 
     def __init__(self, tp: int) -> None:
         self._tp = tp
@@ -23,21 +23,21 @@ class Arrivals:
         return request_id in self._awaited
 
     def expect(self, request_id: str, header: Header | None = None) -> None:
-        """It is pulled from now on; `header`, if what it is of is known already."""
+        """Expect a snapshot from now on. header: if it is known already."""
         self._awaited[request_id] = _Arrival(header=header)
 
     def drop(self, request_id: str) -> None:
-        """It is awaited no more."""
+        """Stop expecting a snapshot."""
         self._awaited.pop(request_id, None)
 
     def head(self, header: Header) -> Header | None:
-        """Its header has come; the header if that was the last of it."""
+        """A header arrived; returns it if the snapshot is complete now, else None."""
         if arrival := self._awaited.get(header.request_id):
             arrival.header = header
         return self._whole(header.request_id)
 
     def part(self, request_id: str, rank: int) -> Header | None:
-        """A rank has its part; the header if that was the last of it."""
+        """A rank has its part; returns the header if the snapshot is complete now, else None."""
         if arrival := self._awaited.get(request_id):
             arrival.ranks.add(rank)
         return self._whole(request_id)
@@ -51,7 +51,7 @@ class Arrivals:
 
 
 def header_mismatch(seq: Sequence, header: Header, own: WorkerInfo) -> str | None:
-    """Why a snapshot can't be continued with here; None if it can."""
+    """The reason why this worker can't continue a snapshot; None if it can."""
     assert seq.source is not None
     position, known = seq.source.position, seq.known
     expected = (position, known.digests.at(known.ids, position).hex(), own.layout, own.weights_id)

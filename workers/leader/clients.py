@@ -1,4 +1,4 @@
-"""A leader's callers: routers, and decode workers that pull; and which router each request belongs to."""
+"""A leader's clients: routers, and decode workers that pull; and the router that owns each request."""
 
 import asyncio
 from dataclasses import dataclass, field
@@ -7,13 +7,13 @@ from typing import Literal
 from wire.codec import CLUSTER
 from wire.protocol import Beat, Found, Header, KeptEvent, Load, Parked, PullRefused, SeqOutput, StepOutputs, WorkerInfo
 
-# A caller that stops reading is cut off rather than buffered for.
+# A client that stops reading is disconnected at so many buffered bytes.
 _MAX_UNREAD = 64 * 1024 * 1024
 
 
 @dataclass(slots=True, eq=False)
 class Client:
-    """One connection. seen: submissions taken from it. kept: what it has yet to be told of the prefix cache."""
+    """One connection. seen: submissions received from it. kept: events of the prefix cache to send to it."""
 
     name: str
     kind: Literal["router", "worker"]
@@ -23,13 +23,13 @@ class Client:
     kept: list[KeptEvent] = field(default_factory=list)
 
     def tell(self, message: WorkerInfo | StepOutputs | Header | PullRefused | Parked | Found | Beat) -> None:
-        """Queue a message; a connection that ended is noticed where it is read."""
+        """Queue a message. The reading side notices a connection that has ended."""
         self.writer.write(CLUSTER.encode(message))
         if self.writer.transport.get_write_buffer_size() > _MAX_UNREAD:
             self.writer.transport.abort()
 
     def flush(self, step: int, load: Load) -> None:
-        """Send what waits for it, with the worker's figures."""
+        """Send its waiting outputs and events with the worker's figures."""
         self.tell(StepOutputs(step, self.seen, load, tuple(self.outbox), tuple(self.kept)))
         self.outbox.clear()
         self.kept.clear()
@@ -43,28 +43,28 @@ class Clients:
         self._owners: dict[str, Client] = {}
 
     def join(self, client: Client) -> None:
-        """A new connection."""
+        """Add a connection."""
         self._all.add(client)
 
     def leave(self, client: Client) -> list[str]:
-        """A connection ended; the requests that were its."""
+        """Remove a connection that ended; returns the requests that it owned."""
         self._all.discard(client)
         return [request_id for request_id, owner in self._owners.items() if owner is client]
 
     def own(self, request_id: str, client: Client) -> None:
-        """The request's outputs go to this client."""
+        """Send a request's outputs to this client from now on."""
         self._owners[request_id] = client
 
     def owner(self, request_id: str) -> Client | None:
-        """Whose outputs the request's are."""
+        """The client that owns a request; None if nobody does."""
         return self._owners.get(request_id)
 
     def disown(self, request_id: str) -> None:
-        """Nobody wants the request's outputs any more."""
+        """Send a request's outputs to nobody from now on."""
         self._owners.pop(request_id, None)
 
     def publish(self, outputs: list[SeqOutput], step: int, load: Load) -> None:
-        """One message to each router that has any of the outputs."""
+        """Send the outputs, in one message to each router that owns some of them."""
         touched: set[Client] = set()
         for output in outputs:
             client = self._owners.get(output.request_id)
@@ -77,13 +77,13 @@ class Clients:
             client.flush(step, load)
 
     def kept(self, event: KeptEvent) -> None:
-        """Routers hear of it with their next message."""
+        """Queue an event of the prefix cache for every router's next message."""
         for client in self._all:
             if client.kind == "router":
                 client.kept.append(event)
 
     def beat(self, step: int, load: Load) -> None:
-        """Tell every caller that the worker lives; routers get fresh figures, though nothing is computed."""
+        """Send every client a sign of life; routers get fresh figures, even if nothing is computed."""
         for client in self._all:
             if client.kind == "router":
                 client.flush(step, load)

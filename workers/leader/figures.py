@@ -1,4 +1,4 @@
-"""What a worker's leader records: its steps, its snapshots, and what its ranks tell of themselves."""
+"""The metrics of a worker's leader: its steps, its snapshots, and its ranks' reports."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -14,8 +14,9 @@ from workers.schedule.builder import InFlight
 from workers.schedule.speculation import Drafted
 from workers.schedule.step import RankStats, StepPlan
 
-# link: a rank's connection broke. peer: the other worker is gone or refuses to be connected. refused: the prefill
-# worker has no such snapshot. mismatch: it is not of this prompt, model or layout. timeout: nobody took it.
+# Why a transfer failed. link: a rank's connection broke. peer: the other worker is gone or refused the connection.
+# refused: the prefill worker has no such snapshot. mismatch: the snapshot is of another prompt, model or layout.
+# timeout: nobody pulled it.
 TransferFailure = Literal["link", "peer", "refused", "mismatch", "timeout"]
 PHASES = ("schedule", "compute", "emit", "idle")
 _FAILURES: tuple[TransferFailure, ...] = ("link", "peer", "refused", "mismatch", "timeout")
@@ -23,7 +24,10 @@ _FAILURES: tuple[TransferFailure, ...] = ("link", "peer", "refused", "mismatch",
 
 @dataclass(frozen=True, slots=True)
 class StepTotals:
-    """Of all steps with sequences so far. seconds: waiting for the ranks. past: tokens before those computed."""
+    """Totals of all steps with sequences. seconds: spent waiting for the ranks.
+
+    past: context tokens of the computed ones.
+    """
 
     steps: int
     seconds: float
@@ -35,10 +39,10 @@ class StepTotals:
 
 @dataclass(frozen=True, slots=True)
 class UnderWay:
-    """A step that the ranks have. plan_s: what planning it took.
+    """A step that the ranks have. plan_s: the seconds that planning took.
 
-    begun: when they could begin it: once it was sent, or once the result of the step before was here. idle_s: how long
-    they had nothing to do before, after a step that they had just ended.
+    begun: when the ranks could begin the step: when it was sent, or when the previous step's result was back. idle_s:
+    how long the ranks had nothing to do between the previous step and this one.
     """
 
     step: InFlight
@@ -48,7 +52,7 @@ class UnderWay:
 
 
 class WorkerFigures:
-    """A leader's recorder. Once a step at most, never once a token."""
+    """A leader's recorder. It records at most once a step, never once a token."""
 
     def __init__(self, worker_id: str, role: Role) -> None:
         self._who = (worker_id, role)
@@ -64,7 +68,7 @@ class WorkerFigures:
         self._totals = [0, 0.0, 0, 0, 0, 0]
 
     def stepped(self, plan: StepPlan, sampled: int, under_way: UnderWay, back: float, over: float) -> None:
-        """A step, by the times at which its result was back and was taken in."""
+        """Record a step by the times at which its result was back and was applied."""
         ran = back - under_way.begun
         phases = (under_way.plan_s, ran, over - back, under_way.idle_s)
         for value, seconds in zip(self._phases, phases, strict=True):
@@ -79,7 +83,7 @@ class WorkerFigures:
                 self._totals[index] += amount
 
     def ended(self, outputs: Iterable[SeqOutput]) -> None:
-        """Sequences whose last output this is."""
+        """Record sequences that ended with these outputs."""
         for output in outputs:
             if output.finish is not None:
                 self._recorder.value(table.FINISHED, *self._who, output.finish).add()
@@ -87,19 +91,19 @@ class WorkerFigures:
                     self._queue.observe(output.timings.queue_s)
 
     def preempted(self, count: int) -> None:
-        """Sequences that lost their places to others, so far."""
+        """Record the number of preemptions so far."""
         self._recorder.value(table.PREEMPTIONS, *self._who).put(count)
 
     def transferred(self, seconds: float) -> None:
-        """A snapshot has come, so long after its prompt was computed."""
+        """Record a snapshot that arrived, so many seconds after its prompt was computed."""
         self._transfer.observe(seconds)
 
     def transfer_failed(self, why: TransferFailure) -> None:
-        """A sequence ended for want of its snapshot."""
+        """Record a snapshot that did not arrive."""
         self._failures[why].add()
 
     def told(self, stats: RankStats) -> None:
-        """What a rank has done so far."""
+        """Record a rank's totals."""
         put, rank = self._recorder.value, str(stats.rank)
         for direction, moved in (("out", stats.sent), ("in", stats.received)):
             put(table.TRANSFER_BYTES, *self._who, rank, direction).put(moved.bytes)
@@ -113,7 +117,7 @@ class WorkerFigures:
                 put(table.EXPERT_PEAK, *self._who, str(layer)).put(ratio)
 
     def cached(self, cache: PrefixCache) -> None:
-        """The prefix cache so far."""
+        """Record the prefix cache's totals."""
         put, totals = self._recorder.value, cache.totals
         for origin in ORIGINS:
             put(table.CACHE_HITS, *self._who, origin).put(totals.hits[origin])
@@ -132,33 +136,33 @@ class WorkerFigures:
         put(table.CACHE_SAVED_SECONDS, *self._who).put(totals.saved_s)
 
     def disk(self, foreign: int, damaged: int) -> None:
-        """Files that the disk tier found when the worker started, and does not use."""
+        """Record the files that the disk tier found at the worker's start and does not use."""
         for why, count in (("foreign", foreign), ("damaged", damaged)):
             self._recorder.value(table.CACHE_DISK_IGNORED, *self._who, why).put(count)
 
     def drafted(self, drafted: Drafted) -> None:
-        """The drafts so far."""
+        """Record the totals of drafts."""
         for place, (offered, accepted) in enumerate(zip(drafted.offered, drafted.accepted, strict=True), 1):
             for verdict, count in (("accepted", accepted), ("rejected", offered - accepted)):
                 self._recorder.value(table.DRAFTS, *self._who, str(place), verdict).put(count)
 
     def limit(self, ratio: float | None) -> None:
-        """Share of what the planner takes to be possible; None where that is not known."""
+        """Record the share of the planner's limit that is reached; None if unknown."""
         self._recorder.clear([table.LIMIT_RATIO])
         if ratio is not None:
             self._recorder.value(table.LIMIT_RATIO, *self._who).put(ratio)
 
     def started(self, start_s: float) -> None:
-        """How long the worker took to start."""
+        """Record how long the worker took to start."""
         self._recorder.value(table.LOAD_SECONDS, *self._who).put(start_s)
 
     @property
     def totals(self) -> StepTotals:
-        """The steps so far."""
+        """The totals of steps."""
         steps, seconds, *counts = self._totals
         return StepTotals(int(steps), seconds, *map(int, counts))
 
     def read(self, info: WorkerInfo, load: Load) -> Iterator[Reading]:
-        """Everything there is."""
+        """Read all metrics."""
         record_load(self._recorder, info, load)
         return self._recorder.read()

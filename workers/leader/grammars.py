@@ -1,6 +1,6 @@
-"""A leader's view of its grammars: which rank 0 has ready, and who waits for one that it has not.
+"""A leader's view of its grammars: those that rank 0 has compiled, and the sequences that wait for others.
 
-Pure: what rank 0 is to do goes out through `tell`.
+Pure: orders to rank 0 go through `tell`.
 """
 
 from collections.abc import Callable, Iterable
@@ -9,14 +9,14 @@ from wire.protocol import Grammar
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import Compile, Compiled, Forget
 
-# Ready grammars kept for the next request that brings the same; those in use are kept in any case.
+# Unused grammars that are kept for further requests; those in use are kept in any case.
 _KEEP = 256
 
 
 class GrammarDesk:
-    """Sequences wait here, outside the scheduler, until their grammar is ready: those that run never do.
+    """Holds sequences outside the scheduler until their grammar is compiled, so that steps never wait.
 
-    admitted: the sequences the scheduler has.
+    admitted: returns the scheduler's sequences.
     """
 
     def __init__(
@@ -28,20 +28,20 @@ class GrammarDesk:
         self._tell = tell
         self._admitted = admitted
         self._keep = keep
-        self._ready: dict[Grammar, None] = {}  # the longest unused first
+        self._ready: dict[Grammar, None] = {}  # least recently used first
         self._waiting: dict[Grammar, list[Sequence]] = {}
 
     def __contains__(self, request_id: str) -> bool:
-        """Whether a request waits here."""
+        """Whether a request waits for its grammar."""
         return any(s.request_id == request_id for waiting in self._waiting.values() for s in waiting)
 
     @property
     def idle(self) -> bool:
-        """Nobody waits."""
+        """Whether no request waits."""
         return not any(self._waiting.values())
 
     def holds_back(self, seq: Sequence) -> bool:
-        """Whether a sequence about to be scheduled must wait for its grammar; `compiled` hands it out again."""
+        """Whether a sequence must wait for its grammar before it is scheduled; `compiled` returns it later."""
         grammar = seq.sampling.grammar
         if grammar is None:
             return False
@@ -55,7 +55,10 @@ class GrammarDesk:
         return True
 
     def compiled(self, message: Compiled) -> list[Sequence]:
-        """Rank 0's answer: those who waited for it, to be scheduled or, with an error in it, to be ended."""
+        """Take rank 0's answer.
+
+        Returns the sequences that waited, to be scheduled, or to be ended if it has an error.
+        """
         waited = self._waiting.pop(message.grammar, [])
         if message.error is None:
             self._ready[message.grammar] = None
@@ -63,7 +66,7 @@ class GrammarDesk:
         return waited
 
     def drop(self, request_id: str) -> None:
-        """The request was given up; unknown ids are ignored."""
+        """Forget a request that was given up; unknown ids are ignored."""
         for waiting in self._waiting.values():
             waiting[:] = [s for s in waiting if s.request_id != request_id]
 

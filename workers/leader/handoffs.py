@@ -23,12 +23,12 @@ from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Expect, Export, LinkAll, StepPlan, Unlink
 
-# For a router to find another worker, and that one to pull: then a snapshot that was kept for it is given up.
+# Seconds for a router to find another worker and for that one to pull. Then the snapshot kept for it is given up.
 _MOVE_S = 5.0
 
 
 class HandOffs:
-    """All hand-offs of one worker. timeout_s: how long a pull waits for a request that never comes."""
+    """All hand-offs of one worker. timeout_s: how long a pull waits for a request that has not arrived."""
 
     def __init__(self, scheduler: Scheduler, info: WorkerInfo, timeout_s: float) -> None:
         self._scheduler = scheduler
@@ -49,10 +49,10 @@ class HandOffs:
 
     @property
     def idle(self) -> bool:
-        """No request waits for its peer to be connected."""
+        """Whether no request waits for its peer to be connected."""
         return not self._joining
 
-    # A request comes and goes
+    # Requests that arrive and end
 
     def must_connect(self, seq: Sequence) -> bool:
         """Whether a new request waits here until its peer is connected; `joined` ends the wait."""
@@ -64,7 +64,7 @@ class HandOffs:
     def joined(self, seq: Sequence, refusal: str | None, *, mismatch: bool = False) -> list[Action]:
         """The attempt to connect a request's peer is over. refusal: why it failed; None if the peer is connected.
 
-        mismatch: it failed as the peer's snapshots don't fit here.
+        mismatch: it failed because the peer's snapshots don't fit here.
         """
         if seq.request_id not in self._joining:
             return []  # the request was given up meanwhile
@@ -72,13 +72,13 @@ class HandOffs:
         if refusal is None:
             return [Add(seq)]
         assert seq.source is not None
-        if seq.source.kept:  # its prompt is computed here instead
+        if seq.source.kept:  # the prompt is computed here instead
             seq.source, seq.missed = None, "weights" if mismatch else "peer"
             return [Failed("mismatch" if mismatch else "peer"), Add(seq)]
         return [Failed("peer"), *self.end(SeqOutput(seq.request_id, 0, finish="error", error=refusal, retry=True))]
 
     def added(self, seq: Sequence) -> list[Action]:
-        """A request was scheduled; a decode worker may have asked for its snapshot before."""
+        """A request was scheduled; a decode worker may have asked for its snapshot already."""
         if asked := self._pulls.by(seq.request_id):
             try:
                 self._scheduler.pull(seq.request_id, *asked)
@@ -133,12 +133,12 @@ class HandOffs:
             if expect.peer in self._peers:
                 self._arrivals.expect(expect.request_id)
                 actions.append(ToPeer(expect.peer, self._pull_of(expect)))
-            else:  # it went away after the request was queued
+            else:  # the peer went away after the request was queued
                 actions += self._fail(expect.request_id, f"prefill worker {expect.peer} went away", "peer", now)
         return actions
 
     def stepped(self, outputs: Iterable[SeqOutput], exports: Iterable[Export], now: float) -> list[Action]:
-        """A step's results were taken: tell pullers which prompts are computed, and end what has left already."""
+        """A step's results were applied: tell pullers which prompts are done, and end requests that were sent."""
         actions: list[Action] = []
         for output in outputs:
             seq = self._scheduler.sequences.get(output.request_id)
@@ -148,7 +148,7 @@ class HandOffs:
                 actions += self._send_header(seq, seq.peer)
         for export in exports:
             seq = self._scheduler.sequences.get(export.request_id)
-            if seq is not None and seq.handoff and seq.gone:  # it had left before the step was committed
+            if seq is not None and seq.handoff and seq.gone:  # the snapshot was sent before the step's results came
                 actions += self._finish(self._scheduler.sent(export.request_id, now))
         return actions
 
@@ -159,7 +159,7 @@ class HandOffs:
         self._pulls.join(puller)
 
     def puller_left(self, puller: Puller, now: float) -> list[Action]:
-        """A connection ended: what its decode worker was to get has no taker, if it has no other connection."""
+        """A connection ended: unless its decode worker has another one, fail the requests that it was to get."""
         actions: list[Action] = []
         if self._pulls.leave(puller):
             self._loans.stop(puller.name)
@@ -168,7 +168,7 @@ class HandOffs:
         return actions
 
     def asked(self, puller: Puller, pull: Pull, now: float) -> list[Action]:
-        """A decode worker has room for a request's snapshot, or wants a copy of a kept one."""
+        """A decode worker pulls: it has room for a request's snapshot, or wants a copy of a kept one."""
         if pull.kept is not None:
             return [ToPuller(puller, self._loans.ask(puller, pull, pull.kept))]
         seq = self._scheduler.sequences.get(pull.request_id)
@@ -184,16 +184,19 @@ class HandOffs:
         return actions
 
     def kept_cancelled(self, request_id: str) -> None:
-        """A peer wants no copy of a kept snapshot any more."""
+        """A peer no longer wants the copy of a kept snapshot."""
         self._loans.call_off(request_id)
 
     def cancelled(self, request_id: str) -> list[Action]:
-        """A decode worker wants a request's snapshot no more: nobody needs the request."""
+        """A decode worker no longer wants a request's snapshot, so nobody needs the request."""
         self._pulls.drop(request_id)
         return self.drop(request_id)
 
     def sent(self, request_id: str, rank: int, now: float) -> list[Action]:
-        """A rank has sent its part of a snapshot; the request ends here with the last part, if it was its own."""
+        """A rank has sent its part of a snapshot.
+
+        If it is a request's own snapshot, the request ends with the last part.
+        """
         seq = self._scheduler.sequences.get(request_id)
         if seq is None or not seq.handoff:
             self._loans.sent(request_id, rank)
@@ -213,7 +216,7 @@ class HandOffs:
         self._links.append(LinkAll(info.worker_id, tuple((r.transfer_host, r.transfer_port) for r in info.ranks)))
 
     def peer_lost(self, worker_id: str, reason: str, now: float) -> list[Action]:
-        """A peer went away; what was to come from it does not come."""
+        """A peer went away: fail the requests whose snapshots were to come from it."""
         self._peers.discard(worker_id)
         self._loans.stop(worker_id)
         self._unlinks.append(Unlink(worker_id))
@@ -227,7 +230,7 @@ class HandOffs:
     ) -> list[Action]:
         """A rank's connection to a peer's rank broke, with these requests' snapshots on it.
 
-        leaving: they were on their way to the peer, not from it. A request may have one of each.
+        leaving: the snapshots were on their way to the peer, not from it. A request may have one of each.
         """
         actions: list[Action] = []
         for request_id in request_ids:
@@ -239,7 +242,7 @@ class HandOffs:
         return actions
 
     def told(self, worker_id: str, message: Header | PullRefused, now: float) -> list[Action]:
-        """A peer tells what a snapshot is of, or that it does not come."""
+        """A peer sends a snapshot's header, or refuses to send the snapshot."""
         if isinstance(message, PullRefused):
             if message.request_id not in self._scheduler.pulling_from(worker_id):
                 return []
@@ -262,7 +265,7 @@ class HandOffs:
         return self._install(self._arrivals.part(request_id, rank), now)
 
     def fetch_failed(self, request_id: str, peer: str) -> list[Action]:
-        """A kept snapshot in host memory or a file is damaged: the request that waits for it is computed.
+        """A kept snapshot in host memory or a file is damaged: the request that waits for it is computed instead.
 
         peer: the worker it was to be sent to; "" for none.
         """
@@ -276,10 +279,10 @@ class HandOffs:
         self._scheduler.cache.write_failed(file)
         return self._loans.lost()
 
-    # The worker is to end
+    # The worker is about to end
 
     def move_away(self, now: float) -> list[Action]:
-        """Whatever is answered here goes on at other workers, from what is kept of it here for a while."""
+        """Give up all answers: they continue at other workers, from their states, which are kept here for a while."""
         actions: list[Action] = []
         for seq in self._scheduler.answered_here():
             actions += self._cancel(seq)
@@ -316,7 +319,10 @@ class HandOffs:
         return [ToPuller(puller, header)]
 
     def _refuse(self, request_id: str, reason: str, told: bool) -> list[Action]:
-        """Tell who pulls a request, if anybody does, that it won't come. told: its router knows how it ended."""
+        """Tell the puller of a request, if there is one, that its snapshot won't come.
+
+        told: the router knows how it ended.
+        """
         puller = self._pulls.take(request_id)
         return [ToPuller(puller, PullRefused(request_id, reason, told))] if puller else []
 
@@ -331,7 +337,7 @@ class HandOffs:
         return actions
 
     def _cancel(self, seq: Sequence) -> list[Action]:
-        """A request is given up: neither does its snapshot come, nor does it leave."""
+        """Give a request up: stop its snapshot from coming, and from leaving."""
         refusal = self._refuse(seq.request_id, "the request was given up at its prefill worker", told=True)
         return [*self._stop_pulling(seq), *refusal]
 
@@ -345,7 +351,10 @@ class HandOffs:
     def _fail(
         self, request_id: str, reason: str, why: TransferFailure, now: float, missed: Miss = "peer"
     ) -> list[Action]:
-        """A snapshot does not come: a kept one is computed instead; else the request ends, to be tried elsewhere."""
+        """A snapshot does not come.
+
+        Instead of a kept one tokens are computed; otherwise the request ends, to be retried.
+        """
         seq = self._scheduler.sequences.get(request_id)
         if seq is None:
             return []
@@ -357,7 +366,7 @@ class HandOffs:
         return [Failed(why), *cancel, *self._not_handed_on(self._scheduler.fail(request_id, reason, now))]
 
     def _not_handed_on(self, output: SeqOutput | None) -> list[Action]:
-        """A snapshot did not get from one worker to the other: its router may try others."""
+        """A snapshot did not get to the other worker: let the router retry."""
         return self._finish(None if output is None else structs.replace(output, retry=True))
 
     def _finish(self, output: SeqOutput | None) -> list[Action]:

@@ -1,4 +1,4 @@
-"""A router's `Submit` as a sequence, and why a worker refuses one. Pure."""
+"""Turns a router's `Submit` into a sequence, and checks it. Pure."""
 
 import numpy as np
 
@@ -8,7 +8,7 @@ from workers.schedule.sequence import Sequence, Source
 
 
 def sequence_of(message: Submit, now: float) -> Sequence:
-    """The request as a worker sees it; its order among the others is the scheduler's to give."""
+    """Make the sequence of a request. The scheduler decides its order among the others."""
     source, prefix = message.source, message.prefix
     position, kept = len(message.token_ids), False
     if source is None and prefix.source is not None and 0 < prefix.kept_tokens < position:
@@ -32,7 +32,7 @@ def sequence_of(message: Submit, now: float) -> Sequence:
 
 
 def refusal(seq: Sequence, limits: Limits, vocab: int) -> str | None:
-    """Why a worker of these limits can't compute a request; None if it can."""
+    """The reason why a worker with these limits can't compute a request; None if it can."""
     longest = limits.max_model_len
     if not (seq.prompt_tokens > 0 and len(seq.tokens) < longest):
         return f"a prompt of {len(seq.tokens)} tokens: this worker takes 1 to {longest - 1}"

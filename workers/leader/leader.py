@@ -51,6 +51,7 @@ from workers.config import WorkerConfig
 from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
 from workers.leader.clients import Client, Clients
 from workers.leader.figures import UnderWay, WorkerFigures
+from workers.leader.files import Files
 from workers.leader.grammars import GrammarDesk
 from workers.leader.handoffs import HandOffs
 from workers.leader.intake import refusal, sequence_of
@@ -63,7 +64,17 @@ from workers.model.files import weights_id
 from workers.schedule.builder import InFlight
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import Compiled, FetchFailed, LinkLost, Loading, RankStats, Received, Sent, WriteFailed
+from workers.schedule.step import (
+    Compiled,
+    FetchFailed,
+    LinkLost,
+    Loading,
+    RankStats,
+    Received,
+    Sent,
+    WriteFailed,
+    Written,
+)
 from workers.sizes import layout_of, limits_of
 
 _LOG = logging.getLogger(__name__)
@@ -132,6 +143,7 @@ class Leader:
             token_bytes=limits.cache.token_bytes,
         )
         self._handoffs = HandOffs(self._scheduler, self.info, config.handoff_timeout_s)
+        self._files = Files(self._scheduler, self.info, model, config, self._add, self._drop, self._wake.set)
         self._peers = Peers(
             self.info, config.secret, self._awake, self._handoffs.linked, self._on_peer_message, self._on_peer_lost
         )
@@ -151,6 +163,7 @@ class Leader:
         if self._server is not None:
             self._server.close()
             self._peers.close()
+            self._files.close()
         for task in self._tasks:
             task.cancel()
         self._clients.close()
@@ -268,6 +281,9 @@ class Leader:
             hello = await CLUSTER.read(reader)
             if not isinstance(hello, Hello):
                 raise WireError(f"the first message must be Hello, not {type(hello).__name__}")
+            if hello.kind == "file":
+                await self._files.serve(reader, writer)
+                return
             client = Client(hello.name, hello.kind, writer)
             self._clients.join(client)
             if hello.kind == "worker":
@@ -404,7 +420,12 @@ class Leader:
         now = time.monotonic()
         match event:
             case FetchFailed():
+                self._files.fetch_failed(event)
                 self._perform(self._handoffs.fetch_failed(event.request_id, event.peer))
+            case Written():
+                self._files.written(event)
+            case WriteFailed() if self._files.written(event):
+                pass
             case WriteFailed():
                 _LOG.warning("rank %d could not write %s: %s", event.rank, event.file, event.reason)
                 self._perform(self._handoffs.write_failed(event.file))
@@ -445,6 +466,7 @@ class Leader:
         """Send outputs to their routers, after those of the latest step."""
         outputs, self._unpublished = self._unpublished + outputs, []
         self.figures.ended(outputs)
+        self._files.ended(outputs)
         if self._resumable:
             now = time.monotonic()
             for output in outputs:

@@ -1,11 +1,11 @@
-"""A worker's progress in loading, of what its ranks report. Pure; time is passed in."""
+"""A worker's progress in loading, summed over its ranks' reports. Pure; time is passed in."""
 
 from wire.progress import Progress
 from workers.schedule.step import Loading
 
 
 class LoadProgress:
-    """Adds the ranks' shares up."""
+    """The sum of the ranks' progress."""
 
     def __init__(self) -> None:
         self._ranks: dict[int, Loading] = {}
@@ -13,7 +13,7 @@ class LoadProgress:
         self._began = 0.0
 
     def take(self, told: Loading, now: float) -> Progress:
-        """Progress with what one rank reports; that of another stage begins anew."""
+        """Take a rank's report and return the worker's progress. A report of another stage starts a new sum."""
         if told.stage != self._stage:
             self._stage, self._began = told.stage, now
             self._ranks.clear()

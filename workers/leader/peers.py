@@ -12,14 +12,14 @@ from wire.protocol import CancelPull, Header, Hello, PeerRef, Pull, PullRefused,
 from wire.tls import connect
 
 _CONNECT_S = 2.0
-# A worker out of reach is tried again after so long, then less and less often; one that stays away is forgotten.
+# Seconds until an unreachable worker is tried again, growing up to a limit; then the worker is forgotten.
 _AGAIN_S, _LONGEST_S, _FORGET_S = 1.0, 16.0, 600.0
 
 
 class PeerRefused(RuntimeError):
-    """The peer can't be reached, or (`mismatch`) its snapshots would not fit here.
+    """The peer can't be connected.
 
-    away: it does not answer, and may be reached later.
+    mismatch: its snapshots would not fit here. away: it does not answer now, but may be reachable later.
     """
 
     def __init__(self, reason: str, *, mismatch: bool = False, away: bool = False) -> None:
@@ -30,7 +30,7 @@ class PeerRefused(RuntimeError):
 
 @dataclass(slots=True, eq=False)
 class Peer:
-    """One worker, connected. heard: when its last message came, by the leader's clock."""
+    """A connected worker. heard: when its last message arrived, by the leader's clock."""
 
     ref: PeerRef
     info: WorkerInfo
@@ -39,12 +39,12 @@ class Peer:
     reading: asyncio.Task[None] | None = field(default=None)
 
     def send(self, message: Pull | CancelPull) -> None:
-        """Queue a message; a dead connection is noticed by the reading side."""
+        """Queue a message. The reading side notices a dead connection."""
         self.writer.write(CLUSTER.encode(message))
 
 
 def peer_mismatch(own: WorkerInfo, peer: WorkerInfo) -> str | None:
-    """Why a snapshot made by `peer` can't continue in `own`; None if it can."""
+    """The reason why `own` can't continue snapshots of `peer`; None if it can."""
     for name in ("weights_id", "layout", "page_size"):
         mine, theirs = getattr(own, name), getattr(peer, name)
         if mine != theirs:
@@ -55,9 +55,9 @@ def peer_mismatch(own: WorkerInfo, peer: WorkerInfo) -> str | None:
 
 
 class Peers:
-    """Connects on first need; a peer that closed its connection is connected anew on the next.
+    """Connects peers when they are first needed, and again after a connection was closed.
 
-    One that is out of reach, as it says nothing, is refused at once until it answers again.
+    A peer that does not answer is refused at once until it answers again.
     """
 
     def __init__(
@@ -77,19 +77,19 @@ class Peers:
         self._peers: dict[str, Peer] = {}
         self._connecting: dict[str, asyncio.Task[Peer]] = {}
         self._awake = awake
-        self._away: dict[str, asyncio.Task[None]] = {}  # what tries to reach a worker again
+        self._away: dict[str, asyncio.Task[None]] = {}  # tasks that try to reach a worker again
 
     @property
     def unreachable(self) -> tuple[str, ...]:
-        """Ids of the workers that are out of reach now."""
+        """The ids of the workers that are unreachable now."""
         return tuple(self._away)
 
     def known(self, worker_id: str) -> Peer | None:
-        """The peer, if it is connected now."""
+        """The peer if it is connected now, else None."""
         return self._peers.get(worker_id)
 
     async def connect(self, ref: PeerRef) -> Peer:
-        """The peer, connected and checked; PeerRefused if that fails. Callers at once share one attempt."""
+        """Connect and check a peer; PeerRefused if that fails. Concurrent callers share one attempt."""
         if peer := self._peers.get(ref.worker_id):
             return peer
         if ref.worker_id in self._away:
@@ -102,10 +102,10 @@ class Peers:
             raise
 
     def check(self) -> None:
-        """Give up those that have said nothing for too long."""
+        """Drop the peers that have sent nothing for too long."""
         for worker_id, peer in list(self._peers.items()):
             if self._awake.s - peer.heard > SILENT_S:
-                # First, so that routers hear of it with what it failed.
+                # Recorded first, so that routers learn it together with the failed requests.
                 self._try_again(peer.ref)
                 self.drop_lost(worker_id, f"said nothing for {SILENT_S:g} s")
 
@@ -166,7 +166,7 @@ class Peers:
         except (OSError, TimeoutError, EOFError, WireError) as error:
             if writer is not None:
                 writer.close()
-            # Where nobody listens the worker has ended; what is cut off may come back.
+            # A refused connection means that the worker has ended; an unreachable host may come back.
             away = isinstance(error, OSError) and not isinstance(error, ConnectionError)
             raise PeerRefused(f"worker {ref.worker_id} can't be reached: {describe(error)}", away=away) from error
         except PeerRefused:
@@ -196,7 +196,7 @@ class Peers:
             self.drop_lost(worker_id, reason)
 
     def drop_lost(self, worker_id: str, reason: str) -> None:
-        """The peer or a link to it is gone: close what is left and say so."""
+        """The peer or a link to it is gone: close the connection and report the loss."""
         peer = self._peers.pop(worker_id, None)
         if peer is not None:
             peer.writer.close()

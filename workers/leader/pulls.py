@@ -1,4 +1,4 @@
-"""Who pulls snapshots from this worker: its connected decode workers, and the request that each asked for. Pure."""
+"""The decode workers that pull from this worker, and the requests that they asked for. Pure."""
 
 from dataclasses import dataclass
 from typing import Protocol
@@ -12,7 +12,7 @@ class Puller(Protocol):
     name: str
 
     def tell(self, message: Header | PullRefused, /) -> None:
-        """Queue a message for it."""
+        """Queue a message for the decode worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class _Asked:
 
 
 class Pulls:
-    """Requests that decode workers asked for, whether they are here yet or not."""
+    """Requests that decode workers asked for, including those that have not arrived here yet."""
 
     def __init__(self) -> None:
         self._asked: dict[str, _Asked] = {}
@@ -35,7 +35,7 @@ class Pulls:
         self._workers[puller.name] = puller
 
     def leave(self, puller: Puller) -> bool:
-        """A connection ended, and what it asked for with it; whether its worker has no other."""
+        """A connection ended: forget what it asked for. Returns whether its worker has no other connection."""
         for request_id in [i for i, asked in self._asked.items() if asked.puller is puller]:
             del self._asked[request_id]
         if self._workers.get(puller.name) is not puller:
@@ -44,7 +44,7 @@ class Pulls:
         return True
 
     def worker(self, name: str) -> Puller | None:
-        """A decode worker's newest connection; None if it has gone."""
+        """A decode worker's newest connection; None if it has none."""
         return self._workers.get(name)
 
     def ask(self, pull: Pull, puller: Puller, now: float) -> None:
@@ -52,19 +52,22 @@ class Pulls:
         self._asked[pull.request_id] = _Asked(puller, now, pull.have, pull.ranks)
 
     def by(self, request_id: str) -> tuple[str, int, int] | None:
-        """The name of who wants it, how many latents that has, and its ranks; None if nobody does."""
+        """The name of the worker that wants a request, the latents that it has, and its ranks.
+
+        None if no worker does.
+        """
         asked = self._asked.get(request_id)
         return (asked.puller.name, asked.have, asked.ranks) if asked else None
 
     def drop(self, request_id: str) -> None:
-        """It was sent, or is wanted no more."""
+        """Forget a request that was sent or is no longer wanted."""
         self._asked.pop(request_id, None)
 
     def take(self, request_id: str) -> Puller | None:
-        """Forget that it is wanted; the connection that wanted it, None if nobody did."""
+        """Forget a request, and return the connection that wanted it; None if none did."""
         asked = self._asked.pop(request_id, None)
         return asked.puller if asked else None
 
     def asked_before(self, moment: float) -> list[str]:
-        """What was asked for earlier than that."""
+        """The requests that were asked for before `moment`."""
         return [request_id for request_id, asked in self._asked.items() if asked.at < moment]

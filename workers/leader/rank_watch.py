@@ -1,7 +1,7 @@
-"""Whether a worker's ranks still work, though they and their connections stand. Pure: readings are passed in.
+"""Detects ranks that hang while their processes and connections exist. Pure: readings are passed in.
 
-How long a step may take follows from how long its like took. A rank without a GPU is late rather than hung while it
-uses the CPU: on a busy machine a step takes many times what it should. On a GPU the time alone tells.
+The time allowed for a step follows from the times of similar steps. A rank without a GPU that uses the CPU is slow, not
+hung: on a busy machine a step takes many times longer. On a GPU only the time counts.
 """
 
 from collections import deque
@@ -10,26 +10,26 @@ from collections.abc import Callable, Sequence
 from wire.liveness import SILENT_S
 from workers.schedule.step import StepPlan
 
-# To which comes so many times what the like of a step took at most of late.
+# To this is added so many times the longest recent time of a similar step.
 _FLOOR_S = SILENT_S - 0.1
 _TIMES_CPU, _TIMES_CUDA = 2.0, 8.0
-# On a GPU, of a step whose like there was none of, and of one in which a kernel is compiled.
+# On a GPU, the time allowed for a step without a similar one, or during which a kernel is compiled.
 _FIRST_S = 60.0
 _FADES = 0.95
-# A rank whose CPU time stands still for so long does nothing.
+# A rank whose CPU time has not changed for so many seconds does nothing.
 _STILL_S = 1.0
 _LOOK_AFTER_S = 0.3
 
 
 class Pace:
-    """How long steps take. Those of as many tokens, but for a factor of two, are alike."""
+    """How long steps take. Steps are similar if their numbers of tokens have the same power of two."""
 
     def __init__(self, cuda: bool) -> None:
         self._cuda = cuda
-        self._slowest: dict[int, float] = {}  # by the bits of the tokens' number
+        self._slowest: dict[int, float] = {}  # by the bit length of the number of tokens
 
     def allowed(self, tokens: int) -> float:
-        """Seconds after which a step has hung."""
+        """Seconds after which a step counts as hung."""
         size = tokens.bit_length()
         known = self._slowest.get(size)
         if known is None and self._cuda:
@@ -39,49 +39,49 @@ class Pace:
         return _FLOOR_S + (_TIMES_CUDA if self._cuda else _TIMES_CPU) * known
 
     def took(self, tokens: int, seconds: float) -> None:
-        """A step was done in so long."""
+        """A step took so many seconds."""
         size = tokens.bit_length()
         self._slowest[size] = max(seconds, _FADES * self._slowest.get(size, 0.0))
 
 
 class RankWatch:
-    """One group's. Times are seconds of the leader's `AwakeClock`.
+    """The watch over one worker's ranks. Times are seconds of the leader's `AwakeClock`.
 
-    cpu_s: the CPU time that a rank has used so far; None where that can't be known.
+    cpu_s: returns the CPU time that a rank has used; None if unknown.
     """
 
     def __init__(self, ranks: int, cuda: bool, cpu_s: Callable[[int], float | None]) -> None:
         self._pace = Pace(cuda)
         self._cuda = cuda
         self._cpu_s = cpu_s
-        self._steps: deque[tuple[int, bool]] = deque()  # under way: their tokens, and whether they sample
-        self._began = 0.0  # the oldest of them
-        self._latest = 0  # tokens of the one sent last
-        # Since the last result that waited for the device: results of steps that sample nothing come before they are
-        # computed there.
+        self._steps: deque[tuple[int, bool]] = deque()  # running steps: their tokens, and whether they sample
+        self._began = 0.0  # when the oldest of them began
+        self._latest = 0  # tokens of the step that was sent last
+        # Steps since the last result that waited for the device. A step that samples nothing returns its result before
+        # the device has computed it.
         self._span, self._span_began = 0, 0.0
         self._compiles = False
         self._ranks = range(ranks)
         self._asked = 0.0
-        self._silent: set[int] = set()  # ranks that have not answered
-        self._used: dict[int, tuple[float, float]] = {}  # by rank: its CPU time, and since when it stands at that
+        self._silent: set[int] = set()  # ranks that have not answered the last ping
+        self._used: dict[int, tuple[float, float]] = {}  # by rank: its CPU time, and when that last changed
 
     @property
     def idle(self) -> bool:
-        """Nothing is expected of the ranks."""
+        """Whether nothing is expected of the ranks."""
         return not self._steps and not self._silent
 
     def asked(self, now: float) -> None:
-        """Every rank is asked for a sign of life."""
+        """Every rank was asked for a sign of life."""
         self._asked = now
         self._silent = set(self._ranks)
 
     def answered(self, rank: int) -> None:
-        """A rank gave one."""
+        """A rank gave a sign of life."""
         self._silent.discard(rank)
 
     def sent(self, plan: StepPlan, now: float) -> None:
-        """The ranks have one more step to do."""
+        """One more step was sent to the ranks."""
         if not self._steps:
             self._began = now
         if not self._span:
@@ -95,7 +95,7 @@ class RankWatch:
         self._steps.append((tokens, samples))
 
     def done(self, now: float) -> None:
-        """The oldest step's result has come."""
+        """The oldest step's result has arrived."""
         tokens, samples = self._steps.popleft()
         if samples or not self._cuda:
             behind = sum(tokens for tokens, _ in self._steps)
@@ -105,11 +105,11 @@ class RankWatch:
         self._began, self._compiles = now, False
 
     def compiles(self, now: float) -> None:
-        """The step under way waits for a compiler."""
+        """The running step waits for a kernel's compilation."""
         self._began, self._compiles = now, True
 
     def hung(self, now: float) -> str | None:
-        """Why the ranks are taken for hung; None while they are not."""
+        """The reason why the ranks count as hung; None while they do not."""
         late = self._late(now)
         if self._cuda:
             return late
@@ -129,7 +129,7 @@ class RankWatch:
         return None
 
     def _still(self, now: float) -> list[int]:
-        """The ranks that have used no CPU for a while."""
+        """The ranks that have used no CPU time for a while."""
         still = []
         for rank in self._ranks:
             used = self._cpu_s(rank)

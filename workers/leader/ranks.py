@@ -33,13 +33,14 @@ from workers.schedule.step import (
     StepPlan,
     StepResult,
     WriteFailed,
+    Written,
 )
 
-# Starts the process of one rank, whose body is `workers.rank.process.rank_main`; what it returns ends with the process,
-# and ends the process when cancelled.
+# Starts the process of one rank, which runs `workers.rank.process.rank_main`. The returned awaitable ends with the
+# process, and ends the process when cancelled.
 Launch = Callable[[int, str, Rendezvous], Awaitable[object]]
-Event = Loading | Received | FetchFailed | WriteFailed | Sent | LinkLost | Compiled | RankStats
-# For ranks to end by themselves; less where one is lost, as the others may wait for it, or one is stopped.
+Event = Loading | Received | FetchFailed | Written | WriteFailed | Sent | LinkLost | Compiled | RankStats
+# Seconds for ranks to end by themselves; fewer if one is lost, because the others may wait for it.
 _END_S, _LOST_END_S = 2.0, 0.5
 # Seconds between two signs of life of ranks that have no step to do.
 _PING_S = 0.5
@@ -47,7 +48,10 @@ _MEMORY = "/dev/shm"
 
 
 def free_port(host: str) -> int:
-    """A port nobody listens on now. Rank 0 binds it a moment later; a thief in between fails the start."""
+    """A port on which nobody listens now.
+
+    Rank 0 binds it a moment later; if another process takes it first, the start fails.
+    """
     with socket.socket() as probe:
         probe.bind((host, 0))
         port: int = probe.getsockname()[1]
@@ -55,7 +59,7 @@ def free_port(host: str) -> int:
 
 
 class WorkerLost(RuntimeError):
-    """A rank ended; the worker can't go on and says why."""
+    """A rank ended, so the worker can't continue; the message says why."""
 
 
 class Ranks:
@@ -71,7 +75,7 @@ class Ranks:
         self._writers: dict[int, asyncio.StreamWriter] = {}
         self._ready: dict[int, Ready] = {}
         self._all_ready = asyncio.Event()
-        # None wakes the one who waits when a rank is lost.
+        # None wakes the waiting caller when a rank is lost.
         self._results: asyncio.Queue[StepResult | None] = asyncio.Queue()
         self._lost: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._server: asyncio.Server | None = None
@@ -79,7 +83,7 @@ class Ranks:
 
     async def start(self, launch: Launch) -> list[Ready]:
         """Start all ranks and wait until they have loaded; WorkerLost if one ends first."""
-        # On memory where that is possible: ranks of one host meet in it through shared memory.
+        # In memory if possible: ranks of one host meet in it through shared memory.
         self._folder = Path(tempfile.mkdtemp(prefix="ling-", dir=_MEMORY if os.path.isdir(_MEMORY) else None))
         endpoint = str(self._folder / "leader")
         self._server = await asyncio.start_unix_server(self._serve, endpoint)
@@ -103,7 +107,7 @@ class Ranks:
         self._tell(plan)
 
     def check(self) -> None:
-        """Notice ranks that hang; to be called often, once all are ready."""
+        """Detect ranks that hang. Call it often once all ranks are ready."""
         now = self._awake.s
         if self._watch.idle and now - self._pinged > _PING_S:
             self._pinged = now
@@ -118,7 +122,7 @@ class Ranks:
             writer.write(frame)
 
     def _cpu_s(self, rank: int) -> float | None:
-        """CPU time of a rank's process, where the system tells it."""
+        """The CPU time of a rank's process; None if the system does not tell it."""
         try:
             stat = Path(f"/proc/{self._ready[rank].pid}/stat").read_text()
         except OSError:
@@ -127,7 +131,7 @@ class Ranks:
         return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
     def tell_first(self, message: Compile | Forget) -> None:
-        """Give rank 0, who samples, something to do beside its steps."""
+        """Send rank 0, which samples, a task beside its steps."""
         self._writers[0].write(RANKS.encode(message))
 
     async def result(self) -> StepResult:
@@ -144,7 +148,10 @@ class Ranks:
         return self._lost
 
     async def close(self) -> None:
-        """End the ranks: they stop when the connection closes; one stuck waiting for a dead peer is cancelled."""
+        """End the ranks.
+
+        They end when the connection closes; one that is stuck waiting for a dead peer is cancelled.
+        """
         for writer in self._writers.values():
             writer.close()
         if self._server is not None:

@@ -1,4 +1,4 @@
-"""Requests whose client may come back through another router: their tokens, and how long they outlive their router.
+"""Requests whose clients may come back through another router: keeps their tokens for a while.
 
 Pure: time is passed in.
 """
@@ -12,9 +12,10 @@ from wire.protocol import Finish, SeqOutput, Submit
 
 @dataclass(slots=True)
 class Entry:
-    """One request's. tokens: generated so far, known from the first on. until: when it is forgotten; None: not yet.
+    """The entry of one request.
 
-    whole: how it ended, if it ended well. running: its sequence is still here.
+    tokens: all tokens generated so far. until: when it is forgotten; None while it runs with its router. whole: the
+    reason of its end, if it ended well. running: its sequence is still here.
     """
 
     key: bytes
@@ -28,7 +29,10 @@ class Entry:
 
 
 class Resumable:
-    """A worker's. keep_s: how long a sequence runs on without a router, and its tokens stay behind its end."""
+    """The resumable requests of a worker.
+
+    keep_s: how long a sequence runs on without its router, and how long its tokens are kept after its end.
+    """
 
     def __init__(self, keep_s: float) -> None:
         self._keep_s = keep_s
@@ -39,7 +43,10 @@ class Resumable:
         return len(self._by_request)
 
     def submitted(self, message: Submit) -> str | None:
-        """A new sequence. Of several under one key the latest counts: one that runs without a router is to be ended."""
+        """Add a new sequence.
+
+        The latest one with a key counts; returns an earlier one that runs without a router, to be ended.
+        """
         if not message.key:
             return None
         stale = self._by_key.get(message.key)
@@ -49,7 +56,7 @@ class Resumable:
         if (old := self._by_request.pop(entry.request_id, None)) is not None:
             self._remove(old)
         self._by_request[entry.request_id] = entry
-        if entry.handoff:  # nobody asks a prefill worker, but its decode worker
+        if entry.handoff:  # routers ask its decode worker, not the prefill worker
             return None
         self._by_key[entry.key] = entry
         if stale is None or stale.until is None or not stale.running:
@@ -58,7 +65,10 @@ class Resumable:
         return stale.request_id
 
     def took(self, output: SeqOutput, first: Callable[[str, int], list[int]], now: float) -> None:
-        """What a step gave it. first: so many of a request's first tokens, which may have come with a snapshot."""
+        """Take a step's outputs.
+
+        first: returns so many of a request's first tokens, which may have come with a snapshot.
+        """
         entry = self._by_request.get(output.request_id)
         if entry is None:
             return
@@ -66,7 +76,8 @@ class Resumable:
             entry.tokens = array.array("i", first(output.request_id, output.offset))
         if len(entry.tokens) == output.offset:
             entry.tokens.extend(output.token_ids)
-        elif not entry.handoff and output.token_ids:  # a part of it is not known: nobody can go on from here
+        # Some of its tokens are not known, so nobody can continue from here.
+        elif not entry.handoff and output.token_ids:
             self._remove(entry)
             return
         if output.finish is not None:
@@ -74,12 +85,12 @@ class Resumable:
             self._ended(entry, now)
 
     def dropped(self, request_id: str, now: float) -> None:
-        """Its sequence was ended by its router."""
+        """A router ended its sequence."""
         if (entry := self._by_request.get(request_id)) is not None:
             self._ended(entry, now)
 
     def orphaned(self, request_id: str, now: float) -> bool:
-        """Its router is gone. Whether it runs on without one."""
+        """A request's router is gone. Returns whether the sequence runs on without it."""
         entry = self._by_request.get(request_id)
         if entry is None:
             return False
@@ -87,19 +98,19 @@ class Resumable:
         return True
 
     def find(self, key: bytes) -> Entry | None:
-        """What there is under a key, if it can be gone on with: one that has no token yet is as well begun anew."""
+        """The entry with a key, if it can be continued. One without a token can just as well be computed again."""
         entry = self._by_key.get(key)
         return entry if entry is not None and entry.tokens else None
 
     def attach(self, request_id: str, now: float) -> Entry | None:
-        """A router takes it over; None if it is not here."""
+        """A router takes a request over; returns its entry, None if it is not here."""
         entry = self._by_request.get(request_id)
         if entry is not None:
             entry.until = None if entry.running else now + self._keep_s
         return entry
 
     def expired(self, now: float) -> list[str]:
-        """Forget what nobody came for; those whose sequences are to be ended."""
+        """Forget entries that have expired; returns those whose sequences must be ended."""
         over = [e for e in self._by_request.values() if e.until is not None and e.until <= now]
         for entry in over:
             self._remove(entry)

@@ -1,4 +1,4 @@
-"""How a worker starts: with weights from a live worker where one holds the same, else with those in storage."""
+"""Starts a worker with weights from a live worker that holds the same ones, else from storage."""
 
 import asyncio
 import dataclasses
@@ -25,11 +25,11 @@ async def start_leader(
     live: Sequence[WorkerInfo] = (),
     storage: Callable[[], Awaitable[object]] | None = None,
 ) -> Leader:
-    """A started leader.
+    """Start a leader and return it.
 
-    make: a leader with those settings, and what launches its ranks. live: workers that may lend their weights.
-    storage: brings the weights into the folder `config.model`, where they don't lie there already; it is asked only if
-    nobody lends them.
+    make: makes a leader with the settings, and the launcher of its ranks. live: returns workers that may lend their
+    weights. storage: brings the weights into the folder `config.model` if needed; it is called only if no worker lends
+    them.
     """
     lender = await asyncio.to_thread(find_lender, config, live)
     if lender is not None:
@@ -43,7 +43,7 @@ async def start_leader(
 
 
 def find_lender(config: WorkerConfig, live: Sequence[WorkerInfo]) -> Lender | None:
-    """One of the live workers that hold exactly these weights, laid out alike; any, so that many starters spread."""
+    """A random one of the live workers that hold the same weights in the same layout, so that several starts spread."""
     if config.load != "auto" or config.verify or not live:
         return None
     folder = Path(config.model)
@@ -51,7 +51,7 @@ def find_lender(config: WorkerConfig, live: Sequence[WorkerInfo]) -> Lender | No
     model = LingConfig.load(folder, config.model_overrides)
     layouts = {layout_of(config, model)}
     if wants_drafts(config, model):
-        # Whether the files hold the MTP layer is known to those that have read them.
+        # Only workers that have read the files know whether they hold the MTP layer.
         layouts.add(layout_of(config, dataclasses.replace(model, drafts=True)))
     alike = [
         info

@@ -1,4 +1,4 @@
-"""A checkpoint's config.json and generation_config.json, checked and typed. Knows no torch."""
+"""A checkpoint's config.json and generation_config.json, checked and typed. Without torch."""
 
 import json
 import math
@@ -11,7 +11,7 @@ from workers.model.quantization import Quantization, QuantizationError
 ARCHITECTURE = "BailingMoeV2_5ForCausalLM"
 _DTYPES = ("float32", "bfloat16")
 
-# Settings of the family this engine computes one way only, and that way.
+# Settings that the engine supports with one value only, and this value.
 _FIXED: dict[str, Any] = {
     "use_qk_norm": True,
     "use_qkv_bias": False,
@@ -77,7 +77,7 @@ _YARN_KEYS = {
     "mscale",
     "mscale_all_dim",
 }
-# Of a checkpoint without YaRN, as transformers 5 writes them.
+# The rope settings of a checkpoint without YaRN, as transformers 5 writes them.
 _PLAIN_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
@@ -89,7 +89,7 @@ class ModelConfigError(ValueError):
 class Yarn:
     """YaRN context extension (Peng et al. 2023). attention_factor multiplies cos and sin.
 
-    mscale, mscale_all_dim: 0 where they are not set; the second scales MLA's softmax too, as DeepSeek's code has it.
+    mscale, mscale_all_dim: 0 if they are not set; the second one also scales MLA's softmax, as in DeepSeek's code.
     """
 
     factor: float
@@ -121,13 +121,13 @@ class Yarn:
 
 @dataclass(frozen=True, slots=True)
 class LingConfig:
-    """One checkpoint's dimensions. Names are config.json's; what is derived says how.
+    """One checkpoint's dimensions, named as in config.json.
 
-    group_norm_size: the number of groups. q_lora_rank: None where queries have no low rank.
-    eos_token_ids: of config.json and generation_config.json together. max_model_len: tokens of context,
-    YaRN's if it is longer. torch_dtype: "float32" or "bfloat16". mtp_layers: multi-token-prediction layers that
-    config.json promises (num_nextn_predict_layers); the files may hold none. drafts: whether the first of them is
-    loaded, to draft tokens; its latents are then kept beside those of the other MLA layers.
+    group_norm_size: the number of groups. q_lora_rank: None if queries have no low-rank projection. eos_token_ids: of
+    config.json and generation_config.json together. max_model_len: tokens of context, YaRN's if it is longer.
+    torch_dtype: "float32" or "bfloat16". mtp_layers: multi-token-prediction layers that config.json promises
+    (num_nextn_predict_layers); the files may hold none. drafts: whether the first of them is loaded, to draft tokens;
+    its latents are then kept beside those of the other MLA layers.
     """
 
     vocab_size: int
@@ -164,9 +164,9 @@ class LingConfig:
 
     @classmethod
     def load(cls, folder: Path, overrides: dict[str, Any]) -> "LingConfig":
-        """Read a checkpoint folder's config with `overrides` laid over config.json's keys.
+        """Read a checkpoint folder's config; `overrides` replace keys of config.json.
 
-        Raises ModelConfigError, naming the key, for what is missing, wrong or not served.
+        ModelConfigError names a key that is missing, wrong or not served.
         """
         raw = _read_json(folder / "config.json")
         unknown = sorted(set(overrides) - _KEYS)
@@ -207,7 +207,7 @@ class LingConfig:
         return (layer + 1) % self.layer_group_size == 0 or layer >= whole
 
     def cache_index(self, layer: int) -> int:
-        """The layer's place among the layers of its kind, so in its cache."""
+        """The layer's index among the layers of its kind, and so in its cache."""
         return sum(self.is_mla(i) == self.is_mla(layer) for i in range(layer))
 
     @property
@@ -227,7 +227,7 @@ class LingConfig:
 
     @property
     def latent_width(self) -> int:
-        """Values a token leaves in each latent cache."""
+        """The values of a token in each latent cache."""
         return self.kv_lora_rank + self.qk_rope_head_dim
 
     def state_shape(self, tp: int) -> tuple[int, int, int]:
@@ -235,7 +235,10 @@ class LingConfig:
         return self.num_attention_heads // tp, self.head_dim, self.head_dim
 
     def check_tp(self, tp: int) -> None:
-        """ModelConfigError if `tp` ranks can't share the model evenly, with the field and the sizes that would do."""
+        """ModelConfigError if `tp` ranks can't share the model evenly.
+
+        It names the field and the sizes that would work.
+        """
         shared = {
             "num_attention_heads": self.num_attention_heads,
             "group_norm_size": self.group_norm_size,
@@ -248,7 +251,7 @@ class LingConfig:
         wrong = [f"{name} {value}" for name, value in shared.items() if tp < 1 or value % tp]
         if wrong:
             raise ModelConfigError(
-                f"tp {tp} does not divide {', '.join(wrong)}; sizes that would do: {', '.join(map(str, possible))}"
+                f"tp {tp} does not divide {', '.join(wrong)}; sizes that work: {', '.join(map(str, possible))}"
             )
 
     def _check(self) -> None:

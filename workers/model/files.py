@@ -1,4 +1,4 @@
-"""A checkpoint's files: which tensor lies where in which, and a name for their content. Knows no torch."""
+"""A checkpoint's files: where each tensor is, and an id of their content. Without torch."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from typing import Any
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-# Of a pre-sharded copy: its tp, its files, and the whole tensors' dtypes and shapes.
+# The manifest of a pre-sharded copy: its tp, its files, and the whole tensors' dtypes and shapes.
 MANIFEST = "ranks.json"
 # Key in a file's `__metadata__`, before a tensor's name: the CRC-32 of its bytes, eight hex digits. Our tools write it.
 CHECKSUM = "crc32."
@@ -26,7 +26,7 @@ _SAMPLE_BYTES = 4096
 
 
 class WeightError(RuntimeError):
-    """The checkpoint's files don't hold what its config promises; the message names tensor and file."""
+    """The checkpoint's files don't match its config; the message names tensor and file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +71,10 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def weights_id(folder: Path, synthetic: bool = False, version: str | None = None) -> str:
-    """A hex digest of config.json and every shard's header and evenly spaced samples; or of its version.
+    """A hex digest of config.json and every file's header and evenly spaced samples; or of the checkpoint's version.
 
     Fine-tunes share names, shapes and sizes, so values are sampled: 256 pieces of 4 KiB a shard. Synthetic weights
-    follow from config.json alone. version: of a fetched checkpoint, what stands for its content: its files need not be
+    follow from config.json alone. version: identifies the content of a fetched checkpoint, whose files need not be
     here.
     """
     digest = hashlib.sha256((folder / "config.json").read_bytes())
@@ -105,7 +105,7 @@ def weights_id(folder: Path, synthetic: bool = False, version: str | None = None
 
 
 def sample_starts(span: int) -> list[int]:
-    """Where the samples of `span` bytes begin; together they cover a small file wholly."""
+    """Where the samples of a file of `span` bytes begin; together they cover a small file completely."""
     if span <= _SAMPLES * _SAMPLE_BYTES:
         return list(range(0, span, _SAMPLE_BYTES))
     return [i * (span - _SAMPLE_BYTES) // (_SAMPLES - 1) for i in range(_SAMPLES)]

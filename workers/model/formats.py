@@ -1,6 +1,6 @@
-"""How weights lie in files and memory. A format is chosen tensor by tensor, from what the checkpoint holds.
+"""The formats of weights in files and memory. A tensor's format follows from what the checkpoint contains.
 
-Every matrix of the model is a stack of parts: rows x columns of checkpoint modules' `[out, in]` matrices.
+Every matrix of the model is a stack of parts: rows and columns of checkpoint modules' `[out, in]` matrices.
 """
 
 from collections.abc import Callable, Sequence
@@ -32,24 +32,24 @@ class Part:
 
     @property
     def row_span(self) -> tuple[int, int]:
-        """First row owned, and the one after the last."""
+        """The first row owned, and the one after the last."""
         return self.rows.indices(self.shape[0])[:2]
 
     @property
     def col_span(self) -> tuple[int, int]:
-        """First column owned, and the one after the last."""
+        """The first column owned, and the one after the last."""
         return self.cols.indices(self.shape[1])[:2]
 
     @property
     def size(self) -> tuple[int, int]:
-        """Rows and columns owned."""
+        """The numbers of rows and columns owned."""
         (a, b), (c, d) = self.row_span, self.col_span
         return b - a, d - c
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where and how weights come to lie. dtype: the compute dtype."""
+    """Where and how weights are stored in memory. dtype: the compute dtype."""
 
     loader: Loader
     quantization: Quantization
@@ -58,17 +58,17 @@ class Target:
 
 
 def load_matrix(target: Target, parts: Sequence[Part]) -> Matrix:
-    """[out, in]: the parts' rows, one under the other."""
+    """Load [out, in]: the parts' rows, one below the other."""
     return _load(target, [parts], stacked=False)
 
 
 def load_stack(target: Target, matrices: Sequence[Sequence[Part]]) -> Matrix:
-    """[E, out, in]: equally made matrices, each given by its parts."""
+    """Load [E, out, in]: matrices of equal shape, each given by its parts."""
     return _load(target, matrices, stacked=True)
 
 
 def load_plain(target: Target, part: Part) -> Tensor:
-    """[out, in] of a matrix that no format quantizes."""
+    """Load [out, in] of a matrix that no format quantizes."""
     return _Stack(target, [[part]], stacked=False).plain()
 
 
@@ -76,7 +76,7 @@ def _load(target: Target, matrices: Sequence[Sequence[Part]], stacked: bool) -> 
     kinds = {kind(target.loader, p.module): p.module for parts in matrices for p in parts}
     if len(kinds) > 1:
         told = ", ".join(f"{module} is {name}" for name, module in sorted(kinds.items()))
-        target.loader.refuse(f"matrices that are used as one lie in different formats: {told}")
+        target.loader.refuse(f"matrices that are used as one are in different formats: {told}")
     found = next(iter(kinds))
     stack = _Stack(target, matrices, stacked)
     if found == "plain":
@@ -91,7 +91,7 @@ def _load(target: Target, matrices: Sequence[Sequence[Part]], stacked: bool) -> 
 
 
 def kind(loader: Loader, module: str) -> Kind:
-    """A module's format, told by its tensors; what can't be told counts as plain and is refused when it is read."""
+    """A module's format, derived from its tensors; an unknown one counts as plain and is refused when it is read."""
     for suffix in ("weight_zero_point", "weight_g_idx", "g_idx"):
         if loader.find(f"{module}.{suffix}") is not None:
             loader.refuse(f"{module}.{suffix}: weights with zero points or reordered groups are not served")
@@ -111,7 +111,7 @@ def kind(loader: Loader, module: str) -> Kind:
 
 @dataclass(frozen=True, slots=True)
 class _Piece:
-    """What of a part's tensor is read. shape: of the whole tensor."""
+    """The piece of a part's tensor to read. shape: of the whole tensor."""
 
     shape: tuple[int, ...]
     rows: slice
@@ -124,7 +124,7 @@ class _Piece:
 
 
 class _Stack:
-    """Matrices [E, out, in] on their way into memory; unstacked, [out, in]."""
+    """Matrices [E, out, in], or [out, in] unstacked, that are being loaded."""
 
     def __init__(self, target: Target, matrices: Sequence[Sequence[Part]], stacked: bool) -> None:
         self._target = target
@@ -136,7 +136,7 @@ class _Stack:
         return self._read("weight", lambda p: _Piece(p.shape, p.rows, p.cols), self._target.dtype, FLOATS)
 
     def fp8(self, blocks: bool) -> BlockFp8:
-        """Any run of rows and columns of a block-quantized matrix: blocks may be partial at all its edges."""
+        """Load any range of rows and columns of a block-quantized matrix; blocks may be partial at all edges."""
         height, width = self._target.quantization.block if blocks else (1, self._parts[0].shape[1])
 
         def scale(p: Part) -> _Piece:
@@ -207,7 +207,7 @@ class _Stack:
         )
 
     def _group(self, suffix: str, dim: int) -> int:
-        """Inputs that share a scale, by the scale's size; the config's where the source makes any shape."""
+        """The number of inputs that share a scale, by the scale's size; the config's if the source makes any shape."""
         part = self._parts[0]
         stored = self._target.loader.find(f"{part.module}.{suffix}")
         if stored is None or stored.shape is None:
@@ -224,7 +224,7 @@ class _Stack:
         return DTYPES[stored.dtype] if stored is not None and stored.dtype in FLOATS else torch.float32
 
     def _check_edges(self, rows: int, *cols: int) -> None:
-        """Refuse a share, or a matrix, that ends within a packed integer or a group."""
+        """Refuse a share or a matrix that ends within a packed integer or a group."""
         for part in self._parts:
             edges = [("row", part.row_span, rows), *(("column", part.col_span, n) for n in cols)]
             for what, span, unit in edges:
@@ -237,7 +237,7 @@ class _Stack:
     def _read(
         self, suffix: str, piece: Callable[[Part], _Piece], dtype: torch.dtype, kinds: tuple[str, ...], axis: int = 0
     ) -> Tensor:
-        """One tensor of each part, the parts side by side along `axis`."""
+        """Read one tensor of each part, the parts side by side along `axis`."""
         pieces = [piece(p) for p in self._parts]
         size = list(pieces[0].size())
         size[axis] = sum(p.size()[axis] for p in pieces)
@@ -256,14 +256,14 @@ class _Stack:
                     kinds=kinds,
                 )
                 at += of.size()[axis]
-        # A GPU sees all values in next to no time; on a CPU more than the scales would lengthen the load.
+        # A GPU checks all values in almost no time; on a CPU, checking more than the scales would make the load longer.
         if suffix in SCALES or out.is_cuda:
             self._target.loader.look_at(out, suffix)
         return out if self._stacked else out[0]
 
 
 def _regular(block_of: Tensor, size: int) -> int:
-    """`size` if element i lies in block i // size, else 0."""
+    """`size` if element i is in block i // size, else 0."""
     return size if torch.equal(block_of, torch.arange(len(block_of)) // size) else 0
 
 

@@ -1,4 +1,4 @@
-"""Linears of one input, as one product."""
+"""Linears with the same input, computed as one product."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from workers.model.loader import Loader
 
 
 class Joined:
-    """The outputs of several linears side by side: one matrix where all lie in one format. Usable after `load`."""
+    """Several linears whose outputs are side by side: one matrix if all are in one format. Usable after `load`."""
 
     def __init__(self, shard: Shard, *linears: Sequence[Part]) -> None:
         self._shard = shard
@@ -28,7 +28,7 @@ class Joined:
 
     @property
     def rounds_inputs(self) -> bool:
-        """Whether any of them multiplies 8-bit floats."""
+        """Whether one of them multiplies 8-bit floats."""
         return any(linear.rounds_inputs for linear in self._linears)
 
     def __call__(self, x: Normed) -> Tensor:

@@ -1,4 +1,4 @@
-"""One decoder layer: attention of its kind, then a feed-forward block of its kind."""
+"""One decoder layer: linear or latent attention, then a dense or sparse feed-forward block."""
 
 from torch import Tensor
 
@@ -39,12 +39,12 @@ class DecoderLayer:
         self._mlp_norm = load_vector(self._shard, loader, post, hidden)
 
     def count_experts(self, counts: Tensor | None) -> None:
-        """Where a sparse layer adds how many tokens choose each expert [experts]; None for nowhere."""
+        """Add to `counts` [experts] how many tokens choose each expert of a sparse layer; None turns counting off."""
         if isinstance(self._mlp, Moe):
             self._mlp.counts = counts
 
     def __call__(self, x: Tensor, residual: Tensor, caches: Caches, step: StepInputs) -> tuple[Tensor, Tensor]:
-        """(this layer's contribution, the stream it adds to), both [T, hidden], from those of the layer before."""
+        """Take and return (the layer's contribution, the stream to add it to), both [T, hidden]."""
         all_reduce = self._shard.collectives.all_reduce
         normed, residual = self._add_norm(x, residual, self._in_norm, self.attention.rounds_inputs)
         attended = all_reduce(self.attention(normed, caches, step))

@@ -1,4 +1,4 @@
-"""The linear-attention layers: lightning attention with a constant decay a head."""
+"""The linear-attention layers: lightning attention with a constant decay for each head."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from workers.model.step import StepInputs
 
 
 def log_decay(config: LingConfig, layer: int) -> Tensor:
-    """Log of each head's decay a token, [heads] fp32: ALiBi's slopes, weaker the deeper the layer."""
+    """The log of each head's decay per token, [heads] fp32: ALiBi's slopes, which get weaker in deeper layers."""
     heads = config.num_attention_heads
     slopes = 2.0 ** (-8.0 * (torch.arange(heads, dtype=torch.float64) + 1) / heads)
     return (-slopes * (1 - layer / (config.num_hidden_layers - 1) + 1e-5)).float()
@@ -58,7 +58,7 @@ class LightningAttention:
         return self._in.rounds_inputs
 
     def __call__(self, x: Normed, caches: Caches, step: StepInputs) -> Tensor:
-        """This rank's term [T, hidden] of the layer's output."""
+        """Compute this rank's term [T, hidden] of the layer's output."""
         projected = self._in(x).view(-1, 4, self._heads, self._dim)
         rows, state = step.linear, caches.state[self._cache]
         gated = []
@@ -99,7 +99,7 @@ class LightningAttention:
         return self._dense(gated[0] if len(gated) == 1 else torch.cat(gated))
 
     def commit(self, rows: Rows, accepted: Tensor, caches: Caches) -> None:
-        """Move the states of the latest verified rows on by the first accepted [B] of their tokens."""
+        """Advance the states of the latest verified rows by their accepted tokens, [B] of the first ones."""
         assert caches.verified is not None, "these caches were made without room for drafts"
         tokens = sum(rows.counts)
         keys, values = (part[self._cache, :tokens] for part in caches.verified)

@@ -1,4 +1,4 @@
-"""Linears, embedding and head, each holding one rank's shard. Only they know how a matrix is split and stored."""
+"""Linears, embedding and head, each with one rank's shard. Only they know how a matrix is split and stored."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from workers.model.loader import Loader
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """What every part of a rank's model is built from."""
+    """What every part of a rank's model is made with: the config, the group, and the formats."""
 
     config: LingConfig
     collectives: Collectives
@@ -27,22 +27,22 @@ class Shard:
 
     @property
     def size(self) -> int:
-        """Ranks that share the model."""
+        """The number of ranks that share the model."""
         return self.collectives.size
 
     def target(self, loader: Loader) -> Target:
-        """Where this rank's matrices come to lie."""
+        """Where this rank's matrices are stored."""
         return Target(loader, self.config.quantization, self.dtype, self.device)
 
     def share(self, total: int, start: int = 0) -> slice:
-        """This rank's equal part of `total` items that begin at `start`."""
+        """This rank's equal share of `total` items that begin at `start`."""
         each = total // self.size
         return slice(start + self.collectives.rank * each, start + (self.collectives.rank + 1) * each)
 
 
 @dataclass(frozen=True, slots=True)
 class Normed:
-    """What a block computes from. x: [T, hidden]. rounded: `quantize_fp8` of it, where the block reads that."""
+    """The input of a block. x: [T, hidden]. rounded: `quantize_fp8` of x, if the block needs it."""
 
     x: Tensor
     rounded: Rounded | None = None
@@ -66,7 +66,7 @@ class Linear:
         return rounds_inputs(self._matrix)
 
     def __call__(self, x: Tensor | Normed) -> Tensor:
-        """x [T, in] to [T, out]; of a row-parallel linear, this rank's term of the sum."""
+        """Map x [T, in] to [T, out]; for a row-parallel linear, this rank's term of the sum."""
         if isinstance(x, Tensor):
             return linear(x, self._matrix)
         if x.rounded is not None and self.rounds_inputs:
@@ -74,7 +74,7 @@ class Linear:
         return linear(x.x, self._matrix)
 
     def of_rounded(self, x: Rounded) -> Tensor:
-        """The same from `quantize_fp8` of x, for a matrix that rounds its inputs."""
+        """Compute the same from `quantize_fp8` of x, for a matrix that rounds its inputs."""
         return linear(x[0], self._matrix, scale=x[1])
 
     def dense(self) -> Tensor:
@@ -83,9 +83,9 @@ class Linear:
 
 
 def column_parallel(shard: Shard, modules: Sequence[str], out_size: int, in_size: int, blocks: int = 1) -> Linear:
-    """Each rank computes its equal share of every module's outputs, one module's under the other's.
+    """Each rank computes an equal share of every module's outputs, module after module.
 
-    blocks: equal runs of rows inside a module that are split each for itself (queries, keys, values).
+    blocks: equal runs of rows within a module that are split separately (queries, keys, values).
     """
     return Linear(shard, column_parts(shard, modules, out_size, in_size, blocks))
 
@@ -109,7 +109,10 @@ def load_vector(
     split: bool = False,
     dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """A norm's weight or the like [size] in `dtype` (the compute dtype if None); with `split`, this rank's share."""
+    """Load a vector [size], such as a norm's weight, in `dtype` (None: the compute dtype).
+
+    With `split`, this rank's share.
+    """
     out = torch.empty(size // shard.size if split else size, dtype=dtype or shard.dtype, device=shard.device)
     loader.read(out, name, (size,), shard.share(size) if split else slice(None))
     loader.look_at(out, name)
@@ -117,7 +120,7 @@ def load_vector(
 
 
 class Embedding:
-    """Token embeddings, the vocabulary split over the ranks."""
+    """Token embeddings; the vocabulary is split over the ranks."""
 
     def __init__(self, shard: Shard, module: str) -> None:
         vocab, width = shard.config.vocab_size, shard.config.hidden_size
@@ -131,7 +134,7 @@ class Embedding:
         self._weight = load_plain(self._shard.target(loader), self._part)
 
     def __call__(self, token_ids: Tensor) -> Tensor:
-        """[T] int64 to [T, hidden], the same on all ranks."""
+        """Map ids [T] int64 to [T, hidden], the same on all ranks."""
         if self._shard.size == 1:
             return F.embedding(token_ids, self._weight)
         local = token_ids - self._rows.start
@@ -141,7 +144,7 @@ class Embedding:
 
 
 class Head:
-    """The map to the vocabulary, split over the ranks."""
+    """The output projection to the vocabulary, split over the ranks."""
 
     def __init__(self, shard: Shard, module: str) -> None:
         self._shard = shard
@@ -154,6 +157,6 @@ class Head:
         self._weight = load_plain(self._shard.target(loader), self._part)
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """[R, hidden] to all ranks' logits [R, vocab] fp32."""
+        """Map [R, hidden] to all ranks' logits [R, vocab] fp32."""
         # Logits rounded to bf16 would tie.
         return self._shard.collectives.all_gather(linear_fp32(hidden, self._weight), -1)

@@ -43,7 +43,7 @@ class LingModel:
         self._norm: Tensor
 
     def forgo_drafts(self) -> None:
-        """Be a model without an MTP layer. Before `load`."""
+        """Drop the MTP layer; call it before `load`."""
         self.config = replace(self.config, drafts=False)
         self._mtp = None
 
@@ -58,7 +58,7 @@ class LingModel:
             self._mtp.load(loader)
 
     def forward(self, batch: Batch, caches: Caches) -> Tensor:
-        """Hidden states [T, hidden] after the final norm, the same on all ranks; caches move on by the batch."""
+        """Compute hidden states [T, hidden] after the final norm, the same on all ranks; advance the caches."""
         step = self._inputs_of(batch, caches)
         x = self._embedding(batch.token_ids)
         residual = torch.zeros_like(x)
@@ -67,16 +67,18 @@ class LingModel:
         return add_rms_norm(x, residual, self._norm, self.config.rms_norm_eps)[0]
 
     def ahead(self, batch: Batch, hidden: Tensor, caches: Caches) -> Tensor:
-        """The MTP layer's hidden states [T, hidden]: `logits` of them are those of the tokens at positions + 2.
+        """Compute the MTP layer's hidden states [T, hidden]; advance its latents.
 
-        batch: rows at the hidden states' positions, whose token ids are those one position later. hidden: [T, hidden]
-        at the positions, by `forward` or, where drafts follow drafts, by this. The layer's latents move on with it.
+        Their `logits` are those of the tokens at positions + 2.
+
+        batch: rows at the positions of `hidden`, with the token ids of one position later. hidden: [T, hidden] at these
+        positions, from `forward` or, for further drafts, from this method.
         """
         assert self._mtp is not None, "the MTP layer was not loaded"
         return self._mtp(self._embedding(batch.token_ids), hidden, caches, self._inputs_of(batch, caches))
 
     def commit(self, rows: Rows, accepted: Tensor, caches: Caches) -> None:
-        """Move the linear states of the latest verified rows on by the first accepted [B] of their tokens."""
+        """Advance the linear states of the latest verified rows by their accepted tokens, [B] of the first ones."""
         for layer in self._layers:
             if isinstance(layer.attention, LightningAttention):
                 layer.attention.commit(rows, accepted, caches)
@@ -86,7 +88,7 @@ class LingModel:
         return self.step_inputs(rows, batch.page_table, caches.page_size, batch.verified)
 
     def step_inputs(self, rows: Rows, page_table: Tensor, page_size: int, verified: int = 0) -> StepInputs:
-        """What all layers read of a step with those rows, the first `verified` of which end in drafts."""
+        """The inputs that all layers share in a step with these rows, of which the first `verified` end in drafts."""
         linear = self._linear_rope(rows.positions)
         pages = make_pages(rows, page_table, page_size)
         return StepInputs(
@@ -98,17 +100,20 @@ class LingModel:
         )
 
     def count_experts(self, counts: Tensor | None) -> None:
-        """Add to `counts` [sparse layers, experts] from now on how many tokens choose each; None ends that."""
+        """From now on add to `counts` [sparse layers, experts] how many tokens choose each expert.
+
+        None turns it off.
+        """
         for index, layer in enumerate(self._layers[self.config.first_k_dense_replace :]):
             layer.count_experts(None if counts is None else counts[index])
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """[R, vocab] fp32 of hidden states [R, hidden], the whole vocabulary on every rank."""
+        """Compute logits [R, vocab] fp32 of hidden states [R, hidden], with the whole vocabulary on every rank."""
         return self._head(hidden)
 
 
 def split(rows: Rows, verified: int) -> LinearRows:
-    """A step's rows as linear attention computes them; the first `verified` end in drafts."""
+    """Split a step's rows by how linear attention computes them; the first `verified` end in drafts."""
     if not verified:
         return LinearRows(rows, None, 0)
     tokens = sum(rows.counts[:verified])
@@ -132,7 +137,7 @@ def make_caches(
     dtype: torch.dtype,
     verified: int = 0,
 ) -> Caches:
-    """One rank's empty caches; the states are fp32 whatever `dtype`. verified: the most tokens of verified rows."""
+    """Make one rank's empty caches; states are always fp32. verified: the most tokens of verified rows."""
     latent = (config.latent_layers, num_pages, page_size, config.latent_width)
     state = (config.linear_layers, num_slots, *config.state_shape(tp))
     heads, key, value = config.state_shape(tp)
@@ -145,7 +150,7 @@ def make_caches(
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Zeros that, on a CPU, take memory only as they are written: `torch.zeros` writes them all."""
+    """Make zeros that take memory on a CPU only when they are written to; `torch.zeros` writes all of them."""
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
     untouched = numpy.zeros(math.prod(shape) * dtype.itemsize, numpy.uint8)

@@ -1,4 +1,4 @@
-"""What a rank would read, without reading it: checks of a checkpoint, and the order pre-sharded copies keep."""
+"""Lists what a rank would read without reading it, to check a checkpoint and to order pre-sharded copies."""
 
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -17,7 +17,7 @@ _NOWHERE = torch.device("meta")
 
 
 class _Seat(Solo):
-    """A rank's place in a group without the others: enough to know its share."""
+    """A rank's number in a group without the other ranks: enough to know its share."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank = rank
@@ -25,16 +25,17 @@ class _Seat(Solo):
 
 
 def rank_reads(config: LingConfig, source: Source, rank: int, tp: int) -> Loader:
-    """All reads of rank `rank` of `tp`, into no memory, and the problems met."""
+    """All reads of rank `rank` of `tp`, without memory for them, and the problems found."""
     loader = Loader(source)
     LingModel(config, _Seat(rank, tp), _NOWHERE, torch.bfloat16).load(loader)
     return loader
 
 
 def check(folder: Path, config: LingConfig, tp: int = 1) -> None:
-    """WeightError that lists what keeps the folder's weights from being served; only headers are read."""
+    """Check that the folder's weights can be served, from headers alone; WeightError lists the problems."""
     problems: list[str] = []
-    # All ranks read a whole checkpoint's files, whose headers are long; of a pre-sharded copy each has its own.
+    # All ranks read the same files of a whole checkpoint, whose headers are long; each has its own file of a
+    # pre-sharded copy.
     owners = range(tp if is_sharded(folder) else 1)
     with ExitStack() as opened:
         sources = [opened.enter_context(closing(open_checkpoint(folder, rank, tp))) for rank in owners]
@@ -45,11 +46,11 @@ def check(folder: Path, config: LingConfig, tp: int = 1) -> None:
 
 
 def lacks_mtp(source: Source, config: LingConfig) -> bool:
-    """Whether the config promises MTP layers that the weights don't hold."""
+    """Whether the config names MTP layers that the weights lack."""
     first = config.num_hidden_layers
     return config.mtp_layers > 0 and source.find(f"model.layers.{first}.input_layernorm.weight") is None
 
 
 def with_mtp(config: LingConfig, source: Source) -> LingConfig:
-    """The config with its MTP layer to be loaded, where the weights hold one."""
+    """The config, set to load the MTP layer if the weights have one."""
     return replace(config, drafts=config.mtp_layers > 0 and not lacks_mtp(source, config))

@@ -1,4 +1,4 @@
-"""A rank's weights as a list of reads: first all are named and checked, then all bytes are fetched, in parallel."""
+"""Loads a rank's weights as a list of reads: first all are named and checked, then bytes are fetched in parallel."""
 
 import os
 import time
@@ -14,7 +14,7 @@ from torch import Tensor
 from workers.model.files import WeightError
 from workers.model.values import fault
 
-# Tensors are fetched in pieces of so many bytes, so that threads share large ones and progress shows.
+# Tensors are fetched in pieces of so many bytes, so that threads share large tensors and progress is visible.
 _PIECE_BYTES = 64 << 20
 _THREADS = min(8, os.cpu_count() or 1)
 _MOST_PROBLEMS = 10
@@ -32,7 +32,7 @@ FLOATS = ("F32", "BF16", "F16")
 
 @dataclass(frozen=True, slots=True)
 class SourceTensor:
-    """A tensor as its source has it. dtype: safetensors' name. shape: None if the source makes any shape."""
+    """A tensor in a source. dtype: safetensors' name. shape: None if the source makes any shape."""
 
     dtype: str
     shape: tuple[int, ...] | None
@@ -49,11 +49,11 @@ class Read:
 
     @property
     def bytes(self) -> int:
-        """In memory."""
+        """Bytes in memory."""
         return self.out.numel() * self.out.element_size()
 
     def pieces(self) -> "list[Read]":
-        """The same in parts of bounded size along the first dimension."""
+        """The same read in pieces of bounded size along the first dimension."""
         if self.bytes <= _PIECE_BYTES:
             return [self]
         start, stop = self.spans[0]
@@ -68,27 +68,27 @@ class Source(Protocol):
     """Where weights come from."""
 
     def find(self, name: str) -> SourceTensor | None:
-        """What there is under that name."""
+        """The tensor with this name; None if there is none."""
 
     def missing(self, name: str) -> str:
-        """Why `find` gives None, in words that name the tensor."""
+        """A message that names the tensor and says why `find` returns None."""
 
     def where(self, name: str) -> str:
-        """The place of a tensor that is there."""
+        """The place of an existing tensor, for messages."""
 
     def fill(self, read: Read) -> int:
-        """Carry out a read, from any thread; the bytes it took from the source."""
+        """Do a read, from any thread; returns the bytes taken from the source."""
 
     def order(self, read: Read) -> tuple[str, int]:
-        """Reads in this order go straight through the source."""
+        """Order reads so that they go through the source sequentially."""
 
     def close(self) -> None:
-        """Let go of files."""
+        """Close files."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Bytes fetched so far and in all (in memory's dtype), and seconds since the start."""
+    """Bytes fetched so far and in all (in the dtype in memory), and seconds since the start."""
 
     done: int
     total: int
@@ -101,7 +101,7 @@ class Progress:
 
 
 class Loader:
-    """Collects a model's reads and what is wrong with them; nothing is fetched before `run`."""
+    """Collects a model's reads and their problems; nothing is fetched before `run`."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -110,7 +110,7 @@ class Loader:
         self._after: list[Callable[[], None]] = []
 
     def find(self, name: str) -> SourceTensor | None:
-        """What the source has under that name."""
+        """The source's tensor with this name; None if there is none."""
         return self.source.find(name)
 
     def read(
@@ -142,13 +142,16 @@ class Loader:
             self.problems.append(problem)
 
     def after(self, action: Callable[[], None]) -> None:
-        """Do something once all reads are done. What reads filled stays as it is: other workers may be sent it."""
+        """Call `then` once all reads are done.
+
+        It must not change what was read, because other workers may be sent that.
+        """
         self._after.append(action)
 
     def look_at(self, whole: Tensor, name: str) -> None:
-        """Have the values of what reads fill looked at once they are done; WeightError names the tensor at fault.
+        """Check the values in `whole` once all reads are done; WeightError names the tensor at fault.
 
-        name: of any of the tensors read into `whole`; they are of one kind.
+        name: of any of the tensors that are read into `whole`; all are of one kind.
         """
         # The meta device holds no values.
         if not whole.is_meta:
@@ -178,7 +181,7 @@ class Loader:
         return end
 
     def finish(self) -> None:
-        """Do what is to be done once all reads are done, however they were."""
+        """Make the calls that wait until all reads are done, however they were done."""
         for action in self._after:
             action()
 
@@ -186,9 +189,9 @@ class Loader:
 def in_threads(
     jobs: Sequence[tuple[Callable[[], object], int]], progress: Callable[[Progress], None] | None = None
 ) -> int:
-    """Do every job, each given with the bytes it stands for; their sum. The first error ends it.
+    """Do all jobs in threads; returns the sum of their bytes. The first error ends it.
 
-    `progress` is called from this thread whenever one is done but the last.
+    jobs: each with its bytes. progress: called from this thread after each job except the last.
     """
     start = time.monotonic()
     total = sum(size for _, size in jobs)
@@ -208,7 +211,7 @@ def in_threads(
 
 
 def raise_problems(problems: list[str]) -> None:
-    """WeightError with the first of the problems, a line each, if there are any."""
+    """Raise WeightError with the first problems, one per line, if there are any."""
     if problems:
         more = len(problems) - _MOST_PROBLEMS
         tail = [f"and {more} more"] if more > 0 else []

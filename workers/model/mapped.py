@@ -1,4 +1,4 @@
-"""Moves pieces of tensors from files into memory: a CPU's without a copy in between, a GPU's through pinned buffers."""
+"""Moves pieces of tensors from files into memory: on a CPU without an extra copy, on a GPU through pinned buffers."""
 
 import mmap
 import os
@@ -15,14 +15,14 @@ from workers.model.files import Entry, WeightError
 from workers.model.loader import DTYPES
 from workers.model.upload import BLOCK_BYTES, Block, CudaLane, upload
 
-# Mapped pages a copy may hold at once.
+# The bytes of mapped pages that a copy may hold at once.
 _BLOCK_BYTES = 32 << 20
 
 Spans = tuple[tuple[int, int], ...]
 
 
 class Files:
-    """Open files of one folder. `fill` may run in several threads at once."""
+    """The open files of one folder. `fill` may run in several threads at once."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -32,13 +32,13 @@ class Files:
         self._lock = threading.Lock()
 
     def fill(self, file: str, entry: Entry, spans: Spans, out: Tensor) -> int:
-        """Put the part `spans` of a stored tensor into `out`, of its shape; the bytes that were read."""
+        """Read the part `spans` of a stored tensor into `out`, which has its shape; returns the bytes read."""
         size = entry.bytes // max(1, prod(entry.shape))
         counts = [stop - start for start, stop in spans]
         rows, width = (counts[0], prod(entry.shape[1:])) if spans else (1, 1)
         first = spans[0][0] if spans else 0
         whole_rows = prod(counts[1:]) == width
-        # The kernel reads ahead by itself, but too little to keep a fast disk busy.
+        # The kernel's own read-ahead is too small to keep a fast disk busy.
         start, length = entry.start + first * width * size, rows * width * size
         os.posix_fadvise(self._descriptor(file), start, length, os.POSIX_FADV_WILLNEED)
         flat = out if spans else out.view(1)
@@ -79,14 +79,14 @@ class Files:
             self._maps.clear()
 
     def _own_lane(self, device: torch.device) -> CudaLane:
-        """This thread's."""
+        """The lane of this thread."""
         if not hasattr(self._lanes, "lane"):
             self._lanes.lane = CudaLane(device)
         lane: CudaLane = self._lanes.lane
         return lane
 
     def blocks(self, file: str, entry: Entry, spans: Spans, out: Tensor) -> Iterator[Block]:
-        """The part `spans` of a tensor in whole rows, of which `out` gets what it wants."""
+        """Cut the part `spans` of a tensor into blocks of whole rows, of which `out` takes its columns."""
         shape, dtype = entry.shape or (1,), DTYPES[entry.dtype]
         row = entry.bytes // shape[0]
         first, last = spans[0] if spans else (0, 1)
@@ -101,7 +101,7 @@ class Files:
             yield Block(count * row, partial(self.read, file, entry.start + at * row), place)
 
     def _copy(self, file: str, entry: Entry, row: int, count: int, inner: Spans, out: Tensor) -> None:
-        """Strided or converting copies go through the page cache's own pages, given back afterwards."""
+        """Copy with strides or a conversion directly from the page cache, whose pages are released afterwards."""
         mapped = self._map(file)
         width = prod(entry.shape[1:])
         size = entry.bytes // prod(entry.shape)
@@ -125,6 +125,6 @@ class Files:
         descriptor = self._descriptor(file)
         with self._lock:
             if file not in self._maps:
-                # A private mapping: torch wants its buffers writable, and nothing is written.
+                # The mapping is private because torch wants writable buffers; nothing is written.
                 self._maps[file] = mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY)
             return self._maps[file]

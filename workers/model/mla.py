@@ -1,4 +1,4 @@
-"""Multi-head latent attention (DeepSeek-V2): one latent a token, of which every head makes its key and value."""
+"""Multi-head latent attention (DeepSeek-V2): one latent per token, from which every head makes its key and value."""
 
 from torch import Tensor
 
@@ -54,7 +54,7 @@ class LatentAttention:
         loader.after(self._see_kv)
 
     def _see_kv(self) -> None:
-        """See kv_b by head, [heads, nope + v, rank]; without a copy, where it isn't quantized."""
+        """View kv_b by heads, [heads, nope + v, rank], without a copy unless it is quantized."""
         self._kv = self._kv_b.dense().view(self._heads, self._nope + self._v, self._rank)
 
     def _norm(self, loader: Loader, name: str, size: int) -> Tensor:
@@ -66,7 +66,7 @@ class LatentAttention:
         return self._in.rounds_inputs
 
     def __call__(self, x: Normed, caches: Caches, step: StepInputs) -> Tensor:
-        """This rank's term [T, hidden] of the layer's output."""
+        """Compute this rank's term [T, hidden] of the layer's output."""
         pool = caches.latent[self._cache]
         place = step.pages.write_at
         queries = norm_rope_write_latent(

@@ -13,7 +13,7 @@ _PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 
 class Mlp:
-    """SwiGLU MLP, its inner width split over the ranks."""
+    """A SwiGLU MLP whose inner width is split over the ranks."""
 
     def __init__(self, shard: Shard, prefix: str, width: int) -> None:
         hidden = shard.config.hidden_size
@@ -27,7 +27,7 @@ class Mlp:
 
     @property
     def rounds_inputs(self) -> bool:
-        """Whether it reads 8-bit floats."""
+        """Whether one of its linears reads 8-bit floats."""
         return self._gate_up.rounds_inputs
 
     def __call__(self, x: Normed) -> Tensor:
@@ -39,10 +39,10 @@ class Mlp:
 
 
 class Moe:
-    """Routed experts, each on one rank, and the shared expert, split over all. A rank alone takes the shared expert for
-    one more of the routed, which every token chooses, if it is as wide as they and lies as they do.
+    """Routed experts, each on one rank, and the shared expert, split over all ranks.
 
-    counts: where tokens are counted by the experts they choose [experts]; None for nowhere.
+    A single rank treats the shared expert as a further routed one, which every token chooses, if it has the same width
+    and format. counts: [experts], counts the tokens that choose each expert; None if nothing is counted.
     """
 
     def __init__(self, shard: Shard, prefix: str) -> None:
@@ -65,7 +65,7 @@ class Moe:
         experts, hidden, width = config.num_experts, config.hidden_size, config.moe_intermediate_size
         router, bias = f"{self._prefix}.gate.weight", f"{self._prefix}.gate.expert_bias"
         stored = loader.find(router)
-        # Never rounded: which experts win hangs on the last bits of their scores.
+        # The gate is never rounded, because the choice of experts depends on the last bits of their scores.
         dtype = torch.float32 if stored is not None and stored.dtype == "F32" else shard.dtype
         self._router = torch.empty(experts, hidden, dtype=dtype, device=shard.device)
         loader.read(self._router, router, (experts, hidden))

@@ -1,4 +1,4 @@
-"""The MTP layer (multi-token prediction, DeepSeek-V3): it predicts the token after the next one, so it drafts."""
+"""The MTP layer (multi-token prediction, DeepSeek-V3), which predicts the token after the next one, and so drafts."""
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from workers.model.step import StepInputs
 
 
 class MtpLayer:
-    """One MLA layer over joined hidden states and embeddings. Embedding and head are the model's own."""
+    """One MLA layer over joined hidden states and embeddings. It uses the model's own embedding and head."""
 
     def __init__(self, shard: Shard) -> None:
         config = shard.config
@@ -21,7 +21,7 @@ class MtpLayer:
         self._shard = shard
         self._prefix = f"model.layers.{index}"
         self._eps = config.rms_norm_eps
-        # The whole matrix on every rank: an input split over the ranks would cost one more sum over them a draft.
+        # The whole matrix is on every rank: a split input would cost a further sum over the ranks for each draft.
         self._join = Linear(shard, [Part(f"{self._prefix}.eh_proj", (hidden, 2 * hidden))])
         self._layer = DecoderLayer(shard, index)
         self._embedding_norm: Tensor
@@ -38,10 +38,10 @@ class MtpLayer:
         )
 
     def __call__(self, embedded: Tensor, hidden: Tensor, caches: Caches, step: StepInputs) -> Tensor:
-        """Hidden states [T, hidden] that the head turns into logits of position p + 2.
+        """Compute hidden states [T, hidden], which the head turns into logits of position p + 2.
 
         embedded: [T, hidden], the token at p + 1. hidden: [T, hidden], the model's hidden state at p after its final
-        norm, or this layer's own result where it drafts beyond the first token.
+        norm, or this layer's own result for drafts beyond the first.
         """
         joined = torch.cat(
             (rms_norm(embedded, self._embedding_norm, self._eps), rms_norm(hidden, self._hidden_norm, self._eps)), -1

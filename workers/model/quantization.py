@@ -1,6 +1,6 @@
-"""What config.json's `quantization_config` says of the weights' formats. Which tensor is in which, its files tell.
+"""Reads the weights' formats from config.json's `quantization_config`. The files show which tensor is in which format.
 
-Knows no torch.
+Without torch.
 """
 
 from dataclasses import dataclass
@@ -11,14 +11,14 @@ _INSTEAD = "`ling convert` makes fp8 and int4 of plain weights"
 
 
 class QuantizationError(ValueError):
-    """A scheme that isn't served; the message names the key."""
+    """A quantization scheme is not served; the message names the key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Quantization:
-    """The format of the modules that are quantized; a mixed checkpoint's first.
+    """The format of the quantized modules; for a mixed checkpoint, the first format.
 
-    block: rows and columns that share a scale (fp8). group: inputs that share one (4-bit).
+    block: rows and columns that share a scale (fp8). group: inputs that share a scale (4-bit).
     """
 
     method: Method = "none"
@@ -27,7 +27,7 @@ class Quantization:
 
     @classmethod
     def read(cls, raw: Any) -> "Quantization":
-        """Of `quantization_config`, None where there is none. QuantizationError if it can't be served."""
+        """Read `quantization_config`; None if there is none. QuantizationError if it can't be served."""
         if raw is None:
             return cls()
         if not isinstance(raw, dict):
@@ -63,7 +63,7 @@ def _size(raw: dict[str, Any], key: str, default: int) -> int:
 
 
 def _of_groups(raw: dict[str, Any]) -> Quantization:
-    """Of compressed-tensors' groups of modules."""
+    """Read compressed-tensors' groups of modules."""
     groups = raw.get("config_groups")
     if not isinstance(groups, dict) or not groups:
         raise QuantizationError("quantization_config.config_groups must name at least one group")

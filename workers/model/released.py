@@ -1,4 +1,4 @@
-"""Which modules the family's quantized releases quantize, and which tensors each then has. Knows no torch."""
+"""The modules that the model family's quantized releases quantize, and the tensors of each. Without torch."""
 
 import re
 
@@ -8,7 +8,7 @@ _PLAIN = re.compile(r"(norm|word_embeddings|lm_head|mlp\.gate)$")
 _PLAIN_IN_FP8 = re.compile(r"\.(q_a_proj|q_b_proj|q_proj|kv_a_proj_with_mqa|kv_b_proj)$")
 _ROUTED = re.compile(r"\.mlp\.experts\.\d+\.(gate|up|down)_proj$")
 
-# Suffix and safetensors dtype of each tensor of a module.
+# The suffix and safetensors dtype of each tensor of a module.
 TENSORS: dict[Method, dict[str, str]] = {
     "none": {"weight": "BF16"},
     "fp8": {"weight": "F8_E4M3", "weight_scale_inv": "F32"},
@@ -19,7 +19,7 @@ TENSORS: dict[Method, dict[str, str]] = {
 
 
 def is_quantized(method: Method, module: str) -> bool:
-    """Whether a release in that format quantizes the module."""
+    """Whether a release in this format quantizes the module."""
     if method == "none" or _PLAIN.search(module):
         return False
     if method == "int4":

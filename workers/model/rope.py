@@ -9,7 +9,7 @@ from workers.model.config import Yarn
 
 
 class Rope:
-    """Angles for one rotary width. Computed a step at a time, so no table grows with the context."""
+    """The angles for one rotary width. They are computed for each step, so that no table grows with the context."""
 
     def __init__(self, dim: int, theta: float, yarn: Yarn | None, device: torch.device) -> None:
         frequencies, self._factor = rope_frequencies(dim, theta, yarn)
@@ -34,7 +34,7 @@ def rope_frequencies(dim: int, theta: float, yarn: Yarn | None) -> tuple[Tensor,
 
     low = max(math.floor(turning(yarn.beta_fast)), 0)
     high = min(math.ceil(turning(yarn.beta_slow)), dim - 1)
-    # Equal ends would divide by zero; the ramp is a step then.
+    # Equal ends would divide by zero, so the ramp becomes a step.
     ramp = (torch.arange(dim // 2, dtype=torch.float32) - low) / (high - low if high > low else 0.001)
     slowed = ramp.clamp(0, 1)
     return plain / yarn.factor * slowed + plain * (1 - slowed), yarn.on_rotary

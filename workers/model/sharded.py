@@ -14,12 +14,12 @@ def is_sharded(folder: Path) -> bool:
 
 
 def made_for(folder: Path) -> int:
-    """Ranks a pre-sharded copy is for; 1 for any other folder. WeightError if it can't be told."""
+    """The number of ranks that a pre-sharded copy is for; 1 for any other folder. WeightError if it can't be read."""
     return _manifest(folder)[0] if is_sharded(folder) else 1
 
 
 def _manifest(folder: Path) -> tuple[int, dict[str, SourceTensor]]:
-    """A copy's number of ranks, and what the whole tensors looked like."""
+    """A copy's number of ranks, and the dtypes and shapes of the whole tensors."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
@@ -36,12 +36,12 @@ def rank_file(rank: int, tp: int) -> str:
 
 
 def slice_name(name: str, spans: tuple[tuple[int, int], ...]) -> str:
-    """What a slice is called in a rank's file."""
+    """The name of a slice in a rank's file."""
     return f"{name}[{','.join(f'{a}:{b}' for a, b in spans)}]"
 
 
 class RankFiles:
-    """One rank's file, and what the whole tensors looked like."""
+    """One rank's file, and the dtypes and shapes of the whole tensors."""
 
     def __init__(self, folder: Path, rank: int, tp: int) -> None:
         self._folder = folder
@@ -58,11 +58,11 @@ class RankFiles:
             self._starts.setdefault(name, []).append((pairs, entry))
 
     def find(self, name: str) -> SourceTensor | None:
-        """The whole tensor, where the file holds slices of it."""
+        """The whole tensor, if the file has slices of it."""
         return self._whole.get(name) if name in self._starts else None
 
     def missing(self, name: str) -> str:
-        """Why `find` gives None."""
+        """A message that says why `find` returns None."""
         return f"{name} is not in {self.where(name)}"
 
     def where(self, name: str) -> str:
@@ -70,12 +70,12 @@ class RankFiles:
         return str(self._folder / self._file)
 
     def fill(self, read: Read) -> int:
-        """Carry out a read; the bytes it took from the file."""
+        """Do a read; returns the bytes taken from the file."""
         entry, spans = self._place(read)
         return self._files.fill(self._file, entry, spans, read.out)
 
     def order(self, read: Read) -> tuple[str, int]:
-        """By place in the file."""
+        """Order reads by place in the file."""
         return self._file, self._place(read)[0].start
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class RankFiles:
         self._files.close()
 
     def _place(self, read: Read) -> tuple[Entry, tuple[tuple[int, int], ...]]:
-        """The stored slice that holds what is read, and what is read relative to it."""
+        """The stored slice that contains a read, and the read relative to the slice."""
         for held, entry in self._starts.get(read.name, ()):
             if all(a <= c and d <= b for (a, b), (c, d) in zip(held, read.spans, strict=True)):
                 return entry, tuple((c - a, d - a) for (a, _), (c, d) in zip(held, read.spans, strict=True))

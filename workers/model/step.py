@@ -1,4 +1,4 @@
-"""What a forward pass works out once and every layer reads."""
+"""Values that a forward pass computes once for all layers."""
 
 from dataclasses import dataclass
 
@@ -9,10 +9,10 @@ from kernels import Forms, Pages, Rows
 
 @dataclass(frozen=True, slots=True)
 class LinearRows:
-    """A step's rows by what happens to their linear states; None where there are none.
+    """A step's rows by what happens to their linear states; None if there are none.
 
-    plain: the state moves on by the whole row. verified: the row ends in drafts, and its state stays as it is until it
-    is known how many were accepted; these rows come first, with `tokens` tokens in all.
+    plain: the state advances by the whole row. verified: the row ends in drafts, and its state does not change until
+    the number of accepted tokens is known. Verified rows come first and have `tokens` tokens in all.
     """
 
     plain: Rows | None

@@ -1,4 +1,4 @@
-"""Weights made up on the spot: the same for a name and a place in the tensor, whichever rank asks.
+"""Made-up weights, which depend only on the tensor's name and the place in it, not on the rank that asks.
 
 A row is a window into one table of random values, at an offset hashed from the tensor's name and the row's number: any
 slice costs a copy of just that slice.
@@ -18,11 +18,11 @@ _OFFSETS = 1 << 20
 _WIDEST = 1 << 17
 # Odd, so that it permutes row numbers (Knuth's multiplicative hash).
 _MULTIPLIER = 2654435761
-# Of weights, and of what a quantized value stands for: keeps a stream through 4096 inputs at its size.
+# The standard deviation of weights, also of quantized ones: sums over 4096 inputs keep their size.
 _SCALE = 1 / 64
 _INT4_DEVIATION = 4.6
 _SCALES = ("weight_scale_inv", "weight_scale", "scales")
-# The middle of 4 bits in each of an int32's eight places.
+# An int32 whose eight 4-bit values are all in the middle of their range.
 _ZEROS = -0x77777778
 
 
@@ -35,7 +35,7 @@ class Synthetic:
         self._lock = threading.Lock()
 
     def find(self, name: str) -> SourceTensor | None:
-        """Any tensor a module has in this format, of any shape."""
+        """Any tensor that a module has in this format, with any shape."""
         module, _, suffix = name.rpartition(".")
         if suffix == "expert_bias":
             return SourceTensor("F32", None)
@@ -43,15 +43,15 @@ class Synthetic:
         return SourceTensor(dtype, None) if dtype is not None else None
 
     def missing(self, name: str) -> str:
-        """Why `find` gives None."""
+        """A message that says why `find` returns None."""
         return f"{name} is no tensor of a checkpoint in this format"
 
     def where(self, name: str) -> str:
-        """The place of all."""
+        """The place of all tensors, for messages."""
         return "the synthetic checkpoint"
 
     def fill(self, read: Read) -> int:
-        """Make a slice; its bytes."""
+        """Make a slice; returns its bytes."""
         suffix = read.name.rpartition(".")[2]
         if suffix == "expert_bias":
             read.out.zero_()
@@ -66,7 +66,7 @@ class Synthetic:
         return read.out.numel() * read.out.element_size()
 
     def order(self, read: Read) -> tuple[str, int]:
-        """Any."""
+        """Keep any order."""
         return "", 0
 
     def close(self) -> None:
@@ -84,7 +84,10 @@ class Synthetic:
         read.out.copy_(chosen.view(DTYPES[stored.dtype]))
 
     def _table(self, dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Random values of a dtype; of 8-bit floats, their bytes: they can't be indexed everywhere."""
+        """A table of random values of a dtype.
+
+        For 8-bit floats their bytes, because some devices can't index these floats.
+        """
         with self._lock:
             if (dtype, device) not in self._tables:
                 source = torch.Generator().manual_seed(0)

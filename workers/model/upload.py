@@ -1,4 +1,4 @@
-"""From files into a GPU's memory: a thread reads ahead into one pinned buffer while the other one is copied."""
+"""Moves files into a GPU's memory: a thread reads into one pinned buffer while the other one is copied."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -7,14 +7,16 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-# Of one buffer; each thread that loads has two.
+# The bytes of one buffer; each loading thread has two.
 BLOCK_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Some bytes of a file on their way. read: fills a buffer of `size` bytes. place: puts a copy on the GPU where it
-    belongs."""
+    """Some bytes of a file to move. read: fills a buffer of `size` bytes.
+
+    place: puts a copy on the GPU in its place.
+    """
 
     size: int
     read: Callable[[Tensor], None]
@@ -22,15 +24,15 @@ class Block:
 
 
 class Lane(Protocol):
-    """One thread's buffers and its way from them to a device."""
+    """One thread's buffers, and the copies from them to a device."""
 
     buffers: tuple[Tensor, Tensor]
 
     def send(self, which: int, size: int, place: Callable[[Tensor], None]) -> None:
-        """Begin to copy so many bytes of a buffer, and let `place` take the copy."""
+        """Begin to copy so many bytes of a buffer; `place` takes the copy."""
 
     def wait(self, which: int) -> None:
-        """Until what was last sent from a buffer is where it belongs."""
+        """Wait until the bytes last sent from a buffer are in their place."""
 
 
 def upload(lane: Lane, blocks: Iterable[Block]) -> None:
@@ -45,7 +47,7 @@ def upload(lane: Lane, blocks: Iterable[Block]) -> None:
 
 
 class CudaLane:
-    """On a stream of its own. The thread that makes it works on `device` from then on."""
+    """A lane with a CUDA stream of its own. The thread that makes it works on `device` from then on."""
 
     def __init__(self, device: torch.device) -> None:
         torch.cuda.set_device(device)
@@ -57,7 +59,7 @@ class CudaLane:
 
     def send(self, which: int, size: int, place: Callable[[Tensor], None]) -> None:
         with torch.cuda.stream(self._stream):
-            # What is cut out or converted is cut out and converted there: on the host that would be one more copy.
+            # Slices and conversions are done on the device, because the host would need a further copy.
             place(self.buffers[which][:size].to(self._device, non_blocking=True))
             self._events[which].record(self._stream)
 

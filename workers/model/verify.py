@@ -1,4 +1,4 @@
-"""Whether a checkpoint's files are as they were written: every byte is read, summed and looked at."""
+"""Verifies a checkpoint's files: reads every byte, and checks checksums and values."""
 
 import time
 import zlib
@@ -15,13 +15,13 @@ from workers.model.loader import DTYPES, Progress, in_threads, raise_problems
 from workers.model.mapped import Files
 from workers.model.values import fault
 
-# Small enough to stay in a core's cache between the looks at it; whole elements of any dtype.
+# Bytes of a piece: small enough to stay in a core's cache between two checks; whole elements of any dtype.
 _BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class Verified:
-    """What was read. summed: tensors that came with a checksum."""
+    """What was verified. summed: the number of tensors with a checksum."""
 
     files: int
     tensors: int
@@ -32,17 +32,19 @@ class Verified:
         if self.summed == self.tensors:
             known = "all as they were written"
         elif self.summed:
-            known = f"as they were written where they have a checksum ({self.summed:,}), else no impossible value"
+            known = (
+                f"as they were written where they have a checksum ({self.summed:,}); no impossible value in the others"
+            )
         else:
-            known = "no impossible value; there are no checksums (`ling convert` writes them), so no more can be told"
+            known = "no impossible value; there are no checksums (`ling convert` writes them) to find other damage by"
         files = "1 file" if self.files == 1 else f"{self.files:,} files"
         return f"{self.tensors:,} tensors in {files}, {self.progress}: {known}"
 
 
 def verify(folder: Path, rank: int = 0, tp: int = 1, progress: Callable[[Progress], None] | None = None) -> Verified:
-    """Read rank `rank`'s share of a folder's tensors, each of which is one of `tp` ranks'.
+    """Verify the share of rank `rank` of the folder's tensors; each tensor is the share of one of `tp` ranks.
 
-    WeightError with file and tensor for what doesn't match its checksum or can't be right.
+    WeightError names the file and the tensor that doesn't match its checksum or has impossible values.
     """
     files = weight_files(folder)
     every = [(file, name, entry) for file in files for name, entry in read_header(folder / file).items()]
@@ -73,6 +75,6 @@ def _fault(files: Files, file: str, name: str, entry: Entry) -> str | None:
         files.read(file, entry.start + at, part)
         crc = zlib.crc32(part.numpy().data, crc)
         if found is None and dtype is not None:
-            # Pre-sharded copies name slices: what is in brackets is not part of the tensor's name.
+            # In a pre-sharded copy, names end with a slice in brackets, which is not part of the tensor's name.
             found = fault(name.partition("[")[0], part.view(dtype))
     return found if entry.crc in (None, crc) else "does not match its checksum"

@@ -28,26 +28,26 @@ class Checkpoint:
         return self._entries[self._file_of[name]].get(name) if name in self._file_of else None
 
     def find(self, name: str) -> SourceTensor | None:
-        """What the folder has under that name."""
+        """The folder's tensor with this name; None if there is none."""
         entry = self.entry(name)
         return SourceTensor(entry.dtype, entry.shape) if entry is not None else None
 
     def missing(self, name: str) -> str:
-        """Why `find` gives None."""
+        """A message that says why `find` returns None."""
         if name not in self._file_of:
             return f"{name} is in no file of {self._folder}; copy the release's weights and their index again"
         return f"{name} should be in {self.where(name)}, and is not; copy the file again"
 
     def where(self, name: str) -> str:
-        """A tensor's file."""
+        """The file of a tensor."""
         return str(self._folder / self._file_of[name])
 
     def fill(self, read: Read) -> int:
-        """Carry out a read; the bytes it took from the file."""
+        """Do a read; returns the bytes taken from the file."""
         return self._files.fill(self._file_of[read.name], self._place(read), read.spans, read.out)
 
     def order(self, read: Read) -> tuple[str, int]:
-        """By place in the files."""
+        """Order reads by place in the files."""
         return self._file_of[read.name], self._place(read).start
 
     def close(self) -> None:
@@ -59,22 +59,22 @@ class Checkpoint:
 
 
 class Loadable(Protocol):
-    """What takes its weights from a loader: rank `rank` of `tp`."""
+    """A model that takes its weights from a loader, as rank `rank` of `tp`."""
 
     @property
     def rank(self) -> int:
-        """Its rank."""
+        """The model's rank."""
 
     @property
     def tp(self) -> int:
-        """Ranks that share the model."""
+        """The number of ranks that share the model."""
 
     def load(self, loader: Loader) -> None:
         """Ask for this rank's share."""
 
 
 def open_checkpoint(folder: Path, rank: int, tp: int) -> Source:
-    """A checkpoint folder, or a pre-sharded copy of one."""
+    """Open a checkpoint folder, or a pre-sharded copy of one."""
     return RankFiles(folder, rank, tp) if is_sharded(folder) else Checkpoint(folder)
 
 

@@ -22,7 +22,7 @@ from workers.rank.load import Tell, load_weights, silent
 from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
 from workers.rank.warm import warm
-from workers.schedule.step import FetchFailed, Received, WriteFailed
+from workers.schedule.step import FetchFailed, Received, WriteFailed, Written
 from workers.sizes import dtype_name, max_model_len, most_drafts, wants_drafts
 from workers.transfer.endpoint import Transfers
 
@@ -70,7 +70,7 @@ def build_rank(
     config: WorkerConfig,
     collectives: Collectives,
     transfers: Transfers | None,
-    notify: Callable[[Received | FetchFailed | WriteFailed], None],
+    notify: Callable[[Received | FetchFailed | Written | WriteFailed], None],
     say: Callable[[str], None] = _say,
     tell: Tell = silent,
 ) -> BuiltRank:

@@ -17,7 +17,7 @@ from workers.rank.build import build_rank
 from workers.schedule.builder import InFlight
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import FetchFailed, Received, StepPlan, WriteFailed
+from workers.schedule.step import FetchFailed, Received, StepPlan, WriteFailed, Written
 from workers.sizes import limits_of
 
 
@@ -37,7 +37,7 @@ class Engine:
     def __init__(self, config: WorkerConfig) -> None:
         if config.tp != 1:
             raise ValueError(f"the bare engine runs one rank in this process, tp is {config.tp}")
-        self._events: queue.SimpleQueue[Received | FetchFailed | WriteFailed] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[Received | FetchFailed | Written | WriteFailed] = queue.SimpleQueue()
         built = build_rank(config, Solo(), None, self._events.put)
         self.model_config = built.model.config
         self.scheduler = Scheduler(limits_of(config, built.model.config, built.pages))
@@ -101,7 +101,7 @@ class Engine:
                 self.scheduler.install(event.request_id, (), time.monotonic())
             elif isinstance(event, WriteFailed):
                 self.scheduler.cache.write_failed(event.file)
-            else:
+            elif isinstance(event, FetchFailed):
                 self.scheduler.not_coming(event.request_id, damaged=True)
 
 

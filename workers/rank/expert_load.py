@@ -1,16 +1,16 @@
-"""How evenly tokens choose experts, counted in the steps that are measured."""
+"""Counts in measured steps how evenly tokens choose experts."""
 
 import torch
 from torch import Tensor
 
 from workers.model.config import LingConfig
 
-# What an older step still counts for when a new one is added.
+# The weight that older steps keep when a new one is added.
 _FADE = 0.9
 
 
 class ExpertLoad:
-    """Counts a model adds to while a step is measured: [sparse layers, experts], fp32, on its device."""
+    """The counts that a model adds to while a step is measured: [sparse layers, experts], fp32, on its device."""
 
     def __init__(self, config: LingConfig, tp: int, device: torch.device) -> None:
         self._first = config.first_k_dense_replace
@@ -20,7 +20,7 @@ class ExpertLoad:
         self._by_rank = [0] * tp
 
     def settle(self) -> None:
-        """Take over what the measured step has counted."""
+        """Take over the counts of the measured step."""
         layers, experts = self.counts.shape
         tp = len(self._by_rank)
         by_rank = self.counts.view(layers, tp, experts // tp).sum((0, 2)).tolist()
@@ -30,12 +30,12 @@ class ExpertLoad:
 
     @property
     def by_rank(self) -> tuple[int, ...]:
-        """Tokens times experts so far, by the rank that holds the expert."""
+        """Tokens times chosen experts so far, by the rank that holds the expert."""
         return tuple(self._by_rank)
 
     @property
     def peaks(self) -> tuple[tuple[int, float], ...]:
-        """(layer, its busiest expert's share of the mean), of recent steps; nothing before the first."""
+        """For each layer (layer, its busiest expert's load over the mean) of recent steps; empty before the first."""
         if not self._faded.numel() or not any(self._by_rank):
             return ()
         ratios = (self._faded.amax(1) / self._faded.mean(1)).tolist()

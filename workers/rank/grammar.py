@@ -1,4 +1,4 @@
-"""Grammars at rank 0: compiled in a thread beside the steps, a matcher a sequence, masks for a step's rows."""
+"""Grammars at rank 0: compiles them in a thread, with a matcher for each sequence and masks for a step's rows."""
 
 import json
 import threading
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wire.protocol import Grammar
 
-# Messages go to clients: without the engine's own state in them.
+# Messages go to clients, so they must not contain the engine's state.
 _LIMITS = LLParserLimits(verbose_errors=False)
 
 
@@ -23,12 +23,12 @@ class GrammarError(ValueError):
 
 @dataclass(slots=True)
 class Matcher:
-    """One sequence's place in its grammar."""
+    """The position of one sequence in its grammar."""
 
     inner: LLMatcher
 
     def advance(self, token_ids: Sequence[int]) -> None:
-        """Move past tokens; GrammarError where one does not fit."""
+        """Advance by tokens; GrammarError if one does not fit."""
         if not self.inner.consume_tokens(list(token_ids)):
             raise GrammarError(f"its grammar can't go on: {_brief(self.inner.get_error())}")
 
@@ -50,12 +50,12 @@ class Grammars:
         self._masking: LLExecutor | None = None
 
     def submit(self, grammar: Grammar, done: Callable[[Grammar, str | None], None]) -> None:
-        """Compile in the background; then `done` is called there, with what is wrong with the grammar if it is."""
+        """Compile in the background, and then call `done` there, with the grammar's fault if it has one."""
 
         def work() -> None:
             try:
                 self.compile(grammar)
-            except Exception as error:  # whatever it is, somebody waits for an answer
+            except Exception as error:  # after any error somebody waits for an answer
                 done(grammar, str(error))
             else:
                 done(grammar, None)
@@ -63,22 +63,25 @@ class Grammars:
         self._thread.submit(work)
 
     def compile(self, grammar: Grammar) -> None:
-        """Make ready for `start`; GrammarError if it can't be."""
+        """Prepare a grammar for `start`; GrammarError if it can't be compiled."""
         if grammar in self._compiled:
             return
         matcher = LLMatcher(self._index(), grammar.text, log_level=0, limits=_LIMITS)
-        # The first mask builds what all that follow share.
+        # The first mask builds tables that all later masks share.
         matcher.compute_bitmask()
         if matcher.is_error():
             raise GrammarError(f"the grammar can't be compiled: {_brief(matcher.get_error())}")
         self._compiled[grammar] = matcher
 
     def forget(self, grammar: Grammar) -> None:
-        """Free it; matchers under way keep what they need."""
+        """Free a grammar; running matchers keep what they need."""
         self._compiled.pop(grammar, None)
 
     def start(self, grammar: Grammar, generated: Sequence[int]) -> Matcher:
-        """A compiled grammar after these tokens. KeyError if it is not compiled; `masks` tells if they do not fit."""
+        """Start a matcher after these tokens.
+
+        KeyError if the grammar is not compiled; `masks` reports tokens that do not fit.
+        """
         inner = self._compiled[grammar].deep_copy()
         inner.consume_tokens(list(generated))
         return Matcher(inner)
@@ -88,8 +91,9 @@ class Grammars:
     ) -> tuple[NDArray[np.int32], dict[int, str]]:
         """Which tokens may come next in each row: [R, ceil(vocab / 32)] int32, bit v % 32 of word v // 32 is token v.
 
-        stops: the tokens that end each row, allowed where its text is whole and it `may_end`. A row without a matcher
-        allows all. Also the rows for which there is no token at all, and why; they allow all too.
+        stops: the tokens that end each row, allowed if its text is complete and it `may_end`. A row without a matcher
+        allows all tokens. Also returns the rows without any possible token, with the reason; these allow all tokens
+        too.
         """
         words = np.full((len(matchers), -(-self._vocab // 32)), -1, dtype=np.int32)
         rows = [(m.inner, i) for i, m in enumerate(matchers) if m is not None]
@@ -111,7 +115,7 @@ class Grammars:
         return words, failed
 
     def close(self) -> None:
-        """Compile nothing more."""
+        """Stop compiling."""
         self._thread.shutdown(wait=False, cancel_futures=True)
 
     def _index(self) -> LLTokenizer:
@@ -126,10 +130,10 @@ class Grammars:
             raise GrammarError(f"{self._folder} has no tokenizer.json: grammars need it beside the weights")
         config = json.loads((self._folder / "config.json").read_text())
         try:
-            # The request says which tokens end it; the engine needs one to mark where that may be.
+            # The request names its end tokens; the engine needs one token to mark where the text may end.
             return LLTokenizer(file.read_text(), n_vocab=self._vocab, eos_token=config.get("eos_token_id"))
         except ValueError as error:
-            raise GrammarError(f"grammars can't be kept with the tokenizer of {self._folder}: {error}") from error
+            raise GrammarError(f"grammars do not work with the tokenizer of {self._folder}: {error}") from error
 
 
 def _set(words: NDArray[np.int32], token_ids: Sequence[int], allowed: bool) -> None:

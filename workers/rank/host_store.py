@@ -4,6 +4,7 @@ import zlib
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -11,17 +12,20 @@ from torch import Tensor
 from workers.cache.moves import Lend, Write
 from workers.rank.disk_store import erase_part, read_part, write_part
 from workers.rank.state_codec import Packed, StateCodec
-from workers.schedule.step import Export, FetchFailed, Received, WriteFailed
+from workers.schedule.step import Export, FetchFailed, Received, WriteFailed, Written
 from workers.transfer.incoming import ReceivedSnapshot
 
 
 class DamagedError(RuntimeError):
-    """What host memory holds is not what was stored."""
+    """Host memory is damaged: it differs from what was stored."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """tokens: latents it is a share of, rows: this rank's shard of them. crc: CRC-32 of rows, and of the state."""
+    """An entry. tokens: the number of latents. rows: this rank's shard of them.
+
+    crc: CRC-32 of rows and of the state.
+    """
 
     tokens: int
     rows: Tensor
@@ -30,7 +34,7 @@ class _Entry:
 
 
 def _checked(entries: Iterable["Future[_Entry]"]) -> list[_Entry]:
-    """What together holds a snapshot, whose state is the last one's; DamagedError if bytes have changed."""
+    """The entries of a snapshot, of which the last has its state; DamagedError if bytes have changed."""
     found = [entry.result() for entry in entries]
     if any(_crc((entry.rows,)) != entry.crc[0] for entry in found) or _crc(found[-1].state.tensors) != found[-1].crc[1]:
         raise DamagedError("its checksum in host memory does not match")
@@ -38,14 +42,17 @@ def _checked(entries: Iterable["Future[_Entry]"]) -> list[_Entry]:
 
 
 class HostStore:
-    """And in files. `notify` gets `Received`, `FetchFailed` and `WriteFailed`, from the threads. tp: ranks."""
+    """Kept snapshots in host memory and in files. tp: ranks.
+
+    notify: gets `Received`, `FetchFailed`, `Written` and `WriteFailed`, from threads.
+    """
 
     def __init__(
         self,
         rank: int,
         device: torch.device,
         codec: StateCodec,
-        notify: Callable[[Received | FetchFailed | WriteFailed], None],
+        notify: Callable[[Received | FetchFailed | Written | WriteFailed], None],
         tp: int = 1,
     ) -> None:
         self._rank = rank
@@ -55,14 +62,14 @@ class HostStore:
         self._notify = notify
         self._entries: dict[int, Future[_Entry]] = {}
         self._fetched: dict[str, Future[ReceivedSnapshot]] = {}
-        # One thread: what is stored, fetched and dropped keeps its order.
+        # A single thread keeps stores, fetches and drops in order.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="host-tier")
-        # Files take longer than memory, which is not to wait for them.
+        # A separate thread for files, which are slower, so that memory does not wait for them.
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk-tier")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
     def store(self, key: int, tokens: int, rows: Tensor, state: Tensor) -> None:
-        """Take copies of a snapshot's share that belong to the store from here on."""
+        """Store copies of a snapshot's share, which belong to the store from now on."""
         ready = torch.cuda.current_stream(self._device).record_event() if self._stream is not None else None
 
         def work() -> _Entry:
@@ -75,7 +82,7 @@ class HostStore:
         self._entries[key] = self._thread.submit(work)
 
     def drop(self, key: int, *, latents: bool = True) -> None:
-        """Free an entry, or its state alone; fetches under way keep what they need."""
+        """Free an entry, or its state alone; running fetches keep what they need."""
         entry = self._entries.pop(key, None)
         if entry is not None and not latents:
             self._entries[key] = self._thread.submit(lambda: replace(entry.result(), state=Packed(())))
@@ -87,25 +94,40 @@ class HostStore:
         def work() -> None:
             found = _checked(entries)
             rows = [(entry.tokens, entry.rows) for entry in found]
-            write_part(write, self._rank, self._tp, rows, found[-1].state)
+            ends = accumulate(entry.tokens for entry in found)
+            wanted = {write.position, *write.states}
+            states = {
+                at: entry.state
+                for at, (end, entry) in enumerate(zip(ends, found, strict=True))
+                if end in wanted and entry.state.tensors
+            }
+            write_part(write, self._rank, self._tp, rows, states)
 
         def done(future: "Future[None]") -> None:
-            if not future.cancelled() and (error := future.exception()) is not None:
-                self._notify(WriteFailed(self._rank, write.file, str(error)))
+            if not future.cancelled():
+                error = future.exception()
+                self._notify(
+                    Written(self._rank, write.file)
+                    if error is None
+                    else WriteFailed(self._rank, write.file, str(error))
+                )
 
         self._disk.submit(work).add_done_callback(done)
 
     def erase(self, file: str) -> None:
-        """Remove a file, after what was asked of it before."""
+        """Remove a file, after earlier work on it."""
         self._disk.submit(erase_part, file, self._rank, self._tp)
 
-    def read(self, request_id: str, file: str, start: int) -> None:
-        """Bring latents from `start` on and the state to the device; Received or FetchFailed tells."""
+    def read(self, request_id: str, file: str, start: int, position: int) -> None:
+        """Bring latents [start, position) and the state after them from a file to the device.
+
+        Received or FetchFailed reports the end.
+        """
 
         def work() -> ReceivedSnapshot:
-            rows, packed = read_part(file, self._rank, self._tp)
+            rows, packed, codec = read_part(file, self._rank, self._tp, position)
             parts = tuple((tokens, self._to_device(shard)) for tokens, shard in rows)
-            state = self._codec.unpack(packed.map(self._to_device))
+            state = codec.unpack(packed.map(self._to_device))
             self._wait()
             return ReceivedSnapshot(parts, state, self._tp, start)
 
@@ -113,7 +135,10 @@ class HostStore:
         future.add_done_callback(lambda done: self._done(request_id, done))
 
     def fetch(self, request_id: str, keys: tuple[int, ...], start: int, position: int) -> None:
-        """Bring latents [start, position) and the last entry's state to the device; Received or FetchFailed tells."""
+        """Bring latents [start, position) and the last entry's state to the device.
+
+        Received or FetchFailed reports the end.
+        """
         entries = [self._entries[key] for key in keys]
 
         def work() -> ReceivedSnapshot:
@@ -128,21 +153,21 @@ class HostStore:
         future.add_done_callback(lambda done: self._done(request_id, done))
 
     def lend(self, lend: Lend, send: Callable[[Export, Tensor, Tensor | None], None]) -> None:
-        """Give a snapshot's parts to `send`, as they lie in host memory or a file; FetchFailed tells if one is damaged.
+        """Give a snapshot's parts in host memory or a file to `send`; FetchFailed reports a damaged one.
 
-        They leave as they are, so that no memory of the device is needed.
+        They are sent without a copy on the device, so that its memory is not needed.
         """
         entries = [self._entries[key] for key in lend.keys]
 
         def work() -> None:
             if lend.file is not None:
-                parts, packed = read_part(lend.file, self._rank, self._tp)
+                parts, packed, codec = read_part(lend.file, self._rank, self._tp, lend.position)
             else:
                 found = _checked(entries)
-                parts, packed = [(entry.tokens, entry.rows) for entry in found], found[-1].state
+                parts, packed, codec = [(entry.tokens, entry.rows) for entry in found], found[-1].state, self._codec
             start = lend.position - sum(tokens for tokens, _ in parts)
             for n, (tokens, rows) in enumerate(parts, 1):
-                state = self._codec.unpack(packed) if n == len(parts) else None
+                state = codec.unpack(packed) if n == len(parts) else None
                 part = Export(lend.request_id, lend.peer, -1, (), start, start + tokens, state is not None, lend.ranks)
                 send(part, rows, state)
                 start += tokens
@@ -155,15 +180,15 @@ class HostStore:
         thread.submit(work).add_done_callback(failed)
 
     def take(self, request_id: str) -> ReceivedSnapshot:
-        """Hand out what was notified as Received, once; KeyError for any other."""
+        """Hand out a snapshot that was notified as Received, once; KeyError for any other."""
         return self._fetched.pop(request_id).result()
 
     def discard(self, request_id: str) -> None:
-        """Give a fetch up."""
+        """Give up a fetch."""
         self._fetched.pop(request_id, None)
 
     def close(self) -> None:
-        """End the threads; entries are gone, and files are whole."""
+        """End the threads. Entries are lost, and files are complete."""
         self._disk.shutdown(wait=True)
         self._thread.shutdown(wait=True, cancel_futures=True)
 

@@ -1,4 +1,4 @@
-"""What a leader asks of a fork server, and what it hears back, over a connection of its own for each rank.
+"""The messages between a leader and a fork server, over a separate connection for each rank.
 
 The leader sends LENGTH and a pickled RankJob; the rank answers with PID, and at its end with ENDED.
 """
@@ -11,7 +11,7 @@ from workers.config import Rendezvous, WorkerConfig
 
 LENGTH = struct.Struct("<I")
 PID = struct.Struct("<I")
-# What a rank sends last when it ended as it should; a connection that closes without it lost its rank.
+# Sent by a rank that ends in order; a connection that closes without it has lost its rank.
 ENDED = b"ended"
 
 

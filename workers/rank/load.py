@@ -1,4 +1,4 @@
-"""A rank's weights: from a live worker that holds them, from the checkpoint's files, or made up."""
+"""Loads a rank's weights from a live worker that holds them, from the checkpoint's files, or makes them up."""
 
 import time
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from workers.transfer.endpoint import Transfers
 from workers.transfer.lending import Weights
 
 Say = Callable[[str], None]
-# Takes the stage of loading, bytes done, and bytes in all.
+# Called with the stage of loading, bytes done, and bytes in all.
 Tell = Callable[[str, int, int], None]
 _PROGRESS_S = 2.0
 
@@ -28,7 +28,7 @@ def silent(stage: str, done: int, total: int) -> None:
 
 
 class _Shown:
-    """Progress every few seconds and at the end: told by each rank, and said as a line by rank 0."""
+    """Reports progress every few seconds and at the end: each rank tells it, and rank 0 also writes a line."""
 
     def __init__(self, say: Say | None, tell: Tell, stage: str, what: str) -> None:
         self._say, self._tell, self._stage, self._what = say, tell, stage, what

@@ -220,7 +220,7 @@ class Runner:
             self._need_transfers().expect(expect)
         for fetch in plan.fetches:
             if fetch.file is not None:
-                self._host.read(fetch.request_id, fetch.file, fetch.start)
+                self._host.read(fetch.request_id, fetch.file, fetch.start, fetch.position)
             else:
                 self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
         for lend in plan.lends:

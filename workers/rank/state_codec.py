@@ -1,4 +1,4 @@
-"""How kept linear states lie in host memory: as they are, or in fewer bits. Live states are always fp32."""
+"""Encodes kept linear states for host memory: unchanged or in fewer bits. Live states are always fp32."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,12 +11,12 @@ from workers.config import StateDtype
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """A state in the codec's form: its values, and for int8 a scale a head."""
+    """An encoded state: its values, and for int8 a scale for each head."""
 
     tensors: tuple[Tensor, ...]
 
     def map(self, move: Callable[[Tensor], Tensor]) -> "Packed":
-        """The same elsewhere."""
+        """Apply a function to its tensors, for example to move them to another device."""
         return Packed(tuple(move(t) for t in self.tensors))
 
 
@@ -30,7 +30,7 @@ class StateCodec:
     dtype: StateDtype = "float32"
 
     def pack(self, state: Tensor) -> Packed:
-        """In the codec's form, on the state's device."""
+        """Encode a state, on its device."""
         if self.dtype == "float32":
             return Packed((state,))
         if self.dtype == "bfloat16":
@@ -39,6 +39,6 @@ class StateCodec:
         return Packed(((state / scale).round().to(torch.int8), scale))
 
     def unpack(self, packed: Packed) -> Tensor:
-        """Fp32 again."""
+        """Decode to fp32."""
         values, *scales = packed.tensors
         return values.float() * scales[0] if scales else values.float()

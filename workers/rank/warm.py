@@ -1,4 +1,4 @@
-"""Forward passes of every size before the first request, so that no request waits for a compiler."""
+"""Runs forward passes of every size before the first request, so that no request waits for a compiler."""
 
 import torch
 from torch import Tensor
@@ -12,14 +12,15 @@ _FROM = (2, 3, 5, 9, 17, 33, 65, 129, 513, 1025, 3073)
 
 
 def sizes(most: int) -> tuple[int, ...]:
-    """Token counts of prompts that between them launch every kernel a step of up to `most` tokens does."""
+    """Token counts of prompts that together launch every kernel of steps of up to `most` tokens."""
     return tuple(sorted({*(n for n in _FROM if n < most), most}))
 
 
 def warm(model: LingModel, caches: Caches, page_table: Tensor, most: int) -> None:
     """Compute one prompt of each size in the last slot, and its logits. All ranks call this at the same time.
 
-    page_table: [slots, max_pages] int32. Pages and the slot hold anything afterwards: nobody may own them yet.
+    page_table: [slots, max_pages] int32. The content of pages and of the slot is undefined afterwards, so nobody may
+    own them yet.
     """
     slot = page_table.shape[0] - 1
     longest = page_table.shape[1] * caches.page_size

@@ -1,4 +1,4 @@
-"""Where a rank's time goes: one step a second is measured by its phases, the others are left alone."""
+"""Measures where a rank's time goes: one step a second is measured by phases, the others are not."""
 
 import time
 from typing import Protocol, cast
@@ -10,13 +10,13 @@ PHASES = ("transfer", "draft", "launch", "forward", "sample")
 
 
 class Mark(Protocol):
-    """A moment in the work of a device, as `torch.cuda.Event` notes it."""
+    """A moment in a device's work, with the interface of `torch.cuda.Event`."""
 
     def query(self) -> bool:
-        """Whether the device has come to it."""
+        """Whether the device has reached it."""
 
     def elapsed_time(self, later: "Mark", /) -> float:
-        """Milliseconds from it to a later one; the device has come to both."""
+        """Milliseconds from it to a later mark; the device must have reached both."""
 
 
 class StepWatch:
@@ -37,7 +37,10 @@ class StepWatch:
         self.on = False
 
     def begin(self, now: float) -> bool:
-        """A step begins; whether it is measured. It is not while the device is still busy with the one before."""
+        """A step begins; returns whether it is measured.
+
+        It is not while the device is still busy with the previous one.
+        """
         self.on = now >= self._due and self._settle()
         if self.on:
             self._due = now + _EVERY_S
@@ -46,7 +49,7 @@ class StepWatch:
         return self.on
 
     def lap(self, phase: str) -> None:
-        """What was done since the last lap was this."""
+        """Assign the time since the last lap to this phase."""
         if self.on:
             self._laps.append((phase, self._mark()))
 
@@ -57,12 +60,12 @@ class StepWatch:
 
     @property
     def phases(self) -> tuple[tuple[str, float], ...]:
-        """Seconds of the measured steps that the device has done, by phase."""
+        """The seconds of the measured steps that the device has finished, by phase."""
         self._settle()
         return tuple(self._seconds.items())
 
     def _settle(self) -> bool:
-        """Take over the last measured step's times; False if the device has not done it yet."""
+        """Take over the last measured step's times; False if the device has not finished it yet."""
         if self._laps and not self._laps[-1][1].query():
             return False
         last = self._start
@@ -82,7 +85,7 @@ class StepWatch:
 
 
 class _Instant:
-    """A moment of a CPU, which is done with what came before."""
+    """A moment of a CPU, which has always finished the work before it."""
 
     def __init__(self) -> None:
         self._at = time.monotonic()

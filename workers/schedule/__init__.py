@@ -1,1 +1,1 @@
-"""What a worker computes next: plain decisions over plain data."""
+"""Decides what a worker computes next: plain decisions over plain data."""

@@ -1,4 +1,4 @@
-"""Where a sequence may begin other than at zero. Pure."""
+"""Finds the kept snapshot from which a sequence may continue. Pure."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -12,10 +12,11 @@ from workers.schedule.sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class Beginning:
-    """kept: the longest snapshot it may continue; None to begin at zero.
+    """Where a sequence begins.
 
-    awaited: another sequence is about to keep a longer one: waiting for it costs less than computing the same.
-    missed: why the tokens after `kept` have to be computed. keeps: where its state is to be kept on the way.
+    kept: the longest snapshot that it may continue; None to begin at zero. awaited: another sequence is about to keep a
+    longer snapshot, and waiting for it costs less than computing the same tokens. missed: the reason why the tokens
+    after `kept` have to be computed. keeps: the positions at which its state is to be kept.
     """
 
     kept: Kept | None
@@ -25,12 +26,12 @@ class Beginning:
 
     @property
     def position(self) -> int:
-        """Tokens that need no computing."""
+        """The number of tokens that need not be computed."""
         return self.kept.position if self.kept else 0
 
 
 def find(seq: Sequence, cache: PrefixCache, active: Iterable[Sequence]) -> Beginning:
-    """The best there is now for a sequence that would be computed here; `active` are those that run."""
+    """Find the best beginning for a sequence that would be computed here. active: the running sequences."""
     whole_prompt = seq.sampling.prompt_logprobs is not None and not seq.generated
     known, reach = seq.known, seq.reach
     kept = None if whole_prompt else cache.index.longest(known, reach)
@@ -45,18 +46,21 @@ def find(seq: Sequence, cache: PrefixCache, active: Iterable[Sequence]) -> Begin
 
 
 def _why_missed(seq: Sequence, cache: PrefixCache, position: int, seen: int) -> Miss:
-    """What would have spared most of the tokens after `position`. seen: tokens that were computed here before."""
+    """The reason why most of the tokens after `position` were missed.
+
+    seen: the tokens that were computed here before.
+    """
     known, reach = seq.known, seq.reach
     lost: Miss = "evicted" if seen > position and cache.index.was_evicted(known, position, reach) else "no_state"
     foreign = max(seq.foreign, cache.index.foreign(known, reach))
     reached: list[tuple[int, Miss]] = [(seen, lost), (foreign, "weights"), (seq.rewritten, "template")]
-    # What was computed here is known in whole pages.
+    # Tokens computed here before are known in whole pages.
     found = [(tokens // cache.page_size, why) for tokens, why in reached if tokens > position]
     return max(found, key=lambda one: one[0], default=(0, "new"))[1]
 
 
 def _promises(other: Sequence, seq: Sequence, above: int) -> bool:
-    """Whether a running sequence will keep a state that `seq` could begin from, beyond `above` tokens."""
+    """Whether a running sequence will keep a state of more than `above` tokens from which `seq` could continue."""
     if other.priority > seq.priority:
         return False
     return any(above <= p <= seq.reach and other.known.common(seq.known, p) for p in other.keeps)

@@ -1,4 +1,4 @@
-"""A step plan while it is being decided: what has been given to whom so far, and what is left of the budget."""
+"""A step plan under construction: the rows decided so far, and the rest of the budget."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from workers.schedule.step import Admit, Ahead, Commit, Discard, Expect, Export,
 
 @dataclass(frozen=True, slots=True)
 class InFlight:
-    """A plan that the ranks run. rows: the sequence of each row, and its epoch when the step was planned.
+    """A plan that the ranks run. rows: the sequence of each row with its epoch when the step was planned.
 
     Of a plan made ahead they are complete once the results of the step before are known: `Scheduler.follow`.
     """
@@ -20,10 +20,10 @@ class InFlight:
 
 
 class StepBuilder:
-    """One step's rows and what goes with them.
+    """Builds one step.
 
-    budget: tokens that may still be computed in it. reserve: a slot for the state of a sequence at a position, or
-    None where it need not be kept. may_leave: whether parts of a sequence's snapshot may go to its peer yet.
+    budget: tokens that may still be computed in it. reserve: returns a slot for the state of a sequence at a position,
+    or None if it need not be kept. may_leave: whether parts of a sequence's snapshot may be sent to its peer yet.
     """
 
     def __init__(
@@ -47,9 +47,11 @@ class StepBuilder:
         self._lends: list[Lend] = []
 
     def compute(self, seq: Sequence, drafts: int = 0) -> None:
-        """The sequence's next tokens, as many as are pending and fit; what of its snapshot is due leaves after them.
+        """Add a row with the sequence's next tokens, as many as are pending and fit.
 
-        drafts: tokens to be drafted and verified behind the only one that is pending.
+        Parts of its snapshot that are then complete are exported.
+
+        drafts: tokens to be drafted and verified after the only pending one.
         """
         count = min(self.budget, seq.pending)
         self.budget -= count + drafts
@@ -79,34 +81,34 @@ class StepBuilder:
         )
         seq.pages_on_ranks = pages
         self._computing.append((seq, seq.epoch))
-        # What is computed a second time, after a preemption, may have left already.
+        # Tokens that are computed again after a preemption may have been sent already.
         if seq.handoff and stop > seq.exported and self._may_leave(seq):
             self.export(seq, stop)
 
     def expect(self, seq: Sequence) -> None:
-        """Its snapshot is to be pulled, but for what is here already."""
+        """Pull the sequence's snapshot, without the latents that are here already."""
         assert seq.source is not None
         self._expects.append(Expect(seq.request_id, seq.source.peer, seq.source.position, seq.have))
 
     def fetch(self, seq: Sequence, keys: tuple[int, ...], file: str | None) -> None:
-        """Its snapshot is to come from host memory or a file, but for what is on the device already."""
+        """Fetch the sequence's snapshot from host memory or a file, without latents that are on the device already."""
         assert seq.fetching is not None
         self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position, file))
 
     def copy(self, copy: Copy) -> None:
-        """A kept state, and the page its prefix ends in, go to a sequence's own places."""
+        """Copy a kept state, and the page in which its prefix ends, to a sequence's own places."""
         self._copies.append(copy)
 
     def send_kept(self, export: Export) -> None:
-        """A kept snapshot leaves for a peer."""
+        """Send a kept snapshot to a peer."""
         self._exports.append(export)
 
     def lend(self, lend: Lend) -> None:
-        """A kept snapshot leaves for a peer from host memory."""
+        """Send a kept snapshot to a peer from host memory."""
         self._lends.append(lend)
 
     def export(self, seq: Sequence, stop: int) -> None:
-        """Latents up to `stop` leave, and with the prompt's last the linear state."""
+        """Send latents up to `stop`, and with the prompt's last ones the linear state."""
         assert seq.peer is not None
         size = self._page_size
         pages = tuple(seq.pages[seq.exported // size : -(-stop // size)])
@@ -127,7 +129,7 @@ class StepBuilder:
         installs: list[Install],
         ahead: Ahead | None = None,
     ) -> InFlight:
-        """The step as decided."""
+        """Return the finished plan."""
         # Rows with drafts first, as ranks take them.
         order = sorted(range(len(self._rows)), key=lambda at: not self._rows[at].drafts)
         plan = StepPlan(
@@ -152,6 +154,6 @@ class StepBuilder:
         return InFlight(plan, tuple(self._computing[at] for at in order))
 
     def _keeps(self, seq: Sequence, start: int, stop: int) -> tuple[tuple[int, int], ...]:
-        """Where the row's states go that are to be kept on the way."""
+        """Reserve slots for the row's states that are to be kept."""
         slots = [(p - start, self._reserve(seq, p)) for p in seq.keeps if start < p <= stop]
         return tuple((count, slot) for count, slot in slots if slot is not None)

@@ -1,4 +1,4 @@
-"""Drafts in a worker's steps: which sequences take how many, and how far what was verified stands. Pure."""
+"""Drafts in a worker's steps: how many each sequence takes, and how many verified ones are accepted. Pure."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,10 @@ from workers.schedule.step import Commit, Row
 
 
 class Drafting:
-    """speculation: how many drafts pay. commits: what the next plan tells the ranks of the rows verified last."""
+    """speculation: decides how many drafts pay.
+
+    commits: tells the ranks in the next plan which verified tokens were accepted.
+    """
 
     def __init__(self, limits: Limits, pages: Allocator) -> None:
         self._limits = limits
@@ -20,7 +23,7 @@ class Drafting:
         self._wanted: int | None = None
 
     def each(self, active: Iterable[Sequence], budget: int) -> int:
-        """Drafts of every decoding sequence in a step of so many tokens: each has room for its own token first."""
+        """Drafts for each decoding sequence in a step with this token budget; each has room for its own token first."""
         decoding = sum(seq.pending == 1 for seq in active)
         if self._wanted is not None and decoding:
             wanted, self._wanted = self._wanted, None
@@ -37,8 +40,11 @@ class Drafting:
         return True
 
     def fitting(self, seq: Sequence, drafts: int) -> int:
-        """How many of so many drafts a decoding sequence can use. It gets free pages for them, but nobody else's."""
-        # The first token after a snapshot finds no hidden state to draft from.
+        """How many of these drafts a decoding sequence can use.
+
+        It gets free pages for them, but takes none from others.
+        """
+        # For the first token after a snapshot there is no hidden state to draft from.
         if seq.handoff or not seq.generated or not seq.admitted_on_ranks:
             return 0
         drafts = min(drafts, seq.most - len(seq.tokens) - 1)
@@ -50,7 +56,7 @@ class Drafting:
         return max(drafts, 0)
 
     def verified(self, seq: Sequence, row: Row, gained: int, stood: int) -> None:
-        """Of a row with drafts the sequence gained so many tokens, all but the last computed; `stood` drafts did."""
+        """A row with drafts gained so many tokens, all computed but the last; `stood` of its drafts were accepted."""
         seq.computed = row.start + gained
         self.commits.append(Commit(row.slot, gained))
         self.speculation.verified(row.drafts, stood)

@@ -1,4 +1,4 @@
-"""What moves between a worker's sequences and its prefix cache, gathered for the next plan. Pure."""
+"""Gathers the moves between a worker's sequences and its prefix cache for the next plan. Pure."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -12,20 +12,20 @@ from workers.schedule.step import Export, Install
 
 
 class PullError(ValueError):
-    """A peer asked for a snapshot that it can't have; says why."""
+    """A peer asked for a snapshot that it can't have; the message says why."""
 
 
 class Keeping:
-    """Copies of kept snapshots that peers asked for, states to save, and kept snapshots that must stay meanwhile.
+    """Copies of kept snapshots for peers, states to save, and kept snapshots that are pinned meanwhile.
 
-    A snapshot is pinned while a plan that reads it is yet to be made, or while a sequence waits for it.
+    A snapshot is pinned until the plan that reads it is made, or while a sequence waits for it.
     """
 
     def __init__(self, cache: PrefixCache) -> None:
         self._cache = cache
         self.lending = Lending()
-        self._pinned: list[Kept] = []  # until the plan that reads them is made
-        self._arrived: dict[str, int] = {}  # kept snapshots that the next plan installs: request, position
+        self._pinned: list[Kept] = []  # pinned until the plan that reads them is made
+        self._arrived: dict[str, int] = {}  # positions of kept snapshots that the next plan installs, by request
         self.saves: list[Copy] = []
 
     # Copies for peers
@@ -36,13 +36,13 @@ class Keeping:
         if kept is None:
             raise PullError("it is no longer kept")
         if request_id in self.lending:
-            raise PullError("a kept snapshot leaves for this request already")
+            raise PullError("a kept snapshot is being sent for this request already")
         if not 0 <= have <= position:
             raise PullError(f"a peer that holds {have} latents can't have a snapshot of {position} tokens")
         self.lending.ask(Lent(request_id, peer, kept, have, ranks))
 
     def lend(self, step: StepBuilder, fits: Callable[[int], bool]) -> None:
-        """Copies that peers asked for leave with this plan, as far as the ranks have memory for them.
+        """Send copies to peers with this plan, as far as the ranks have memory for them.
 
         fits: whether there is memory for a snapshot with so many latents.
         """
@@ -58,7 +58,10 @@ class Keeping:
                 step.lend(Lend(lent.request_id, lent.peer, keys, have, kept.position, file, lent.ranks))
 
     def lost(self, kept: Kept, on_disk: bool) -> list[Lent]:
-        """Host memory, or a file, could not give a snapshot back; copies that wait and can't be had any more."""
+        """A snapshot in host memory or a file is damaged.
+
+        Returns the waiting copies that no tier can provide any more.
+        """
         if on_disk:
             self._cache.lost_on_disk(kept)
         else:
@@ -68,18 +71,18 @@ class Keeping:
     # Pins
 
     def pin(self, kept: Kept) -> None:
-        """It must stay where it is until the plan that copies it is made."""
+        """Pin a snapshot until the plan that copies it is made."""
         kept.pins += 1
         self._pinned.append(kept)
 
     def unpin(self, seq: Sequence) -> None:
-        """The snapshot that a sequence waited for from host memory may go."""
+        """Unpin the snapshot for which a sequence waited."""
         if seq.fetching is not None:
             seq.fetching.pins -= 1
             seq.fetching = None
 
     def planned(self) -> None:
-        """The plan is made: what it reads may go, as ranks run plans in order."""
+        """The plan is made: unpin what it reads, because ranks run plans in order."""
         self.saves.clear()
         while self._pinned:
             self._pinned.pop().pins -= 1
@@ -87,13 +90,13 @@ class Keeping:
     # States to keep
 
     def arrived(self, request_id: str, position: int) -> None:
-        """The next plan installs a kept snapshot, for this request."""
+        """The next plan installs a kept snapshot for this request."""
         self._arrived[request_id] = position
 
     def keep_arrived(
         self, installs: Iterable[Install], sequences: Mapping[str, Sequence], step: StepBuilder, now: float
     ) -> None:
-        """Keep here what came from host memory or a peer: the next sequence begins from it without a transfer."""
+        """Keep snapshots that came from host memory or a peer, so that the next sequence needs no transfer."""
         for install in installs:
             position = self._arrived.pop(install.request_id, None)
             seq = sequences.get(install.request_id)
@@ -105,9 +108,12 @@ class Keeping:
                 self._cache.keep(seq.known, position, seq.pages, slot, now, state_in=None)
         self._arrived.clear()
 
-    def save(self, seq: Sequence, now: float) -> None:
-        """Keep what a sequence that gives up its places has computed: its own rest or the next turn begins there."""
+    def save(self, seq: Sequence, now: float) -> bool:
+        """Keep the state of a sequence, so that it or the next turn can continue there; whether it is kept."""
         slot = self._cache.reserve(seq.known, seq.computed, now)
         if slot is not None:
             self.saves.append(Copy(seq.slot, slot))
             self._cache.keep(seq.known, seq.computed, seq.pages, slot, now, state_in=seq.slot)
+            return True
+        kept = self._cache.index.at(seq.known, seq.computed)
+        return kept is not None and kept.slot >= 0

@@ -8,9 +8,10 @@ from workers.cache.budget import Budget
 
 @dataclass(frozen=True, slots=True)
 class Staging:
-    """A rank's memory for snapshots on their way. Nothing is ever full where sizes are 0.
+    """A rank's memory for snapshots in transfer. With sizes of 0 it is never full.
 
-    budget: bytes. state: of a rank's linear state. token: of one token's latents, which `tp` ranks share.
+    budget: bytes in all. state: bytes of a rank's linear state. token: bytes of one token's latents, which `tp` ranks
+    share.
     """
 
     budget: int = 0
@@ -23,9 +24,9 @@ class Staging:
         return self.state + -(-tokens // self.tp) * self.token
 
     def full(self, under_way: Iterable[int], tokens: int) -> bool:
-        """Whether one more snapshot has to wait for some of those under way, all given by their tokens."""
+        """Whether a further snapshot has to wait for some of those in transfer; all are given by their tokens."""
         sizes = [self.bytes_of(n) for n in under_way]
-        # One by itself always fits: the budget is never less than the longest.
+        # A single snapshot always fits: the budget is at least that of the longest.
         return bool(sizes) and sum(sizes) + self.bytes_of(tokens) > self.budget
 
 
@@ -33,9 +34,9 @@ class Staging:
 class Limits:
     """A worker's sizes. window: snapshots pulled at once. hold_s: how long a snapshot waits to be pulled.
 
-    cache: what may be kept of sequences that have gone on or ended. staging: memory for snapshots that come, and as
-    much again for those that go. drafts: tokens drafted for a sequence in a step at most; adapts: fewer where they do
-    not pay.
+    answer_tokens: an answer's state is kept each so many tokens; 0 for never. cache: the prefix cache's budget.
+    staging: memory for arriving snapshots, and as much again for leaving ones. drafts: tokens drafted for a sequence in
+    a step at most. adapts: whether fewer are drafted if they do not pay.
     """
 
     pages: int
@@ -49,6 +50,7 @@ class Limits:
     staging: Staging = field(default_factory=Staging)
     drafts: int = 0
     adapts: bool = True
+    answer_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.max_step_tokens < self.slots:

@@ -1,4 +1,4 @@
-"""What a router is told of a sequence: sampled tokens, or its end. Pure."""
+"""Makes the outputs that routers get of a sequence: sampled tokens, or its end. Pure."""
 
 from wire.protocol import Finish, SeqOutput, Timings
 from workers.schedule.sequence import Sequence
@@ -6,9 +6,9 @@ from workers.schedule.step import StepResult
 
 
 def sampled_output(seq: Sequence, result: StepResult, at: int, now: float) -> SeqOutput:
-    """Append the tokens at index `at` of a step's result to their sequence; what its router is told of them.
+    """Append the tokens at index `at` of a step's result to their sequence; returns the output for its router.
 
-    Tokens behind the one that ends it are left out.
+    Tokens after the one that ends the sequence are left out.
     """
     offset, gained = seq.generated, result.tokens[at]
     finish = None
@@ -39,7 +39,7 @@ def sampled_output(seq: Sequence, result: StepResult, at: int, now: float) -> Se
 
 
 def ended_output(seq: Sequence, finish: Finish, now: float, error: str | None, unservable: bool) -> SeqOutput:
-    """What its router is told of a sequence that ends without a token."""
+    """The output of a sequence that ends without a token."""
     return SeqOutput(
         request_id=seq.request_id,
         offset=seq.generated,

@@ -1,4 +1,4 @@
-"""One request as a worker's leader sees it: its tokens, how far they are computed, and what it holds."""
+"""One request at a worker: its tokens, how many are computed, and the places that it holds."""
 
 import array
 from dataclasses import dataclass, field
@@ -10,9 +10,11 @@ from workers.cache.index import Tokens
 from workers.cache.kept import Kept
 from workers.cache.totals import Origin
 
+_NEVER = 1 << 62
+
 
 class State(Enum):
-    """Where a sequence stands in its worker."""
+    """The state of a sequence at its worker."""
 
     QUEUED = "queued"  # holds nothing
     PULLING = "pulling"  # holds slot and pages; its snapshot is on the way from a peer or from host memory
@@ -24,10 +26,10 @@ class State(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where a sequence's snapshot comes from.
+    """The source of a sequence's snapshot.
 
-    peer: the worker that holds it. position: tokens it is of. kept: it is one that the peer's prefix cache holds, so
-    no token was sampled after it; else it is the hand-off of this very request.
+    peer: the worker that holds it. position: its number of tokens. kept: whether it is a snapshot in the peer's prefix
+    cache, after which no token was sampled; otherwise it is the hand-off of this request.
     """
 
     peer: str
@@ -39,20 +41,21 @@ class Source:
 class Sequence:
     """A request in one worker.
 
-    priority: lower goes first, and takes the places of higher ones. tokens: prompt, then generated. computed: how
-    many of them have their latents and state in the caches; the rest is what the next steps compute. most: tokens it
-    may have in the end. epoch: counts the times it lost its places, so that a step planned before is told from one
-    planned after. exported: latents already handed to the transfer layer, or never to be sent since the peer has
-    them; leaves: ranks have room for the snapshot until it is sent; gone: all of it has left, though the step that
-    exported it is not committed yet. source: where its snapshot comes from; None once installed, or when the prompt
-    is computed here. handoff: the snapshot leaves after the first token, to `peer`, of `peer_ranks` ranks, once that
-    has pulled. warm: only its state is wanted, and nothing of what is computed after it. scope: whose prefixes it may
-    share. boundaries: positions at which turns of the prompt end. foreign: of so many of its first tokens a snapshot
-    is kept elsewhere that does not fit here; rewritten: what they say was rendered to so many other tokens before.
-    keeps: positions at which its state is yet to be kept. fetching: the kept snapshot it waits for from host memory
-    or disk; fetched_from: which of the two. have: latents that need not come with a snapshot, as they are on the
-    device. begun: its first tokens are being computed; begin: prompt tokens that came from a snapshot, from `origin`;
-    missed: why the others did not.
+    priority: lower goes first, and takes the places of higher ones. tokens: prompt, then generated. computed: how many
+    of them have their latents and state in the caches; the rest is what the next steps compute. most: tokens it may
+    have in the end. epoch: counts the times it lost its places, so that a step planned before is told from one planned
+    after. exported: latents already handed to the transfer layer, or never to be sent since the peer has them; leaves:
+    ranks have room for the snapshot until it is sent; gone: all of it has left, though the step that exported it is not
+    committed yet. source: where its snapshot comes from; None once installed, or when the prompt is computed here.
+    handoff: the snapshot leaves after the first token, to `peer`, of `peer_ranks` ranks, once that has pulled. warm:
+    only its state is wanted, and nothing of what is computed after it. scope: whose prefixes it may share. boundaries:
+    positions at which turns of the prompt end. foreign: of so many of its first tokens a snapshot is kept elsewhere
+    that does not fit here; rewritten: what they say was rendered to so many other tokens before. keeps: positions at
+    which its state is yet to be kept. keep_at: an answer's state is kept next once so many tokens are computed; told:
+    the tokens of one that was kept, which its router is yet to be told. fetching: the kept snapshot it waits for from
+    host memory or disk; fetched_from: which of the two. have: latents that need not come with a snapshot, as they are
+    on the device. begun: its first tokens are being computed; begin: prompt tokens that came from a snapshot, from
+    `origin`; missed: why the others did not.
     """
 
     request_id: str
@@ -82,6 +85,8 @@ class Sequence:
     admitted_on_ranks: bool = False
     digests: PageDigests = field(default_factory=lambda: PageDigests(1))
     keeps: list[int] = field(default_factory=list)
+    keep_at: int = _NEVER
+    told: int = 0
     fetching: Kept | None = None
     fetched_from: Tier | None = None
     have: int = 0
@@ -102,29 +107,32 @@ class Sequence:
 
     @property
     def known(self) -> Tokens:
-        """Its tokens, as the prefix cache looks at them."""
+        """Its tokens with their digests, as the prefix cache uses them."""
         self.digests.extend(self.tokens)
         return Tokens(self.tokens, self.digests)
 
     @property
     def reach(self) -> int:
-        """The most of its tokens that a snapshot may cover: one is computed in any case, to sample after it."""
+        """The number of tokens that a snapshot may cover at most: one is always computed, to sample after it."""
         return (self.prompt_tokens if self.handoff else len(self.tokens)) - 1
 
     @property
     def coming(self) -> int:
-        """Latents that come with its snapshot."""
+        """The number of latents that come with its snapshot."""
         position = self.source.position if self.source else self.fetching.position if self.fetching else self.have
         return position - self.have
 
     @property
     def pending(self) -> int:
-        """Tokens to be computed here: all that are known and not computed yet, of a hand-off its prompt's alone."""
+        """The number of tokens to compute here: all known ones that are not computed.
+
+        For a hand-off, only its prompt's.
+        """
         return (self.prompt_tokens if self.handoff else len(self.tokens)) - self.computed
 
     @property
     def generated(self) -> int:
-        """Tokens sampled so far."""
+        """The number of tokens sampled so far."""
         return len(self.tokens) - self.prompt_tokens
 
     @property

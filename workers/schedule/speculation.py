@@ -1,15 +1,15 @@
-"""How many tokens a step drafts: as many as make a token cheapest, by what steps have taken and drafts have proved."""
+"""Decides how many tokens a step drafts: what makes a token cheapest, by measured steps and accepted drafts."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-# A new measurement's weight in an average; the first few weigh more.
+# The weight of a new measurement in an average; the first few weigh more.
 _WEIGHT = 0.05
-# One step in so many tries a neighbour of the number of drafts that is best by what is known.
+# One step in so many tries a neighbour of the number of drafts that is best so far.
 _TRY_EVERY = 32
-# So many steps of a kind are measured before its average is believed.
+# The number of steps of a kind to measure before its average counts.
 _BELIEVED = 3
-# More drafts are not tried where fewer fall behind the best by so much.
+# More drafts are not tried if fewer are already worse than the best by this factor.
 _HOPELESS = 0.9
 
 
@@ -27,7 +27,7 @@ class _Average:
 
 @dataclass(frozen=True, slots=True)
 class Drafted:
-    """Totals by place in the run, the first draft first: drafts verified, and how many of them stood."""
+    """Totals by place in the run of drafts: drafts verified, and how many of them were accepted."""
 
     offered: tuple[int, ...]
     accepted: tuple[int, ...]
@@ -35,7 +35,9 @@ class Drafted:
 
 @dataclass(slots=True)
 class Speculation:
-    """most: drafts a sequence at most, 0 for none. adapts: fewer where they do not pay, else always as many.
+    """Decides the number of drafts per sequence. most: the largest number; 0 for none.
+
+    adapts: whether to use fewer if they do not pay.
 
     Steps are told apart by how many sequences decode in them, in powers of two: drafts pay where a step is bound by the
     weights it reads, and cost where it is bound by arithmetic.
@@ -56,11 +58,11 @@ class Speculation:
 
     @property
     def totals(self) -> Drafted:
-        """Since the start."""
+        """The totals since the start."""
         return Drafted(tuple(self._offered), tuple(self._accepted))
 
     def drafts(self, rows: int, room: int) -> int:
-        """Drafts of each sequence in a step in which `rows` decode, with room for `room` tokens beside theirs."""
+        """The drafts of each sequence in a step in which `rows` sequences decode. room: for so many further tokens."""
         most = min(self.most, room // rows if rows else 0)
         if not most or not self.adapts:
             return most
@@ -81,21 +83,21 @@ class Speculation:
         return best
 
     def verified(self, drafts: int, accepted: int) -> None:
-        """One run's drafts, and how many of them stood."""
+        """Record one run's drafts, and how many of them were accepted."""
         for n in range(min(accepted + 1, drafts)):
             self._offered[n] += 1
             self._accepted[n] += n < accepted
             self._stands[n].add(float(n < accepted))
 
     def took(self, drafts: Sequence[int], seconds: float) -> None:
-        """A step of decoding sequences alone took so long; drafts: of each of them."""
+        """Record the seconds of a step with decoding sequences only. drafts: of each of them."""
         if self.adapts and self.most and drafts:
-            # Sequences near their end have fewer: the step is of the kind that most of them are.
+            # Sequences near their end have fewer drafts, so the step counts as what most of them have.
             usual = max(set(drafts), key=list(drafts).count)
             self._seconds.setdefault((len(drafts).bit_length(), usual), _Average()).add(seconds)
 
     def _gained(self, drafts: int) -> float:
-        """Tokens a sequence gains in a step: one, and each draft if all before it stand too."""
+        """The mean tokens that a sequence gains in a step: one, and each draft if all drafts before it are accepted."""
         gained = chance = 1.0
         for average in self._stands[:drafts]:
             chance *= average.value

@@ -289,6 +289,14 @@ class FetchFailed:
 
 
 @dataclass(frozen=True, slots=True)
+class Written:
+    """This rank's part of a snapshot lies in its file."""
+
+    rank: int
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
 class WriteFailed:
     """A snapshot could not be written to its file."""
 
@@ -378,7 +386,7 @@ class RankFailed:
 
 RankMessage = (
     StepPlan | StepResult | Compile | Compiled | Forget
-    | Loading | Ready | Received | FetchFailed | WriteFailed | Sent | LinkLost | RankStats | RankFailed
+    | Loading | Ready | Received | FetchFailed | Written | WriteFailed | Sent | LinkLost | RankStats | RankFailed
     | Ping | Pong | Compiles
 )  # fmt: skip
 RANKS: Codec[RankMessage] = Codec(get_args(RankMessage))

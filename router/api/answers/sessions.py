@@ -25,6 +25,23 @@ class SessionRecord(TypedDict):
     last_request: str | None
 
 
+class ReplayedTurn(TypedDict):
+    """A session's last answer, computed again. token_ids: what came now; answer_token_ids: what the session has.
+
+    equal_tokens: the first tokens that are the same; equal: all that the session has. cached_tokens: of the prompt,
+    those that were not computed.
+    """
+
+    id: str
+    object: Literal["session.replay"]
+    prompt_tokens: int
+    cached_tokens: int
+    token_ids: list[int]
+    answer_token_ids: list[int]
+    equal_tokens: int
+    equal: bool
+
+
 class SessionList(TypedDict):
     """A page of the tenant's sessions."""
 

@@ -19,13 +19,14 @@ _CLOSING_S = 5.0
 
 
 class _Run:
-    """One running response. holds: what is released at its end."""
+    """One running response. holds: what is released at its end. told: events that another router has stored."""
 
-    def __init__(self, job: Job, shape: ResponseSerializer, holds: ExitStack, *, streamed: bool) -> None:
+    def __init__(self, job: Job, shape: ResponseSerializer, holds: ExitStack, *, streamed: bool, told: int) -> None:
         self.job = job
         self.shape = shape
         self.holds = holds
         self.streamed = streamed
+        self.told = told
         self.news = asyncio.Event()
 
     def tell(self) -> None:
@@ -46,9 +47,9 @@ class Background:
         self._tasks: set[asyncio.Task[None]] = set()
         self._renewing: asyncio.Task[None] | None = None
 
-    def start(self, job: Job, shape: ResponseSerializer, holds: ExitStack, *, streamed: bool) -> None:
-        """Run a response that the store already holds."""
-        run = _Run(job, shape, holds, streamed=streamed)
+    def start(self, job: Job, shape: ResponseSerializer, holds: ExitStack, *, streamed: bool, told: int = 0) -> None:
+        """Run a response that the store already holds, behind so many events that are stored too."""
+        run = _Run(job, shape, holds, streamed=streamed, told=told)
         self._runs[shape.body["id"]] = run
         task = asyncio.create_task(self._run(run))
         self._tasks.add(task)
@@ -100,10 +101,12 @@ class Background:
 
     async def _drive(self, run: _Run) -> None:
         job, shape = run.job, run.shape
-        first, data = 0, shape.begin() if run.streamed else b""
+        first, data = run.told, shape.begin() if run.streamed and not run.told else b""
+        if run.streamed:
+            shape.resume(run.told)
         while True:
             if data:
-                if not await self._store.append(shape.body["id"], first, shape.sequence, data):
+                if not await self._store.append(shape.body["id"], first, shape.sequence, data, job.choices[0].taken):
                     job.leave()
                 run.tell()
                 first = shape.sequence

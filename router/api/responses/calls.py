@@ -6,14 +6,14 @@ from typing import Any
 
 from router.api.answers.items import ClientCall, CustomCallItem, ShellAction, Status
 from router.api.request import Call
-from router.api.responses.ids import new_id
+from router.api.responses.ids import ItemIds
 from router.api.responses.tools import SHELL, Origin, function_name
 from router.errors import Path
 
 Item = Mapping[str, Any]  # as it is stored
 
 
-def client_call(origin: Origin, arguments: str, status: Status) -> ClientCall:
+def client_call(origin: Origin, arguments: str, status: Status, new_id: ItemIds) -> ClientCall:
     """The client's item for a call that the model made of a tool that is no function to the client."""
     content = _object(arguments)
     if origin.kind == "local_shell":

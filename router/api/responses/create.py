@@ -1,6 +1,7 @@
 """POST /v1/responses: computes a response and stores it."""
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator
 from contextlib import ExitStack
@@ -26,10 +27,11 @@ from router.api.responses.background import Background
 from router.api.responses.ids import new_id
 from router.api.responses.items import InputItem, ItemReference
 from router.api.responses.resource import resource
-from router.api.responses.rows import Conversation, Record
+from router.api.responses.rows import Conversation, Record, Run
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.store import ResponseStore
+from router.api.responses.takeover import run_key, seeded
 from router.api.responses.tools import warning
 from router.api.session_turn import begin_turn, session_of
 from router.errors import fault, invalid
@@ -38,10 +40,12 @@ from router.http.caller import caller_of
 from router.http.deadline import deadline_of
 from router.http.dialect import OPENAI
 from router.http.json import encode
+from router.http.keyed import keyed_of
 from router.http.send import Headers, send_json
 from router.relay.choice import Choice
 from router.relay.gateway import Gateway
 from router.relay.job import Job
+from router.relay.keyed import Keyed, reused
 from router.relay.sessions import Sessions
 
 
@@ -60,43 +64,73 @@ class Create(Answering):
             caller_of(scope).asked = body.decode(errors="replace")
         request = await self._gateway.apart(len(body), parse, body, ResponseRequest)
         check_model(request.model, self._gateway.config)
+        keyed = keyed_of(scope, body, caller_of(scope).tenant)
+        # Its events are stored, so that it can be gone on with wherever it is asked for.
+        apart = request.background or (keyed is not None and request.stream and request.store)
+        response_id = new_id("resp")
+        if apart and keyed is not None:
+            if keyed.had:
+                message = "the stream of a response goes on with GET /v1/responses/ID?stream=true&starting_after=N"
+                raise invalid(f"Last-Event-ID: {message}", "last-event-id")
+            response_id = f"resp_{keyed.name.hex()}"
+            if (before := await self._again(caller_of(scope).tenant, response_id, keyed)) is not None:
+                return await self._show(request, before, scope, receive, send, headers)
         with ExitStack() as holds:
             permit = holds.enter_context(self._gateway.admitted(1))
             caller = caller_of(scope)
             caller.priority = request.priority
-            lowered, choice, record = await self._begin(request, caller.tenant)
+            run = run_key(response_id) if apart else None
+            lowered, choice, record = await self._begin(request, caller.tenant, response_id, run)
             caller.choices = [choice]
             account = caller.account
-            job = job_of(lowered, [choice], caller, self._gateway.config, deadline_of(scope))
+            job = job_of(lowered, [choice], caller, self._gateway.config, deadline_of(scope), run)
             turn = await begin_turn(self._sessions, session_of(scope, lowered), caller, job)
             holds.enter_context(self._sessions.held(turn))
             holds.enter_context(self._gateway.flying(job, permit))
             headers += worker_headers(job, self._gateway.config)
             if (told := warning(request.tools)) is not None:
                 headers.append((b"warning", told.encode()))
-            if not request.background:
+            if not apart:
                 return await self._attend(request, job, record, receive, send, headers)
-            await self._store.begin(record, streamed=request.stream)
+            digest = hashlib.blake2b(body, digest_size=16).digest()
+            await self._store.begin(record, Run(body, digest), streamed=request.stream)
             if account is not None:
                 # The request ends now, but its work continues and still counts as a concurrent request of its key.
                 account.running += 1
                 holds.callback(account.leave)
             shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
             self._background.start(job, shape, holds.pop_all(), streamed=request.stream)
+        return await self._show(request, record.body, scope, receive, send, headers)
+
+    async def _again(self, tenant: str, response_id: str, keyed: Keyed) -> Response | None:
+        """The response that was asked for with the same key before, if one was; 422 if with another body."""
+        kept = await self._store.get(tenant, response_id)
+        if kept is not None and await self._store.digest(response_id) != keyed.body:
+            raise reused()
+        return kept.body if kept is not None else None
+
+    async def _show(
+        self, request: ResponseRequest, body: Response, scope: Scope, receive: Receive, send: Send, headers: Headers
+    ) -> str:
+        """Answer with a response that runs, or ran, without its client."""
         if request.stream:
-            events = self._background.follow(record.tenant, record.body["id"], -1)
+            events = self._background.follow(caller_of(scope).tenant, body["id"], -1)
             await event_stream(events, headers)(scope, receive, send)
         else:
-            await send_json(send, 200, encode(record.body), headers)
+            await send_json(send, 200, encode(body), headers)
         return "200"
 
-    async def _begin(self, request: ResponseRequest, tenant: str) -> tuple[Request, Choice, Record]:
-        """Prepare a response: what is to be computed and what will be stored."""
+    async def _begin(
+        self, request: ResponseRequest, tenant: str, response_id: str, run: Keyed | None
+    ) -> tuple[Request, Choice, Record]:
+        """Prepare a response: what is to be computed and what will be stored. run: its key, if it runs by itself."""
         earlier = await self._earlier(request, tenant)
         asked = [await self._plain(item, i, tenant) for i, item in enumerate(request.input)]
         lowered = request.lower(earlier.items, asked)
+        if run is not None:
+            lowered = seeded(lowered, run)
         (choice,) = await make_choices(self._gateway, lowered, tenant)
-        body = resource(request, new_id("resp"), int(time.time()), self._gateway.config.served_model_name)
+        body = resource(request, response_id, int(time.time()), self._gateway.config.served_model_name)
         return lowered, choice, Record(tenant, earlier, asked, body)
 
     async def _plain(self, item: InputItem, place: int, tenant: str) -> KeptItem:

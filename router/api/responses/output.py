@@ -34,7 +34,7 @@ from router.api.responses.answers import (
 )
 from router.api.responses.calls import client_call
 from router.api.responses.events import event
-from router.api.responses.ids import new_id
+from router.api.responses.ids import ItemIds
 from router.api.responses.items import output_message, output_text
 from router.api.responses.tools import Origin
 from router.text.parts import CallEnd, CallPart, CallStart, Part, Reasoning, Text
@@ -45,8 +45,9 @@ Logprobs = list[TokenLogprobs]
 class Output:
     """The output of one response. items: the complete ones. sequence: the number of the next event."""
 
-    def __init__(self, origins: Mapping[str, Origin]) -> None:
+    def __init__(self, response_id: str, origins: Mapping[str, Origin]) -> None:
         """origins: the client's tool behind each function of the model."""
+        self._new_id = ItemIds(response_id)
         self._origins = origins
         self._call: tuple[Origin, list[str]] | None = None  # an open call of a tool that is no function to the client
         self.items: list[OutputItem] = []
@@ -62,10 +63,15 @@ class Output:
         yield event({"type": "response.created", "sequence_number": self._next(), "response": body})
         yield event({"type": "response.in_progress", "sequence_number": self._next(), "response": body})
 
+    def resume(self, sequence: int) -> None:
+        """What was added so far was told before, by so many events."""
+        self.sequence = sequence
+        self._uncovered = 0
+
     def so_far(self) -> list[OutputItem]:
         """All items, with the open one marked as incomplete."""
         if self._call is not None:
-            return [*self.items, client_call(self._call[0], "".join(self._call[1]), "incomplete")]
+            return [*self.items, client_call(self._call[0], "".join(self._call[1]), "incomplete", self._new_id)]
         return self.items if self._item is None else [*self.items, self._whole("incomplete")]
 
     def hold(self, logprobs: Logprobs) -> None:
@@ -137,7 +143,7 @@ class Output:
     def _client_call(self, status: Status) -> Iterator[bytes]:
         """The item of a call that can be made only when its arguments are complete."""
         assert self._call is not None
-        item = client_call(self._call[0], "".join(self._call[1]), status)
+        item = client_call(self._call[0], "".join(self._call[1]), status, self._new_id)
         self._call = None
         index = len(self.items)
         begun = item.copy()
@@ -211,7 +217,7 @@ class Output:
             return
         yield from self.close("completed")
         self._said, self._logprobs = [], []
-        self._item = _empty(kind, called)
+        self._item = _empty(kind, called, self._new_id)
         added: ItemAdded = {
             "type": "response.output_item.added",
             "sequence_number": self._next(),
@@ -292,10 +298,12 @@ class Output:
         return {**item, "status": status, "content": [part]}
 
 
-def _empty(kind: Literal["message", "reasoning", "function_call"], called: Origin | None) -> StreamedItem:
+def _empty(
+    kind: Literal["message", "reasoning", "function_call"], called: Origin | None, new_id: ItemIds
+) -> StreamedItem:
     match kind:
         case "message":
-            return output_message(None, [], "in_progress")
+            return output_message(new_id("msg"), [], "in_progress")
         case "reasoning":
             return {"id": new_id("rs"), "type": kind, "status": "in_progress", "summary": [], "content": []}
         case "function_call":

@@ -10,9 +10,12 @@ from router.api.responses.folder import SharedFolder
 from router.api.responses.rows import Bounds
 from router.api.responses.store import ResponseStore
 from router.api.responses.stored import StoredResponses
+from router.api.responses.takeover import Takeover
 from router.config import RouterConfig
 from router.relay.gateway import Gateway
 from router.relay.sessions import Sessions
+from router.relay.snapshots import Snapshots
+from router.store.failed import FAILED
 from router.store.records import records
 from router.store.sessions import SESSIONS
 
@@ -20,27 +23,34 @@ _FILE = "responses.sqlite3"
 _SESSIONS_FILE = "sessions.sqlite3"
 
 
-def keeping(gateway: Gateway) -> tuple[Create, StoredResponses, Sessions]:
-    """Make the handlers that create responses and show stored ones, and the sessions. They close with the gateway."""
+def keeping(gateway: Gateway) -> tuple[Create, StoredResponses, Sessions, Snapshots]:
+    """Make the handlers that create responses and show stored ones, the sessions and their files.
+
+    They close with the gateway.
+    """
     config = gateway.config
     folder = None if config.data_dir is not None else SharedFolder(_run_dir(config))
     path = folder.path if folder is not None else Path(config.data_dir or "")
-    table = records(config.database_url, path / _SESSIONS_FILE, SESSIONS)
+    table = records(config.database_url, path / _SESSIONS_FILE, SESSIONS + FAILED)
     sessions = Sessions(table, gateway.table, ttl_s=config.session_ttl_s, most=config.max_sessions)
+    snapshots = Snapshots(table, gateway.table, sessions, model=config.served_model_name, keep_s=config.session_ttl_s)
+    gateway.on_failed = snapshots.failed
     gateway.alongside(sessions)
     bounds = Bounds(config.max_responses, config.max_responses_bytes)
     store = ResponseStore(path / _FILE, bounds, config.database_url)
     background = Background(store)
+    gateway.alongside(Takeover(gateway, store, background))
 
     async def close() -> None:
         await background.close()
+        await snapshots.settle()
         await sessions.settle()
         await asyncio.to_thread(store.close)
         if folder is not None:
             folder.close()
 
     gateway.closers.append(close)
-    return Create(gateway, store, background, sessions), StoredResponses(store, background), sessions
+    return Create(gateway, store, background, sessions), StoredResponses(store, background), sessions, snapshots
 
 
 def _run_dir(config: RouterConfig) -> Path:

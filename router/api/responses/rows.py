@@ -12,8 +12,10 @@ from router.api.responses.answers import Response, ResponseError
 from router.api.responses.events import closing
 from router.store.connection import Connection
 
-# Seconds after which a router that renews no leases counts as dead, and its responses as failed.
-LEASE_S = 10.0
+# Seconds after which a router that renews no leases counts as dead: another one takes its responses over.
+LEASE_S = 5.0
+# If none has done so for this time, or so many have and ended too, the response has failed.
+_ABANDONED_S, _MOST_RUNS = 60.0, 3
 SCHEMA = """
 -- What is lost with the machine's power is not worth an fsync an answer.
 PRAGMA synchronous = NORMAL;
@@ -64,6 +66,15 @@ CREATE TABLE IF NOT EXISTS response_events (
     data BLOB NOT NULL,
     PRIMARY KEY (id, first)
 ) WITHOUT ROWID;
+-- What another router needs to go on with a response: the request's body, and the tokens that its stored events tell.
+CREATE TABLE IF NOT EXISTS response_runs (
+    id TEXT PRIMARY KEY REFERENCES responses (id) ON DELETE CASCADE,
+    owner TEXT NOT NULL,
+    asked BLOB NOT NULL,
+    digest BLOB NOT NULL,
+    taken INTEGER NOT NULL,
+    runs INTEGER NOT NULL
+) WITHOUT ROWID;
 """
 
 
@@ -100,6 +111,25 @@ class Kept:
     body: Response
     active: bool
     streamed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A response that is to run without its client. asked: the request's body. digest: of that."""
+
+    asked: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Lapsed:
+    """A response whose router has died. told: its stored events. taken: the tokens whose text those tell."""
+
+    record: Record
+    asked: bytes
+    streamed: bool
+    told: int
+    taken: int
 
 
 def put(db: Connection, record: Record, bounds: Bounds, *, active: bool, streamed: bool) -> None:
@@ -142,16 +172,18 @@ def item(db: Connection, tenant: str, item_id: str) -> KeptItem | None:
 
 
 def look(db: Connection, tenant: str, response_id: str) -> Kept | None:
-    """The tenant's response, if it is visible. If its router has died, the response fails here."""
+    """The tenant's response, if it is visible. If its router has died and none goes on with it, it fails here."""
     row = db.execute(
-        "SELECT body, active, streamed, lease FROM responses WHERE id = ? AND tenant = ? AND shown = 1",
+        "SELECT body, active, streamed, lease, runs FROM responses LEFT JOIN response_runs USING (id)"
+        " WHERE id = ? AND tenant = ? AND shown = 1",
         (response_id, tenant),
     ).fetchone()
     if row is None:
         return None
     db.execute("UPDATE responses SET used = ? WHERE id = ?", (time.time_ns(), response_id))
     kept = Kept(from_json(row["body"]), bool(row["active"]), bool(row["streamed"]))
-    if kept.active and time.time() - row["lease"] > LEASE_S:
+    late_s = time.time() - row["lease"]
+    if kept.active and late_s > (_ABANDONED_S if (row["runs"] or _MOST_RUNS) < _MOST_RUNS else LEASE_S):
         error: ResponseError = {"code": "server_error", "message": "the router that ran it has ended"}
         return end(db, response_id, kept, {**kept.body, "status": "failed", "error": error})
     return kept
@@ -165,6 +197,42 @@ def end(db: Connection, response_id: str, kept: Kept, body: Response) -> Kept:
         append(db, response_id, sequence, sequence + 1, closing(body, sequence))
     finish(db, response_id, body)
     return Kept(body, False, kept.streamed)
+
+
+def run(db: Connection, response_id: str, owner: str, run: Run) -> None:
+    """Store what an active response's run needs. owner: who runs it."""
+    db.execute("INSERT INTO response_runs VALUES (?, ?, ?, ?, 0, 1)", (response_id, owner, run.asked, run.digest))
+
+
+def took(db: Connection, response_id: str, owner: str, taken: int) -> bool:
+    """Store how many tokens the stored events tell; False if another router runs the response."""
+    where = "WHERE id = ? AND owner = ?"
+    return bool(db.execute(f"UPDATE response_runs SET taken = ? {where}", (taken, response_id, owner)).rowcount)
+
+
+def digest(db: Connection, response_id: str) -> bytes | None:
+    """The digest of the body that asked for a response that runs or ran without its client."""
+    row = db.execute("SELECT digest FROM response_runs WHERE id = ?", (response_id,)).fetchone()
+    return bytes(row["digest"]) if row is not None else None
+
+
+def claim(db: Connection, owner: str, most: int) -> list[Lapsed]:
+    """Take over responses whose routers have died, `most` of them at most."""
+    found = db.execute(
+        "SELECT id, tenant, parent, items, body, streamed, asked, taken FROM responses JOIN response_runs USING (id)"
+        " WHERE active = 1 AND shown = 1 AND lease < ? AND runs < ? ORDER BY lease LIMIT ?",
+        (time.time() - LEASE_S, _MOST_RUNS, most),
+    ).fetchall()
+    lapsed = []
+    for row in found:
+        db.execute("UPDATE responses SET lease = ? WHERE id = ?", (time.time(), row["id"]))
+        db.execute("UPDATE response_runs SET owner = ?, runs = runs + 1 WHERE id = ?", (owner, row["id"]))
+        told = db.execute("SELECT MAX(beyond) FROM response_events WHERE id = ?", (row["id"],)).fetchone()[0] or 0
+        before = chain(db, row["parent"]) if row["parent"] is not None else []
+        earlier = Conversation(row["parent"], tuple(item for asked, said in before for item in (*asked, *said)))
+        record = Record(row["tenant"], earlier, from_json(row["items"]), from_json(row["body"]))
+        lapsed.append(Lapsed(record, bytes(row["asked"]), bool(row["streamed"]), told, row["taken"]))
+    return lapsed
 
 
 def append(db: Connection, response_id: str, first: int, beyond: int, data: bytes) -> bool:
@@ -186,6 +254,7 @@ def finish(db: Connection, response_id: str, body: Response) -> None:
     ).fetchone()
     if row is not None:
         _name_items(db, row["tenant"], response_id, body["output"])
+        db.execute("UPDATE response_runs SET asked = ? WHERE id = ?", (b"", response_id))
 
 
 def events(db: Connection, response_id: str, after: int) -> list[tuple[int, bytes]]:
@@ -196,13 +265,14 @@ def events(db: Connection, response_id: str, after: int) -> list[tuple[int, byte
     return [(row["first"], row["data"]) for row in found]
 
 
-def renew(db: Connection, ids: list[str]) -> set[str]:
-    """Extend the leases of running responses; returns those that should still run."""
+def renew(db: Connection, ids: list[str], owner: str) -> set[str]:
+    """Extend the leases of running responses; returns those that should still run here."""
     if not ids:
         return set()
-    where = f"WHERE id IN ({', '.join('?' * len(ids))}) AND active = 1 AND shown = 1"
-    db.execute(f"UPDATE responses SET lease = ? {where}", (time.time(), *ids))
-    return {row["id"] for row in db.execute(f"SELECT id FROM responses {where}", ids)}
+    own = "id IN (SELECT id FROM response_runs WHERE owner = ?)"
+    where = f"WHERE id IN ({', '.join('?' * len(ids))}) AND active = 1 AND shown = 1 AND {own}"
+    db.execute(f"UPDATE responses SET lease = ? {where}", (time.time(), *ids, owner))
+    return {row["id"] for row in db.execute(f"SELECT id FROM responses {where}", (*ids, owner))}
 
 
 def chain(db: Connection, response_id: str) -> list[tuple[list[KeptItem], list[KeptItem]]]:

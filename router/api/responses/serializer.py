@@ -36,7 +36,8 @@ class ResponseSerializer:
         self._choice = choice
         self._tokenizer = tokenizer
         self._keep = keep
-        self._output = Output(origins(body["tools"]))
+        self._output = Output(body["id"], origins(body["tools"]))
+        self._told = 0  # events, if another router told what the choice had then
 
     @property
     def sequence(self) -> int:
@@ -47,6 +48,13 @@ class ResponseSerializer:
         """The first events of a stream."""
         self._choice.started = True
         return b"".join(self._output.begin(self.body))
+
+    def resume(self, told: int) -> None:
+        """Another router has told so many events: all of what the choice's first `had` tokens say."""
+        self._told = told
+        if told:
+            self.begin()
+            self._output.resume(told)
 
     def chunk(self, choice: Choice, delta: Delta, over: bool) -> bytes:
         """The events for what was gained; the first ones begin the response."""
@@ -59,6 +67,8 @@ class ResponseSerializer:
             out.append(self.begin())
         for part in parts:
             out += self._output.add(part, limited=limited)
+        if delta is choice.skipped:
+            self._output.resume(self._told)
         if over:
             out += self._output.end(limited=limited)
         return b"".join(out)

@@ -5,12 +5,13 @@ or removed to make room, is hidden at once; its items are kept as long as a late
 needs them.
 """
 
+import uuid
 from pathlib import Path
 
 from router.api.answers.items import KeptItem
 from router.api.responses import rows
 from router.api.responses.answers import Response
-from router.api.responses.rows import Bounds, Conversation, Kept, Record
+from router.api.responses.rows import Bounds, Conversation, Kept, Lapsed, Record, Run
 from router.store.connection import Connection
 from router.store.records import records
 
@@ -21,6 +22,7 @@ class ResponseStore:
     def __init__(self, path: Path, bounds: Bounds, url: str | None = None) -> None:
         self._database = records(url, path, rows.SCHEMA)
         self._bounds = bounds
+        self._owner = uuid.uuid4().hex  # of what this router runs
 
     def close(self) -> None:
         """Finish the work that was given, then close."""
@@ -30,9 +32,27 @@ class ResponseStore:
         """Store a response that has ended."""
         await self._database.run(lambda db: rows.put(db, record, self._bounds, active=False, streamed=False))
 
-    async def begin(self, record: Record, *, streamed: bool) -> None:
+    @property
+    def begun(self) -> bool:
+        """Whether anything was ever stored."""
+        return self._database.begun
+
+    async def begin(self, record: Record, run: Run, *, streamed: bool) -> None:
         """Store a response that will run without its client; its lease has to be renewed."""
-        await self._database.run(lambda db: rows.put(db, record, self._bounds, active=True, streamed=streamed))
+
+        def write(db: Connection) -> None:
+            rows.put(db, record, self._bounds, active=True, streamed=streamed)
+            rows.run(db, record.body["id"], self._owner, run)
+
+        await self._database.run(write)
+
+    async def claim(self, most: int) -> list[Lapsed]:
+        """Take over responses whose routers have died, `most` of them at most; their leases have to be renewed."""
+        return await self._database.run(lambda db: rows.claim(db, self._owner, most))
+
+    async def digest(self, response_id: str) -> bytes | None:
+        """The digest of the body that asked for a response that runs or ran without its client."""
+        return await self._database.run(lambda db: rows.digest(db, response_id))
 
     async def get(self, tenant: str, response_id: str) -> Kept | None:
         """The tenant's response with that id; None if there is none."""
@@ -80,14 +100,24 @@ class ResponseStore:
 
         return await self._database.run(stop)
 
-    async def append(self, response_id: str, first: int, beyond: int, data: bytes) -> bool:
-        """Store events of an active response; False if it has ended or was deleted meanwhile."""
-        return await self._database.run(lambda db: rows.append(db, response_id, first, beyond, data))
+    async def append(self, response_id: str, first: int, beyond: int, data: bytes, taken: int) -> bool:
+        """Store events of an active response; False if it has ended, was deleted, or runs elsewhere meanwhile.
+
+        taken: the tokens whose text the events tell, with those before them.
+        """
+
+        def write(db: Connection) -> bool:
+            own = rows.took(db, response_id, self._owner, taken)
+            return own and rows.append(db, response_id, first, beyond, data)
+
+        return await self._database.run(write)
 
     async def finish(self, body: Response, first: int, beyond: int, data: bytes) -> None:
-        """Store how an active response ended, with its last events if there are any."""
+        """Store how an active response ended, with its last events if there are any, unless it runs elsewhere."""
 
         def write(db: Connection) -> None:
+            if body["id"] not in rows.renew(db, [body["id"]], self._owner):
+                return
             if data:
                 rows.append(db, body["id"], first, beyond, data)
             rows.finish(db, body["id"], body)
@@ -105,4 +135,4 @@ class ResponseStore:
 
     async def renew(self, ids: list[str]) -> set[str]:
         """Extend the leases of running responses; returns those that should still run."""
-        return await self._database.run(lambda db: rows.renew(db, ids))
+        return await self._database.run(lambda db: rows.renew(db, ids, self._owner))

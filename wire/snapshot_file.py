@@ -1,0 +1,275 @@
+"""Snapshots as files: of a worker's disk tier, or saved for another cluster. Knows neither HTTP nor torch.
+
+A file is safetensors. Its metadata is a `SnapshotHead`, one JSON text a field. Its tensors are `token_ids` (int32) and,
+of each of `ranks`, `rank<r>.rows.<i>` (that rank's shard of the latents of `parts[i]` tokens) and
+`rank<r>.state.<i>.<n>` (its state after part `i`, for each `i` of `states`, as `StateCodec` packs it into `n` tensors).
+`crc32.<tensor>` in the metadata is the CRC-32 of the tensor's bytes, in hex.
+"""
+
+import io
+import json
+import os
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgspec
+
+from wire.digest import digests_at
+from wire.protocol import SamplingParams
+from wire.tokens import TokenIds
+
+FORMAT = "ling-snapshot/2"
+TOKEN_IDS = "token_ids"
+CRC = "crc32."
+_LENGTH = struct.Struct("<Q")
+_MOST_HEAD = 16 * 1024 * 1024
+_PIECE = 1024 * 1024
+
+
+class SnapshotFileError(ValueError):
+    """Bytes that are no whole snapshot; says what is wrong with them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """A request whose tokens a snapshot holds: the first `prompt_tokens` are its prompt, the rest what it has got.
+
+    model: as clients call it. error: what it failed with; "" if it ended well.
+    """
+
+    model: str
+    prompt_tokens: int
+    sampling: SamplingParams
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotHead:
+    """What a snapshot is of.
+
+    weights_id, layout: of the worker that made it, as in `WorkerInfo`; a worker that differs in one of them can't
+    continue it. state_dtype: how its states are packed. position: tokens whose latents are inside, and a state after
+    them; 0: only token ids. token_hash: `wire.digest` of the first `position` ids, without pages and scope. scope:
+    whose prefix it is. parts: into how many tokens each its latents are cut; states: the parts a state follows. split:
+    ranks that its heads and latents are split over; ranks: those whose tensors are in the file. turn: of a saved one.
+    """
+
+    weights_id: str
+    layout: str
+    state_dtype: str
+    position: int
+    token_hash: str
+    scope: str
+    parts: tuple[int, ...]
+    states: tuple[int, ...]
+    split: int
+    ranks: tuple[int, ...]
+    turn: Turn | None = None
+    format: str = FORMAT
+
+    def metadata(self) -> dict[str, str]:
+        """As safetensors keeps it."""
+        return {f.name: msgspec.json.encode(getattr(self, f.name)).decode() for f in fields(self)}
+
+    @property
+    def positions(self) -> tuple[int, ...]:
+        """How many tokens there are up to each state."""
+        ends = list(accumulate(self.parts))
+        return tuple(ends[part] for part in self.states)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One tensor. dtype: as safetensors names it. begin, end: its bytes' place in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotFile:
+    """A file but for the tensors of states and latents. sums: each tensor's CRC-32; bytes: of the whole file."""
+
+    head: SnapshotHead
+    token_ids: TokenIds
+    bytes: int
+    sums: Mapping[str, str]
+    tensors: Mapping[str, Entry]
+
+
+def token_hash(token_ids: TokenIds, position: int) -> str:
+    """What a head says of the first ids."""
+    return digests_at(token_ids, [position])[0].hex()
+
+
+def pack(head: SnapshotHead, tensors: Mapping[str, tuple[str, Sequence[int], int, str]], token_ids: TokenIds) -> bytes:
+    """The beginning of a file: its header and the token ids. The tensors' bytes follow, in their order.
+
+    tensors: dtype, shape, bytes and CRC-32 of each.
+    """
+    ids = token_ids.packed
+    all_of = {TOKEN_IDS: ("I32", [len(token_ids)], len(ids), f"{zlib.crc32(ids):08x}"), **tensors}
+    metadata = head.metadata() | {CRC + name: crc for name, (_, _, _, crc) in all_of.items()}
+    described: dict[str, Any] = {"__metadata__": metadata}
+    at = 0
+    for name, (dtype, shape, size, _) in all_of.items():
+        described[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [at, at + size]}
+        at += size
+    encoded = json.dumps(described).encode()
+    encoded += b" " * (-len(encoded) % 8)
+    return _LENGTH.pack(len(encoded)) + encoded + ids
+
+
+def join(files: Sequence[BinaryIO], turn: Turn, token_ids: TokenIds) -> Iterator[bytes]:
+    """One file of the parts that each rank has written, piece by piece. token_ids: the turn's, for the ranks' own.
+
+    SnapshotFileError if a part is damaged, as far as its header tells.
+    """
+    parts = [read(file) for file in files]
+    ranks = tuple(rank for part in parts for rank in part.head.ranks)
+    head = replace(parts[0].head, scope="", ranks=ranks, turn=turn)
+    tensors = {}
+    places: list[tuple[BinaryIO, Entry]] = []
+    for file, part in zip(files, parts, strict=True):
+        for name, entry in part.tensors.items():
+            if name != TOKEN_IDS:
+                tensors[name] = (entry.dtype, entry.shape, entry.end - entry.begin, part.sums[name])
+                places.append((file, entry))
+    yield pack(head, tensors, token_ids)
+    for file, entry in places:
+        file.seek(entry.begin)
+        left = entry.end - entry.begin
+        while left:
+            piece = file.read(min(left, _PIECE))
+            if not piece:
+                raise SnapshotFileError("a rank's part is cut short")
+            left -= len(piece)
+            yield piece
+
+
+def read_head(path: Path) -> SnapshotFile:
+    """All but the tensors of states and latents; SnapshotFileError if that is damaged or the file is cut short."""
+    try:
+        with path.open("rb") as file:
+            content = read(file)
+            size = os.fstat(file.fileno()).st_size
+    except OSError as error:
+        raise SnapshotFileError(f"{path.name} can't be read: {error.strerror}") from error
+    except SnapshotFileError as error:
+        raise SnapshotFileError(f"{path.name}: {error}") from error
+    if content.bytes != size:
+        raise SnapshotFileError(f"{path.name}: it is cut short: it has {size} bytes of {content.bytes}")
+    return content
+
+
+def needed(begun: bytes | bytearray) -> int:
+    """How many bytes of a file `read` needs, of which these are the first: more than these until that is known.
+
+    SnapshotFileError if they begin no such file.
+    """
+    if len(begun) < _LENGTH.size:
+        return _LENGTH.size
+    (length,) = _LENGTH.unpack(begun[: _LENGTH.size])
+    if length > _MOST_HEAD:
+        raise SnapshotFileError("it is no safetensors file")
+    head = _LENGTH.size + int(length)
+    if len(begun) < head:
+        return head
+    try:
+        return head + int(json.loads(begun[_LENGTH.size : head])[TOKEN_IDS]["data_offsets"][1])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise SnapshotFileError(f"its header can't be read: {error!r}") from error
+
+
+def read(file: BinaryIO) -> SnapshotFile:
+    """As `read_head`, of an open file or of its beginning; whether it ends where it should is left to the caller."""
+    start = file.read(_LENGTH.size)
+    if len(start) < _LENGTH.size:
+        raise SnapshotFileError("it is cut short: not even its header's length is there")
+    (length,) = _LENGTH.unpack(start)
+    if length > _MOST_HEAD:
+        raise SnapshotFileError("it is no safetensors file")
+    encoded = file.read(length)
+    if len(encoded) < length:
+        raise SnapshotFileError("it is cut short, or no safetensors file")
+    begin = _LENGTH.size + length
+    try:
+        described: dict[str, Any] = json.loads(encoded)
+        metadata: dict[str, str] = described.pop("__metadata__", {})
+        head = _head(metadata)
+        tensors = {name: _entry(entry, begin) for name, entry in described.items()}
+        ids = tensors[TOKEN_IDS]
+        file.seek(ids.begin)
+        token_ids = TokenIds(file.read(ids.end - ids.begin))
+    except SnapshotFileError:
+        raise
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError, msgspec.MsgspecError) as error:
+        raise SnapshotFileError(f"its header can't be read: {error!r}") from error
+    if len(token_ids.packed) < ids.end - ids.begin:
+        raise SnapshotFileError("it is cut short within its token ids")
+    sums = {name.removeprefix(CRC): crc for name, crc in metadata.items() if name.startswith(CRC)}
+    if f"{zlib.crc32(token_ids.packed):08x}" != sums.get(TOKEN_IDS):
+        raise SnapshotFileError("it is damaged: the checksum of its token ids does not match")
+    if not _sound(head, len(token_ids), tensors) or head.token_hash != token_hash(token_ids, head.position):
+        raise SnapshotFileError("it is damaged: its header contradicts itself")
+    return SnapshotFile(head, token_ids, max(entry.end for entry in tensors.values()), sums, tensors)
+
+
+def check(path: Path) -> SnapshotFile:
+    """Read a whole file; SnapshotFileError also if a tensor's bytes are not what was written."""
+    content = read_head(path)
+    with path.open("rb") as file:
+        for name, entry in content.tensors.items():
+            file.seek(entry.begin)
+            crc, left = 0, entry.end - entry.begin
+            while left and (piece := file.read(min(left, _PIECE))):
+                crc, left = zlib.crc32(piece, crc), left - len(piece)
+            if f"{crc:08x}" != content.sums.get(name):
+                raise SnapshotFileError(f"{path.name}: it is damaged: the checksum of {name} does not match")
+    return content
+
+
+def without_state(weights_id: str, layout: str, turn: Turn, token_ids: TokenIds) -> bytes:
+    """The file of a turn whose state no worker keeps any more."""
+    head = SnapshotHead(weights_id, layout, "float32", 0, token_hash(token_ids, 0), "", (), (), 1, (), turn)
+    return pack(head, {}, token_ids)
+
+
+def unpack(content: bytes) -> SnapshotFile:
+    """As `read_head`, of a file's bytes."""
+    found = read(io.BytesIO(content))
+    if found.bytes != len(content):
+        raise SnapshotFileError(f"it is cut short: it has {len(content)} bytes of {found.bytes}")
+    return found
+
+
+def _entry(described: Mapping[str, Any], begin: int) -> Entry:
+    first, last = described["data_offsets"]
+    if not 0 <= first <= last:
+        raise SnapshotFileError("its header names bytes that can't be")
+    return Entry(str(described["dtype"]), tuple(map(int, described["shape"])), begin + first, begin + last)
+
+
+def _head(metadata: Mapping[str, str]) -> SnapshotHead:
+    if (found := json.loads(metadata.get("format", "null"))) != FORMAT:
+        raise SnapshotFileError(f"its format is {found!r}; this version reads {FORMAT!r}")
+    known = {f.name: msgspec.Raw(metadata[f.name].encode()) for f in fields(SnapshotHead)}
+    return msgspec.json.decode(msgspec.json.encode(known), type=SnapshotHead)
+
+
+def _sound(head: SnapshotHead, tokens: int, tensors: Mapping[str, Entry]) -> bool:
+    """Whether what the header says fits together."""
+    ranks, parts = head.ranks, len(head.parts)
+    whole = head.position == sum(head.parts) <= tokens and all(part > 0 for part in head.parts)
+    stated = list(head.states) == sorted(set(head.states)) and (head.states[-1:] == (parts - 1,) if parts else True)
+    ranked = head.split > 0 and set(ranks) <= set(range(head.split)) and bool(ranks) == bool(parts)
+    turned = head.turn is None or 0 < head.turn.prompt_tokens <= tokens
+    named = all(f"rank{rank}.rows.{part}" in tensors for rank in ranks for part in range(parts))
+    return whole and stated and ranked and turned and named and all(0 <= part < parts for part in head.states)
