@@ -162,16 +162,19 @@ class CacheSection(_Section):
     """What workers keep of prompts and answers, so that what begins alike is computed once.
 
     mode: "off" keeps nothing. device_states: linear states a worker keeps on its device beside those of running
-    sequences; unset, as many as `slots`. Latents are kept in whatever pages running sequences leave. host_bytes: host
-    memory a worker may fill with copies, over all its ranks; 0 for none. state_dtype: how states lie there; bfloat16
-    and int8 take half and a quarter of the room and change answers a little. disk_dir: a local folder below the host's
-    memory, for sessions' ends and what that memory gives up; it outlives workers, needs host_bytes, and takes at most
-    disk_bytes for each worker. share: whose prefixes a request may use,
-    its tenant's or everybody's: a hit is felt in time, so "all" lets tenants find out what others asked.
+    sequences; unset, as many as `slots`. Latents are kept in whatever pages running sequences leave. answer_tokens: the
+    state of an answer that runs is kept each so many tokens, and copied to another worker, so that about as many at
+    most are computed again when its worker dies; 0 for never. host_bytes: host memory a worker may fill with copies,
+    over all its ranks; 0 for none. state_dtype: how states lie there; bfloat16 and int8 take half and a quarter of the
+    room and change answers a little. disk_dir: a local folder below the host's memory, for sessions' ends and what that
+    memory gives up; it outlives workers, needs host_bytes, and takes at most disk_bytes for each worker. share: whose
+    prefixes a request may use, its tenant's or everybody's: a hit is felt in time, so "all" lets tenants find out what
+    others asked.
     """
 
     mode: Annotated[Literal["on", "off"], _ON_OFF] = "on"
     device_states: CountOrNone = None
+    answer_tokens: Annotated[int, Field(ge=0), _READ] = 1024
     host_bytes: Annotated[int, Field(ge=0), _READ] = 0
     state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     disk_dir: Text | None = None
