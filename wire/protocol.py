@@ -181,8 +181,8 @@ class SeqOutput(Data, frozen=True):
     comes once, with the first output; its first item is None (nothing precedes it). The stop token itself is in
     `token_ids`. retry: a snapshot did not come, so that another try may succeed. unservable: the request contradicts
     itself. With the first output come `cached_tokens`, the prompt tokens that were not computed, and `cached_from`,
-    where their snapshot was: "device", "host" or "disk" of the worker, or "peer". kept_tokens: for a sequence that
-    moves, the tokens of the snapshot that the worker keeps for the next worker.
+    where their snapshot was: "device", "host" or "disk" of the worker, or "peer". kept_tokens: the tokens of a
+    snapshot of the sequence that the worker keeps for the next worker: when it moves, and at times while it runs.
     """
 
     request_id: str

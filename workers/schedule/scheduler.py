@@ -79,6 +79,8 @@ class Scheduler:
         self._order += 1
         seq.most = min(seq.prompt_tokens + seq.sampling.max_tokens, self.limits.max_model_len)
         seq.digests = PageDigests(self.limits.page_size, seq.scope)
+        if self.limits.answer_tokens and not (seq.handoff or seq.warm):
+            seq.keep_at = len(seq.tokens) + self.limits.answer_tokens
         self.sequences[seq.request_id] = seq
         bisect.insort(self._queue, seq, key=_queue_key)
 
@@ -430,6 +432,10 @@ class Scheduler:
                 (single if pending == 1 else several).append(seq)
         for seq in single:
             if step.budget and seq.state is State.RUNNING and self._grow(seq, now):
+                if seq.computed >= seq.keep_at:  # so that another worker can continue there if this one dies
+                    seq.keep_at = seq.computed + self.limits.answer_tokens
+                    if self.keeping.save(seq, now):
+                        seq.told = seq.computed
                 step.compute(seq, self.drafting.fitting(seq, drafts) if drafts else 0)
         for seq in several:
             if step.budget and seq.state is State.RUNNING:
@@ -659,6 +665,9 @@ class Scheduler:
             self.remove(seq.request_id)
         elif seq.handoff:
             self._hold(seq, now)
+        elif seq.told:
+            output = structs.replace(output, kept_tokens=seq.told)
+            seq.told = 0
         return output
 
     def _end(
