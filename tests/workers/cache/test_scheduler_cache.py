@@ -74,7 +74,7 @@ class Worker:
             Sequence(
                 request_id=name, tokens=list(ids), prompt_tokens=len(ids),
                 sampling=SamplingParams(max_tokens=new, seed=0, stop_token_ids=STOPS if self.ahead else ()),
-                priority=priority, order=0, handoff=handoff,
+                priority=priority, behind=self.made % 3 == 0, order=0, handoff=handoff,
                 source=source, arrived=0.0, boundaries=boundaries, scope=scope,
                 foreign=foreign, rewritten=rewritten,
             )
