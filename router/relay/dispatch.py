@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from router.errors import ApiError, invalid
 from router.metrics import Metrics
 from router.relay.admission import roomy
+from router.relay.copies import Copies
 from router.relay.fair import FairQueue
 from router.relay.job import Job
 from router.relay.policy import Need, NoPlan, Plan, choose
@@ -59,6 +60,7 @@ class Dispatcher:
         self._placed: set[SequenceStream] = set()  # sequences that have been given to workers
         self._priorities: Counter[int] = Counter()  # their priorities
         self._closed = False
+        self._copies = Copies(self._name, table.fleet, table.link)
         table.on_live = self.wake
         table.on_load = self._look_soon
 
@@ -213,6 +215,10 @@ class Dispatcher:
             loop = asyncio.get_running_loop()
             self._pausing[stream] = loop.call_later(after_s, self._try_again, stream)
 
+    def kept(self, stream: SequenceStream, info: WorkerInfo, position: int) -> None:
+        """A worker keeps the state after so many of a running sequence's tokens."""
+        self._copies.copy(stream, info, position)
+
     def progressed(self, stream: SequenceStream) -> None:
         """A retried sequence has gained a token or has ended, so it no longer has to run apart."""
         for timers in (self._waiting, self._pausing):
@@ -229,6 +235,7 @@ class Dispatcher:
         for stream in job.streams:
             self.progressed(stream)
             self._fair.discard(stream)
+            self._copies.drop(stream)
             self._due.pop(stream, None)
             if stream in self._placed:
                 self._placed.remove(stream)
@@ -283,7 +290,10 @@ class Dispatcher:
             limits = self._table.limits()
             page_size = limits.page_size if limits is not None else 1
             stream.names = candidates(prompt.token_ids, prompt.boundaries, page_size, stream.prefix_scope)
-        held = self._table.held(stream.names)
+        names = stream.names
+        if (mark := stream.copied) is not None:
+            names = Candidates(Candidates.of([(mark.position, mark.digest)]).positions + names.positions)
+        held = self._table.held(names)
         return Need(stream.known, stream.left, random.getrandbits(32), held)
 
     def _wait(self, stream: SequenceStream) -> None:

@@ -25,6 +25,8 @@ _HELD_UP = 0.2
 # An answer on a prefill worker is held up by the prompts that come there, and they by it: it must save so much. Of one
 # that answers already less is asked, so that as few as suffice change roles, and do not change back and forth.
 _FLIP_S, _FLIPPED_S = 0.5, 0.1
+# A step that is hardly longer than one of a single sequence is slow for another reason, and would be anywhere.
+_COMPANY = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +50,10 @@ class Standing(Struct, frozen=True, gc=False):
     token_s: seconds for a prompt's token. queue_s: seconds of prompts ahead. entry_s: what a prompt pays that is
     computed there: the price of a slot. answer_s: what a sequence pays that is answered there: the price of a slot for
     so long, a step, the time by which steps exceed their target, and on a prefill worker what its pool's prompts lose.
-    late: whether a step would exceed its target. held_up: what a second of prompt counts, including the time that
-    running sequences lose. used_pages: pages in use or awaited. easy_pages: a page costs nothing while at most so many
-    are in use. place_s: seconds until a place becomes free. full_s: the cost of waiting for one. cut: workers from
-    which no snapshot comes to it.
+    late: whether a step would exceed its target, because of the sequences there. held_up: what a second of prompt
+    counts, including the time that running sequences lose. used_pages: pages in use or awaited. easy_pages: a page
+    costs nothing while at most so many are in use. place_s: seconds until a place becomes free. full_s: the cost of
+    waiting for one. cut: workers from which no snapshot comes to it.
     """
 
     state: WorkerState
@@ -211,7 +213,9 @@ def standing(worker: WorkerState, costs: Costs) -> Standing:
     slots = used_slots + load.queued + worker.unseen + 1
     answering = load.answering if prefills else load.running
     tokens = (info.pages - load.free_pages) * info.page_size
-    scale = load.decode_s / costs.decode_s(max(1, answering), tokens) if load.decode_s else 1.0
+    # Figures of steps that are over are compared with what the model says of such steps, not of those that run now.
+    measured = max(1, round(load.decode_rows) or answering)
+    scale = load.decode_s / costs.decode_s(measured, tokens) if load.decode_s else 1.0
     step_s = scale * costs.decode_s(min(answering + 1 if prefills else slots, info.slots), tokens)
     held_up = 1.0 + _HELD_UP * answering * (step_s / costs.itl_s) ** 2
     whole_s = costs.answer_tokens * step_s
@@ -238,7 +242,7 @@ def standing(worker: WorkerState, costs: Costs) -> Standing:
         step_s,
         entry_s,
         answer_s,
-        step_s > costs.itl_s,
+        step_s > max(costs.itl_s, _COMPANY * scale * costs.decode_s(1, 0)),
         held_up,
         used_pages,
         int(_EASY * info.pages),
