@@ -378,6 +378,8 @@ class Scheduler:
             answering=sum(not s.handoff for s in self._active),
             hits=sum(self.cache.totals.hits.values()),
             misses=tuple(self.cache.totals.misses.values()),
+            tiers=tuple(self.cache.held.values()),
+            saved_s=self.cache.totals.saved_s,
         )
 
     # Inside
