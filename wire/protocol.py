@@ -1,10 +1,10 @@
 """Every message between routers, workers' leaders and their peers.
 
-Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker ->
-router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`.
-Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`. On a connection for one file
-a router sends `Hello`, then `SaveFile`, which `FilePart`s answer, or `LoadFile` and `FilePart`s, which `FileKept`
-answers; or `FileRefused`.
+Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`, `Move`.
+Worker -> router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`,
+`CancelPull`. Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`. On a connection for
+one file a router sends `Hello`, then `SaveFile`, which `FilePart`s answer, or `LoadFile` and `FilePart`s, which
+`FileKept` answers; or `FileRefused`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
 """
@@ -182,7 +182,8 @@ class SeqOutput(Data, frozen=True):
     `token_ids`. retry: a snapshot did not come, so that another try may succeed. unservable: the request contradicts
     itself. With the first output come `cached_tokens`, the prompt tokens that were not computed, and `cached_from`,
     where their snapshot was: "device", "host" or "disk" of the worker, or "peer". kept_tokens: for a sequence that
-    moves, the tokens of the snapshot that the worker keeps for the next worker.
+    moves, the tokens of the snapshot that the worker keeps for the next worker; without `finish`, of one that is to
+    move, and goes on here until `Move`.
     """
 
     request_id: str
@@ -383,6 +384,12 @@ class Header(Data, frozen=True):
     weights_id: str
 
 
+class Move(Data, frozen=True):
+    """What the worker told that it keeps of the request is at another worker: give the request up as soon as may be."""
+
+    request_id: str
+
+
 class SaveFile(Data, frozen=True):
     """Send the first of `marks` that is kept as a file, with the states of those behind it: they are prefixes of it.
 
@@ -418,6 +425,6 @@ class FileRefused(Data, frozen=True):
 
 Message = (
     Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
-    | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach | Beat
+    | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach | Beat | Move
     | SaveFile | LoadFile | FilePart | FileKept | FileRefused
 )  # fmt: skip

@@ -38,6 +38,9 @@ class Owner(Protocol):
 class Dispatch(Protocol):
     """The dispatcher, as a stream uses it."""
 
+    def prepare(self, stream: SequenceStream, leg: Leg, kept_tokens: int) -> None:
+        """Have another worker take what a leg's worker keeps of the sequence, then have that one give it up."""
+
     def again(self, stream: SequenceStream, cause: Cause, after_s: float, apart: bool) -> None:
         """Try a stream at other workers."""
 
@@ -73,6 +76,7 @@ class SequenceStream:
         "names",
         "over",
         "prefix_scope",
+        "prepared",
         "priority",
         "request_id",
     )
@@ -97,6 +101,7 @@ class SequenceStream:
         self.over = False  # whether nothing more is to be computed
         # The worker that keeps its state for the next one, and the state's tokens.
         self.moved: tuple[PeerRef, int] | None = None
+        self.prepared: str | None = None  # the worker that has taken its first tokens' state meanwhile
         self._owner = owner
         self._metrics = metrics
         self._dispatch = dispatch
@@ -192,6 +197,10 @@ class SequenceStream:
                 return
             if output.finish == "abort":  # another leg's worker reports how the request ended
                 return
+        elif output.kept_tokens:
+            leg.moved()
+            self._dispatch.prepare(self, leg, output.kept_tokens)
+            return
         if output.offset == len(self._ids):
             self._apply(output, now)
             while self.choice.finish is None and self._parked and (later := self._parked.pop(len(self._ids), None)):
