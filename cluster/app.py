@@ -21,10 +21,10 @@ from wire.protocol import Role
 # Serve lets 5 requests run at a replica by default; here the router's own admission decides.
 _NO_LIMIT = 100_000
 _LIGHT = {"num_cpus": 0.01}
-# It runs beside Serve's controller, on a node that stays; a head that offers no CPU takes it too.
+# It runs beside Serve's controller, on a node that stays. A head that offers no CPU accepts it too.
 _ON_HEAD = {"num_cpus": 0, "resources": {HEAD_NODE_RESOURCE_NAME: 0.001}}
 _LOGGING = {"enable_access_log": False}
-# On top of draining: what ending streams, ranks and connections takes.
+# Seconds in addition to draining, to end streams, ranks and connections.
 _CLOSING_S = 10.0
 
 
@@ -41,12 +41,12 @@ def build(args: dict[str, Any]) -> Application:
 
 
 def gpus() -> float:
-    """GPUs of the Ray cluster this process is connected to; 0 without one."""
+    """The GPUs of the Ray cluster to which this process is connected; 0 without one."""
     return float(ray.cluster_resources().get("GPU", 0)) if ray.is_initialized() else 0.0
 
 
 def application(resolved: Resolved) -> Application:
-    """Routers in front, two pools of workers behind, a directory between them."""
+    """Make the application: routers in front, two pools of workers behind, and a directory between them."""
     config = resolved.config
     directory = serve.deployment(
         Directory,
@@ -65,7 +65,7 @@ def application(resolved: Resolved) -> Application:
         ray_actor_options=_LIGHT | {"resources": config.router.resources},
         max_ongoing_requests=_NO_LIMIT,
         logging_config=_LOGGING,
-        # A router needs no GPU, so its successor fits beside it, on the port they share.
+        # A router needs no GPU, so its successor fits beside it and shares its port.
         max_surge_percent=_surge(config, 100),
         graceful_shutdown_wait_loop_s=0.1,
         graceful_shutdown_timeout_s=config.drain_s + _CLOSING_S,

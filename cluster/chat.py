@@ -10,7 +10,8 @@ from rich.markup import escape
 
 _KEY_HINT = "; give it as --api-key or in LING_API_KEY"
 _HELP = "/clear forgets the conversation, /exit ends. Ctrl-C stops an answer."
-# An answer may wait in a queue for long; a server that has ended refuses connections at once.
+# An answer may wait long in a queue, so there is no timeout for it; a server that has ended refuses connections at
+# once.
 _TIMEOUT = httpx.Timeout(10.0, read=600.0)
 
 
@@ -24,7 +25,7 @@ class Chat:
     def __init__(
         self, url: str, console: Console, system: str | None, settings: dict[str, Any], api_key: str | None = None
     ) -> None:
-        """settings: sent with every request as they are. api_key: sent with every request, if there is one."""
+        """settings: added unchanged to every request. api_key: sent with every request, if there is one."""
         self._url = url.rstrip("/")
         self._console = console
         self._opening = [{"role": "system", "content": system}] if system else []
@@ -92,7 +93,7 @@ class Chat:
 
 
 def _lines(response: httpx.Response) -> Iterator[str]:
-    """Lines that end with LF alone: httpx's own end at any line end of Unicode, which JSON may hold."""
+    """Split a stream at LF only: httpx splits at every line end of Unicode, which JSON may contain."""
     held = ""
     for text in response.iter_text():
         *whole, held = (held + text).split("\n")

@@ -1,4 +1,4 @@
-"""Checks of a checkpoint before anything starts: whether it is one, and whether its files are complete."""
+"""Checks a checkpoint before anything starts: whether it is one, and whether its files are complete."""
 
 from pathlib import Path
 
@@ -29,16 +29,16 @@ def find_checkpoint(model: str) -> Path:
 
 
 def check_files(config: ClusterConfig, folder: Path, weights: bool = True) -> None:
-    """ConfigError lists what keeps a checkpoint from being served; of its weights only headers are read.
+    """Check that a checkpoint can be served; ConfigError lists the problems. Only headers of its weights are read.
 
-    config: as given; one that names no model gets the embedded checkpoint, which needs no check. weights: whether they
-    are in the folder too.
+    config: as given; without a model the embedded checkpoint is used, which needs no check. weights: whether the folder
+    has the weights too.
     """
     if config.model is None:
         return
     if not (folder / "tokenizer.json").is_file():
-        raise ConfigError(f"model: {folder} holds no tokenizer.json; copy it from the release the weights are of")
-    # Imported here, as `plan` below: else every `ling` command would wait for their imports.
+        raise ConfigError(f"model: {folder} holds no tokenizer.json; copy it from the release of these weights")
+    # Imported here, like `plan` below, because otherwise every `ling` command would wait for these imports.
     from router.text.tokenizer import Tokenizer  # noqa: PLC0415
 
     try:

@@ -66,9 +66,7 @@ def serve(
             "Default: the embedded ling-nano."
         ),
     ] = None,
-    model_cache: Annotated[
-        str | None, _model_option("Where to fetch into what is no folder. Default: the user's cache.")
-    ] = None,
+    model_cache: Annotated[str | None, _model_option("Folder to fetch into. Default: the user's cache.")] = None,
     served_name: Annotated[str | None, _model_option("What clients call it. Default: the folder's name.")] = None,
     dtype: Annotated[
         str | None, _model_option("auto (on a GPU the checkpoint's, else float32), float32, bfloat16.")
@@ -77,7 +75,7 @@ def serve(
         bool | None, _model_option("Read every byte before serving, against checksums where there are any.")
     ] = None,
     device: Annotated[str | None, _model_option("auto (GPUs if there are any), cpu, cuda.")] = None,
-    prefill: Annotated[int | None, _pool_option("Prefill workers; 0: decode workers do it. Default 1.")] = None,
+    prefill: Annotated[int | None, _pool_option("Prefill workers; 0: decode workers prefill. Default 1.")] = None,
     decode: Annotated[int | None, _pool_option("Decode workers. Default 1.")] = None,
     tp: Annotated[int | None, _pool_option("Tensor-parallel ranks of each worker. Default 2, or the YAML's.")] = None,
     slots: Annotated[int | None, _capacity_option("Sequences at once. Default 64.")] = None,
@@ -88,10 +86,10 @@ def serve(
         int | None, _capacity_option("Token budget of a step. Default 1024, 8192 for prefill on GPUs.")
     ] = None,
     cache: Annotated[
-        str | None, _capacity_option("on, off: keep what prompts that begin alike need not compute again. Default on.")
+        str | None, _capacity_option("on, off: reuse prefixes that prompts have in common. Default on.")
     ] = None,
     speculate: Annotated[
-        str | None, _capacity_option("Tokens drafted ahead: auto (as many as pay, up to 3), off, or a number.")
+        str | None, _capacity_option("Tokens drafted per step: auto (as many as pay, up to 3), off, or a number.")
     ] = None,
     host: Annotated[str | None, _http_option("Address to listen on. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, _http_option(f"Port to listen on. Default {DEFAULT_PORT}.")] = None,
@@ -149,7 +147,7 @@ def settle(file: Path | None, flags: dict[str, Any], settings: list[str]) -> Clu
 
 
 def _state_dir() -> dict[str, str]:
-    """The user's folder for programs' state, if it can be written to; else None, and nothing outlives the run."""
+    """The user's folder for programs' state if it can be written to; else None, and nothing outlives the run."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ling-cluster"
     nearest = next(path for path in folder.absolute().parents if path.exists())
     return {"router.data_dir": str(folder)} if os.access(nearest, os.W_OK) else {}

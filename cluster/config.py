@@ -57,9 +57,9 @@ class _Section(BaseModel):
 class PoolConfig(_Section):
     """One pool.
 
-    replicas: workers. max_replicas: with it the pool grows by load from `replicas` to so many, and shrinks again.
-    tp: tensor-parallel ranks each. resources: what each worker asks for of Ray's custom resources, which nodes are
-    started with, so that the pool keeps to its own nodes.
+    replicas: the number of workers. max_replicas: if set, the pool grows with the load from `replicas` to at most so
+    many, and shrinks again. tp: tensor-parallel ranks of each worker. resources: Ray's custom resources that each
+    worker asks for. Nodes are started with these resources, so that the pool runs only on its own nodes.
     """
 
     replicas: Count = 1
@@ -69,7 +69,7 @@ class PoolConfig(_Section):
 
 
 class PrefillConfig(PoolConfig):
-    """The prefill pool. Without replicas the decode pool computes prompts too."""
+    """The prefill pool. With 0 replicas the decode pool computes prompts too."""
 
     replicas: Annotated[int, Field(ge=0), _READ] = 1
 
@@ -77,28 +77,27 @@ class PrefillConfig(PoolConfig):
 class RouterSection(_Section):
     """The HTTP front.
 
-    replicas: routers, which share the port; "auto" is one for each 8 cores of the host that starts the cluster, at
-    most 4. resources: of each, as a pool's. max_queue: choices in flight at one replica before 429.
-    max_waiting: of these, those of one tenant at one priority that wait for their turn. retry_after_s: what 429 and 503
-    tell clients to wait. body_timeout_s, first_token_timeout_s, request_timeout_s: seconds from arrival to the whole
-    body, the first token, the whole answer. max_body_bytes: beyond it, 413. tool_parser: how the model
-    writes tool calls. api_keys: file of hashed keys (made by `python -m router.access.keys TENANT`), read anew when it
-    changes; without it nobody is asked for a key. cors_origins: whose pages in browsers may call. data_dir: folder of
-    what outlives the cluster, shared by the routers of one host: files, batches and responses; `ling serve` takes the
-    user's state directory, else there are no files and batches without it.
-    database_url: PostgreSQL that holds what SQLite holds else, for routers of several hosts, postgresql://USER@HOST/NAME
-    with the password in the routers' PGPASSWORD; data_dir is then on a volume that they share.
-    max_file_bytes: of one upload;
-    max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch; batch_concurrency: of them at once a
-    router. max_responses, max_responses_bytes: kept responses of a tenant, in the cluster's temporary folder where
-    there is no data_dir. session_ttl_s: seconds after its last use at which a session ends; max_sessions: of a tenant.
-    operators: tenants that may drain workers and open snapshot files, where keys are asked for.
-    otlp_endpoint: where traces go, e.g. http://collector:4318/v1/traces; trace_share: of the
-    requests that bring no trace of their own. segment_cache_bytes: what a router keeps of conversations' texts and
-    their token ids, so that a next turn costs its new texts alone. attachments:
-    whether images and files in tools' results become a note to the model, or a 400. name_workers: whether answers say
-    which workers and processes computed them. inter_token_target_s: routers give a decode worker no more than keeps its
-    steps within it, while others have room.
+    replicas: the number of routers, which share the port; "auto" is one for each 8 cores of the host that starts the
+    cluster, at most 4. resources: of each router, as for a pool. max_queue: choices in flight at one router before 429.
+    max_waiting: choices of one tenant at one priority that wait for their turn before 429. retry_after_s: how long 429
+    and 503 tell clients to wait. body_timeout_s, first_token_timeout_s, request_timeout_s: seconds from arrival to the
+    whole body, the first token, the whole answer. max_body_bytes: a longer body is a 413. tool_parser: the format in
+    which the model writes tool calls. api_keys: file of hashed keys (made by `python -m router.access.keys TENANT`),
+    which is read again when it changes; without it no key is needed. cors_origins: origins whose pages may call from
+    browsers. data_dir: folder of files, batches and responses, which outlive the cluster; the routers of one host share
+    it. `ling serve` uses the user's state directory; elsewhere files and batches are off without it. database_url:
+    PostgreSQL instead of SQLite, for routers of several hosts, postgresql://USER@HOST/NAME with the password in the
+    routers' PGPASSWORD; data_dir must then be on a volume that they share. max_file_bytes: of one upload.
+    max_stored_bytes: of a tenant's files. max_batch_lines: requests in a batch. batch_concurrency: lines that a router
+    runs at once. max_responses, max_responses_bytes: stored responses of a tenant; without data_dir they are in the
+    cluster's temporary folder. session_ttl_s: seconds that a session is kept after its last use. max_sessions: of a
+    tenant. operators: tenants that may drain workers and open snapshot files, if there are keys. otlp_endpoint: where
+    traces are sent, e.g. http://collector:4318/v1/traces. trace_share: the share of requests without a trace of their
+    own that are traced. segment_cache_bytes: memory of a router for conversations' texts and their token ids, so that
+    only new texts of a turn are encoded. attachments: whether images and files in tools' results become a note to the
+    model, or a 400. name_workers: whether answers name the workers and processes that computed them.
+    inter_token_target_s: while other decode workers have room, routers give a worker no request that would make its
+    steps longer than this.
     """
 
     replicas: Annotated[Annotated[int, Field(ge=1)] | Literal["auto"], _READ] = "auto"
@@ -135,8 +134,9 @@ class RouterSection(_Section):
 class LogsSection(_Section):
     """What each process writes to standard error.
 
-    format: lines for people, or a JSON object a line. level: the least that is written; "info" has a line a request.
-    prompts: put the body of each generating request into its line; without it no prompt is in any log.
+    format: lines for people, or one JSON object per line. level: the lowest level that is written; "info" has a line
+    for each request. prompts: whether the line of a generating request contains its body; otherwise no log contains
+    prompts.
     """
 
     format: Literal["text", "json"] = "text"
@@ -145,11 +145,12 @@ class LogsSection(_Section):
 
 
 class HandoffSection(_Section):
-    """How snapshots move.
+    """How snapshots move between workers.
 
     channel: "auto" is NCCL between GPUs, shared memory (else gloo) on one host, gloo between others, and TLS between
-    hosts with RAY_USE_TLS. window: pulled at once by a decode worker. timeout_s: a finished prompt waits so long.
-    network_gb_s: what a card has towards other workers, in GB/s, for the routing policy's predictions.
+    hosts with RAY_USE_TLS. window: the number of snapshots that a decode worker pulls at once. timeout_s: how long a
+    finished prompt waits to be pulled. network_gb_s: a card's bandwidth to other workers in GB/s, for the routing
+    policy's predictions.
     """
 
     channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
@@ -159,19 +160,22 @@ class HandoffSection(_Section):
 
 
 class CacheSection(_Section):
-    """What workers keep of prompts and answers, so that what begins alike is computed once.
+    """The prefix cache: what workers keep of prompts and answers, so that common prefixes are computed once.
 
-    mode: "off" keeps nothing. device_states: linear states a worker keeps on its device beside those of running
-    sequences; unset, as many as `slots`. Latents are kept in whatever pages running sequences leave. host_bytes: host
-    memory a worker may fill with copies, over all its ranks; 0 for none. state_dtype: how states lie there; bfloat16
-    and int8 take half and a quarter of the room and change answers a little. disk_dir: a local folder below the host's
-    memory, for sessions' ends and what that memory gives up; it outlives workers, needs host_bytes, and takes at most
-    disk_bytes for each worker. share: whose prefixes a request may use,
-    its tenant's or everybody's: a hit is felt in time, so "all" lets tenants find out what others asked.
+    mode: "off" keeps nothing. device_states: linear states that a worker keeps on its device beside those of running
+    sequences; unset, as many as `slots`. Latents are kept in the pages that running sequences leave free.
+    answer_tokens: the state of a running answer is kept and copied to another worker each time it has so many more
+    tokens, so that about this many at most are computed again if its worker dies; 0 turns this off. host_bytes: host
+    memory for copies, over all ranks of a worker; 0 for none. state_dtype: the dtype of states there; bfloat16 and int8
+    take half and a quarter of the memory and change answers a little. disk_dir: a local folder for sessions' ends, and
+    for snapshots that host memory evicts. It outlives workers, needs host_bytes, and takes at most disk_bytes for each
+    worker. share: whose prefixes a request may use, its tenant's or all. A hit makes the first token faster, so "all"
+    lets tenants find out what others asked.
     """
 
     mode: Annotated[Literal["on", "off"], _ON_OFF] = "on"
     device_states: CountOrNone = None
+    answer_tokens: Annotated[int, Field(ge=0), _READ] = 1024
     host_bytes: Annotated[int, Field(ge=0), _READ] = 0
     state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     disk_dir: Text | None = None
@@ -179,17 +183,17 @@ class CacheSection(_Section):
     share: Literal["tenant", "all"] = "tenant"
 
     def states(self, slots: int) -> int:
-        """States that a worker with so many slots keeps."""
+        """The number of states that a worker with so many slots keeps."""
         return 0 if self.mode == "off" else self.device_states or slots
 
 
 class AutoscalingSection(_Section):
     """When pools with `max_replicas` change size.
 
-    busy: share of its slots or pages, whichever is fuller, and of its time for prompts, that a worker is to have in use
-    at most. first_token_s: within this time of reaching the pool a prompt is to be computed; attained: the share of
-    prompts of which that must be predicted. Sequences are to decode within router.inter_token_target_s. A pool grows
-    once more has been needed for upscale_delay_s, and shrinks once less was enough for downscale_delay_s.
+    busy: the largest share of its slots or pages, and of its time for prompts, that a worker should have in use.
+    first_token_s: the time within which a prompt that has reached the pool should be computed. attained: the share of
+    prompts for which that must be predicted. Sequences should decode within router.inter_token_target_s. A pool grows
+    when more workers have been needed for upscale_delay_s, and shrinks when fewer have sufficed for downscale_delay_s.
     """
 
     busy: Annotated[float, Field(gt=0, le=1), _READ] = 0.8
@@ -203,31 +207,29 @@ class ClusterConfig(_Section):
     """A whole cluster.
 
     model: checkpoint folder; or a hub's repository, `org/name`, `org/name@revision` or `hf://org/name`; or a prefix of
-    an object store or web server, `s3://`, `gs://`, `https://`; unset, the embedded ling-nano. What is no folder is
-    fetched, once a host, into model_cache; unset, that is the hub library's own cache, and the user's for stores.
-    served_name: what clients call it, else the folder's or repository's name.
-    dtype: compute dtype, "auto" is the checkpoint's on a GPU and float32 on a CPU. device: "auto" is cuda where the Ray
-    cluster has GPUs. collectives: what joins a worker's ranks, "auto" picks by device. page_size: tokens a latent page;
-    pages: of them, unset sizes them by memory. slots: sequences at once a worker. max_model_len: unset is the
-    checkpoint's context. max_step_tokens: token budget of a step; unset, 8192 for prefill workers on GPUs and 1024
-    otherwise. model_overrides: keys laid over config.json. load: "auto" takes a worker's weights from another that
-    serves them, rank by rank, where there is one, else from storage; "storage" never asks others; "synthetic" makes up
-    weights of the shapes and format config.json gives, for benchmarks. verify: each worker reads all files first, and
-    refuses bytes that differ from their checksums and values that can't be right, as `ling verify` does. cuda_graphs:
-    "auto" captures decode steps on GPUs, "off" launches every kernel by itself. speculate: tokens that the MTP layer
-    drafts for a sequence in a step, for the model to verify at once: answers stay what they are, and come sooner.
-    "auto" drafts up to 3, fewer or none where that is not faster; a number drafts as many always. card: what `ling
-    plan` calls the GPUs, for the metric that says how much of their limit is reached. host, port: where each router
-    listens by itself;
-    without a port Ray Serve's own front serves the routers. rank_cpus: what a rank without a GPU counts for in Ray's
-    placement. drain_s: seconds that running streams get to end when the cluster shuts down.
-    resume_s: how long workers go on with a request that came with an Idempotency-Key once its router has died, and how
-    long they keep such a request's tokens once it has ended, for a client that comes back.
-    load_stall_s: seconds without progress after which a worker's start is taken for hung, and begun anew.
-    surge: workers beyond its size that a pool may have while `serve deploy` replaces them, in percent: their successors
-    serve before they go. Unset, it is 100 without GPUs, and 0 with them: a pool that may have more and finds no GPUs
-    for them waits for ever, so set it only where GPUs are spare; with 0 workers are replaced in their places, a fifth
-    of the pool at a time.
+    an object store or web server, `s3://`, `gs://`, `https://`; unset, the embedded ling-nano. A checkpoint that is no
+    folder is fetched once per host into model_cache; unset, that is the hub library's own cache, or the user's cache
+    for stores. served_name: by which clients call the model; unset, the folder's or repository's name. dtype: compute
+    dtype; "auto" is the checkpoint's on a GPU and float32 on a CPU. device: "auto" is cuda if the Ray cluster has GPUs.
+    collectives: how a worker's ranks communicate; "auto" depends on the device. page_size: tokens of a latent page.
+    pages: latent pages of a worker; unset, they fill its memory. slots: sequences of a worker at once. max_model_len:
+    longest sequence in tokens; unset, the checkpoint's context. max_step_tokens: token budget of a step; unset, 8192
+    for prefill workers on GPUs and 1024 otherwise. model_overrides: keys that replace those of config.json. load:
+    "auto" takes a worker's weights from another worker that serves them, rank by rank, or else from storage; "storage"
+    never asks others; "synthetic" makes up weights of the shapes and format in config.json, for benchmarks. verify:
+    each worker first reads all files, and refuses bytes that differ from their checksums and impossible values, as
+    `ling verify` does. cuda_graphs: "auto" captures decode steps on GPUs; "off" launches every kernel separately.
+    speculate: tokens that the MTP layer drafts for a sequence in a step, which the model verifies together. Answers
+    stay the same and come faster. "auto" drafts up to 3, and fewer or none if that is faster; a number always drafts so
+    many. card: the name of the GPUs in `ling plan`, for the metric that compares their speed with its limit. host,
+    port: where each router listens; without a port Ray Serve's own front serves the routers. rank_cpus: the CPUs that a
+    rank without a GPU counts in Ray's placement. drain_s: seconds for running streams to end when the cluster shuts
+    down. resume_s: how long workers continue a request with an Idempotency-Key after its router has died, and how long
+    they keep its tokens after its end, for a client that comes back. load_stall_s: seconds without progress after which
+    a worker's start counts as hung and is begun again. surge: how many more workers a pool may have while `serve
+    deploy` replaces them, in percent of its size: successors serve before the old workers end. Unset, it is 100 without
+    GPUs and 0 with them. A pool that may have more but finds no GPUs for them waits for ever, so set it only if there
+    are spare GPUs. With 0, workers are replaced in their places, a fifth of the pool at a time.
     """
 
     model: Text | None = None
@@ -293,7 +295,7 @@ class ClusterConfig(_Section):
         if self.device == "cuda" and self.collectives in ("shm", "gloo"):
             found.append(f"collectives: {self.collectives} joins ranks without GPUs; on cuda use auto, nccl or symm")
         if self.verify and self.load == "synthetic":
-            found.append("verify: synthetic weights lie in no files; leave it out, or load: auto")
+            found.append("verify: synthetic weights have no files to verify; set verify: false, or load: auto")
         if self.cache.disk_dir is not None and not (self.cache.host_bytes and self.cache.mode == "on"):
             found.append("cache.disk_dir: files are written from host memory; set cache.host_bytes, with cache.mode on")
         if self.pages is not None and self.max_model_len is not None:
@@ -301,12 +303,12 @@ class ClusterConfig(_Section):
         return found
 
     def pool(self, role: Role) -> PoolConfig:
-        """One pool's section."""
+        """The section of one pool."""
         return self.prefill if role == "prefill" else self.decode
 
 
 def pages_too_few(pages: int, page_size: int, max_model_len: int) -> list[str]:
-    """The error if the pages can't hold one longest sequence, else None."""
+    """The error if the pages can't hold one sequence of max_model_len; else an empty list."""
     need = -(-max_model_len // page_size)
     if pages >= need:
         return []

@@ -1,4 +1,4 @@
-"""What the routing policy is told of costs when a router starts."""
+"""The routing policy's costs at a router's start."""
 
 from dataclasses import asdict
 
@@ -11,9 +11,9 @@ from workers.sizes import PREFILL_STEP_TOKENS
 
 
 def costs_of(config: ClusterConfig, model: str) -> Costs:
-    """By the planner's model of `card`; without one the defaults, until workers have measured themselves.
+    """The costs from the planner's model of `card`; without a card the defaults. Workers' measurements replace them.
 
-    model: the checkpoint's folder. The card was looked for when the config was resolved.
+    model: the checkpoint's folder. That the card exists was checked when the config was resolved.
     """
     itl_s = config.router.inter_token_target_s
     if config.card is None:

@@ -12,13 +12,13 @@ from ray._private import services
 
 from cluster.restarts import Restarts
 
-# A busy laptop takes minutes where an idle one takes seconds. A failure shows earlier, by its process's end.
+# A busy laptop takes minutes for what an idle one does in seconds. A failure is seen earlier, by the process's end.
 START_S = 300
 _POLL_S = 0.1
 
 
 class RayLost(RuntimeError):
-    """Ray can't go on; the message says which of its processes ended, and where its log is."""
+    """Ray can't continue; the message says which of its processes ended, and where its log is."""
 
 
 def be_patient(folder: Path) -> None:
@@ -33,7 +33,7 @@ def be_patient(folder: Path) -> None:
         # A raylet ends itself when its agents take longer than this to start.
         RAY_agent_register_timeout_ms=str(START_S * 1000),
         RAY_worker_register_timeout_seconds=str(START_S),
-        # The GCS takes the only node for lost after so many checks of 3 s.
+        # The GCS counts the only node as lost after so many checks of 3 s.
         RAY_health_check_failure_threshold=str(START_S // 3),
     )
 
@@ -82,7 +82,7 @@ class Daemons:
         node.kill_gcs_server(check_alive=False)
         node.start_gcs_server()
         del self._found["gcs_server"]
-        return "Ray's GCS ended and was started anew; what runs goes on"
+        return "Ray's GCS ended and was started again; requests go on"
 
     def _find(self) -> None:
         if len(self._found) < 2:

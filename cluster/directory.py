@@ -11,7 +11,7 @@ from wire.progress import Starting
 from wire.protocol import WorkerInfo
 
 _WATCH_S = 10.0
-# After a restart, until every worker has had the time to enter itself again.
+# After a restart, routers keep their listings until every worker has had the time to enter itself again.
 _SETTLE_S = 4 * ENTER_EVERY_S
 
 
@@ -43,7 +43,7 @@ class Directory:
         await self._note(self._entries.fail(failure))
 
     async def exchange(self, router: str, figures: Figures) -> dict[str, Figures]:
-        """A router hands in its figures and gets those of the other routers."""
+        """A router hands in its figures, and gets those of the other routers."""
         return self._figures.tell(router, figures, time.monotonic())
 
     async def watch(self, version: str) -> Listing:
@@ -51,7 +51,7 @@ class Directory:
         time.
         """
         if version and not self._entries.made(version):
-            # The caller knows the listing of a directory before this one: an emptier one would take workers from it.
+            # The caller has the listing of an earlier directory, from which a shorter one would take workers.
             await asyncio.shield(self._settled)
         deadline = time.monotonic() + _WATCH_S
         while (now := time.monotonic()) < deadline:

@@ -1,4 +1,4 @@
-"""`ling drain`: a worker's answers go on at others, and it ends."""
+"""`ling drain`: ends a worker, whose answers continue at other workers."""
 
 import time
 from typing import Annotated
@@ -19,7 +19,7 @@ def drain_command(
         str | None, typer.Option(help="An operator's, where there are keys.", envvar="LING_API_KEY", show_default=False)
     ] = None,
 ) -> None:
-    """End a worker: its answers go on at others of its pool, mid-sentence. Ray Serve starts another in its place."""
+    """End a worker: its answers continue at other workers of its pool. Ray Serve starts another in its place."""
     console = Console(stderr=True)
     headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     try:

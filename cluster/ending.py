@@ -21,11 +21,12 @@ def abandon(folder: Path, spared: int | None = None) -> NoReturn:
 
 
 def end_descendants(patience_s: float, spared: int | None = None) -> None:
-    """Terminate all descendants, kill them after `patience_s`, and repeat until none is left: an end may leave new
-    orphans.
+    """Terminate all descendants, kill them after `patience_s`, and repeat until none is left.
 
-    spared: the pid of the one that lives on, `LastResort`'s. It ends by itself after this process. Waiting here gives
-    Python's lock away, and a thread in Ray's native code may keep it for as long as a dead GCS does not answer.
+    An end may leave new orphans.
+
+    spared: the pid of `LastResort`'s process, which ends by itself after this one. Waiting here gives Python's lock
+    away, and a thread in Ray's native code may keep it for as long as a dead GCS does not answer.
     """
     kill_from = time.monotonic() + patience_s
     own = psutil.Process()
@@ -50,7 +51,7 @@ def remove(folder: Path) -> None:
 
 
 def _runs(process: psutil.Process) -> bool:
-    """Whether the process still runs; an adopted one that has ended is reaped."""
+    """Whether a process still runs; reaps an adopted one that has ended."""
     try:
         if process.status() == psutil.STATUS_ZOMBIE:
             process.wait(timeout=0)

@@ -7,8 +7,8 @@ from wire.progress import Starting
 from wire.protocol import Role, WorkerInfo
 
 ENTER_EVERY_S = 2.0
-# Far more, as processes of a busy machine may stand still for seconds; routers see a worker's end by their connection
-# to it, long before.
+# Far more than the interval, because processes of a busy machine may stand still for seconds. Routers see a worker's
+# end much earlier, by their connection to it.
 EXPIRY_S = 15.0
 _KEPT_FAILURES = 32
 

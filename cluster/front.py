@@ -14,7 +14,7 @@ from cluster.http_limits import LimitedHttp
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: they belong to the process that this server runs in."""
+        """Leave signals alone, because the process in which this server runs handles them."""
         yield
 
 
@@ -22,7 +22,7 @@ class Front:
     """Serves an application on an address that several replicas of one host share (SO_REUSEPORT)."""
 
     def __init__(self, app: ASGIApp, host: str, port: int, grace_s: float) -> None:
-        """Binds; OSError if that can't be. `grace_s`: how long `close` may take before connections are cut."""
+        """Bind the address; OSError if that fails. grace_s: how long `close` may take before connections are cut."""
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.socket(family)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

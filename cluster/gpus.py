@@ -17,10 +17,10 @@ def assigned_gpus() -> tuple[int, ...]:
 
 
 def gpu_index(assigned: str, visible: str | None) -> int:
-    """Which of the GPUs that CUDA shows this process is the assigned one.
+    """The index of the assigned GPU among those that CUDA shows this process.
 
-    assigned: as Ray names it, an index or, as `visible` may list it, a UUID. visible: CUDA_VISIBLE_DEVICES, None if
-    it is not set. ValueError if the process does not see the GPU.
+    assigned: as Ray names it: an index, or a UUID if `visible` lists UUIDs. visible: CUDA_VISIBLE_DEVICES, None if it
+    is not set. ValueError if the process does not see the GPU.
     """
     if visible is None:
         return int(assigned)

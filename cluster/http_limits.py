@@ -10,7 +10,7 @@ from router.errors import ApiError
 from router.http.entrance import MAX_HEAD_BYTES
 
 HEAD_TIMEOUT_S = 30.0
-# A client must read what is buffered for it within so many seconds, and as many more as this rate takes.
+# A client must read what is buffered for it within so many seconds plus the time that this rate takes.
 READ_TIMEOUT_S = 30.0
 LEAST_BYTES_PER_S = 4096
 
@@ -29,9 +29,9 @@ def _unframed(cycle: RequestResponseCycle) -> None:
 
 
 class _Joined:
-    """A cycle's way to its connection until its head is sent: with what follows at once, if anything does.
+    """Joins an answer's head with the bytes that follow at once, if there are any.
 
-    Each write alone costs a system call, and wakes the client for a head that it can do nothing with.
+    A separate write would cost a system call, and wake the client for a head alone.
     """
 
     def __init__(self, cycle: RequestResponseCycle, loop: asyncio.AbstractEventLoop) -> None:
@@ -55,7 +55,7 @@ class _Joined:
         self._transport.close()
 
     def is_closing(self) -> bool:
-        """Whether the connection is."""
+        """Whether the connection is closing."""
         return self._transport.is_closing()
 
     def _flush(self) -> None:
@@ -66,17 +66,16 @@ class _Joined:
 
 
 class LimitedHttp(HttpToolsProtocol):
-    """A request's head, and its trailers, are at most so many bytes (431) and come within so many seconds (408).
+    """Limits the bytes of a request's head and trailers (431) and the seconds in which they arrive (408).
 
-    The connection of a client that does not read its answer is cut; whatever waits to send to it then sees that it
-    left.
+    The connection of a client that does not read its answer is cut; the sender then sees that the client left.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._waiting: asyncio.TimerHandle | None = None
         self._in_body = False
-        self._passed = False  # the latest bytes brought more than a head
+        self._passed = False  # whether the latest bytes contained more than a head
         self._unfinished = 0
         self._reading: asyncio.TimerHandle | None = None
 
@@ -103,11 +102,11 @@ class LimitedHttp(HttpToolsProtocol):
             self._expect_reading()
 
     def data_received(self, data: bytes) -> None:
-        if not self._in_body:
-            self._wait()
         self._passed = False
         super().data_received(data)
         self._unfinished = 0 if self._passed else self._unfinished + len(data)
+        if self._unfinished and not self._in_body:
+            self._wait()
         if self._unfinished > MAX_HEAD_BYTES:
             message = f"the head of the request exceeds {MAX_HEAD_BYTES} bytes"
             self._refuse(ApiError(431, message, code="head_too_large"))
@@ -131,7 +130,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     def _wait(self) -> None:
         if self._waiting is None:
-            message = f"no whole head of a request came within {HEAD_TIMEOUT_S:g} s"
+            message = f"no complete head of a request arrived within {HEAD_TIMEOUT_S:g} s"
             error = ApiError(408, message, code="head_timeout")
             self._waiting = self.loop.call_later(HEAD_TIMEOUT_S, self._refuse, error)
 
@@ -152,7 +151,7 @@ class LimitedHttp(HttpToolsProtocol):
 
     def _cut_unread(self) -> None:
         self._reading = None
-        # An answer that is still written and does not wait for its client leaves the buffer in use all the time.
+        # While an answer is being written without waiting for its client, the buffer is in use all the time.
         stuck = self.flow.write_paused or self.cycle is None or self.cycle.response_complete
         if stuck and self.transport.get_write_buffer_size():
             self.transport.abort()

@@ -112,7 +112,7 @@ class Worker:
         try:
             listing: Listing = await asyncio.wait_for(_awaited(self._directory.watch.remote("")), _CALL_S)
         except Exception as error:
-            _LOG.warning("which workers could lend weights is not known: %s", describe(error))
+            _LOG.warning("which workers there are is not known: %s", describe(error))
             return ()
         return listing.workers
 
@@ -157,25 +157,34 @@ class Worker:
         """Take no more work, let running requests end for `drain_s`, then end the rest with an error event."""
         self._entering.cancel()
         # When all of the application goes, the directory may be gone already: nothing waits for its answer.
-        leaving = asyncio.create_task(self._leave())
+        leaving = asyncio.create_task(self._leave_and_hand_over())
         await _within(self._idle(), self._drain_s, "waiting for running requests")
         self._running.cancel()
         self._telling.cancel()
         await _within(self._leader.close(), _CLOSE_S, "closing the worker")
         leaving.cancel()
 
+    async def _leave_and_hand_over(self) -> None:
+        await self._leave()
+        await self._hand_over()
+
     async def _leave(self) -> None:
-        """Take no more work. Answers go on at others where there are any, else they have the time to end here."""
+        """Take no more work."""
         self._entering.cancel()
         await _within(self._directory.leave.remote(self._worker_id), _CALL_S, "leaving the directory")
+
+    async def _hand_over(self) -> None:
+        """Have answers go on at others once there are any; until then they have the time to end here."""
         own = self._leader.info
-        if any(
+        # A roll-out may replace the directory as well: a new one knows no workers at first.
+        while not any(
             other.role in (own.role, "decode")
             and other.weights_id == own.weights_id
             and other.worker_id != own.worker_id
             for other in await self._live()
         ):
-            self._leader.drain()
+            await asyncio.sleep(ENTER_EVERY_S)
+        self._leader.drain()
 
     def _drain(self) -> None:
         """An operator wants the worker to end."""
@@ -184,7 +193,9 @@ class Worker:
 
     async def _end(self) -> None:
         await self._leave()
+        handing_over = asyncio.create_task(self._hand_over())
         await _within(self._idle(), self._drain_s, "waiting for running requests")
+        handing_over.cancel()
         self._running.cancel()
         await _within(self._leader.close(), _CLOSE_S, "closing the worker")
         _LOG.info("worker %s was drained and ends", self._worker_id)

@@ -167,6 +167,7 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         handoff_timeout_s=config.handoff.timeout_s,
         resume_s=config.resume_s,
         cache_states=config.cache.states(config.slots),
+        cache_answer_tokens=config.cache.answer_tokens,
         cache_host_bytes=config.cache.host_bytes,
         cache_state_dtype=config.cache.state_dtype,
         cache_disk_dir=config.cache.disk_dir,

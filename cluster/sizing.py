@@ -73,7 +73,7 @@ def asked(info: WorkerInfo, load: Load, costs: Costs, rate: tuple[float, float])
     decoding = 0.0
     if load.running and load.decode_s:
         tokens = used * info.page_size
-        scale = load.decode_s / costs.decode_s(load.running, tokens)
+        scale = load.decode_s / costs.decode_s(round(load.decode_rows) or load.running, tokens)
         room = max(costs.itl_s - scale * costs.step_s, _LEAST_ROOM * costs.itl_s)
         decoding = scale * (costs.decode_s(load.running, tokens) - costs.step_s) / room
     tokens_s, prompt = rate

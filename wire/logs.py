@@ -35,6 +35,7 @@ class JsonLines(logging.Formatter):
     def __init__(self, always: Mapping[str, Any]) -> None:
         super().__init__()
         self._always = dict(always)
+        self._encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
     def format(self, record: logging.LogRecord) -> str:
         """The line, without its end."""
@@ -49,7 +50,7 @@ class JsonLines(logging.Formatter):
         }
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
-        return json.dumps(line, ensure_ascii=False, default=str)
+        return self._encode(line)
 
 
 class TextLines(logging.Formatter):

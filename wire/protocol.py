@@ -181,9 +181,9 @@ class SeqOutput(Data, frozen=True):
     comes once, with the first output; its first item is None (nothing precedes it). The stop token itself is in
     `token_ids`. retry: a snapshot did not come, so that another try may succeed. unservable: the request contradicts
     itself. With the first output come `cached_tokens`, the prompt tokens that were not computed, and `cached_from`,
-    where their snapshot was: "device", "host" or "disk" of the worker, or "peer". kept_tokens: for a sequence that
-    moves, the tokens of the snapshot that the worker keeps for the next worker; without `finish`, of one that is to
-    move, and goes on here until `Move`.
+    where their snapshot was: "device", "host" or "disk" of the worker, or "peer". kept_tokens: the tokens of a
+    snapshot of the sequence that the worker keeps for the next worker: when it moves, and at times while it runs.
+    leaving: it is to move once the next worker has that snapshot, and goes on until `Move`.
     """
 
     request_id: str
@@ -199,17 +199,18 @@ class SeqOutput(Data, frozen=True):
     cached_tokens: int = 0
     cached_from: str | None = None
     kept_tokens: int = 0
+    leaving: bool = False
 
 
 class Load(Data, frozen=True):
     """A worker's figures, as of the step whose outputs they come with.
 
     token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
-    steps that compute no prompt, smoothed. kept: snapshots the prefix cache holds; hit_tokens, missed_tokens: prompt
-    tokens that were not computed, and that were, since the worker's start. hits: prompts that began from a snapshot;
-    misses: those of which tokens were computed, one count a reason, in the order of `Miss`. unreachable: other workers
-    to which it can't connect now, so that no snapshot can come from them. answering: of those that run, the sequences
-    whose answers are computed here.
+    steps that compute no prompt, smoothed; decode_rows: sequences in those steps, smoothed alike. kept: snapshots the
+    prefix cache holds; hit_tokens, missed_tokens: prompt tokens that were not computed, and that were, since the
+    worker's start. hits: prompts that began from a snapshot; misses: those of which tokens were computed, one count a
+    reason, in the order of `Miss`. unreachable: other workers to which it can't connect now, so that no snapshot can
+    come from them. answering: of those that run, the sequences whose answers are computed here.
     """
 
     queued: int
@@ -224,6 +225,7 @@ class Load(Data, frozen=True):
     hit_tokens: int = 0
     missed_tokens: int = 0
     decode_s: float = 0.0
+    decode_rows: float = 0.0
     hits: int = 0
     misses: tuple[int, ...] = ()
     unreachable: tuple[str, ...] = ()

@@ -32,12 +32,13 @@ class WorkerConfig:
     checkpoint's. max_step_tokens: token budget of a step. handoff_window: snapshots that a decode worker pulls at once.
     handoff_timeout_s: how long a finished prompt waits to be pulled. resume_s: how long a request with an
     Idempotency-Key runs on without its router, and how long its tokens are kept after its end. cache_states: linear
-    states kept on the device beside those of running sequences; 0 turns the prefix cache off. cache_host_bytes: host
-    memory for kept snapshots of all ranks. cache_state_dtype: the dtype of states there. cache_disk_dir: a local folder
-    in which the worker has its own folder for kept snapshots, of at most cache_disk_bytes. collectives, channel: "auto"
-    picks by device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling). host: the address
-    the leader and its ranks listen on. version: of a fetched checkpoint, the commit or state that identifies its
-    content. load: "auto" takes weights from a live worker that holds them, else reads the folder; "storage" only reads;
+    states kept on the device beside those of running sequences; 0 turns the prefix cache off. cache_answer_tokens: an
+    answer's state is kept each so many tokens while it runs; 0 for never. cache_host_bytes: host memory for kept
+    snapshots of all ranks. cache_state_dtype: the dtype of states there. cache_disk_dir: a local folder in which the
+    worker has its own folder for kept snapshots, of at most cache_disk_bytes. collectives, channel: "auto" picks by
+    device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling). host: the address the
+    leader and its ranks listen on. version: of a fetched checkpoint, the commit or state that identifies its content.
+    load: "auto" takes weights from a live worker that holds them, else reads the folder; "storage" only reads;
     "synthetic" makes up weights of the shapes and format in config.json. lender: the live worker; None if there is
     none. verify: the ranks read all files before they load, a share each, and refuse damaged ones. cuda_graphs: "auto"
     captures decode steps on a GPU, "off" launches every kernel by itself. speculate: the number of tokens that the MTP
@@ -59,6 +60,7 @@ class WorkerConfig:
     handoff_timeout_s: float = 60.0
     resume_s: float = 60.0
     cache_states: int = 0
+    cache_answer_tokens: int = 0
     cache_host_bytes: int = 0
     cache_state_dtype: StateDtype = "float32"
     cache_disk_dir: str | None = None

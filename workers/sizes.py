@@ -78,6 +78,7 @@ def limits_of(config: WorkerConfig, model: LingConfig, pages: int) -> Limits:
         staging=staging_of(config, model),
         drafts=most_drafts(config, model),
         adapts=config.speculate == "auto",
+        answer_tokens=config.cache_answer_tokens if config.cache_states else 0,
     )
 
 

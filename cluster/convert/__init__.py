@@ -1,1 +1,1 @@
-"""Copies of checkpoints in another format or layout."""
+"""Copies checkpoints into another format or layout."""

@@ -28,7 +28,7 @@ def convert_command(
     ] = None,
     shard_for: Annotated[
         str | None,
-        typer.Option(metavar="tp=N", help="Lay each of N ranks' weights together.", show_default=False),
+        typer.Option(metavar="tp=N", help="Write each of N ranks' weights into one file.", show_default=False),
     ] = None,
 ) -> None:
     """Copy a checkpoint into another format, or pre-sharded for a number of ranks."""
@@ -36,7 +36,7 @@ def convert_command(
         raise typer.BadParameter("give either --to or --shard-for")
     tp = None if shard_for is None else _tp(shard_for)
     source, destination = source.expanduser().resolve(), destination.expanduser().resolve()
-    # Here, for they import torch, which every other `ling` command would wait for.
+    # Imported here, because they import torch, for which every other `ling` command would wait.
     from cluster.convert.to_format import to_format  # noqa: PLC0415
     from cluster.convert.to_ranks import to_ranks  # noqa: PLC0415
 

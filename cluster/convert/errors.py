@@ -1,4 +1,4 @@
-"""What `ling convert` refuses."""
+"""The error of `ling convert`."""
 
 
 class ConvertError(ValueError):

@@ -1,4 +1,4 @@
-"""Destination folders that appear whole or not at all."""
+"""Destination folders that appear complete or not at all."""
 
 import shutil
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from workers.model.files import INDEX, MANIFEST
 
 @contextmanager
 def new_folder(source: Path, destination: Path) -> Iterator[Path]:
-    """A folder to fill, with all of the source's files but its weights; it becomes `destination` in the end."""
+    """A folder to fill, which has all files of the source except its weights; it becomes `destination` at the end."""
     if destination.exists():
         raise ConvertError(f"{destination} exists already; give a folder that does not")
     partial = destination.with_name(f".{destination.name}.partial")

@@ -1,4 +1,4 @@
-"""How far reading or writing a checkpoint has come."""
+"""Shows the progress of reading or writing a checkpoint."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,17 +15,17 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-# Takes what is being done, the bytes of it that are done, and those in all.
+# Called with the stage, the bytes done, and the bytes in all.
 Tell = Callable[[str, int, int], None]
 
 
 def silent(doing: str, done: int, total: int) -> None:
-    """Tells nobody."""
+    """Show no progress."""
 
 
 @contextmanager
 def bar() -> Iterator[Tell]:
-    """A bar on a terminal, lines in a log."""
+    """Show a bar on a terminal, or lines in a log."""
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
                TimeRemainingColumn())  # fmt: skip
     console = Console(stderr=True)
@@ -44,7 +44,7 @@ def bar() -> Iterator[Tell]:
 
 
 def _lines(console: Console) -> Tell:
-    """For a log: a line each twentieth of the way."""
+    """Show a line for each twentieth of the work, for a log."""
     told: dict[str, int] = {}
 
     def tell(doing: str, done: int, total: int) -> None:

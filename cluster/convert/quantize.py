@@ -1,4 +1,4 @@
-"""Rounding matrices to the layouts of released checkpoints, and back."""
+"""Quantizes matrices to the layouts of released checkpoints, and back."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -25,7 +25,7 @@ class QuantizedTensor:
 
 
 def quantized_tensors(scheme: Scheme, shape: tuple[int, int]) -> tuple[QuantizedTensor, ...]:
-    """The tensors a matrix [out, in] becomes, in the order `quantize` gives them."""
+    """The tensors that a matrix [out, in] becomes, in the order in which `quantize` returns them."""
     rows, cols = shape
     if scheme == "fp8":
         blocks = (-(-rows // FP8_BLOCK), -(-cols // FP8_BLOCK))
@@ -38,12 +38,12 @@ def quantized_tensors(scheme: Scheme, shape: tuple[int, int]) -> tuple[Quantized
 
 
 def quantize(scheme: Scheme, weight: Tensor) -> tuple[Tensor, ...]:
-    """The tensors of `quantized_tensors` for a matrix [out, in] of floats, in fp32."""
+    """Quantize a matrix [out, in] of fp32 floats to the tensors of `quantized_tensors`."""
     return _fp8(weight) if scheme == "fp8" else _int4(weight)
 
 
 def dequantize(scheme: Scheme, tensors: tuple[Tensor, ...]) -> Tensor:
-    """[out, in] fp32, as a worker reads what `quantize` gave."""
+    """Return [out, in] fp32 as a worker reads the result of `quantize`."""
     if scheme == "int4":
         return PackedInt4(tensors[0], tensors[1], torch.float32).dense()
     rows, cols = (torch.arange(n) // FP8_BLOCK for n in tensors[0].shape)
@@ -71,6 +71,6 @@ def _int4(weight: Tensor) -> tuple[Tensor, ...]:
     scale[scale == 0] = 1.0
     values = (groups / scale.float()[..., None]).round_().clamp_(-8, 7).to(torch.int32) + 8
     shifts = torch.arange(0, 32, 4, dtype=torch.int32)
-    # Nibbles don't overlap, so their sum is their union; the highest one wraps into the sign.
+    # Nibbles don't overlap, so their sum joins them; the highest one wraps into the sign.
     packed = (values.view(rows, -1, _PACK) << shifts).sum(-1, dtype=torch.int32)
     return packed, scale, torch.tensor([rows, cols])

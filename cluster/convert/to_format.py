@@ -30,7 +30,7 @@ _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 
 @dataclass(slots=True)
 class LayerError:
-    """What rounding did to a layer's quantized matrices. worst: the tensor with the largest relative error."""
+    """The error of a layer's quantized matrices. worst: the tensor with the largest relative error."""
 
     matrices: int = 0
     signal: float = 0.0
@@ -40,7 +40,7 @@ class LayerError:
 
     @property
     def relative_rms(self) -> float:
-        """Root of the error's energy over the weights'."""
+        """The root mean square of the error over that of the weights."""
         return float((self.noise / self.signal) ** 0.5) if self.signal else 0.0
 
     def add(self, name: str, weight: Tensor, rounded: Tensor) -> None:
@@ -65,7 +65,7 @@ class Report:
 
 @dataclass(frozen=True, slots=True)
 class _Step:
-    """A tensor of the source and what it becomes."""
+    """A tensor of the source and the tensors that it becomes."""
 
     name: str
     dtype: str
@@ -110,7 +110,7 @@ def to_format(scheme: Scheme, source: Path, destination: Path, progress: Tell = 
 
 
 def _plan(scheme: Scheme, checkpoint: Checkpoint, source: Path) -> dict[str, list[_Step]]:
-    """What each shard's tensors become, in the order they lie in it."""
+    """What each file's tensors become, in their order in the file."""
     shards: dict[str, list[_Step]] = defaultdict(list)
     for name, file in weight_map(source).items():
         entry = checkpoint.entry(name)
@@ -165,7 +165,7 @@ def _is_plain_linear(step: _Step) -> bool:
 
 
 def _quantization_config(scheme: Scheme, modules: list[str], others: list[str]) -> dict[str, Any]:
-    """As released checkpoints describe themselves. others: linears that stay plain."""
+    """The config's description of the format, as in released checkpoints. others: linears that stay plain."""
     if scheme == "fp8":
         return {
             "quant_method": "fp8",

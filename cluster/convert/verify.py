@@ -15,9 +15,9 @@ from workers.model.files import WeightError
 def verify_command(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Checkpoint folder, or a pre-sharded copy.")],
 ) -> None:
-    """Read a whole checkpoint and tell what is missing, damaged or can't be right, by file and tensor."""
+    """Read a whole checkpoint, and report missing, damaged or impossible values by file and tensor."""
     folder = folder.expanduser().resolve()
-    # Here, for they import torch, which every other `ling` command would wait for.
+    # Imported here, because they import torch, for which every other `ling` command would wait.
     from workers.model.load_plan import check  # noqa: PLC0415
     from workers.model.sharded import made_for  # noqa: PLC0415
     from workers.model.verify import verify  # noqa: PLC0415

@@ -17,7 +17,7 @@ from workers.model.files import BITS, CHECKSUM
 
 @dataclass(frozen=True, slots=True)
 class Promised:
-    """A tensor a file will hold."""
+    """A tensor that a file will contain."""
 
     name: str
     dtype: str
@@ -25,7 +25,7 @@ class Promised:
 
     @property
     def bytes(self) -> int:
-        """In the file."""
+        """Its bytes in the file."""
         return prod(self.shape) * BITS[self.dtype] // 8
 
 
@@ -37,7 +37,7 @@ class ShardWriter:
         self._left = list(reversed(promised))
         self._sums: dict[str, int] = {}
         self._file = path.open("wb")
-        # Holds the place: checksums are known in the end, and are as long then.
+        # A placeholder: checksums are known only at the end, and have the same length.
         self._write_header()
 
     def _write_header(self) -> None:
@@ -69,7 +69,7 @@ class ShardWriter:
             self._write_header()
 
     def write(self, tensor: Tensor) -> None:
-        """The next promised tensor."""
+        """Write the next promised tensor."""
         promised = self._left.pop()
         data = tensor.contiguous().view(-1).view(torch.uint8).numpy()
         if data.nbytes != promised.bytes:

@@ -1,4 +1,4 @@
-"""When somebody is to look, as Prometheus rules. What to do then stands in docs/RUNBOOK.md, under the alert's name."""
+"""The alerts as Prometheus rules. docs/RUNBOOK.md says under an alert's name what to do."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,7 @@ _WAITED_FOR = {"class": "high|normal"}
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """critical: users are without answers now. lasts: how long it must hold, in Prometheus' words."""
+    """critical: whether users get no answers now. lasts: how long the condition must hold, in Prometheus' notation."""
 
     name: str
     expr: str
@@ -24,7 +24,7 @@ class Alert:
 
 
 ALERTS = (
-    Alert("LingNoMetrics", f"absent({series(t.IN_FLIGHT)})", "2m", "critical", "No router tells its figures."),
+    Alert("LingNoMetrics", f"absent({series(t.IN_FLIGHT)})", "2m", "critical", "No router reports its figures."),
     Alert(
         "LingPoolDown", f"{_LIVE} == 0 and {_CONFIGURED} > 0", "30s", "critical",
         "No {{ $labels.role }} worker is live: nothing can be served.",
@@ -87,7 +87,7 @@ ALERTS = (
 
 
 def rules() -> dict[str, Any]:
-    """As a rule file of Prometheus holds them."""
+    """The rules as a Prometheus rule file."""
     return {
         "groups": [
             {

@@ -15,7 +15,7 @@ _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One expression, and how its series are called (Grafana's `{{label}}`)."""
+    """One expression, and the names of its series (Grafana's `{{label}}`)."""
 
     expr: str
     legend: str
@@ -23,9 +23,10 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A plot. text: what it says and what is normal. most: where its axis ends, if that is known.
+    """A plot.
 
-    warn, bad: from which value on a tile turns yellow and red; a `bad` below `warn` is bad from there down.
+    text: what it shows and what is normal. most: the end of its axis, if known. warn, bad: the values from which on a
+    tile turns yellow and red; if `bad` is below `warn`, lower values are worse.
     """
 
     title: str
@@ -51,9 +52,9 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Board:
-    """A dashboard. uid: what it is found by again, for good.
+    """A dashboard. uid: its permanent id.
 
-    scope: a metric that has all labels of its variables; "" for a board without them.
+    scope: a metric that has all labels of its variables; "" for a board without variables.
     """
 
     uid: str
@@ -64,7 +65,7 @@ class Board:
 
     @property
     def panels(self) -> list[Panel]:
-        """All of them."""
+        """All panels of all rows."""
         return [panel for row in self.rows for panel in row.panels]
 
 
@@ -106,7 +107,7 @@ def render(board: Board, datasource: dict[str, str] | None = None) -> dict[str, 
 
 
 def _variables(scope: str) -> list[dict[str, Any]]:
-    """What a board can be narrowed to; each offers what the ones before it leave."""
+    """The variables by which a board is narrowed; each offers the values that the earlier ones leave."""
     made: list[dict[str, Any]] = []
     before: list[str] = []
     for label, variable in VARIABLES.items():

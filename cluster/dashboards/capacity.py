@@ -1,4 +1,4 @@
-"""How much more would fit, and what would have to grow."""
+"""The board of capacity: how much more load fits, and what would have to grow."""
 
 from cluster.dashboards.board import Board, Panel, Query, Row
 from cluster.dashboards.promql import WINDOW, rate, total, used
@@ -6,7 +6,7 @@ from wire.metrics import table as t
 
 
 def backlog(window: str) -> str:
-    """Seconds of prompt before the prefill workers, at the speed they had in the window."""
+    """Seconds of prompt that wait for the prefill workers, at their speed in the window."""
     return f"{total(t.QUEUED_TOKENS, 'role')} / {rate(t.STEP_TOKENS, 'role', window=window)}"
 
 

@@ -1,4 +1,4 @@
-"""How evenly tokens spread over experts and over the ranks that hold them."""
+"""The board of experts: how evenly tokens spread over experts and over the ranks that hold them."""
 
 from cluster.dashboards.board import Board, Panel, Query, Row
 from cluster.dashboards.promql import rate, shares, total

@@ -1,4 +1,4 @@
-"""The board to look at first: is it up, how much does it do, do users wait."""
+"""The board to look at first: whether the cluster is up, how much it does, and whether users wait."""
 
 from cluster.dashboards.board import Board, Panel, Query, Row, Unit
 from cluster.dashboards.promql import quantile, rate, total

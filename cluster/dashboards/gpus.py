@@ -1,6 +1,6 @@
-"""What NVIDIA's DCGM exporter tells of the cards.
+"""The board of NVIDIA's DCGM exporter.
 
-Its series carry the exporter's labels, so the board has no variables but the data source.
+Its series have the exporter's labels, so the board has no variables except the data source.
 """
 
 from cluster.dashboards.board import Board, Panel, Query, Row, Unit

@@ -1,15 +1,15 @@
-"""PromQL over the table of metrics, so that no expression can name a metric or a label that does not exist."""
+"""Makes PromQL from the table of metrics, so that no expression can name a metric or label that does not exist."""
 
 from typing import Literal
 
 from wire.metrics.table import Metric
 
-# Ray's, before every name.
+# Ray's prefix of every metric.
 PREFIX = "ray_"
-# Grafana's: long enough for a rate, whatever the scrape interval.
+# Grafana's variable: a window that is long enough for a rate with any scrape interval.
 WINDOW = "$__rate_interval"
-# Whose series they are: a release and its namespace, which whoever scrapes adds as labels. Every expression keeps the
-# series of two clusters apart.
+# The labels of a release and its namespace, which the scraper adds. Every expression keeps them, so that the series of
+# two clusters stay apart.
 SCOPE = ("cluster", "namespace")
 # A board's variables, by the label they choose.
 VARIABLES = {"cluster": "$cluster", "namespace": "$namespace", "role": "$pool", "worker": "$worker"}
@@ -24,7 +24,7 @@ def series(metric: Metric, suffix: str = "", **match: str) -> str:
 
 
 def unchosen(expr: str) -> str:
-    """An expression for where there are no variables: of all clusters, with a matcher that a release can narrow."""
+    """A series for expressions without variables: of all clusters, with a matcher that a release can narrow."""
     for label, name in VARIABLES.items():
         matcher = f'{label}=~"{name}"'
         expr = expr.replace(matcher, f'{label}=~".*"') if label in SCOPE else expr.replace(f",{matcher}", "")
@@ -32,12 +32,12 @@ def unchosen(expr: str) -> str:
 
 
 def total(metric: Metric, *by: str, how: Literal["sum", "max", "avg"] = "sum", **match: str) -> str:
-    """A gauge over all who tell it, by labels."""
+    """The sum of a gauge over all that report it, by labels."""
     return _grouped(how, metric, by, series(metric, **match))
 
 
 def rate(metric: Metric, *by: str, suffix: str = "", window: str = WINDOW, **match: str) -> str:
-    """A counter's growth a second, by labels. suffix: of which of a histogram's series."""
+    """A counter's growth per second, by labels. suffix: selects one of a histogram's series."""
     return _grouped("sum", metric, by, f"rate({series(metric, suffix, **match)}[{window}])")
 
 
@@ -49,7 +49,7 @@ def quantile(share: float, metric: Metric, *by: str, window: str = WINDOW, **mat
 
 
 def buckets(metric: Metric, window: str = WINDOW) -> str:
-    """A histogram's counts a second by bucket, for a heatmap."""
+    """A histogram's counts per second by bucket, for a heatmap."""
     return f"sum by (le) (rate({series(metric, '_bucket')}[{window}]))"
 
 
@@ -59,12 +59,12 @@ def mean(metric: Metric, *by: str) -> str:
 
 
 def used(free: Metric, there: Metric, *by: str) -> str:
-    """The share of what there is that is not free, by labels."""
+    """The share in use of a total, from its free part, by labels."""
     return f"1 - {total(free, *by)} / {total(there, *by)}"
 
 
 def shares(metric: Metric, of: str, *by: str) -> str:
-    """A counter's growth by label `of`, as shares of all of it, by labels."""
+    """A counter's growth by label `of`, as shares of the whole, by labels."""
     return f"{rate(metric, *by, of)} / ignoring ({of}) group_left () {rate(metric, *by)}"
 
 

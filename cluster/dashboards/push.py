@@ -1,4 +1,4 @@
-"""Boards into a Grafana, through its API: made where they are missing, updated where they differ, else left alone."""
+"""Pushes boards into a Grafana through its API: creates missing ones and updates those that differ."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class PushError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """What became of a board. url: where it is."""
+    """The result of pushing a board. url: its address."""
 
     title: str
     outcome: Literal["created", "updated", "unchanged"]
@@ -26,10 +26,10 @@ class Pushed:
 
 
 def push(url: str, token: str, folder: str, datasource: str | None, boards: tuple[Board, ...]) -> Iterator[Pushed]:
-    """Push each board into the folder, which is made if it is missing.
+    """Push each board into the folder, which is created if it is missing.
 
     datasource: name or uid of the Prometheus data source that the boards begin with; None for Grafana's default.
-    PushError before anything is changed, if the token or the data source is no good.
+    PushError, before anything is changed, if the token or the data source does not work.
     """
     grafana = GrafanaApi.from_url(url, credential=token, timeout=_TIMEOUT_S)
     try:
@@ -83,7 +83,7 @@ def _there(grafana: Any, uid: str) -> dict[str, Any] | None:
 
 
 def _holds(theirs: Any, ours: Any) -> bool:
-    """Whether all of ours is in theirs, which Grafana adds to: ids, versions, defaults."""
+    """Whether their board contains all of ours. Grafana adds ids, versions and defaults."""
     if isinstance(ours, dict):
         return isinstance(theirs, dict) and all(k in theirs and _holds(theirs[k], v) for k, v in ours.items())
     if isinstance(ours, list):
@@ -97,5 +97,5 @@ def _holds(theirs: Any, ours: Any) -> bool:
 
 def _told(error: GrafanaException) -> str:
     if error.status_code in (401, 403):
-        return "the token may not do that; it takes a service account's with the role Editor"
+        return "the token may not do that; use the token of a service account with the role Editor"
     return str(error.message)

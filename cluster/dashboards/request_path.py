@@ -1,4 +1,4 @@
-"""Where a request's time goes, from the router to its last token."""
+"""The board of a request's path: where its time goes, from the router to its last token."""
 
 from cluster.dashboards.board import Board, Panel, Query, Row
 from cluster.dashboards.promql import buckets, mean, quantile, rate, total

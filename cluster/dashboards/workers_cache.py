@@ -1,4 +1,4 @@
-"""What each worker does, how full it is, and where its steps' time goes."""
+"""The board of workers: what each does, how full it is, and where its steps' time goes."""
 
 from cluster.dashboards.board import Board, Panel, Query, Row
 from cluster.dashboards.promql import quantile, rate, shares, total, used

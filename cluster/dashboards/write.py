@@ -1,4 +1,4 @@
-"""Writes what is committed of the boards, the alerts and the table of metrics: `python -m cluster.dashboards.write`."""
+"""Writes the committed files of boards, alerts and the metrics page: `python -m cluster.dashboards.write`."""
 
 import json
 from pathlib import Path
@@ -21,7 +21,7 @@ _ROOT = Path(__file__).parent.parent.parent
 
 
 def files() -> dict[Path, str]:
-    """Each file's path in the checkout, and what is to be in it."""
+    """Each file's path in the checkout, and its content."""
     boards = {_ROOT / f"dashboards/{board.uid.removeprefix('ling-')}.json": _json(render(board)) for board in BOARDS}
     alerts = yaml.safe_dump(rules(), sort_keys=False, width=110, allow_unicode=True)
     return boards | {_ROOT / "dashboards/alerts.yaml": alerts, _ROOT / "docs/METRICS.md": metrics_page()}

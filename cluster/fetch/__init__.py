@@ -1,1 +1,1 @@
-"""Checkpoints that lie elsewhere: on a hub, or in an object store. Fetched once a host, into a cache."""
+"""Fetches checkpoints from a hub or an object store, once per host, into a cache."""

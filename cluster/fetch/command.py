@@ -28,7 +28,9 @@ def fetch_command(
     try:
         place = remote(model)
         if place is None:
-            raise ConfigError(f"model: {model} is no repository and no prefix of a store; nothing to fetch")
+            raise ConfigError(
+                f"model: {model} is neither a repository nor a prefix of a store, so there is nothing to fetch"
+            )
         found = fetch_shown(Origin(place, cache).weights, console)
     except (ConfigError, FetchError) as error:
         console.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)

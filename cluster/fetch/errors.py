@@ -1,11 +1,11 @@
-"""What keeps a checkpoint from being fetched."""
+"""The error of a checkpoint that can't be fetched."""
 
 
 class FetchError(RuntimeError):
-    """The checkpoint can't be had; one line says why, and what to do."""
+    """The checkpoint can't be fetched; one line says why, and what to do."""
 
 
 def brief(error: BaseException) -> str:
-    """A library's error as the first line of what it says, bounded in length."""
+    """The first line of a library's error, bounded in length."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:300]

@@ -1,4 +1,4 @@
-"""A checkpoint from wherever it lies to a folder of this host."""
+"""Fetches a checkpoint from its origin into a folder of this host."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,9 +11,10 @@ from cluster.fetch.watch import Tell, silent
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a cluster's checkpoint comes from. cache: folder of each host; None is the user's own.
+    """The origin of a cluster's checkpoint.
 
-    version: the commit, or the state of a prefix, that all nodes take; None until the first of them has looked.
+    cache: folder on each host; None is the user's own. version: the commit, or the state of a prefix, that all nodes
+    take; None until the first node has looked it up.
     """
 
     place: Hub | Store
@@ -21,11 +22,11 @@ class Origin:
     version: str | None = None
 
     def description(self) -> "Fetched":
-        """What tells about the checkpoint, with its tokenizer; without the weights. FetchError."""
+        """Fetch the checkpoint's description and tokenizer, without the weights. FetchError."""
         return self._fetch(False, silent)
 
     def weights(self, tell: Tell = silent) -> "Fetched":
-        """All that is served. Returns at once where it lies here already; FetchError."""
+        """Fetch everything that is served. Returns at once if it is here already; FetchError."""
         return self._fetch(True, tell)
 
     def _fetch(self, weights: bool, tell: Tell) -> "Fetched":

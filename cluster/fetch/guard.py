@@ -1,4 +1,4 @@
-"""What keeps a cache sound: one fetch at a time, a record of what is whole, room before it is needed."""
+"""Keeps a cache consistent: one fetch at a time, a record of complete fetches, and a check of disk space in advance."""
 
 import errno
 import json
@@ -13,7 +13,7 @@ from cluster.fetch.errors import FetchError
 
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """No other process of this host, or of those that share the cache, is in here with the same lock."""
+    """Hold a lock that excludes all other processes of this host, and of hosts that share the cache."""
     from filelock import FileLock  # noqa: PLC0415 - `ling` commands that fetch nothing don't wait for it
 
     try:
@@ -29,7 +29,7 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 def is_whole(record: Path, folder: Path) -> bool:
-    """Whether a fetch ended well and its files still have the sizes it recorded; nothing else is read."""
+    """Whether a fetch was completed and its files still have the recorded sizes. Nothing else is read."""
     try:
         sizes: Mapping[str, int] = json.loads(record.read_bytes())
         return all((folder / name).stat().st_size == size for name, size in sizes.items())
@@ -38,9 +38,9 @@ def is_whole(record: Path, folder: Path) -> bool:
 
 
 def record_whole(record: Path, folder: Path, names: list[str]) -> None:
-    """Note that these files were fetched and verified."""
+    """Record that these files were fetched and verified."""
     sizes = {name: (folder / name).stat().st_size for name in names}
-    # Written aside, then renamed: whoever reads it without the lock sees all of it or nothing.
+    # Written to another name and then renamed, so that readers without the lock see all of it or nothing.
     aside = record.with_name(f"{record.name}.{os.getpid()}")
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def check_room(folder: Path, need: int, what: str) -> None:
 
 
 def disk_error(error: OSError, folder: Path) -> FetchError:
-    """What a failed write to the cache means."""
+    """Make the error for a failed write to the cache."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FetchError(f"model: the disk of {folder} is full; free some, or set model_cache to a larger one")
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):

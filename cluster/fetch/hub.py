@@ -1,4 +1,4 @@
-"""Repositories of a hub, into the hub library's own cache. The library downloads; here is what we ask of it."""
+"""Fetches repositories of a hub with the hub library, into the library's own cache."""
 
 import os
 import time
@@ -14,25 +14,25 @@ from cluster.fetch.sums import check_sums
 from cluster.fetch.watch import Size, Tell, watched
 from workers.model.files import INDEX, MANIFEST
 
-# A download writes without a pause as long as it lives; one that was killed leaves its partial file behind.
+# A running download writes without pauses; one that was killed leaves its partial file behind.
 _STALE_S = 600.0
 
 
 def fetch_hub(hub: Hub, cache: Path | None, commit: str | None, weights: bool, tell: Tell) -> tuple[Path, str]:
     """The folder of a repository's snapshot on this host, and its commit.
 
-    commit: which the cluster has settled on; None resolves the hub's revision. FetchError.
+    commit: the one that the cluster uses; None resolves the revision at the hub. FetchError.
     """
-    # The library takes a third of a second, which other `ling` commands don't wait for.
+    # Importing the library takes a third of a second, for which other `ling` commands need not wait.
     from huggingface_hub import HfApi, constants  # noqa: PLC0415
     from huggingface_hub.utils.tqdm import disable_progress_bars  # noqa: PLC0415
 
     disable_progress_bars()
     root = Path(constants.HF_HUB_CACHE if cache is None else cache).expanduser().absolute()
     with _told(hub, root, commit):
-        # Where the hub can't be reached, what the revision was when it was last asked for.
+        # If the hub can't be reached, use the commit that the revision had at the last request.
         commit = commit or HfApi().resolve_revision(hub.repository, revision=hub.revision, cache_dir=root).resolved
-        # In a folder that the library's own scan of the cache leaves out.
+        # In a folder that the library's own scan of the cache ignores.
         record = root / ".locks" / "ling-cluster" / f"{hub.slug}-{commit}.json"
         folder = root / f"models--{hub.slug}" / "snapshots" / commit
         if is_whole(record, folder):
@@ -47,7 +47,7 @@ def fetch_hub(hub: Hub, cache: Path | None, commit: str | None, weights: bool, t
 
 
 def _weights(hub: Hub, root: Path, folder: Path, record: Path, tell: Tell) -> None:
-    """Fetch and verify the weights, unless another process has while this one waited."""
+    """Fetch and verify the weights, unless another process has done so while this one waited."""
     from huggingface_hub import get_cached_repo_tree  # noqa: PLC0415
 
     if is_whole(record, folder):
@@ -72,8 +72,8 @@ def _weights(hub: Hub, root: Path, folder: Path, record: Path, tell: Tell) -> No
         _snapshot(hub, root, commit, tuple(names))
     every = [name for name in (*DESCRIPTION, *names) if (folder / name).exists()]
     if short := [name for name in names if _size(folder / name) != sizes[name]]:
-        raise FetchError(f"model: {folder / short[0]} is not as long as the hub says; remove it and fetch again")
-    # The library names a blob by the hub's digest of it.
+        raise FetchError(f"model: {folder / short[0]} has not the length that the hub says; remove it and fetch again")
+    # The library names a blob by its digest at the hub.
     check_sums({folder / name: (folder / name).resolve().name for name in every}, f"verifying {hub}", tell)
     record_whole(record, folder, every)
 
@@ -86,9 +86,9 @@ def _snapshot(hub: Hub, root: Path, commit: str, names: tuple[str, ...]) -> None
 
 @contextmanager
 def _told(hub: Hub, root: Path, settled: str | None) -> Iterator[None]:
-    """The library's errors as ours. Most specific first: they are each other's subclasses.
+    """Translate the library's errors, the most specific first, because they are subclasses of each other.
 
-    settled: the commit that the cluster has settled on, where it has.
+    settled: the commit that the cluster uses; None if it has none yet.
     """
     from httpx2 import HTTPError  # noqa: PLC0415
     from huggingface_hub import constants, errors  # noqa: PLC0415
@@ -140,13 +140,13 @@ def _told(hub: Hub, root: Path, settled: str | None) -> Iterator[None]:
     except OSError as error:
         if error.errno is None:
             raise FetchError(
-                f"model: {hub} came incomplete ({brief(error)}); fetch again, what is whole is kept"
+                f"model: {hub} came incomplete ({brief(error)}); fetch again: complete files are kept"
             ) from error
         raise disk_error(error, root) from error
 
 
 def _remove_stale(blobs: Path) -> None:
-    """Partial files of processes that were killed: the library never goes on with them."""
+    """Remove partial files of processes that were killed; the library never resumes them."""
     for path in blobs.glob("*.incomplete"):
         try:
             if time.time() - path.stat().st_mtime > _STALE_S:

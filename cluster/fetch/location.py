@@ -1,4 +1,4 @@
-"""Where a checkpoint lies, read from the setting `model`. Pure."""
+"""Reads a checkpoint's location from the setting `model`. Pure."""
 
 import re
 from dataclasses import dataclass
@@ -54,7 +54,7 @@ class Store:
 
 
 def remote(model: str) -> Hub | Store | None:
-    """Where `model` lies if not in a folder of this host; ConfigError if it can't be read as a place.
+    """The remote location of `model`; None if it is a folder of this host; ConfigError if it is no location.
 
     A name like `org/name` is a hub's repository unless there is such a folder.
     """

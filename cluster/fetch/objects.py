@@ -1,4 +1,4 @@
-"""An object store's or a web server's objects under one prefix, through the store library; its errors as ours."""
+"""The objects under one prefix of an object store or web server, through the store library."""
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -38,7 +38,7 @@ class Objects:
         self._listable = not store.url.startswith("http")
         self._store: ObjectStore = from_url(
             store.url,
-            # `timeout` is for a whole request, and a file of 5 GB is one; a silent connection ends by `read_timeout`.
+            # `timeout` is for a whole request, which may be a file of 5 GB; `read_timeout` ends a silent connection.
             client_options={
                 "allow_http": True, "connect_timeout": "10s", "timeout": "1day", "read_timeout": "60s"
             },
@@ -47,7 +47,7 @@ class Objects:
         self._listed: dict[str, Entry] | None = None
 
     def entries(self, names: Sequence[str]) -> dict[str, Entry]:
-        """Those of the names that are there."""
+        """The entries of those names that exist."""
         if self._listable:
             listed = self._list()
             return {name: listed[name] for name in names if name in listed}
@@ -56,7 +56,7 @@ class Objects:
         return {name: entry for name, entry in found.items() if entry is not None}
 
     def read(self, name: str) -> bytes | None:
-        """A small object's content; None if it is not there."""
+        """Read a small object; None if it does not exist."""
         import obstore  # noqa: PLC0415
 
         if self._listable and name not in self._list():
@@ -67,11 +67,11 @@ class Objects:
             return None
 
     def stream(self, name: str, entry: Entry, start: int) -> Iterator[memoryview]:
-        """Its bytes from `start` on, as long as it is still the object that was listed."""
+        """Stream an object's bytes from `start` on, while it is still the object that was listed."""
         import obstore  # noqa: PLC0415
 
         options: GetOptions = {"range": {"offset": start}} if start else {}
-        # A weak tag (W/) names no exact bytes.
+        # A weak tag (W/) does not identify exact bytes.
         if entry.tag and not entry.tag.startswith("W/"):
             options["if_match"] = entry.tag
         whole = obstore.get(self._store, name, options=options)
@@ -108,7 +108,7 @@ _CHECK = {
 
 @contextmanager
 def told(store: Store, root: Path) -> Iterator[None]:
-    """The library's errors as ours."""
+    """Translate the library's errors."""
     from obstore import exceptions  # noqa: PLC0415
 
     check = _CHECK.get(store.url.partition(":")[0], "the server's access rules")
@@ -119,7 +119,7 @@ def told(store: Store, root: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise FetchError(f"model: {store} does not exist; check the address, and {check}") from error
     except exceptions.BaseError as error:
-        # The library has no class of its own for what a listing is refused with.
+        # The library has no class for a refused listing.
         refused = isinstance(error, (exceptions.PermissionDeniedError, exceptions.UnauthenticatedError))
         if refused or any(status in str(error) for status in ("403 Forbidden", "401 Unauthorized")):
             raise FetchError(f"model: {store} may not be read; check {check}") from error

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint are served: what describes it, then its weights. Pure."""
+"""Selects the files of a checkpoint that are served: its description, then its weights. Pure."""
 
 import json
 
@@ -6,7 +6,7 @@ from cluster.fetch.errors import FetchError
 from workers.model.files import INDEX, MANIFEST, SINGLE
 
 CONFIG = "config.json"
-# Routers need no more than these; a worker also needs the files that the index or the manifest names.
+# Routers need only these; a worker also needs the files that the index or the manifest names.
 DESCRIPTION = (
     CONFIG,
     "generation_config.json",
@@ -31,7 +31,7 @@ def weight_names(index: bytes | None, manifest: bytes | None) -> list[str]:
         which = INDEX if manifest is None else MANIFEST
         raise FetchError(f"model: {which} can't be read: {error!r}; upload the checkpoint again") from error
     for name in names:
-        # A name that leads out of the cache's folder would overwrite other files.
+        # A name that leads out of the cache's folder could overwrite other files.
         if not isinstance(name, str) or "/" in name or name.startswith("."):
             raise FetchError(f"model: the checkpoint's index names {name!r}, which is no plain file name; refused")
     return sorted(names)

@@ -1,4 +1,4 @@
-"""Checkpoints in object stores and on web servers, each state of a prefix into a folder of its own."""
+"""Fetches checkpoints from object stores and web servers, each state of a prefix into its own folder."""
 
 import hashlib
 import os
@@ -15,18 +15,18 @@ from cluster.fetch.sums import check_sums
 from cluster.fetch.watch import Size, Tell, watched
 from workers.model.files import INDEX, MANIFEST
 
-# Optional file of a prefix, as `sha256sum * > SHA256SUMS` writes it: stores keep no checksum that all of them agree on.
+# An optional file of a prefix, as `sha256sum * > SHA256SUMS` writes it, because stores have no common kind of checksum.
 SUMS = "SHA256SUMS"
-# Files at once. One stream of a store carries some 100 MB/s, a fraction of a server's network.
+# Files at once. One stream of a store has about 100 MB/s, a fraction of a server's network.
 _STREAMS = 16
-# Attempts in a row that bring no byte, on top of those the library makes for each request.
+# Attempts in a row without a byte, in addition to the library's own for each request.
 _ATTEMPTS = 3
 
 
 def fetch_store(store: Store, cache: Path | None, state: str | None, weights: bool, tell: Tell) -> tuple[Path, str]:
     """The folder of a prefix's files on this host, and the name of their state.
 
-    state: which the cluster has settled on; FetchError if the prefix holds another by now. None takes what there is.
+    state: the one that the cluster uses; FetchError if the prefix has changed since. None takes the present one.
     """
     root = (cache or _user_cache()).expanduser().absolute() / "stores" / store.slug
     what = "weights" if weights else "description"
@@ -48,7 +48,7 @@ def fetch_store(store: Store, cache: Path | None, state: str | None, weights: bo
             )
         folder = root / now
         wanted = {name: e for name, e in found.items() if weights or name not in names}
-        # A router that needs the description does not wait for the weights.
+        # Routers need only the description, and must not wait for the weights.
         with alone(root / f".{what}.lock"):
             if not is_whole(_record(folder, what), folder):
                 _fetch(objects, folder, wanted, str(store), tell)
@@ -66,7 +66,7 @@ def _record(folder: Path, what: str) -> Path:
 
 
 def _state(found: dict[str, Entry]) -> str:
-    """A name for exactly these contents."""
+    """A name that identifies exactly these contents."""
     lines = [f"{name} {e.size} {e.tag or e.modified.isoformat()}" for name, e in sorted(found.items())]
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:32]
 
@@ -94,14 +94,14 @@ def _fetch(objects: Objects, folder: Path, wanted: dict[str, Entry], what: str, 
         watched(f"fetching {what}", Size(len(wanted), total), measure, tell),
         ThreadPoolExecutor(_STREAMS, thread_name_prefix="fetch") as pool,
     ):
-        # The largest first: the last stream is a short one.
+        # The largest first, so that the last stream is a short one.
         order = sorted(wanted, key=lambda name: -wanted[name].size)
         for future in [pool.submit(bring, name) for name in order]:
             future.result()
 
 
 def _download(objects: Objects, folder: Path, name: str, entry: Entry, failed: threading.Event) -> None:
-    """Bring one file, going on where an earlier attempt stopped, whoever made it; stop once another has failed."""
+    """Fetch one file, continuing where an earlier attempt of any process stopped; stop if another file has failed."""
     from obstore.exceptions import BaseError, NotSupportedError  # noqa: PLC0415
 
     if (folder / name).exists():
@@ -115,7 +115,7 @@ def _download(objects: Objects, folder: Path, name: str, entry: Entry, failed: t
                         return
                     out.write(chunk)
             except NotSupportedError:
-                # A web server that can't send part of a file.
+                # This web server can't send parts of a file.
                 out.truncate(0)
                 out.seek(0)
             except BaseError:
@@ -142,7 +142,7 @@ def _size(path: Path) -> int:
 
 
 def _sums(folder: Path, wanted: dict[str, Entry]) -> dict[Path, str]:
-    """Digests by the prefix's own file of them."""
+    """The digests in the prefix's file of checksums."""
     if SUMS not in wanted:
         return {}
     pairs = [line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines()]

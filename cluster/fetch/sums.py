@@ -1,4 +1,4 @@
-"""Checksums of fetched files. Damaged ones are removed, so that the next fetch brings them anew."""
+"""Checks the checksums of fetched files. Damaged files are removed, so that the next fetch brings them again."""
 
 import hashlib
 import os
@@ -17,9 +17,9 @@ _DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def check_sums(digests: Mapping[Path, str], stage: str, tell: Tell) -> None:
-    """FetchError for the first file whose content has another digest: 64 hex digits are SHA-256, 40 git's of a blob.
+    """Check files; FetchError for the first one with another digest. 64 hex digits are SHA-256, 40 git's of a blob.
 
-    Files with anything else for a digest are not read.
+    Files with any other kind of digest are not read.
     """
     known = {path: digest for path, digest in digests.items() if _DIGEST.fullmatch(digest)}
     if not known:
@@ -29,7 +29,7 @@ def check_sums(digests: Mapping[Path, str], stage: str, tell: Tell) -> None:
 
     def check(path: Path) -> None:
         if (found := _digest(path, known[path], sizes[path], done)) != known[path]:
-            # Of a link into the hub library's cache, what it names too.
+            # For a link into the hub library's cache, remove the file that it names too.
             path.resolve().unlink()
             path.unlink(missing_ok=True)
             raise FetchError(

@@ -15,13 +15,13 @@ from cluster.fetch.fetch import Fetched
 from cluster.fetch.watch import Tell
 from wire.progress import Progress
 
-# What a shell reports after Ctrl-C.
+# The exit code that a shell reports after Ctrl-C.
 _INTERRUPTED = 130
 _LINE_EVERY_S = 5.0
 
 
 def fetch_shown(fetch: Callable[[Tell], Fetched], console: Console) -> Fetched:
-    """Run a fetch and show its progress. Ctrl-C ends this process at once; the next fetch goes on from there."""
+    """Run a fetch and show its progress. Ctrl-C ends this process at once; the next fetch continues from there."""
     done: Future[Fetched] = Future()
 
     def run(tell: Tell) -> None:
@@ -35,7 +35,8 @@ def fetch_shown(fetch: Callable[[Tell], Fetched], console: Console) -> Fetched:
         try:
             return done.result()
         except KeyboardInterrupt:
-            # Downloads can't be cut short from here, and whole files and what stores sent of others are kept.
+            # Downloads can't be cancelled from here; complete files, and the parts of others that stores sent, are
+            # kept.
             os._exit(_INTERRUPTED)
 
 
@@ -62,7 +63,7 @@ def _bars(console: Console) -> Iterator[Tell]:
 
 @contextmanager
 def _lines(console: Console) -> Iterator[Tell]:
-    """The first and last of each stage, and one every few seconds."""
+    """Show the first and last line of each stage, and one every few seconds."""
     due: dict[str, float] = {}
 
     def tell(progress: Progress) -> None:

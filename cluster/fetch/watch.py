@@ -1,4 +1,4 @@
-"""Progress of a fetch, measured by what lies on the disk: whichever process writes it, its waiters see it too."""
+"""Measures a fetch's progress by the files on disk, so that processes that wait for another's fetch see it too."""
 
 import threading
 import time
@@ -13,12 +13,12 @@ _EVERY_S = 0.5
 
 
 def silent(progress: Progress) -> None:
-    """For callers that show no progress."""
+    """Show no progress."""
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """Whole files and bytes that are there."""
+    """The number of complete files, and the bytes on disk."""
 
     files: int
     bytes: int
@@ -39,7 +39,7 @@ class Meter:
 
 @contextmanager
 def watched(stage: str, total: Size, measure: Callable[[], Size], tell: Tell) -> Iterator[None]:
-    """Tell of progress, from a thread, while the body runs, and once at its end."""
+    """Report progress from a thread while the body runs, and once at its end."""
     meter = Meter(stage, total, measure(), time.monotonic())
     over = threading.Event()
 

@@ -2,10 +2,10 @@
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from operator import attrgetter
 from typing import Annotated, Any, Literal
 
+from msgspec import structs
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from router.api.request import Conversation, Names, RawPrompts, Request, Sampling
@@ -21,7 +21,7 @@ _GUIDED: Mapping[str, Callable[[Any, str], Form]] = {
     "guided_grammar": client_form,
 }
 # Fields with the same name in a request and in its neutral sampling.
-_SAMPLING = tuple(f.name for f in fields(Sampling) if f.name in GenerationRequest.model_fields)
+_SAMPLING = tuple(f.name for f in structs.fields(Sampling) if f.name in GenerationRequest.model_fields)
 _sampling_of = attrgetter(*_SAMPLING)
 # Fields that constrain the answer; a request may use one of them.
 _FORMS = ("structured_outputs", "response_format", *_GUIDED)

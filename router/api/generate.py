@@ -7,6 +7,7 @@ import time
 from dataclasses import replace
 from typing import Generic, Protocol, TypeVar
 
+from msgspec import structs
 from starlette.types import Receive, Scope, Send
 
 from router.api.answering import Answering, check_model
@@ -121,7 +122,7 @@ class Generate(Answering, Generic[R]):
         request = await gateway.apart(len(body), api.lower, asked)
         keyed = keyed_of(scope, body, caller_of(scope).tenant)
         if keyed is not None and request.sampling.seed is None:
-            request = replace(request, sampling=replace(request.sampling, seed=keyed.seed))
+            request = replace(request, sampling=structs.replace(request.sampling, seed=keyed.seed))
         session = session_of(scope, request)
         with gateway.admitted(request.choices) as permit:
             choices = await make_choices(gateway, request, caller_of(scope).tenant)

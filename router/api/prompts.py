@@ -11,7 +11,8 @@ from router.api.render import TooLong, check_length, conversation_prompt
 from router.api.request import Conversation, Names, RawPrompt, RawPrompts, Request, Sampling
 from router.errors import ApiError, fault, invalid
 from router.relay.choice import Choice, Prompt
-from router.relay.gateway import Gateway, Limits
+from router.relay.fleet import Limits
+from router.relay.gateway import Gateway
 from router.relay.prefixes import scope_of
 from router.relay.recording import Recording
 from router.text.grammar import Form, Thinking

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal
 
+import msgspec
+
 from router.errors import Path, fault, invalid
 from router.text.grammar import Form
 from router.text.tools.form import OfferedFunction
@@ -110,8 +112,7 @@ class RawPrompts:
     prompts: tuple[RawPrompt, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Sampling:
+class Sampling(msgspec.Struct, frozen=True):
     """How tokens are sampled and where an answer ends. max_tokens: None for all that the context has left."""
 
     max_tokens: int | None = None
@@ -123,7 +124,7 @@ class Sampling:
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
-    logit_bias: Mapping[str, float] = field(default_factory=dict)
+    logit_bias: Mapping[str, float] = msgspec.field(default_factory=dict)
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     min_tokens: int = 0

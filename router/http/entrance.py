@@ -5,7 +5,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable
-from dataclasses import asdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +14,7 @@ from router.errors import ApiError
 from router.http.caller import Caller, caller_of, introduce
 from router.http.dialect import dialect_of
 from router.http.send import send_error
+from router.relay.choice import ServedBy
 
 if TYPE_CHECKING:
     from router.tracing import Tracing
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 _ID = re.compile(r"[!-+\--~]{1,128}")  # printable ASCII without the comma, by which proxies join two values
 MAX_HEAD_BYTES = 64 * 1024
+_SERVED_BY = tuple(field.name for field in fields(ServedBy))
 
 
 class Entrance:
@@ -89,19 +91,19 @@ class _Outcome:
 
     def _fields(self, caller: Caller, seconds: float) -> dict[str, Any]:
         """The fields of the log line besides the path: ids, figures, and the body only if prompts are to be logged."""
-        fields: dict[str, Any] = {"request_id": caller.request_id, "status": self._status, "seconds": round(seconds, 4)}
+        said: dict[str, Any] = {"request_id": caller.request_id, "status": self._status, "seconds": round(seconds, 4)}
         if caller.tenant:
-            fields["tenant"] = caller.tenant
+            said["tenant"] = caller.tenant
         if caller.choices:
             prompts = {id(choice.prompt): choice.prompt for choice in caller.choices}.values()
-            fields["prompt_tokens"] = sum(len(prompt.token_ids) for prompt in prompts)
-            fields["output_tokens"] = sum(choice.generated for choice in caller.choices)
-            fields["finish"] = [choice.finish for choice in caller.choices]
+            said["prompt_tokens"] = sum(len(prompt.token_ids) for prompt in prompts)
+            said["output_tokens"] = sum(choice.generated for choice in caller.choices)
+            said["finish"] = [choice.finish for choice in caller.choices]
             served = [choice.served_by for choice in caller.choices if choice.served_by is not None]
-            fields["served_by"] = [asdict(by) for by in served]
+            said["served_by"] = [{name: getattr(by, name) for name in _SERVED_BY} for by in served]
         if caller.asked:
-            fields["asked"] = caller.asked
-        return fields
+            said["asked"] = caller.asked
+        return said
 
 
 def _look_at_head(scope: Scope) -> None:

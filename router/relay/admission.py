@@ -24,6 +24,12 @@ class Permit:
     def __init__(self, give_back: Callable[[], None]) -> None:
         self._give_back: Callable[[], None] | None = give_back
 
+    def __enter__(self) -> "Permit":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
+
     def release(self) -> None:
         """Release the share; later calls do nothing."""
         give_back, self._give_back = self._give_back, None

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from router.errors import ApiError, invalid
 from router.metrics import Metrics
 from router.relay.admission import roomy
+from router.relay.copies import Copies
 from router.relay.fair import FairQueue
 from router.relay.job import Job
 from router.relay.leg import Leg
@@ -61,6 +62,7 @@ class Dispatcher:
         self._placed: set[SequenceStream] = set()  # sequences that have been given to workers
         self._priorities: Counter[int] = Counter()  # their priorities
         self._closed = False
+        self._copies = Copies(self._name, table.fleet, table.link)
         table.on_live = self.wake
         table.on_load = self._look_soon
 
@@ -107,7 +109,8 @@ class Dispatcher:
             self._wait(stream)
             return
         self._check_deadline(plan, job)
-        if not self._fair and self._has_room(plan, job.priority):
+        room = self._has_room(plan, job.priority)
+        if room and not self._fair:
             self._metrics.routed("wait" if plan.waits else "room")
             self._start(stream, plan)
             return
@@ -120,7 +123,8 @@ class Dispatcher:
         if job.deadline_s is not None:
             self._due[stream] = time.monotonic() + job.deadline_s
         self._fair.push(stream, job.priority, job.tenant, tokens)
-        self._look()
+        if room:  # else nobody may go: those before it were looked at when figures last changed
+            self._look()
 
     def _check_deadline(self, plan: Plan, job: Job) -> None:
         """Refuse a sequence at once if its first token would come after its deadline, given everything before it."""
@@ -232,6 +236,10 @@ class Dispatcher:
             loop = asyncio.get_running_loop()
             self._pausing[stream] = loop.call_later(after_s, self._try_again, stream)
 
+    def kept(self, stream: SequenceStream, info: WorkerInfo, position: int) -> None:
+        """A worker keeps the state after so many of a running sequence's tokens."""
+        self._copies.copy(stream, info, position)
+
     def progressed(self, stream: SequenceStream) -> None:
         """A retried sequence has gained a token or has ended, so it no longer has to run apart."""
         for timers in (self._waiting, self._pausing):
@@ -248,6 +256,7 @@ class Dispatcher:
         for stream in job.streams:
             self.progressed(stream)
             self._fair.discard(stream)
+            self._copies.drop(stream)
             self._due.pop(stream, None)
             if stream in self._placed:
                 self._placed.remove(stream)
@@ -300,10 +309,14 @@ class Dispatcher:
 
     def _need(self, stream: SequenceStream) -> Need:
         prompt = stream.choice.prompt
-        page_size = min((info.page_size for info in self._table.infos()), default=1)
         if stream.names is None:
+            limits = self._table.limits()
+            page_size = limits.page_size if limits is not None else 1
             stream.names = candidates(prompt.token_ids, prompt.boundaries, page_size, stream.prefix_scope)
-        held = self._table.held(stream.names)
+        names = stream.names
+        if (mark := stream.copied) is not None:
+            names = Candidates(Candidates.of([(mark.position, mark.digest)]).positions + names.positions)
+        held = self._table.held(names)
         return Need(stream.known, stream.left, random.getrandbits(32), held)
 
     def _wait(self, stream: SequenceStream) -> None:

@@ -3,6 +3,8 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from msgspec import Struct
+
 from router.relay.costs import Costs
 from wire.protocol import Load, WorkerInfo
 
@@ -23,6 +25,8 @@ _HELD_UP = 0.2
 # An answer on a prefill worker is held up by the prompts that come there, and they by it: it must save so much. Of one
 # that answers already less is asked, so that as few as suffice change roles, and do not change back and forth.
 _FLIP_S, _FLIPPED_S = 0.5, 0.1
+# A step that is hardly longer than one of a single sequence is slow for another reason, and would be anywhere.
+_COMPANY = 1.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,17 +44,16 @@ class WorkerState:
     unseen_work: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(Struct, frozen=True, gc=False):
     """The part of a request's costs that depends on the worker alone, computed once for each change of its figures.
 
     token_s: seconds for a prompt's token. queue_s: seconds of prompts ahead. entry_s: what a prompt pays that is
     computed there: the price of a slot. answer_s: what a sequence pays that is answered there: the price of a slot for
     so long, a step, the time by which steps exceed their target, and on a prefill worker what its pool's prompts lose.
-    late: whether a step would exceed its target. held_up: what a second of prompt counts, including the time that
-    running sequences lose. used_pages: pages in use or awaited. easy_pages: a page costs nothing while at most so many
-    are in use. place_s: seconds until a place becomes free. full_s: the cost of waiting for one. cut: workers from
-    which no snapshot comes to it.
+    late: whether a step would exceed its target, because of the sequences there. held_up: what a second of prompt
+    counts, including the time that running sequences lose. used_pages: pages in use or awaited. easy_pages: a page
+    costs nothing while at most so many are in use. place_s: seconds until a place becomes free. full_s: the cost of
+    waiting for one. cut: workers from which no snapshot comes to it.
     """
 
     state: WorkerState
@@ -77,6 +80,18 @@ class Standing:
         if used <= self.easy_pages:
             return 0.0
         return _price(used / self.state.info.pages, self.place_s, self.full_s)
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What the live workers take: ids below `vocab_size`, prompt and answer of `max_model_len` together.
+
+    page_size: the smallest of theirs.
+    """
+
+    vocab_size: int
+    max_model_len: int
+    page_size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +135,19 @@ class Roster:
         self._costs = costs
         self._groups: dict[Identity, tuple[dict[str, Standing], dict[str, Standing]]] = {}
         self._cut: set[str] = set()  # decode workers that are cut off from others
+        self._infos: dict[str, WorkerInfo] = {}
+        self._limits: Limits | None = None  # of these; None where they have changed since
+
+    @property
+    def limits(self) -> Limits | None:
+        """What all take; None where there are none."""
+        if self._limits is None and self._infos:
+            infos, by_role = self._infos.values(), dict[str, int]()
+            for info in infos:
+                by_role[info.role] = max(by_role.get(info.role, 0), capacity(info))
+            vocab_size, page_size = min(i.vocab_size for i in infos), min(i.page_size for i in infos)
+            self._limits = Limits(vocab_size, min(by_role.values()), page_size)
+        return self._limits
 
     def put(self, new: Standing) -> None:
         """Enter a worker's standing, which replaces its previous one."""
@@ -127,6 +155,9 @@ class Roster:
         if group is None:
             group = self._groups[new.identity] = {}, {}
         group[not new.prefills][new.worker_id] = new
+        if self._infos.get(new.worker_id) is not new.state.info:
+            self._infos[new.worker_id] = new.state.info
+            self._limits = None
         if new.cut and not new.prefills:
             self._cut.add(new.worker_id)
         else:
@@ -135,6 +166,8 @@ class Roster:
     def drop(self, worker_id: str) -> None:
         """A worker takes no more requests."""
         self._cut.discard(worker_id)
+        if self._infos.pop(worker_id, None) is not None:
+            self._limits = None
         for name, group in list(self._groups.items()):
             for pool in group:
                 pool.pop(worker_id, None)
@@ -180,7 +213,9 @@ def standing(worker: WorkerState, costs: Costs) -> Standing:
     slots = used_slots + load.queued + worker.unseen + 1
     answering = load.answering if prefills else load.running
     tokens = (info.pages - load.free_pages) * info.page_size
-    scale = load.decode_s / costs.decode_s(max(1, answering), tokens) if load.decode_s else 1.0
+    # Figures of steps that are over are compared with what the model says of such steps, not of those that run now.
+    measured = max(1, round(load.decode_rows) or answering)
+    scale = load.decode_s / costs.decode_s(measured, tokens) if load.decode_s else 1.0
     step_s = scale * costs.decode_s(min(answering + 1 if prefills else slots, info.slots), tokens)
     held_up = 1.0 + _HELD_UP * answering * (step_s / costs.itl_s) ** 2
     whole_s = costs.answer_tokens * step_s
@@ -207,7 +242,7 @@ def standing(worker: WorkerState, costs: Costs) -> Standing:
         step_s,
         entry_s,
         answer_s,
-        step_s > costs.itl_s,
+        step_s > max(costs.itl_s, _COMPANY * scale * costs.decode_s(1, 0)),
         held_up,
         used_pages,
         int(_EASY * info.pages),

@@ -5,7 +5,6 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Protocol
 
 from router.apart import Apart
@@ -15,7 +14,7 @@ from router.holds import Holds
 from router.metrics import Metrics, State
 from router.relay.admission import Permit, Refusal, admit, missing
 from router.relay.dispatch import Dispatcher
-from router.relay.fleet import capacity
+from router.relay.fleet import Limits
 from router.relay.job import Job
 from router.relay.keyed import reused, taken_over
 from router.relay.link import ListedWorker
@@ -36,14 +35,6 @@ from wire.tokens import TokenIds
 _EXACT_BYTES = 64 * 1024 * 1024
 # Conversations whose rendering is remembered.
 _RENDERINGS = 50_000
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """The limits of the live workers: ids below `vocab_size`, prompt and answer of `max_model_len` tokens together."""
-
-    vocab_size: int
-    max_model_len: int
 
 
 class Service(Protocol):
@@ -139,13 +130,7 @@ class Gateway:
 
     def limits(self) -> Limits:
         """The limits of the live workers, else of those that were live last; 503 if there was none yet."""
-        by_role: dict[str, int] = {}
-        vocab: list[int] = []
-        for info in self.table.infos():
-            by_role[info.role] = max(by_role.get(info.role, 0), capacity(info))
-            vocab.append(info.vocab_size)
-        if vocab:
-            self._limits = Limits(min(vocab), min(by_role.values()))
+        self._limits = self.table.limits() or self._limits
         if self._limits is None:
             raise self._unavailable("no worker is live; try again soon")
         return self._limits
@@ -182,8 +167,7 @@ class Gateway:
         self._complete = reason is None
         return reason
 
-    @contextmanager
-    def admitted(self, choices: int) -> Iterator[Permit]:
+    def admitted(self, choices: int) -> Permit:
         """Reserve room for a request's choices until the block ends at the latest; 429 or 503 if there is none."""
         if choices > self.config.max_queue:
             raise invalid(
@@ -201,11 +185,7 @@ class Gateway:
                 retry_after_s=self.config.retry_after_s,
             )
         self.in_flight += choices
-        permit = Permit(lambda: self._leave(choices))
-        try:
-            yield permit
-        finally:
-            permit.release()
+        return Permit(lambda: self._leave(choices))
 
     def _leave(self, choices: int) -> None:
         self.in_flight -= choices

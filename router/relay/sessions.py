@@ -230,7 +230,8 @@ class Sessions:
     @property
     def page_size(self) -> int:
         """Tokens a page of the workers."""
-        return min((info.page_size for info in self._table.infos()), default=1)
+        limits = self._table.limits()
+        return limits.page_size if limits is not None else 1
 
     def _leave(self, turn: Turn) -> None:
         turn.over = True

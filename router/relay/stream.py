@@ -14,7 +14,7 @@ from router.relay.choice import Choice, ServedBy
 from router.relay.leg import Leg, Link, Stage
 from router.relay.prefixes import Candidates
 from router.relay.recovery import Cause, Enough, Setbacks
-from wire.protocol import Attach, PeerRef, Prefix, SamplingParams, SeqOutput, Submit
+from wire.protocol import Attach, Mark, PeerRef, Prefix, SamplingParams, SeqOutput, Submit, WorkerInfo
 from wire.tokens import TokenIds
 
 _log = logging.getLogger(__name__)
@@ -44,6 +44,9 @@ class Dispatch(Protocol):
     def again(self, stream: SequenceStream, cause: Cause, after_s: float, apart: bool) -> None:
         """Try a stream at other workers."""
 
+    def kept(self, stream: SequenceStream, info: WorkerInfo, position: int) -> None:
+        """A worker keeps the state after so many of a running sequence's tokens."""
+
     def progressed(self, stream: SequenceStream) -> None:
         """A retried stream gained a token, or has ended."""
 
@@ -70,6 +73,7 @@ class SequenceStream:
         "_tries",
         "body",
         "choice",
+        "copied",
         "key",
         "legs",
         "moved",
@@ -102,6 +106,7 @@ class SequenceStream:
         # The worker that keeps its state for the next one, and the state's tokens.
         self.moved: tuple[PeerRef, int] | None = None
         self.prepared: str | None = None  # the worker that has taken its first tokens' state meanwhile
+        self.copied: Mark | None = None  # the latest snapshot of it that another worker keeps
         self._owner = owner
         self._metrics = metrics
         self._dispatch = dispatch
@@ -197,12 +202,14 @@ class SequenceStream:
                 return
             if output.finish == "abort":  # another leg's worker reports how the request ended
                 return
-        elif output.kept_tokens:
+        elif output.leaving:
             leg.moved()
             self._dispatch.prepare(self, leg, output.kept_tokens)
             return
         if output.offset == len(self._ids):
             self._apply(output, now)
+            if output.kept_tokens and not self.over:
+                self._dispatch.kept(self, leg.info, output.kept_tokens)
             while self.choice.finish is None and self._parked and (later := self._parked.pop(len(self._ids), None)):
                 self._apply(later, now)
         elif output.offset > len(self._ids):

@@ -10,7 +10,7 @@ from typing import get_args
 from router.relay.costs import Costs
 from router.relay.files import FileLink, file_link
 from router.relay.finding import Place, find
-from router.relay.fleet import Fleet, Roster, WorkerState
+from router.relay.fleet import Fleet, Limits, Roster, WorkerState
 from router.relay.link import ListedWorker, WorkerLink
 from router.relay.policy import Held
 from router.relay.prefixes import Candidates, PrefixIndex
@@ -114,6 +114,15 @@ class WorkerTable:
 
     def fleet(self, weights_id: str | None = None) -> Fleet:
         """The live workers for the policy; with `weights_id` those that serve these weights."""
+        self._update_roster()
+        return self._roster.fleet(weights_id)
+
+    def limits(self) -> Limits | None:
+        """The limits of the live workers; None if there is none."""
+        self._update_roster()
+        return self._roster.limits
+
+    def _update_roster(self) -> None:
         for link in self._changed:
             current = self._links.get(link.ref.worker_id)
             if link.live:
@@ -121,7 +130,6 @@ class WorkerTable:
             elif current is None or current is link or not current.live:
                 self._roster.drop(link.ref.worker_id)
         self._changed.clear()
-        return self._roster.fleet(weights_id)
 
     def held(self, of: Candidates) -> dict[str, Held]:
         """The part of a prompt that each worker keeps, by worker id."""

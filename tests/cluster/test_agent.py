@@ -4,7 +4,9 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,12 @@ TURNS = [
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
     folder = tmp_path_factory.mktemp("state")  # files and batches need one
     with serving("--tp", "2", "--set", f"router.data_dir={folder}") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def without_cache() -> Iterator[Serving]:
+    with serving("--prefill", "0", "--tp", "1", "--cache", "off") as started:
         yield started
 
 
@@ -88,44 +96,6 @@ def test_three_turns_two_tools_and_the_right_answers(cluster: Serving, ask: Any)
     cluster.until(cluster.all_free)
 
 
-def said_and_called(message: dict[str, Any]) -> tuple[str | None, list[tuple[str, str]]]:
-    """What a message says, but for its calls' ids."""
-    calls = [(call["function"]["name"], call["function"]["arguments"]) for call in message.get("tool_calls", [])]
-    return message.get("content"), calls
-
-
-def test_from_the_second_request_on_only_new_tokens_are_computed(cluster: Serving) -> None:
-    """And each answer is what a request says that finds nothing kept, as it has a salt of its own."""
-    messages: list[Any] = [{"role": "system", "content": "You are a careful assistant."}]
-    before = 0
-    with openai.OpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:
-        for said, _, _, result, _ in TURNS * 2:
-            messages.append({"role": "user", "content": said})
-            for _ in range(2):
-                answer = client.chat.completions.create(
-                    model="auto", messages=messages, tools=OFFERED, temperature=0, max_tokens=200
-                )  # type: ignore[call-overload]
-                usage = answer.usage
-                new = usage.prompt_tokens - before
-                computed = usage.prompt_tokens - usage.prompt_tokens_details.cached_tokens
-                assert not before or computed <= new + 32
-                before = usage.total_tokens
-                message = answer.choices[0].message.model_dump(exclude_none=True)
-                apart = client.chat.completions.create(
-                    model="auto", messages=messages, tools=OFFERED, temperature=0, max_tokens=200,
-                    extra_body={"cache_salt": f"request {len(messages)}"},
-                )  # type: ignore[call-overload]  # fmt: skip
-                assert apart.usage.prompt_tokens_details.cached_tokens == 0
-                alone = apart.choices[0].message.model_dump(exclude_none=True)
-                assert said_and_called(message) == said_and_called(alone)
-                messages.append(message)
-                for call in message.get("tool_calls", []):
-                    messages.append({"role": "tool", "tool_call_id": call["id"], "content": json.dumps(result)})
-                if not message.get("tool_calls"):
-                    break
-    cluster.until(cluster.all_free)
-
-
 def own_tool(offered: dict[str, Any]) -> dict[str, Any]:
     """The same tool in Anthropic's words."""
     function = offered["function"]
@@ -165,6 +135,107 @@ def test_the_same_turns_in_anthropic_s_words(cluster: Serving, ask: Any) -> None
             assert answer.stop_reason == "end_turn"
             assert wanted in answer.content[-1].text
             messages.append({"role": "assistant", "content": answer.content})
+    cluster.until(cluster.all_free)
+
+
+@dataclass
+class Transcript:
+    """What an agent was told over some requests: texts and calls, and each request's tokens."""
+
+    told: list[tuple[str, list[tuple[str, Any]]]] = field(default_factory=list)
+    prompt: list[int] = field(default_factory=list)  # tokens of each request's prompt
+    cached: list[int] = field(default_factory=list)  # of them, those that were not computed
+    whole: list[int] = field(default_factory=list)  # tokens up to each answer's end
+
+    def take(self, text: str | None, calls: list[tuple[str, Any]], prompt: int, cached: int, answer: int) -> None:
+        self.told.append((text or "", calls))
+        self.prompt.append(prompt)
+        self.cached.append(cached)
+        self.whole.append(prompt + answer)
+
+    @property
+    def computed_beyond_new(self) -> list[int]:
+        """Of each request after the first: prompt tokens that were computed, beyond those the request added."""
+        return [
+            prompt - cached - (prompt - before)
+            for prompt, cached, before in zip(self.prompt[1:], self.cached[1:], self.whole, strict=False)
+        ]
+
+
+def agent_of_openai(url: str) -> Transcript:
+    """Twelve requests: each thing that is said leads to a call, and its result to an answer."""
+    found = Transcript()
+    messages: list[Any] = [{"role": "system", "content": "You are a careful assistant."}]
+    with openai.OpenAI(base_url=url + "/v1", api_key="-", max_retries=0) as client:
+        for said, _, _, result, _ in TURNS * 2:
+            messages.append({"role": "user", "content": said})
+            for _ in range(2):
+                answer = client.chat.completions.create(
+                    model="auto", messages=messages, tools=OFFERED, temperature=0, max_tokens=200
+                )  # type: ignore[call-overload]
+                message = answer.choices[0].message
+                calls = [(call.function.name, call.function.arguments) for call in message.tool_calls or []]
+                usage = answer.usage
+                cached = usage.prompt_tokens_details.cached_tokens
+                found.take(message.content, calls, usage.prompt_tokens, cached, usage.completion_tokens)
+                messages.append(message.model_dump(exclude_none=True))
+                for call in message.tool_calls or []:
+                    messages.append({"role": "tool", "tool_call_id": call.id, "content": json.dumps(result)})
+    return found
+
+
+def agent_of_anthropic(url: str) -> Transcript:
+    """The same in the other vendor's words."""
+    found = Transcript()
+    messages: list[Any] = []
+    with anthropic.Anthropic(base_url=url, api_key="-", max_retries=0) as client:
+        for said, _, _, result, _ in TURNS * 2:
+            messages.append({"role": "user", "content": said})
+            for _ in range(2):
+                answer = client.messages.create(
+                    model="auto", max_tokens=200, system="You are a helpful agent.", messages=messages,
+                    tools=[own_tool(offered) for offered in OFFERED], extra_body={"temperature": 0},
+                )  # type: ignore[call-overload]  # fmt: skip
+                text = "".join(block.text for block in answer.content if block.type == "text")
+                uses = [block for block in answer.content if block.type == "tool_use"]
+                usage, cached = answer.usage, answer.usage.cache_read_input_tokens
+                calls = [(use.name, use.input) for use in uses]
+                found.take(text, calls, usage.input_tokens + cached, cached, usage.output_tokens)
+                messages.append({"role": "assistant", "content": answer.content})
+                if uses:
+                    blocks = [
+                        {"type": "tool_result", "tool_use_id": use.id, "content": json.dumps(result)} for use in uses
+                    ]
+                    messages.append({"role": "user", "content": blocks})
+    return found
+
+
+def counted(cluster: Serving) -> tuple[int, dict[str, int], int, int]:
+    """Of all workers: prompts that began from something kept, all prompts by reason, and their tokens."""
+    workers = [worker for role in ("prefill", "decode") for worker in cluster.live(role)]
+    misses: Counter[str] = Counter()
+    for worker in workers:
+        misses.update(worker["misses"])
+    figures = (sum(worker[name] for worker in workers) for name in ("hits", "hit_tokens", "missed_tokens"))
+    hits, kept, computed = figures
+    return hits, dict(misses), kept, computed
+
+
+@pytest.mark.parametrize("agent", [agent_of_openai, agent_of_anthropic])
+def test_twelve_requests_compute_what_is_new_and_say_what_they_say_without_a_cache(
+    cluster: Serving, without_cache: Serving, agent: Callable[[str], Transcript]
+) -> None:
+    before = counted(cluster)
+    cached, plain = agent(cluster.url), agent(without_cache.url)
+    assert len(plain.told) == 12
+    assert cached.told == plain.told
+    assert cached.prompt == plain.prompt
+    assert plain.cached == [0] * 12
+    assert max(cached.computed_beyond_new) <= 32
+    after = counted(cluster)
+    assert after[0] - before[0] >= 11
+    assert sum(after[1].values()) - sum(before[1].values()) == 12
+    assert after[2] + after[3] - before[2] - before[3] == sum(cached.prompt)
     cluster.until(cluster.all_free)
 
 

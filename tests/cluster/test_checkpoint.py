@@ -110,7 +110,7 @@ LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a2146\nsize 474
         (_write("config.json", '{"hidden_size": 128,}'), "{m}/config.json can't be read: Expecting property name"),
         (_write("config.json", "[]"), "{m}/config.json holds no JSON object; copy it again"),
         (_remove("config.json"), "{m} holds no config.json; give the folder of a release, with config.json "),
-        (_remove("tokenizer.json"), "{m} holds no tokenizer.json; copy it from the release the weights are of"),
+        (_remove("tokenizer.json"), "{m} holds no tokenizer.json; copy it from the release of these weights"),
         (_write("tokenizer.json", "{"), "the tokenizer or chat template in {m} can't be read: EOF while parsing"),
         (_write("tokenizer_config.json", "{"), "the tokenizer or chat template in {m} can't be read: Expecting p"),
         (_write("chat_template.jinja", "{% if %}"), "the tokenizer or chat template in {m} can't be read: Expected"),

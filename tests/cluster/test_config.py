@@ -89,7 +89,7 @@ def test_later_layers_win_key_by_key() -> None:
         ({"device": "cpu", "collectives": "nccl"}, "collectives: nccl needs GPUs"),
         ({"device": "cpu", "handoff.channel": "nccl"}, "handoff.channel: nccl needs GPUs"),
         ({"device": "cuda", "collectives": "shm"}, "collectives: shm joins ranks without GPUs"),
-        ({"verify": True, "load": "synthetic"}, "verify: synthetic weights lie in no files"),
+        ({"verify": True, "load": "synthetic"}, "verify: synthetic weights have no files"),
         ({"model_overrides": "{"}, "model_overrides: not readable as YAML"),
         ({"model_overrides": "7"}, "model_overrides: "),
     ],

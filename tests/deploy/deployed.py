@@ -100,9 +100,9 @@ class Load:
 
 @dataclass
 class Heard:
-    """A stream: its text, and the longest time between two of its chunks."""
+    """A stream: its tokens, and the longest time without one."""
 
-    text: str
+    token_ids: list[int]
     pause: float
 
 
@@ -115,15 +115,15 @@ class Transcripts:
         self._url, self._tokens = url, tokens
         self._over = threading.Event()
         with ThreadPoolExecutor(clients) as pool:
-            self._expected = [heard.text for heard in pool.map(self._ask, range(clients))]
+            self._expected = [heard.token_ids for heard in pool.map(self._ask, range(clients))]
 
     def _ask(self, client: int) -> Heard:
         """One stream; RuntimeError if it fails."""
         body = {
             "model": "auto", "prompt": f"{client}. {_ASKED['prompt']} " * 8, "max_tokens": self._tokens,
-            "temperature": 0, "ignore_eos": True, "stream": True,
+            "temperature": 0, "ignore_eos": True, "stream": True, "return_token_ids": True,
         }  # fmt: skip
-        text, pause, latest, done = "", 0.0, time.monotonic(), False
+        ids, pause, latest, done = list[int](), 0.0, time.monotonic(), False
         with httpx.stream("POST", f"{self._url}/v1/completions", json=body, timeout=120, trust_env=False) as answer:
             if answer.status_code != 200:
                 raise RuntimeError(f"{answer.status_code}: {answer.read().decode()}")
@@ -135,10 +135,10 @@ class Transcripts:
                     event = json.loads(line.removeprefix("data: "))
                     if "error" in event:
                         raise RuntimeError(line)
-                    text += "".join(choice["text"] for choice in event["choices"])
+                    ids += [i for choice in event["choices"] for i in choice["token_ids"]]
         if not done:
             raise RuntimeError("a stream ended without [DONE]")
-        return Heard(text, pause)
+        return Heard(ids, pause)
 
     def _again(self, client: int) -> None:
         while not self._over.is_set():
@@ -147,8 +147,8 @@ class Transcripts:
             except (RuntimeError, httpx.HTTPError) as error:
                 self.problems.append(repr(error))
                 continue
-            if heard.text != self._expected[client]:
-                self.problems.append(f"{heard.text!r} and not {self._expected[client]!r}")
+            if heard.token_ids != self._expected[client]:
+                self.problems.append(f"{heard.token_ids} and not {self._expected[client]}")
             self.heard.append(heard)
 
     @property

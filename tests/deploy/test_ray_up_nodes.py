@@ -37,7 +37,8 @@ def deployed(repository: Repository) -> Iterator[Deployed]:
         two = {"replicas": 2, "tp": 1, "resources": {"prefill": 1}}
         one = {"replicas": 1, "tp": 1, "resources": {"decode": 1}}
         # Storage alone: else a worker takes its weights from another that serves by then.
-        found = deploy(nodes, model=repository.name, load="storage", prefill=two, decode=one)
+        # Routers that are replaced let their streams end, as long as those take on a busy machine.
+        found = deploy(nodes, model=repository.name, load="storage", prefill=two, decode=one, drain_s=60)
         nodes.until(lambda: len(live(found)) == 3, 120)
         yield found
 

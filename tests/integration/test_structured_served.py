@@ -36,14 +36,21 @@ class Answer(pydantic.BaseModel):
 class RealWorker:
     """A leader whose rank is a thread, started and ended as the stage does its fakes."""
 
-    def __init__(self) -> None:
-        self._config = WorkerConfig(str(NANO), slots=8, max_model_len=2048)
-        self._leader = Leader(self._config, "d0", "decode")
+    def __init__(self, name: str = "d0", **settings: Any) -> None:
+        self._name = name
+        self._config = WorkerConfig(str(NANO), slots=8, max_model_len=2048, **settings)
+        self._leader = Leader(self._config, name, "decode")
+
+    @property
+    def recomputed(self) -> int:
+        """Tokens so far that were computed and not sampled after: all of a prompt but its last."""
+        totals = self._leader.figures.totals
+        return totals.tokens - totals.sampled
 
     async def start(self) -> None:
-        await self._leader.start(in_threads(self._config, "d0"))
+        await self._leader.start(in_threads(self._config, self._name))
         self.info = self._leader.info
-        self.ref = PeerRef("d0", self.info.host, self.info.port)
+        self.ref = PeerRef(self._name, self.info.host, self.info.port)
         self._task = asyncio.create_task(self._leader.run())
 
     async def die(self) -> None:

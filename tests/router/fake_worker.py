@@ -187,7 +187,7 @@ class FakeWorker:
         """Tell what is kept of all that runs; each is given up once its router asks for that."""
         for request_id, running in self.running.items():
             tokens = len(running.request.token_ids) - running.request.generated + running.at
-            running.client.outbox.append(SeqOutput(request_id, running.at, kept_tokens=tokens - 1))
+            running.client.outbox.append(SeqOutput(request_id, running.at, kept_tokens=tokens - 1, leaving=True))
 
     def _end(self) -> None:
         self._beating.cancel()

@@ -307,6 +307,14 @@ def test_a_prefill_worker_answers_where_the_decode_pool_starves() -> None:
     assert choose([idle, roomy], NEED, split=True) == Plan(idle.info, roomy.info)
 
 
+def test_no_prefill_worker_answers_for_a_decode_worker_that_is_slow_without_company() -> None:
+    """A burst is over: its steps were long, and the next one is of a single sequence. Or the machine is slow."""
+    prefill = worker("p", "prefill", slots=100)
+    for load in ({"decode_s": 0.2, "decode_rows": 60.0}, {"decode_s": 0.2, "decode_rows": 1.0, "running": 1}):
+        decode = worker("d", "decode", slots=100, **load)
+        assert choose([prefill, decode], NEED, split=True) == Plan(prefill.info, decode.info)
+
+
 @pytest.mark.parametrize(
     ("over_s", "begins", "goes_on"), [(-0.002, False, False), (0.0002, False, True), (0.01, True, True)]
 )

@@ -262,7 +262,7 @@ class Workers:
     async def drained(self, stream: Stream, to: Worker, gone: Worker) -> SeqOutput:
         """Wait for a stream's end at a worker that is to end. As a router, have `to` take first what that tells of."""
         while stream.ended is None:
-            told = next((o.kept_tokens for o in stream.outputs if o.kept_tokens and o.finish is None), 0)
+            told = next((o.kept_tokens for o in stream.outputs if o.leaving), 0)
             if told and stream.request_id not in self.copied:
                 self.copied.add(stream.request_id)
                 warm = self._new(to)

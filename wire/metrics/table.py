@@ -12,9 +12,11 @@ Unit = Literal["seconds", "bytes", "tokens", "sequences", "requests", "pages", "
 Source = Literal["router", "worker", "both", "pool"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One metric. source: who records it; "both": a worker records it, and routers repeat what it last told them.
+    """One metric, hashed as the object it is, since each request looks some up.
+
+    source: who records it; "both": a worker records it, and routers repeat what it last told them.
     "pool": the autoscaling policy, in Serve's controller.
     """
 

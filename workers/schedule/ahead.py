@@ -42,7 +42,7 @@ def going_on(
         if sequences.get(seq.request_id) is not seq or seq.epoch != epoch:
             ended.append(row.slot)
             continue
-        if not row.sample or len(row.token_ids) != 1 or seq.handoff or seq.keeps:
+        if not row.sample or len(row.token_ids) != 1 or seq.handoff or seq.keeps or len(seq.tokens) >= seq.keep_at:
             return None
         if drafts < 0:
             drafts = row.drafts

@@ -108,9 +108,12 @@ class Keeping:
                 self._cache.keep(seq.known, position, seq.pages, slot, now, state_in=None)
         self._arrived.clear()
 
-    def save(self, seq: Sequence, now: float) -> None:
-        """Keep the state of a sequence that gives up its places, so that it or the next turn can continue there."""
+    def save(self, seq: Sequence, now: float) -> bool:
+        """Keep the state of a sequence, so that it or the next turn can continue there; whether it is kept."""
         slot = self._cache.reserve(seq.known, seq.computed, now)
         if slot is not None:
             self.saves.append(Copy(seq.slot, slot))
             self._cache.keep(seq.known, seq.computed, seq.pages, slot, now, state_in=seq.slot)
+            return True
+        kept = self._cache.index.at(seq.known, seq.computed)
+        return kept is not None and kept.slot >= 0

@@ -34,8 +34,9 @@ class Staging:
 class Limits:
     """A worker's sizes. window: snapshots pulled at once. hold_s: how long a snapshot waits to be pulled.
 
-    cache: the prefix cache's budget. staging: memory for arriving snapshots, and as much again for leaving ones.
-    drafts: tokens drafted for a sequence in a step at most. adapts: whether fewer are drafted if they do not pay.
+    answer_tokens: an answer's state is kept each so many tokens; 0 for never. cache: the prefix cache's budget.
+    staging: memory for arriving snapshots, and as much again for leaving ones. drafts: tokens drafted for a sequence in
+    a step at most. adapts: whether fewer are drafted if they do not pay.
     """
 
     pages: int
@@ -49,6 +50,7 @@ class Limits:
     staging: Staging = field(default_factory=Staging)
     drafts: int = 0
     adapts: bool = True
+    answer_tokens: int = 0
 
     def __post_init__(self) -> None:
         if self.max_step_tokens < self.slots:

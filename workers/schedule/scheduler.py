@@ -68,6 +68,7 @@ class Scheduler:
         self._step_s = 0.0
         self._token_s = 0.0  # what a token of a prompt takes, smoothed
         self._decode_s = 0.0  # what a step without prompts takes, smoothed
+        self._decode_rows = 0.0  # and how many sequences it has
 
     # What comes from outside
 
@@ -79,6 +80,8 @@ class Scheduler:
         self._order += 1
         seq.most = min(seq.prompt_tokens + seq.sampling.max_tokens, self.limits.max_model_len)
         seq.digests = PageDigests(self.limits.page_size, seq.scope)
+        if self.limits.answer_tokens and not (seq.handoff or seq.warm):
+            seq.keep_at = len(seq.tokens) + self.limits.answer_tokens
         self.sequences[seq.request_id] = seq
         bisect.insort(self._queue, seq, key=_queue_key)
 
@@ -231,7 +234,9 @@ class Scheduler:
         The next worker takes that while the sequence goes on here. Between two steps. None if nothing can be kept.
         """
         kept = self._keep_for_others(seq, until, now)
-        return SeqOutput(seq.request_id, seq.generated, kept_tokens=kept.position) if kept is not None else None
+        if kept is None:
+            return None
+        return SeqOutput(seq.request_id, seq.generated, kept_tokens=kept.position, leaving=True)
 
     def move(self, seq: Sequence, until: float, now: float) -> SeqOutput:
         """End a sequence that is to go on elsewhere, and keep what is computed of it until then. Between two steps."""
@@ -386,6 +391,7 @@ class Scheduler:
             hit_tokens=sum(self.cache.totals.hit_tokens.values()),
             missed_tokens=sum(self.cache.totals.missed_tokens.values()),
             decode_s=self._decode_s,
+            decode_rows=self._decode_rows,
             answering=sum(not s.handoff for s in self._active),
             hits=sum(self.cache.totals.hits.values()),
             misses=tuple(self.cache.totals.misses.values()),
@@ -403,7 +409,9 @@ class Scheduler:
             self.drafting.speculation.took([r.drafts for r in in_flight.plan.rows], seconds)
             # A sequence that gains several tokens waits for each of them so much less.
             each = seconds * len(result.tokens) / max(sum(map(len, result.tokens)), 1) if result.tokens else seconds
-            self._decode_s += (each - self._decode_s) * (0.1 if self._decode_s else 1.0)
+            weight = 0.1 if self._decode_s else 1.0
+            self._decode_s += weight * (each - self._decode_s)
+            self._decode_rows += weight * (len(in_flight.plan.rows) - self._decode_rows)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.page_size)
@@ -441,6 +449,10 @@ class Scheduler:
                 (single if pending == 1 else several).append(seq)
         for seq in single:
             if step.budget and seq.state is State.RUNNING and self._grow(seq, now):
+                if seq.computed >= seq.keep_at:  # so that another worker can continue there if this one dies
+                    seq.keep_at = seq.computed + self.limits.answer_tokens
+                    if self.keeping.save(seq, now):
+                        seq.told = seq.computed
                 step.compute(seq, self.drafting.fitting(seq, drafts) if drafts else 0)
         for seq in several:
             if step.budget and seq.state is State.RUNNING:
@@ -670,6 +682,9 @@ class Scheduler:
             self.remove(seq.request_id)
         elif seq.handoff:
             self._hold(seq, now)
+        elif seq.told:
+            output = structs.replace(output, kept_tokens=seq.told)
+            seq.told = 0
         return output
 
     def _end(

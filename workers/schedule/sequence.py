@@ -10,6 +10,8 @@ from workers.cache.index import Tokens
 from workers.cache.kept import Kept
 from workers.cache.totals import Origin
 
+_NEVER = 1 << 62
+
 
 class State(Enum):
     """The state of a sequence at its worker."""
@@ -39,20 +41,21 @@ class Source:
 class Sequence:
     """A request in one worker.
 
-    priority: lower goes first, and takes the places of higher ones. tokens: prompt, then generated. computed: how
-    many of them have their latents and state in the caches; the rest is what the next steps compute. most: tokens it
-    may have in the end. epoch: counts the times it lost its places, so that a step planned before is told from one
-    planned after. exported: latents already handed to the transfer layer, or never to be sent since the peer has
-    them; leaves: ranks have room for the snapshot until it is sent; gone: all of it has left, though the step that
-    exported it is not committed yet. source: where its snapshot comes from; None once installed, or when the prompt
-    is computed here. handoff: the snapshot leaves after the first token, to `peer`, of `peer_ranks` ranks, once that
-    has pulled. warm: only its state is wanted, and nothing of what is computed after it. scope: whose prefixes it may
-    share. boundaries: positions at which turns of the prompt end. foreign: of so many of its first tokens a snapshot
-    is kept elsewhere that does not fit here; rewritten: what they say was rendered to so many other tokens before.
-    keeps: positions at which its state is yet to be kept. fetching: the kept snapshot it waits for from host memory
-    or disk; fetched_from: which of the two. have: latents that need not come with a snapshot, as they are on the
-    device. begun: its first tokens are being computed; begin: prompt tokens that came from a snapshot, from `origin`;
-    missed: why the others did not.
+    priority: lower goes first, and takes the places of higher ones. tokens: prompt, then generated. computed: how many
+    of them have their latents and state in the caches; the rest is what the next steps compute. most: tokens it may
+    have in the end. epoch: counts the times it lost its places, so that a step planned before is told from one planned
+    after. exported: latents already handed to the transfer layer, or never to be sent since the peer has them; leaves:
+    ranks have room for the snapshot until it is sent; gone: all of it has left, though the step that exported it is not
+    committed yet. source: where its snapshot comes from; None once installed, or when the prompt is computed here.
+    handoff: the snapshot leaves after the first token, to `peer`, of `peer_ranks` ranks, once that has pulled. warm:
+    only its state is wanted, and nothing of what is computed after it. scope: whose prefixes it may share. boundaries:
+    positions at which turns of the prompt end. foreign: of so many of its first tokens a snapshot is kept elsewhere
+    that does not fit here; rewritten: what they say was rendered to so many other tokens before. keeps: positions at
+    which its state is yet to be kept. keep_at: an answer's state is kept next once so many tokens are computed; told:
+    the tokens of one that was kept, which its router is yet to be told. fetching: the kept snapshot it waits for from
+    host memory or disk; fetched_from: which of the two. have: latents that need not come with a snapshot, as they are
+    on the device. begun: its first tokens are being computed; begin: prompt tokens that came from a snapshot, from
+    `origin`; missed: why the others did not.
     """
 
     request_id: str
@@ -82,6 +85,8 @@ class Sequence:
     admitted_on_ranks: bool = False
     digests: PageDigests = field(default_factory=lambda: PageDigests(1))
     keeps: list[int] = field(default_factory=list)
+    keep_at: int = _NEVER
+    told: int = 0
     fetching: Kept | None = None
     fetched_from: Tier | None = None
     have: int = 0

@@ -208,7 +208,7 @@ def test_a_file_that_lost_bytes_since_is_seen(repository: Repository, tmp_path: 
     fetched = fetch(tmp_path)
     blob = (fetched.folder / WEIGHTS).resolve()
     blob.write_bytes(blob.read_bytes()[:-1])
-    with pytest.raises(FetchError, match="is not as long as the hub says"):
+    with pytest.raises(FetchError, match="has not the length that the hub says"):
         fetched.origin.weights()
 
 

@@ -1,5 +1,6 @@
 """The scheduler with its prefix cache, over random lives of a worker, against a memory that knows what lies where."""
 
+import itertools
 import random
 from contextlib import nullcontext, suppress
 from dataclasses import replace
@@ -28,7 +29,7 @@ def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: in
     budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1, disk_bytes=disk_bytes)
     return Limits(
         pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget,
-        staging=Staging(budget=50, state=10, token=1), drafts=drafts, adapts=False,
+        staging=Staging(budget=50, state=10, token=1), drafts=drafts, adapts=False, answer_tokens=5,
     )  # fmt: skip
 
 
@@ -662,3 +663,28 @@ def test_references_always_add_up_and_states_are_what_they_claim(
     worker.memory.run(scheduler.plan(life.now).plan)
     assert not worker.memory.host
     assert not worker.memory.disk
+
+
+@pytest.mark.parametrize(("ahead", "drafts"), [(False, 0), (True, 0), (False, 3), (True, 3)])
+def test_a_running_answer_is_kept_at_distances_for_whoever_goes_on_with_it(ahead: bool, drafts: int) -> None:
+    worker = Worker(replace(limits(states=8, drafts=drafts), answer_tokens=3), ahead=ahead)
+    told: list[int] = []
+    inner = worker.take
+
+    def take(output: SeqOutput) -> None:
+        told.extend([output.kept_tokens] if output.kept_tokens else [])
+        inner(output)
+
+    worker.take = take  # type: ignore[method-assign]
+    prompt = list(range(19))
+    name = worker.add(prompt, new=10)
+    while name not in worker.ended:
+        worker.step()
+    assert told
+    assert all(b - a >= 3 for a, b in itertools.pairwise([19, *told]))
+    assert told[-1] >= 19 + 10 - 2 * (3 + drafts)
+    for position in told:
+        again = worker.add([*prompt, *worker.answers[name]][: position + 1], new=2)
+        while again not in worker.ended:
+            worker.step()
+        assert worker.begun[again] == (position, "device")
