@@ -191,16 +191,7 @@ class SequenceStream:
             self.choice.cached_tokens, self.choice.cached_from = output.cached_tokens, output.cached_from
         if output.finish is not None:
             leg.close()
-            if output.finish == "handoff":
-                self._handed_off(leg, now)
-                return
-            if output.finish == "error":
-                self._failed(leg, output)
-                return
-            if output.finish == "moved":
-                self._moved(leg, output)
-                return
-            if output.finish == "abort":  # another leg's worker reports how the request ended
+            if self._left(leg, output, now):
                 return
         elif output.leaving:
             leg.moved()
@@ -216,6 +207,17 @@ class SequenceStream:
             self._parked[output.offset] = output
         else:
             self.abandon(leg.failed(f"it sent token {output.offset} twice"))
+
+    def _left(self, leg: Leg, output: SeqOutput, now: float) -> bool:
+        """Handle an output that ends a leg and not the sequence; False for any other."""
+        if output.finish == "handoff":
+            self._handed_off(leg, now)
+        elif output.finish == "error":
+            self._failed(leg, output)
+        elif output.finish == "moved":
+            self._moved(leg, output)
+        # After an abort another leg's worker reports how the request ended.
+        return output.finish in ("handoff", "error", "moved", "abort")
 
     def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
         """A leg's worker ended, or is silent. alone: with no other sequence of this router."""
