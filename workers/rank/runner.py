@@ -288,7 +288,7 @@ class Runner:
         return make_rows(self._integers(slots), positions, starts, counts), slots
 
     def _sampled_of(self, rows: tuple[Row, ...], hidden: Tensor) -> Tensor:
-        """The hidden states after which tokens are sampled: those of a row's last token, and of tokens before drafts."""
+        """The hidden states after which tokens are sampled: those of a row's last token and of tokens before drafts."""
         wanted: list[int] = []
         end = 0
         for row in rows:
