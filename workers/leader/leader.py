@@ -30,6 +30,7 @@ from wire.protocol import (
     Hello,
     KeptEvent,
     Load,
+    Move,
     Park,
     Parked,
     PeerRef,
@@ -48,7 +49,7 @@ from wire.tls import listen, tls
 from workers.cache.kept import Kept
 from workers.cache.opening import Disk, open_disk
 from workers.config import WorkerConfig
-from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
+from workers.leader.actions import Action, Add, Arrived, Ended, Failed, Told, ToPeer, ToPuller
 from workers.leader.clients import Client, Clients
 from workers.leader.figures import UnderWay, WorkerFigures
 from workers.leader.files import Files
@@ -267,7 +268,7 @@ class Leader:
                     self.figures.transfer_failed(action.why)
                 case Arrived():
                     self.figures.transferred(action.seconds)
-                case Ended():
+                case Ended() | Told():
                     self._publish([action.output])
         self._wake.set()
 
@@ -318,18 +319,25 @@ class Leader:
             case CancelPull():
                 self._release(message.request_id)
                 self._perform(self._handoffs.cancelled(message.request_id))
-            case Pin():
-                now = time.monotonic()
-                self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s)
-            case Unpin():
-                self._scheduler.cache.pins.release(message.session)
-            case Park():
-                client.tell(Parked(message.call, self._scheduler.park(message.mark, time.monotonic())))
+            case Pin() | Unpin() | Park():
+                self._session(client, message)
+            case Move():
+                self._handoffs.copied(message.request_id)
             case Drain():
                 self.on_drain()
             case _:
                 raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
         self._wake.set()
+
+    def _session(self, client: Client, message: Pin | Unpin | Park) -> None:
+        now = time.monotonic()
+        match message:
+            case Pin():
+                self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s)
+            case Unpin():
+                self._scheduler.cache.pins.release(message.session)
+            case Park():
+                client.tell(Parked(message.call, self._scheduler.park(message.mark, now)))
 
     def _submit(self, client: Client, message: Submit) -> None:
         seq = sequence_of(message, time.monotonic())

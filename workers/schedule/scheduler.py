@@ -17,6 +17,7 @@ from wire.digest import PageDigests
 from wire.protocol import Finish, Load, Mark, Miss, SeqOutput
 from workers.cache.allocator import Allocator
 from workers.cache.cache import PrefixCache
+from workers.cache.kept import Kept
 from workers.cache.moves import Copy
 from workers.cache.pins import Pins
 from workers.cache.totals import Origin
@@ -227,16 +228,32 @@ class Scheduler:
         """Sequences whose answer is computed here, whatever they wait for."""
         return [seq for seq in self.sequences.values() if not seq.handoff]
 
+    def announce(self, seq: Sequence, until: float, now: float) -> SeqOutput | None:
+        """Keep what is computed so far of a sequence that is to go on elsewhere, and tell its router.
+
+        The next worker takes that while the sequence goes on here. Between two steps. None if nothing can be kept.
+        """
+        kept = self._keep_for_others(seq, until, now)
+        if kept is None:
+            return None
+        return SeqOutput(seq.request_id, seq.generated, kept_tokens=kept.position, leaving=True)
+
     def move(self, seq: Sequence, until: float, now: float) -> SeqOutput:
         """End a sequence that is to go on elsewhere, and keep what is computed of it until then. Between two steps."""
-        kept = None
-        if seq.state is State.RUNNING and seq.computed and all(i.request_id != seq.request_id for i in self._installs):
-            self.keeping.save(seq, now)
-            kept = self.cache.index.at(seq.known, seq.computed)
-        if kept is not None and kept.slot >= 0:
-            self.moving.pin(seq.request_id, kept, until)
+        kept = self._keep_for_others(seq, until, now)
         output = self._end(seq, "moved", now)
         return structs.replace(output, kept_tokens=kept.position) if kept is not None else output
+
+    def _keep_for_others(self, seq: Sequence, until: float, now: float) -> Kept | None:
+        if seq.state is not State.RUNNING or not seq.computed:
+            return None
+        if any(install.request_id == seq.request_id for install in self._installs):
+            return None
+        self.keeping.save(seq, now)
+        kept = self.cache.index.at(seq.known, seq.computed)
+        if kept is not None and kept.slot >= 0:
+            self.moving.pin(seq.request_id, kept, until)
+        return kept
 
     def overdue(self, now: float) -> list[SeqOutput]:
         """End the snapshots nobody pulled in time."""

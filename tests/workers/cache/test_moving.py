@@ -42,12 +42,7 @@ def asked(temperature: float, count: int) -> list[tuple[tuple[int, ...], tuple[i
 
 async def moved(started: Workers, to: Worker, gone: Worker, stream: Stream, wanted: SamplingParams) -> Stream:
     """What a router does with a sequence that its worker gave up."""
-    async with asyncio.timeout(60):
-        while stream.ended is None:
-            stream.changed.clear()
-            await stream.changed.wait()
-    end = stream.ended
-    assert end is not None
+    end = await started.drained(stream, to, gone)
     if end.finish != "moved":
         return stream
     prefix = Prefix(source=gone.ref, kept_tokens=end.kept_tokens) if end.kept_tokens else Prefix()
@@ -82,15 +77,19 @@ def test_migrated_mid_answer(tp: int, to: int, count: int, temperature: float, s
             for stream in streams:
                 await stream.tokens(2)
             one.leader.drain()
-            ended = [
-                await moved(started, two, one, stream, wanted)
-                for stream, (_, _, wanted) in zip(streams, requests, strict=True)
-            ]
+            ended = await asyncio.gather(
+                *(
+                    moved(started, two, one, stream, wanted)
+                    for stream, (_, _, wanted) in zip(streams, requests, strict=True)
+                )
+            )
             for stream, (_, answer, _) in zip(ended, requests, strict=True):
                 await stream.end()
                 assert stream.token_ids == answer
-            # All of them began from the states that came over.
-            assert two.leader._scheduler.cache.totals.hits["peer"] == count
+            # All that did not end there before began from states that came over.
+            went = sum(stream is not before for stream, before in zip(ended, streams, strict=True))
+            assert went
+            assert two.leader._scheduler.cache.totals.hits["peer"] >= went
             while not one.leader.idle:
                 await asyncio.sleep(0.01)
             await two.caller.idle(two.info)
