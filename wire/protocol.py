@@ -207,10 +207,11 @@ class Load(Data, frozen=True):
 
     token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
     steps that compute no prompt, smoothed; decode_rows: sequences in those steps, smoothed alike. kept: snapshots the
-    prefix cache holds; hit_tokens, missed_tokens: prompt tokens that were not computed, and that were, since the
-    worker's start. hits: prompts that began from a snapshot; misses: those of which tokens were computed, one count a
-    reason, in the order of `Miss`. unreachable: other workers to which it can't connect now, so that no snapshot can
-    come from them. answering: of those that run, the sequences whose answers are computed here.
+    prefix cache holds; tiers: these by tier, in the order of `Tier`, one maybe on several. hit_tokens, missed_tokens:
+    prompt tokens that were not computed, and that were, since the worker's start; saved_s: seconds that computing the
+    former would have taken. hits: prompts that began from a snapshot; misses: those of which tokens were computed, one
+    count a reason, in the order of `Miss`. unreachable: other workers to which it can't connect now, so that no
+    snapshot can come from them. answering: of those that run, the sequences whose answers are computed here.
     """
 
     queued: int
@@ -228,6 +229,8 @@ class Load(Data, frozen=True):
     decode_rows: float = 0.0
     hits: int = 0
     misses: tuple[int, ...] = ()
+    tiers: tuple[int, ...] = ()
+    saved_s: float = 0.0
     unreachable: tuple[str, ...] = ()
     answering: int = 0
 

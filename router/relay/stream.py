@@ -161,7 +161,8 @@ class SequenceStream:
     def start(self, prefill: Link | None, decode: Link, prefix: Prefix, work: int = 0) -> None:
         """Submit to both workers at once: the decode worker may pull early chunks while later ones are computed.
 
-        Without `prefill` the decode worker computes all tokens. work: tokens that are not kept anywhere.
+        Without `prefill` the decode worker computes all tokens. With it the prefill worker gives the first token, so
+        that a sequence of one token needs no decode worker. work: tokens that are not kept anywhere.
         """
         request_id = f"{self.request_id}.{self._tries}" if self._tries else self.request_id
         self._tries += 1
@@ -175,6 +176,8 @@ class SequenceStream:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
             self.legs.append(Leg(self, prefill, both(handoff=True, prefix=prefix), work))
+            if self.left == 1:
+                return
             prefix = structs.replace(prefix, kept_tokens=0, source=None)
         submit = both(source=source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit, work if source is None else 0))

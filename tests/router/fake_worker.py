@@ -323,6 +323,7 @@ class FakeWorker:
                 self.put(position, digests.at(ids, position), "device")
 
     async def _run(self) -> None:
+        due = 0.0
         while True:
             if not self.running and not any(c.outbox for c in self.clients):
                 self._wake.clear()
@@ -347,7 +348,8 @@ class FakeWorker:
                 client.writer.write(CLUSTER.encode(StepOutputs(self._steps, client.seen, self.load(), outputs, kept)))
                 with contextlib.suppress(ConnectionError):
                     await client.writer.drain()
-            await asyncio.sleep(self.pace_s)
+            due = max(due + self.pace_s, now := asyncio.get_running_loop().time())
+            await asyncio.sleep(due - now)
 
     async def _beat(self) -> None:
         while True:
