@@ -32,7 +32,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Router:
-    """Serve calls `__init__`, then `__serve_build_asgi_app__`, on the event loop that serves the application."""
+    """A router's replica. Serve calls `__init__`, then `__serve_build_asgi_app__`, on the event loop that serves."""
 
     def __init__(self, resolved: Resolved, directory: Any, _pools: Any) -> None:
         close_side_door()
@@ -50,7 +50,7 @@ class Router:
         await self._gateway.start()
         self._informed = asyncio.Event()
         self._watching = asyncio.create_task(self._watch())
-        # Workers report what they are themselves.
+        # Workers report their own details.
         metrics, tags = self._gateway.metrics, {"router": self._gateway.config.name}
         own = Bridge(lambda: (r for r in metrics.read() if r.metric.source == "router"), tags)
         self._telling = asyncio.create_task(own.run())
@@ -76,9 +76,7 @@ class Router:
         return await asyncio.wait_for(self._directory.exchange.remote(name, own), _EXCHANGE_S)
 
     async def _watch(self) -> None:
-        """Keep the gateway's table equal to the directory's listing; while there is no directory, keep the last
-        listing.
-        """
+        """Keep the gateway's table equal to the directory's listing; without a directory, keep the last listing."""
         version = ""
         while True:
             try:
@@ -97,7 +95,7 @@ class Router:
             self._informed.set()
 
     async def __del__(self) -> None:
-        """Accept nothing more, let streams end for `drain_s`, then end the rest with an error event."""
+        """Stop accepting, give streams `drain_s` seconds to end, then end the rest with an error event."""
         if self._front is not None:
             self._front.stop_accepting()
             try:

@@ -1,8 +1,8 @@
 """Starts the GCS of this machine's Ray head anew when it ends: `python -m cluster.keep_gcs [PORT]`, after `ray start`.
 
-`ray start --head` leaves nobody who would do so. A GCS that keeps its tables on disk (RAY_gcs_storage=rocksdb) and
-comes back at its port knows what the one before it knew; raylets wait for it, and workers and routers serve on. This
-process ends when the head's raylet does, as `ray stop` ends that first.
+`ray start --head` leaves no process that does so. A GCS that keeps its tables on disk (RAY_gcs_storage=rocksdb) and is
+started again at its port has the old one's state; raylets wait for it, and workers and routers continue to serve. This
+process ends when the head's raylet ends, which `ray stop` ends first.
 """
 
 import subprocess
@@ -35,7 +35,7 @@ def _value(command: list[str], option: str) -> str | None:
 
 
 def keep(port: int) -> None:
-    """Until the raylet ends; SystemExit if the GCS ends too often."""
+    """Restart the GCS until the raylet ends; SystemExit if the GCS ends too often."""
     gcs, raylet = find(port)
     command, environment, folder = gcs.cmdline(), gcs.environ(), gcs.cwd()
     logs = [Path(f"/proc/{gcs.pid}/fd/{n}").resolve() for n in (1, 2)]

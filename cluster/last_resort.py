@@ -1,8 +1,8 @@
 """A small process that ends this one with all its descendants, and removes its folder, if a signal is not handled in
 time.
 
-Ray connects to its GCS in native code that holds Python's lock. While the GCS does not answer, no signal handler runs
-here. Python still writes each signal's number to the wake-up pipe, which the other process reads.
+Ray connects to its GCS in native code that holds Python's lock, so no signal handler runs while the GCS does not
+answer. Python still writes each signal's number to the wake-up pipe, which the other process reads.
 """
 
 import os
@@ -62,7 +62,7 @@ def _heeded(source: int, watched: frozenset[int], patience: tuple[float, float])
 
 
 def _end(pid: int) -> None:
-    """Kill a process and its descendants, but not this one; the parent first, so that it starts no more."""
+    """Kill a process and its descendants, but not this one; the parent first, so that it starts no further ones."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         process.suspend()

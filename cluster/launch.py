@@ -23,13 +23,13 @@ from workers.local import FORK_SERVER, ForkServer
 def serve_here(config: ClusterConfig, metrics_port: int | None = None) -> None:
     """Serve on this machine until the user ends it. metrics_port: of loopback, for Prometheus; None for any free one.
 
-    Raises ConfigError for settings that can't be served, FetchError for a checkpoint that can't be had, StartError if
-    the cluster did not come up.
+    Raises ConfigError for settings that can't be served, FetchError for a checkpoint that can't be fetched, StartError
+    if the cluster did not start.
     """
     if config.port is None:
         raise ConfigError("port: `ling serve` listens by itself and needs a port")
     found = find(config)
-    resolve(config, gpus=0, found=found)  # what can't be served is refused before its weights are fetched
+    resolve(config, gpus=0, found=found)  # refuse before weights are fetched
     _check_port(config.host, config.port, "port")
     if metrics_port is not None:
         _check_port("127.0.0.1", metrics_port, "--metrics-port")
@@ -42,7 +42,7 @@ def serve_here(config: ClusterConfig, metrics_port: int | None = None) -> None:
         raise ConfigError(str(error)) from error
     folder, signals = _folder_that_goes()
     try:
-        # Torch is imported there while Ray starts.
+        # The fork server imports torch while Ray starts.
         forks = ForkServer(folder, folder / "ranks.log")
         _set_environment(forks.address)
         from cluster.running import run  # noqa: PLC0415 - Ray must not be imported before
@@ -54,7 +54,7 @@ def serve_here(config: ClusterConfig, metrics_port: int | None = None) -> None:
 
 def _folder_that_goes() -> tuple[Path, EndingSignals]:
     """A temporary folder for the cluster's files. From now on an ending signal ends what was started and removes it."""
-    # No signal may come between the two.
+    # No signal may come between these two lines.
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     try:
         folder = Path(tempfile.mkdtemp(prefix="ling-"))
@@ -79,17 +79,17 @@ def _set_environment(fork_server: str) -> None:
     """Configure Ray: loopback only, a secret for this run, and no needless background work."""
     os.environ.update(
         {FORK_SERVER: fork_server},
-        # This switch of Ray's makes it bind to loopback instead of the machine's address.
+        # This switch makes Ray bind to loopback instead of the machine's address.
         RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0",
         RAY_AUTH_MODE="token",
         RAY_AUTH_TOKEN=secrets.token_hex(32),
         RAY_USAGE_STATS_ENABLED="0",
-        # Ray runs its workers at nice 15; what serves is no background job.
+        # Ray runs its workers at nice 15, but serving is no background job.
         RAY_worker_niceness="0",
         RAY_SERVE_LOG_TO_STDERR="0",
-        # Serve's controller looks after its replicas ten times a second by default, which takes 3 % of a core.
+        # By default Serve's controller checks its replicas ten times a second, which takes 3 % of a core.
         RAY_SERVE_CONTROL_LOOP_INTERVAL_S="0.4",
-        # Serve's replicas hand their own figures on ten times a second by default; nobody looks that often.
+        # By default Serve's replicas report their own figures ten times a second; nobody reads them that often.
         RAY_SERVE_METRICS_EXPORT_INTERVAL_MS="5000",
         # Ray warns that it will one day leave CUDA_VISIBLE_DEVICES alone; the setting is the coming behaviour.
         RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO="0",

@@ -1,4 +1,4 @@
-"""A Ray cluster of our own on this machine, and its certain end."""
+"""A Ray cluster on this machine that always ends completely."""
 
 import atexit
 import ctypes
@@ -34,7 +34,7 @@ class LocalRay:
         _leave_out("start_monitor", "start_log_monitor", "start_api_server")
         be_patient(self.folder)
         wait_for_the_node()
-        # Whatever processes of the cluster leave in their temporary folder goes with this one.
+        # Files that the cluster's processes leave in their temporary folder are removed with this folder.
         os.environ["TMPDIR"] = str(self.folder)
         try:
             ray.init(
@@ -47,7 +47,7 @@ class LocalRay:
                 _metrics_export_port=self._metrics_port,
                 _temp_dir=str(self.folder),
             )
-        except Exception as error:  # Ray raises bare ones, e.g. when its node is late on a busy machine
+        except Exception as error:  # Ray raises plain exceptions, e.g. when its node is late on a busy machine
             raise RayLost(
                 f"Ray did not start on this machine: {describe(error)}; if it is short of memory or CPU, end what else "
                 "runs, and try again"
@@ -57,12 +57,12 @@ class LocalRay:
     def end(self, keep_logs: bool, disconnect: bool, spared: int | None = None) -> None:
         """End every descendant of this process but `spared`, by its id.
 
-        disconnect: whether nothing calls Ray any more; a call after a disconnection would start Ray anew.
+        disconnect: whether nothing calls Ray any more; a call after a disconnection would start Ray again.
         """
         if disconnect:
             ray.shutdown()
         else:
-            # At the interpreter's end Ray would wait for processes that are gone.
+            # At the interpreter's exit Ray would wait for processes that are gone.
             atexit.register(os._exit, 1)
         end_descendants(patience_s=_PATIENCE_S, spared=spared)
         if not keep_logs:

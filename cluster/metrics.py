@@ -1,7 +1,7 @@
 """Copies figures of routers and workers into Ray's metrics pipeline, which each node's agent shows to Prometheus.
 
-All of them are Ray gauges that carry the cumulative values as recorded: Ray's own counters can't start at 0, so that a
-first failure would raise no rate, and its histograms estimate their sums, at a cost for each observation. For PromQL it
+All of them are Ray gauges with the recorded cumulative values. Ray's own counters can't start at 0, so that a first
+failure would show no rate; and its histograms estimate their sums and cost time for each observation. For PromQL it
 makes no difference; only the TYPE line reads gauge. Ray puts `ray_` before every name.
 """
 

@@ -1,4 +1,4 @@
-"""Compares a worker's steps with what the planner says its card can do."""
+"""Compares a worker's steps with the planner's limit for its card."""
 
 from planner.cards import Card, find_card
 from planner.errors import PlanError
@@ -9,7 +9,7 @@ from workers.leader.figures import StepTotals
 
 
 class Limit:
-    """Compares the steps between two calls with the planner's shortest for their mean."""
+    """Compares the steps between two calls with the planner's shortest time for their mean."""
 
     def __init__(self, model: Model, card: Card, tp: int) -> None:
         self._model, self._card, self._tp = model, card, tp

@@ -1,4 +1,4 @@
-"""A worker as a Serve replica: the replica is the leader; its ranks are processes beside it on the same node."""
+"""A worker as a Serve replica. The replica is the leader; its ranks are processes beside it on the same node."""
 
 import asyncio
 import functools
@@ -56,7 +56,7 @@ def actor_options(config: ClusterConfig, role: Role) -> dict[str, Any]:
 
 
 class Worker:
-    """The leader's replica. It is in the directory while it serves, and ends its process if a rank ends."""
+    """The replica of a leader. It is in the directory while it serves, and ends its process if a rank ends."""
 
     async def __init__(self, resolved: Resolved, role: Role, directory: Any) -> None:  # type: ignore[misc] # Serve awaits it
         close_side_door()
@@ -88,7 +88,7 @@ class Worker:
         self._costs = costs_of(resolved.config, resolved.model)
         config = worker_config(resolved, self._role, ray.util.get_node_ip_address(), cluster_secret())
         self._limit = limit_of(resolved.model, resolved.config.card, config.tp)
-        # Under `ling serve` the machine's workers share one.
+        # Under `ling serve` the machine's workers share one fork server.
         self._forks = os.environ.get(FORK_SERVER) or ForkServer(Path(tempfile.mkdtemp(prefix="ling-"))).address
         fetched = origin is not None and config.load != "synthetic"
         tell = self._starting.tell
@@ -131,7 +131,8 @@ class Worker:
             self._entering.cancel()
             closing = _within(self._leader.close(), _CLOSE_S, "closing the worker")
             await asyncio.gather(closing, self._report(describe(error)))
-            # Serve replaces a replica whose process is gone at once; one that only reports ill, after three checks.
+            # Serve replaces a replica whose process is gone at once, but one that fails its health check only after
+            # three checks.
             os._exit(1)
 
     async def _enter(self) -> None:
@@ -154,9 +155,9 @@ class Worker:
         """Serve calls this; a leader whose loop hangs does not answer."""
 
     async def __del__(self) -> None:
-        """Take no more work, let running requests end for `drain_s`, then end the rest with an error event."""
+        """Take no more work, give running requests `drain_s` seconds to end, then end the rest with an error event."""
         self._entering.cancel()
-        # When all of the application goes, the directory may be gone already: nothing waits for its answer.
+        # When the whole application ends, the directory may be gone already, so nothing waits for its answer.
         leaving = asyncio.create_task(self._leave_and_hand_over())
         await _within(self._idle(), self._drain_s, "waiting for running requests")
         self._running.cancel()
@@ -199,7 +200,7 @@ class Worker:
         self._running.cancel()
         await _within(self._leader.close(), _CLOSE_S, "closing the worker")
         _LOG.info("worker %s was drained and ends", self._worker_id)
-        # Serve starts another in its place.
+        # Serve starts another worker in its place.
         os._exit(0)
 
     async def _idle(self) -> None:
@@ -208,7 +209,7 @@ class Worker:
 
 
 async def _within(call: Any, seconds: float, what: str) -> None:
-    """Wait for it this long at most. A failure is logged under the name `what`, and the worker goes on."""
+    """Wait at most this long. A failure is logged under the name `what`, and the worker continues."""
     try:
         await asyncio.wait_for(_awaited(call), seconds)
     except TimeoutError:

@@ -1,4 +1,4 @@
-"""One thread makes all calls to Ray, so that the main thread is free for signals and for watching Ray's processes."""
+"""One thread that makes all calls to Ray, so that the main thread is free for signals and to watch Ray's processes."""
 
 import threading
 from collections.abc import Callable

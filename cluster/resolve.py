@@ -1,4 +1,4 @@
-"""Completes a config for this machine and its checkpoint: fills in what is open, and refuses what does not fit."""
+"""Completes a config for this machine and its checkpoint: fills in unset values, and refuses what does not fit."""
 
 import os
 import tempfile
@@ -21,16 +21,16 @@ from workers.config import WorkerConfig
 from workers.model.config import LingConfig
 from workers.sizes import default_step_tokens
 
-# The default: a small trained checkpoint that comes with the code.
+# The default model: a small trained checkpoint that comes with the code.
 EMBEDDED = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """A config whose checkpoint exists and fits it; `config.model`, `served_name` and `device` are filled in.
+    """A config with an existing and fitting checkpoint; `config.model`, `served_name` and `device` are set.
 
-    model: the checkpoint's folder on the host that resolved; where `origin` is set, another host fetches it into one of
-    its own (`moved`). run: names this cluster among those that ever ran on its hosts.
+    model: the checkpoint's folder on the host that resolved it; if `origin` is set, other hosts fetch it into folders
+    of their own (`moved`). run: a unique name of this run of the cluster.
     """
 
     config: ClusterConfig
@@ -41,7 +41,7 @@ class Resolved:
     run: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def moved(self, folder: Path) -> "Resolved":
-        """The same on a host where the checkpoint lies in another folder."""
+        """The same config for a host with the checkpoint in another folder."""
         return replace(self, model=str(folder))
 
 
@@ -71,9 +71,9 @@ def find(config: ClusterConfig) -> Found:
 
 
 def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> Resolved:
-    """Fill in the checkpoint and the device; ConfigError if that fails.
+    """Set the checkpoint and the device; ConfigError if that fails.
 
-    gpus: how many the Ray cluster has. found: the checkpoint, if it was looked for already.
+    gpus: the number that the Ray cluster has. found: the checkpoint, if it was found already.
     """
     found = found or find(config)
     folder = found.folder
@@ -89,7 +89,7 @@ def resolve(config: ClusterConfig, gpus: float, found: Found | None = None) -> R
 
 
 def routers_for(cores: int) -> int:
-    """The number of routers on a host with so many cores, where it is left open. Each keeps at most one core busy."""
+    """The number of routers on a host with so many cores, if it is not set. Each keeps at most one core busy."""
     return max(1, min(4, cores // 8))
 
 
@@ -112,7 +112,7 @@ def _keys_file(config: ClusterConfig) -> dict[str, str]:
 
 
 def _folders(config: ClusterConfig) -> dict[str, str]:
-    """Absolute paths of folders, which are created with their first files."""
+    """The config with absolute paths of folders, which are created with their first files."""
     found: dict[str, str] = {}
     for setting, given in (("router.data_dir", config.router.data_dir), ("cache.disk_dir", config.cache.disk_dir)):
         if given is not None:

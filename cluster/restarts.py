@@ -1,8 +1,8 @@
-"""How often something that ends may be started anew, before its ending is a fault of its own."""
+"""Limits how often something that ends is started again, before its ending counts as a fault."""
 
 from collections import deque
 
-# A process that ends so often in that time will not get well by another start.
+# If a process ends so often in this time, another start does not help.
 _MOST = 3
 _WITHIN_S = 60.0
 

@@ -34,9 +34,9 @@ _APP = "ling"
 _POLL_S = 0.2
 _SIGNAL_POLL_S = 0.5
 _CALL_S = 5.0
-# Time for ending streams, ranks and connections, after draining.
+# Seconds to end streams, ranks and connections, after draining.
 _CLOSING_S = 5.0
-# After a signal; a process that takes longer is ended from outside.
+# Seconds after a signal; a process that takes longer is ended from outside.
 _HEEDED_S = 5.0
 
 
@@ -67,7 +67,7 @@ class _Watch:
 
 
 class StartError(RuntimeError):
-    """The cluster did not come up; the message is the first error there was."""
+    """The cluster did not start; the message is the first error."""
 
 
 def run(
@@ -98,7 +98,7 @@ def run(
                 with console.status("starting Ray…") as progress:
                     in_ray.do(local.start, look_after_ray)
                     signals.take()
-                    # From here on routers may have requests, which end as drained ones do.
+                    # From here on routers may have requests, so ending includes draining.
                     signals.defer()
                     last_resort.serves()
                     resolved = in_ray.do(lambda: _start(config, found, progress, signals), look_after_ray)
@@ -113,7 +113,7 @@ def run(
             local.end(keep_logs=failed, disconnect=in_ray.idle, spared=last_resort.pid)
             if failed:
                 console.print(f"Ray's logs: {local.folder}", highlight=False, soft_wrap=True)
-    # Interpreter exit would take two seconds to take down what Ray and Serve left in this process.
+    # The interpreter's exit would take two seconds for what Ray and Serve left in this process.
     os._exit(status)
 
 
@@ -125,7 +125,7 @@ def _start(config: ClusterConfig, found: Found, progress: Status, signals: Endin
     try:
         serve.start(proxy_location="Disabled", logging_config={"enable_access_log": False})
         serve.run_many([target], wait_for_ingress_deployment_creation=False, wait_for_applications_running=False)
-    except Exception as error:  # Ray raises bare ones
+    except Exception as error:  # Ray raises plain exceptions
         raise StartError(f"Serve did not start: {describe(error)}") from error
     pools = (resolved.config.prefill, resolved.config.decode)
     with _router(resolved) as router:
@@ -148,7 +148,7 @@ def _follow(signals: EndingSignals, console: Console) -> None:
     told = 0
     for listing in _Watch(_SIGNAL_POLL_S):
         for failure in listing.failures[told:]:
-            console.print(f"[red]{escape(_told(failure))}[/]; Ray starts it anew", highlight=False)
+            console.print(f"[red]{escape(_told(failure))}[/]; Ray starts it again", highlight=False)
         told = len(listing.failures)
         if signals.asked:
             return
@@ -170,7 +170,8 @@ def _on_device(config: ClusterConfig, found: Found) -> Resolved:
 def _check_deployed() -> None:
     """StartError once Serve has given up on a deployment, with reasons that a worker could not report itself.
 
-    A replica that was up and failed its health check is none: Serve replaces it, though it calls the deployment failed.
+    A replica that was up and failed its health check is no reason: Serve replaces it, though it calls the deployment
+    failed.
     """
     app = serve.status().applications.get(_APP)
     if app is None or app.status not in (ApplicationStatus.DEPLOY_FAILED, ApplicationStatus.UNHEALTHY):

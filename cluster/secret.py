@@ -1,4 +1,4 @@
-"""The secret that the cluster's own connections prove, made from the one that Ray's nodes already share."""
+"""The secret that the cluster's own connections prove, derived from the one that Ray's nodes already share."""
 
 import hmac
 

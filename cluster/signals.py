@@ -1,19 +1,19 @@
-"""Handles Ctrl-C and other ending signals, by phase. No exception is raised into code that does not expect it."""
+"""Handles Ctrl-C and other ending signals by phase, without exceptions in code that does not expect them."""
 
 import signal
 from collections.abc import Callable
 from types import FrameType
 
 ENDING = [signal.SIGINT, signal.SIGTERM]
-if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # else `nohup` wants it ignored
+if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # `nohup` wants it ignored
     ENDING.append(signal.SIGHUP)
 
 
 class EndingSignals:
     """Handles SIGINT, SIGTERM and SIGHUP in the main thread.
 
-    At first a signal calls `abandon` at once: nothing serves yet, nothing is lost. After `defer` it only counts in
-    `asked`, for the caller to look at. After `ignore` it does nothing.
+    At first a signal calls `abandon` at once, because nothing serves yet and nothing is lost. After `defer` a signal
+    only counts in `asked`, which the caller reads. After `ignore` it does nothing.
     """
 
     def __init__(self, abandon: Callable[[], None]) -> None:

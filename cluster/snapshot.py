@@ -30,7 +30,7 @@ _URL = "http://127.0.0.1:8000"
 
 
 class _Problem(Exception):
-    """What the user is told."""
+    """A failure that the user is told."""
 
 
 @snapshot.command()

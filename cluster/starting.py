@@ -15,7 +15,7 @@ _LOG = logging.getLogger(__name__)
 
 
 class Hung(RuntimeError):
-    """The start's progress does not move; the worker starts anew."""
+    """The start makes no progress, so the worker starts again."""
 
 
 class Movement:
@@ -57,7 +57,7 @@ class Start:
             progress, still = self._movement.progress, self._movement.still(now)
             if still > self._patience_s:
                 task.cancel()
-                raise Hung(f"no progress for {still:.0f} s (load_stall_s), {progress}; it is begun anew")
+                raise Hung(f"no progress for {still:.0f} s (load_stall_s), {progress}; it starts again")
             if now - logged >= _LOG_EVERY_S:
                 logged = now
                 _LOG.info("%s", progress)

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from wire.progress import Progress
 
-# A start that has not moved for longer than this is marked.
+# A start without progress for longer than this is marked.
 _STILL_S = 30.0
 _COLUMNS = ("worker", "state", "pid", "on", "queued", "running", "moving", "free\nslots", "free\npages")
 
@@ -50,7 +50,7 @@ def _add(table: Table, worker: dict[str, Any]) -> None:
 
 
 def _way(worker: dict[str, Any]) -> str:
-    """How far a worker's start is."""
+    """The progress of a worker's start."""
     files, size = (worker["done_files"], worker["total_files"]), (worker["done_bytes"], worker["total_bytes"])
     said = str(Progress(worker["stage"], *size, *files, worker["bytes_per_s"]))
     return said if worker["still_s"] < _STILL_S else f"{said}, still for {worker['still_s']:.0f} s"

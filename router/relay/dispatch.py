@@ -4,6 +4,7 @@ A sequence without a worker, or without room, waits.
 """
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import math
@@ -19,6 +20,7 @@ from router.relay.admission import roomy
 from router.relay.copies import Copies
 from router.relay.fair import FairQueue
 from router.relay.job import Job
+from router.relay.leg import Leg
 from router.relay.policy import Need, NoPlan, Plan, choose
 from router.relay.prefixes import Candidates, candidates
 from router.relay.recovery import Cause
@@ -228,6 +230,25 @@ class Dispatcher:
         finally:
             warming.cancel()
 
+    def prepare(self, stream: SequenceStream, leg: Leg, kept_tokens: int) -> None:
+        """Have another worker take what a leg's worker keeps of a sequence, then have that one give it up."""
+        plan = self.plan(self._need(stream), stream.begun_with)
+        if isinstance(plan, NoPlan) or stream.known <= kept_tokens:
+            leg.move()
+            return
+        info, scope = leg.info, stream.prefix_scope
+        prefix = Prefix(scope=scope, kept_tokens=kept_tokens, source=PeerRef(info.worker_id, info.host, info.port))
+        ids = TokenIds(stream.token_ids.packed[: 4 * (kept_tokens + 1)])
+        submit = Submit(f"{self._name}-{next(self._jobs)}", ids, ONE_TOKEN, stream.priority, prefix=prefix, warm=True)
+        warming = Warming(self._table.link(plan.decode.worker_id), submit, 1)
+
+        def done(failed: asyncio.Future[str | None]) -> None:
+            if not failed.cancelled() and failed.result() is None:
+                stream.prepared = plan.decode.worker_id
+            leg.move()
+
+        warming.done.add_done_callback(done)
+
     def again(self, stream: SequenceStream, cause: Cause, after_s: float, apart: bool) -> None:
         """Try a sequence at other workers."""
         if self._closed:
@@ -299,6 +320,8 @@ class Dispatcher:
         if isinstance(plan, NoPlan):
             self._metrics.routed(plan.reason)
             return plan
+        if stream.prepared is not None and (link := self._table.live_link(stream.prepared)) is not None:
+            plan = dataclasses.replace(plan, decode=link.info)
         self._metrics.routed("wait" if plan.waits else "room")
         self._start(stream, plan)
         return None

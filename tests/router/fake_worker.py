@@ -27,6 +27,7 @@ from wire.protocol import (
     Hello,
     KeptEvent,
     Load,
+    Move,
     Park,
     Parked,
     PeerRef,
@@ -124,6 +125,7 @@ class FakeWorker:
         self.ended = asyncio.Event()
         self.drained = asyncio.Event()
         self.silent = False
+        self.asked_to_move: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.keeps = False
@@ -181,6 +183,12 @@ class FakeWorker:
         self.running.clear()
         self._wake.set()
 
+    def announce(self) -> None:
+        """Tell what is kept of all that runs; each is given up once its router asks for that."""
+        for request_id, running in self.running.items():
+            tokens = len(running.request.token_ids) - running.request.generated + running.at
+            running.client.outbox.append(SeqOutput(request_id, running.at, kept_tokens=tokens - 1, leaving=True))
+
     def _end(self) -> None:
         self._beating.cancel()
         self._server.close()
@@ -227,21 +235,15 @@ class FakeWorker:
             self._find(client, message.key)
         elif isinstance(message, Attach):
             self._attach(client, message.request_id)
-        elif isinstance(message, Pin):
-            self.pins.pop(message.session, None)
-            if (mark := next((m for m in message.marks if m.digest in self.tiers), None)) is not None:
-                self.pins[message.session] = mark.digest
+        elif isinstance(message, Pin | Unpin | Park):
+            self._session(client, message)
+        elif isinstance(message, Move):
+            self.asked_to_move.append(message.request_id)
+            if (running := self.running.pop(message.request_id, None)) is not None:
+                tokens = len(running.request.token_ids) - running.request.generated + running.at
+                client.outbox.append(SeqOutput(message.request_id, running.at, finish="moved", kept_tokens=tokens - 1))
         elif isinstance(message, Drain):
             self.drained.set()
-        elif isinstance(message, Unpin):
-            self.pins.pop(message.session, None)
-        elif isinstance(message, Park):
-            if self.host:
-                self.put(message.mark.position, message.mark.digest, "host")
-            reason = None if self.host else "it keeps nothing below the device"
-            client.writer.write(CLUSTER.encode(StepOutputs(0, client.seen, self.load(), (), tuple(client.kept))))
-            client.kept.clear()
-            client.writer.write(CLUSTER.encode(Parked(message.call, reason)))
         else:
             assert isinstance(message, Submit)
             client.seen += 1
@@ -256,6 +258,20 @@ class FakeWorker:
                 self.running[message.request_id] = Running(message, client, first, self.answer(message))
         self.arrived.set()
         self._wake.set()
+
+    def _session(self, client: Client, message: Pin | Unpin | Park) -> None:
+        if isinstance(message, Park):
+            if self.host:
+                self.put(message.mark.position, message.mark.digest, "host")
+            reason = None if self.host else "it keeps nothing below the device"
+            client.writer.write(CLUSTER.encode(StepOutputs(0, client.seen, self.load(), (), tuple(client.kept))))
+            client.kept.clear()
+            client.writer.write(CLUSTER.encode(Parked(message.call, reason)))
+            return
+        self.pins.pop(message.session, None)
+        marks = message.marks if isinstance(message, Pin) else ()
+        if (mark := next((m for m in marks if m.digest in self.tiers), None)) is not None:
+            self.pins[message.session] = mark.digest
 
     def _abort(self, client: Client, request_id: str) -> None:
         held = self.running.get(request_id)
@@ -307,6 +323,7 @@ class FakeWorker:
                 self.put(position, digests.at(ids, position), "device")
 
     async def _run(self) -> None:
+        due = 0.0
         while True:
             if not self.running and not any(c.outbox for c in self.clients):
                 self._wake.clear()
@@ -331,7 +348,8 @@ class FakeWorker:
                 client.writer.write(CLUSTER.encode(StepOutputs(self._steps, client.seen, self.load(), outputs, kept)))
                 with contextlib.suppress(ConnectionError):
                     await client.writer.drain()
-            await asyncio.sleep(self.pace_s)
+            due = max(due + self.pace_s, now := asyncio.get_running_loop().time())
+            await asyncio.sleep(due - now)
 
     async def _beat(self) -> None:
         while True:

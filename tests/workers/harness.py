@@ -18,6 +18,7 @@ from wire.protocol import (
     Abort,
     Hello,
     Load,
+    Move,
     Park,
     Parked,
     PeerRef,
@@ -39,6 +40,7 @@ from workers.local import ForkServer, fork_launcher
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 _ids = itertools.count()
+_ONE_TOKEN = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
 
 
 @functools.cache
@@ -121,7 +123,7 @@ class Caller:
         self._task = asyncio.create_task(self._read())
         return info
 
-    def send(self, message: Submit | Abort | Park) -> None:
+    def send(self, message: Submit | Abort | Move | Park) -> None:
         self.sent += isinstance(message, Submit)
         self.writer.write(CLUSTER.encode(message))
 
@@ -190,6 +192,7 @@ class Workers:
     def __init__(self) -> None:
         self.all: list[Worker] = []
         self._streams: dict[str, Stream] = {}
+        self.copied: set[str] = set()  # requests whose next worker has what was told of them
         self.prompts: dict[str, tuple[int, ...]] = {}  # of requests, where a test keeps them
 
     async def start(
@@ -255,6 +258,23 @@ class Workers:
         ids = TokenIds.of((*prompt, *had))
         decode.caller.send(Submit(stream.request_id, ids, sampling, generated=len(had), prefix=prefix))
         return stream
+
+    async def drained(self, stream: Stream, to: Worker, gone: Worker) -> SeqOutput:
+        """Wait for a stream's end at a worker that is to end. As a router, have `to` take first what that tells of."""
+        while stream.ended is None:
+            told = next((o.kept_tokens for o in stream.outputs if o.leaving), 0)
+            if told and stream.request_id not in self.copied:
+                self.copied.add(stream.request_id)
+                warm = self._new(to)
+                ids = TokenIds.of((*self.prompts[stream.request_id], *stream.token_ids)[: told + 1])
+                prefix = Prefix(source=gone.ref, kept_tokens=told)
+                to.caller.send(Submit(warm.request_id, ids, _ONE_TOKEN, prefix=prefix, warm=True))
+                await warm.end()
+                gone.caller.send(Move(stream.request_id))
+            else:
+                stream.changed.clear()
+                await asyncio.wait_for(stream.changed.wait(), 60)
+        return stream.ended
 
     def _new(self, decode: Worker) -> Stream:
         stream = Stream(f"request-{next(_ids)}", decode.caller)

@@ -95,6 +95,7 @@ class Sequence:
     begin: int = 0
     origin: Origin | None = None
     missed: Miss | None = None
+    leave_by: float | None = None
     peer: str | None = None
     peer_ranks: int = 0
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=list)

@@ -1,4 +1,4 @@
-"""A rank's weights from the same rank of a worker that serves them."""
+"""Takes a rank's weights from the same rank of a worker that serves them."""
 
 import socket
 from contextlib import ExitStack
@@ -61,7 +61,7 @@ class Borrowing:
             out.copy_(room)
 
     def close(self) -> None:
-        """End the link; on a GPU, once all that came lies where it belongs."""
+        """End the link; on a GPU, after all received tensors are in their place."""
         if self._device.type == "cuda":
             torch.cuda.synchronize(self._device)
         self._stream.close()

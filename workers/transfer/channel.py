@@ -1,4 +1,4 @@
-"""How payload moves over one link, from one prefill rank to one decode rank."""
+"""The interface of payload channels: one link, from one prefill rank to one decode rank."""
 
 from abc import ABC, abstractmethod
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from wire.liveness import SILENT_S
 
-# Bytes a second of the slowest link that is not taken for stuck.
+# The bytes a second of the slowest link that does not count as stuck.
 _SLOWEST = 25e6
 
 
@@ -18,8 +18,8 @@ class LinkBroken(RuntimeError):
 class Channel(ABC):
     """One end. Payload moves one way, in order, from a `SendChannel` to a `ReceiveChannel`.
 
-    device: where payload tensors must lie. piece: payload is cut into pieces of at most this many bytes, at both
-    ends alike. patience_s: a piece that takes so long beyond what the slowest link needs for it is stuck.
+    device: of payload tensors. piece: both ends cut payload into pieces of at most this many bytes. patience_s: a piece
+    that takes so much longer than the slowest link would need counts as stuck.
     """
 
     device: torch.device
@@ -27,12 +27,12 @@ class Channel(ABC):
     patience_s: float = SILENT_S
 
     def allowed_s(self, size: int) -> float:
-        """Seconds that a piece of so many bytes may take."""
+        """The seconds that a piece of so many bytes may take."""
         return self.patience_s + size / _SLOWEST
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of memory and connections, and fail calls that wait where that can be; may be called twice."""
+        """Release memory and connections, and fail waiting calls if possible; may be called twice."""
 
 
 class SendChannel(Channel):

@@ -1,4 +1,4 @@
-"""A link's control connection. Its end is how either side learns that the other has died."""
+"""A link's control connection, by whose end either side learns that the other one has died."""
 
 import contextlib
 import socket
@@ -32,18 +32,18 @@ class Control:
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
 
     def patience(self, seconds: float) -> None:
-        """How long `receive` waits before it calls the link broken; 0: for ever."""
+        """How long `receive` waits before the link counts as broken; 0 is for ever."""
         # Not settimeout: that would make `send` wait too.
         with contextlib.suppress(OSError):
             whole, rest = divmod(int(seconds * 1e6), 1_000_000)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", whole, rest))
 
     def meet(self, secret: str, tls: Tls | None, calling: bool) -> None:
-        """Before any message: TLS if there is to be, then both prove that they know the secret; LinkBroken."""
+        """Set up TLS if it is on, then prove the secret at both ends, before any message. LinkBroken."""
         prove = call_blocking if calling else accept_blocking
         try:
             if tls is not None:
-                # Set first: where they don't come to terms, a fault must not leave in the clear.
+                # Set first: if the handshake fails, the fault must not be sent in the clear.
                 self._seal = Seal(tls.caller if calling else tls.acceptor, calling)
                 self._seal.meet(self._some, self._socket.sendall)
             prove(self._exactly, self._write, secret)
@@ -53,7 +53,7 @@ class Control:
             raise LinkBroken(f"the connection broke: {error}") from error
 
     def send(self, message: LinkMessage) -> None:
-        """Send, or LinkBroken: also when the peer has left so much unread that this would have to wait."""
+        """Send a message; LinkBroken also if the peer has left so much unread that this would have to wait."""
         frame = LINK.encode(message)
         try:
             with self._lock:
@@ -103,7 +103,7 @@ class Control:
             self._socket.shutdown(socket.SHUT_RDWR)
 
     def release(self) -> None:
-        """End the connection and give its descriptor back: for the thread that receives, once it does no more."""
+        """End the connection and close its descriptor; for the receiving thread, when it stops."""
         self.close()
         with self._lock:
             self._socket.close()
@@ -129,5 +129,5 @@ class Control:
 
 
 def reason_of(error: Exception) -> str:
-    """Why a link broke: a LinkBroken says it itself; whatever else went wrong is named."""
+    """The reason why a link broke: the message of a LinkBroken, or the name of any other error."""
     return str(error) if isinstance(error, LinkBroken) else f"{type(error).__name__}: {error}"

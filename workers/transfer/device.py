@@ -1,4 +1,4 @@
-"""What links need of a GPU's streams and events. On a CPU there is nothing to wait for."""
+"""Streams and events of a GPU for links. On a CPU there is nothing to wait for."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,10 +22,10 @@ def own_stream(device: torch.device) -> Iterator[None]:
 
 
 def once_computed(device: torch.device) -> Callable[[], object]:
-    """A function that returns once the device has done what the current stream holds now."""
+    """Return a function that waits until the device has done the current stream's present work."""
     if device.type != "cuda":
         return _nothing
-    # Blocking: the thread that waits sleeps, and leaves its core to the rank's loop.
+    # Blocking, so that the waiting thread sleeps and leaves its core to the rank's loop.
     event = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event.synchronize

@@ -27,9 +27,11 @@ _JOIN_S = 2.0
 
 
 class Transfers:
-    """Used from the rank's loop; no call waits for the network. The moving happens in threads.
+    """All links of a rank, used from its loop.
 
-    `notify` gets what happened, from those threads. host, port: where this rank takes links.
+    No call waits for the network: threads move the data and call `notify`.
+
+    host, port: where this rank accepts links.
     """
 
     host: str
@@ -69,7 +71,7 @@ class Transfers:
         self._incoming.link(links)
 
     def unlink(self, peer: str) -> None:
-        """The peer is gone: close its links, forget what was to go to it and what has not wholly come from it.
+        """The peer is gone: close its links, and forget what was to go to it and what has not completely come from it.
 
         Snapshots that were notified as Received can still be taken, or discarded.
         """
@@ -77,11 +79,11 @@ class Transfers:
         self._outgoing.drop(peer)
 
     def expect(self, expect: Expect) -> None:
-        """Ask for a snapshot; Received or LinkLost is notified. ValueError if it was asked for already."""
+        """Pull a snapshot; Received or LinkLost is notified. ValueError if it was pulled already."""
         self._incoming.expect(expect)
 
     def discard(self, request_id: str, leaving: bool = True) -> None:
-        """Drop what has come of a snapshot and what still comes; with `leaving`, what waits here to be sent too."""
+        """Drop what has come of a snapshot and what still comes; with `leaving`, also what waits here to be sent."""
         self._incoming.discard(request_id)
         if leaving:
             self._outgoing.discard(request_id)
@@ -119,22 +121,22 @@ class Transfers:
 
     @property
     def lending(self) -> Lending:
-        """What this rank lends to others, once it has been given something."""
+        """The weights that this rank lends to others."""
         return self._outgoing.lending
 
     @property
     def sent(self) -> Moved:
-        """What has gone out so far."""
+        """Totals of what was sent so far."""
         return self._outgoing.moved
 
     @property
     def received(self) -> Moved:
-        """What has come in and was wanted so far."""
+        """Totals of what was received and wanted so far."""
         return self._incoming.moved
 
     @property
     def pending(self) -> int:
-        """Snapshots on their way in or out; 0 when nothing is held."""
+        """The number of snapshots in transfer; 0 if nothing is held."""
         return len(self._incoming) + len(self._outgoing)
 
     def close(self) -> None:
@@ -142,7 +144,7 @@ class Transfers:
         if self._closing.is_set():
             return
         self._closing.set()
-        # Wakes the thread that accepts; closing alone would not.
+        # Wakes the accepting thread, which closing alone would not.
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
@@ -157,7 +159,7 @@ class Transfers:
             except TimeoutError:
                 pass
             except OSError:
-                # Out of descriptors, or closing: either way not at once again.
+                # Out of descriptors, or closing: in both cases don't retry at once.
                 self._closing.wait(_TICK_S)
             else:
                 self._outgoing.accept(connection)

@@ -1,4 +1,4 @@
-"""The receiving half of a rank: links it opened to prefill ranks, and what has come over them.
+"""The receiving half of a rank: the links that it opened to prefill ranks, and what has come over them.
 
 Where the sender has more ranks, this one has a link to each that holds some of its heads; where it has fewer, several
 receiving ranks have a link to the same one, which sends each its share.
@@ -58,7 +58,7 @@ class _Link:
 
 
 class Incoming:
-    """One thread a link."""
+    """All links over which snapshots come, with one thread for each."""
 
     def __init__(self, me: Identity, notify: Callable[[Received | LinkLost], None], threads: Threads) -> None:
         self._me = me
@@ -66,17 +66,17 @@ class Incoming:
         self._threads = threads
         self._lock = threading.Lock()
         self._inbox: Inbox[Tensor] = Inbox()
-        self.moved = Moved(0, 0.0)  # of what was wanted, so far
+        self.moved = Moved(0, 0.0)  # of wanted parts, so far
         self._links: dict[str, list[_Link]] = {}
         self._split: dict[str, int] = {}  # ranks of each peer
         self._closed = False
 
     def __len__(self) -> int:
-        """Snapshots expected and not yet taken."""
+        """The number of snapshots expected and not yet taken."""
         return len(self._inbox)
 
     def link(self, to: Sequence[Link]) -> None:
-        """Connect to ranks of one peer in the background; older links to it are dropped."""
+        """Connect to the ranks of a peer in the background, and drop older links to it."""
         peer = to[0].peer
         self.unlink(peer)
         links = [_Link(peer, at, threading.Event()) for at in range(len(to))]
@@ -109,7 +109,7 @@ class Incoming:
         self._notify(LinkLost(self._me.rank, expect.peer, (expect.request_id,), "there is no link to it"))
 
     def discard(self, request_id: str) -> None:
-        """Give a snapshot up, whatever has come of it."""
+        """Give up a snapshot, and drop what has come of it."""
         with self._lock:
             asked = self._inbox.discard(request_id)
             if asked is not None:
@@ -123,7 +123,7 @@ class Incoming:
         with self._lock:
             peer, shares = self._inbox.take(request_id)
             split = self._split[peer]
-        # All ranks of a sender cut their parts alike.
+        # All ranks of a sender cut their parts in the same way.
         alike = zip(*(share.parts for share in shares), strict=True)
         parts = tuple((of[0][0], _joined([rows for _, rows in of], 0)) for of in alike)
         state = _joined([share.state for share in shares if share.state is not None], 1)
@@ -185,12 +185,12 @@ class Incoming:
             raise LinkBroken(f"{rows} rows can't be a share of latents [{head.start}, {head.stop})")
         with self._lock:
             wanted = self._inbox.begin(head.serial, link.peer, span, link.at)
-        # Within a part bytes come without a pause; a sender that stops there is stuck.
+        # Within a part bytes come without a pause, so a sender that stops there is stuck.
         control.patience(channel.allowed_s(channel.piece))
         whole: str | None = None
         if wanted:
             began = time.monotonic()
-            # Onto the rank's device by this thread: its stream is the one that waits for the copy.
+            # This thread copies onto the rank's device, because its stream is the one that waits for the copy.
             latents = receive_tensor(channel, head.latents).to(self._me.device)
             state = receive_tensor(channel, head.state).to(self._me.device) if head.state is not None else None
             with self._lock:
@@ -207,7 +207,7 @@ class Incoming:
             control.send(Whole(head.serial))
 
     def _break(self, link: _Link, reason: str) -> None:
-        """The link broke, by itself unless it is no longer among the links."""
+        """Handle a broken link, unless it was closed on purpose."""
         lost: tuple[str, ...] = ()
         with self._lock:
             links = self._links.get(link.peer, [])
@@ -229,7 +229,7 @@ def _joined(tensors: list[Tensor], dim: int) -> Tensor:
 
 
 def _tell(link: _Link, message: Want | Unwant) -> None:
-    """From the rank's loop: a link that fails is left to its own thread to report."""
+    """Send from the rank's loop; the link's own thread reports a failure."""
     assert link.control is not None
     try:
         link.control.send(message)

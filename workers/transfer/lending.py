@@ -1,4 +1,4 @@
-"""A rank's weights, sent to the same rank of a worker that starts: what is sent, and how it leaves room for serving."""
+"""Sends a rank's weights to the same rank of a starting worker, at a pace that leaves room for serving."""
 
 import threading
 import time
@@ -12,20 +12,20 @@ from workers.transfer.control import Control
 from workers.transfer.messages import WeightsHead
 from workers.transfer.payload import pieces
 
-# Share of the time that lending takes of a rank that computes steps meanwhile.
+# The share of time that lending takes of a rank that computes steps meanwhile.
 _SHARE = 0.25
-# A rank that has computed no step for so long serves nobody.
+# A rank that has computed no step for so many seconds is not serving.
 _IDLE_S = 0.5
-# Seconds that either end waits for a piece: the lender pauses, and the borrower puts weights where they belong.
+# Seconds that either end waits for a piece, while the lender pauses or the borrower stores weights.
 PATIENCE_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """What a rank lends.
+    """The weights that a rank lends.
 
-    identity: the worker's weights id. plan: names what is read into each tensor, in order; equal at both ends.
-    catalogue: what the weights' source answered when the model asked what it holds, for the borrower's model to ask.
+    identity: the worker's weights id. plan: a digest of what is read into each tensor, in order, which must be equal at
+    both ends. catalogue: the answers of the weights' source to the model, which the borrower's model gets too.
     """
 
     identity: str
@@ -35,7 +35,7 @@ class Weights:
 
     @property
     def total(self) -> int:
-        """Bytes of all tensors."""
+        """The bytes of all tensors."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
 
 
@@ -49,17 +49,17 @@ class Lending:
 
     def __init__(self) -> None:
         self.weights: Weights | None = None
-        self.lent = 0  # bytes so far
+        self.lent = 0  # bytes lent so far
         self._stepped = -_IDLE_S
         self._borrowers = 0
         self._lock = threading.Lock()
 
     def stepped(self) -> None:
-        """The rank computes steps: leave it time."""
+        """The rank computed a step, so leave it time."""
         self._stepped = time.monotonic()
 
     def lend(self, identity: str, control: Control, channel: SendChannel) -> None:
-        """Send everything; LinkBroken, also where the borrower wants other weights."""
+        """Send everything; LinkBroken also if the borrower wants other weights."""
         weights = self.weights
         if weights is None or weights.identity != identity:
             raise LinkBroken("this worker holds other weights, or lends none")

@@ -1,4 +1,4 @@
-"""What the two ends of a link say to each other beside the payload."""
+"""The messages between the two ends of a link, beside the payload."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args

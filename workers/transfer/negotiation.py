@@ -1,4 +1,4 @@
-"""How the two ends of a new link settle on a channel: the sender offers, the receiver tries."""
+"""Lets the two ends of a new link agree on a channel: the sender offers, the receiver tries."""
 
 import os
 from dataclasses import dataclass, field
@@ -45,9 +45,9 @@ def machine() -> str:
 
 
 def candidates(own: Hail, peer: Hail, sealed: bool = False) -> tuple[Kind, ...]:
-    """Channels to try, best first; LinkBroken, saying what to set, where the two want what can't be.
+    """The channels to try, best first; LinkBroken, which says what to set, if the two ends' settings can't be met.
 
-    sealed: what leaves the host goes in TLS, unless they want another channel by name.
+    sealed: payload that leaves the host uses TLS, unless both ask for another channel by name.
     """
     wanted: set[Kind] = {c for c in (own.channel, peer.channel) if c != "auto"}
     together = own.machine == peer.machine != ""
@@ -77,7 +77,7 @@ def candidates(own: Hail, peer: Hail, sealed: bool = False) -> tuple[Kind, ...]:
 
 
 def hail(me: Identity) -> Hail:
-    """How a rank presents itself."""
+    """Make a rank's Hail."""
     return Hail(me.worker_id, me.rank, me.ranks, machine(), me.device.type, me.channel)
 
 
@@ -142,7 +142,7 @@ def accept_channel(me: Identity, control: Control) -> ReceiveChannel:
         except (OSError, LinkBroken) as error:
             control.send(OfferAnswer(str(error)))
             continue
-        # To join a group waits for the other end, and can't be cut short: do it when that is about to join too.
+        # Joining a group waits for the other end and can't be cancelled, so join only when the other end is about to.
         control.send(OfferAnswer())
         match opening:
             case ShmReceiver():

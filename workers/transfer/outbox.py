@@ -1,7 +1,7 @@
-"""Which parts of snapshots wait to be sent, over which link. Plain bookkeeping: no sockets, no tensors, no clock.
+"""Bookkeeping of the parts of snapshots that wait to be sent, by link. No sockets, no tensors, no clock.
 
-A part leaves only once its receiver has asked for the snapshot (`want`) over a link; asking and queueing may come
-in either order. Links are numbered by the caller: a peer that connects anew has a new number.
+A part is sent only after its receiver has asked for the snapshot (`want`) over a link; asking and queueing may happen
+in either order. The caller numbers links: a peer that connects again gets a new number.
 """
 
 from collections import deque
@@ -20,7 +20,7 @@ class _Departure(Generic[P, T]):
     link: int | None = None
     serial: int = -1
     parts: deque[tuple[T, bool]] = field(default_factory=deque)
-    begun: bool = False  # a part was queued here; until then it was only asked for
+    begun: bool = False  # whether a part was queued; before that the snapshot was only asked for
     last_left: bool = False
 
 
@@ -28,13 +28,13 @@ class _Departure(Generic[P, T]):
 class _Link(Generic[P]):
     peer: P
     serials: dict[int, str] = field(default_factory=dict)
-    turns: deque[int] = field(default_factory=deque)  # a serial for each part that may leave, in order
+    turns: deque[int] = field(default_factory=deque)  # a serial for each part that may be sent, in order
 
 
 class Outbox(Generic[P, T]):
-    """Snapshots on their way out; `P` names a receiver, and `T` is one part.
+    """Snapshots to be sent; `P` names a receiver, and `T` is one part.
 
-    patience: seconds a snapshot may wait to be asked for, and its last part to be acknowledged.
+    patience: the seconds that a snapshot may wait to be asked for, and its last part to be acknowledged.
     """
 
     def __init__(self, patience: float) -> None:
@@ -47,7 +47,7 @@ class Outbox(Generic[P, T]):
 
     @property
     def receivers(self) -> set[P]:
-        """Who is to have something."""
+        """The receivers of queued snapshots."""
         return {peer for peer, _ in self._departures}
 
     def leaves(self, request_id: str) -> bool:
@@ -55,7 +55,7 @@ class Outbox(Generic[P, T]):
         return any(d.begun for d in self._departures.values() if d.request_id == request_id)
 
     def open(self, link: int, peer: P) -> None:
-        """A link to `peer` stands."""
+        """A link to `peer` is open."""
         self._links[link] = _Link(peer)
 
     def put(self, request_id: str, peer: P, part: T, last: bool, now: float) -> int | None:
@@ -78,7 +78,7 @@ class Outbox(Generic[P, T]):
         at.turns.extend([serial] * len(departure.parts))
 
     def unwant(self, link: int, serial: int) -> str | None:
-        """The peer gave a snapshot up. Its id, if parts of it were queued here or had left."""
+        """The peer gave up a snapshot; returns its id if parts of it were queued or sent."""
         departure = self._asked(link, serial)
         if departure is None:
             return None
@@ -86,7 +86,7 @@ class Outbox(Generic[P, T]):
         return departure.request_id if departure.begun else None
 
     def next(self, link: int, now: float) -> tuple[int, T] | None:
-        """The next part to leave over `link` and the serial it answers; None while there is none."""
+        """The next part to send over `link` and the serial that it answers; None if there is none."""
         at = self._links.get(link)
         while at is not None and at.turns:
             serial = at.turns.popleft()
@@ -99,7 +99,7 @@ class Outbox(Generic[P, T]):
         return None
 
     def acknowledged(self, link: int, serial: int) -> str | None:
-        """The peer has a whole snapshot: its id, and it is forgotten. None if it was given up here."""
+        """The peer has a whole snapshot: forget it and return its id; None if it was given up here."""
         departure = self._asked(link, serial)
         if departure is None:
             return None
@@ -107,12 +107,12 @@ class Outbox(Generic[P, T]):
         return departure.request_id
 
     def discard(self, request_id: str) -> None:
-        """Give a snapshot up, whoever was to have it."""
+        """Give up a snapshot for all receivers."""
         for departure in [d for d in self._departures.values() if d.request_id == request_id]:
             self._forget(departure)
 
     def close(self, link: int) -> tuple[str, ...]:
-        """A link broke: forget what was asked for over it. Ids of those that parts were queued of or had left."""
+        """A link broke: forget what was asked for over it; returns the ids of snapshots with queued or sent parts."""
         at = self._links.pop(link, None)
         if at is None:
             return ()
@@ -122,12 +122,12 @@ class Outbox(Generic[P, T]):
         return tuple(d.request_id for d in lost if d.begun)
 
     def drop(self, peer: P) -> None:
-        """The peer is gone: forget all that was to go to it."""
+        """The peer is gone: forget everything for it."""
         for departure in [d for d in self._departures.values() if d.peer == peer]:
             self._forget(departure)
 
     def overdue(self, now: float) -> dict[P, tuple[str, ...]]:
-        """Forget what nobody asked for or acknowledged in time: request ids by peer."""
+        """Forget what nobody asked for or acknowledged in time; returns request ids by peer."""
         late = [
             d for d in self._departures.values()
             if (d.link is None or d.last_left) and now - d.since > self._patience

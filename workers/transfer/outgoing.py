@@ -1,4 +1,4 @@
-"""The sending half of a rank: links that decode ranks opened, and what waits to leave over them."""
+"""The sending half of a rank: links that decode ranks opened, and the parts that wait to be sent over them."""
 
 import itertools
 import socket
@@ -28,13 +28,13 @@ Receiver = tuple[str, int]  # a rank of another worker
 class _Link:
     number: int
     control: Control
-    ready: threading.Condition  # of the one lock: there is a part to send, or the link is closed
+    ready: threading.Condition  # of the common lock: there is a part to send, or the link is closed
     peer: Receiver | None = None  # None until the handshake is done
     channel: SendChannel | None = None
 
 
 class Outgoing:
-    """Two threads a link: one reads what the receiver says, one sends parts."""
+    """All links over which snapshots are sent, with two threads each: one reads messages, one sends parts."""
 
     def __init__(self, me: Identity, notify: Callable[[Sent | LinkLost], None], threads: Threads) -> None:
         self._me = me
@@ -49,11 +49,11 @@ class Outgoing:
         self.lending = Lending()
 
     def __len__(self) -> int:
-        """Snapshots not yet wholly sent and acknowledged, those only asked for included."""
+        """The number of snapshots not yet sent and acknowledged, including those only asked for."""
         return len(self._outbox)
 
     def accept(self, connection: socket.socket) -> None:
-        """A decode rank has connected."""
+        """A decode rank connected."""
         link = _Link(next(self._numbers), Control(connection), threading.Condition(self._lock))
         with self._lock:
             if self._closed:
@@ -76,7 +76,7 @@ class Outgoing:
             self._outbox.discard(request_id)
 
     def drop(self, peer: str) -> None:
-        """Forget what was to go to a peer, and close its links."""
+        """Forget everything for a peer, and close its links."""
         with self._lock:
             for receiver in self._outbox.receivers:
                 if receiver[0] == peer:
@@ -86,7 +86,7 @@ class Outgoing:
             self._end(link)
 
     def expire(self, now: float) -> None:
-        """Give up what nobody asked for or acknowledged in time."""
+        """Give up snapshots that nobody asked for or acknowledged in time."""
         with self._lock:
             overdue = self._outbox.overdue(now)
         for (peer, _), request_ids in overdue.items():
@@ -114,7 +114,7 @@ class Outgoing:
             link.control.release()
 
     def _open(self, link: _Link) -> None:
-        """The handshake, to the channel that stands."""
+        """Do the handshake; returns the channel."""
         link.control.patience(HANDSHAKE_S)
         link.control.meet(self._me.secret, self._me.tls, calling=False)
         peer = link.control.receive()
@@ -189,7 +189,7 @@ class Outgoing:
         assert channel is not None
         state = blob(part.state) if part.state is not None else None
         latents = blob(part.latents)
-        # From the announcement on, a receiving GPU's kernel waits for this one and holds multiprocessors.
+        # From the announcement on, a kernel of the receiving GPU waits for this one and holds multiprocessors.
         part.computed()
         link.control.send(PartHead(serial, part.start, part.stop, latents, state))
         began = time.monotonic()
@@ -200,7 +200,7 @@ class Outgoing:
             self.moved = self.moved.plus(size_of(latents, state), time.monotonic() - began)
 
     def _break(self, link: _Link, reason: str) -> None:
-        """The link broke by itself; whichever thread finds out first says so."""
+        """Handle a broken link; the first thread that notices it reports it."""
         with self._lock:
             known = link.number in self._links
             lost = self._forget(link)
@@ -211,7 +211,7 @@ class Outgoing:
             self._notify(LinkLost(self._me.rank, link.peer[0], lost, reason, leaving=True))
 
     def _end(self, link: _Link) -> None:
-        """Close the link on purpose; nobody is told."""
+        """Close the link on purpose, without a report."""
         with self._lock:
             self._forget(link)
         link.control.close()

@@ -1,4 +1,4 @@
-"""Tensors as the bytes a channel moves."""
+"""Sends and receives tensors as bytes over a channel."""
 
 import math
 import mmap
@@ -13,15 +13,17 @@ from workers.transfer.messages import Blob
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-# From here on fresh memory is asked for in huge pages: first touches of small ones cost five times the copy.
+# From this size on new memory uses huge pages, because the first touch of small pages costs five times the copy.
 _HUGE = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """What leaves at once: a shard of latents [start, stop), [rows, layers, width]; with the last one the state.
+    """A part of a snapshot: a shard of latents [start, stop), [rows, layers, width].
 
-    computed: returns once the tensors hold their values.
+    The last part also has the state.
+
+    computed: returns once the tensors have their values.
     """
 
     start: int
@@ -32,7 +34,7 @@ class Part:
 
 
 def shares_of(rows: Tensor, state: Tensor | None, count: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """A rank's rows and heads as so many receiving ranks take them; rows are padded with zeros to as many for each."""
+    """Split a rank's rows and heads over so many receiving ranks; rows are padded with zeros to equal numbers."""
     if count == 1:
         yield rows, state
         return
@@ -43,12 +45,12 @@ def shares_of(rows: Tensor, state: Tensor | None, count: int) -> Iterator[tuple[
 
 
 def blob(tensor: Tensor) -> Blob:
-    """What the receiver must know to make room for a tensor; KeyError for a dtype that does not travel."""
+    """The announcement of a tensor, by which the receiver makes room; KeyError for a dtype that can't be sent."""
     return Blob(tuple(tensor.shape), _NAMES[tensor.dtype])
 
 
 def size_of(*blobs: Blob | None) -> int:
-    """Bytes of what is announced; None takes none. LinkBroken for what can't be."""
+    """The bytes of an announced tensor; 0 for None. LinkBroken for an impossible one."""
     return sum(_bytes(what) for what in blobs if what is not None)
 
 
@@ -59,7 +61,7 @@ def send_tensor(channel: SendChannel, tensor: Tensor) -> None:
 
 
 def receive_tensor(channel: ReceiveChannel, what: Blob) -> Tensor:
-    """The tensor announced as `what`, on the channel's device; LinkBroken."""
+    """Receive the tensor announced as `what`, on the channel's device; LinkBroken."""
     tensor = _room(what, channel.device)
     for piece in pieces(channel, tensor):
         channel.receive(piece)
@@ -67,7 +69,7 @@ def receive_tensor(channel: ReceiveChannel, what: Blob) -> Tensor:
 
 
 def skip_tensor(channel: ReceiveChannel, what: Blob) -> None:
-    """Read the tensor announced as `what` and keep nothing; LinkBroken."""
+    """Read and drop the tensor announced as `what`; LinkBroken."""
     left = _bytes(what)
     scratch = torch.empty(min(left, channel.piece), dtype=torch.uint8, device=channel.device)
     while left:

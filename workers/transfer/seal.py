@@ -1,7 +1,7 @@
-"""TLS between a blocking socket and who uses it.
+"""TLS on bytes in memory, for a blocking socket that several threads use.
 
-It works on bytes in memory and touches no socket, so the thread that waits for bytes needs no lock while it waits,
-and one lock is enough for what two threads must not do at once: turn plain bytes into sealed ones and back.
+It touches no socket, so a thread that waits for bytes needs no lock while it waits. One lock suffices for what two
+threads must not do at once: encrypt and decrypt.
 """
 
 import ssl
@@ -33,14 +33,14 @@ class Seal:
             self._in.write(receive())
 
     def close(self, plain: bytes) -> bytes:
-        """What to send for plain bytes."""
+        """Encrypt plain bytes."""
         left = memoryview(plain)
         while left:
             left = left[self._tls.write(left) :]
         return self._out.read()
 
     def open(self, sealed: bytes) -> bytes:
-        """The plain bytes of what has come, none if more must come first; ssl.SSLError if someone changed them."""
+        """Decrypt received bytes; empty if more must come first. ssl.SSLError if they were changed."""
         self._in.write(sealed)
         plain = bytearray()
         try:

@@ -21,7 +21,7 @@ SLOTS = 8
 # Small enough that a slot is still in the cache when the receiver copies it out, large enough that the message
 # beside each costs little.
 PIECE = 2 * 1024 * 1024
-# Of the first page, before the slots; it holds the nonce.
+# The size of the first page, before the slots, which has the nonce.
 _HEADER = 4096
 
 
@@ -44,7 +44,7 @@ class ShmSender(SendChannel):
         arena = mmap.mmap(self._file.fileno(), size)
         arena[: len(nonce)] = nonce
         self._slots = _slots(arena, slots)
-        # The first touch of a page costs ten times a copy of it: pay before the first snapshot waits for it.
+        # The first touch of a page costs ten times a copy of it, so touch them before the first snapshot waits.
         self._slots.zero_()
         self.offer = ArenaOffer(os.getpid(), self._file.fileno(), slots, PIECE, nonce)
 
@@ -80,7 +80,7 @@ class ShmReceiver(ReceiveChannel):
         self._control = control
         self._next = 0
         size = _HEADER + offer.slots * PIECE
-        # Another namespace may have anything under this number, so don't wait on it, and know it by its nonce.
+        # In another namespace this number may be any file, so don't wait for it, and identify it by its nonce.
         fd = os.open(f"/proc/{offer.pid}/fd/{offer.fd}", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             if os.fstat(fd).st_size != size:
@@ -101,7 +101,7 @@ class ShmReceiver(ReceiveChannel):
         self._control.send(Emptied())
 
     def close(self) -> None:
-        """The mapping goes with its last user, which may still be copying."""
+        """Release the mapping; it ends with its last user, which may still be copying."""
 
 
 def _slots(arena: mmap.mmap, slots: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The one code path that reads and writes a sequence's share of a rank's caches.
+"""The only code path that reads and writes a sequence's share of a rank's caches.
 
 Latents are laid token by token, [n, latent_layers, width], so that a range of tokens is one range of bytes and pages
 of any size can take it. They are the same on all ranks: in a hand-off each rank ships one shard of the rows.
@@ -118,7 +118,7 @@ def _gathered(
 
 
 def _on_device(pages: tuple[int, ...], like: Tensor) -> Tensor:
-    """From the host without a wait for what the device is at."""
+    """Copy from the host without waiting for the device's work."""
     return torch.tensor(pages, dtype=torch.int64).to(like.device, non_blocking=True)
 
 

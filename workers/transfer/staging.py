@@ -1,8 +1,8 @@
-"""Which snapshots are on their way in, and what of each has come. Plain bookkeeping: no sockets, no tensors.
+"""Bookkeeping of arriving snapshots and their parts. No sockets, no tensors.
 
-A receiver asks for a snapshot under a serial number of its own, and every part names the serial it answers. So no
-part comes before it was asked for, and one that is still in flight when its snapshot is given up names a serial
-nobody knows any more and is dropped: nothing has to be remembered about the past.
+A receiver asks for a snapshot under a serial number of its own, and every part names the serial it answers. So no part
+comes before it was asked for. A part that is in flight when its snapshot is given up names an unknown serial and is
+dropped, so nothing has to be remembered about earlier snapshots.
 """
 
 import itertools
@@ -13,12 +13,12 @@ T = TypeVar("T")
 
 
 class PartError(RuntimeError):
-    """A part that can't belong to its snapshot; the link it came over can't be trusted."""
+    """A part can't belong to its snapshot, so its link can't be trusted."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """What a part says of itself: latents [start, stop), and whether the linear state is with them.
+    """The description of a part: latents [start, stop), and whether it has the linear state.
 
     `row`: shape and dtype of one latent row, the same in every part of a snapshot.
     """
@@ -136,12 +136,12 @@ class Inbox(Generic[T]):
         return None if arrival.whole else (arrival.peer, serial)
 
     def lose(self, peer: str) -> tuple[str, ...]:
-        """Forget what has not wholly come from a peer, in the order it was expected; whole ones stay."""
+        """Forget incomplete snapshots from a peer, in the order in which they were expected; complete ones are kept."""
         lost = [s for s, a in self._arrivals.items() if a.peer == peer and not a.whole]
         return tuple(self._forget(s).request_id for s in lost)
 
     def awaited(self, peer: str) -> list[tuple[int, str]]:
-        """(serial, request id) of all that is still to come from a peer, in the order it was expected."""
+        """(serial, request id) of all snapshots still to come from a peer, in the order in which they were expected."""
         return [(s, a.request_id) for s, a in self._arrivals.items() if a.peer == peer and not a.whole]
 
     def _forget(self, serial: int) -> _Arrival[T]:

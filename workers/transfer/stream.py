@@ -1,4 +1,4 @@
-"""Payload through a TCP connection of our own, in TLS: where it leaves the host and must not be seen.
+"""Payload through a TCP connection with TLS, for payload that leaves the host and must not be readable.
 
 The sender listens for the one receiver, which shows by the offer's key that it has read the offer, over the control
 connection.
@@ -29,7 +29,7 @@ class StreamMeeting:
         self.offer = StreamOffer(host, self._listener.getsockname()[1], secrets.token_hex(32))
 
     def join(self, tls: Tls) -> "StreamSender":
-        """Once the receiver has connected; LinkBroken if it does not, or is another."""
+        """Wait until the receiver has connected; LinkBroken if it does not, or if another process does."""
         try:
             self._listener.settimeout(_MEET_S)
             return StreamSender(self._listener.accept()[0], tls, self.offer.key)
@@ -39,19 +39,19 @@ class StreamMeeting:
             self.close()
 
     def close(self) -> None:
-        """Nobody will come."""
+        """Stop listening."""
         self._listener.close()
 
 
 class StreamVisit:
-    """The receiver's connection to it; OSError if there can be none."""
+    """The receiver's connection to the sender's port; OSError if it can't connect."""
 
     def __init__(self, offer: StreamOffer) -> None:
         self._key = offer.key
         self._connection = socket.create_connection((offer.host, offer.port), timeout=_MEET_S)
 
     def join(self, tls: Tls) -> "StreamReceiver":
-        """Once the sender has been told; LinkBroken if it is another."""
+        """Wait until the sender has accepted; LinkBroken if it is another process."""
         try:
             return StreamReceiver(self._connection, tls, self._key)
         except OSError as error:
@@ -62,7 +62,7 @@ class _Stream(Channel):
     """One end, in use by one thread; `close` by any."""
 
     device = torch.device("cpu")
-    # A piece is no message here: it only bounds what one call moves.
+    # Pieces are not messages here; they only bound what one call moves.
     piece = 64 * 1024 * 1024
 
     def __init__(self, connection: socket.socket, tls: Tls, key: str) -> None:
@@ -80,7 +80,7 @@ class _Stream(Channel):
             raise
 
     def close(self) -> None:
-        # Wakes a thread that waits in it; the descriptor goes once nobody does.
+        # Wakes a thread that waits in it; the descriptor is closed when none does.
         with contextlib.suppress(OSError):
             socket.socket.shutdown(self._socket, socket.SHUT_RDWR)
         with self._lock:

@@ -1,6 +1,7 @@
 """Payload through a torch.distributed process group of two, gloo or NCCL, apart from every other group.
 
-The sender hosts the store the two meet at. A group that breaks takes nobody else with it, not even its own process.
+The sender hosts the store the two meet at. A group that breaks affects no other group, and does not end its own
+process.
 """
 
 import ipaddress
@@ -43,7 +44,7 @@ class Meeting:
     """The sender's store, open to one receiver; `offer` says where."""
 
     def __init__(self, kind: GroupKind, host: str) -> None:
-        # A store left to bind by itself listens on every interface; this one only where links are taken.
+        # A store that binds by itself listens on every interface; this one only listens where links are accepted.
         listener = socket.create_server((host, 0), family=address_family(host))
         port = listener.getsockname()[1]
         self.store = TCPStore(
@@ -52,7 +53,7 @@ class Meeting:
         self.offer = GroupOffer(kind, host, port)
 
     def close(self) -> None:
-        """Nobody will come."""
+        """Stop listening."""
         del self.store
 
 
@@ -76,7 +77,7 @@ class _Group(Protocol):
 class _Member(Channel):
     """One of the two. Making it moves one byte: NCCL connects at first use, which takes seconds."""
 
-    # gloo's cost an operation is high, so nearly every tensor goes whole.
+    # gloo's cost per operation is high, so nearly every tensor is sent whole.
     piece = 64 * 1024 * 1024
 
     def __init__(
@@ -112,7 +113,7 @@ class _Member(Channel):
             else:
                 work.wait(timedelta(seconds=self.allowed_s(size)))
         except RuntimeError as error:
-            # While the tensor is still held: after this no kernel writes to its memory, which is free for others then.
+            # Done while the tensor is still held: afterwards no kernel writes to its memory, which may then be reused.
             self.close()
             if isinstance(error, LinkBroken):
                 raise
@@ -130,7 +131,7 @@ class _Member(Channel):
             if time.monotonic() > deadline:
                 raise LinkBroken(f"nothing moved for {allowed_s:.1f} s")
             time.sleep(_POLL_S)
-        # One that failed counts as completed too.
+        # A failed operation counts as completed too.
         if (error := work.exception()) is not None:
             raise LinkBroken(f"nccl: {_first_line(error)}")
 
@@ -182,7 +183,8 @@ def _nccl(store: Store, rank: int) -> _Group:
     if not dist.is_nccl_available():
         raise LinkBroken("this torch was built without NCCL: set channel to gloo")
     nccl: Any = dist.ProcessGroupNCCL
-    # A stream that goes before the forward pass's: both ends hold multiprocessors until the bytes have moved.
+    # A stream of higher priority than the forward pass's, because both ends hold multiprocessors until the bytes have
+    # moved.
     options = nccl.Options(is_high_priority_stream=True)
     options.config.max_ctas = _MOST_CTAS
     with _surviving():

@@ -6,6 +6,8 @@ import logging
 from contextlib import ExitStack
 from dataclasses import replace
 
+from msgspec import structs
+
 from router.api.generate import job_of
 from router.api.prompts import make_choices
 from router.api.request import Request
@@ -38,7 +40,7 @@ def seeded(request: Request, keyed: Keyed) -> Request:
     """The request, such that every router has the same answer computed."""
     if request.sampling.seed is not None:
         return request
-    return replace(request, sampling=replace(request.sampling, seed=keyed.seed))
+    return replace(request, sampling=structs.replace(request.sampling, seed=keyed.seed))
 
 
 class Takeover:

@@ -397,7 +397,7 @@ def test_a_snapshot_goes_to_one_peer() -> None:
     with pytest.raises(PullError, match="goes to decode-0 already"):
         worker.scheduler.pull(name, "decode-1")
     answered_here = worker.add(list(range(11)))
-    with pytest.raises(PullError, match="no snapshot of it leaves"):
+    with pytest.raises(PullError, match="its snapshot is not sent"):
         worker.scheduler.pull(answered_here, "decode-0")
 
 
