@@ -175,7 +175,7 @@ def sessions() -> None:
 
 def short(sglang: str | None) -> None:
     """The tables of short requests and of paced streams."""
-    body = json.dumps({**_SHORT, "max_tokens": 1}).encode()
+    one, two = (json.dumps({**_SHORT, "max_tokens": tokens}).encode() for tokens in (1, 2))
     with ExitStack() as stack:
         bare, server = stack.enter_context(started("benchmarks.gateway", "--serve", "bare", str(_PACE_S)))
         ways: dict[str, tuple[int, list[psutil.Process]]] = {"bare server": (bare, [server])}
@@ -186,7 +186,10 @@ def short(sglang: str | None) -> None:
             print("| requests/s | way | p50 ms | p99 ms | CPU us a request |\n|---|---|---|---|---|")
             for rate in _RATES:
                 bare_figures: tuple[float, ...] = ()
-                for name, (at, processes) in {**ways, "router": (port, [process])}.items():
+                asked = {name: (*way, one) for name, way in ways.items()}
+                # A request of one token goes to a prefill worker alone, one of two to both workers.
+                asked |= {"router": (port, [process], one), "router, two tokens": (port, [process], two)}
+                for name, (at, processes, body) in asked.items():
                     before = _cpu(*processes)
                     spent = sorted(asyncio.run(latencies(at, rate, body)))
                     cost = (_cpu(*processes) - before) / len(spent) * 1e6
