@@ -41,21 +41,23 @@ class Source:
 class Sequence:
     """A request in one worker.
 
-    behind: at its priority it comes after those that are not. priority: lower goes first, and takes the places of
-    higher ones. tokens: prompt, then generated. computed: how many of them have their latents and state in the caches;
-    the rest is what the next steps compute. most: tokens it may have in the end. epoch: counts the times it lost its
-    places, so that a step planned before is told from one planned after. exported: latents already handed to the
-    transfer layer, or never to be sent since the peer has them; leaves: ranks have room for the snapshot until it is
-    sent; gone: all of it has left, though the step that exported it is not committed yet. source: where its snapshot
-    comes from; None once installed, or when the prompt is computed here. handoff: the snapshot leaves after the first
-    token, to `peer`, of `peer_ranks` ranks, once that has pulled. warm: only its state is wanted, and nothing of what
-    is computed after it. scope: whose prefixes it may share. boundaries: positions at which turns of the prompt end.
-    foreign: of so many of its first tokens a snapshot is kept elsewhere that does not fit here; rewritten: what they
-    say was rendered to so many other tokens before. keeps: positions at which its state is yet to be kept. keep_at: an
-    answer's state is kept next once so many tokens are computed; told: the tokens of one that was kept, which its
-    router is yet to be told. fetching: the kept snapshot it waits for from host memory or disk; fetched_from: which of
-    the two. have: latents that need not come with a snapshot, as they are on the device. begun: its first tokens are
-    being computed; begin: prompt tokens that came from a snapshot, from `origin`; missed: why the others did not.
+    priority: lower goes first, and takes the places of higher ones. tokens: prompt, then generated. computed: how many
+    of them have their latents and state in the caches; the rest is what the next steps compute. most: tokens it may
+    have in the end. epoch: counts the times it lost its places, so that a step planned before is told from one planned
+    after. exported: latents already handed to the transfer layer, or never to be sent since the peer has them; leaves:
+    ranks have room for the snapshot until it is sent; gone: all of it has left, though the step that exported it is not
+    committed yet. source: where its snapshot comes from; None once installed, or when the prompt is computed here.
+    handoff: the snapshot leaves after the first token, to `peer`, of `peer_ranks` ranks, once that has pulled. warm:
+    only its state is wanted, and nothing of what is computed after it. scope: whose prefixes it may share. boundaries:
+    positions at which turns of the prompt end. foreign: of so many of its first tokens a snapshot is kept elsewhere
+    that does not fit here; rewritten: what they say was rendered to so many other tokens before. keeps: positions at
+    which its state is yet to be kept. keep_at: an answer's state is kept next once so many tokens are computed; told:
+    the tokens of one that was kept, which its router is yet to be told. fetching: the kept snapshot it waits for from
+    host memory or disk; fetched_from: which of the two. have: latents that need not come with a snapshot, as they are
+    on the device. begun: its first tokens are being computed; begin: prompt tokens that came from a snapshot, from
+    `origin`; missed: why the others did not.
+    leave_by: when it is given up to another worker at the latest; None while its worker is not to end.
+    behind: at its priority it comes after those that are not.
     """
 
     request_id: str
