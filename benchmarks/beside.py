@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import median
 
 _ROOT = Path(__file__).resolve().parents[1]
-_NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+_NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
 # By a line without its numbers, and how often that came before in the same run: its numbers in each round.
 Figures = dict[tuple[str, int], list[list[float]]]
 

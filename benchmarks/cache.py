@@ -1,9 +1,10 @@
 """What the prefix cache saves: `python -m benchmarks.cache [--trace PATH]`.
 
 First, on ling-nano on this machine, the time to the first token of a session's next turn: begun from what the device
-keeps, from host memory, and computed. Then, simulated, which share of the prompt tokens that could be had from an
-unbounded cache each policy has by its budget: of made-up agents, and of a recorded trace where one is named. Then a
-thousand requests over a cache of a tenth of what they would fill: nothing may be lost, and the reasons must add up.
+keeps, from host memory, and computed; and how far states kept in fewer bits move its log-probabilities. Then,
+simulated, which share of the prompt tokens that could be had from an unbounded cache each policy has by its budget:
+of made-up agents, and of a recorded trace where one is named. Then a thousand requests over a cache of a tenth of what
+they would fill: nothing may be lost, and the reasons must add up.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import statistics
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.prefixes.simulate import (
     STATE_BYTES,
@@ -33,12 +35,13 @@ from benchmarks.prefixes.simulate import (
 )
 from benchmarks.prefixes.workload import Ask, agents, trace
 from wire.protocol import SamplingParams
-from workers.config import WorkerConfig
+from workers.config import StateDtype, WorkerConfig
 from workers.rank.engine import Engine
 
 _NANO = "checkpoints/ling-nano"
 _GOLDEN = "tests/golden/base"
 _BEFORE, _NEW, _TIMES = 6_000, 200, 3
+_DRIFTED = 8
 # Where states are kept, which go first, whether the answer's end is kept.
 _POLICIES: dict[str, tuple[Points, Score, bool]] = {
     "this engine": (all_points, ours, True),
@@ -88,6 +91,45 @@ def first_tokens() -> None:
     for name, title in (("miss", "computed"), ("device", "kept on the device"), ("host", "kept in host memory")):
         value = statistics.median(seconds[name])
         print(f"| {title} | {value:.3f} | {value / miss:.3f} |")
+
+
+def drift() -> None:
+    """How far the next turn's first token moves where the state behind it was kept in fewer bits."""
+    rng = random.Random(0)
+    config = WorkerConfig(_NANO, slots=4, max_step_tokens=512, max_model_len=2048)
+    cold = Engine(config)
+    vocab = cold.model_config.vocab_size
+
+    def some(count: int) -> list[int]:
+        return [rng.randrange(vocab) for _ in range(count)]
+
+    befores = [some(400) for _ in range(_DRIFTED)]
+    turns = [[*before, *some(20)] for before in befores]
+    right = [_best(cold, turn) for turn in turns]
+    print(
+        f"\nThe first token behind a state restored from host memory, {_DRIFTED} turns, ling-nano: how far its 20 best"
+    )
+    print("log-probabilities are from those of a fresh run.\n")
+    print("| kept as | mean | largest | another best token |\n|---|---|---|---|")
+    for dtype in get_args(StateDtype):
+        keeping = dataclasses.replace(config, cache_states=1, cache_host_bytes=1 << 33, cache_state_dtype=dtype)
+        engine = Engine(keeping)
+        differences, others = [], 0
+        for n, (before, turn) in enumerate(zip(befores, turns, strict=True), 1):
+            engine.generate([before], [_greedy(1)])
+            engine.generate([some(464)], [_greedy(1)])  # takes the only place on the device
+            found = _best(engine, turn)
+            assert engine.scheduler.cache.totals.hits["host"] == n
+            differences += [abs(found[token] - p) for token, p in right[n - 1].items() if token in found]
+            others += next(iter(found)) != next(iter(right[n - 1]))
+        print(f"| {dtype} | {statistics.mean(differences):.1e} | {max(differences):.1e} | {others} of {_DRIFTED} |")
+
+
+def _best(engine: Engine, prompt: Sequence[int]) -> dict[int, float]:
+    """The 20 most likely first tokens, the best first, and their log-probabilities."""
+    (answer,) = engine.generate([prompt], [SamplingParams(max_tokens=1, seed=0, temperature=0.0, logprobs=20)])
+    (first,) = answer.logprobs
+    return dict(zip(first.top_ids, first.top_logprobs, strict=True))
 
 
 def hit_rates(name: str, asks: Sequence[Ask], budgets: Sequence[int]) -> None:
@@ -153,10 +195,12 @@ def main() -> None:
     """Run the parts that were asked for and print their tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, help="a trace in Mooncake's format, of which 2,000 requests are taken")
-    parser.add_argument("--only", choices=("first", "rates", "pressure"))
+    parser.add_argument("--only", choices=("first", "drift", "rates", "pressure"))
     args = parser.parse_args()
     if args.only in (None, "first"):
         first_tokens()
+    if args.only in (None, "drift"):
+        drift()
     if args.only in (None, "rates"):
         print(f"\nSimulated: a state of {STATE_BYTES >> 20} MiB, {TOKEN_BYTES} bytes a token.")
         hit_rates("Agents", agents(40, 900.0, 1), (4, 8, 16, 32))

@@ -56,7 +56,7 @@ class Session:
         tools = [self._tool(rng, n) for n in range(self.tools)]
         for turn in range(later + 1):
             yield json.dumps(
-                {"model": "auto", "max_tokens": 1, "messages": messages, **({"tools": tools} if tools else {})}
+                {"model": "auto", "max_tokens": 2, "messages": messages, **({"tools": tools} if tools else {})}
             ).encode()
             messages += self._turn(rng, self.turns + turn, self.more)
 

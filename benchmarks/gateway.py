@@ -30,7 +30,7 @@ _LATER = 5
 _RATES = (100, 500, 1000)
 _PACE_S = 0.02
 _IDLE = 10_000
-_ACTIVE, _ACTIVE_TOKENS, _ACTIVE_PACE_S = 1_000, 40, 0.2
+_ACTIVE, _ACTIVE_TOKENS, _ACTIVE_PACE_S, _ACTIVE_S = 1_000, 10_000, 0.2, 6.0
 _SHORT: dict[str, Any] = {"model": "tiny", "prompt": "x" * 300, "ignore_eos": True}
 
 
@@ -175,7 +175,7 @@ def sessions() -> None:
 
 def short(sglang: str | None) -> None:
     """The tables of short requests and of paced streams."""
-    body = json.dumps({**_SHORT, "max_tokens": 1}).encode()
+    one, two = (json.dumps({**_SHORT, "max_tokens": tokens}).encode() for tokens in (1, 2))
     with ExitStack() as stack:
         bare, server = stack.enter_context(started("benchmarks.gateway", "--serve", "bare", str(_PACE_S)))
         ways: dict[str, tuple[int, list[psutil.Process]]] = {"bare server": (bare, [server])}
@@ -186,7 +186,10 @@ def short(sglang: str | None) -> None:
             print("| requests/s | way | p50 ms | p99 ms | CPU us a request |\n|---|---|---|---|---|")
             for rate in _RATES:
                 bare_figures: tuple[float, ...] = ()
-                for name, (at, processes) in {**ways, "router": (port, [process])}.items():
+                asked = {name: (*way, one) for name, way in ways.items()}
+                # A request of one token goes to a prefill worker alone, one of two to both workers.
+                asked |= {"router": (port, [process], one), "router, two tokens": (port, [process], two)}
+                for name, (at, processes, body) in asked.items():
                     before = _cpu(*processes)
                     spent = sorted(asyncio.run(latencies(at, rate, body)))
                     cost = (_cpu(*processes) - before) / len(spent) * 1e6
@@ -210,17 +213,42 @@ def _with_ratios(figures: tuple[float, ...], bare: tuple[float, ...]) -> str:
     )
 
 
+async def _run_active(port: int, process: psutil.Process) -> tuple[float, float]:
+    """Chunks a second of a thousand streams once all have begun, and seconds of router CPU for each."""
+    body = json.dumps({**_SHORT, "prompt": "x", "max_tokens": _ACTIVE_TOKENS, "stream": True}).encode()
+    begun, chunks = 0, 0
+
+    async def one() -> None:
+        nonlocal begun, chunks
+        reader, writer = await post(port, body)
+        await reader.readuntil(b"data: {")
+        begun += 1
+        while data := await reader.read(1 << 16):
+            chunks += data.count(b"data: {")
+        writer.close()
+
+    running = [asyncio.create_task(one()) for _ in range(_ACTIVE)]
+    while begun < _ACTIVE:
+        await asyncio.sleep(0.01)
+    at, seen, spent = time.perf_counter(), chunks, _cpu(process)
+    await asyncio.sleep(_ACTIVE_S)
+    seconds, seen, spent = time.perf_counter() - at, chunks - seen, _cpu(process) - spent
+    for task in running:
+        task.cancel()
+    await asyncio.gather(*running, return_exceptions=True)
+    return seen / seconds, spent / seen
+
+
 def active() -> None:
     """Measure rate, router CPU and memory of a thousand streams that run at the same time."""
     asked = _ACTIVE / _ACTIVE_PACE_S
     with _router(_ACTIVE_PACE_S) as (port, process):
-        before, held = _cpu(process), process.memory_info().rss
-        rate, chunks = asyncio.run(streams(port, _ACTIVE, _ACTIVE_TOKENS, "tiny"))
-        cost = (_cpu(process) - before) / (_ACTIVE * _ACTIVE_TOKENS) * 1e6
+        held = process.memory_info().rss
+        rate, cost = asyncio.run(_run_active(port, process))
         grown = (process.memory_info().rss - held) / _ACTIVE / 1024
         print(
-            f"\n{_ACTIVE:,} active streams of {_ACTIVE_TOKENS} tokens: {rate:,.0f} of {asked:,.0f} tok/s asked for, "
-            f"{chunks / rate:.2f} chunks a token, {cost:.0f} us of router CPU a token, {grown:.1f} KiB each"
+            f"\n{_ACTIVE:,} active streams: {rate:,.0f} of {asked:,.0f} tok/s asked for, each in a chunk of its own, "
+            f"{cost * 1e6:.0f} us of router CPU a token, {grown:.1f} KiB each"
         )
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from tests.workers.harness import Stream, workers
+from tests.workers.harness import workers
 from wire.protocol import Mark, Prefix, SamplingParams, Submit
 from wire.tokens import TokenIds
 from workers.config import WorkerConfig
@@ -106,9 +106,10 @@ async def move() -> None:
         for n in range(4):
             prompt = _prompt(5000 + n, _LONG)
             stream = started.whole(one, tuple(prompt), _greedy(200))
+            started.prompts[stream.request_id] = tuple(prompt)
             await stream.tokens(20)
             one.leader.drain()
-            end = await _ended(stream)
+            end = (await started.drained(stream, two, one)).kept_tokens
             last = time.perf_counter()
             ids = TokenIds.of((*prompt, *stream.token_ids))
             again = started._new(two)
@@ -122,13 +123,6 @@ async def move() -> None:
             f"move: behind {_LONG} tokens the next token came {1000 * pauses[0]:.0f} ms after the last one (the workers"
             f" connect), then {', '.join(f'{1000 * pause:.0f}' for pause in pauses[1:])} ms"
         )
-
-
-async def _ended(stream: Stream) -> int:
-    while stream.ended is None:
-        stream.changed.clear()
-        await stream.changed.wait()
-    return stream.ended.kept_tokens
 
 
 def _main() -> None:

@@ -205,8 +205,11 @@ async def post(
 
 async def _stream(port: int, tokens: int, model: str = "auto") -> int:
     """Reads one stream to its end; how many chunks it had."""
-    body = json.dumps({"model": model, "prompt": [5], "max_tokens": tokens, "ignore_eos": True, "stream": True})
+    body = json.dumps({"model": model, "prompt": "x", "max_tokens": tokens, "ignore_eos": True, "stream": True})
     reader, writer = await post(port, body.encode())
+    head = await reader.readuntil(b"\r\n\r\n")
+    if not head.startswith(b"HTTP/1.1 200"):
+        raise SystemExit(head.decode())
     chunks = 0
     tail = b""
     while True:

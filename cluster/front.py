@@ -4,11 +4,15 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import Iterator
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
 from cluster.http_limits import LimitedHttp
+
+# For a client that has just connected to send its request.
+_LATE_S = 0.5
 
 
 class _Server(uvicorn.Server):
@@ -16,6 +20,12 @@ class _Server(uvicorn.Server):
     def capture_signals(self) -> Iterator[None]:
         """Leave signals alone, because the process in which this server runs handles them."""
         yield
+
+    def protocol(self) -> asyncio.Protocol:
+        """Serve one new connection."""
+        kind: Any = self.config.http_protocol_class
+        made: asyncio.Protocol = kind(config=self.config, server_state=self.server_state, app_state=self.lifespan.state)
+        return made
 
 
 class Front:
@@ -45,18 +55,43 @@ class Front:
             )
         )
         self._serving: asyncio.Task[None] | None = None
+        self._stopped = False
+        self._pending: list[asyncio.Task[Any]] = []
 
     def start(self) -> None:
         """Serve on the running event loop."""
         self._serving = asyncio.create_task(self._server.serve([self._socket]))
 
     def stop_accepting(self) -> None:
-        """Refuse new connections; running requests go on."""
+        """Refuse new connections; running requests go on, and who has just connected may still send a request."""
+        if self._serving is None or not self._server.servers:
+            self._server.should_exit = True
+        if self._stopped or self._server.should_exit:
+            return
+        self._stopped = True
+        self._take_pending()
+        for server in self._server.servers:
+            server.close()
+        # It closes all connections without a request then.
+        asyncio.get_running_loop().call_later(_LATE_S, self._exit)
+
+    def _take_pending(self) -> None:
+        """Accept the connections that wait for it: the kernel would reset them, though another router could answer."""
+        loop = asyncio.get_running_loop()
+        self._socket.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                connection, _ = self._socket.accept()
+                connection.setblocking(False)
+                self._pending.append(loop.create_task(loop.connect_accepted_socket(self._server.protocol, connection)))
+
+    def _exit(self) -> None:
         self._server.should_exit = True
 
     async def close(self) -> None:
         """Return once all requests have ended, or the grace is over."""
         self.stop_accepting()
+        self._exit()
         if self._serving is not None:
             await self._serving
         self._socket.close()

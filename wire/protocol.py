@@ -1,10 +1,10 @@
 """Every message between routers, workers' leaders and their peers.
 
-Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`. Worker ->
-router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`, `CancelPull`.
-Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`. On a connection for one file
-a router sends `Hello`, then `SaveFile`, which `FilePart`s answer, or `LoadFile` and `FilePart`s, which `FileKept`
-answers; or `FileRefused`.
+Directions: router -> worker: `Hello`, `Submit`, `Find`, `Attach`, `Abort`, `Pin`, `Unpin`, `Park`, `Drain`, `Move`.
+Worker -> router: `WorkerInfo`, `StepOutputs`, `Found`, `Parked`. Decode worker -> prefill worker: `Hello`, `Pull`,
+`CancelPull`. Back: `WorkerInfo`, `Header` (all of a snapshot is on its way), `PullRefused`, `Beat`. On a connection for
+one file a router sends `Hello`, then `SaveFile`, which `FilePart`s answer, or `LoadFile` and `FilePart`s, which
+`FileKept` answers; or `FileRefused`.
 
 Only plain data: these messages know neither HTTP nor torch. `wire.codec` frames them.
 """
@@ -113,7 +113,8 @@ class Submit(Data, frozen=True):
     `min_tokens`, penalties and grammar, and outputs are numbered on from there. Only with neither source nor handoff.
     prefix: what the prefix cache may know of them. warm: the router only wants their state on the device, and ignores
     the token sampled after them. key: by which its client may come back through any router; b"" if it can't. body: a
-    digest of the client's request.
+    digest of the client's request. behind: its tenant has more at the routers than its share: its prompt is computed
+    after those of other tenants at the same priority.
     """
 
     request_id: str
@@ -127,6 +128,7 @@ class Submit(Data, frozen=True):
     warm: bool = False
     key: bytes = b""
     body: bytes = b""
+    behind: bool = False
 
 
 class Find(Data, frozen=True):
@@ -183,6 +185,7 @@ class SeqOutput(Data, frozen=True):
     itself. With the first output come `cached_tokens`, the prompt tokens that were not computed, and `cached_from`,
     where their snapshot was: "device", "host" or "disk" of the worker, or "peer". kept_tokens: the tokens of a
     snapshot of the sequence that the worker keeps for the next worker: when it moves, and at times while it runs.
+    leaving: it is to move once the next worker has that snapshot, and goes on until `Move`.
     """
 
     request_id: str
@@ -198,6 +201,7 @@ class SeqOutput(Data, frozen=True):
     cached_tokens: int = 0
     cached_from: str | None = None
     kept_tokens: int = 0
+    leaving: bool = False
 
 
 class Load(Data, frozen=True):
@@ -205,10 +209,12 @@ class Load(Data, frozen=True):
 
     token_s: seconds a prompt token takes to compute, smoothed; decode_s: seconds a sequence waits for each token in
     steps that compute no prompt, smoothed; decode_rows: sequences in those steps, smoothed alike. kept: snapshots the
-    prefix cache holds; hit_tokens, missed_tokens: prompt tokens that were not computed, and that were, since the
-    worker's start. hits: prompts that began from a snapshot; misses: those of which tokens were computed, one count a
-    reason, in the order of `Miss`. unreachable: other workers to which it can't connect now, so that no snapshot can
-    come from them. answering: of those that run, the sequences whose answers are computed here.
+    prefix cache holds; tiers: these by tier, in the order of `Tier`, one maybe on several. hit_tokens, missed_tokens:
+    prompt tokens that were not computed, and that were, since the worker's start; saved_s: seconds that computing the
+    former would have taken. hits: prompts that began from a snapshot; misses: those of which tokens were computed, one
+    count a reason, in the order of `Miss`. unreachable: other workers to which it can't connect now, so that no
+    snapshot can come from them. answering: of those that run, the sequences whose answers are computed here. behind:
+    prompts here that were submitted so and are not computed yet.
     """
 
     queued: int
@@ -226,8 +232,11 @@ class Load(Data, frozen=True):
     decode_rows: float = 0.0
     hits: int = 0
     misses: tuple[int, ...] = ()
+    tiers: tuple[int, ...] = ()
+    saved_s: float = 0.0
     unreachable: tuple[str, ...] = ()
     answering: int = 0
+    behind: int = 0
 
 
 class KeptEvent(Data, frozen=True):
@@ -384,6 +393,12 @@ class Header(Data, frozen=True):
     weights_id: str
 
 
+class Move(Data, frozen=True):
+    """What the worker told that it keeps of the request is at another worker: give the request up as soon as may be."""
+
+    request_id: str
+
+
 class SaveFile(Data, frozen=True):
     """Send the first of `marks` that is kept as a file, with the states of those behind it: they are prefixes of it.
 
@@ -419,6 +434,6 @@ class FileRefused(Data, frozen=True):
 
 Message = (
     Hello | Submit | Abort | StepOutputs | WorkerInfo | Pull | CancelPull | PullRefused | Header
-    | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach | Beat
+    | Pin | Unpin | Park | Parked | Drain | Find | Found | Attach | Beat | Move
     | SaveFile | LoadFile | FilePart | FileKept | FileRefused
 )  # fmt: skip

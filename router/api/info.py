@@ -30,7 +30,7 @@ from router.relay.gateway import Gateway
 from router.relay.link import WorkerLink
 from router.text.tokenizer_info import tokenizer_info
 from wire.progress import Starting
-from wire.protocol import Miss, Role
+from wire.protocol import Miss, Role, Tier
 
 
 class Info:
@@ -177,6 +177,8 @@ def _worker(link: WorkerLink) -> WorkerStatus | UnreachedWorker:
         "missed_tokens": load.missed_tokens,
         "hits": load.hits,
         "misses": dict(zip(get_args(Miss), load.misses, strict=False)),
+        "kept_by_tier": dict(zip(get_args(Tier), load.tiers, strict=False)),
+        "saved_s": load.saved_s,
         "in_flight": link.in_flight,
         "ranks": [{"rank": r.rank, "pid": r.pid, "node": r.node, "device": r.device} for r in info.ranks],
     }

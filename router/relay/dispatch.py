@@ -4,6 +4,7 @@ A sequence without a worker, or without room, waits.
 """
 
 import asyncio
+import dataclasses
 import itertools
 import logging
 import math
@@ -19,6 +20,7 @@ from router.relay.admission import roomy
 from router.relay.copies import Copies
 from router.relay.fair import FairQueue
 from router.relay.job import Job
+from router.relay.leg import Leg
 from router.relay.policy import Need, NoPlan, Plan, choose
 from router.relay.prefixes import Candidates, candidates
 from router.relay.recovery import Cause
@@ -55,9 +57,12 @@ class Dispatcher:
         self._apart: deque[SequenceStream] = deque()  # sequences to be tried one at a time; the first one runs
         self._fair: FairQueue[SequenceStream] = FairQueue(max_waiting)
         self._next: Plan | NoPlan | None = None  # plan of the sequence whose turn it is
+        self._tenants: dict[SequenceStream, str] = {}  # of those that wait for their turn
         self._due: dict[SequenceStream, float] = {}  # deadlines of sequences that wait for their turn
         self._looking: asyncio.TimerHandle | None = None
         self._placed: set[SequenceStream] = set()  # sequences that have been given to workers
+        # Those among them whose tenant has more than its share, with their priority and tenant.
+        self._behind: dict[SequenceStream, tuple[int, str]] = {}
         self._priorities: Counter[int] = Counter()  # their priorities
         self._closed = False
         self._copies = Copies(self._name, table.fleet, table.link)
@@ -121,7 +126,9 @@ class Dispatcher:
         if job.deadline_s is not None:
             self._due[stream] = time.monotonic() + job.deadline_s
         self._fair.push(stream, job.priority, job.tenant, tokens)
-        if room:  # else nobody may go: those before it were looked at when figures last changed
+        self._tenants[stream] = job.tenant
+        # Else nobody may go: those before it were looked at when figures last changed.
+        if room or self._precedes(stream, plan):
             self._look()
 
     def _check_deadline(self, plan: Plan, job: Job) -> None:
@@ -153,6 +160,20 @@ class Dispatcher:
             return True
         return roomy(plan)
 
+    def _backlogged(self, stream: SequenceStream) -> bool:
+        """Whether a waiting sequence's tenant has more than its share.
+
+        More of its own waits than a turn's worth, or did so before prompts of it that are still to be computed.
+        """
+        lane = stream.priority, self._tenants[stream]
+        return self._fair.backlogged(*lane) or any(
+            at == lane and before.begun_with is None for before, at in self._behind.items()
+        )
+
+    def _precedes(self, stream: SequenceStream, plan: Plan) -> bool:
+        """Whether workers have a place for a sequence, and compute its prompt before others that they have."""
+        return not plan.waits and not self._backlogged(stream) and self._table.behind()
+
     def _look_soon(self) -> None:
         """Workers' figures have changed, so there may be room. Check once for all messages of this turn of the loop."""
         if self._fair and self._looking is None:
@@ -167,6 +188,7 @@ class Dispatcher:
             assert self._next is not None
             plan, self._next = self._next, None
             due = self._due.pop(stream, math.inf)
+            tenant = self._tenants.pop(stream)
             if stream.over:
                 continue
             left_s = due - time.monotonic()
@@ -176,12 +198,17 @@ class Dispatcher:
                 self._metrics.routed(plan.reason)
                 self._wait(stream)
             else:
+                if stream.behind:
+                    self._behind[stream] = stream.priority, tenant
                 self._start(stream, plan)
 
     def _may_go(self, stream: SequenceStream) -> bool:
         plan = self.plan(self._need(stream), stream.begun_with)
         self._next = plan
+        stream.behind = self._backlogged(stream)
         if stream.over or isinstance(plan, NoPlan) or self._has_room(plan, stream.priority):
+            return True
+        if self._precedes(stream, plan):
             return True
         return plan.first_token_s > self._due.get(stream, math.inf) - time.monotonic()
 
@@ -202,6 +229,25 @@ class Dispatcher:
             return await warming.done
         finally:
             warming.cancel()
+
+    def prepare(self, stream: SequenceStream, leg: Leg, kept_tokens: int) -> None:
+        """Have another worker take what a leg's worker keeps of a sequence, then have that one give it up."""
+        plan = self.plan(self._need(stream), stream.begun_with)
+        if isinstance(plan, NoPlan) or stream.known <= kept_tokens:
+            leg.move()
+            return
+        info, scope = leg.info, stream.prefix_scope
+        prefix = Prefix(scope=scope, kept_tokens=kept_tokens, source=PeerRef(info.worker_id, info.host, info.port))
+        ids = TokenIds(stream.token_ids.packed[: 4 * (kept_tokens + 1)])
+        submit = Submit(f"{self._name}-{next(self._jobs)}", ids, ONE_TOKEN, stream.priority, prefix=prefix, warm=True)
+        warming = Warming(self._table.link(plan.decode.worker_id), submit, 1)
+
+        def done(failed: asyncio.Future[str | None]) -> None:
+            if not failed.cancelled() and failed.result() is None:
+                stream.prepared = plan.decode.worker_id
+            leg.move()
+
+        warming.done.add_done_callback(done)
 
     def again(self, stream: SequenceStream, cause: Cause, after_s: float, apart: bool) -> None:
         """Try a sequence at other workers."""
@@ -237,6 +283,8 @@ class Dispatcher:
             self._fair.discard(stream)
             self._copies.drop(stream)
             self._due.pop(stream, None)
+            self._tenants.pop(stream, None)
+            self._behind.pop(stream, None)
             if stream in self._placed:
                 self._placed.remove(stream)
                 self._priorities[stream.priority] -= 1
@@ -272,6 +320,8 @@ class Dispatcher:
         if isinstance(plan, NoPlan):
             self._metrics.routed(plan.reason)
             return plan
+        if stream.prepared is not None and (link := self._table.live_link(stream.prepared)) is not None:
+            plan = dataclasses.replace(plan, decode=link.info)
         self._metrics.routed("wait" if plan.waits else "room")
         self._start(stream, plan)
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from router.errors import ApiError
-from wire.protocol import Abort, Attach, SeqOutput, Submit, Timings, WorkerInfo
+from wire.protocol import Abort, Attach, Move, SeqOutput, Submit, Timings, WorkerInfo
 
 Stage = Literal["prefill", "decode"]
 _NONE = Timings()
@@ -24,6 +24,9 @@ class Link(Protocol):
 
     def abort(self, message: Abort) -> None:
         """Send the abort to the worker."""
+
+    def move(self, message: Move) -> None:
+        """Have the worker give the request up to another one."""
 
     def forget(self, request_id: str) -> None:
         """Give the request's leg no more outputs."""
@@ -78,6 +81,11 @@ class Leg:
     def moved(self) -> None:
         """The worker gives its requests up, because it is about to end."""
         self._link.retire()
+
+    def move(self) -> None:
+        """Another worker has what this one keeps of the request, which can be given up; harmless if it has ended."""
+        if self.open:
+            self._link.move(Move(self.request_id))
 
     def cancel(self) -> None:
         """Free the request's places at the worker; harmless if the worker holds nothing of it."""

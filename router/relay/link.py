@@ -26,6 +26,7 @@ from wire.protocol import (
     Hello,
     Load,
     Mark,
+    Move,
     Park,
     Parked,
     PeerRef,
@@ -134,6 +135,10 @@ class WorkerLink:
         """Send."""
         self._send(message)
 
+    def move(self, message: Move) -> None:
+        """Send."""
+        self._send(message)
+
     def find(self, message: Find, answer: Callable[[Found | None], None]) -> None:
         """Ask the worker, and call `answer` with its answer, or with None if the connection ends first."""
         self._inquiries.find(message.key, answer)
@@ -189,7 +194,7 @@ class WorkerLink:
         self._unseen = Unseen()
         self._unsent: list[bytes] = []
 
-    def _send(self, message: Submit | Find | Attach | Abort | Pin | Unpin | Park | Drain) -> None:
+    def _send(self, message: Submit | Find | Attach | Abort | Move | Pin | Unpin | Park | Drain) -> None:
         # All messages of one turn of the loop are sent in one write, because each write costs a system call and wakes
         # the worker.
         if not self._unsent:

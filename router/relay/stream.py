@@ -38,6 +38,9 @@ class Owner(Protocol):
 class Dispatch(Protocol):
     """The dispatcher, as a stream uses it."""
 
+    def prepare(self, stream: SequenceStream, leg: Leg, kept_tokens: int) -> None:
+        """Have another worker take what a leg's worker keeps of the sequence, then have that one give it up."""
+
     def again(self, stream: SequenceStream, cause: Cause, after_s: float, apart: bool) -> None:
         """Try a stream at other workers."""
 
@@ -68,6 +71,7 @@ class SequenceStream:
         "_setbacks",
         "_submitted_at",
         "_tries",
+        "behind",
         "body",
         "choice",
         "copied",
@@ -77,6 +81,7 @@ class SequenceStream:
         "names",
         "over",
         "prefix_scope",
+        "prepared",
         "priority",
         "request_id",
     )
@@ -101,6 +106,8 @@ class SequenceStream:
         self.over = False  # whether nothing more is to be computed
         # The worker that keeps its state for the next one, and the state's tokens.
         self.moved: tuple[PeerRef, int] | None = None
+        self.behind = False  # whether its tenant has more than its share
+        self.prepared: str | None = None  # the worker that has taken its first tokens' state meanwhile
         self.copied: Mark | None = None  # the latest snapshot of it that another worker keeps
         self._owner = owner
         self._metrics = metrics
@@ -156,7 +163,8 @@ class SequenceStream:
     def start(self, prefill: Link | None, decode: Link, prefix: Prefix, work: int = 0) -> None:
         """Submit to both workers at once: the decode worker may pull early chunks while later ones are computed.
 
-        Without `prefill` the decode worker computes all tokens. work: tokens that are not kept anywhere.
+        Without `prefill` the decode worker computes all tokens. With it the prefill worker gives the first token, so
+        that a sequence of one token needs no decode worker. work: tokens that are not kept anywhere.
         """
         request_id = f"{self.request_id}.{self._tries}" if self._tries else self.request_id
         self._tries += 1
@@ -165,11 +173,15 @@ class SequenceStream:
         if self._ids:
             ids = TokenIds(ids.packed + TokenIds.of(self._ids).packed)
         source = None
-        both = partial(Submit, request_id, ids, sampling, self.priority, key=self.key, body=self.body)
+        both = partial(
+            Submit, request_id, ids, sampling, self.priority, key=self.key, body=self.body, behind=self.behind
+        )
         if prefill is not None:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)
             self.legs.append(Leg(self, prefill, both(handoff=True, prefix=prefix), work))
+            if self.left == 1:
+                return
             prefix = structs.replace(prefix, kept_tokens=0, source=None)
         submit = both(source=source, generated=len(self._ids), prefix=prefix)
         self.legs.append(Leg(self, decode, submit, work if source is None else 0))
@@ -186,17 +198,12 @@ class SequenceStream:
             self.choice.cached_tokens, self.choice.cached_from = output.cached_tokens, output.cached_from
         if output.finish is not None:
             leg.close()
-            if output.finish == "handoff":
-                self._handed_off(leg, now)
+            if self._left(leg, output, now):
                 return
-            if output.finish == "error":
-                self._failed(leg, output)
-                return
-            if output.finish == "moved":
-                self._moved(leg, output)
-                return
-            if output.finish == "abort":  # another leg's worker reports how the request ended
-                return
+        elif output.leaving:
+            leg.moved()
+            self._dispatch.prepare(self, leg, output.kept_tokens)
+            return
         if output.offset == len(self._ids):
             self._apply(output, now)
             if output.kept_tokens and not self.over:
@@ -207,6 +214,17 @@ class SequenceStream:
             self._parked[output.offset] = output
         else:
             self.abandon(leg.failed(f"it sent token {output.offset} twice"))
+
+    def _left(self, leg: Leg, output: SeqOutput, now: float) -> bool:
+        """Handle an output that ends a leg and not the sequence; False for any other."""
+        if output.finish == "handoff":
+            self._handed_off(leg, now)
+        elif output.finish == "error":
+            self._failed(leg, output)
+        elif output.finish == "moved":
+            self._moved(leg, output)
+        # After an abort another leg's worker reports how the request ended.
+        return output.finish in ("handoff", "error", "moved", "abort")
 
     def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
         """A leg's worker ended, or is silent. alone: with no other sequence of this router."""

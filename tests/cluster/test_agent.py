@@ -235,6 +235,7 @@ def test_twelve_requests_compute_what_is_new_and_say_what_they_say_without_a_cac
     after = counted(cluster)
     assert after[0] - before[0] >= 11
     assert sum(after[1].values()) - sum(before[1].values()) == 12
+    assert (after[1]["weights"], after[1]["template"]) == (before[1]["weights"], before[1]["template"])
     assert after[2] + after[3] - before[2] - before[3] == sum(cached.prompt)
     cluster.until(cluster.all_free)
 

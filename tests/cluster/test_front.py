@@ -90,3 +90,28 @@ def test_two_replicas_share_a_port() -> None:
 def test_an_address_that_is_not_ours_is_refused() -> None:
     with pytest.raises(OSError, match="assign"):
         Front(SlowApp(), "203.0.113.1", free_port(), grace_s=1)
+
+
+def test_connections_made_before_it_stopped_accepting_are_answered() -> None:
+    """One that was accepted and one that was not yet, neither with a request."""
+
+    async def run() -> None:
+        app, port = SlowApp(), free_port()
+        app.release.set()
+        front = Front(app, "127.0.0.1", port, grace_s=5)
+        front.start()
+        assert await get(port) == "first last"
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        waiting = socket.create_connection(("127.0.0.1", port))  # the loop has no time to accept it
+        front.stop_accepting()
+        request = b"GET / HTTP/1.1\r\nHost: here\r\nConnection: close\r\n\r\n"
+        waiting.sendall(request)
+        writer.write(request)
+        late_reader, late_writer = await asyncio.open_connection(sock=waiting)
+        for stream in (reader, late_reader):
+            assert b"last" in await stream.read()
+        writer.close()
+        late_writer.close()
+        await front.close()
+
+    asyncio.run(run())

@@ -22,7 +22,7 @@ import httpx
 import psutil
 import yaml
 
-from tests.cluster.serving import free_port
+from tests.cluster.serving import free_port, free_ports
 from tests.deploy.network import Network
 
 ROOT = Path(__file__).parents[2]
@@ -199,7 +199,7 @@ class RayNodes:
         self._home(address, marks)
         inside = self._inside(address)
         # Given ports: a raylet waits only so long for an agent to say what it has found itself.
-        ports = {name: free_port() for name in _PORTS}
+        ports = dict(zip(_PORTS, free_ports(len(_PORTS)), strict=True))
         self.agents[address] = f"http://{address}:{ports['dashboard-agent-listen-port']}"
         apart = f"--node-ip-address={address} --num-cpus=1 --object-store-memory={_OBJECT_STORE}"
         apart += "".join(f" --{name}={port}" for name, port in ports.items())

@@ -1,6 +1,6 @@
-"""A worker that costs nothing: speaks the protocol over TCP and makes up its tokens.
+"""A fake worker, which speaks the protocol over TCP and makes up its tokens.
 
-Run as a program it serves until its stdin closes and prints its port, for benchmarks.
+As a program, for benchmarks, it prints its port and serves until its stdin closes.
 """
 
 import argparse
@@ -27,6 +27,7 @@ from wire.protocol import (
     Hello,
     KeptEvent,
     Load,
+    Move,
     Park,
     Parked,
     PeerRef,
@@ -59,7 +60,7 @@ def counting(request: Request) -> Answer:
 
 
 def logprob_of(token_id: int, top: int) -> TokenLogprob:
-    """Any figures will do, but the same ones for the same token."""
+    """A made-up log-probability, which is always the same for the same token."""
     ids = tuple((token_id + i) % VOCAB for i in range(top))
     return TokenLogprob(token_id, -token_id / 100, ids, tuple(-(token_id + i) / 100 for i in range(top)))
 
@@ -124,6 +125,7 @@ class FakeWorker:
         self.ended = asyncio.Event()
         self.drained = asyncio.Event()
         self.silent = False
+        self.asked_to_move: list[str] = []
         self.gate = asyncio.Event()
         self.gate.set()
         self.keeps = False
@@ -181,6 +183,12 @@ class FakeWorker:
         self.running.clear()
         self._wake.set()
 
+    def announce(self) -> None:
+        """Announce the kept states of all running requests; each request is given up when its router asks for that."""
+        for request_id, running in self.running.items():
+            tokens = len(running.request.token_ids) - running.request.generated + running.at
+            running.client.outbox.append(SeqOutput(request_id, running.at, kept_tokens=tokens - 1, leaving=True))
+
     def _end(self) -> None:
         self._beating.cancel()
         self._server.close()
@@ -189,12 +197,12 @@ class FakeWorker:
         self.ended.set()
 
     def load(self) -> Load:
-        """As if nothing ever queued and a sequence held one page."""
+        """The load, as if nothing ever queued and each sequence held one page."""
         busy = len(self.running)
         return Load(0, 0, busy, self.info.pages - busy, self.info.slots - busy, 0, 0.001)
 
     async def until(self, met: Callable[[], bool]) -> None:
-        """Wait for what messages bring about."""
+        """Wait until a condition holds that messages bring about."""
         async with asyncio.timeout(60):
             while not met():
                 self.arrived.clear()
@@ -227,21 +235,15 @@ class FakeWorker:
             self._find(client, message.key)
         elif isinstance(message, Attach):
             self._attach(client, message.request_id)
-        elif isinstance(message, Pin):
-            self.pins.pop(message.session, None)
-            if (mark := next((m for m in message.marks if m.digest in self.tiers), None)) is not None:
-                self.pins[message.session] = mark.digest
+        elif isinstance(message, Pin | Unpin | Park):
+            self._session(client, message)
+        elif isinstance(message, Move):
+            self.asked_to_move.append(message.request_id)
+            if (running := self.running.pop(message.request_id, None)) is not None:
+                tokens = len(running.request.token_ids) - running.request.generated + running.at
+                client.outbox.append(SeqOutput(message.request_id, running.at, finish="moved", kept_tokens=tokens - 1))
         elif isinstance(message, Drain):
             self.drained.set()
-        elif isinstance(message, Unpin):
-            self.pins.pop(message.session, None)
-        elif isinstance(message, Park):
-            if self.host:
-                self.put(message.mark.position, message.mark.digest, "host")
-            reason = None if self.host else "it keeps nothing below the device"
-            client.writer.write(CLUSTER.encode(StepOutputs(0, client.seen, self.load(), (), tuple(client.kept))))
-            client.kept.clear()
-            client.writer.write(CLUSTER.encode(Parked(message.call, reason)))
         else:
             assert isinstance(message, Submit)
             client.seen += 1
@@ -256,6 +258,20 @@ class FakeWorker:
                 self.running[message.request_id] = Running(message, client, first, self.answer(message))
         self.arrived.set()
         self._wake.set()
+
+    def _session(self, client: Client, message: Pin | Unpin | Park) -> None:
+        if isinstance(message, Park):
+            if self.host:
+                self.put(message.mark.position, message.mark.digest, "host")
+            reason = None if self.host else "it keeps nothing below the device"
+            client.writer.write(CLUSTER.encode(StepOutputs(0, client.seen, self.load(), (), tuple(client.kept))))
+            client.kept.clear()
+            client.writer.write(CLUSTER.encode(Parked(message.call, reason)))
+            return
+        self.pins.pop(message.session, None)
+        marks = message.marks if isinstance(message, Pin) else ()
+        if (mark := next((m for m in marks if m.digest in self.tiers), None)) is not None:
+            self.pins[message.session] = mark.digest
 
     def _abort(self, client: Client, request_id: str) -> None:
         held = self.running.get(request_id)
@@ -289,7 +305,7 @@ class FakeWorker:
             client.outbox.append(SeqOutput(request_id, len(tokens), finish="error", error="it ended", retry=True))
 
     def put(self, position: int, digest: bytes, tier: Tier | None) -> None:
-        """A snapshot lies here from now on; None: nowhere."""
+        """Keep a snapshot in this tier from now on; None drops it."""
         if tier is None:
             del self.tiers[digest]
         else:
@@ -298,7 +314,7 @@ class FakeWorker:
             client.kept.append(KeptEvent(position, digest, tier))
 
     def _keep(self, request: Request, said: list[int]) -> None:
-        """As workers do: the state at the prompt's end, and at the answer's."""
+        """Keep states as workers do: at the end of the prompt and of the answer."""
         digests = PageDigests(self.info.page_size, request.prefix.scope)
         ids = [*request.token_ids, *said]
         digests.extend(ids)
@@ -307,6 +323,7 @@ class FakeWorker:
                 self.put(position, digests.at(ids, position), "device")
 
     async def _run(self) -> None:
+        due = 0.0
         while True:
             if not self.running and not any(c.outbox for c in self.clients):
                 self._wake.clear()
@@ -331,7 +348,8 @@ class FakeWorker:
                 client.writer.write(CLUSTER.encode(StepOutputs(self._steps, client.seen, self.load(), outputs, kept)))
                 with contextlib.suppress(ConnectionError):
                     await client.writer.drain()
-            await asyncio.sleep(self.pace_s)
+            due = max(due + self.pace_s, now := asyncio.get_running_loop().time())
+            await asyncio.sleep(due - now)
 
     async def _beat(self) -> None:
         while True:

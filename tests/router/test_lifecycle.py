@@ -151,10 +151,25 @@ def test_a_request_the_prompt_s_own_token_ends_is_aborted_at_the_decode_worker(c
     async def act(stage: Stage) -> None:
         stage["d0"].gate.clear()
         async with stage.client() as client:
-            answer = await client.post(PATH, json=LONG | {"max_tokens": 1})
+            first = await client.post(PATH, json=LONG | {"max_tokens": 1, "return_token_ids": True})
+            ends = {"stop_token_ids": first.json()["choices"][0]["token_ids"]}
+            answer = await client.post(PATH, json=LONG | ends)
         assert answer.json()["usage"]["completion_tokens"] == 1
         await stage["d0"].until(lambda: len(stage["d0"].aborted) == 1)
         assert stage["p0"].aborted == set()
+
+    on(checkpoint, act)
+
+
+def test_one_token_needs_no_decode_worker(checkpoint: Path) -> None:
+    async def act(stage: Stage) -> None:
+        async with stage.client() as client:
+            one = (await client.post(PATH, json=LONG | {"max_tokens": 1})).json()
+            assert (one["usage"]["completion_tokens"], one["choices"][0]["finish_reason"]) == (1, "length")
+            assert (len(stage["p0"].received), len(stage["d0"].received)) == (1, 0)
+            two = (await client.post(PATH, json=LONG | {"max_tokens": 2})).json()
+            assert two["choices"][0]["text"].startswith(one["choices"][0]["text"])
+            assert (len(stage["p0"].received), len(stage["d0"].received)) == (2, 1)
 
     on(checkpoint, act)
 

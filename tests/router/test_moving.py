@@ -65,6 +65,29 @@ def test_answers_go_on_from_where_they_stood(checkpoint: Path, kept: bool) -> No
     on(checkpoint, act)
 
 
+def test_the_next_worker_takes_what_is_kept_while_the_answer_goes_on(checkpoint: Path) -> None:
+    async def act(stage: Stage) -> None:
+        async with stage.client() as client:
+            expected = await undisturbed(client, BODY)
+            task = asyncio.create_task(client.post(PATH, json=BODY))
+            workers = [stage["d0"], stage["d1"]]
+            await stage.until(lambda: any(r.at > 5 for worker in workers for r in worker.running.values()))
+            first, second = sorted(workers, key=lambda worker: -len(worker.running))
+            (request_id,) = first.running
+            first.announce()
+            told = len(BODY["prompt"]) + first.running[request_id].at - 1
+            answer = (await task).json()["choices"][0]["text"]
+            assert answer == expected
+            warm, again = second.received[-2:]
+            assert (warm.warm, len(warm.token_ids), warm.prefix.kept_tokens) == (True, told + 1, told)
+            assert warm.prefix.source == again.prefix.source == first.ref
+            assert first.asked_to_move == [request_id]
+            assert again.prefix.kept_tokens >= told
+            assert again.generated > told - len(BODY["prompt"])
+
+    on(checkpoint, act)
+
+
 def test_an_operator_drains_a_worker_and_not_the_last_one(checkpoint: Path) -> None:
     async def act(stage: Stage) -> None:
         async with stage.client() as client:

@@ -57,6 +57,7 @@ MESSAGES: list[p.Message] = [
     p.FileKept(),
     p.FileRefused("why"),
     p.Beat(),
+    p.Move("a"),
 ]
 
 

@@ -39,7 +39,7 @@ class Histogram:
         self._sum = 0.0
 
     def observe(self, value: float, count: int = 1) -> None:
-        """`count` observations of the same value."""
+        """Record `count` observations of the same value."""
         self._counts[bisect.bisect_left(self._bounds, value)] += count
         self._sum += value * count
 
@@ -68,7 +68,7 @@ class Recorder:
         self._series: dict[Metric, dict[tuple[str, ...], Value | Histogram]] = {}
 
     def value(self, metric: Metric, *labels: str) -> Value:
-        """A counter or gauge; keep it where it is recorded often."""
+        """Return a counter or gauge; keep the object where it is recorded often."""
         series = self._of(metric, labels)
         found = series.get(labels)
         if found is None:
@@ -77,7 +77,7 @@ class Recorder:
         return found
 
     def histogram(self, metric: Metric, *labels: str) -> Histogram:
-        """A histogram; keep it where it is recorded often."""
+        """Return a histogram; keep the object where it is recorded often."""
         series = self._of(metric, labels)
         found = series.get(labels)
         if found is None:
@@ -91,7 +91,7 @@ class Recorder:
             self._series.pop(metric, None)
 
     def read(self) -> Iterator[Reading]:
-        """All readings."""
+        """Read all metrics."""
         for metric, series in self._series.items():
             yield Reading(
                 metric,

@@ -1,4 +1,4 @@
-"""Every metric there is: name, kind, unit, labels, buckets, help. `docs/METRICS.md` and both exporters follow it.
+"""All metrics: name, kind, unit, labels, buckets, help. `docs/METRICS.md` and both exporters follow this table.
 
 Names and units keep to Prometheus' conventions. Each label has a bounded set of values: what an operator configured
 (workers, tenants, layers, ranks) or what the code lists (classes, reasons, phases); none comes from a request's text.
@@ -30,7 +30,7 @@ class Metric:
 
 
 _WORKER = ("worker", "role")
-# Three buckets a decade. No answer is awaited for longer than the last bucket.
+# Three buckets per decade. No answer takes longer than the last bucket.
 _WAITS = (
     *(0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5),
     *(1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0),
@@ -65,9 +65,12 @@ REQUESTS = _router(
     "ling_requests_total", "counter", "requests",
     'Requests answered, by API and HTTP status, "disconnected", or "error" within a stream', "api", "status",
 )  # fmt: skip
-ERRORS = _router("ling_errors_total", "counter", "requests", "Requests that got no whole answer, by class", "class")
+ERRORS = _router("ling_errors_total", "counter", "requests", "Requests without a complete answer, by class", "class")
 REFUSED = _router(
-    "ling_requests_refused_total", "counter", "requests", "Requests beyond the queue or a key's limits: 429"
+    "ling_requests_refused_total",
+    "counter",
+    "requests",
+    "Requests refused with 429, because of the queue or a key's limits",
 )
 TENANT_REQUESTS = _router(
     "ling_tenant_requests_total", "counter", "requests", "Requests that came with a tenant's API key", "tenant"
@@ -88,7 +91,7 @@ PROMPT_LENGTH = _router(
     "ling_prompt_length_tokens", "histogram", "tokens", "Tokens of an accepted prompt", buckets=_LENGTHS
 )
 ANSWER_LENGTH = _router(
-    "ling_answer_length_tokens", "histogram", "tokens", "Tokens generated for a choice, once it is over",
+    "ling_answer_length_tokens", "histogram", "tokens", "Tokens generated for a choice, recorded at its end",
     buckets=_LENGTHS,
 )  # fmt: skip
 PROMPT_TOKENS = _router("ling_prompt_tokens_total", "counter", "tokens", "Prompt tokens accepted")
@@ -97,10 +100,10 @@ IN_FLIGHT = _router("ling_in_flight", "gauge", "sequences", "Choices in flight i
 WAITING = _router("ling_waiting", "gauge", "sequences", "Choices in flight that wait in this router for their turn")
 LATE = _router(
     "ling_deadline_refused_total", "counter", "requests",
-    "Requests refused at once as their first token could not come within their deadline: 503",
+    "Requests refused at once with 503, because their first token could not come within their deadline",
 )  # fmt: skip
 IN_FLIGHT_LIMIT = _router(
-    "ling_in_flight_limit", "gauge", "sequences", "Choices in flight from which on 429 is answered"
+    "ling_in_flight_limit", "gauge", "sequences", "Limit of choices in flight, beyond which requests get 429"
 )
 LOOP_HOLD = _router(
     "ling_loop_hold_seconds", "gauge", "seconds",
@@ -120,7 +123,7 @@ BATCH_LINES = _router(
 )
 WORKERS_LIVE = _router("ling_workers_live", "gauge", "workers", "Workers this router reaches, by pool", "role")
 WORKERS_CONFIGURED = _router(
-    "ling_workers_configured", "gauge", "workers", "Workers a pool is to have at least, by pool", "role"
+    "ling_workers_configured", "gauge", "workers", "Smallest configured number of workers, by pool", "role"
 )
 WORKERS_WANTED = _add(
     Metric(
@@ -129,7 +132,7 @@ WORKERS_WANTED = _add(
     )
 )  # fmt: skip
 
-# A worker's room and load, as it tells them with every step
+# A worker's room and load, as it reports them with every step
 
 QUEUED = _load("ling_worker_queued", "sequences", "Sequences waiting in the worker")
 QUEUED_TOKENS = _load("ling_worker_queued_tokens", "tokens", "Prompt tokens waiting in the worker")
@@ -140,21 +143,21 @@ ANSWERING = _load(
     "Running sequences that the worker answers itself, be it of the decode pool or not",
 )
 FREE_PAGES = _load("ling_worker_free_pages", "pages", "Free latent pages")
-PAGES = _load("ling_worker_pages", "pages", "Latent pages there are")
+PAGES = _load("ling_worker_pages", "pages", "All latent pages")
 FREE_SLOTS = _load("ling_worker_free_slots", "slots", "Free state slots")
-SLOTS = _load("ling_worker_slots", "slots", "State slots there are")
-TRANSFERRING = _load("ling_worker_transferring", "sequences", "Snapshots on their way")
-STEP_TIME = _load("ling_worker_step_seconds", "seconds", "How long the latest step took")
+SLOTS = _load("ling_worker_slots", "slots", "All state slots")
+TRANSFERRING = _load("ling_worker_transferring", "sequences", "Snapshots in transfer")
+STEP_TIME = _load("ling_worker_step_seconds", "seconds", "Duration of the latest step")
 
 # A worker's steps
 
 STEP_SECONDS = _worker(
     "ling_step_duration_seconds", "histogram", "seconds", "A step, from the plan's leaving to the result"
 )
-STEP_SEQUENCES = _worker("ling_step_sequences_total", "counter", "sequences", "Sequences in steps, added up")
+STEP_SEQUENCES = _worker("ling_step_sequences_total", "counter", "sequences", "Sum over all steps of their sequences")
 STEP_TOKENS = _worker("ling_step_tokens_total", "counter", "tokens", "Tokens computed in steps")
 STEP_PAST = _worker(
-    "ling_step_past_tokens_total", "counter", "tokens", "Tokens before them that their sequences held, added up"
+    "ling_step_past_tokens_total", "counter", "tokens", "Sum over all steps of the context before the computed tokens"
 )
 STEP_SAMPLED = _worker("ling_step_sampled_tokens_total", "counter", "tokens", "Tokens sampled in steps")
 STEP_PHASES = _worker(
@@ -171,15 +174,15 @@ RANK_PHASES = _worker(
 )  # fmt: skip
 QUEUE_SECONDS = _worker(
     "ling_queue_seconds", "histogram", "seconds",
-    "How long a sequence waited in the worker for its slot and pages, told when it has been computed",
+    "How long a sequence waited in the worker for its slot and pages, recorded when it has been computed",
 )  # fmt: skip
 PREEMPTIONS = _worker(
     "ling_preemptions_total", "counter", "sequences",
-    "Sequences that lost their slot and pages to others, and wait for new ones",
+    "Sequences that were preempted: they lost slot and pages to others",
 )  # fmt: skip
 FINISHED = _worker(
     "ling_finished_total", "counter", "sequences",
-    "Sequences that ended here, by how: stop, length, handoff, abort, error, moved", "finish",
+    "Sequences that ended here, by reason: stop, length, handoff, abort, error, moved", "finish",
 )  # fmt: skip
 LOAD_SECONDS = _worker(
     "ling_start_seconds",
@@ -203,10 +206,10 @@ TRANSFER_BYTES = _worker(
 )
 TRANSFER_BUSY = _worker(
     "ling_transfer_busy_seconds_total", "counter", "seconds",
-    "Time a rank's links spent moving them, those that move at once added up", "rank", "direction",
+    "Time that a rank's links spent moving them, summed over links", "rank", "direction",
 )  # fmt: skip
 TRANSFER_FAILURES = _worker(
-    "ling_transfer_failures_total", "counter", "sequences", "Sequences that ended because a snapshot did not come",
+    "ling_transfer_failures_total", "counter", "sequences", "Sequences that ended because a snapshot did not arrive",
     "reason",
 )  # fmt: skip
 
@@ -228,13 +231,11 @@ CACHE_MISSES = _worker(
 CACHE_MISSED_TOKENS = _worker(
     "ling_cache_missed_tokens_total", "counter", "tokens", "Prompt tokens that were computed, by reason", "reason"
 )
-CACHE_EVICTED = _worker(
-    "ling_cache_evicted_total", "counter", "count", "Kept snapshots that left a tier for others", "tier"
-)
+CACHE_EVICTED = _worker("ling_cache_evicted_total", "counter", "count", "Kept snapshots evicted from a tier", "tier")
 CACHE_SNAPSHOTS = _worker("ling_cache_snapshots", "gauge", "count", "Kept snapshots, by tier", "tier")
 CACHE_CAPACITY = _worker("ling_cache_capacity_snapshots", "gauge", "count", "Snapshots the device may keep")
 CACHE_PAGES = _worker("ling_cache_pages", "gauge", "pages", "Latent pages that only kept snapshots hold")
-CACHE_HOST_BYTES = _worker("ling_cache_host_bytes", "gauge", "bytes", "Host memory that copies fill")
+CACHE_HOST_BYTES = _worker("ling_cache_host_bytes", "gauge", "bytes", "Host memory that kept snapshots use")
 CACHE_DISK_BYTES = _worker("ling_cache_disk_bytes", "gauge", "bytes", "Files of the disk tier")
 CACHE_DISK_IGNORED = _worker(
     "ling_cache_disk_ignored",
@@ -246,7 +247,7 @@ CACHE_DISK_IGNORED = _worker(
 )
 CACHE_SAVED_SECONDS = _worker(
     "ling_cache_saved_seconds_total", "counter", "seconds",
-    "What computing the hits' tokens would have taken, at the pace of the prompts that were computed",
+    "Time that computing the hits' tokens would have taken, at the pace of the computed prompts",
 )  # fmt: skip
 
 # Speculation
@@ -261,10 +262,10 @@ DRAFTS = _worker(
 
 EXPERT_TOKENS = _worker(
     "ling_expert_tokens_total", "counter", "tokens",
-    "Tokens times experts chosen, by the rank that holds the expert, in the steps that are counted", "rank",
+    "Tokens times chosen experts, by the rank that holds the expert, in the counted steps", "rank",
 )  # fmt: skip
 EXPERT_PEAK = _worker(
     "ling_expert_peak_ratio", "gauge", "ratio",
-    "The busiest expert's tokens over the mean of its layer's, in the steps that are counted, older ones fading",
+    "Tokens of the busiest expert over the mean of its layer, in the counted steps, with less weight for older ones",
     "layer",
 )  # fmt: skip

@@ -43,6 +43,11 @@ class PrefixCache:
         self.pages = pages
         self.page_size = page_size
 
+    @property
+    def held(self) -> dict[Tier, int]:
+        """Kept snapshots by tier; one may lie on several."""
+        return {"device": self.slots.size - self.slots.free, "host": len(self.host), "disk": len(self.disk)}
+
     # Keeping
 
     def reserve(self, tokens: Tokens, position: int, now: float) -> int | None:

@@ -52,4 +52,11 @@ class Ended:
     output: SeqOutput
 
 
-Action = ToPuller | ToPeer | Add | Failed | Arrived | Ended
+@dataclass(frozen=True, slots=True)
+class Told:
+    """Publish an output of a request that goes on."""
+
+    output: SeqOutput
+
+
+Action = ToPuller | ToPeer | Add | Failed | Arrived | Ended | Told

@@ -125,7 +125,7 @@ class WorkerFigures:
         for reason in MISSES:
             put(table.CACHE_MISSES, *self._who, reason).put(totals.misses[reason])
             put(table.CACHE_MISSED_TOKENS, *self._who, reason).put(totals.missed_tokens[reason])
-        held = {"device": cache.slots.size - cache.slots.free, "host": len(cache.host), "disk": len(cache.disk)}
+        held = cache.held
         for tier in TIERS:
             put(table.CACHE_EVICTED, *self._who, tier).put(totals.evicted[tier])
             put(table.CACHE_SNAPSHOTS, *self._who, tier).put(held[tier])

@@ -13,7 +13,7 @@ from msgspec import structs
 
 from wire.protocol import CancelPull, Header, Miss, Pull, PullRefused, SeqOutput, WorkerInfo
 from workers.cache.moves import Fetch
-from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
+from workers.leader.actions import Action, Add, Arrived, Ended, Failed, Told, ToPeer, ToPuller
 from workers.leader.arrivals import Arrivals, header_mismatch
 from workers.leader.figures import TransferFailure
 from workers.leader.loans import Loans
@@ -25,6 +25,8 @@ from workers.schedule.step import Expect, Export, LinkAll, StepPlan, Unlink
 
 # Seconds for a router to find another worker and for that one to pull. Then the snapshot kept for it is given up.
 _MOVE_S = 5.0
+# For the next worker to take what is computed of an answer by now, while the answer goes on here.
+_COPY_S = 2.0
 
 
 class HandOffs:
@@ -282,12 +284,28 @@ class HandOffs:
     # The worker is about to end
 
     def move_away(self, now: float) -> list[Action]:
-        """Give up all answers: they continue at other workers, from their states, which are kept here for a while."""
+        """Give up all answers: they continue at other workers, from their states, which are kept here for a while.
+
+        First each one's router is told what is kept of it, so that the next worker takes that while the answer goes on
+        here. It is given up once the router says that it is there, or in _COPY_S.
+        """
         actions: list[Action] = []
         for seq in self._scheduler.answered_here():
-            actions += self._cancel(seq)
-            actions += self.end(self._scheduler.move(seq, now + _MOVE_S, now))
+            if seq.leave_by is None:
+                seq.leave_by = now
+                if (told := self._scheduler.announce(seq, now + _COPY_S + _MOVE_S, now)) is not None:
+                    seq.leave_by = now + _COPY_S
+                    actions.append(Told(told))
+            if seq.leave_by <= now:
+                actions += self._cancel(seq)
+                actions += self.end(self._scheduler.move(seq, now + _MOVE_S, now))
         return actions
+
+    def copied(self, request_id: str) -> None:
+        """The next worker has what an answer's router was told of: it can be given up."""
+        seq = self._scheduler.sequences.get(request_id)
+        if seq is not None and seq.leave_by is not None:
+            seq.leave_by = 0.0
 
     # Inside
 

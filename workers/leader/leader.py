@@ -30,6 +30,7 @@ from wire.protocol import (
     Hello,
     KeptEvent,
     Load,
+    Move,
     Park,
     Parked,
     PeerRef,
@@ -48,7 +49,7 @@ from wire.tls import listen, tls
 from workers.cache.kept import Kept
 from workers.cache.opening import Disk, open_disk
 from workers.config import WorkerConfig
-from workers.leader.actions import Action, Add, Arrived, Ended, Failed, ToPeer, ToPuller
+from workers.leader.actions import Action, Add, Arrived, Ended, Failed, Told, ToPeer, ToPuller
 from workers.leader.clients import Client, Clients
 from workers.leader.figures import UnderWay, WorkerFigures
 from workers.leader.files import Files
@@ -98,7 +99,7 @@ class Leader:
         self._loading = LoadProgress()
         self.on_progress: Callable[[Progress], None] = lambda progress: None
         self._draining = False
-        self.on_drain: Callable[[], None] = lambda: None  # told that an operator wants the worker to end
+        self.on_drain: Callable[[], None] = lambda: None  # called when an operator wants the worker to end
         self._disk: Disk | None = None
         self._server: asyncio.Server | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -108,7 +109,7 @@ class Leader:
 
     async def start(self, launch: Launch) -> None:
         """Load the model on all ranks and listen. Bad settings raise before any rank starts."""
-        tls()  # TlsError now, not once the ranks have loaded
+        tls()  # raises TlsError now, not after the ranks have loaded
         config = self._config
         folder = Path(config.model)
         model = LingConfig.load(folder, config.model_overrides)
@@ -172,13 +173,13 @@ class Leader:
             self._disk.close()
 
     def drain(self) -> None:
-        """From now on answers go on at other workers, from their states here; prompts are computed to their end."""
+        """From now on answers continue at other workers, from their states here; prompts are computed to their end."""
         self._draining = True
         self._wake.set()
 
     @property
     def idle(self) -> bool:
-        """No request is here, and nobody needs a snapshot of one that went elsewhere."""
+        """Whether no request is here, and nobody needs the state of one that moved."""
         scheduler = self._scheduler
         here = scheduler.sequences or len(scheduler.moving)
         return not here and self._handoffs.idle and self._grammars.idle
@@ -190,7 +191,7 @@ class Leader:
         return structs.replace(self._scheduler.load, unreachable=unreachable) if unreachable else self._scheduler.load
 
     def readings(self) -> Iterator[Reading]:
-        """Everything the worker tells of itself."""
+        """Read all metrics of the worker."""
         if self._disk is not None:
             self.figures.disk(self._disk.foreign, self._disk.damaged)
         self.figures.cached(self._scheduler.cache)
@@ -225,7 +226,7 @@ class Leader:
             self._publish([])
             self._wake.clear()
             return
-        # While the ranks compute, so that they never wait for it.
+        # Done while the ranks compute, so that they never wait for it.
         self._publish([])
         ahead = None
         if not self._draining:  # else the next step waits for the results, for sequences move between two steps
@@ -253,7 +254,7 @@ class Leader:
         return UnderWay(step, sent - began, sent)
 
     def _perform(self, actions: Iterable[Action]) -> None:
-        """What follows from an event of a hand-off."""
+        """Do what an event of a hand-off asks for."""
         for action in actions:
             match action:
                 case ToPuller():
@@ -267,7 +268,7 @@ class Leader:
                     self.figures.transfer_failed(action.why)
                 case Arrived():
                     self.figures.transferred(action.seconds)
-                case Ended():
+                case Ended() | Told():
                     self._publish([action.output])
         self._wake.set()
 
@@ -318,18 +319,25 @@ class Leader:
             case CancelPull():
                 self._release(message.request_id)
                 self._perform(self._handoffs.cancelled(message.request_id))
-            case Pin():
-                now = time.monotonic()
-                self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s)
-            case Unpin():
-                self._scheduler.cache.pins.release(message.session)
-            case Park():
-                client.tell(Parked(message.call, self._scheduler.park(message.mark, time.monotonic())))
+            case Pin() | Unpin() | Park():
+                self._session(client, message)
+            case Move():
+                self._handoffs.copied(message.request_id)
             case Drain():
                 self.on_drain()
             case _:
                 raise WireError(f"{type(message).__name__} does not come from a router or a decode worker")
         self._wake.set()
+
+    def _session(self, client: Client, message: Pin | Unpin | Park) -> None:
+        now = time.monotonic()
+        match message:
+            case Pin():
+                self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s)
+            case Unpin():
+                self._scheduler.cache.pins.release(message.session)
+            case Park():
+                client.tell(Parked(message.call, self._scheduler.park(message.mark, now)))
 
     def _submit(self, client: Client, message: Submit) -> None:
         seq = sequence_of(message, time.monotonic())
@@ -371,7 +379,7 @@ class Leader:
         return KeptEvent(kept.position, kept.digest, self._scheduler.cache.tier(kept))
 
     def _forget(self, client: Client) -> None:
-        """A connection ended: whatever was done for it has no taker."""
+        """A connection ended: drop its requests, except those that may be resumed."""
         now = time.monotonic()
         for request_id in self._clients.leave(client):
             if self._resumable.orphaned(request_id, now):
@@ -391,7 +399,7 @@ class Leader:
         tokens = tuple(entry.tokens) if entry is not None else ()
         if entry is not None and (entry.running or entry.whole is not None):
             client.outbox.append(SeqOutput(request_id, 0, tokens, finish=entry.whole, timings=Timings()))
-        else:  # it goes on elsewhere, behind the tokens there are
+        else:  # it continues at another worker, after these tokens
             client.outbox.append(SeqOutput(request_id, 0, tokens))
             reason = "it is not computed here any more"
             client.outbox.append(SeqOutput(request_id, len(tokens), finish="error", error=reason, retry=True))
@@ -400,13 +408,13 @@ class Leader:
         client.flush(self._scheduler.steps, self.load)
 
     def _abort(self, client: Client, request_id: str) -> None:
-        """A router wants no more of a request, unless another one has it by now."""
+        """A router gives a request up; ignored if another router has taken it over."""
         if self._clients.owner(request_id) in (None, client):
             self._resumable.dropped(request_id, time.monotonic())
             self._drop(request_id)
 
     def _drop(self, request_id: str) -> None:
-        """Free a request without an output: its owner wants none."""
+        """Free a request without an output, because its owner gave it up."""
         self._release(request_id)
         self._perform(self._handoffs.drop(request_id))
 
@@ -474,12 +482,12 @@ class Leader:
         self._clients.publish(outputs, self._scheduler.steps, self.load)
 
     def _generated(self, request_id: str, count: int) -> list[int]:
-        """The first tokens of a sequence; none of one that has ended."""
+        """The first generated tokens of a sequence; none if it has ended."""
         seq = self._scheduler.sequences.get(request_id)
         return list(seq.tokens[seq.prompt_tokens : seq.prompt_tokens + count]) if seq is not None else []
 
     async def _heartbeat(self) -> None:
-        """Fresh figures to every client though no step runs, and an end to what waits too long."""
+        """Send fresh figures to every client even if no step runs, and end what has waited too long."""
         while True:
             await asyncio.sleep(BEAT_S)
             now = time.monotonic()

@@ -1,4 +1,4 @@
-"""Puts a rank together: config, weights, caches, runner."""
+"""Builds a rank: config, weights, caches, runner."""
 
 import dataclasses
 import sys
@@ -28,7 +28,7 @@ from workers.transfer.endpoint import Transfers
 
 # Without a GPU, pages for this many tokens a slot: laptops hold short conversations.
 _CPU_TOKENS_PER_SLOT = 2048
-# Ranks read the same files, one from a disk and the others from memory, or each its own over a network.
+# Ranks read the same files: one from disk and the others from memory, or each its own over a network.
 _LOAD_PATIENCE_S = 3600.0
 
 
@@ -74,10 +74,10 @@ def build_rank(
     say: Callable[[str], None] = _say,
     tell: Tell = silent,
 ) -> BuiltRank:
-    """Load this rank's weights and make its caches. Rank 0 tells `say` how loading goes, a line at a time;
-    every rank tells `tell`.
+    """Load this rank's weights and make its caches. say: gets lines about loading from rank 0.
 
-    notify: told, from threads, of what has come from host memory and files.
+    tell: gets progress from every rank. notify: called from threads about snapshots that came from host memory and
+    files.
     """
     model_config = LingConfig.load(Path(config.model), config.model_overrides)
     model_config.check_tp(config.tp)
@@ -91,7 +91,7 @@ def build_rank(
     model_config = model.config
     collectives.barrier(_LOAD_PATIENCE_S)
     pages = _pages(config, model_config, dtype)
-    # References ask the host what a captured step may not.
+    # References read values on the host, which a captured step must not.
     captured = config.cuda_graphs == "auto" and device.type == "cuda" and uses_triton(torch.empty(0, device=device))
     states = config.slots + 1 + config.cache_states
     most = most_drafts(config, model_config)
@@ -99,7 +99,7 @@ def build_rank(
     caches = make_caches(
         model_config, config.tp, pages + int(captured), config.page_size, states, device, dtype, verified
     )
-    # One page more than the longest sequence fills: the token after the last computed one has its place too.
+    # One page more than the longest sequence fills, because the token after the last computed one needs a place too.
     table = -(-(max_model_len(config, model_config) + 1) // config.page_size)
     grammars = Grammars(Path(config.model), model_config.vocab_size)
     capture = captures(device) if captured else None

@@ -1,7 +1,7 @@
-"""Drafts of the next tokens by the MTP layer, which every rank makes alike, and that layer's own latents.
+"""Drafts the next tokens with the MTP layer, in the same way on every rank, and keeps that layer's latents.
 
 The layer's latent at position p needs the model's hidden state at p and the token at p + 1. So it is computed one token
-late: what it needs of the latest positions waits in a small window a slot.
+late: its inputs for the latest positions wait in a small window for each slot.
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from workers.model.batch import Batch, Caches
 from workers.model.ling import LingModel
 from workers.schedule.step import Commit, Row
 
-# Positions that wait for the layer at most: sequences that draft nothing for a while cost one pass in so many tokens.
+# The most positions that wait for the layer: sequences that do not draft need one pass for so many tokens.
 _WINDOW = 16
 
 
 @dataclass(frozen=True, slots=True)
 class _Part:
-    """One sequence's positions start, start + 1, … for the layer. ids: each one's next token; hidden: [n, hidden]."""
+    """One sequence's positions start, start + 1, … for the layer. ids: the next token of each. hidden: [n, hidden]."""
 
     slot: int
     start: int
@@ -45,16 +45,16 @@ class Drafter:
         self._waiting = [0] * slots
 
     def admit(self, slot: int) -> None:
-        """Another sequence takes the slot."""
+        """A new sequence takes the slot."""
         self._waiting[slot] = 0
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Of the latest verified rows' positions, those accepted wait for the layer."""
+        """Let the accepted positions of the latest verified rows wait for the layer."""
         for commit in commits:
             self._waiting[commit.slot] = commit.tokens
 
     def draft(self, rows: Sequence[Row]) -> Tensor:
-        """The likeliest tokens after each row's own, [rows, most drafts] int64; past a row's `drafts` anything.
+        """Draft the likeliest tokens after each row's own: [rows, most drafts] int64, undefined past a row's `drafts`.
 
         Rows' sequences have computed at least one token here.
         """
@@ -81,7 +81,7 @@ class Drafter:
         return drafts
 
     def take(self, rows: Sequence[Row], ids: Tensor, hidden: Tensor) -> None:
-        """What a step has computed. ids [T], hidden [T, hidden]: of all its rows' tokens, drafts among them."""
+        """Take what a step has computed. ids [T], hidden [T, hidden]: of all its rows' tokens, including drafts."""
         due: list[_Part] = []
         kept: list[tuple[int, int, int]] = []  # slot, place in its window, which of the step's tokens
         first = 0
@@ -107,7 +107,7 @@ class Drafter:
             self._ids[slots, places] = ids[tokens]
 
     def _part(self, row: Row, ids: Tensor, hidden: Tensor) -> _Part:
-        """All of a row that has a next token, after what waits of its sequence."""
+        """The positions of a row that have a next token, after those of its sequence that wait."""
         n = self._waiting[row.slot]
         after = [] if row.follows < 0 else [to_device([row.follows], torch.int64, ids.device)]
         ids = torch.cat((self._ids[row.slot, :n], ids, *after))[1:]

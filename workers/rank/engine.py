@@ -80,7 +80,7 @@ class Engine:
         if self._next is None:
             step = self.scheduler.plan(time.monotonic())
             if step.plan.empty:
-                # All that is here waits for host memory.
+                # All sequences wait for host memory.
                 self._take_events(wait=bool(self.scheduler.sequences))
                 return []
             self._next = step.plan, step

@@ -19,10 +19,10 @@ from workers.rank.job import ENDED, LENGTH, PID, RankJob
 
 
 def serve(listener: socket.socket, parent: int) -> None:
-    """Fork a rank for each connection, until the file `parent`, a pipe's reading end, says that the parent is gone."""
+    """Fork a rank for each connection, until the pipe `parent` shows that the parent is gone."""
     import workers.rank.process  # noqa: F401, PLC0415 - what every fork has then; those who only name a RankJob do without
 
-    # A collection in a fork would write to every object it has of the server, and so copy the memory they share.
+    # A garbage collection in a fork would write to every object of the server, and so copy the shared memory.
     gc.collect()
     gc.freeze()
     # Nobody waits for the ranks: the kernel reaps them. The terminal's Ctrl-C is the leader's to act on.
@@ -68,7 +68,7 @@ def _run(job: RankJob) -> None:
 
 def _receive(connection: socket.socket) -> RankJob:
     (size,) = LENGTH.unpack(connection.recv(LENGTH.size, socket.MSG_WAITALL))
-    # Whoever may connect runs as the same user: the socket lies in a folder of that user's own.
+    # Only the same user can connect, because the socket is in a folder of that user's own.
     job = pickle.loads(connection.recv(size, socket.MSG_WAITALL))
     assert isinstance(job, RankJob)
     return job

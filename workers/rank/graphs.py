@@ -1,9 +1,9 @@
 """Decode steps as CUDA graphs: forward passes of equal rows, captured once for each size of batch.
 
 Launched one by one, a decode step's hundreds of small kernels take the host longer than the GPU. A captured step reads
-its rows from tensors that stay where they are and are refilled; a batch between two sizes is filled up with rows that
-belong to nobody: they have a state slot and a latent page of their own. Rows have one token, or, where a worker
-speculates, one and as many drafts as it ever takes; any other step is launched kernel by kernel.
+its rows from tensors that stay where they are and are refilled; a batch between two sizes is filled up with padding
+rows, which have a state slot and a latent page of their own. Rows have one token, or, where a worker speculates, one
+and as many drafts as it ever takes; any other step is launched kernel by kernel.
 """
 
 from bisect import bisect_left
@@ -18,7 +18,7 @@ from workers.model.ling import LingModel
 from workers.schedule.step import Row
 
 Work = Callable[[], Tensor]
-# Makes work repeatable: what repeats it, and the tensor its result then lies in.
+# Captures work: returns what repeats it, and the tensor that then has its result.
 Capture = Callable[[Work], tuple[Callable[[], object], Tensor]]
 
 _STRIDE = 8
@@ -67,7 +67,7 @@ def captures(device: torch.device) -> Capture:
 
 
 class DecodeGraphs:
-    """The decode steps of one model on one set of caches, whose last slot and last page are nobody's.
+    """The decode steps of one model on one set of caches, whose last slot and last page are for padding rows.
 
     page_table: [slots, max_pages] int32, as every step's. drafts: a row's in steps that verify, 0 for no such steps.
     All ranks make theirs at the same time.
@@ -80,7 +80,7 @@ class DecodeGraphs:
         self._scrap = page_table.shape[0] - 1
         page_table[self._scrap] = caches.latent.shape[1] - 1
         self._sizes = batch_sizes(self._scrap)
-        # Captured steps read positions instead: this is for work that is repeated by being called again.
+        # Captured steps read positions instead; this is for work that is repeated by calling it again.
         self._starts: tuple[int, ...] = ()
         self._widths = (1, 1 + drafts) if drafts else (1,)
         # The largest first: the smaller ones then find room in its memory.
@@ -137,7 +137,7 @@ class DecodeGraphs:
             return self._model.forward(batch, self._caches)
 
         replay, hidden = capture(work)
-        # What can't be repeated fails here, and no kernel of the head is compiled while somebody waits.
+        # Work that can't be captured fails here, and no kernel of the head is compiled while a request waits.
         replay()
         self._model.logits(hidden)
         return _Captured(ids, places, replay, hidden)

@@ -28,7 +28,7 @@ from workers.schedule.step import (
 )
 from workers.transfer.endpoint import Transfers
 
-# The most CUDA makes of them.
+# The largest number that CUDA supports.
 _MOST_QUEUES = 32
 
 
@@ -50,7 +50,7 @@ class LeaderSocket:
             return
 
     def receive(self) -> RankMessage | None:
-        """The next message; None once the leader is gone."""
+        """Receive the next message; None once the leader is gone."""
         try:
             return RANKS.read_blocking(self._exactly)
         except (EOFError, OSError):
@@ -72,8 +72,8 @@ def rank_main(
 ) -> None:
     """Load, say ready, then run plans until the leader goes away.
 
-    endpoint: the leader's Unix socket. gpu: which of the GPUs this process sees is the rank's; None where nobody
-    assigns them: the one of its number. Raises what went wrong, after telling the leader.
+    endpoint: the leader's Unix socket. gpu: the index of the rank's GPU among those that this process sees; None to
+    take the one with the rank's number. Raises what went wrong, after telling the leader.
     """
     # One thread a rank: ranks share the host's cores, and a kernel's sums keep one order.
     torch.set_num_threads(1)
@@ -143,7 +143,7 @@ def _serve(leader: LeaderSocket, built: BuiltRank, rank: int, transfers: Transfe
 
 
 def _tell_of_compilations(leader: LeaderSocket, rank: int) -> None:
-    """Some variants of kernels are compiled within a step, which the leader is not to take for hung."""
+    """Report compilations of kernels within a step, so that the leader does not count the step as hung."""
     from triton import knobs  # noqa: PLC0415 - only where there is a GPU
 
     def begins(*_: object, **__: object) -> None:

@@ -30,7 +30,7 @@ from workers.transfer.endpoint import Transfers
 
 # Prompt log-probabilities need logits of every prompt token; this many rows of vocabulary at a time.
 _LOGIT_ROWS = 128
-# Captured steps count no experts: every so many steps one runs uncaptured and does, on all ranks alike.
+# Captured steps do not count experts, so one of this many steps runs uncaptured on all ranks and counts them.
 _COUNT_EVERY = 512
 
 
@@ -84,7 +84,7 @@ class Runner:
         uncaptured = graphs is not None and plan.step % _COUNT_EVERY == 0
         if uncaptured:
             graphs = None
-        # An uncaptured decode step's times are not those of the others.
+        # An uncaptured decode step takes another time than captured ones, so it is not measured.
         watched = bool(plan.rows) and not uncaptured and self._watch.begin(begun)
         counting = (uncaptured or (watched and graphs is None)) and self._collectives.rank == 0
         self._before(plan)
@@ -114,7 +114,7 @@ class Runner:
         return result
 
     def _compute(self, plan: StepPlan, graphs: DecodeGraphs | None) -> tuple[Sampled, list[tuple[TokenLogprob, ...]]]:
-        """The rows: what was sampled of them, and the log-probabilities of prompts."""
+        """Compute the rows: returns what was sampled, and the log-probabilities of prompts."""
         for admit in plan.admits:
             if self._drafter is not None:
                 self._drafter.admit(admit.slot)
@@ -160,7 +160,7 @@ class Runner:
             self._copy(copy)
 
     def _commit(self, commits: tuple[Commit, ...]) -> None:
-        """Linear states take in what stands of the rows verified last; of sequences that are gone, nothing does."""
+        """Advance linear states by the accepted tokens of the rows verified last; sequences that are gone have none."""
         if self._verified is None:
             return
         (rows, slots), self._verified = self._verified, None
@@ -170,12 +170,12 @@ class Runner:
             self._model.commit(rows, self._integers([stands.get(slot, 0) for slot in slots]), self._caches)
 
     def _draft(self, rows: tuple[Row, ...]) -> Tensor | None:
-        """Drafts of the rows that have some, which are the first: [rows, most drafts]."""
+        """Make the drafts of the rows that have some, which are the first: [rows, most drafts]."""
         drafted = [r for r in rows if r.drafts]
         return self._drafter.draft(drafted) if drafted and self._drafter is not None else None
 
     def _ids(self, rows: tuple[Row, ...], drafts: Tensor | None) -> Tensor:
-        """All rows' tokens [T], drafts behind each row's own."""
+        """All rows' tokens [T], with drafts after each row's own."""
         ids = self._integers([t for r in rows for t in (*r.token_ids, *[0] * r.drafts)])
         if drafts is not None:
             begins = list(accumulate((r.count for r in rows), initial=0))
@@ -185,7 +185,7 @@ class Runner:
         return ids
 
     def _save(self, plan: StepPlan) -> None:
-        """Copies on the host, then states that are kept of what ended."""
+        """Make copies on the host, then keep states of sequences that ended."""
         for store in plan.stores:
             rows = self._read_shard(store.pages, store.start, store.stop)
             state = snapshot.read_state(self._caches, store.slot)
@@ -213,7 +213,7 @@ class Runner:
                 self._transfers.discard(discard.request_id, discard.leaving)
         for link in plan.links:
             self._need_transfers().link(*link.of(self._collectives.rank, self._collectives.size))
-        # Installed first: what is staged gives room to what is to come.
+        # Installed first, because staged snapshots make room for new ones.
         for install in plan.installs:
             self._install(install)
         for expect in plan.expects:
@@ -232,7 +232,7 @@ class Runner:
         return self._transfers
 
     def _install(self, install: Install) -> None:
-        """The one way a snapshot enters: latents gathered from the ranks' shares, state as it came."""
+        """Install a snapshot: latents are gathered from the ranks' shares, and the state is taken as it came."""
         source = self._host if install.host else self._need_transfers()
         received = source.take(install.request_id)
         for tensor in (*(shard for _, shard in received.parts), received.state):
@@ -288,7 +288,7 @@ class Runner:
         return make_rows(self._integers(slots), positions, starts, counts), slots
 
     def _sampled_of(self, rows: tuple[Row, ...], hidden: Tensor) -> Tensor:
-        """Hidden states after each token that another is sampled after: a row's last, and those drafts follow."""
+        """The hidden states after which tokens are sampled: those of a row's last token and of tokens before drafts."""
         wanted: list[int] = []
         end = 0
         for row in rows:
@@ -298,7 +298,7 @@ class Runner:
         return hidden if len(wanted) == len(hidden) else hidden[self._integers(wanted)]
 
     def _integers(self, values: Sequence[int] | Sequence[Sequence[int]]) -> Tensor:
-        """A copy that doesn't wait for the device's earlier work."""
+        """A device copy of integers, without waiting for the device's earlier work."""
         return torch.tensor(values, dtype=torch.int64).to(self._device, non_blocking=True)
 
     def _prompt_logprobs(self, rows: tuple[Row, ...], hidden: Tensor) -> list[tuple[TokenLogprob, ...]]:

@@ -16,10 +16,10 @@ from workers.schedule.step import Admit
 
 @dataclass(slots=True)
 class SlotSampler:
-    """What one slot's sequence needs.
+    """The sampling of one slot's sequence.
 
-    penalized: penalties read its history. bias: token ids and what is added to their logits; stops: its stop tokens;
-    both on the device, None where it has none.
+    penalized: whether penalties read its history. bias: token ids and what is added to their logits. stops: its stop
+    tokens. Both are on the device; None if it has none.
     """
 
     sampling: SamplingParams
@@ -30,7 +30,7 @@ class SlotSampler:
     matcher: Matcher | None = None
 
     def may_end(self, position: int) -> bool:
-        """Whether a stop token may stand at a position."""
+        """Whether a stop token is allowed at a position."""
         return position - self.prompt_tokens >= self.sampling.min_tokens
 
     def added(self, position: int) -> list[tuple[Tensor, Tensor]]:
@@ -41,9 +41,9 @@ class SlotSampler:
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is sampled of one slot: the token at `position` and, as far as its drafts prove right, those after it.
+    """What is sampled for one slot: the token at `position` and, as far as drafts are accepted, those after it.
 
-    The run has a row of logits for the token at `position` and one after each of its `drafts`.
+    A run has a row of logits for the token at `position` and one after each of its `drafts`.
     """
 
     slot: int
@@ -53,10 +53,10 @@ class Run:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """One item a run: the tokens it gained, and as many log-probabilities where they were asked for.
+    """One item per run: the tokens that it gained, with log-probabilities if asked for.
 
-    failures: runs whose sequences can't go on, and why; their tokens mean nothing. stopped: runs whose last token is a
-    stop token.
+    failures: runs whose sequences can't continue, with the reason; their tokens mean nothing. stopped: runs whose last
+    token is a stop token.
     """
 
     tokens: list[list[int]]
@@ -102,7 +102,7 @@ class Sampler:
         self._slots[admit.slot] = slot
 
     def prompt_top(self, slot: int) -> int:
-        """How many alternatives the slot's prompt log-probabilities list."""
+        """The number of alternatives in the slot's prompt log-probabilities."""
         return self._slots[slot].sampling.prompt_logprobs or 0
 
     def __call__(self, logits: Tensor, runs: Sequence[Run], drafts: Tensor | None = None) -> Sampled:
@@ -116,7 +116,7 @@ class Sampler:
         sampled = Sampled([[] for _ in runs], [[] for _ in runs], {}, [])
         firsts = list(accumulate((1 + run.drafts for run in runs), initial=0))
         drafted: list[list[int]] | None = None
-        # A run whose next token depends on those before it, by penalties or a grammar, goes on token by token.
+        # A run whose next token depends on earlier ones, by penalties or a grammar, is sampled token by token.
         wave = [(i, n) for i, run in enumerate(runs) for n in range(1 + (0 if self._depends(run) else run.drafts))]
         ended: set[int] = set()
         while wave:
@@ -125,13 +125,13 @@ class Sampler:
             some = logits if len(rows) == len(logits) else logits[self._sent(torch.tensor(rows))]
             tokens, failures = self._choose(some, places)
             if drafted is None and drafts is not None:
-                # Not before the tokens: whoever reads them waits for the device.
+                # Read after the tokens, because reading them waits for the device.
                 drafted = drafts.tolist()
             goes_on = []
             for at, ((i, n), token) in enumerate(zip(wave, tokens, strict=True)):
                 if at in failures:
                     ended.add(i)
-                    # What came before it stands; the next step meets the failure again.
+                    # Earlier tokens are valid; the next step meets the failure again.
                     if not sampled.tokens[i]:
                         sampled.failures[i] = failures[at]
                 if i in ended:
@@ -186,7 +186,7 @@ class Sampler:
         else:
             tokens = torch.argmax(adjusted, dim=-1)
         if penalized:
-            # Rows without penalties never read theirs.
+            # Rows without penalties never read their history.
             self._history[at, tokens] = (self._history[at, tokens] | 1) + 2
         out: list[int] = tokens.tolist()
         self._advance(rows, out, failures)
@@ -242,12 +242,12 @@ class Sampler:
         return sample(logits, temperature, top_k, top_p, min_p, seeds, self._sent(torch.tensor(positions)))
 
     def _sent(self, values: Tensor) -> Tensor:
-        """Without waiting for the device's earlier work."""
+        """Copy to the device without waiting for its earlier work."""
         return values.to(self.device, non_blocking=True)
 
 
 def token_logprobs(logits: Tensor, token_ids: list[int], tops: list[int]) -> list[TokenLogprob]:
-    """Log-probabilities of one id a row and of its `tops` best. logits [R, V] fp32, before any setting."""
+    """The log-probabilities of one id per row and of its `tops` best. logits [R, V] fp32, before any setting."""
     logp = torch.log_softmax(logits, dim=-1)
     chosen = logp.gather(-1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
     width = max(tops)

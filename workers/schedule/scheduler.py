@@ -1,8 +1,8 @@
-"""What a worker computes next. Pure: no clock, no sockets, no tensors; time is passed in.
+"""Decides what a worker computes next. Pure: no clock, no sockets, no tensors; time is passed in.
 
-There are no prefill and decode modes: each sequence has tokens not yet computed, and a step spends one token
-budget over them. Priorities are strict: what waits at a better one goes before all that runs at a worse one, in the
-budget and for pages and slots, which are taken away where none are free; nothing ages into a better one. Within a
+There are no prefill and decode modes: each sequence has tokens not yet computed, and a step spends one token budget
+over them. Priorities are strict: sequences that wait at a better one go before all that run at a worse one, for the
+budget, pages and slots; if none are free, worse ones are preempted. Waiting does not improve a priority. Within a
 priority those with a single token go first, then in order of arrival. Ranks run plans in order, so pages and slots
 freed while a plan is under way may go to the next plan at once.
 """
@@ -17,6 +17,7 @@ from wire.digest import PageDigests
 from wire.protocol import Finish, Load, Mark, Miss, SeqOutput
 from workers.cache.allocator import Allocator
 from workers.cache.cache import PrefixCache
+from workers.cache.kept import Kept
 from workers.cache.moves import Copy
 from workers.cache.pins import Pins
 from workers.cache.totals import Origin
@@ -32,8 +33,8 @@ from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Ahead, Discard, Install, Row, StepResult
 
 
-def _queue_key(seq: Sequence) -> tuple[int, int]:
-    return seq.priority, seq.order
+def _queue_key(seq: Sequence) -> tuple[int, bool, int]:
+    return seq.priority, seq.behind, seq.order
 
 
 class Scheduler:
@@ -51,12 +52,12 @@ class Scheduler:
         self.cache = PrefixCache(self.pages, limits.page_size, limits.slots + 1, limits.cache)
         self.sequences: dict[str, Sequence] = {}
         self._queue: list[Sequence] = []
-        self._active: list[Sequence] = []  # RUNNING, in the queue's order
+        self._active: list[Sequence] = []  # RUNNING sequences, in the queue's order
         self._held: list[Sequence] = []
-        self._pulling: dict[str, Sequence] = {}  # PULLING or DISPLACED
+        self._pulling: dict[str, Sequence] = {}  # PULLING or DISPLACED sequences
         self.keeping = Keeping(self.cache)
         self.drafting = Drafting(limits, self.pages)
-        self.moving = Pins()  # snapshots of sequences that go on elsewhere, by request
+        self.moving = Pins()  # snapshots of sequences that moved to other workers, by request
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
         self._going: Going | None = None  # while a step is planned ahead
@@ -65,11 +66,11 @@ class Scheduler:
         self.preempted = 0
         self._order = 0
         self._step_s = 0.0
-        self._token_s = 0.0  # what a token of a prompt takes, smoothed
-        self._decode_s = 0.0  # what a step without prompts takes, smoothed
+        self._token_s = 0.0  # seconds of a prompt's token, smoothed
+        self._decode_s = 0.0  # seconds of a step without prompts, smoothed
         self._decode_rows = 0.0  # and how many sequences it has
 
-    # What comes from outside
+    # Events from outside
 
     def add(self, seq: Sequence) -> None:
         """Queue a new sequence; ValueError if its id is taken."""
@@ -105,7 +106,7 @@ class Scheduler:
                 self._held.remove(seq)
             case State.SENDING:
                 pass
-        if seq.exported:  # parts of it are with the transfer layer, and the rest will never come
+        if seq.exported:  # the transfer layer has parts of it, and the rest will never come
             self._discards.append(Discard(request_id))
         self._free(seq)
         return seq
@@ -117,17 +118,18 @@ class Scheduler:
         """
         seq = self.sequences[request_id]
         if not seq.handoff:
-            raise PullError("the request is answered here: no snapshot of it leaves")
+            raise PullError("the request is answered here: its snapshot is not sent")
         if seq.peer is not None:
             raise PullError(f"its snapshot goes to {seq.peer} already")
-        # One latent at least leaves with the state: what has all of a prompt's latents begins from a kept snapshot.
+        # At least one latent is sent with the state: a peer with all of a prompt's latents would continue from a kept
+        # snapshot.
         if not 0 <= have < seq.prompt_tokens:
             raise PullError(f"a peer that holds {have} latents can't have a snapshot of {seq.prompt_tokens} tokens")
         seq.peer, seq.peer_ranks = peer, ranks
         seq.exported = have
 
     def pin(self, session: str, marks: Seq[Mark], now: float, until: float) -> None:
-        """A session stands at the first of these that is kept, and no more where it stood before."""
+        """Pin a session to the first of these snapshots that is kept, and release its previous pin."""
         found = (self.cache.index.by_digest(mark.position, mark.digest) for mark in marks)
         if (kept := next((k for k in found if k is not None), None)) is not None:
             self.cache.pins.pin(session, kept, until)
@@ -136,14 +138,14 @@ class Scheduler:
             self.cache.pins.release(session)
 
     def park(self, mark: Mark, now: float) -> str | None:
-        """Take a kept snapshot off the device; why it has to stay, if so. Nothing if it is not there."""
+        """Move a kept snapshot off the device. Returns the reason if it has to stay; None also if it is not there."""
         kept = self.cache.index.by_digest(mark.position, mark.digest)
         return self.cache.park(kept, now) if kept is not None else None
 
     def sent(self, request_id: str, now: float) -> SeqOutput | None:
-        """A snapshot has wholly left; the sequence ends here.
+        """A snapshot was sent completely; its sequence ends here.
 
-        A rank may be that quick that the step is not committed yet: then `gone` is set, for a second call.
+        If a rank sends it before the step's results came, `gone` is set, and a second call follows.
         """
         seq = self.sequences.get(request_id)
         if seq is None:
@@ -156,7 +158,7 @@ class Scheduler:
         return self._end(seq, "handoff", now)
 
     def install(self, request_id: str, generated: tuple[int, ...], now: float) -> None:
-        """A snapshot has wholly come: continue after it. Unknown ids (aborted meanwhile) are ignored.
+        """A snapshot has arrived completely: continue after it. Unknown ids (aborted meanwhile) are ignored.
 
         generated: what was sampled after it already. One that has lost its places meanwhile is computed here when
         there is room: what lies in staging memory does not wait for that.
@@ -219,7 +221,7 @@ class Scheduler:
         return self._end(seq, "error", now, reason) if seq else None
 
     def call_off(self, request_id: str, now: float) -> SeqOutput | None:
-        """End a sequence whose fate its router knows from elsewhere; None if there is none of that id."""
+        """End a sequence whose end its router already knows; None if there is none with this id."""
         seq = self.sequences.get(request_id)
         return self._end(seq, "abort", now) if seq else None
 
@@ -227,19 +229,35 @@ class Scheduler:
         """Sequences whose answer is computed here, whatever they wait for."""
         return [seq for seq in self.sequences.values() if not seq.handoff]
 
+    def announce(self, seq: Sequence, until: float, now: float) -> SeqOutput | None:
+        """Keep what is computed so far of a sequence that is to go on elsewhere, and tell its router.
+
+        The next worker takes that while the sequence goes on here. Between two steps. None if nothing can be kept.
+        """
+        kept = self._keep_for_others(seq, until, now)
+        if kept is None:
+            return None
+        return SeqOutput(seq.request_id, seq.generated, kept_tokens=kept.position, leaving=True)
+
     def move(self, seq: Sequence, until: float, now: float) -> SeqOutput:
-        """End a sequence that is to go on elsewhere, and keep what is computed of it until then. Between two steps."""
-        kept = None
-        if seq.state is State.RUNNING and seq.computed and all(i.request_id != seq.request_id for i in self._installs):
-            self.keeping.save(seq, now)
-            kept = self.cache.index.at(seq.known, seq.computed)
-        if kept is not None and kept.slot >= 0:
-            self.moving.pin(seq.request_id, kept, until)
+        """End a sequence that continues at another worker, and keep its state for it. Call between two steps."""
+        kept = self._keep_for_others(seq, until, now)
         output = self._end(seq, "moved", now)
         return structs.replace(output, kept_tokens=kept.position) if kept is not None else output
 
+    def _keep_for_others(self, seq: Sequence, until: float, now: float) -> Kept | None:
+        if seq.state is not State.RUNNING or not seq.computed:
+            return None
+        if any(install.request_id == seq.request_id for install in self._installs):
+            return None
+        self.keeping.save(seq, now)
+        kept = self.cache.index.at(seq.known, seq.computed)
+        if kept is not None and kept.slot >= 0:
+            self.moving.pin(seq.request_id, kept, until)
+        return kept
+
     def overdue(self, now: float) -> list[SeqOutput]:
-        """End the snapshots nobody pulled in time."""
+        """End the sequences whose snapshots nobody pulled in time."""
         late = [s for s in self._held if s.peer is None and now - s.held_at > self.limits.hold_s]
         reason = f"no decode worker took the snapshot within {self.limits.hold_s:g} s"
         return [self._end(seq, "error", now, reason) for seq in late]
@@ -294,9 +312,13 @@ class Scheduler:
         drafts = 0 if going else self.drafting.each(self._active, step.budget)
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
-            self._continue(priority, step, drafts, now)
-            # Where there is no room for one, those behind it wait too: a long prompt is not overtaken for ever.
-            admitting = admitting and self._admit(priority, step, now)
+            later = self._continue(priority, step, drafts, now)
+            # If there is no room for one, those after it wait too, so that a long prompt is not overtaken for ever.
+            admitting = admitting and self._admit(priority, step, now, behind=False)
+            for seq in later:
+                if step.budget and seq.state is State.RUNNING:
+                    step.compute(seq)
+            admitting = admitting and self._admit(priority, step, now, behind=True)
         self._export_held(step)
         self.keeping.keep_arrived(self._installs, self.sequences, step, now)
         in_flight = step.plan(
@@ -338,7 +360,7 @@ class Scheduler:
                 for _, slot in row.keeps:
                     self.cache.release(slot)
                 continue
-            # Of a row with drafts it is not known before its tokens are taken how far it stands.
+            # How many drafts of a row are accepted is known only after its tokens are taken.
             seq.computed = computed = row.start + len(row.token_ids)
             if computed <= seq.prompt_tokens:
                 self.cache.index.note(seq.known, computed)
@@ -353,7 +375,7 @@ class Scheduler:
                 outputs.append(self._end(seq, "error", now, failures[at], unservable=True))
             elif row.sample:
                 outputs.append(self._sampled(seq, row, result, at, now))
-            elif seq.handoff and seq.pending == 0:  # computed anew after its first token had left
+            elif seq.handoff and seq.pending == 0:  # computed again after its first token was sent
                 self._hold(seq, now)
         return outputs
 
@@ -376,8 +398,11 @@ class Scheduler:
             decode_s=self._decode_s,
             decode_rows=self._decode_rows,
             answering=sum(not s.handoff for s in self._active),
+            behind=sum(s.behind for s in self._queue) + sum(s.behind and s.pending > 1 for s in self._active),
             hits=sum(self.cache.totals.hits.values()),
             misses=tuple(self.cache.totals.misses.values()),
+            tiers=tuple(self.cache.held.values()),
+            saved_s=self.cache.totals.saved_s,
         )
 
     # Inside
@@ -390,7 +415,7 @@ class Scheduler:
             self._token_s += weight * (seconds / tokens - self._token_s)
         elif tokens:
             self.drafting.speculation.took([r.drafts for r in in_flight.plan.rows], seconds)
-            # A sequence that gains several tokens waits for each of them so much less.
+            # A sequence that gains several tokens waits less for each of them.
             each = seconds * len(result.tokens) / max(sum(map(len, result.tokens)), 1) if result.tokens else seconds
             weight = 0.1 if self._decode_s else 1.0
             self._decode_s += weight * (each - self._decode_s)
@@ -413,16 +438,19 @@ class Scheduler:
         bisect.insort(self._active, seq, key=_queue_key)
 
     def _call_off_install(self, seq: Sequence) -> None:
-        """Its snapshot has come and no plan has installed it yet: its places may be another's by then."""
+        """Cancel the installation of a snapshot that no plan has installed yet, because its places may be reused."""
         kept = [i for i in self._installs if i.request_id != seq.request_id]
         if len(kept) < len(self._installs):
             self._installs = kept
             self._discards.append(Discard(seq.request_id))
 
-    def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> None:
-        """Rows for what runs at a priority, with so many drafts where a sequence can take them."""
+    def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> list[Sequence]:
+        """Add rows for the running sequences of a priority, with so many drafts if a sequence can take them.
+
+        Returns those whose prompts are computed after what is yet to be admitted.
+        """
         if self._going and len(self._going.busy) == len(self._active):
-            return
+            return []
         single: list[Sequence] = []
         several: list[Sequence] = []
         for seq in self._active:
@@ -438,13 +466,18 @@ class Scheduler:
                         seq.told = seq.computed
                 step.compute(seq, self.drafting.fitting(seq, drafts) if drafts else 0)
         for seq in several:
-            if step.budget and seq.state is State.RUNNING:
+            if step.budget and not seq.behind and seq.state is State.RUNNING:
                 step.compute(seq)
+        return [seq for seq in several if seq.behind]
 
-    def _admit(self, priority: int, step: StepBuilder, now: float) -> bool:
-        """Places for what waits at a priority; False if one found none: what is worse does not take them meanwhile."""
+    def _admit(self, priority: int, step: StepBuilder, now: float, *, behind: bool) -> bool:
+        """Admit the waiting sequences of a priority.
+
+        behind: those whose tenants have more than their share, or the others. False if one found no places, so that
+        worse priorities get none meanwhile.
+        """
         all_placed = True
-        for seq in [s for s in self._queue if s.priority == priority]:
+        for seq in [s for s in self._queue if s.priority == priority and s.behind == behind]:
             if seq.source is not None or seq.state is State.DISPLACED:
                 if seq.state is State.QUEUED and (self._window_full(priority) or self._staging_full(seq.coming)):
                     continue
@@ -464,11 +497,11 @@ class Scheduler:
         return all_placed
 
     def _window_full(self, priority: int) -> bool:
-        """Whether as many snapshots are on the way as may be; those of worse priorities are no reason to wait."""
+        """Whether the window of snapshots in transfer is full; those of worse priorities do not count."""
         return sum(s.priority <= priority for s in self._pulling.values()) >= self.limits.window
 
     def _staging_full(self, tokens: int) -> bool:
-        """Whether the ranks have no memory for one more snapshot, whatever the priority of those under way."""
+        """Whether the ranks have no memory for a further snapshot, at any priority."""
         return self.limits.staging.full((s.coming for s in self._pulling.values()), tokens)
 
     def _place(self, seq: Sequence, beginning: Beginning, step: StepBuilder, now: float) -> bool:
@@ -481,7 +514,8 @@ class Scheduler:
             whole = kept.position // size
             fetched = kept.slot < 0
             shared = self.cache.index.resident(seq.known, kept.position) if fetched else kept.pages[:whole]
-        # What yields places to it may be kept on the device meanwhile, and be the very snapshot that is on the host.
+        # A sequence that is preempted for it may be kept on the device meanwhile, as the same snapshot that is on the
+        # host.
         if not self._take(seq, shared, now):
             return False
         seq.keeps = beginning.keeps
@@ -507,11 +541,11 @@ class Scheduler:
         return True
 
     def _place_pulled(self, seq: Sequence, step: StepBuilder, now: float) -> bool:
-        """Places for a snapshot that is to come, or is on its way and had lost its places."""
+        """Take places for a snapshot that is to come, or that is on its way and had lost its places."""
         if seq.state is State.DISPLACED:
             return self._replace(seq, now)
         assert seq.source is not None
-        # The last page is left to come: a hand-off has at least one latent to bring.
+        # The last page is not shared, because a hand-off brings at least one latent.
         shared = self.cache.index.resident(seq.known, seq.source.position - 1)
         if not self._take(seq, shared, now):
             return False
@@ -521,10 +555,10 @@ class Scheduler:
         return True
 
     def _replace(self, seq: Sequence, now: float) -> bool:
-        """Places again for a snapshot that is on its way; what was to be shared may be gone from the device."""
+        """Take places again for a snapshot on its way; pages that it was to share may be gone from the device."""
         have = self.cache.index.resident(seq.known, seq.have)[: seq.have // self.limits.page_size]
         if len(have) * self.limits.page_size < seq.have:
-            return True  # it can't be installed: it is computed here once it has come
+            return True  # it can't be installed, so it is computed here once it has come
         if not self._take(seq, have, now):
             return False
         seq.state = State.PULLING
@@ -550,8 +584,9 @@ class Scheduler:
         return True
 
     def _make_room(self, pages: int, priority: int, now: float) -> bool:
-        """Free a slot and so many pages at the cost of kept snapshots, then of worse priorities, if those suffice."""
-        # Each running sequence may want a page within the next steps; without them, admitting means preempting.
+        """Free a slot and pages by evicting kept snapshots, then preempting worse priorities, if that is enough."""
+        # Each running sequence may need a page within the next steps; without spare pages, admitting would lead to
+        # preemption.
         pages += sum(s.priority <= priority for s in self._active)
         if self.slots.free and self.cache.make_pages(pages, now):
             return True
@@ -569,13 +604,16 @@ class Scheduler:
         return True
 
     def _yielding(self, priority: int) -> list[Sequence]:
-        """What holds places at a worse priority, last in line last. A snapshot about to be sent is free soon anyway."""
+        """The sequences with places at worse priorities, in line.
+
+        A snapshot that is about to be sent is freed soon anyway.
+        """
         worse = [s for s in (*self._active, *self._pulling.values()) if s.priority > priority and s.slot >= 0]
         worse += [s for s in self._held if s.priority > priority and s.peer is None]
         return sorted(worse, key=_queue_key)
 
     def _grow(self, seq: Sequence, now: float) -> bool:
-        """Make room for the token about to be computed, at the cost of the last in line; False if that is `seq`."""
+        """Make room for the next token by preempting the last in line; False if that is `seq` itself."""
         while len(seq.pages) < self._pages_for(seq.computed + 1):
             if self.cache.make_pages(1, now):
                 seq.pages += self.pages.take(1)
@@ -590,10 +628,10 @@ class Scheduler:
         return True
 
     def _preempt(self, seq: Sequence, now: float) -> None:
-        """Back to the queue without its places.
+        """Preempt a sequence: it goes back to the queue without places.
 
-        When there is room it goes on here, from what is kept of it by then: all it has computed, unless its pages were
-        wanted too and host memory has no copy.
+        When there is room it continues from its kept state: all that it has computed, unless its pages were needed too
+        and host memory has no copy.
         """
         self.preempted += 1
         if seq.state is State.RUNNING and seq.computed and all(i.request_id != seq.request_id for i in self._installs):
@@ -614,7 +652,7 @@ class Scheduler:
         bisect.insort(self._queue, seq, key=_queue_key)
 
     def _hold(self, seq: Sequence, now: float) -> None:
-        """Its prompt is computed: the snapshot waits to be pulled, if it has not left with the last tokens."""
+        """Hold a sequence whose prompt is computed until its snapshot is pulled, unless that was already sent."""
         self._active.remove(seq)
         if seq.exported == seq.computed:
             self._send_off(seq)
@@ -630,10 +668,10 @@ class Scheduler:
             self._send_off(seq)
 
     def _may_leave(self, seq: Sequence) -> bool:
-        """Take room on the ranks for a snapshot that a peer pulls, once for all of it: what has begun never waits."""
+        """Take memory on the ranks for a whole snapshot that a peer pulls, so that one that has begun never waits."""
         if seq.leaves or seq.peer is None:
             return seq.leaves
-        # What only waits for this goes first: it holds slot and pages.
+        # Sequences that only wait for this go first, because they hold slots and pages.
         if seq.state is not State.HELD and any(s.peer is not None for s in self._held):
             return False
         seq.leaves = not self.limits.staging.full(self._leaving(), seq.prompt_tokens)
@@ -645,12 +683,12 @@ class Scheduler:
         return [*handed_off, *self.keeping.lending.leaving]
 
     def _send_off(self, seq: Sequence) -> None:
-        """The ranks copy the snapshot out within the plan that exports it, so its places are free from there on."""
+        """Free a sequence's places: the ranks copy its snapshot out within the plan that exports it."""
         seq.state = State.SENDING
         self._free(seq)
 
     def _begun(self, seq: Sequence, origin: Origin | None, begin: int) -> None:
-        """A sequence begins after `begin` tokens; the first time, that is what its prompt cost less."""
+        """A sequence begins after `begin` tokens; the first time, these count as cached."""
         if not seq.begun:
             seq.begun, seq.begin, seq.origin = True, begin, origin
             self.cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new", self._token_s)

@@ -79,8 +79,9 @@ class WorkerStatus(WorkerPlace):
     """A worker and its load as of its last step.
 
     unreachable: workers from which it can pull no snapshots now, as it can't connect to them. step_s: the step's length
-    in seconds. kept: snapshots in its prefix cache. hit_tokens, missed_tokens: prompt tokens
-    since its start that the cache held, and that it had to compute. hits: prompts that began from a kept snapshot.
+    in seconds. kept: snapshots in its prefix cache; kept_by_tier: on the device, in host memory and on disk, one maybe
+    on several. hit_tokens, missed_tokens: prompt tokens since its start that the cache held, and that it had to
+    compute; saved_s: seconds that computing the former would have taken. hits: prompts that began from a kept snapshot.
     misses: prompts of which tokens were computed, by the reason why no longer snapshot was there. in_flight: requests
     of this router at the worker.
     """
@@ -106,6 +107,8 @@ class WorkerStatus(WorkerPlace):
     missed_tokens: int
     hits: int
     misses: dict[str, int]
+    kept_by_tier: dict[str, int]
+    saved_s: float
     in_flight: int
     ranks: list[RankStatus]
 

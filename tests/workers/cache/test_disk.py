@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.workers.cache.test_engine_cache import engine, origins, prompt, run
+from tests.workers.cache.test_engine_cache import engine, greedy, origins, prompt, run
 from tests.workers.cache.test_sessions import end_of, settle, tier
 from wire.protocol import Mark
 from workers.config import StateDtype
@@ -63,6 +63,28 @@ def test_continued_after_a_restart(fresh: Engine, tmp_path: Path, others: int, d
         assert got == run(fresh, [second, *beside])
     if not others:  # else their states may have taken its place on the device by now
         assert tier(two.scheduler.cache, mark) == "device"
+    close(two)
+
+
+def test_continued_after_a_restart_beside_aborts_and_with_drafts(fresh: Engine, tmp_path: Path) -> None:
+    one = on_disk(tmp_path, speculate=3)
+    whole = turn(one, prompt(1, 37))
+    close(one)
+    two = on_disk(tmp_path, speculate=3)
+    second = [*whole, *prompt(7, 9)]
+    # Some end while they wait for the same file, some while they compute behind it.
+    doomed = [two.add([*whole, *prompt(20 + n, 3 + n)], greedy(12)) for n in range(4)]
+    wanted = two.add(second, greedy(12))
+    tokens: list[int] = []
+    while wanted in two.scheduler.sequences:
+        for output in two.step():
+            tokens += output.token_ids if output.request_id == wanted else ()
+        if doomed:
+            two.scheduler.remove(doomed.pop())
+    assert [tuple(tokens)] == run(fresh, [second])
+    assert origins(two)["disk"]
+    settle(two)
+    assert two.scheduler.slots.free == 8
     close(two)
 
 

@@ -12,6 +12,7 @@ from tests.workers.harness import Stream, Worker, Workers, workers
 from tests.workers.test_worker import GAP, config
 from wire.protocol import Prefix, SamplingParams, Submit
 from wire.tokens import TokenIds
+from workers.leader import handoffs
 from workers.rank.engine import Engine
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
@@ -42,12 +43,7 @@ def asked(temperature: float, count: int) -> list[tuple[tuple[int, ...], tuple[i
 
 async def moved(started: Workers, to: Worker, gone: Worker, stream: Stream, wanted: SamplingParams) -> Stream:
     """What a router does with a sequence that its worker gave up."""
-    async with asyncio.timeout(60):
-        while stream.ended is None:
-            stream.changed.clear()
-            await stream.changed.wait()
-    end = stream.ended
-    assert end is not None
+    end = await started.drained(stream, to, gone)
     if end.finish != "moved":
         return stream
     prefix = Prefix(source=gone.ref, kept_tokens=end.kept_tokens) if end.kept_tokens else Prefix()
@@ -66,7 +62,17 @@ async def moved(started: Workers, to: Worker, gone: Worker, stream: Stream, want
         (2, 1, 4, 0.0, 3), (1, 2, 16, 0.0, "off"),
     ],
 )  # fmt: skip
-def test_migrated_mid_answer(tp: int, to: int, count: int, temperature: float, speculate: Literal["off"] | int) -> None:
+def test_migrated_mid_answer(
+    monkeypatch: pytest.MonkeyPatch,
+    tp: int,
+    to: int,
+    count: int,
+    temperature: float,
+    speculate: Literal["off"] | int,
+) -> None:
+    # Given up at once: else answers as short as these may end before they move.
+    monkeypatch.setattr(handoffs, "_COPY_S", 0.0)
+
     async def run() -> None:
         async with workers() as started:
             kept = {"cache_states": 32, "slots": 16, "speculate": speculate}
@@ -82,15 +88,45 @@ def test_migrated_mid_answer(tp: int, to: int, count: int, temperature: float, s
             for stream in streams:
                 await stream.tokens(2)
             one.leader.drain()
-            ended = [
-                await moved(started, two, one, stream, wanted)
-                for stream, (_, _, wanted) in zip(streams, requests, strict=True)
-            ]
+            ended = await asyncio.gather(
+                *(
+                    moved(started, two, one, stream, wanted)
+                    for stream, (_, _, wanted) in zip(streams, requests, strict=True)
+                )
+            )
             for stream, (_, answer, _) in zip(ended, requests, strict=True):
                 await stream.end()
                 assert stream.token_ids == answer
             # All of them began from the states that came over.
             assert two.leader._scheduler.cache.totals.hits["peer"] == count
+            while not one.leader.idle:
+                await asyncio.sleep(0.01)
+            await two.caller.idle(two.info)
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize(("tp", "to"), [(1, 1), (2, 1)])
+def test_the_next_worker_takes_what_is_computed_while_answers_go_on(tp: int, to: int) -> None:
+    async def run() -> None:
+        async with workers() as started:
+            kept = {"cache_states": 32, "slots": 16}
+            one, two = await asyncio.gather(
+                started.start(config(tp, **kept), "decode"), started.start(config(to, **kept), "decode")
+            )
+            requests = asked(0.0, 4)
+            streams = [started.whole(one, prompt, wanted) for prompt, _, wanted in requests]
+            for stream, (prompt, _, _) in zip(streams, requests, strict=True):
+                started.prompts[stream.request_id] = prompt
+                await stream.tokens(2)
+            one.leader.drain()
+            told = zip(streams, requests, strict=True)
+            ended = await asyncio.gather(*(moved(started, two, one, stream, asked[2]) for stream, asked in told))
+            for stream, (_, answer, _) in zip(ended, requests, strict=True):
+                await stream.end()
+                assert stream.token_ids == answer
+            assert started.copied
+            assert two.leader._scheduler.cache.totals.hits["peer"]
             while not one.leader.idle:
                 await asyncio.sleep(0.01)
             await two.caller.idle(two.info)

@@ -3,6 +3,7 @@
 import asyncio
 import random
 from functools import cache
+from pathlib import Path
 
 import pytest
 
@@ -11,7 +12,7 @@ from tests.workers.test_worker import GAP, config, greedy
 from wire.codec import CLUSTER
 from wire.digest import PageDigests
 from wire.handshake import call
-from wire.protocol import Abort, Hello, Prefix, Pull, PullRefused, Submit, WorkerInfo
+from wire.protocol import Abort, Hello, Mark, Pin, Prefix, Pull, PullRefused, Submit, WorkerInfo
 from wire.tls import connect
 from wire.tokens import TokenIds
 from workers.rank.engine import Engine
@@ -151,5 +152,37 @@ def test_pulled_from_the_host_memory_of_another_worker(tp: int, other: int) -> N
             for worker in started.all:
                 await worker.caller.idle(worker.info)
                 assert not list(worker.leader._scheduler.keeping.lending.leaving)
+
+    asyncio.run(run())
+
+
+def test_continued_from_the_disk_by_two_ranks_after_a_restart(tmp_path: Path) -> None:
+    async def run() -> None:
+        (first, answer), (second, expected), *_ = session()
+        begin, ids = len(first) + NEW - 1, (*first, *answer)
+        kept: dict[str, object] = {
+            "cache_states": 16, "cache_host_bytes": 1 << 28, "cache_disk_dir": str(tmp_path), "speculate": 3,
+            "cache_disk_bytes": 1 << 28,
+        }  # fmt: skip
+        async with workers() as started:
+            decode = await started.start(config(2, **kept), "decode")
+            stream = started.whole(decode, first, greedy(NEW))
+            await stream.end()
+            assert stream.token_ids == answer
+            pin = Pin("s", (Mark(begin, digest(ids, begin)),), 3600.0)
+            decode.caller.writer.write(CLUSTER.encode(pin))
+            while len(list(tmp_path.rglob("*.safetensors"))) < 2:
+                await asyncio.sleep(0.01)
+        async with workers() as started:
+            decode = await started.start(config(2, **kept), "decode")
+            doomed = [started.whole(decode, (*second, n + 2), greedy(NEW)) for n in range(3)]
+            stream = started.whole(decode, second, greedy(NEW))
+            for other in doomed:
+                decode.caller.send(Abort(other.request_id))
+            await stream.end()
+            assert stream.token_ids == expected
+            assert stream.cached[0] == begin
+            assert stream.cached[1] in ("disk", "device")
+            await decode.caller.idle(decode.info)
 
     asyncio.run(run())
