@@ -113,7 +113,8 @@ class Submit(Data, frozen=True):
     `min_tokens`, penalties and grammar, and outputs are numbered on from there. Only with neither source nor handoff.
     prefix: what the prefix cache may know of them. warm: the router only wants their state on the device, and ignores
     the token sampled after them. key: by which its client may come back through any router; b"" if it can't. body: a
-    digest of the client's request.
+    digest of the client's request. behind: its tenant has more at the routers than its share: its prompt is computed
+    after those of other tenants at the same priority.
     """
 
     request_id: str
@@ -127,6 +128,7 @@ class Submit(Data, frozen=True):
     warm: bool = False
     key: bytes = b""
     body: bytes = b""
+    behind: bool = False
 
 
 class Find(Data, frozen=True):
@@ -211,7 +213,8 @@ class Load(Data, frozen=True):
     prompt tokens that were not computed, and that were, since the worker's start; saved_s: seconds that computing the
     former would have taken. hits: prompts that began from a snapshot; misses: those of which tokens were computed, one
     count a reason, in the order of `Miss`. unreachable: other workers to which it can't connect now, so that no
-    snapshot can come from them. answering: of those that run, the sequences whose answers are computed here.
+    snapshot can come from them. answering: of those that run, the sequences whose answers are computed here. behind:
+    prompts here that were submitted so and are not computed yet.
     """
 
     queued: int
@@ -233,6 +236,7 @@ class Load(Data, frozen=True):
     saved_s: float = 0.0
     unreachable: tuple[str, ...] = ()
     answering: int = 0
+    behind: int = 0
 
 
 class KeptEvent(Data, frozen=True):

@@ -1,6 +1,7 @@
 """A fleet under a workload, one policy at a time."""
 
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 
@@ -66,6 +67,7 @@ class Simulation:
         self._deadline_s = deadline_s
         self.most_waiting = 0
         self._ends: dict[int, Callable[[], None]] = {}
+        self._behind: Counter[str] = Counter()  # by tenant, prompts under way that are behind
         self._plan: Plan | None = None
         self._looks_at = 0.0
         self._seed = seed
@@ -124,7 +126,20 @@ class Simulation:
 
     def _may_go(self, number: int) -> bool:
         self._plan = self._choose(number)
-        return roomy(self._plan) or self._overdue(number)
+        flight = self.flights[number]
+        flight.behind = self._backlogged(flight.ask.tenant)
+        return roomy(self._plan) or self._overdue(number) or self._precedes(flight)
+
+    def _backlogged(self, tenant: str) -> bool:
+        """Whether a tenant has more than its share, as routers see it."""
+        assert self._fair is not None
+        return self._fair.backlogged(0, tenant) or self._behind[tenant] > 0
+
+    def _precedes(self, flight: Flight) -> bool:
+        """Whether workers have a place for a request, and compute its prompt before others that they have."""
+        assert self._plan is not None
+        theirs = any(worker.state().load.behind for worker in self.workers.values())
+        return not self._plan.waits and not flight.behind and theirs
 
     def _overdue(self, number: int) -> bool:
         """Whether one whose turn it is can't be in time any more."""
@@ -140,6 +155,7 @@ class Simulation:
             assert self._plan is not None
             if self._overdue(number):
                 continue
+            self._behind[self.flights[number].ask.tenant] += self.flights[number].behind
             self._start(self.flights[number], self._plan, self._ends.pop(number))
         if self._fair and self._looks_at <= self.clock.now:
             self._looks_at = self.clock.now + _LOOK_S
@@ -168,11 +184,13 @@ class Simulation:
 
         def alone() -> None:
             flight.first = clock.now
+            self._behind[ask.tenant] -= flight.behind
             decode.decode(flight, ended)
             self._look()
 
         def handed_off() -> None:
             flight.first = clock.now
+            self._behind[ask.tenant] -= flight.behind
             computing.leave(ask.prompt)
             self._look()
             missing = ask.prompt - decode.kept.longest(ask)

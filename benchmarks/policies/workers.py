@@ -20,7 +20,7 @@ _CHUNK = 1024  # of a prompt in a decode worker's step
 class Flight:
     """A request under way: when it came, when its first token did, and when it was over; cached: of its prompt.
 
-    answered_by: the worker that decodes it.
+    answered_by: the worker that decodes it. behind: its tenant has more than its share: its prompt yields to others'.
     """
 
     ask: Ask
@@ -32,6 +32,7 @@ class Flight:
     work: float = 0.0
     suffix: int = 0
     answered_by: str = ""
+    behind: bool = False
 
 
 class Clock:
@@ -99,7 +100,7 @@ class SimulatedWorker:
         self.coming = 0  # tokens that it is to compute once they have a place and what is kept of them
         self._clock = clock
         self._slow = slow
-        self._prompts: deque[tuple[Flight, Callable[[], None]]] = deque()
+        self._prompts: list[tuple[Flight, Callable[[], None]]] = []  # in order; the first one is being computed
         self._decoding: list[tuple[float, int, Flight, Callable[[], None]]] = []  # by the step with which each ends
         self._waiting: deque[tuple[int, Callable[[], None]]] = deque()  # for a slot and so many pages
         self._order = itertools.count()
@@ -121,6 +122,7 @@ class SimulatedWorker:
             queued=len(self._waiting), queued_tokens=int(ahead), running=running, free_pages=max(0, self._pages),
             free_slots=self._slots, transferring=0, step_s=0.0, token_s=self._token_s(),
             kept=len(self.kept), decode_s=self._decode_s() if self._decoding else 0.0, answering=len(self._decoding),
+            behind=sum(f.behind for f, _ in self._prompts),
         )  # fmt: skip
         return WorkerState(self.info, load, unseen_work=self.coming)
 
@@ -158,7 +160,7 @@ class SimulatedWorker:
         flight.cached, flight.suffix = begin, flight.ask.prompt - begin
         flight.work = self.costs.work(begin, flight.ask.prompt)
         flight.computing_s = flight.work * self.costs.token_s * self._slow
-        self._prompts.append((flight, then))
+        self._prompts.insert(sum(f.behind <= flight.behind for f, _ in self._prompts), (flight, then))
         self._changed()
 
     def decode(self, flight: Flight, then: Callable[[], None]) -> None:
@@ -223,7 +225,7 @@ class SimulatedWorker:
         self._advance()
         self._version += 1
         if prompt:
-            flight, then = self._prompts.popleft()
+            flight, then = self._prompts.pop(0)
             flight.suffix, flight.work = 0, 0.0
             self.kept.keep(flight.ask, answer=False)
         else:

@@ -57,9 +57,12 @@ class Dispatcher:
         self._apart: deque[SequenceStream] = deque()  # sequences to be tried one at a time; the first one runs
         self._fair: FairQueue[SequenceStream] = FairQueue(max_waiting)
         self._next: Plan | NoPlan | None = None  # plan of the sequence whose turn it is
+        self._tenants: dict[SequenceStream, str] = {}  # of those that wait for their turn
         self._due: dict[SequenceStream, float] = {}  # deadlines of sequences that wait for their turn
         self._looking: asyncio.TimerHandle | None = None
         self._placed: set[SequenceStream] = set()  # sequences that have been given to workers
+        # Those among them whose tenant has more than its share, with their priority and tenant.
+        self._behind: dict[SequenceStream, tuple[int, str]] = {}
         self._priorities: Counter[int] = Counter()  # their priorities
         self._closed = False
         self._copies = Copies(self._name, table.fleet, table.link)
@@ -123,7 +126,9 @@ class Dispatcher:
         if job.deadline_s is not None:
             self._due[stream] = time.monotonic() + job.deadline_s
         self._fair.push(stream, job.priority, job.tenant, tokens)
-        if room:  # else nobody may go: those before it were looked at when figures last changed
+        self._tenants[stream] = job.tenant
+        # Else nobody may go: those before it were looked at when figures last changed.
+        if room or self._precedes(stream, plan):
             self._look()
 
     def _check_deadline(self, plan: Plan, job: Job) -> None:
@@ -155,6 +160,20 @@ class Dispatcher:
             return True
         return roomy(plan)
 
+    def _backlogged(self, stream: SequenceStream) -> bool:
+        """Whether a waiting sequence's tenant has more than its share.
+
+        More of its own waits than a turn's worth, or did so before prompts of it that are still to be computed.
+        """
+        lane = stream.priority, self._tenants[stream]
+        return self._fair.backlogged(*lane) or any(
+            at == lane and before.begun_with is None for before, at in self._behind.items()
+        )
+
+    def _precedes(self, stream: SequenceStream, plan: Plan) -> bool:
+        """Whether workers have a place for a sequence, and compute its prompt before others that they have."""
+        return not plan.waits and not self._backlogged(stream) and self._table.behind()
+
     def _look_soon(self) -> None:
         """Workers' figures have changed, so there may be room. Check once for all messages of this turn of the loop."""
         if self._fair and self._looking is None:
@@ -169,6 +188,7 @@ class Dispatcher:
             assert self._next is not None
             plan, self._next = self._next, None
             due = self._due.pop(stream, math.inf)
+            tenant = self._tenants.pop(stream)
             if stream.over:
                 continue
             left_s = due - time.monotonic()
@@ -178,12 +198,17 @@ class Dispatcher:
                 self._metrics.routed(plan.reason)
                 self._wait(stream)
             else:
+                if stream.behind:
+                    self._behind[stream] = stream.priority, tenant
                 self._start(stream, plan)
 
     def _may_go(self, stream: SequenceStream) -> bool:
         plan = self.plan(self._need(stream), stream.begun_with)
         self._next = plan
+        stream.behind = self._backlogged(stream)
         if stream.over or isinstance(plan, NoPlan) or self._has_room(plan, stream.priority):
+            return True
+        if self._precedes(stream, plan):
             return True
         return plan.first_token_s > self._due.get(stream, math.inf) - time.monotonic()
 
@@ -258,6 +283,8 @@ class Dispatcher:
             self._fair.discard(stream)
             self._copies.drop(stream)
             self._due.pop(stream, None)
+            self._tenants.pop(stream, None)
+            self._behind.pop(stream, None)
             if stream in self._placed:
                 self._placed.remove(stream)
                 self._priorities[stream.priority] -= 1

@@ -55,6 +55,11 @@ class FairQueue(Generic[T]):
         lane = self._lanes.get(priority, {}).get(tenant)
         return (len(lane.waiting) if lane is not None else 0) + more > self.most
 
+    def backlogged(self, priority: int, tenant: str) -> bool:
+        """Whether more waits in a lane behind its first item than a tenant may spend at one turn."""
+        lane = self._lanes.get(priority, {}).get(tenant)
+        return lane is not None and _tokens(lane) - lane.waiting[lane.head] > _QUANTUM
+
     def ahead(self, priority: int, tenant: str) -> int:
         """About how many tokens go before a tenant's next item: its own, and as many of each other waiting tenant."""
         sooner = [lane for p, lanes in self._lanes.items() if p < priority for lane in lanes.values()]

@@ -71,6 +71,7 @@ class SequenceStream:
         "_setbacks",
         "_submitted_at",
         "_tries",
+        "behind",
         "body",
         "choice",
         "copied",
@@ -105,6 +106,7 @@ class SequenceStream:
         self.over = False  # whether nothing more is to be computed
         # The worker that keeps its state for the next one, and the state's tokens.
         self.moved: tuple[PeerRef, int] | None = None
+        self.behind = False  # whether its tenant has more than its share
         self.prepared: str | None = None  # the worker that has taken its first tokens' state meanwhile
         self.copied: Mark | None = None  # the latest snapshot of it that another worker keeps
         self._owner = owner
@@ -171,7 +173,9 @@ class SequenceStream:
         if self._ids:
             ids = TokenIds(ids.packed + TokenIds.of(self._ids).packed)
         source = None
-        both = partial(Submit, request_id, ids, sampling, self.priority, key=self.key, body=self.body)
+        both = partial(
+            Submit, request_id, ids, sampling, self.priority, key=self.key, body=self.body, behind=self.behind
+        )
         if prefill is not None:
             info = prefill.info
             source = PeerRef(info.worker_id, info.host, info.port)

@@ -180,6 +180,10 @@ class WorkerTable:
         there = [link for link, tier in self._keepers(mark) if tier == "device"]
         return list(await asyncio.gather(*(link.park(mark) for link in there)))
 
+    def behind(self) -> bool:
+        """Whether a live worker has prompts of tenants that have more than their share, whichever router sent them."""
+        return any(link.live and link.load.behind for link in self._links.values())
+
     def live(self) -> dict[Role, int]:
         """The number of live workers of each pool."""
         count: dict[Role, int] = {"prefill": 0, "decode": 0}

@@ -91,16 +91,17 @@ def _tenant(name: str, rate: float, seed: int) -> Iterator[Session]:
         yield Session(at, [Ask(prompt, 2 + int(rng.expovariate(1 / 200)), (), tenant=name)])
 
 
-def test_a_flooding_tenant_leaves_the_other_its_time_to_first_token() -> None:
+@pytest.mark.parametrize(("workers", "seed"), [(4, 1), (4, 5), (8, 5)])
+def test_a_flooding_tenant_leaves_the_other_its_time_to_first_token(workers: int, seed: int) -> None:
     def p99_s(sessions: list[Session]) -> float:
-        setup = Setup(costs(0.03), prefills=8, decodes=8)
+        setup = Setup(costs(0.03), prefills=workers, decodes=workers)
         flights = Simulation(setup, POLICIES["default"], 0, FairQueue(1_000_000)).run(sessions)
         waits = sorted(f.first - f.arrived for f in flights if f.ask.tenant == "calm")
         return waits[int(0.99 * len(waits))]
 
-    calm = list(_tenant("calm", 20.0, 1))
+    calm = list(_tenant("calm", 2.5 * workers, seed))
     alone = p99_s(calm)
-    assert p99_s(calm + list(_tenant("flood", 300.0, 2))) <= 1.2 * alone
+    assert p99_s(calm + list(_tenant("flood", 37.5 * workers, seed + 1))) <= 1.2 * alone
 
 
 def test_an_overload_costs_no_goodput_and_leaves_nothing_behind() -> None:

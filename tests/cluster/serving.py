@@ -48,7 +48,7 @@ class Serving:
         self.family: list[psutil.Process] = []
 
     def wait_ready(self) -> None:
-        """Until /ready says yes; fails with what the process printed if it ends first."""
+        """Wait until /ready succeeds; fails with the process's output if it ends first."""
 
         def ready() -> bool:
             if self.process.poll() is not None:
@@ -91,7 +91,7 @@ class Serving:
         return found
 
     def live(self, role: str) -> list[dict[str, Any]]:
-        """Those that take requests: one that was killed stays listed for a while."""
+        """The workers that take requests; a killed worker stays listed for a while."""
         return [worker for worker in self.workers(role) if worker["state"] == "live"]
 
     def all_free(self) -> bool:
@@ -103,7 +103,7 @@ class Serving:
         )
 
     def end(self) -> None:
-        """Ctrl-C, and no process of it is left."""
+        """Send Ctrl-C, and check that none of its processes is left."""
         self.client.close()
         self.family += psutil.Process(self.process.pid).children(recursive=True)
         self.process.send_signal(signal.SIGINT)

@@ -1,4 +1,4 @@
-"""What the kernels' tests run on: a GPU where there is one, else Triton's interpreter on the CPU."""
+"""The device of kernel tests: a GPU if there is one, else Triton's interpreter on the CPU."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +25,7 @@ _TOLERANCES = {
 
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Memory that `torch.empty` gives holds what would spoil every result that is computed from it."""
+    """Fill the memory that `torch.empty` returns with values that spoil every result computed from it."""
     empty = torch.empty
 
     def filled(*args: Any, **kwargs: Any) -> Tensor:
@@ -40,7 +40,7 @@ def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def device() -> torch.device:
-    """Where the tested tensors lie."""
+    """The device of the tested tensors."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 

@@ -19,14 +19,14 @@ OVER = ("completed", "failed", "expired", "cancelled")
 
 
 def line(name: str, endpoint: str = CHAT, **fields: Any) -> str:
-    """A line of an input. Its prompt is its name, so that workers can be asked what came to them."""
+    """A line of an input. Its prompt is its name, so that a test can find it at the workers."""
     text = {"messages": [{"role": "user", "content": name}]} if endpoint == CHAT else {"prompt": name}
     body = {"model": "tiny", "max_tokens": 3, "temperature": 0, **text, **fields}
     return json.dumps({"custom_id": name, "method": "POST", "url": endpoint, "body": body})
 
 
 def lines(count: int, endpoint: str = CHAT, **fields: Any) -> str:
-    """An input of so many."""
+    """An input of so many lines."""
     return "".join(line(f"r{i}", endpoint, **fields) + "\n" for i in range(count))
 
 
@@ -38,18 +38,18 @@ class Desk:
     sdk: openai.AsyncOpenAI
 
     async def upload(self, text: str) -> str:
-        """An input file's id."""
+        """Upload an input file; returns its id."""
         return (await self.sdk.files.create(file=("in.jsonl", text.encode()), purpose="batch")).id
 
     async def begin(self, text: str, endpoint: Any = CHAT, **options: Any) -> Batch:
-        """A batch of these lines."""
+        """Create a batch of these lines."""
         file_id = await self.upload(text)
         return await self.sdk.batches.create(
             input_file_id=file_id, endpoint=endpoint, completion_window="24h", **options
         )
 
     async def until(self, batch_id: str, met: Callable[[Batch], bool]) -> Batch:
-        """The batch once that is so."""
+        """Wait until the condition holds, and return the batch."""
         while True:
             batch = await self.sdk.batches.retrieve(batch_id)
             if met(batch):
@@ -57,7 +57,7 @@ class Desk:
             assert batch.status not in OVER, f"{batch.status} already: {batch.errors}"
 
     async def end(self, batch_id: str) -> Batch:
-        """The batch once it is over."""
+        """Wait until the batch is over, and return it."""
         return await self.until(batch_id, lambda batch: batch.status in OVER)
 
     async def read(self, file_id: str | None) -> list[dict[str, Any]]:
@@ -68,7 +68,7 @@ class Desk:
         return [json.loads(text) for text in content.text.splitlines()]
 
     def asked(self, worker_id: str = "d0") -> list[str]:
-        """Prompts that came to a worker."""
+        """The prompts that a worker received."""
         decode = self.stage.gateway.tokenizer.decode
         prompts = [decode(request.token_ids) for request in self.stage[worker_id].received]
         return [prompt.removeprefix("<user>").removesuffix("<assistant>") for prompt in prompts]
@@ -78,7 +78,7 @@ class Desk:
 async def desk(
     checkpoint: Path, folder: Path, workers: list[FakeWorker] | None = None, key: str = "-", **options: Any
 ) -> AsyncIterator[Desk]:
-    """A served pair, or other workers, that keeps its things in the folder."""
+    """A served router with a pair of workers, or with other workers, and with this data folder."""
     stage: Stage
     async with served(checkpoint, workers or pair(), data_dir=str(folder), **options) as stage:
         http = httpx.AsyncClient(verify=False, timeout=20)

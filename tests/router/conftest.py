@@ -33,7 +33,7 @@ TEMPLATE = (
 
 
 def write_checkpoint(folder: Path) -> Path:
-    """A folder as the router reads it. Byte-level; id N is the byte N of GPT-2's alphabet's order, 1 is the end."""
+    """Write a checkpoint folder for a router: a byte-level tokenizer in GPT-2's order, whose id 1 is the end token."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokens = [*alphabet[: VOCAB - 2]]
     vocab = {"<unk>": 0, "<|end|>": 1} | {t: i + 2 for i, t in enumerate(tokens)}
@@ -69,11 +69,11 @@ class Stage:
         return self.workers[worker_id]
 
     def client(self, **kwargs: Any) -> httpx.AsyncClient:
-        """Its HTTP client."""
+        """An HTTP client of the stage."""
         return httpx.AsyncClient(base_url=self.url, timeout=60, verify=False, **kwargs)
 
     async def until(self, met: Callable[[], bool]) -> None:
-        """Poll for what no message brings about."""
+        """Poll until a condition holds that no message reports."""
         async with asyncio.timeout(60):
             while not met():
                 await asyncio.sleep(0.002)
@@ -122,7 +122,7 @@ class LoopThread:
         self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
-        """The result of a coroutine over there."""
+        """Run a coroutine on the loop and return its result."""
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(120)
 
     def close(self) -> None:

@@ -1,6 +1,6 @@
-"""A worker that costs nothing: speaks the protocol over TCP and makes up its tokens.
+"""A fake worker, which speaks the protocol over TCP and makes up its tokens.
 
-Run as a program it serves until its stdin closes and prints its port, for benchmarks.
+As a program, for benchmarks, it prints its port and serves until its stdin closes.
 """
 
 import argparse
@@ -60,7 +60,7 @@ def counting(request: Request) -> Answer:
 
 
 def logprob_of(token_id: int, top: int) -> TokenLogprob:
-    """Any figures will do, but the same ones for the same token."""
+    """A made-up log-probability, which is always the same for the same token."""
     ids = tuple((token_id + i) % VOCAB for i in range(top))
     return TokenLogprob(token_id, -token_id / 100, ids, tuple(-(token_id + i) / 100 for i in range(top)))
 
@@ -184,7 +184,7 @@ class FakeWorker:
         self._wake.set()
 
     def announce(self) -> None:
-        """Tell what is kept of all that runs; each is given up once its router asks for that."""
+        """Announce the kept states of all running requests; each request is given up when its router asks for that."""
         for request_id, running in self.running.items():
             tokens = len(running.request.token_ids) - running.request.generated + running.at
             running.client.outbox.append(SeqOutput(request_id, running.at, kept_tokens=tokens - 1, leaving=True))
@@ -197,12 +197,12 @@ class FakeWorker:
         self.ended.set()
 
     def load(self) -> Load:
-        """As if nothing ever queued and a sequence held one page."""
+        """The load, as if nothing ever queued and each sequence held one page."""
         busy = len(self.running)
         return Load(0, 0, busy, self.info.pages - busy, self.info.slots - busy, 0, 0.001)
 
     async def until(self, met: Callable[[], bool]) -> None:
-        """Wait for what messages bring about."""
+        """Wait until a condition holds that messages bring about."""
         async with asyncio.timeout(60):
             while not met():
                 self.arrived.clear()
@@ -305,7 +305,7 @@ class FakeWorker:
             client.outbox.append(SeqOutput(request_id, len(tokens), finish="error", error="it ended", retry=True))
 
     def put(self, position: int, digest: bytes, tier: Tier | None) -> None:
-        """A snapshot lies here from now on; None: nowhere."""
+        """Keep a snapshot in this tier from now on; None drops it."""
         if tier is None:
             del self.tiers[digest]
         else:
@@ -314,7 +314,7 @@ class FakeWorker:
             client.kept.append(KeptEvent(position, digest, tier))
 
     def _keep(self, request: Request, said: list[int]) -> None:
-        """As workers do: the state at the prompt's end, and at the answer's."""
+        """Keep states as workers do: at the end of the prompt and of the answer."""
         digests = PageDigests(self.info.page_size, request.prefix.scope)
         ids = [*request.token_ids, *said]
         digests.extend(ids)

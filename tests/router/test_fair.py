@@ -74,3 +74,14 @@ def test_what_is_ahead_is_one_s_own_and_as_much_of_others() -> None:
     assert queue.ahead(0, "calm") == 16_384
     assert queue.ahead(-1, "calm") == 0
     assert queue.ahead(1, "calm") == 100_000
+
+
+def test_a_lane_is_backlogged_where_more_than_a_turn_waits_behind_its_first() -> None:
+    queue: FairQueue[str] = FairQueue(10)
+    assert not queue.backlogged(0, "t")
+    for name, tokens in (("long", 100_000), ("a", 16_000), ("b", 384)):
+        queue.push(name, 0, "t", tokens)
+        assert not queue.backlogged(0, "t")
+    queue.push("c", 0, "t", 1)
+    assert queue.backlogged(0, "t")
+    assert not queue.backlogged(1, "t")

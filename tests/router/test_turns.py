@@ -78,6 +78,28 @@ def test_a_lane_is_bounded_and_a_client_that_leaves_gives_up_its_turn(checkpoint
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("behind", [0, 2])
+def test_prompts_of_tenants_with_more_than_their_share_are_not_waited_for(checkpoint: Path, behind: int) -> None:
+    async def body() -> None:
+        async with one_place(checkpoint) as stage, stage.client() as client:
+            idle = stage["d0"].load
+
+            def far_behind() -> Load:
+                return structs.replace(idle(), queued_tokens=2000, token_s=0.01, behind=behind)
+
+            stage["d0"].load = far_behind  # type: ignore[method-assign]
+            await stage.until(lambda: stage.gateway.table.link("d0").load.queued_tokens > 0)
+            asked = ask(client)
+            if behind:
+                assert (await asked).status_code == 200
+            else:
+                await stage.until(lambda: stage.gateway.waiting == 1)
+                assert not stage["d0"].received
+                asked.cancel()
+
+    asyncio.run(body())
+
+
 def test_what_would_come_too_late_is_refused_at_once(checkpoint: Path) -> None:
     async def body() -> None:
         async with one_place(checkpoint) as stage, stage.client() as client:

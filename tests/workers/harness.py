@@ -45,7 +45,7 @@ _ONE_TOKEN = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
 
 @functools.cache
 def forks() -> ForkServer:
-    """One for all workers of this process's tests; it ends with the process."""
+    """The fork server for all workers of this process's tests; it ends with the process."""
     return ForkServer(Path(tempfile.mkdtemp(prefix="ling-")))
 
 
@@ -53,7 +53,7 @@ Launcher = Callable[[WorkerConfig, str], Launch]
 
 
 def process_launcher(config: WorkerConfig, worker_id: str) -> Launch:
-    """Ranks as processes."""
+    """A launcher that starts ranks as processes."""
     return fork_launcher(config, worker_id, forks().address)
 
 
@@ -88,7 +88,7 @@ class Stream:
 
     @property
     def cached(self) -> tuple[int, str | None]:
-        """Prompt tokens that were not computed, and where their snapshot was."""
+        """The prompt tokens that were not computed, and the place of their snapshot."""
         return next(((o.cached_tokens, o.cached_from) for o in self.outputs if o.cached_tokens), (0, None))
 
     @property
@@ -98,7 +98,7 @@ class Stream:
 
     @property
     def logprobs(self) -> tuple[float, ...]:
-        """The tokens' log-probabilities, where they were asked for."""
+        """The tokens' log-probabilities, if they were asked for."""
         return tuple(p.logprob for o in sorted(self.outputs, key=lambda o: o.offset) for p in o.logprobs)
 
 
@@ -203,7 +203,7 @@ class Workers:
         live: Sequence[WorkerInfo] | None = None,
         launcher: Launcher | None = None,
     ) -> Worker:
-        """A worker; those started before it, or `live`, may lend it their weights. launcher: starts its ranks."""
+        """Start a worker, to which earlier ones, or `live`, may lend their weights. launcher: starts its ranks."""
         worker_id = f"{role}-{next(_ids)}"
 
         def make(config: WorkerConfig) -> tuple[Leader, Launch]:
@@ -225,7 +225,7 @@ class Workers:
         sampling: SamplingParams,
         prefix: Prefix = Prefix(),  # noqa: B008 # frozen
     ) -> Stream:
-        """A request over two workers."""
+        """Send a request to two workers."""
         stream = self._new(decode)
         own = structs.replace(prefix, kept_tokens=0, source=None)
         decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, 0, prefill.ref, prefix=own))
@@ -240,7 +240,7 @@ class Workers:
         prefix: Prefix = Prefix(),  # noqa: B008 # frozen
         priority: int = 0,
     ) -> Stream:
-        """A request on one worker."""
+        """Send a request to one worker."""
         stream = self._new(decode)
         decode.caller.send(Submit(stream.request_id, TokenIds.of(prompt), sampling, priority, prefix=prefix))
         return stream
@@ -253,7 +253,7 @@ class Workers:
         sampling: SamplingParams,
         prefix: Prefix = Prefix(),  # noqa: B008 # frozen
     ) -> Stream:
-        """A request that has got some tokens elsewhere."""
+        """Send a request that has got some tokens from another worker."""
         stream = self._new(decode)
         ids = TokenIds.of((*prompt, *had))
         decode.caller.send(Submit(stream.request_id, ids, sampling, generated=len(had), prefix=prefix))
@@ -290,7 +290,7 @@ class Workers:
 
 @asynccontextmanager
 async def workers() -> AsyncIterator[Workers]:
-    """Workers that end with the block."""
+    """Workers that are ended with the block."""
     started = Workers()
     try:
         yield started

@@ -420,3 +420,21 @@ def test_exports_wait_for_memory_on_the_ranks_and_then_go_on_to_their_end() -> N
     plan, _ = step(scheduler)
     assert [(e.request_id, e.start, e.stop, e.last) for e in plan.exports] == [("b", 0, 8, True)]
     assert not scheduler.sequences["b"].pages
+
+
+def test_prompts_of_a_tenant_with_more_than_its_share_yield_in_the_middle_and_keep_their_places() -> None:
+    scheduler = Scheduler(LIMITS)
+    first, second, other = seq("first", 14), seq("second", 6), seq("other", 8)
+    first.behind = second.behind = True
+    scheduler.add(first)
+    scheduler.add(second)
+    step(scheduler)
+    assert (first.computed, scheduler.load.behind) == (6, 2)
+    scheduler.add(other)
+    step(scheduler)
+    assert (first.computed, other.computed, second.state) == (6, 6, State.QUEUED)
+    step(scheduler)
+    assert (first.computed, other.computed, second.state) == (10, 8, State.QUEUED)
+    step(scheduler)
+    assert (first.computed, other.generated, second.computed) == (14, 2, 1)
+    assert (scheduler.preempted, scheduler.load.behind) == (0, 1)

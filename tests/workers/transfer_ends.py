@@ -1,4 +1,4 @@
-"""What transfer tests share: an end with its notifications, random snapshots, and a peer in a process of its own."""
+"""Helpers of transfer tests: an end with its notifications, random snapshots, and a peer in a process of its own."""
 
 import multiprocessing
 import threading
@@ -47,21 +47,21 @@ class End:
             self._changed.notify_all()
 
     def wait(self, wanted: Callable[[Event], bool], seconds: float = WAIT_S) -> Event:
-        """The first notification, past or to come, that is wanted."""
+        """Wait for the first past or future notification that `wanted` accepts."""
         with self._changed:
             assert self._changed.wait_for(lambda: any(map(wanted, self.events)), seconds), self.events
             return next(filter(wanted, self.events))
 
     def wait_sent(self, request_id: str) -> None:
-        """Until that snapshot is wholly sent."""
+        """Wait until a snapshot is sent completely."""
         self.wait(lambda e: isinstance(e, Sent) and e.request_id == request_id)
 
     def wait_received(self, request_id: str) -> None:
-        """Until that snapshot has wholly come."""
+        """Wait until a snapshot has arrived completely."""
         self.wait(lambda e: isinstance(e, Received) and e.request_id == request_id)
 
     def wait_lost(self, seconds: float = WAIT_S) -> LinkLost:
-        """The first LinkLost."""
+        """Wait for the first LinkLost."""
         event = self.wait(lambda e: isinstance(e, LinkLost), seconds)
         assert isinstance(event, LinkLost)
         return event

@@ -19,6 +19,7 @@ def sequence_of(message: Submit, now: float) -> Sequence:
         prompt_tokens=len(message.token_ids) - message.generated,
         sampling=message.sampling,
         priority=message.priority,
+        behind=message.behind,
         order=0,
         handoff=message.handoff,
         source=Source(source.worker_id, position, kept) if source else None,

@@ -33,8 +33,8 @@ from workers.schedule.sequence import Sequence, State
 from workers.schedule.step import Ahead, Discard, Install, Row, StepResult
 
 
-def _queue_key(seq: Sequence) -> tuple[int, int]:
-    return seq.priority, seq.order
+def _queue_key(seq: Sequence) -> tuple[int, bool, int]:
+    return seq.priority, seq.behind, seq.order
 
 
 class Scheduler:
@@ -312,9 +312,13 @@ class Scheduler:
         drafts = 0 if going else self.drafting.each(self._active, step.budget)
         admitting = True
         for priority in sorted({s.priority for s in self.sequences.values()}):
-            self._continue(priority, step, drafts, now)
+            later = self._continue(priority, step, drafts, now)
             # If there is no room for one, those after it wait too, so that a long prompt is not overtaken for ever.
-            admitting = admitting and self._admit(priority, step, now)
+            admitting = admitting and self._admit(priority, step, now, behind=False)
+            for seq in later:
+                if step.budget and seq.state is State.RUNNING:
+                    step.compute(seq)
+            admitting = admitting and self._admit(priority, step, now, behind=True)
         self._export_held(step)
         self.keeping.keep_arrived(self._installs, self.sequences, step, now)
         in_flight = step.plan(
@@ -394,6 +398,7 @@ class Scheduler:
             decode_s=self._decode_s,
             decode_rows=self._decode_rows,
             answering=sum(not s.handoff for s in self._active),
+            behind=sum(s.behind for s in self._queue) + sum(s.behind and s.pending > 1 for s in self._active),
             hits=sum(self.cache.totals.hits.values()),
             misses=tuple(self.cache.totals.misses.values()),
             tiers=tuple(self.cache.held.values()),
@@ -439,10 +444,13 @@ class Scheduler:
             self._installs = kept
             self._discards.append(Discard(seq.request_id))
 
-    def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> None:
-        """Add rows for the running sequences of a priority, with so many drafts if a sequence can take them."""
+    def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> list[Sequence]:
+        """Add rows for the running sequences of a priority, with so many drafts if a sequence can take them.
+
+        Returns those whose prompts are computed after what is yet to be admitted.
+        """
         if self._going and len(self._going.busy) == len(self._active):
-            return
+            return []
         single: list[Sequence] = []
         several: list[Sequence] = []
         for seq in self._active:
@@ -458,16 +466,18 @@ class Scheduler:
                         seq.told = seq.computed
                 step.compute(seq, self.drafting.fitting(seq, drafts) if drafts else 0)
         for seq in several:
-            if step.budget and seq.state is State.RUNNING:
+            if step.budget and not seq.behind and seq.state is State.RUNNING:
                 step.compute(seq)
+        return [seq for seq in several if seq.behind]
 
-    def _admit(self, priority: int, step: StepBuilder, now: float) -> bool:
+    def _admit(self, priority: int, step: StepBuilder, now: float, *, behind: bool) -> bool:
         """Admit the waiting sequences of a priority.
 
-        False if one found no places, so that worse priorities get none meanwhile.
+        behind: those whose tenants have more than their share, or the others. False if one found no places, so that
+        worse priorities get none meanwhile.
         """
         all_placed = True
-        for seq in [s for s in self._queue if s.priority == priority]:
+        for seq in [s for s in self._queue if s.priority == priority and s.behind == behind]:
             if seq.source is not None or seq.state is State.DISPLACED:
                 if seq.state is State.QUEUED and (self._window_full(priority) or self._staging_full(seq.coming)):
                     continue

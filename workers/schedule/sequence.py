@@ -56,6 +56,8 @@ class Sequence:
     host memory or disk; fetched_from: which of the two. have: latents that need not come with a snapshot, as they are
     on the device. begun: its first tokens are being computed; begin: prompt tokens that came from a snapshot, from
     `origin`; missed: why the others did not.
+    leave_by: when it is given up to another worker at the latest; None while its worker is not to end.
+    behind: at its priority it comes after those that are not.
     """
 
     request_id: str
@@ -67,6 +69,7 @@ class Sequence:
     handoff: bool
     source: Source | None
     arrived: float
+    behind: bool = False
     scope: str = ""
     warm: bool = False
     boundaries: tuple[int, ...] = ()

@@ -74,7 +74,7 @@ class Worker:
             Sequence(
                 request_id=name, tokens=list(ids), prompt_tokens=len(ids),
                 sampling=SamplingParams(max_tokens=new, seed=0, stop_token_ids=STOPS if self.ahead else ()),
-                priority=priority, order=0, handoff=handoff,
+                priority=priority, behind=self.made % 3 == 0, order=0, handoff=handoff,
                 source=source, arrived=0.0, boundaries=boundaries, scope=scope,
                 foreign=foreign, rewritten=rewritten,
             )
@@ -121,7 +121,7 @@ class Worker:
             self.ended[output.request_id] = output.finish
 
     def finish(self, now: float = 0.0) -> None:
-        """All that is here comes to its end."""
+        """Run all sequences to their ends."""
         for _ in range(500):
             self.arrive(now)
             if self.step(now).empty and not self.scheduler.sequences:
@@ -129,7 +129,7 @@ class Worker:
         raise AssertionError("sequences never end")
 
     def arrive(self, now: float = 0.0) -> None:
-        """What is on its way has come, from host memory and from peers."""
+        """Let the snapshots on their way from host memory and peers arrive."""
         for seq in [s for s in self.scheduler.sequences.values() if s.state in (State.PULLING, State.DISPLACED)]:
             if seq.source is not None:
                 ids, position = tuple(seq.tokens), seq.source.position
@@ -523,7 +523,7 @@ class Life:
             self.add(ids, self.rng.random() < 0.5, source=source)
 
     def gone(self) -> None:
-        """What a peer was said to keep does not come."""
+        """A snapshot that a peer should keep does not come."""
         seq = self.worker.scheduler.sequences.get(self.one())
         if seq is not None and seq.source is not None and seq.source.kept:
             self.worker.memory.pulled.pop(seq.request_id, None)
@@ -587,7 +587,7 @@ class Life:
             self.worker.scheduler.not_coming(name, damaged=True)
 
     def lent_out(self) -> None:
-        """A copy has wholly left."""
+        """A copy was sent completely."""
         if self.lent:
             self.worker.scheduler.keeping.lending.ended(self.rng.choice(self.lent))
 
