@@ -283,7 +283,8 @@ class SequenceStream:
             error = ApiError(
                 422,
                 f"the request is quarantined: {deaths} workers in a row ended while they computed it, with no token "
-                f"between; it is not tried again (the last: {error.message})",
+                f"between; it is not tried again (the last: {error.message}); `ling snapshot save --request ID FILE`, "
+                "with the x-request-id of this answer, saves it for a look at it",
                 code="request_quarantined",
             )
         self.abandon(error)

@@ -225,6 +225,7 @@ def test_a_request_that_ends_two_workers_is_quarantined(checkpoint: Path) -> Non
             # No status that clients would try again by themselves.
             assert (answer.status_code, answer.json()["error"]["code"]) == (422, "request_quarantined")
             assert "2 workers in a row ended" in answer.json()["error"]["message"]
+            assert "`ling snapshot save --request ID FILE`" in answer.json()["error"]["message"]
             (left,) = {"d0", "d1", "d2"} - set(died)
             assert stage[left].received == []
             stage[left].gate.set()
