@@ -369,7 +369,7 @@ def test_another_router_goes_on_with_what_a_dead_one_ran(
             two.client() as http,
         ):
             await two.gateway.update_workers(one.listed)
-            await two.until(lambda: sum(two.gateway.table.live().values()) == 2)
+            await two.until(lambda: two.gateway.unready() is None)
             worker = one["d0"]
             stop_at(worker, 12, worker.answer)
             before: list[Any] = []

@@ -65,7 +65,7 @@ class Takeover:
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(_LOOK_S)
-            if not self._store.begun or self._gateway.unready() is not None:
+            if self._gateway.unready() is not None or not self._store.begun:
                 continue
             try:
                 for lapsed in await self._store.claim(_AT_ONCE):
