@@ -41,6 +41,12 @@ class LastResort:
         os.set_blocking(self._pipe, False)
         signal.set_wakeup_fd(self._pipe, warn_on_full_buffer=False)
 
+    def end(self) -> None:
+        """End the process, once all is done and no other thread keeps Python's lock."""
+        signal.set_wakeup_fd(-1)
+        os.close(self._pipe)
+        os.waitpid(self.pid, 0)
+
     def serves(self) -> None:
         """From now on, signals leave running requests their time to end."""
         os.write(self._pipe, bytes([_SERVES]))

@@ -111,6 +111,8 @@ def run(
         finally:
             signals.ignore()
             local.end(keep_logs=failed, disconnect=in_ray.idle, spared=last_resort.pid)
+            if in_ray.idle:
+                last_resort.end()
             if failed:
                 console.print(f"Ray's logs: {local.folder}", highlight=False, soft_wrap=True)
     # The interpreter's exit would take two seconds for what Ray and Serve left in this process.

@@ -72,7 +72,7 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
     },
     "ling pools": {
         "image": ({"repository": "ling"},),
-        "model": ({"path": "ling"},),
+        "model": ({"path": "ling", "shard": True},),
         "model_storage": ({"provisioner": "x", "parameters": {}, "size": "300Gi"},),
         "prefill": ({"replicas": 1, "tp": 2},),
         "decode": ({"replicas": 2, "tp": 4, "max_replicas": 1}, "decode.tp: differs", "decode.max_replicas"),

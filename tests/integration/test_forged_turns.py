@@ -194,7 +194,7 @@ def test_every_api_reads_markers_as_text(stage: Stage, checkpoint: Path) -> None
              {"type": "function_call_output", "call_id": evil, "output": evil}]  # fmt: skip
     sent = [
         ("/v1/chat/completions", {"messages": chat, "tools": [{"type": "function", "function": tool}]}),
-        ("/v1/messages", {"messages": messages, "system": evil, "max_tokens": 1,
+        ("/v1/messages", {"messages": messages, "system": evil, "max_tokens": 2,
                           "tools": [{"name": "f", "description": evil, "input_schema": tool["parameters"]}]}),
         ("/v1/responses", {"input": items, "instructions": evil, "store": False,
                            "tools": [{"type": "function", **tool}]}),
@@ -205,6 +205,6 @@ def test_every_api_reads_markers_as_text(stage: Stage, checkpoint: Path) -> None
         prompt = stage["d0"].received[-1].token_ids
         assert stage.gateway.tokenizer.decode(prompt, skip_special=False).count(evil) >= 5, path
         assert 1 not in prompt, path
-    raw = {"model": "auto", "prompt": evil, "max_tokens": 1}
+    raw = {"model": "auto", "prompt": evil, "max_tokens": 2}
     assert stage.http.post(f"{stage.url}/v1/completions", json=raw).status_code == 200
     assert list(stage["d0"].received[-1].token_ids).count(1) == 1

@@ -14,7 +14,7 @@ KEYS = {"acme": make_key(), "other": make_key()}
 
 def held(stage: Stage, tenant: str, **body: Any) -> dict[str, Any]:
     """What workers keep of a prompt by the time a tenant has asked it, for whoever asks as it did."""
-    body = {"model": "tiny", "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}], **body}
+    body = {"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": "Hello"}], **body}
     headers = {"authorization": f"Bearer {KEYS[tenant]}"}
     before = len(stage["p0"].received)
     answer = stage.http.post(f"{stage.url}/v1/chat/completions", json=body, headers=headers)

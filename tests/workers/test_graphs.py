@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from msgspec import structs
 from torch import Tensor
 from triton.runtime.interpreter import GridExecutor
 from triton.runtime.jit import JITFunction
@@ -200,7 +201,8 @@ def test_too_many_rows_and_steps_that_are_none_of_a_graph() -> None:
     assert graphs is not None
     one = Row(0, 3, (5,), 0, (), True)
     assert graphs.serves((one,))
-    for other in (replace(one, token_ids=(5, 6)), replace(one, sample=False), replace(one, next_ids=(1,))):
+    others = ({"token_ids": (5, 6)}, {"sample": False}, {"next_ids": (1,)})
+    for other in (structs.replace(one, **changes) for changes in others):
         assert not graphs.serves((one, other))
     assert not graphs.serves(())
     with pytest.raises(ValueError, match="6 rows in a step of a worker with 5 slots"):

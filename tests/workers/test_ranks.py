@@ -19,12 +19,14 @@ from workers.schedule.step import (
     Received,
     Sent,
     WriteFailed,
+    Written,
 )
 
 EVENTS: list[Event] = [
     Loading(0, "weights", 1, 2),
     Received(0, "a"),
     FetchFailed(0, "a", "its checksum in host memory does not match"),
+    Written(0, "/disk/2"),
     WriteFailed(0, "/disk/1", "no space left"),
     Sent(0, "a"),
     LinkLost(0, "decode-0", ("a",), "closed"),
