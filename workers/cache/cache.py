@@ -205,6 +205,11 @@ class PrefixCache:
         self._parking.append(kept)
         return None
 
+    def unpark(self, kept: Kept) -> None:
+        """Leave a snapshot on the device that was to move off it: a sequence begins from it after all."""
+        if kept in self._parking:
+            self._parking.remove(kept)
+
     # Evicting
 
     def make_pages(self, count: int, now: float) -> bool:
@@ -246,7 +251,7 @@ class PrefixCache:
         parking, self._parking = self._parking, []
         for kept in parking:
             if kept.slot >= 0 and kept in self.host:
-                if kept.pins:  # a sequence of this plan continues from it
+                if kept.pins:  # this plan reads it
                     self._parking.append(kept)
                 else:
                     self._leave_device(kept)

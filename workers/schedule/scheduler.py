@@ -523,6 +523,7 @@ class Scheduler:
         if kept is not None:
             kept.used = now
             kept.uses += 1
+            self.cache.unpark(kept)
         if kept is not None and fetched:
             seq.fetching, seq.fetched_from = kept, "host" if kept in self.cache.host else "disk"
             kept.pins += 1

@@ -108,6 +108,17 @@ def test_what_is_parked_leaves_its_places_and_comes_back() -> None:
     assert turn(worker, [*ids, *answer, 50])[1] == (12, "host")
 
 
+def test_what_is_parked_stays_where_a_sequence_begins_from_it_before_it_has_left() -> None:
+    worker = Worker(limits(states=9, host_bytes=10_000))
+    ids = list(range(10))
+    answer, _ = turn(worker, ids)
+    kept = next(k for k in worker.scheduler.cache.index if k.position == 12)
+    assert worker.scheduler.park(Mark(kept.position, kept.digest), 0.0) is None
+    assert turn(worker, [*ids, *answer, 50])[1] == (12, "device")
+    worker.step()
+    assert worker.scheduler.cache.tier(kept) == "device"
+
+
 def test_parking_without_a_lower_tier_says_what_to_set() -> None:
     worker = Worker(limits(states=3))
     turn(worker, list(range(10)))
