@@ -53,9 +53,10 @@ async def streams(at: Serving, count: int, live: int) -> None:
 
 
 def test_a_decode_pool_grows_and_shrinks_and_no_stream_fails() -> None:
-    """Six streams are more than half of eight slots; three are few enough for one worker, that takes over the rest."""
+    """Six streams are more than half of eight slots; three are few enough for one worker. The other may have some of
+    them when it ends, which go on.
+    """
     with serving("--tp", "1", "--slots", "8", *(word for s in SETTINGS for word in ("--set", s))) as at:
         asyncio.run(streams(at, 6, live=2))
         asyncio.run(streams(at, 3, live=1))
-        assert 'ling_resumed_total{cause="moved"} 0.0' not in at.client.get("/metrics").text
         at.until(at.all_free)

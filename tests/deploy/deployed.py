@@ -53,6 +53,12 @@ class Deployed:
         live = [(worker["id"], worker["pid"]) for worker in workers if worker["state"] == "live"]
         return live[0] if live else None
 
+    def live_decode_worker(self) -> tuple[str, int]:
+        """The same, once there is one: a router drops a worker that a busy machine kept silent, until it speaks."""
+        self.nodes.until(lambda: self.decode_worker() is not None, 60)
+        found = self.decode_worker()
+        return found if found is not None else self.live_decode_worker()
+
     def serve_is_running(self) -> bool:
         """What `serve status` says, which asks Serve's controller by way of the GCS."""
         return "RUNNING" in self.nodes.run("serve", "status")

@@ -27,7 +27,7 @@ def test_the_chart_s_head_comes_back_with_what_redis_knows(tmp_path: Path) -> No
             nodes.start_head({}, own)
             nodes.start_worker(WORKERS, {"router": 1, "prefill": 1, "decode": 1})
             cluster = deploy(nodes)
-            before, load = cluster.decode_worker(), Load(cluster.url)
+            before, load = cluster.live_decode_worker(), Load(cluster.url)
             with load.running():
                 nodes.kill_gcs()
                 nodes.wait_for_the_head_s_end()
@@ -36,4 +36,4 @@ def test_the_chart_s_head_comes_back_with_what_redis_knows(tmp_path: Path) -> No
                 nodes.start_head({}, own)
                 nodes.until(cluster.serve_is_running, 60)
             assert load.problems == []
-            assert cluster.decode_worker() == before
+            assert cluster.live_decode_worker() == before

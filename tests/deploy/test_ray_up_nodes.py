@@ -98,7 +98,7 @@ def test_a_node_s_health_is_told_without_the_token_as_the_chart_s_probes_ask(dep
 
 
 def test_a_gcs_that_dies_under_load_comes_back_and_no_stream_breaks(deployed: Deployed) -> None:
-    before, load = deployed.decode_worker(), Load(deployed.url)
+    before, load = deployed.live_decode_worker(), Load(deployed.url)
     assert before is not None
     with load.running():
         deployed.nodes.kill_gcs()
@@ -106,7 +106,7 @@ def test_a_gcs_that_dies_under_load_comes_back_and_no_stream_breaks(deployed: De
         answered = load.answered
         deployed.nodes.until(lambda: load.answered >= answered + 6, 60)
     assert load.problems == []
-    assert deployed.decode_worker() == before
+    assert deployed.live_decode_worker() == before
     # Ray still starts anew what ends.
     psutil.Process(before[1]).kill()
     deployed.nodes.until(lambda: deployed.decode_worker() not in (None, before), 120)
@@ -115,14 +115,14 @@ def test_a_gcs_that_dies_under_load_comes_back_and_no_stream_breaks(deployed: De
 def test_serve_s_controller_dies_under_load_and_no_stream_breaks(deployed: Deployed) -> None:
     """Its successor knows the application again, and starts anew what ends."""
     (controller,) = [p for p in deployed.nodes.processes() if p.name().startswith("ray::ServeCont")]
-    before, asked = deployed.decode_worker(), Transcripts(deployed.url)
+    before, asked = deployed.live_decode_worker(), Transcripts(deployed.url)
     assert before is not None
     with asked.running():
         controller.kill()
         deployed.nodes.until(deployed.serve_is_running, 60)
         answered = asked.answered
         deployed.nodes.until(lambda: asked.answered >= answered + 6, 60)
-        assert deployed.decode_worker() == before
+        assert deployed.live_decode_worker() == before
         psutil.Process(before[1]).kill()
         deployed.nodes.until(lambda: deployed.decode_worker() not in (None, before), 120)
     assert asked.problems == []
