@@ -51,7 +51,10 @@ def test_answers_go_on_from_where_they_stood(checkpoint: Path, kept: bool) -> No
             assert answers == expected
             assert moved
             again = {r.request_id.rsplit(".", 1)[0]: r for r in stage["d1"].received if r.generated}
-            for request_id, at in moved.items():
+            # One may have told its last token by the time that it was to move.
+            assert again.keys() & moved.keys()
+            for request_id in again.keys() & moved.keys():
+                at = moved[request_id]
                 assert again[request_id].generated == at
                 source = again[request_id].prefix.source
                 if kept:
