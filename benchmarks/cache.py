@@ -126,7 +126,7 @@ def drift() -> None:
 
 
 def _best(engine: Engine, prompt: Sequence[int]) -> dict[int, float]:
-    """The 20 most likely first tokens, the best first, and their log-probabilities."""
+    """Return the 20 most likely first tokens with their log-probabilities, the likeliest first."""
     (answer,) = engine.generate([prompt], [SamplingParams(max_tokens=1, seed=0, temperature=0.0, logprobs=20)])
     (first,) = answer.logprobs
     return dict(zip(first.top_ids, first.top_logprobs, strict=True))

@@ -85,7 +85,7 @@ class _Laps:
 
 
 def parts(made: Scheduler, steps: int, ahead: bool) -> dict[str, float]:
-    """Measure the processor microseconds of a step, by part."""
+    """Return the CPU time of a step in microseconds, by part."""
     laps, latest = _Laps(), Latest(Solo(), torch.device("cpu"))
     flight = made.plan(0.0)
     for step in range(steps):

@@ -147,7 +147,7 @@ def settle(file: Path | None, flags: dict[str, Any], settings: list[str]) -> Clu
 
 
 def _state_dir() -> dict[str, str]:
-    """The user's folder for programs' state if it can be written to; else None, and nothing outlives the run."""
+    """Set `router.data_dir` to the user's state folder if that is writable; else set nothing, and no record is kept."""
     folder = Path(os.environ.get("XDG_STATE_HOME") or "~/.local/state").expanduser() / "ling-cluster"
     nearest = next(path for path in folder.absolute().parents if path.exists())
     return {"router.data_dir": str(folder)} if os.access(nearest, os.W_OK) else {}

@@ -308,7 +308,7 @@ class ClusterConfig(_Section):
 
 
 def pages_too_few(pages: int, page_size: int, max_model_len: int) -> list[str]:
-    """The error if the pages can't hold one sequence of max_model_len; else an empty list."""
+    """Return an error if the pages can't hold one sequence of max_model_len; else an empty list."""
     need = -(-max_model_len // page_size)
     if pages >= need:
         return []

@@ -11,7 +11,7 @@ from workers.sizes import PREFILL_STEP_TOKENS
 
 
 def costs_of(config: ClusterConfig, model: str) -> Costs:
-    """The costs from the planner's model of `card`; without a card the defaults. Workers' measurements replace them.
+    """Return the costs that the planner predicts for `card`, or the defaults without one. Routers prefer measurements.
 
     model: the checkpoint's folder. That the card exists was checked when the config was resolved.
     """

@@ -35,6 +35,10 @@ class TokenIds(Sequence[int]):
     def __getitem__(self, at: int | slice) -> "int | array.array[int]":
         return self.array()[at]
 
+    def first(self, count: int) -> "TokenIds":
+        """The first `count` ids."""
+        return TokenIds(self.packed[: WIDTH * count])
+
     def array(self) -> "array.array[int]":
         """A copy as an array, which can be indexed, and whose `min`, `max` and sums run at the speed of C."""
         out = array.array("i")

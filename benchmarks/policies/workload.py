@@ -66,7 +66,7 @@ def agents(rate: float, seconds: float, seed: int, longest: int = 120_000) -> It
 
 
 def answers(rate: float, seconds: float, seed: int) -> Iterator[Session]:
-    """Single requests whose answers are as long as their prompts: little for prefill workers, much for decode ones."""
+    """Make single requests with answers as long as their prompts: they load mostly the decode workers."""
     rng = random.Random(seed)
     at = 0.0
     while (at := at + rng.expovariate(rate)) < seconds:

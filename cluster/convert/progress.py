@@ -15,7 +15,7 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
-# Called with the stage, the bytes done, and the bytes in all.
+# Arguments: the stage, the bytes converted so far, and the total bytes.
 Tell = Callable[[str, int, int], None]
 
 

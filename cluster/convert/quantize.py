@@ -43,7 +43,7 @@ def quantize(scheme: Scheme, weight: Tensor) -> tuple[Tensor, ...]:
 
 
 def dequantize(scheme: Scheme, tensors: tuple[Tensor, ...]) -> Tensor:
-    """Return [out, in] fp32 as a worker reads the result of `quantize`."""
+    """Compute the [out, in] fp32 weights that a worker uses for what `quantize` returned."""
     if scheme == "int4":
         return PackedInt4(tensors[0], tensors[1], torch.float32).dense()
     rows, cols = (torch.arange(n) // FP8_BLOCK for n in tensors[0].shape)

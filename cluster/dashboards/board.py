@@ -15,7 +15,7 @@ _SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """One expression, and the names of its series (Grafana's `{{label}}`)."""
+    """A PromQL expression, and the legend of its series in Grafana's form, `{{label}}`."""
 
     expr: str
     legend: str

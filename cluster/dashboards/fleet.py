@@ -1,4 +1,4 @@
-"""The board to look at first: whether the cluster is up, how much it does, and whether users wait."""
+"""The overview board: it shows whether the cluster is up, how much it computes, and whether users wait."""
 
 from cluster.dashboards.board import Board, Panel, Query, Row, Unit
 from cluster.dashboards.promql import quantile, rate, total

@@ -2,7 +2,7 @@
 
 
 class FetchError(RuntimeError):
-    """The checkpoint can't be fetched; one line says why, and what to do."""
+    """Raised when a checkpoint can't be fetched; its message says in one line why, and what to do."""
 
 
 def brief(error: BaseException) -> str:

@@ -23,7 +23,7 @@ def fetch_hub(hub: Hub, cache: Path | None, commit: str | None, weights: bool, t
 
     commit: the one that the cluster uses; None resolves the revision at the hub. FetchError.
     """
-    # Importing the library takes a third of a second, for which other `ling` commands need not wait.
+    # The import takes a third of a second; other `ling` commands do without the library.
     from huggingface_hub import HfApi, constants  # noqa: PLC0415
     from huggingface_hub.utils.tqdm import disable_progress_bars  # noqa: PLC0415
 
@@ -86,7 +86,7 @@ def _snapshot(hub: Hub, root: Path, commit: str, names: tuple[str, ...]) -> None
 
 @contextmanager
 def _told(hub: Hub, root: Path, settled: str | None) -> Iterator[None]:
-    """Translate the library's errors, the most specific first, because they are subclasses of each other.
+    """Raise the hub library's errors as FetchError. The most specific come first, as some are subclasses of others.
 
     settled: the commit that the cluster uses; None if it has none yet.
     """

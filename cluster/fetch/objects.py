@@ -108,7 +108,7 @@ _CHECK = {
 
 @contextmanager
 def told(store: Store, root: Path) -> Iterator[None]:
-    """Translate the library's errors."""
+    """Raise the store library's errors as FetchError, with what to check."""
     from obstore import exceptions  # noqa: PLC0415
 
     check = _CHECK.get(store.url.partition(":")[0], "the server's access rules")

@@ -17,7 +17,7 @@ from workers.model.files import INDEX, MANIFEST
 
 # An optional file of a prefix, as `sha256sum * > SHA256SUMS` writes it, because stores have no common kind of checksum.
 SUMS = "SHA256SUMS"
-# Files at once. One stream of a store has about 100 MB/s, a fraction of a server's network.
+# The number of files fetched in parallel: one stream from a store reaches about 100 MB/s, and a network more.
 _STREAMS = 16
 # Attempts in a row without a byte, in addition to the library's own for each request.
 _ATTEMPTS = 3
@@ -142,7 +142,7 @@ def _size(path: Path) -> int:
 
 
 def _sums(folder: Path, wanted: dict[str, Entry]) -> dict[Path, str]:
-    """The digests in the prefix's file of checksums."""
+    """Return the SHA-256 digest of each wanted file that the prefix's checksum file lists."""
     if SUMS not in wanted:
         return {}
     pairs = [line.split(maxsplit=1) for line in (folder / SUMS).read_text().splitlines()]

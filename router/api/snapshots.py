@@ -86,7 +86,7 @@ class SnapshotsApi:
             raise invalid(
                 "the session's last answer has no tokens: there is nothing to replay", code="nothing_to_replay"
             )
-        prompt = Prompt(TokenIds(known.packed[: 4 * turn.prompt_tokens]))
+        prompt = Prompt(known.first(turn.prompt_tokens))
         sampling = structs.replace(
             sampling, max_tokens=count, min_tokens=min(sampling.min_tokens, count), logprobs=None, prompt_logprobs=None
         )

@@ -7,9 +7,8 @@ from router.relay.fleet import Fleet, Standing, identity, pressure
 from router.relay.leg import Link
 from router.relay.prefixes import marks_at
 from router.relay.stream import SequenceStream
-from router.relay.warming import ONE_TOKEN, Warming
-from wire.protocol import PeerRef, Prefix, Submit, WorkerInfo
-from wire.tokens import TokenIds
+from router.relay.warming import Warming, pulling
+from wire.protocol import WorkerInfo
 
 # A worker that is fuller than this has no room for what it may never need.
 _ROOM = 0.8
@@ -49,17 +48,10 @@ class Copies:
         peer = peer_for(self._fleet(), owner, position + 1, self._at.get(stream))
         if peer is None:
             return
-        ids = TokenIds.of(stream.token_ids[: position + 1])
-        (mark,) = marks_at(ids, (position,), owner.page_size, stream.prefix_scope)
-        source = PeerRef(owner.worker_id, owner.host, owner.port)
-        submit = Submit(
-            f"{self._name}-copy-{next(self._count)}",
-            ids,
-            ONE_TOKEN,
-            stream.priority + 1,  # it waits for whatever clients wait for
-            prefix=Prefix(scope=stream.prefix_scope, kept_tokens=position, source=source),
-            warm=True,
-        )
+        request_id, scope = f"{self._name}-copy-{next(self._count)}", stream.prefix_scope
+        later = stream.priority + 1  # requests that clients wait for come first
+        submit = pulling(request_id, stream.token_ids, scope, owner, position, later)
+        (mark,) = marks_at(submit.token_ids, (position,), owner.page_size, scope)
         warming = self._under_way[stream] = Warming(self._link(peer.worker_id), submit, 1)
 
         def over(_: object) -> None:

@@ -26,7 +26,7 @@ from router.relay.prefixes import Candidates, candidates
 from router.relay.recovery import Cause
 from router.relay.stream import SequenceStream
 from router.relay.table import WorkerTable
-from router.relay.warming import ONE_TOKEN, Warming
+from router.relay.warming import ONE_TOKEN, Warming, pulling
 from wire.protocol import Mark, PeerRef, Prefix, Submit, WorkerInfo
 from wire.tokens import TokenIds
 
@@ -236,10 +236,8 @@ class Dispatcher:
         if isinstance(plan, NoPlan) or stream.known <= kept_tokens:
             leg.move()
             return
-        info, scope = leg.info, stream.prefix_scope
-        prefix = Prefix(scope=scope, kept_tokens=kept_tokens, source=PeerRef(info.worker_id, info.host, info.port))
-        ids = TokenIds(stream.token_ids.packed[: 4 * (kept_tokens + 1)])
-        submit = Submit(f"{self._name}-{next(self._jobs)}", ids, ONE_TOKEN, stream.priority, prefix=prefix, warm=True)
+        request_id, scope = f"{self._name}-{next(self._jobs)}", stream.prefix_scope
+        submit = pulling(request_id, stream.token_ids, scope, leg.info, kept_tokens, stream.priority)
         warming = Warming(self._table.link(plan.decode.worker_id), submit, 1)
 
         def done(failed: asyncio.Future[str | None]) -> None:

@@ -3,7 +3,8 @@
 import asyncio
 
 from router.relay.leg import Leg, Link
-from wire.protocol import SamplingParams, SeqOutput, Submit
+from wire.protocol import PeerRef, Prefix, SamplingParams, SeqOutput, Submit, WorkerInfo
+from wire.tokens import TokenIds
 
 
 class Warming:
@@ -41,3 +42,15 @@ class Warming:
 
 # A sequence has to sample one token to end.
 ONE_TOKEN = SamplingParams(max_tokens=1, seed=0, temperature=0.0)
+
+
+def pulling(
+    request_id: str, token_ids: TokenIds, scope: str, owner: WorkerInfo, kept_tokens: int, priority: int
+) -> Submit:
+    """The request that has a worker pull what `owner` keeps of a sequence, the state after `kept_tokens` of its tokens.
+
+    It computes one token more, so there must be one.
+    """
+    source = PeerRef(owner.worker_id, owner.host, owner.port)
+    prefix = Prefix(scope=scope, kept_tokens=kept_tokens, source=source)
+    return Submit(request_id, token_ids.first(kept_tokens + 1), ONE_TOKEN, priority, prefix=prefix, warm=True)

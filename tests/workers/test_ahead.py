@@ -30,7 +30,7 @@ def test_rows_go_on_behind_what_they_sampled() -> None:
     before = [row(0, 10, 3), row(1, 20, 3), row(2, 30, 3), row(3, 40, 3), row(4, 50)]
     result = StepResult(0, ((7, 8), (7, 9), (0,), (7,), (6,)), (), (), 0.0, failures=((2, "no"),), stopped=(1,))
     more = [row(5, 60), row(6, 70, 2)]
-    rows, places = rows_ahead(before, outcomes(result), Ahead((3,), ((0, 4, 17), (0, 5, 18))), more)
+    rows, places = rows_ahead(before, outcomes(result), Ahead((3,), ((0, 4, (17, 18)),)), more)
     assert [(r.slot, r.start, r.token_ids, r.drafts) for r in rows] == [
         (0, 12, (8,), 3), (6, 70, (5,), 2), (4, 51, (6,), 0), (5, 60, (5,), 0),
     ]  # fmt: skip
@@ -43,7 +43,7 @@ def test_a_sequence_goes_on_until_its_last_token_and_gets_pages_on_the_way() -> 
     scheduler, flight = decoding(2, 6)
     ahead = scheduler.plan_ahead(flight, 0.0)
     assert ahead is not None
-    assert ahead.plan.ahead == Ahead((flight.plan.rows[0].slot,), ((flight.plan.rows[1].slot, 1, 2),))
+    assert ahead.plan.ahead == Ahead((flight.plan.rows[0].slot,), ((flight.plan.rows[1].slot, 1, (2,)),))
     result = answer(flight.plan)
     assert [o.finish for o in scheduler.update(flight, result, 0.0)] == ["length", None]
     following = scheduler.follow(ahead, flight, result)

@@ -149,7 +149,7 @@ class Files:
         info, position = self._info, last.position
 
         def write(keys: tuple[int, ...]) -> Write:
-            ids = asked.token_ids.packed[: 4 * position]
+            ids = asked.token_ids.first(position).packed
             dtype, states = self._config.cache_state_dtype, tuple(kept.position for kept in line)
             return Write(file, keys, position, ids, "", info.weights_id, info.layout, dtype, states)
 

@@ -18,7 +18,7 @@ from workers.transfer.endpoint import Transfers
 from workers.transfer.lending import Weights
 
 Say = Callable[[str], None]
-# Called with the stage of loading, bytes done, and bytes in all.
+# Arguments: the stage of loading, the bytes loaded so far, and the total bytes.
 Tell = Callable[[str, int, int], None]
 _PROGRESS_S = 2.0
 

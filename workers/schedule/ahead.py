@@ -9,15 +9,15 @@ from workers.schedule.step import Ahead, Row, StepResult
 
 # Of a row that sampled: the tokens it gained, the last of them, and whether it ended with that.
 Outcome = tuple[int, int, bool]
-_NONE: tuple[int, Seq[int]] = (0, ())
+_NO_PAGES: tuple[int, tuple[int, ...]] = (0, ())
 
 
 @dataclass(frozen=True, slots=True)
 class Going:
-    """Sequences that go on behind a step that is under way.
+    """Which sequences of a step that is under way have a row in the next one too.
 
-    busy: all that have a row in that step. count: those that go on, with `drafts` each. ended: slots of the rows that
-    do not, as far as it is known before the results. short: sequences that need more pages, and how many.
+    busy: all that have a row in the present step. count: how many of them go on, with `drafts` each. ended: slots of
+    those that do not, as far as that is known before the results. short: sequences that need more pages, and how many.
     """
 
     busy: frozenset[Sequence]
@@ -77,17 +77,15 @@ def rows_ahead(before: Seq[Row], came: Seq[Outcome], ahead: Ahead, more: Seq[Row
     before: the rows of the step before that sampled. more: rows of sequences that were not in it.
     """
     ended = set(ahead.ended)
-    pages: dict[int, tuple[int, list[int]]] = {}
-    for slot, place, page in ahead.pages:
-        pages.setdefault(slot, (place, []))[1].append(page)
+    pages = {slot: (first, new) for slot, first, new in ahead.pages}
     rows: list[Row] = []
     places: list[int] = []
     for at, (row, (gained, last, over)) in enumerate(zip(before, came, strict=True)):
         slot = row.slot
         if over or slot in ended:
             continue
-        place, new = pages.get(slot, _NONE) if pages else _NONE
-        rows.append(Row(slot, row.start + gained, (last,), place, tuple(new), True, drafts=row.drafts))
+        first, new = pages.get(slot, _NO_PAGES)
+        rows.append(Row(slot, row.start + gained, (last,), first, new, True, drafts=row.drafts))
         places.append(at)
     if more:
         rows += more

@@ -342,8 +342,7 @@ class Scheduler:
     def _ahead(self, going: Going) -> Ahead:
         pages = []
         for seq, _ in going.short:
-            new = seq.pages[seq.pages_on_ranks :]
-            pages += [(seq.slot, seq.pages_on_ranks + n, page) for n, page in enumerate(new)]
+            pages.append((seq.slot, seq.pages_on_ranks, tuple(seq.pages[seq.pages_on_ranks :])))
             seq.pages_on_ranks = len(seq.pages)
         return Ahead(going.ended, tuple(pages))
 

@@ -49,11 +49,11 @@ class Ahead:
     """The step was planned while the one before it ran: that one's rows go on behind the tokens they sample there.
 
     A row goes on with as many drafts as before. It does not if it ends with a stop token or fails, or if its slot is
-    in `ended`. pages: (slot, index in the slot's page table, page) of every page that is added before the step.
+    in `ended`. pages: the slots whose page tables grow before the step; of each the first new index, and the new pages.
     """
 
     ended: tuple[int, ...]
-    pages: tuple[tuple[int, int, int], ...]
+    pages: tuple[tuple[int, int, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, slots=True)
