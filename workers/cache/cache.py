@@ -217,13 +217,18 @@ class PrefixCache:
         if self.pages.free + self.pages.reclaimable < count:
             return False
         while self.pages.free < count:
-            # Evicting a snapshot that others continue would free no page.
-            leaves = (k for k in self.index if k.pages and not k.pins and not any(c.pages for c in k.children))
-            victim = self._least(now, leaves)
+            there = [k for k in self.index if k.pages and not k.pins]
+            # A snapshot that others continue mostly shares its pages with them. If none of these may go, it may yet
+            # have some of its own.
+            leaves = (k for k in there if not any(c.pages for c in k.children))
+            victim = self._least(now, leaves) or self._least(now, (k for k in there if self._frees_pages(k)))
             if victim is None:
                 return False
             self._leave_device(victim)
         return True
+
+    def _frees_pages(self, kept: Kept) -> bool:
+        return any(self.pages.refs(page) == 1 for page in kept.pages)
 
     def lost_on_host(self, kept: Kept) -> None:
         """Forget a snapshot that is damaged in host memory, and all snapshots there that continue it."""

@@ -54,6 +54,8 @@ class StepBuilder:
         drafts: tokens to be drafted and verified after the only pending one.
         """
         count = min(self.budget, seq.pending)
+        # Prompts of better priorities may have taken what was to be left for drafts.
+        drafts = min(drafts, self.budget - count)
         self.budget -= count + drafts
         known, pages = len(seq.tokens), len(seq.pages)
         start, stop = seq.computed, seq.computed + count

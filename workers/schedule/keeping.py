@@ -75,6 +75,11 @@ class Keeping:
         kept.pins += 1
         self._pinned.append(kept)
 
+    def let_go(self, kept: Kept) -> None:
+        """Take back a `pin`: no sequence begins from it after all."""
+        self._pinned.remove(kept)
+        kept.pins -= 1
+
     def unpin(self, seq: Sequence) -> None:
         """Unpin the snapshot for which a sequence waited."""
         if seq.fetching is not None:

@@ -491,7 +491,13 @@ class Scheduler:
             from_host = kept.position if kept is not None and kept.slot < 0 else None
             if beginning.awaited or (from_host is not None and self._staging_full(from_host)):
                 continue
-            if not self._place(seq, beginning, step, now):
+            if self._place(seq, beginning, step, now):
+                continue
+            # The snapshot that it begins from holds pages beside its own. If nothing else will free any, it begins at
+            # zero.
+            if kept is None or self._active or self._pulling or self._held:
+                return False
+            if not self._place(seq, replace(beginning, kept=None), step, now):
                 return False
         return all_placed
 
@@ -516,6 +522,8 @@ class Scheduler:
         # A sequence that is preempted for it may be kept on the device meanwhile, as the same snapshot that is on the
         # host.
         if not self._take(seq, shared, now):
+            if kept is not None:
+                self.keeping.let_go(kept)
             return False
         seq.keeps = beginning.keeps
         seq.missed = seq.missed or beginning.missed

@@ -10,10 +10,12 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from tests.workers.cache.model import Memory
+from wire.digest import PageDigests
 from wire.protocol import Mark, SamplingParams, SeqOutput
 from workers.cache.budget import Budget
 from workers.cache.disk import Place
 from workers.cache.disk_folder import Left
+from workers.cache.index import Tokens
 from workers.schedule.builder import InFlight
 from workers.schedule.keeping import PullError
 from workers.schedule.limits import Limits, Staging
@@ -292,6 +294,48 @@ def test_all_that_ends_in_a_step_reaches_the_host_through_one_place_on_the_devic
     ends = [[*ids, *worker.answers[name]] for ids, name in zip(prompts, names, strict=True)]
     for ids in reversed(ends):
         assert turn(worker, [*ids, 5, 6], new=1)[1] in ((3, "host"), (3, "device"))
+
+
+def test_drafts_get_what_prompts_of_better_priorities_leave_of_a_step() -> None:
+    worker = Worker(limits(drafts=1))
+    for first in (0, 50, 100):
+        worker.add(list(range(first, first + 3)), 9, priority=5)
+    while not all(seq.generated for seq in worker.scheduler.sequences.values()):
+        worker.step()
+    worker.add(list(range(200, 205)), priority=0)
+    rows = worker.step().rows
+    assert sorted(len(row.token_ids) for row in rows) == [1, 1, 5]
+    assert sum(row.count for row in rows) == 8
+
+
+def test_a_sequence_that_needs_every_page_begins_at_zero_where_its_snapshot_holds_one_beside_its_own() -> None:
+    worker = Worker(limits(pages=10))
+    answer, _ = turn(worker, list(range(22)))
+    ids = [*range(22), *answer, *range(100, 111)]
+    assert len(ids) == 36
+    # Ten pages, and the one in which its snapshot of 24 tokens would end if that were not a page's end.
+    assert turn(worker, ids)[1][0] == 24
+    worker = Worker(limits(pages=10))
+    answer, _ = turn(worker, list(range(23)))
+    assert turn(worker, [*range(23), *answer, *range(100, 110)])[1] == (0, None)
+
+
+def test_a_snapshot_that_another_continues_is_evicted_for_the_pages_that_are_its_own() -> None:
+    worker = Worker(limits(states=3, pages=14))
+    pages = worker.scheduler.pages
+    cache = worker.scheduler.cache
+    ids = list(range(30))
+    digests = PageDigests(SIZE, "")
+    digests.extend(ids)
+    for position in (20, 28):  # the second was computed with pages of its own
+        held = pages.take(-(-position // SIZE))
+        slot = cache.slots.take(1)[0]
+        cache.keep(Tokens(ids[:position], digests), position, held, slot, 0.0, state_in=None)
+        pages.give(held)
+    longer = max(cache.index, key=lambda kept: kept.position)
+    longer.pins += 1  # a sequence begins from it
+    assert cache.make_pages(3, 1.0)
+    assert [kept.position for kept in cache.index] == [28]
 
 
 @pytest.mark.parametrize(("host_bytes", "handoff"), [(0, False), (10_000, False), (0, True)])
