@@ -260,12 +260,14 @@ class Mark(Data, frozen=True):
 class Pin(Data, frozen=True):
     """A session now ends at the first of `marks` that the worker keeps.
 
-    For `ttl_s` seconds that snapshot does not age.
+    For `ttl_s` seconds that snapshot does not age. again: said once more, to a worker that may have started anew: one
+    that knows the session passes it over.
     """
 
     session: str
     marks: tuple[Mark, ...]
     ttl_s: float
+    again: bool = False
 
 
 class Unpin(Data, frozen=True):
