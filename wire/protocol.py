@@ -264,11 +264,16 @@ class Mark(Data, frozen=True):
 
 
 class Pin(Data, frozen=True):
-    """Pin a session's snapshot: the first of `marks` that the worker keeps. For `ttl_s` seconds it does not age."""
+    """Pin a session's snapshot: the first of `marks` that the worker keeps. For `ttl_s` seconds it does not age.
+
+    again: the router repeats the pin, because the worker may have started anew; a worker that knows the session ignores
+    it.
+    """
 
     session: str
     marks: tuple[Mark, ...]
     ttl_s: float
+    again: bool = False
 
 
 class Unpin(Data, frozen=True):
