@@ -6,7 +6,7 @@ from typing import Any
 from planner.errors import PlanError
 from planner.plan import Plan
 
-# Pages are sized from what a card has free when the worker starts, so a small difference counts as none.
+# A worker sizes its pages by the card's free memory at its start, so a difference up to this share counts as none.
 PAGES_TOLERANCE = 0.02
 
 
@@ -22,9 +22,9 @@ class Compared:
 
 
 def compare(plan: Plan, status: dict[str, Any]) -> tuple[Compared, ...]:
-    """Every running worker's ranks, slots, tokens in pages and longest sequence beside the plan's.
+    """Compare ranks, slots, tokens in pages and longest sequence of every running worker with the plan's.
 
-    PlanError if none runs, or a worker lacks a figure.
+    PlanError if no worker runs, or the status lacks one of these figures.
     """
     try:
         workers = [
