@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from planner.errors import PlanError
 from planner.plan import Plan
 
 # A worker sizes its pages by the card's free memory at its start, so a difference up to this share counts as none.
 PAGES_TOLERANCE = 0.02
-_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,19 +19,6 @@ class Compared:
     planned: int
     running: int
     same: bool
-
-
-def fetch_status(url: str) -> dict[str, Any]:
-    """Fetch a cluster's `/status`; PlanError if `url` does not answer with one."""
-    try:
-        response = httpx.get(f"{url.rstrip('/')}/status", timeout=_TIMEOUT_S)
-        response.raise_for_status()
-        status = response.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise PlanError(f"--check: no status from {url}: {error or type(error).__name__}") from None
-    if not isinstance(status, dict) or not isinstance(status.get("pools"), dict):
-        raise PlanError(f"--check: {url}/status is not the status of a cluster: it has no pools")
-    return status
 
 
 def compare(plan: Plan, status: dict[str, Any]) -> tuple[Compared, ...]:
