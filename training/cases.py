@@ -36,7 +36,7 @@ def dialogues(count: int) -> Iterator[Dialogue]:
 
 
 def needle(tokenizer: Tokenizer, tokens: int, index: int) -> Dialogue:
-    """A haystack of at most, and nearly, `tokens` tokens. Its kind names its length. index: seeds it, with the length."""
+    """A haystack of at most, and nearly, `tokens` tokens. Its kind names its length. index, tokens: seed it."""
     random = Random(f"{SEED}:needle:{tokens}:{index}")
     state = random.getstate()
     sentences = tokens // 9

@@ -175,9 +175,7 @@ def main() -> None:
     parser.add_argument(
         "--begin", type=float, default=0.0, help="share of the curriculum to skip, 0 to 1, with --start"
     )
-    parser.add_argument(
-        "--tokens", type=int, default=4096, help="tokens of a batch, which each process has one of a step"
-    )
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a step in each process")
     parser.add_argument("--longest", type=int, default=6000, help="tokens of the longest haystack")
     parser.add_argument(
         "--rate", type=float, default=0.006, help="learning rate of matrices; that of others is 0.4 of it"
