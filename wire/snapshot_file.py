@@ -1,10 +1,10 @@
-"""Snapshots as files: of a worker's disk tier, or saved for another cluster. Knows neither HTTP nor torch.
+"""The file format of snapshots, for a worker's disk tier and for saving to another cluster. No HTTP, no torch.
 
-A file is safetensors. Its metadata is a `SnapshotHead`, one JSON text a field. Its tensors are `token_ids` (int32) and,
-of each of `ranks`, `rank<r>.rows.<i>` (that rank's shard of the latents of `parts[i]` tokens) and
-`rank<r>.state.<i>.<n>` (its state after part `i`, for each `i` of `states`, as `StateCodec` packs it into `n` tensors).
-`crc32.<tensor>` in the metadata is the CRC-32 of the tensor's bytes, in hex. States come last: a file that is cut off
-before the first of them is whole, but for its states.
+A file is in safetensors format. Its metadata is a `SnapshotHead`, each field as JSON. Its tensors are `token_ids`
+(int32) and, for each rank r of `ranks`, `rank<r>.rows.<i>` (that rank's shard of the latents of `parts[i]` tokens) and
+`rank<r>.state.<i>.<n>` (its state after part i, for each i of `states`; `StateCodec` packs a state into several
+tensors, numbered n). The metadata's `crc32.<tensor>` is the CRC-32 of the tensor's bytes, in hex. States come last, so
+that a file of the disk tier can be cut off before them and still holds its latents.
 """
 
 import io
@@ -33,14 +33,15 @@ _PIECE = 1024 * 1024
 
 
 class SnapshotFileError(ValueError):
-    """Bytes that are no whole snapshot; says what is wrong with them."""
+    """A file is not a whole, undamaged snapshot; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A request whose tokens a snapshot holds: the first `prompt_tokens` are its prompt, the rest what it has got.
+    """The request whose tokens a snapshot holds.
 
-    model: as clients call it. error: what it failed with; "" if it ended well.
+    model: its name for clients. prompt_tokens: number of the first tokens that are its prompt; the rest were generated.
+    error: the error with which it failed; "" if it ended well.
     """
 
     model: str
@@ -51,14 +52,16 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotHead:
-    """What a snapshot is of.
+    """The description of a snapshot in its file.
 
     weights_id, layout: of the worker that made it, as in `WorkerInfo`; a worker that differs in one of them can't
-    continue it. state_dtype: how its states are packed. position: tokens whose latents are inside, and a state after
-    them; 0: only token ids. start: of these the first, which lie, with their ids, in the file named `before` and in
-    those before that one. token_hash: `wire.digest` of the ids inside up to `position`, without pages and scope. scope:
-    whose prefix it is. parts: into how many tokens each its latents are cut; states: the parts a state follows. split:
-    ranks that its heads and latents are split over; ranks: those whose tensors are in the file. turn: of a saved one.
+    continue it. state_dtype: dtype in which states are stored. position: number of tokens after which its last state
+    stands; 0 if it holds only token ids. start: number of the first of these tokens whose latents and ids are not in
+    this file, but in the one named `before` and in those that it continues. token_hash: `wire.digest` of this file's
+    ids up to `position` without scope, in hex. scope: only prompts of the same scope may use it. parts: number of
+    tokens in each part of the latents; they add up to `position - start`. states: indices of the parts after which a
+    state is stored. split: number of ranks over which heads and latents are split; ranks: the ranks whose tensors are
+    in this file. turn: the saved request; None in a disk tier.
     """
 
     weights_id: str
@@ -77,19 +80,19 @@ class SnapshotHead:
     format: str = FORMAT
 
     def metadata(self) -> dict[str, str]:
-        """As safetensors keeps it."""
+        """The fields as safetensors' metadata: each name with its value in JSON."""
         return {f.name: msgspec.json.encode(getattr(self, f.name)).decode() for f in fields(self)}
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """How many tokens there are up to each state."""
+        """The number of tokens before each stored state."""
         ends = list(accumulate(self.parts))
         return tuple(self.start + ends[part] for part in self.states)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor. dtype: as safetensors names it. begin, end: its bytes' place in the file."""
+    """One tensor of a file. dtype: as safetensors names it. begin, end: offsets of its bytes in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -99,9 +102,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFile:
-    """A file but for the tensors of states and latents. sums: each tensor's CRC-32; bytes: of the whole file.
+    """A file's content without the bytes of states and latents.
 
-    stateless: its bytes without states; cut: whether it has no more than these.
+    bytes: the size that the whole file should have. sums: each tensor's CRC-32, in hex. stateless: its size once its
+    states are cut off; cut: whether they are.
     """
 
     head: SnapshotHead
@@ -114,14 +118,14 @@ class SnapshotFile:
 
 
 def token_hash(token_ids: TokenIds, position: int) -> str:
-    """What a head says of the first ids."""
+    """`SnapshotHead.token_hash` of the first `position` ids."""
     return digests_at(token_ids, [position])[0].hex()
 
 
 def pack(head: SnapshotHead, tensors: Mapping[str, tuple[str, Sequence[int], int, str]], token_ids: TokenIds) -> bytes:
-    """The beginning of a file: its header and the token ids. The tensors' bytes follow, in their order.
+    """The beginning of a file: header and token ids. The caller must write the tensors' bytes after it, in their order.
 
-    tensors: dtype, shape, bytes and CRC-32 of each.
+    tensors: by name, the dtype, shape, size in bytes and CRC-32 (hex) of each.
     """
     ids = token_ids.packed
     all_of = {TOKEN_IDS: ("I32", [len(token_ids)], len(ids), f"{zlib.crc32(ids):08x}"), **tensors}
@@ -137,10 +141,11 @@ def pack(head: SnapshotHead, tensors: Mapping[str, tuple[str, Sequence[int], int
 
 
 def join(files: Sequence[Sequence[BinaryIO]], turn: Turn, token_ids: TokenIds) -> Iterator[bytes]:
-    """One file of what each rank has written, piece by piece. token_ids: the turn's, for the ranks' own.
+    """Join the files that the ranks have written into one; yields its bytes piece by piece.
 
-    files: of each rank, those that together hold its part, from the first token on; of all but the last of them only
-    latents are taken. SnapshotFileError if one is damaged, as far as its header tells.
+    files: for each rank those that together hold its part, each continued by the next. States are taken from the last
+    one only. token_ids: the request's, which replace those in the ranks' files. SnapshotFileError if a rank's file is
+    cut short, or its header or token ids are damaged; the other checksums are not compared.
     """
     lines = [[read(file) for file in line] for line in files]
     heads = [content.head for content in lines[0]]
@@ -176,7 +181,7 @@ def join(files: Sequence[Sequence[BinaryIO]], turn: Turn, token_ids: TokenIds) -
 
 
 def read_head(path: Path, *, may_be_cut: bool = False) -> SnapshotFile:
-    """All but the tensors of states and latents; SnapshotFileError if that is damaged or the file is cut short.
+    """Read a file's header and token ids; SnapshotFileError if they are damaged or the file is cut short.
 
     may_be_cut: its states may have been cut off.
     """
@@ -196,9 +201,9 @@ def read_head(path: Path, *, may_be_cut: bool = False) -> SnapshotFile:
 
 
 def needed(begun: bytes | bytearray) -> int:
-    """How many bytes of a file `read` needs, of which these are the first: more than these until that is known.
+    """How many of a file's first bytes `read` needs. Call it again with as many bytes until it asks for no more.
 
-    SnapshotFileError if they begin no such file.
+    begun: the file's first bytes so far. SnapshotFileError if no snapshot file begins with them.
     """
     if len(begun) < _LENGTH.size:
         return _LENGTH.size
@@ -215,7 +220,7 @@ def needed(begun: bytes | bytearray) -> int:
 
 
 def read(file: BinaryIO) -> SnapshotFile:
-    """As `read_head`, of an open file or of its beginning; whether it ends where it should is left to the caller."""
+    """As `read_head`, for an open file or its beginning. The caller must compare the file's size with `bytes`."""
     start = file.read(_LENGTH.size)
     if len(start) < _LENGTH.size:
         raise SnapshotFileError("it is cut short: not even its header's length is there")
@@ -257,7 +262,7 @@ def is_state(tensor: str) -> bool:
 
 
 def check(path: Path) -> SnapshotFile:
-    """Read a whole file; SnapshotFileError also if a tensor's bytes are not what was written."""
+    """As `read_head`, and check all tensors' checksums; SnapshotFileError names a tensor that does not match."""
     content = read_head(path)
     with path.open("rb") as file:
         for name, entry in content.tensors.items():
@@ -271,13 +276,13 @@ def check(path: Path) -> SnapshotFile:
 
 
 def without_state(weights_id: str, layout: str, turn: Turn, token_ids: TokenIds) -> bytes:
-    """The file of a turn whose state no worker keeps any more."""
+    """The file of a request whose snapshot no worker keeps any more: only its token ids and its turn."""
     head = SnapshotHead(weights_id, layout, "float32", 0, token_hash(token_ids, 0), "", (), (), 1, (), turn)
     return pack(head, {}, token_ids)
 
 
 def unpack(content: bytes) -> SnapshotFile:
-    """As `read_head`, of a file's bytes."""
+    """As `read_head`, for a file's whole content."""
     found = read(io.BytesIO(content))
     if found.bytes != len(content):
         raise SnapshotFileError(f"it is cut short: it has {len(content)} bytes of {found.bytes}")
@@ -299,7 +304,7 @@ def _head(metadata: Mapping[str, str]) -> SnapshotHead:
 
 
 def _sound(head: SnapshotHead, tokens: int, tensors: Mapping[str, Entry]) -> bool:
-    """Whether what the header says fits together."""
+    """Whether a header's fields do not contradict each other. tokens: number of token ids in the file."""
     ranks, parts = head.ranks, len(head.parts)
     whole = head.position - head.start == sum(head.parts) <= tokens and all(part > 0 for part in head.parts)
     lined = head.start > 0 if head.before else head.start == 0
