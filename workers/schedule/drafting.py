@@ -6,7 +6,7 @@ from workers.cache.allocator import Allocator
 from workers.schedule.limits import Limits
 from workers.schedule.sequence import Sequence
 from workers.schedule.speculation import Speculation
-from workers.schedule.step import Commit, Row
+from workers.schedule.step import Commit
 
 
 class Drafting:
@@ -55,8 +55,17 @@ class Drafting:
             drafts = min(drafts, len(seq.pages) * size - seq.computed - 1)
         return max(drafts, 0)
 
-    def verified(self, seq: Sequence, row: Row, gained: int, stood: int) -> None:
+    def verified(self, seq: Sequence, drafts: int, gained: int, stood: int) -> None:
         """A row with drafts gained so many tokens, all computed but the last; `stood` of its drafts were accepted."""
-        seq.computed = row.start + gained
-        self.commits.append(Commit(row.slot, gained))
-        self.speculation.verified(row.drafts, stood)
+        seq.computed += gained - 1
+        self.commits.append(Commit(seq.slot, gained))
+        self.speculation.verified(drafts, stood)
+
+    def verified_all(self, rows: Iterable[tuple[Sequence, tuple[int, ...], object]], drafts: int) -> int:
+        """Rows with so many drafts gained these tokens, and go on; returns how many of the drafts were accepted."""
+        accepted = 0
+        for seq, gained, _ in rows:
+            self.commits.append(Commit(seq.slot, len(gained)))
+            self.speculation.verified(drafts, len(gained) - 1)
+            accepted += len(gained) - 1
+        return accepted
