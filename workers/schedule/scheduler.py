@@ -58,6 +58,7 @@ class Scheduler:
         self._active: list[Sequence] = []  # RUNNING sequences, in the queue's order
         self._held: list[Sequence] = []
         self._pulling: dict[str, Sequence] = {}  # PULLING or DISPLACED sequences
+        self._sending = 0  # SENDING sequences
         self.keeping = Keeping(self.cache)
         self.drafting = Drafting(limits, self.pages)
         self.moving = Pins()  # snapshots of sequences that moved to other workers, by request
@@ -109,7 +110,7 @@ class Scheduler:
             case State.HELD:
                 self._held.remove(seq)
             case State.SENDING:
-                pass
+                self._sending -= 1
         if seq.exported:  # the transfer layer has parts of it, and the rest will never come
             self._discards.append(Discard(request_id))
         self._free(seq)
@@ -427,27 +428,31 @@ class Scheduler:
     @property
     def load(self) -> Load:
         """Figures for routers."""
+        totals, waiting = self.cache.totals, self._queue
+        # Those that go on from step to step are answered here, and have no more than a token to compute.
+        all_go_on = self._batch is not None and self._batch.present == len(self._active)
+        others: Seq[Sequence] = () if all_go_on else self._active
+        prompts = [s for s in others if s.pending > 1]
         return Load(
-            queued=len(self._queue),
-            queued_tokens=sum(s.pending for s in self._queue if s.source is None)
-            + sum(s.pending for s in self._active if s.pending > 1),
+            queued=len(waiting),
+            queued_tokens=sum(s.pending for s in waiting if s.source is None) + sum(s.pending for s in prompts),
             running=len(self._active),
             free_pages=self.pages.free + self.pages.reclaimable,
             free_slots=self.slots.free,
-            transferring=sum(s.state in (State.PULLING, State.SENDING) for s in self.sequences.values()),
+            transferring=sum(s.state is State.PULLING for s in self._pulling.values()) + self._sending,
             step_s=self._step_s,
             token_s=self._token_s,
             kept=len(self.cache.index),
-            hit_tokens=sum(self.cache.totals.hit_tokens.values()),
-            missed_tokens=sum(self.cache.totals.missed_tokens.values()),
+            hit_tokens=sum(totals.hit_tokens.values()),
+            missed_tokens=sum(totals.missed_tokens.values()),
             decode_s=self._decode_s,
             decode_rows=self._decode_rows,
-            answering=sum(not s.handoff for s in self._active),
-            behind=sum(s.behind for s in self._queue) + sum(s.behind and s.pending > 1 for s in self._active),
-            hits=sum(self.cache.totals.hits.values()),
-            misses=tuple(self.cache.totals.misses.values()),
+            answering=len(self._active) - sum(s.handoff for s in others),
+            behind=sum(s.behind for s in waiting) + sum(s.behind for s in prompts),
+            hits=sum(totals.hits.values()),
+            misses=tuple(totals.misses.values()),
             tiers=tuple(self.cache.held.values()),
-            saved_s=self.cache.totals.saved_s,
+            saved_s=totals.saved_s,
         )
 
     # Inside
@@ -742,6 +747,7 @@ class Scheduler:
     def _send_off(self, seq: Sequence) -> None:
         """Free a sequence's places: the ranks copy its snapshot out within the plan that exports it."""
         seq.state = State.SENDING
+        self._sending += 1
         self._free(seq)
 
     def _begun(self, seq: Sequence, origin: Origin | None, begin: int) -> None:

@@ -162,8 +162,8 @@ class Worker:
         assert all(scheduler.pages.refs(p) == refs.get(p, 0) for p in range(scheduler.limits.pages))
         assert scheduler.pages.free == scheduler.limits.pages - len(refs)
         kept = {p for k in cache.index for p in k.pages}
-        running = {p for s in scheduler.sequences.values() for p in s.pages}
-        assert scheduler.pages.reclaimable == len(kept - running)
+        used = {p for s in scheduler.sequences.values() for p in s.pages}
+        assert scheduler.pages.reclaimable == len(kept - used)
         slots = [k.slot for k in cache.index if k.slot >= 0]
         assert len(set(slots)) == len(slots)
         # A step that is under way writes states that are kept once its results are known.
@@ -174,6 +174,16 @@ class Worker:
         assert cache.disk.bytes <= cache.budget.disk_bytes
         assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
         assert cache.host.bytes <= cache.budget.host_bytes
+        load, states = scheduler.load, [s.state for s in scheduler.sequences.values()]
+        running = [s for s in scheduler.sequences.values() if s.state is State.RUNNING]
+        prompts = [s for s in running if s.pending > 1]
+        waiting = [s for s in scheduler.sequences.values() if s.state in (State.QUEUED, State.DISPLACED)]
+        computed_here = [s for s in waiting if s.source is None]
+        assert load.transferring == sum(s in (State.PULLING, State.SENDING) for s in states)
+        assert (load.queued, load.running) == (len(waiting), len(running))
+        assert load.answering == sum(not s.handoff for s in running)
+        assert load.queued_tokens == sum(s.pending for s in (*computed_here, *prompts))
+        assert load.behind == sum(s.behind for s in (*waiting, *prompts))
         leaving = [s.prompt_tokens for s in scheduler.sequences.values() if s.leaves]
         staged = [10 + tokens for tokens in (*leaving, *scheduler.keeping.lending.leaving)]
         assert sum(staged) <= 50 or len(staged) == 1
