@@ -150,7 +150,7 @@ class StepBuilder:
     def plan(
         self,
         step: int,
-        commits: list[Commit],
+        commits: tuple[Commit, ...],
         saves: list[Copy],
         host: tuple[tuple[Store, ...], tuple[Drop, ...]],
         disk: tuple[tuple[Write, ...], tuple[Erase, ...]],
@@ -164,7 +164,7 @@ class StepBuilder:
         plan = StepPlan(
             step=step,
             ahead=ahead,
-            commits=tuple(commits),
+            commits=commits,
             saves=tuple(saves),
             stores=host[0],
             drops=host[1],

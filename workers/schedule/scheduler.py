@@ -304,7 +304,7 @@ class Scheduler:
         """A step planned ahead, with the rows that go on there. result: of the step before, `update`d already."""
         assert ahead.plan.ahead is not None
         # The ranks commit what they have verified by themselves.
-        self.drafting.commits.clear()
+        self.drafting.planned()
         over = {at for at, _ in result.failures}.union(result.stopped)
         ended = set(ahead.plan.ahead.ended)
         batch, at = behind.batch, 0
@@ -347,7 +347,7 @@ class Scheduler:
         self.keeping.keep_arrived(self._installs, self.sequences, step, now)
         in_flight = step.plan(
             self.steps,
-            self.drafting.commits,
+            self.drafting.commits(),
             self.keeping.saves,
             self.cache.take_changes(),
             self.cache.disk.take_changes(),
@@ -356,7 +356,7 @@ class Scheduler:
             self._ahead(going) if going else None,
         )
         self.keeping.planned()
-        self.drafting.commits.clear()
+        self.drafting.planned()
         self._discards.clear()
         self._installs.clear()
         self._going = None
@@ -417,7 +417,7 @@ class Scheduler:
         outputs = batch_outputs(rows)
         batch.gained(len(batch))
         if batch.drafts:
-            batch.gained(self.drafting.verified_all(rows, batch.drafts))
+            batch.gained(self.drafting.verified_batch(rows, batch.drafts))
         for at in sorted(apart.difference(gone)):
             if at < len(batch):
                 seq = batch.seqs[at]
