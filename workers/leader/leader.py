@@ -333,7 +333,8 @@ class Leader:
         now = time.monotonic()
         match message:
             case Pin():
-                self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s)
+                if not (message.again and message.session in self._scheduler.cache.pins):
+                    self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s)
             case Unpin():
                 self._scheduler.cache.pins.release(message.session)
             case Park():
