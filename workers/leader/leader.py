@@ -242,7 +242,7 @@ class Leader:
         if ahead is not None:
             self._next = replace(ahead, step=self._scheduler.follow(ahead.step, under_way.step, result), begun=back)
         plan = under_way.step.plan
-        self.figures.stepped(plan, sum(map(len, result.tokens)), under_way, back, time.monotonic())
+        self.figures.stepped(under_way, sum(map(len, result.tokens)), back, time.monotonic())
         self._perform(self._handoffs.stepped(outputs, plan.exports, back))
 
     def _send(self, step: InFlight, began: float) -> UnderWay | None:

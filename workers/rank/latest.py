@@ -31,7 +31,7 @@ class Latest:
         """
         if self._collectives.size > 1:
             self._share()
-        rows, _ = rows_ahead(self._rows, self._came, ahead, more)
+        rows = rows_ahead(self._rows, self._came, ahead, more)
         came = zip(self._rows, self._came, strict=True)
         commits = tuple(Commit(row.slot, gained) for row, (gained, _, _) in came if row.drafts)
         return tuple(rows), commits
