@@ -4,13 +4,13 @@ Temperature 0, fp32, a prefill and a decode worker. `python -m tests.workers.cac
 docs/CACHE.md.
 """
 
+import argparse
 import asyncio
 import itertools
 import os
 import random
-import sys
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -153,6 +153,7 @@ class Pair:
 @asynccontextmanager
 async def pair_of(group: Group) -> AsyncIterator[Pair]:
     kept: dict[str, object] = {"cache_states": 128, "cache_host_bytes": 1 << 30, "speculate": group.speculate}
+    book()  # made before there are workers, which would wait for this process meanwhile
     if group.link == "gloo":
         kept["channel"] = "gloo"
     with tempfile.TemporaryDirectory() as folder, encrypted(Path(folder), group.link == "tls") as launcher:
@@ -369,27 +370,31 @@ def test_the_fresh_run_s_tokens(pair: tuple[asyncio.Runner, Pair], beginning: st
     runner.run(Cell(both, beginning, beside).run())
 
 
-async def matrix(groups: list[Group]) -> None:
+async def matrix(groups: list[Group], beginnings: Sequence[str]) -> None:
     """Print it, once all of it holds; in each field without drafts, and with 3."""
     held: set[tuple[str, str, str, Speculate]] = set()
     drift = 0.0
     for group in groups:
         async with pair_of(group) as pair:
-            for beginning, beside in itertools.product(BEGINNINGS, BESIDE):
+            for beginning, beside in itertools.product(beginnings, BESIDE):
                 cell = Cell(pair, beginning, beside)
                 await cell.run()
                 drift = max(drift, cell.drift)
                 held.add((str(group), beginning, beside, group.speculate))
     columns = list(itertools.product(dict.fromkeys(map(str, groups)), BESIDE))
     print(f"| | {' | '.join(f'{group}, {beside}' for group, beside in columns)} |\n|---|{'---|' * len(columns)}")
-    for beginning, title in BEGINNINGS.items():
+    for beginning in beginnings:
         fields = (
             " / ".join("equal" for drafts in ("off", 3) if (group, beginning, beside, drafts) in held)
             for group, beside in columns
         )
-        print(f"| {title} | {' | '.join(fields)} |")
+        print(f"| {BEGINNINGS[beginning]} | {' | '.join(fields)} |")
     print(f"\nLog-probabilities differ by {drift:.1e} at most.")
 
 
 if __name__ == "__main__":
-    asyncio.run(matrix(UNLIKE if "--unlike" in sys.argv else ALIKE))
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rows", nargs="*", choices=[*BEGINNINGS, []], help="none: all")
+    parser.add_argument("--unlike", action="store_true", help="workers of different ranks, by gloo and by TLS")
+    asked = parser.parse_args()
+    asyncio.run(matrix(UNLIKE if asked.unlike else ALIKE, asked.rows or list(BEGINNINGS)))
