@@ -8,6 +8,7 @@ from typing import Any
 class Decoded:
     """Steps of `batch` sequences that end with `context` tokens each. Times are medians; None: no limit is known.
 
+    read_first_ms: of steps that are launched once the tokens before are read.
     expected_ms: what the limit at the share kernels are built to reach and the counted launches make.
     """
 
@@ -16,6 +17,7 @@ class Decoded:
     steps: int
     step_ms: float
     slowest_ms: float
+    read_first_ms: float
     tokens_per_s: float
     expected_ms: float | None
     limit_ms: float | None
@@ -68,10 +70,14 @@ def markdown(report: dict[str, Any]) -> list[str]:
     if loaded:
         lines += [", ".join(f"{name} {value:,.1f}" for name, value in loaded.items()) + " to load.", ""]
     if report["decoded"]:
-        lines += ["| batch | context | tokens/s | ms a step | slowest | expected, ms | limit, ms | of the limit |"]
-        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "| batch | context | tokens/s | ms a step | slowest | read first "
+            "| expected, ms | limit, ms | of the limit |",
+            "|---" * 9 + "|",
+        ]
         lines += [
             f"| {d['batch']} | {d['context']} | {d['tokens_per_s']:.1f} | {d['step_ms']:.3f} | {d['slowest_ms']:.3f} "
+            f"| {d['read_first_ms']:.3f} "
             f"| {number(d['expected_ms'], '.3f')} | {number(d['limit_ms'], '.3f')} | {number(d['fraction'], '.0%')} |"
             for d in report["decoded"]
         ] + [""]

@@ -50,7 +50,7 @@ def commands(stage: str, out: Path, limit: float, tiny: bool) -> list[str]:
     """A stage's arguments after the interpreter's name."""
     match stage:
         case "tests":
-            workers = [f"tests/workers/test_{name}.py" for name in ("graphs", "waits", "upload")]
+            workers = [f"tests/workers/test_{name}.py" for name in ("graphs", "feeding", "waits", "upload")]
             chosen = ["tests/kernels/test_triton_norm.py"] if tiny else ["tests/kernels", *workers]
             spread = ["-n", "6"] if importlib.util.find_spec("xdist") and not tiny else []
             return ["-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider", *spread]
