@@ -1,12 +1,12 @@
-"""A whole model's decoding and prefill on one GPU, without Ray.
+"""Measures a whole model's decode and prefill steps on one GPU, without Ray.
 
 `python -m benchmarks.decode --config ling-2.6-flash --dtype fp8 --load synthetic`
 
-A worker's runner is stepped as its leader would step it: each step is launched before the tokens of the one before are
-read. "read first" is a step that waits for them. Contexts are not prefilled:
-latent pages and linear states hold random numbers, and sequences begin to decode behind them. What does not fit in
-memory is left out and said. Fractions are of the limit that the step's bytes and operations set, by the bandwidth and
-rates measured in the same run. `--device cpu` runs small configs, without fractions.
+It gives a worker's runner the step plans that a leader would give it, and starts each step before it reads the tokens
+of the one before; "read first" is the time of steps that wait for them. Contexts are not computed: latent pages and
+linear states hold random numbers, and sequences begin to decode after them. What does not fit in memory is left out and
+listed. Fractions are of the limit that the step's bytes and operations set, with the bandwidth and rates measured in
+the same run. `--device cpu` runs small configs, without fractions.
 """
 
 import argparse
@@ -43,7 +43,7 @@ PAGE = 64
 _WARM = 8
 _PREFILLS = 3
 MODELS = Path(__file__).parent.parent / "planner/models"
-# What a checkpoint's config says in each format.
+# `quantization_config` of a checkpoint in each format.
 QUANTIZATION: dict[str, dict[str, Any] | None] = {
     "bf16": None,
     "fp8": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
@@ -68,7 +68,7 @@ QUANTIZATION: dict[str, dict[str, Any] | None] = {
 
 
 def limit_s(done: Work, ceilings: Ceilings) -> float:
-    """Seconds a step with that work takes at least."""
+    """The shortest time of a step, in seconds. done: its work. ceilings: the GPU's limits."""
     computing = done.bf16_flops / ceilings.rates["bf16"] + done.fp8_flops / ceilings.rates["fp8"]
     return max(done.bytes / ceilings.bandwidth, computing)
 
@@ -81,7 +81,7 @@ class Bench:
         self._cuda = asked.device == "cuda"
         self._begun = time.monotonic()
         self._model: Model = load_model(asked.config, asked.dtype)
-        # Measured before the model takes the memory.
+        # The limits are measured before the model fills the memory.
         self._ceilings = measure_ceilings() if self._cuda else None
         if self._cuda:
             torch.cuda.empty_cache()
@@ -105,7 +105,7 @@ class Bench:
         asked = self._asked
         folder = MODELS / asked.config if asked.config == RELEASED else Path(asked.config)
         slots, longest = max(asked.batch), max(*asked.context, *asked.prefill)
-        # As wide as the runner's page table.
+        # Columns of the runner's page table.
         self._width = -(-(longest + 1) // PAGE)
         needed = sum(weight_bytes(self._model, mtp=False).values())
         if self._cuda and needed > (free := torch.cuda.mem_get_info()[0]):
@@ -115,7 +115,7 @@ class Bench:
             model=str(folder),
             device=asked.device,
             page_size=PAGE,
-            # Without a GPU room for the largest; on one, all there is.
+            # On a GPU, as many as fit; on a CPU, enough for the largest measurement.
             pages=None if self._cuda else slots * -(-longest // PAGE),
             slots=slots,
             max_model_len=longest,
@@ -147,7 +147,7 @@ class Bench:
         return built
 
     def _guarded(self, what: str, measure: Callable[[], None]) -> None:
-        """Leave a measurement out, and say so, where time or memory does not allow it."""
+        """Run a measurement, or note that it is left out because time or memory does not suffice."""
         spent = time.monotonic() - self._begun
         if self._asked.seconds is not None and spent > self._asked.seconds:
             self._skip(what, f"{spent:.0f} s are spent of {self._asked.seconds:.0f}")
@@ -238,13 +238,13 @@ class Bench:
         self._note("    " + ", ".join(f"{name} {ms:.3f}" for name, ms in found.items()) + f", rest {rest:.3f} ms")
 
     def _pages(self, batch: int, context: int) -> Tensor:
-        """[batch, pages of a sequence]: different ones, scattered as a worker's are after a while."""
+        """Page numbers [batch, pages of a sequence], all different and scattered, as in a worker after a while."""
         each = -(-context // PAGE)
         device = self._built.caches.latent.device
         return torch.randperm(self._built.pages)[: batch * each].view(batch, each).to(device, torch.int32)
 
     def _launches(self, batch: int) -> int:
-        """How many a step takes, counted on the shapes; how many experts there are changes none."""
+        """The number of launches of a step, counted on meta tensors. The number of experts does not change it."""
         config = replace(self._built.model.config, num_experts=min(16, self._built.model.config.num_experts))
         counted = step_launches(config, 1, batch)
         return sum(counted[part].total() for part in ("all", "head", "sampling"))
@@ -286,7 +286,7 @@ def _of_limit(fraction: float | None) -> str:
 
 
 def machine(device: Literal["cpu", "cuda"]) -> dict[str, str]:
-    """What it ran on."""
+    """The device and the versions of torch and triton, for the report."""
     import triton
 
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
@@ -294,7 +294,7 @@ def machine(device: Literal["cpu", "cuda"]) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure what the arguments ask for, and print tables."""
+    """Parse the command line, measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=RELEASED, help=f"{RELEASED}, or a folder with a config.json")
     parser.add_argument("--dtype", choices=FORMATS, help="the weights' format; without it, the config's")
@@ -305,8 +305,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--prefill", type=int, nargs="+", default=[8192], help="prompts, each in one step")
     parser.add_argument("--steps", type=int, default=64, help="timed decode steps of each")
     parser.add_argument("--graphs", choices=("auto", "off"), default="auto")
-    parser.add_argument("--seconds", type=float, help="begin nothing more after so long")
-    parser.add_argument("--json", type=Path, help="also write everything there, as it comes")
+    parser.add_argument("--seconds", type=float, help="begin no measurement after so many seconds")
+    parser.add_argument("--json", type=Path, help="also write the report to this file, after each measurement")
     asked = parser.parse_args(arguments)
     if asked.device == "cuda" and not torch.cuda.is_available():
         sys.exit("benchmarks.decode finds no CUDA device; --device cpu runs small configs without one")

@@ -1,4 +1,4 @@
-"""What `benchmarks.decode` found, as data and as tables."""
+"""The results of `benchmarks.decode`, as data and as tables in Markdown."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,10 +6,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Decoded:
-    """Steps of `batch` sequences that end with `context` tokens each. Times are medians; None: no limit is known.
+    """Measured decode steps of `batch` sequences, which have `context` tokens each after the last step.
 
-    read_first_ms: of steps that are launched once the tokens before are read.
-    expected_ms: what the limit at the share kernels are built to reach and the counted launches make.
+    step_ms: the median time of a step. read_first_ms: the same of steps that start once the tokens before are read.
+    expected_ms: the limit divided by the share of it that kernels are built to reach, and the time of the counted
+    launches. limit_ms: the shortest possible time. fraction: limit over measured time. The last three are None where no
+    limit is known, as on a CPU.
     """
 
     batch: int
@@ -26,7 +28,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """One prompt in one step."""
+    """A measured prompt that one step computes. step_ms: the median time. limit_ms, fraction: as in `Decoded`."""
 
     tokens: int
     step_ms: float
@@ -37,7 +39,7 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Split:
-    """Milliseconds of a decode step by part; `rest`: what the parts leave of the step."""
+    """Milliseconds of a decode step by part, each measured alone. rest_ms: the step's time without all parts."""
 
     batch: int
     context: int
@@ -47,7 +49,7 @@ class Split:
 
 @dataclass
 class Report:
-    """All that was measured, and what was not and why. Written after every measurement, if there is a file for it."""
+    """All results. loaded: seconds and bytes of loading. skipped: what was not measured, and why."""
 
     machine: dict[str, str]
     model: dict[str, Any]
@@ -60,7 +62,7 @@ class Report:
 
 
 def markdown(report: dict[str, Any]) -> list[str]:
-    """The tables of a report, as its JSON has it."""
+    """The lines of a report in Markdown. report: a `Report` as a dict or as read from its JSON."""
 
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)

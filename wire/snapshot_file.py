@@ -1,9 +1,9 @@
-"""Snapshots as files: of a worker's disk tier, or saved for another cluster. Knows neither HTTP nor torch.
+"""The file format of snapshots, for a worker's disk tier and for saving to another cluster. No HTTP, no torch.
 
-A file is safetensors. Its metadata is a `SnapshotHead`, one JSON text a field. Its tensors are `token_ids` (int32) and,
-of each of `ranks`, `rank<r>.rows.<i>` (that rank's shard of the latents of `parts[i]` tokens) and
-`rank<r>.state.<i>.<n>` (its state after part `i`, for each `i` of `states`, as `StateCodec` packs it into `n` tensors).
-`crc32.<tensor>` in the metadata is the CRC-32 of the tensor's bytes, in hex.
+A file is in safetensors format. Its metadata is a `SnapshotHead`, each field as JSON. Its tensors are `token_ids`
+(int32) and, for each rank r of `ranks`, `rank<r>.rows.<i>` (that rank's shard of the latents of `parts[i]` tokens) and
+`rank<r>.state.<i>.<n>` (its state after part i, for each i of `states`; `StateCodec` packs a state into several
+tensors, numbered n). The metadata's `crc32.<tensor>` is the CRC-32 of the tensor's bytes, in hex.
 """
 
 import io
@@ -32,14 +32,15 @@ _PIECE = 1024 * 1024
 
 
 class SnapshotFileError(ValueError):
-    """Bytes that are no whole snapshot; says what is wrong with them."""
+    """A file is not a whole, undamaged snapshot; the message says what is wrong with it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Turn:
-    """A request whose tokens a snapshot holds: the first `prompt_tokens` are its prompt, the rest what it has got.
+    """The request whose tokens a snapshot holds.
 
-    model: as clients call it. error: what it failed with; "" if it ended well.
+    model: its name for clients. prompt_tokens: number of the first tokens that are its prompt; the rest were generated.
+    error: the error with which it failed; "" if it ended well.
     """
 
     model: str
@@ -50,13 +51,15 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotHead:
-    """What a snapshot is of.
+    """The description of a snapshot in its file.
 
     weights_id, layout: of the worker that made it, as in `WorkerInfo`; a worker that differs in one of them can't
-    continue it. state_dtype: how its states are packed. position: tokens whose latents are inside, and a state after
-    them; 0: only token ids. token_hash: `wire.digest` of the first `position` ids, without pages and scope. scope:
-    whose prefix it is. parts: into how many tokens each its latents are cut; states: the parts a state follows. split:
-    ranks that its heads and latents are split over; ranks: those whose tensors are in the file. turn: of a saved one.
+    continue it. state_dtype: dtype in which states are stored. position: number of tokens whose latents it holds, with
+    the state after them; 0 if it holds only token ids. token_hash: `wire.digest` of the first `position` ids without
+    scope, in hex. scope: only prompts of the same scope may use it. parts: number of tokens in each part of the
+    latents; they add up to `position`. states: indices of the parts after which a state is stored. split: number of
+    ranks over which heads and latents are split; ranks: the ranks whose tensors are in this file. turn: the saved
+    request; None in a disk tier.
     """
 
     weights_id: str
@@ -73,19 +76,19 @@ class SnapshotHead:
     format: str = FORMAT
 
     def metadata(self) -> dict[str, str]:
-        """As safetensors keeps it."""
+        """The fields as safetensors' metadata: each name with its value in JSON."""
         return {f.name: msgspec.json.encode(getattr(self, f.name)).decode() for f in fields(self)}
 
     @property
     def positions(self) -> tuple[int, ...]:
-        """How many tokens there are up to each state."""
+        """The number of tokens before each stored state."""
         ends = list(accumulate(self.parts))
         return tuple(ends[part] for part in self.states)
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One tensor. dtype: as safetensors names it. begin, end: its bytes' place in the file."""
+    """One tensor of a file. dtype: as safetensors names it. begin, end: offsets of its bytes in the file."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -95,7 +98,10 @@ class Entry:
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFile:
-    """A file but for the tensors of states and latents. sums: each tensor's CRC-32; bytes: of the whole file."""
+    """A file's content without the bytes of states and latents.
+
+    bytes: the size that the whole file should have. sums: each tensor's CRC-32, in hex.
+    """
 
     head: SnapshotHead
     token_ids: TokenIds
@@ -105,14 +111,14 @@ class SnapshotFile:
 
 
 def token_hash(token_ids: TokenIds, position: int) -> str:
-    """What a head says of the first ids."""
+    """`SnapshotHead.token_hash` of the first `position` ids."""
     return digests_at(token_ids, [position])[0].hex()
 
 
 def pack(head: SnapshotHead, tensors: Mapping[str, tuple[str, Sequence[int], int, str]], token_ids: TokenIds) -> bytes:
-    """The beginning of a file: its header and the token ids. The tensors' bytes follow, in their order.
+    """The beginning of a file: header and token ids. The caller must write the tensors' bytes after it, in their order.
 
-    tensors: dtype, shape, bytes and CRC-32 of each.
+    tensors: by name, the dtype, shape, size in bytes and CRC-32 (hex) of each.
     """
     ids = token_ids.packed
     all_of = {TOKEN_IDS: ("I32", [len(token_ids)], len(ids), f"{zlib.crc32(ids):08x}"), **tensors}
@@ -128,9 +134,10 @@ def pack(head: SnapshotHead, tensors: Mapping[str, tuple[str, Sequence[int], int
 
 
 def join(files: Sequence[BinaryIO], turn: Turn, token_ids: TokenIds) -> Iterator[bytes]:
-    """One file of the parts that each rank has written, piece by piece. token_ids: the turn's, for the ranks' own.
+    """Join the files that the ranks have written into one; yields its bytes piece by piece.
 
-    SnapshotFileError if a part is damaged, as far as its header tells.
+    token_ids: the request's, which replace those in the ranks' files. SnapshotFileError if a rank's file is cut short,
+    or its header or token ids are damaged; the other checksums are not compared.
     """
     parts = [read(file) for file in files]
     ranks = tuple(rank for part in parts for rank in part.head.ranks)
@@ -155,7 +162,7 @@ def join(files: Sequence[BinaryIO], turn: Turn, token_ids: TokenIds) -> Iterator
 
 
 def read_head(path: Path) -> SnapshotFile:
-    """All but the tensors of states and latents; SnapshotFileError if that is damaged or the file is cut short."""
+    """Read a file's header and token ids; SnapshotFileError if they are damaged or the file is cut short."""
     try:
         with path.open("rb") as file:
             content = read(file)
@@ -170,9 +177,9 @@ def read_head(path: Path) -> SnapshotFile:
 
 
 def needed(begun: bytes | bytearray) -> int:
-    """How many bytes of a file `read` needs, of which these are the first: more than these until that is known.
+    """How many of a file's first bytes `read` needs. Call it again with as many bytes until it asks for no more.
 
-    SnapshotFileError if they begin no such file.
+    begun: the file's first bytes so far. SnapshotFileError if no snapshot file begins with them.
     """
     if len(begun) < _LENGTH.size:
         return _LENGTH.size
@@ -189,7 +196,7 @@ def needed(begun: bytes | bytearray) -> int:
 
 
 def read(file: BinaryIO) -> SnapshotFile:
-    """As `read_head`, of an open file or of its beginning; whether it ends where it should is left to the caller."""
+    """As `read_head`, for an open file or its beginning. The caller must compare the file's size with `bytes`."""
     start = file.read(_LENGTH.size)
     if len(start) < _LENGTH.size:
         raise SnapshotFileError("it is cut short: not even its header's length is there")
@@ -223,7 +230,7 @@ def read(file: BinaryIO) -> SnapshotFile:
 
 
 def check(path: Path) -> SnapshotFile:
-    """Read a whole file; SnapshotFileError also if a tensor's bytes are not what was written."""
+    """As `read_head`, and check all tensors' checksums; SnapshotFileError names a tensor that does not match."""
     content = read_head(path)
     with path.open("rb") as file:
         for name, entry in content.tensors.items():
@@ -237,13 +244,13 @@ def check(path: Path) -> SnapshotFile:
 
 
 def without_state(weights_id: str, layout: str, turn: Turn, token_ids: TokenIds) -> bytes:
-    """The file of a turn whose state no worker keeps any more."""
+    """The file of a request whose snapshot no worker keeps any more: only its token ids and its turn."""
     head = SnapshotHead(weights_id, layout, "float32", 0, token_hash(token_ids, 0), "", (), (), 1, (), turn)
     return pack(head, {}, token_ids)
 
 
 def unpack(content: bytes) -> SnapshotFile:
-    """As `read_head`, of a file's bytes."""
+    """As `read_head`, for a file's whole content."""
     found = read(io.BytesIO(content))
     if found.bytes != len(content):
         raise SnapshotFileError(f"it is cut short: it has {len(content)} bytes of {found.bytes}")
@@ -265,7 +272,7 @@ def _head(metadata: Mapping[str, str]) -> SnapshotHead:
 
 
 def _sound(head: SnapshotHead, tokens: int, tensors: Mapping[str, Entry]) -> bool:
-    """Whether what the header says fits together."""
+    """Whether a header's fields do not contradict each other. tokens: number of token ids in the file."""
     ranks, parts = head.ranks, len(head.parts)
     whole = head.position == sum(head.parts) <= tokens and all(part > 0 for part in head.parts)
     stated = list(head.states) == sorted(set(head.states)) and (head.states[-1:] == (parts - 1,) if parts else True)

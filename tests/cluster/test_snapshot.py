@@ -125,7 +125,8 @@ def test_no_session_no_file_no_server(stage: Stage, tmp_path: Path) -> None:
         (("save", "nobody", str(tmp_path / "n"), "--url", stage.url), "there is no session 'nobody'"),
         (("save", "--request", "r", str(tmp_path / "n"), "--url", stage.url), "no request 'r' is known to have failed"),
         (("show", str(tmp_path / "n")), "can't be read"),
-        (("save", "s", str(tmp_path / "n"), "--url", "http://127.0.0.1:1"), "no file came"),
+        (("save", "s", str(tmp_path / "n"), "--url", "http://127.0.0.1:1"), "nothing answers at http://127.0.0.1:1"),
+        (("save", "s", str(tmp_path / "no" / "n"), "--url", stage.url), "can't be written"),
     ):
         code, output = ling(*words)
         assert code == 1

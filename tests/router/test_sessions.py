@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from router.access.keys import hashed, make_key
+from router.relay.link import ListedWorker
 from tests.router.conftest import Stage, pair, served, staged
 from tests.router.fake_worker import FakeWorker
 
@@ -118,6 +119,36 @@ def test_workers_pin_where_a_session_stands(checkpoint: Path) -> None:
             assert len(set(decode.pins.values())) == 1
             await client.delete("/v1/sessions/s")
             await decode.until(lambda: len(decode.pins) == 1)
+
+    alone(checkpoint, act_)
+
+
+def test_a_worker_that_starts_anew_pins_what_the_records_say(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act_(stage: Stage) -> None:
+        ended = stage["d0"]
+        async with stage.client() as client:
+            body = {"model": "auto", "max_tokens": 4, "seed": 1}
+            for name in ("old", "gone", "s"):
+                await client.post(TEXT, json={**body, "prompt": name, "session_id": name})
+            await client.post("/v1/sessions/s/fork", json={"ids": ["fork"]})
+            await client.post(TEXT, json={**body, "prompt": "s goes on", "session_id": "s"})
+            await ended.until(lambda: len(ended.pins) == 4)
+            await ended.die()
+            pinned = dict(ended.pins)
+            await client.delete("/v1/sessions/gone")
+            begun = FakeWorker("d1", "decode")
+            begun.tiers = dict.fromkeys(ended.tiers, "disk")
+            monkeypatch.setattr("router.relay.sessions._READ", 1)
+            await begun.start()
+            try:
+                await stage.gateway.update_workers([*stage.listed[:1], ListedWorker(begun.ref, "decode")])
+                await begun.until(lambda: len(begun.pins) == 3)
+                assert begun.pins.items() <= pinned.items()
+                assert (await client.get("/v1/sessions/s")).json()["tier"] == "disk"
+                await client.delete("/v1/sessions/s")
+                await begun.until(lambda: len(begun.pins) == 2)
+            finally:
+                await begun.die()
 
     alone(checkpoint, act_)
 

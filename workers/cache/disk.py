@@ -92,7 +92,8 @@ class DiskTier:
             free = [(kept, held) for kept, (_, held) in self._entries.items() if not kept.pins]
             if not free:
                 break
-            victim, _ = min(free, key=lambda pair: pair[0].value(now) / pair[1])
+            # Sessions' ends go last.
+            victim, _ = min(free, key=lambda pair: (bool(pair[0].pinned), pair[0].value(now) / pair[1]))
             self.remove(victim)
             gone.append(victim)
         return gone

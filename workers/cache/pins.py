@@ -14,6 +14,9 @@ class Pins:
     def __len__(self) -> int:
         return len(self._by_session)
 
+    def __contains__(self, session: str) -> bool:
+        return session in self._by_session
+
     def pin(self, session: str, kept: Kept, until: float) -> None:
         """Pin a session to a snapshot, and no longer to its previous one."""
         self.release(session)

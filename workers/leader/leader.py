@@ -240,7 +240,7 @@ class Leader:
         if ahead is not None:
             self._next = replace(ahead, step=self._scheduler.follow(ahead.step, under_way.step, result), begun=back)
         plan = under_way.step.plan
-        self.figures.stepped(plan, sum(map(len, result.tokens)), under_way, back, time.monotonic())
+        self.figures.stepped(under_way, sum(map(len, result.tokens)), back, time.monotonic())
         self._perform(self._handoffs.stepped(outputs, plan.exports, back))
 
     def _send(self, step: InFlight, began: float) -> UnderWay | None:
@@ -333,7 +333,8 @@ class Leader:
         now = time.monotonic()
         match message:
             case Pin():
-                self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s)
+                if not (message.again and message.session in self._scheduler.cache.pins):
+                    self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s)
             case Unpin():
                 self._scheduler.cache.pins.release(message.session)
             case Park():

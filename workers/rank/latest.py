@@ -78,7 +78,7 @@ class Latest:
             mine = self._came if self._collectives.rank == 0 else [_NOTHING] * len(self._rows)
             told = self._shared(torch.tensor(mine, dtype=torch.int64).to(self._device))
             self._came = [(gained, last, bool(over)) for gained, last, over in told.tolist()]
-        rows, _ = rows_ahead(self._rows, self._came, ahead, more)
+        rows = rows_ahead(self._rows, self._came, ahead, more)
         came = zip(self._rows, self._came, strict=True)
         commits = tuple(Commit(row.slot, gained) for row, (gained, _, _) in came if row.drafts)
         return tuple(rows), commits
@@ -89,8 +89,10 @@ class Latest:
         A row whose sequence ended there is still among them. token_ids are (0,) where the device knows the token.
         """
         unknown: list[Outcome] = [(1, 0, at in self._over) for at in range(len(self._rows))]
-        rows, places = rows_ahead(self._rows, unknown, ahead, more)
-        return tuple(rows), places
+        rows = rows_ahead(self._rows, unknown, ahead, more)
+        ended = set(ahead.ended)
+        places = [at for at, row in enumerate(self._rows) if at not in self._over and row.slot not in ended]
+        return tuple(rows), places + [-1] * len(more)
 
     def feed(self, rows: tuple[Row, ...], places: list[int]) -> Fed:
         """Let the device take the tokens of `rows_fed` from the step before. All ranks call it together.
