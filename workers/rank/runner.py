@@ -288,14 +288,14 @@ class Runner:
         """Make copies on the host, then keep states of sequences that ended."""
         for store in plan.stores:
             rows = self._read_shard(store.pages, store.start, store.stop)
-            state = snapshot.read_state(self._caches, store.slot)
+            state = snapshot.read_state(self._caches, store.slot) if store.slot >= 0 else None
             self._host.store(store.key, store.stop - store.start, rows, state)
         for copy in plan.saves:
             self._copy(copy)
         for write in plan.writes:
             self._host.write(write)
         for erase in plan.erases:
-            self._host.erase(erase.file)
+            self._host.erase(erase)
         for drop in plan.drops:
             self._host.drop(drop.key, latents=drop.latents)
 
@@ -319,8 +319,8 @@ class Runner:
         for expect in plan.expects:
             self._need_transfers().expect(expect)
         for fetch in plan.fetches:
-            if fetch.file is not None:
-                self._host.read(fetch.request_id, fetch.file, fetch.start, fetch.position)
+            if fetch.files:
+                self._host.read(fetch.request_id, fetch.files, fetch.start, fetch.position)
             else:
                 self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
         for lend in plan.lends:
