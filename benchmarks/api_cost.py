@@ -1,9 +1,9 @@
-"""What tools and schemas cost a stream in the router, from workers that cost nothing. `python -m benchmarks.api_cost`.
+"""Measures what tools and schemas cost a stream in the router: `python -m benchmarks.api_cost`. Workers are fake.
 
-32 chat streams at once: plain text, strict tools that are called again and again, and a text held to a JSON Schema.
-The sides take turns in one run; printed are the ratios of time a token to the plain streams' at full speed, where the
-router joins tokens that wait, and of router CPU a token at a pace at which nothing is joined. What a request costs
-before its first token is told apart there; at full speed it is in the time a token.
+It runs 32 chat streams at once of three kinds, in turn: plain text, strict tools that are called again and again, and
+text held to a JSON Schema. It prints each kind's ratio to the plain streams: of the time per token at full speed, where
+the router joins waiting tokens into one chunk; and of router CPU per token at a pace at which it joins none. The CPU of
+a request before its first token is printed apart at that pace; at full speed it is part of the time per token.
 """
 
 import argparse
@@ -51,7 +51,7 @@ _KINDS: dict[str, tuple[dict[str, Any], str]] = {
 
 
 def serve_worker(role: str, pace: float) -> None:
-    """Serve a worker that answers with the texts of these kinds."""
+    """Serve a fake worker that answers each kind of request with its text. pace: seconds between tokens."""
     from router.text.tokenizer import Tokenizer
     from tests.router.conftest import write_checkpoint
     from tests.router.fake_worker import Answer, FakeWorker, Request
@@ -100,7 +100,7 @@ async def _stream(port: int, kind: str, tokens: int) -> int:
 
 
 async def _streams(port: int, kind: str, tokens: int) -> tuple[float, int]:
-    """Seconds a token and chunks of all streams together."""
+    """Run all streams of a kind at once; returns seconds per token and the number of all chunks."""
     begun = time.perf_counter()
     chunks = await asyncio.gather(*(_stream(port, kind, tokens) for _ in range(_STREAMS)))
     return (time.perf_counter() - begun) / (_STREAMS * tokens), sum(chunks)
@@ -131,7 +131,7 @@ def _at_full_speed() -> None:
 
 
 def _cpu(port: int, process: psutil.Process, kind: str, tokens: int) -> tuple[float, int]:
-    """Seconds of the router's CPU that all streams together take, and their chunks."""
+    """Run all streams of a kind at once; returns the router's CPU seconds and the number of all chunks."""
     before = sum(process.cpu_times()[:2])
     chunks = asyncio.run(_streams(port, kind, tokens))[1]
     return sum(process.cpu_times()[:2]) - before, chunks
@@ -162,7 +162,7 @@ def _paced() -> None:
 
 
 def main() -> None:
-    """Print all tables."""
+    """Measure at full speed and at a fixed pace, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", choices=("prefill", "decode"), help=argparse.SUPPRESS)
     parser.add_argument("--pace", type=float, default=0.0, help=argparse.SUPPRESS)

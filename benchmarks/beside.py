@@ -19,12 +19,12 @@ from statistics import median
 
 _ROOT = Path(__file__).resolve().parents[1]
 _NUMBER = re.compile(r"(?<![\w.])\d+(?:,\d{3})*(?:\.\d+)?")
-# By a line without its numbers, and how often that came before in the same run: its numbers in each round.
+# Key: a line without its numbers, and how often the same line came before in the run. Value: its numbers, by round.
 Figures = dict[tuple[str, int], list[list[float]]]
 
 
 def run(checkout: Path, module: str, arguments: list[str]) -> str:
-    """What the benchmark of a checkout prints; CalledProcessError if it fails."""
+    """Run a benchmark of a checkout and return what it prints; CalledProcessError if it fails."""
     command = [sys.executable, "-m", f"benchmarks.{module}", *arguments]
     env = {**os.environ, "PYTHONPATH": str(checkout)}
     done = subprocess.run(command, cwd=checkout, env=env, stdout=subprocess.PIPE, text=True, check=True)
@@ -32,7 +32,7 @@ def run(checkout: Path, module: str, arguments: list[str]) -> str:
 
 
 def figures(text: str, into: Figures) -> None:
-    """Add the numbers of each line of a benchmark's output."""
+    """Add the numbers of each line of a benchmark's output to `into`."""
     seen: Counter[str] = Counter()
     for line in text.splitlines():
         numbers = [float(n.replace(",", "")) for n in _NUMBER.findall(line)]
@@ -43,7 +43,7 @@ def figures(text: str, into: Figures) -> None:
 
 
 def compare(now: Figures, before: Figures) -> list[str]:
-    """One line for each line that both print: the medians of both, and their ratios."""
+    """A line for each line that both print, with both medians and their ratio in place of each number."""
     lines = []
     for key in now.keys() & before.keys():
         line = key[0]
@@ -55,7 +55,7 @@ def compare(now: Figures, before: Figures) -> list[str]:
 
 
 def main() -> None:
-    """Run both in turns and print every output, then the comparison."""
+    """Run both checkouts in turns, print all outputs, and then the comparison."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("commit", help="the earlier commit")
     parser.add_argument("module", help="a benchmark, such as token_path or serving")

@@ -1,10 +1,11 @@
-"""What the prefix cache saves: `python -m benchmarks.cache [--trace PATH]`.
+"""Measures what the prefix cache saves: `python -m benchmarks.cache [--trace PATH]`.
 
-First, on ling-nano on this machine, the time to the first token of a session's next turn: begun from what the device
-keeps, from host memory, and computed; and how far states kept in fewer bits move its log-probabilities. Then,
-simulated, which share of the prompt tokens that could be had from an unbounded cache each policy has by its budget:
-of made-up agents, and of a recorded trace where one is named. Then a thousand requests over a cache of a tenth of what
-they would fill: nothing may be lost, and the reasons must add up.
+1. On ling-nano on this machine: the time to the first token of a session's next turn, begun from a snapshot on the
+   device, from one in host memory, and computed; and how far states kept in fewer bits move its log-probabilities.
+2. Simulated: each policy's hit rate by its budget, as a share of an unbounded cache's, for made-up agents and for a
+   recorded trace if one is given.
+3. A thousand requests on a cache that holds a tenth of what they would fill: it checks that slots and pages are all
+   free again afterwards and that the counts of hits and misses add up.
 """
 
 import argparse
@@ -42,7 +43,8 @@ _NANO = "checkpoints/ling-nano"
 _GOLDEN = "tests/golden/base"
 _BEFORE, _NEW, _TIMES = 6_000, 200, 3
 _DRIFTED = 8
-# Where states are kept, which go first, whether the answer's end is kept.
+# By name: the positions at which states are kept, the score by which they are evicted, and whether the state at an
+# answer's end is kept.
 _POLICIES: dict[str, tuple[Points, Score, bool]] = {
     "this engine": (all_points, ours, True),
     "its states, least recently used first": (all_points, lru, True),
@@ -64,7 +66,7 @@ def _first_token_s(engine: Engine, prompt: Sequence[int]) -> float:
 
 
 def first_tokens() -> None:
-    """Turn n + 1 of a long session, in CPU seconds to its first token."""
+    """Print the CPU seconds to the first token of a long session's next turn."""
     rng = random.Random(0)
     config = WorkerConfig(_NANO, slots=4, max_step_tokens=512, max_model_len=8192, cache_states=8)
     cold = Engine(dataclasses.replace(config, cache_states=0))
@@ -94,7 +96,7 @@ def first_tokens() -> None:
 
 
 def drift() -> None:
-    """How far the next turn's first token moves where the state behind it was kept in fewer bits."""
+    """Print how far the log-probabilities of a next turn's first token move if its state was kept in fewer bits."""
     rng = random.Random(0)
     config = WorkerConfig(_NANO, slots=4, max_step_tokens=512, max_model_len=2048)
     cold = Engine(config)
@@ -126,7 +128,7 @@ def drift() -> None:
 
 
 def _best(engine: Engine, prompt: Sequence[int]) -> dict[int, float]:
-    """Return the 20 most likely first tokens with their log-probabilities, the likeliest first."""
+    """The 20 most likely first tokens with their log-probabilities, the most likely first."""
     (answer,) = engine.generate([prompt], [SamplingParams(max_tokens=1, seed=0, temperature=0.0, logprobs=20)])
     (first,) = answer.logprobs
     return dict(zip(first.top_ids, first.top_logprobs, strict=True))
@@ -152,7 +154,7 @@ def hit_rates(name: str, asks: Sequence[Ask], budgets: Sequence[int]) -> None:
 
 
 def pressure(requests: int = 1_000) -> None:
-    """Sessions whose snapshots would fill ten times what the cache may hold."""
+    """Run sessions whose snapshots would fill ten times the cache, and check that nothing is lost or left behind."""
     rng = random.Random(0)
     config = WorkerConfig(
         _GOLDEN, page_size=8, pages=96, slots=8, max_step_tokens=256, max_model_len=256, cache_states=6

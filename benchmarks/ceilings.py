@@ -1,4 +1,4 @@
-"""The limits of a GPU's memory and matrix units, and the time that calls take beside them."""
+"""Measures the limits of a GPU's memory and matrix units, and the time that kernels take."""
 
 import statistics
 from collections.abc import Callable
@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     from benchmarks.kernel_case import Case
 
 _REPLAYS = 20
-# Seconds of a small kernel beside its bytes when graphs are replayed: its launch, and the latency of reading and
-# reducing once. Assumed from what others report, until measured.
+# Seconds that a kernel in a replayed graph takes besides moving its bytes: its launch, and the latency of one read and
+# one reduction. Assumed from what others report; not measured.
 LAUNCH = 3e-6
 _WARM = 3
 Call = Callable[[], object]
@@ -20,31 +20,31 @@ Call = Callable[[], object]
 
 @dataclass(frozen=True)
 class Ceilings:
-    """bandwidth: bytes a second, read and written. rates: FLOP a second by kind of product."""
+    """A GPU's limits. bandwidth: bytes/s of reads and writes together. rates: FLOP/s by kind of matrix product."""
 
     bandwidth: float
     rates: dict[str, float]
 
     def floor(self, case: "Case") -> float:
-        """The least seconds that any version can take."""
+        """The shortest time, in seconds, that any implementation of the case can take."""
         return max(case.moved / self.bandwidth, case.flops / self.rates[case.rate])
 
     def expected(self, case: "Case") -> float:
-        """Return the seconds that the case is expected to take on this card."""
+        """The seconds that the case should take on this GPU, launches included."""
         return self.floor(case) / case.expected + LAUNCH * case.launches
 
     def bound(self, case: "Case") -> str:
-        """Return what limits the case: memory bandwidth or the matrix units."""
+        """What limits the case: "memory" (bandwidth) or "matrix" (units)."""
         return "memory" if case.moved / self.bandwidth >= case.flops / self.rates[case.rate] else "matrix"
 
 
-# An H200 as others measured it: a copy through torch, an 8192-cubed bf16 product of random numbers; the 8-bit rate is
-# twice the latter, as the vendor's figures are, and fp32 the vendor's.
+# An H200 as others measured it: bandwidth by a copy in torch, bf16 by an 8192-cubed product of random numbers. The fp8
+# rate is twice the bf16 rate, as in the vendor's figures; fp32 is the vendor's figure.
 H200 = Ceilings(4.3e12, {"bf16": 790e12, "fp8": 1580e12, "fp32": 67e12})
 
 
 def seconds(calls: list[Call]) -> float:
-    """Median time of one call, over replays of a graph of all."""
+    """The seconds of one call: the median over replays of a CUDA graph of all calls, divided by their number."""
     side = torch.cuda.Stream()  # type: ignore[no-untyped-call] # torch's own
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -73,7 +73,7 @@ def _copy_rate(device: torch.device) -> float:
 
 
 def measure_ceilings() -> Ceilings:
-    """Measure this GPU, on random data."""
+    """Measure this GPU's limits with random data."""
     device, size = torch.device("cuda"), 8192
     bandwidth = _copy_rate(device)
     torch.backends.cuda.matmul.allow_tf32 = False

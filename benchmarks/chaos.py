@@ -1,11 +1,10 @@
-"""Agent sessions while workers are killed: `python -m benchmarks.chaos --seconds 120 --every 8`.
+"""Runs agent sessions while it kills workers and routers: `python -m benchmarks.chaos --seconds 120 --every 8`.
 
-Starts `ling serve` on the embedded checkpoint with one prefill and two decode workers and two routers, plays every
-session once undisturbed, and then again and again while leaders, ranks and routers are ended by SIGKILL, and ranks
-stopped by SIGSTOP, in an order that the seed decides. A client whose connection ends comes back with its
-Idempotency-Key and the Last-Event-ID it has. Counts streams that failed and transcripts that differ from the
-undisturbed ones, and prints how long streams paused around what was done. Exits with 1 if a stream failed or a
-transcript differs.
+It starts `ling serve` on the embedded checkpoint with one prefill worker, two decode workers and two routers. It plays
+every session once undisturbed, and then again and again while it kills leaders, ranks and routers (SIGKILL) and stops
+ranks (SIGSTOP), in an order that the seed decides. A client whose connection ends reconnects with its Idempotency-Key
+and the last event id it has. It counts streams that failed and transcripts that differ from the undisturbed ones, and
+prints how long streams paused at each kind of kill. It exits with 1 if a stream failed or a transcript differs.
 """
 
 import argparse
@@ -36,14 +35,14 @@ _TOOLS = [
 ]
 _CITIES = ("Paris", "Oslo", "Lima", "Cairo", "Quito", "Delhi", "Turin", "Accra")
 _TURNS = 3
-# How long a client comes back for one answer before it gives up: all routers may be away at once.
+# Seconds of pauses after which a client gives up on an answer. All routers may be down at once.
 _PATIENCE_S = 60.0
 _PAUSE_S = 0.2
 
 
 @dataclass
 class Heard:
-    """One answer: its text, and the times of its chunks."""
+    """One answer: the assistant's message, finish reason, number of tokens, and the arrival times of its chunks."""
 
     message: dict[str, Any]
     finish: str | None
@@ -53,19 +52,23 @@ class Heard:
 
 @dataclass
 class Tally:
-    """Results of all streams under kills."""
+    """The results of all streams during the kills.
+
+    resumed: how often a client reconnected. pauses: by kind of kill, the longest pause in seconds of each stream that
+    was open at one.
+    """
 
     streams: int = 0
     failed: list[str] = field(default_factory=list)
     different: int = 0
-    resumed: int = 0  # times a client came back
+    resumed: int = 0
     kills: int = 0
-    pauses: dict[str, list[float]] = field(default_factory=dict)  # the longest of each stream open at a kill, by kind
+    pauses: dict[str, list[float]] = field(default_factory=dict)
 
 
 @dataclass
 class _Stream:
-    """What has come of one answer so far, over all connections."""
+    """What a client has received of one answer, over all its connections."""
 
     content: str = ""
     calls: dict[int, dict[str, Any]] = field(default_factory=dict)
@@ -93,7 +96,7 @@ class _Stream:
                 function["arguments"] += call["function"].get("arguments") or ""
 
     async def read(self, response: httpx.Response, times: list[float]) -> None:
-        """All events of a connection; what it breaks off within counts for nothing."""
+        """Read all events of a connection; an event that is cut off is ignored. RuntimeError if the answer failed."""
         if response.status_code != 200:
             raise RuntimeError(f"{response.status_code}: {(await response.aread()).decode()[:200]}")
         held = ""
@@ -107,7 +110,7 @@ class _Stream:
 
 
 async def _ask(client: httpx.AsyncClient, messages: list[dict[str, Any]], tally: Tally) -> Heard:
-    """One streamed chat completion, come back for as often as its connection ends; RuntimeError if it fails."""
+    """Run one streamed chat completion, and reconnect each time the connection ends; RuntimeError if it fails."""
     body = {
         "model": "auto", "messages": messages, "tools": _TOOLS, "temperature": 0, "max_tokens": 160, "stream": True,
         "stream_options": {"include_usage": True},
@@ -120,7 +123,7 @@ async def _ask(client: httpx.AsyncClient, messages: list[dict[str, Any]], tally:
             headers["last-event-id"] = stream.last_id
         try:
             async with client.stream("POST", "/v1/chat/completions", json=body, headers=headers) as response:
-                if response.status_code != 503:  # a router that has just begun
+                if response.status_code != 503:  # a router that has just started answers 503
                     await stream.read(response, times)
         except httpx.TransportError:
             pass
@@ -140,7 +143,7 @@ async def _ask(client: httpx.AsyncClient, messages: list[dict[str, Any]], tally:
 
 
 async def _session(client: httpx.AsyncClient, number: int, tally: Tally) -> list[Heard]:
-    """A conversation of a few turns, in which the tool answers what is asked of it."""
+    """Play a conversation of a few turns, answering the model's tool calls."""
     city = _CITIES[number % len(_CITIES)]
     messages: list[dict[str, Any]] = [{"role": "user", "content": f"({number}) What is the weather in {city}?"}]
     heard = []
@@ -157,12 +160,12 @@ async def _session(client: httpx.AsyncClient, number: int, tally: Tally) -> list
 
 
 async def _kills(client: httpx.AsyncClient, rng: random.Random, every: float, until: float) -> list[tuple[float, str]]:
-    """End a leader, a rank or a router every so often, or stop a rank; when, and what."""
+    """Kill a leader, a rank or a router, or stop a rank, every `every` seconds; returns the time and kind of each."""
     begun, when = time.monotonic(), list[tuple[float, str]]()
     while time.monotonic() + every < until:
         await asyncio.sleep(every)
         try:
-            # On a connection of its own, so that any of the routers answers.
+            # A new connection, so that any of the routers may answer.
             async with httpx.AsyncClient(base_url=client.base_url, timeout=60) as fresh:
                 status = (await fresh.get("/status")).json()
         except httpx.TransportError:
@@ -179,7 +182,7 @@ async def _kills(client: httpx.AsyncClient, rng: random.Random, every: float, un
         try:
             os.kill(pid, by)
         except ProcessLookupError:
-            continue  # its worker ended meanwhile
+            continue  # its worker has ended meanwhile
         when.append((time.monotonic(), f"{by.name} to a {what}"))
     return when
 
@@ -203,7 +206,7 @@ async def _under_kills(
 
 
 async def chaos(client: httpx.AsyncClient, sessions: int, seconds: float, every: float, seed: int) -> Tally:
-    """Play the sessions without kills, then under kills."""
+    """Play the sessions without kills, then for `seconds` with a kill every `every` seconds, and print the results."""
     begun = time.monotonic()
     tally = Tally()
     undisturbed = await asyncio.gather(*(_session(client, n, tally) for n in range(sessions)))
@@ -238,7 +241,7 @@ async def _main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--url", help="a running cluster on this machine; without it one is started")
     parser.add_argument("--sessions", type=int, default=32)
-    parser.add_argument("--seconds", type=float, default=120.0, help="how long workers are killed for")
+    parser.add_argument("--seconds", type=float, default=120.0, help="for how long it kills")
     parser.add_argument("--every", type=float, default=8.0, help="seconds between kills")
     parser.add_argument("--seed", type=int, default=1)
     arguments, serve = parser.parse_known_args()

@@ -1,8 +1,8 @@
-"""What stands between a client and the cluster in `benchmarks.clients`: it makes a small model's call certain.
+"""A relay between client and cluster in `benchmarks.clients`, which forces a small model to call the client's shell.
 
-The client and the cluster are as they come. Of the first request that offers the client's shell tool, the relay
-narrows the tool to one command and sets `tool_choice` to it; once the tool's result is in the history it sets
-`tool_choice` to none, so that the model answers. It notes each exchange, for the report.
+Client and cluster are unmodified. In requests that offer the client's shell tool, the relay narrows the tool to one
+command and sets `tool_choice` to it. Once the history has the tool's result, it sets `tool_choice` to none, so that the
+model answers. It records each exchange for the report.
 """
 
 import asyncio
@@ -20,11 +20,11 @@ from starlette.requests import Request
 from starlette.responses import StreamingResponse
 from starlette.routing import Route
 
-# Only a shell that runs the command prints the result: its text does not occur in the call.
+# The result's text does not occur in the command, so only a shell that ran the command can print it.
 COMMAND = "echo result-$((40 + 2))"
 RESULT = "result-42"
 _HOPS = {"host", "content-length", "connection", "transfer-encoding", "keep-alive", "date", "server"}
-# By the field of a shell tool's parameters that takes the command.
+# Names of the parameter of a shell tool that takes the command.
 _FIELDS = ("command", "cmd")
 _SHELLS = ("Bash", "bash", "exec_command", "shell_command", "shell", "run_shell_command")
 _RESULTS = ("tool_result", "function_call_output", "local_shell_call_output", "custom_tool_call_output")
@@ -32,7 +32,7 @@ _RESULTS = ("tool_result", "function_call_output", "local_shell_call_output", "c
 
 @dataclass(frozen=True)
 class Exchange:
-    """One request that passed. error: the start of the answer's body where it is no success."""
+    """A request that passed the relay. error: the beginning of the answer's body if the status is an error."""
 
     path: str
     status: int
@@ -41,7 +41,10 @@ class Exchange:
 
 @dataclass
 class Notes:
-    """What passed. forced: the requests whose call was made certain. returned: whether the command's result came."""
+    """What passed the relay.
+
+    forced: number of requests whose tool call was forced. returned: whether a request had the command's result.
+    """
 
     exchanges: list[Exchange] = field(default_factory=list)
     forced: int = 0
@@ -49,12 +52,12 @@ class Notes:
 
     @property
     def refused(self) -> list[Exchange]:
-        """Generating requests that were refused."""
+        """The refused requests, without those that only count tokens."""
         return [e for e in self.exchanges if e.status >= 400 and "count_tokens" not in e.path]
 
 
 def certain(path: str, body: Mapping[str, Any], notes: Notes) -> dict[str, Any]:
-    """The body with its call made certain, or as it came if it offers no shell."""
+    """A request's body with its tool call forced; unchanged if it offers no shell tool. It updates `notes`."""
     altered = dict(body)
     offered = body.get("tools") or []
     name = next((n for n in _SHELLS for tool in offered if _named(tool) == n), None)
@@ -91,7 +94,7 @@ def _answered(body: Mapping[str, Any]) -> bool:
 
 
 def _narrowed(tool: Mapping[str, Any]) -> dict[str, Any]:
-    """The tool with only its required parameters, the command a constant."""
+    """The tool with only its required parameters and its command, which is a constant."""
     function = dict(tool.get("function", tool))
     key = "input_schema" if "input_schema" in function else "parameters"
     schema = function[key]

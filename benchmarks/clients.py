@@ -1,13 +1,13 @@
-"""Real clients, unmodified, against a running cluster: `python -m benchmarks.clients URL`.
+"""Runs unmodified clients against a running cluster: `python -m benchmarks.clients URL`.
 
-Each is run by the lines of docs/CLIENTS.md. One that is not installed is skipped with the line that installs it;
-`--bin FOLDER` is looked in before PATH, `--only NAME` runs one. Agents' own prompts are long: serve with
-`--max-model-len 200000 --set model_overrides.max_position_embeddings=200000`.
+Each client is run with the lines of docs/CLIENTS.md. One that is not installed is skipped, and the command that
+installs it is printed. `--bin FOLDER` is searched before PATH, `--only NAME` runs one client. Agents have long prompts
+of their own, so serve with `--max-model-len 200000 --set model_overrides.max_position_embeddings=200000`.
 
-Agents get two tasks. "call": their shell runs a command and its result comes back to the model; a relay between agent
-and cluster makes the small model's call certain (`benchmarks.client_relay`). "too long": a prompt of more tokens than
-the context has; the agent must end by itself, say in its own words that the context is too small, and not ask again
-and again.
+Agents get two tasks. "call": their shell runs a command, and the model gets its result; a relay between agent and
+cluster forces the small model to make the call (`benchmarks.client_relay`). "too long": a prompt of more tokens than
+the context has; the agent must say in its own words that the context is too small, end by itself, and not repeat the
+request again and again.
 """
 
 import argparse
@@ -27,17 +27,22 @@ import httpx
 from benchmarks.client_relay import COMMAND, Notes, relay
 
 _TASK = f"Run the command: {COMMAND}"
-# Of a prompt that is too long: some 360,000 of ling-nano's tokens. By its bytes, agents take it for 112,000.
+# Bytes of the prompt that is too long: about 360,000 of ling-nano's tokens, which agents estimate as 112,000.
 _LONG_BYTES = 450_000
-# An agent may shorten what it has, and name the session meanwhile.
+# Most requests of an agent with a prompt that is too long: it may shorten the prompt, and ask for the session's name.
 _LONG_REQUESTS = 6
 
 
 @dataclass(frozen=True)
 class Client:
-    """command: its arguments, of the cluster's URL, the model's name and the tokenizer's folder. told: what a run that
-    worked prints. files: by their path below the folder it runs in. too_long: what an agent says of a prompt that is
-    too long; None for what is no agent. Agents take their task from standard input."""
+    """A client to run.
+
+    program: its executable. install: the command that installs it. command: makes its arguments from the cluster's URL,
+    the model's name and the tokenizer's folder. told: a text that a successful run prints. env: environment variables
+    and files: files (by path below its working folder), each made from URL and model's name. too_long: a text that an
+    agent prints about a prompt that is too long; None for a client that is not an agent. Agents read their task from
+    standard input.
+    """
 
     name: str
     program: str
@@ -179,7 +184,7 @@ CLIENTS = (
 
 
 def run(client: Client, folder: str, url: str, model: str, tokenizer: str, limit_s: float) -> str:
-    """What came of it, in a line. Its output is printed where it failed."""
+    """Run a client; returns its outcome in a line. Prints its output if it failed. limit_s: seconds it may take."""
     path = os.pathsep.join(filter(None, (folder, os.environ.get("PATH"))))
     program = shutil.which(client.program, path=path)
     if program is None:
@@ -205,11 +210,11 @@ def run(client: Client, folder: str, url: str, model: str, tokenizer: str, limit
 
 
 class _Late(Exception):
-    """It did not end in time."""
+    """A client did not end in time."""
 
 
 def _agent(client: Client, too_long: str, url: str, one: Callable[[str, str], tuple[int, str, float]]) -> str:
-    """Give the agent its two tasks: a forced call of its shell, and a prompt that is too long."""
+    """Give an agent its two tasks, a forced call of its shell and a prompt that is too long; returns its outcome."""
     with relay(url, force=True) as (at, notes):
         code, told, called_s = one(at, _TASK)
     if code or client.told not in told or not notes.returned:
@@ -230,7 +235,7 @@ def _refused_as_too_long(notes: Notes) -> bool:
 
 
 def _too_long() -> str:
-    """A task of words that differ, so that nothing makes it short."""
+    """A long task of words that all differ, so that no tokenizer or cache makes it short."""
     words = (f"{word}{at}" for at in range(_LONG_BYTES // 6) for word in ("ship", "wind"))
     return "Summarize this.\n" + " ".join(words)[:_LONG_BYTES]
 
@@ -245,7 +250,7 @@ def _environment(client: Client, url: str, model: str, home: str, path: str) -> 
 def _run(
     command: Sequence[str], home: str, files: Mapping[str, str], env: Mapping[str, str], task: str, limit_s: float
 ) -> tuple[int, str, float]:
-    """Exit code, output and seconds; _Late if it did not end."""
+    """Run a command; returns exit code, output and seconds. _Late if it did not end within the limit."""
     for name, text in files.items():
         file = Path(home, name)
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -262,7 +267,7 @@ def _run(
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is asked for; 1 if anything failed."""
+    """Run the chosen clients and print their outcomes; returns 1 if one failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("--only", choices=[c.name for c in CLIENTS], action="append")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 _WORDS = Path("docs/ARCHITECTURE.md").read_text().split()
-# Written often, three bytes each.
+# Frequent characters, three bytes each in UTF-8.
 _CHINESE = (
     "的一是不了人我在有他这为之大来以个中上们到说国和地也子时道出而要于就下得可你年生自会那后能对着事其里"
     "所去行过家十用发天如然作方成者多日都三小军二无同么经法当起与好看学进种将还分此心前面又定见只主没公从"
@@ -18,7 +18,7 @@ Text = Callable[[random.Random, int], str]
 
 
 def english(rng: random.Random, characters: int) -> str:
-    """Words of a document."""
+    """Random words of a document, about so many characters."""
     words = []
     while characters > 0:
         words.append(rng.choice(_WORDS))
@@ -27,18 +27,22 @@ def english(rng: random.Random, characters: int) -> str:
 
 
 def chinese(rng: random.Random, characters: int) -> str:
-    """Common characters without spaces."""
+    """Random Chinese characters without spaces."""
     return "".join(rng.choices(_CHINESE, k=characters))
 
 
 def blob(rng: random.Random, characters: int) -> str:
-    """Base64 of random bytes."""
+    """Base64 of random bytes, about so many characters."""
     return base64.b64encode(rng.randbytes(characters * 3 // 4)).decode()
 
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """A kind of conversation. characters: of each user's turn and each tool's result. more: of a later turn."""
+    """A kind of conversation.
+
+    text: makes its texts. turns: number of turns before the measured ones. characters: length of each user's message
+    and each tool's result in them; more: the same in the measured turns. tools: number of tools; 0 for none.
+    """
 
     name: str
     text: Text
@@ -48,7 +52,7 @@ class Session:
     tools: int = 0
 
     def bodies(self, later: int) -> Iterator[bytes]:
-        """The request of the first turn that has so much before it, and those of `later` turns after it."""
+        """Yield the JSON bodies of the first measured turn's request and of the `later` turns after it."""
         rng = random.Random(self.name)
         messages: list[dict[str, Any]] = [{"role": "system", "content": english(rng, 4000)}]
         for turn in range(self.turns):

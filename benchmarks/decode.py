@@ -1,11 +1,12 @@
-"""A whole model's decoding and prefill on one GPU, without Ray.
+"""Measures a whole model's decode and prefill steps on one GPU, without Ray.
 
 `python -m benchmarks.decode --config ling-2.6-flash --dtype fp8 --load synthetic`
 
-A worker's runner is stepped as its leader would step it: rows in, sampled tokens out. Contexts are not prefilled:
-latent pages and linear states hold random numbers, and sequences begin to decode behind them. What does not fit in
-memory is left out and said. Fractions are of the limit that the step's bytes and operations set, by the bandwidth and
-rates measured in the same run. `--device cpu` runs small configs, without fractions.
+It gives a worker's runner the step plans that a leader would give it, and starts each step before it reads the tokens
+of the one before; "read first" is the time of steps that wait for them. Contexts are not computed: latent pages and
+linear states hold random numbers, and sequences begin to decode after them. What does not fit in memory is left out and
+listed. Fractions are of the limit that the step's bytes and operations set, with the bandwidth and rates measured in
+the same run. `--device cpu` runs small configs, without fractions.
 """
 
 import argparse
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,13 +37,13 @@ from wire.protocol import SamplingParams
 from workers.collectives.base import Solo
 from workers.config import WorkerConfig
 from workers.rank.build import BuiltRank, build_rank
-from workers.schedule.step import Admit, Row, StepPlan
+from workers.schedule.step import Admit, Ahead, Row, StepPlan, StepResult
 
 PAGE = 64
 _WARM = 8
 _PREFILLS = 3
 MODELS = Path(__file__).parent.parent / "planner/models"
-# What a checkpoint's config says in each format.
+# `quantization_config` of a checkpoint in each format.
 QUANTIZATION: dict[str, dict[str, Any] | None] = {
     "bf16": None,
     "fp8": {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [128, 128]},
@@ -66,7 +68,7 @@ QUANTIZATION: dict[str, dict[str, Any] | None] = {
 
 
 def limit_s(done: Work, ceilings: Ceilings) -> float:
-    """Seconds a step with that work takes at least."""
+    """The shortest time of a step, in seconds. done: its work. ceilings: the GPU's limits."""
     computing = done.bf16_flops / ceilings.rates["bf16"] + done.fp8_flops / ceilings.rates["fp8"]
     return max(done.bytes / ceilings.bandwidth, computing)
 
@@ -79,7 +81,7 @@ class Bench:
         self._cuda = asked.device == "cuda"
         self._begun = time.monotonic()
         self._model: Model = load_model(asked.config, asked.dtype)
-        # Measured before the model takes the memory.
+        # The limits are measured before the model fills the memory.
         self._ceilings = measure_ceilings() if self._cuda else None
         if self._cuda:
             torch.cuda.empty_cache()
@@ -103,7 +105,7 @@ class Bench:
         asked = self._asked
         folder = MODELS / asked.config if asked.config == RELEASED else Path(asked.config)
         slots, longest = max(asked.batch), max(*asked.context, *asked.prefill)
-        # As wide as the runner's page table.
+        # Columns of the runner's page table.
         self._width = -(-(longest + 1) // PAGE)
         needed = sum(weight_bytes(self._model, mtp=False).values())
         if self._cuda and needed > (free := torch.cuda.mem_get_info()[0]):
@@ -113,7 +115,7 @@ class Bench:
             model=str(folder),
             device=asked.device,
             page_size=PAGE,
-            # Without a GPU room for the largest; on one, all there is.
+            # On a GPU, as many as fit; on a CPU, enough for the largest measurement.
             pages=None if self._cuda else slots * -(-longest // PAGE),
             slots=slots,
             max_model_len=longest,
@@ -145,7 +147,7 @@ class Bench:
         return built
 
     def _guarded(self, what: str, measure: Callable[[], None]) -> None:
-        """Leave a measurement out, and say so, where time or memory does not allow it."""
+        """Run a measurement, or note that it is left out because time or memory does not suffice."""
         spent = time.monotonic() - self._begun
         if self._asked.seconds is not None and spent > self._asked.seconds:
             self._skip(what, f"{spent:.0f} s are spent of {self._asked.seconds:.0f}")
@@ -162,7 +164,7 @@ class Bench:
         ids = torch.randint(self._built.model.config.vocab_size, (tokens,)).tolist()
         row = Row(0, 0, tuple(ids), 0, pages, True)
         plan = StepPlan(step=1, admits=(_admit(0),), rows=(row,))
-        times = [self._timed(plan)[0] for _ in range(1 + _PREFILLS)]
+        times = [self._stepped(plan, 1, ahead=False)[0] for _ in range(1 + _PREFILLS)]
         took = statistics.median(times[1:])
         limit, fraction = self._limit(Step(1, tokens, 0, 1), took)
         self.report.prefilled.append(Prefilled(tokens, took * 1e3, tokens / took, limit, fraction))
@@ -181,25 +183,48 @@ class Bench:
         listed = pages.tolist()
         first = context - _WARM - steps
         rows = tuple(Row(i, first, (i % 7,), 0, tuple(listed[i]), True) for i in range(batch))
-        admits = tuple(_admit(i) for i in range(batch))
-        times = []
-        for n in range(_WARM + steps):
-            took, tokens = self._timed(StepPlan(step=n + 1, admits=admits, rows=rows))
-            times.append(took)
-            admits = ()
-            rows = tuple(Row(i, first + n + 1, (t,), 0, (), True) for i, t in enumerate(tokens))
-        took = statistics.median(times[_WARM:])
+        begin = StepPlan(step=1, admits=tuple(_admit(i) for i in range(batch)), rows=rows)
+        waiting = self._stepped(begin, _WARM + steps, ahead=False)[_WARM:]
+        times = self._stepped(begin, _WARM + steps, ahead=True)[_WARM:]
+        took = statistics.median(times)
         limit, fraction = self._limit(Step(batch, 1, context, batch), took)
-        slowest = max(times[_WARM:]) * 1e3
+        slowest = max(times) * 1e3
         expected = None if limit is None else limit / STREAMING + self._launches(batch) * LAUNCH * 1e3
         self.report.decoded.append(
-            Decoded(batch, context, steps, took * 1e3, slowest, batch / took, expected, limit, fraction)
+            Decoded(
+                batch,
+                context,
+                steps,
+                took * 1e3,
+                slowest,
+                statistics.median(waiting) * 1e3,
+                batch / took,
+                expected,
+                limit,
+                fraction,
+            )
         )
         self._note(
             f"batch {batch} at {context}: {batch / took:.1f} tokens/s, {took * 1e3:.3f} ms a step{_of_limit(fraction)}"
         )
         if context == min(self._asked.context):
             self._split(pages, context, took)
+
+    def _stepped(self, begin: StepPlan, steps: int, *, ahead: bool) -> list[float]:
+        """Seconds of each of so many steps. ahead: the next one is launched before a step's tokens are read."""
+        ends = [time.perf_counter()]
+
+        def told(result: StepResult) -> None:
+            ends.append(time.perf_counter())
+
+        runner = self._built.runner
+        runner.start(begin, told)
+        for step in range(begin.step + 1, begin.step + steps):
+            if not (ahead and runner.runs_ahead):
+                runner.finish()
+            runner.start(StepPlan(step=step, ahead=Ahead((), ())), told)
+        runner.finish()
+        return [end - begun for begun, end in pairwise(ends)]
 
     def _split(self, pages: Tensor, context: int, step_s: float) -> None:
         timer = seconds if self._cuda else _host_seconds
@@ -212,20 +237,14 @@ class Bench:
         self.report.splits.append(Split(pages.shape[0], context, found, rest))
         self._note("    " + ", ".join(f"{name} {ms:.3f}" for name, ms in found.items()) + f", rest {rest:.3f} ms")
 
-    def _timed(self, plan: StepPlan) -> tuple[float, tuple[int, ...]]:
-        """Seconds of a step, and one token a row: sampling waits for the device."""
-        begun = time.perf_counter()
-        result = self._built.runner.step(plan)
-        return time.perf_counter() - begun, tuple(token for (token,) in result.tokens)
-
     def _pages(self, batch: int, context: int) -> Tensor:
-        """[batch, pages of a sequence]: different ones, scattered as a worker's are after a while."""
+        """Page numbers [batch, pages of a sequence], all different and scattered, as in a worker after a while."""
         each = -(-context // PAGE)
         device = self._built.caches.latent.device
         return torch.randperm(self._built.pages)[: batch * each].view(batch, each).to(device, torch.int32)
 
     def _launches(self, batch: int) -> int:
-        """How many a step takes, counted on the shapes; how many experts there are changes none."""
+        """The number of launches of a step, counted on meta tensors. The number of experts does not change it."""
         config = replace(self._built.model.config, num_experts=min(16, self._built.model.config.num_experts))
         counted = step_launches(config, 1, batch)
         return sum(counted[part].total() for part in ("all", "head", "sampling"))
@@ -267,7 +286,7 @@ def _of_limit(fraction: float | None) -> str:
 
 
 def machine(device: Literal["cpu", "cuda"]) -> dict[str, str]:
-    """What it ran on."""
+    """The device and the versions of torch and triton, for the report."""
     import triton
 
     name = torch.cuda.get_device_name() if device == "cuda" else "cpu"
@@ -275,7 +294,7 @@ def machine(device: Literal["cpu", "cuda"]) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> None:
-    """Measure what the arguments ask for, and print tables."""
+    """Parse the command line, measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default=RELEASED, help=f"{RELEASED}, or a folder with a config.json")
     parser.add_argument("--dtype", choices=FORMATS, help="the weights' format; without it, the config's")
@@ -286,8 +305,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--prefill", type=int, nargs="+", default=[8192], help="prompts, each in one step")
     parser.add_argument("--steps", type=int, default=64, help="timed decode steps of each")
     parser.add_argument("--graphs", choices=("auto", "off"), default="auto")
-    parser.add_argument("--seconds", type=float, help="begin nothing more after so long")
-    parser.add_argument("--json", type=Path, help="also write everything there, as it comes")
+    parser.add_argument("--seconds", type=float, help="begin no measurement after so many seconds")
+    parser.add_argument("--json", type=Path, help="also write the report to this file, after each measurement")
     asked = parser.parse_args(arguments)
     if asked.device == "cuda" and not torch.cuda.is_available():
         sys.exit("benchmarks.decode finds no CUDA device; --device cpu runs small configs without one")

@@ -1,7 +1,7 @@
-"""A decode step taken apart: every kind of block alone, over all its layers, on rows of a full-size batch.
+"""Takes a decode step apart: each kind of block runs alone, over all its layers, on a batch of full size.
 
-Blocks get random hidden states; caches are what they are. A part's layers follow each other, so each finds its weights
-in memory and not in the cache, as in a whole step.
+Blocks get random hidden states and the caches as they are. All layers of a part run one after another, so each layer
+reads its weights from memory and not from the GPU's cache, as in a whole step.
 """
 
 from collections.abc import Callable
@@ -22,9 +22,10 @@ Part = Callable[[], None]
 
 
 def parts(model: LingModel, caches: Caches, context: int, pages: Tensor, width: int) -> dict[str, Part]:
-    """By name. pages: [batch, pages of a sequence], of sequences with `context` tokens after the step.
+    """The parts of a decode step: by name, a function that runs the part once.
 
-    width: pages of the longest sequence the table has room for; the split of attention hangs on it.
+    context: tokens of each sequence after the step. pages: [batch, pages of a sequence], page numbers. width: columns
+    of the page table, which decide how attention is split.
     """
     batch, device = pages.shape[0], pages.device
     ids = torch.arange(batch, device=device) % model.config.vocab_size
@@ -70,7 +71,7 @@ def parts(model: LingModel, caches: Caches, context: int, pages: Tensor, width: 
         again = make_rows(slots, positions, rows.starts, rows.counts)
         model.step_inputs(again, table, caches.page_size)
         torch.zeros_like(model._embedding(ids))
-        # As the first layer that asks has them made.
+        # In a step, the first layer that needs these makes them.
         for name in ("token_offsets", "row_starts"):
             getattr(again, name)
         again.blocks(1)

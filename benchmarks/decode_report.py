@@ -1,4 +1,4 @@
-"""What `benchmarks.decode` found, as data and as tables."""
+"""The results of `benchmarks.decode`, as data and as tables in Markdown."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -6,9 +6,12 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Decoded:
-    """Steps of `batch` sequences that end with `context` tokens each. Times are medians; None: no limit is known.
+    """Measured decode steps of `batch` sequences, which have `context` tokens each after the last step.
 
-    expected_ms: what the limit at the share kernels are built to reach and the counted launches make.
+    step_ms: the median time of a step. read_first_ms: the same of steps that start once the tokens before are read.
+    expected_ms: the limit divided by the share of it that kernels are built to reach, and the time of the counted
+    launches. limit_ms: the shortest possible time. fraction: limit over measured time. The last three are None where no
+    limit is known, as on a CPU.
     """
 
     batch: int
@@ -16,6 +19,7 @@ class Decoded:
     steps: int
     step_ms: float
     slowest_ms: float
+    read_first_ms: float
     tokens_per_s: float
     expected_ms: float | None
     limit_ms: float | None
@@ -24,7 +28,7 @@ class Decoded:
 
 @dataclass(frozen=True)
 class Prefilled:
-    """One prompt in one step."""
+    """A measured prompt that one step computes. step_ms: the median time. limit_ms, fraction: as in `Decoded`."""
 
     tokens: int
     step_ms: float
@@ -35,7 +39,7 @@ class Prefilled:
 
 @dataclass(frozen=True)
 class Split:
-    """Milliseconds of a decode step by part; `rest`: what the parts leave of the step."""
+    """Milliseconds of a decode step by part, each measured alone. rest_ms: the step's time without all parts."""
 
     batch: int
     context: int
@@ -45,7 +49,7 @@ class Split:
 
 @dataclass
 class Report:
-    """All that was measured, and what was not and why. Written after every measurement, if there is a file for it."""
+    """All results. loaded: seconds and bytes of loading. skipped: what was not measured, and why."""
 
     machine: dict[str, str]
     model: dict[str, Any]
@@ -58,7 +62,7 @@ class Report:
 
 
 def markdown(report: dict[str, Any]) -> list[str]:
-    """The tables of a report, as its JSON has it."""
+    """The lines of a report in Markdown. report: a `Report` as a dict or as read from its JSON."""
 
     def number(value: float | None, form: str) -> str:
         return "" if value is None else format(value, form)
@@ -68,10 +72,14 @@ def markdown(report: dict[str, Any]) -> list[str]:
     if loaded:
         lines += [", ".join(f"{name} {value:,.1f}" for name, value in loaded.items()) + " to load.", ""]
     if report["decoded"]:
-        lines += ["| batch | context | tokens/s | ms a step | slowest | expected, ms | limit, ms | of the limit |"]
-        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "| batch | context | tokens/s | ms a step | slowest | read first "
+            "| expected, ms | limit, ms | of the limit |",
+            "|---" * 9 + "|",
+        ]
         lines += [
             f"| {d['batch']} | {d['context']} | {d['tokens_per_s']:.1f} | {d['step_ms']:.3f} | {d['slowest_ms']:.3f} "
+            f"| {d['read_first_ms']:.3f} "
             f"| {number(d['expected_ms'], '.3f')} | {number(d['limit_ms'], '.3f')} | {number(d['fraction'], '.0%')} |"
             for d in report["decoded"]
         ] + [""]

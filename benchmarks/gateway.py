@@ -1,10 +1,10 @@
-"""The router under agents' prompts and short requests, beside others. `python -m benchmarks.gateway`.
+"""Measures the router with agents' prompts, short requests and many streams: `python -m benchmarks.gateway`.
 
-Workers cost nothing. Sessions: CPU of the router for a conversation seen first and for its next turn, and the longest
-gap of a stream of 50 tokens a second beside it. Short requests at fixed rates, and paced streams: the router, a bare
-server that answers the same bytes, and with `--sglang PYTHON` (an interpreter that has `sglang-router`) that gateway
-in front of the bare server, in turn within one run; each figure is followed by its ratio to the bare server's. Active
-streams: CPU a token of many at once. Idle streams: resident memory of each.
+Workers are fake and compute nothing. Sessions: the router's CPU for a new conversation and for its next turn, and the
+longest gap in a stream of 50 tokens per second at the same time. Short requests at fixed rates, and paced streams: the
+router, a bare server that answers with the same bytes, and, with `--sglang PYTHON` (an interpreter that has
+`sglang-router`), that gateway in front of the bare server, in turn within one run; each figure is followed by its ratio
+to the bare server's. Active streams: CPU per token of many streams at once. Idle streams: resident memory of each.
 """
 
 import argparse
@@ -35,7 +35,7 @@ _SHORT: dict[str, Any] = {"model": "tiny", "prompt": "x" * 300, "ignore_eos": Tr
 
 
 def serve_bare(pace_s: float) -> None:
-    """A server that answers with the bytes of an answer, a chunk each `pace_s` where a stream is asked for."""
+    """Serve fixed bytes as an answer, or, if a stream is asked for, a chunk every `pace_s` seconds."""
     import uvicorn
 
     head = {"id": "cmpl-0123456789abcdef", "object": "text_completion", "created": 1760000000, "model": "tiny"}
@@ -111,13 +111,13 @@ def _sglang(python: str, server: int) -> Iterator[tuple[int, psutil.Process]]:
 
 
 def _cpu(*processes: psutil.Process) -> float:
-    """Seconds of CPU so far, by the scheduler's own count: `cpu_times` counts in hundredths."""
+    """CPU seconds of processes so far, by the scheduler's exact count; `cpu_times` only counts hundredths."""
     files = [file for process in processes for file in Path(f"/proc/{process.pid}/task").glob("*/schedstat")]
     return sum(int(file.read_text().split()[0]) for file in files) / 1e9
 
 
 async def _gaps(port: int, done: asyncio.Event) -> list[float]:
-    """Seconds between the chunks of a paced stream until `done`."""
+    """Read a paced stream until `done` is set; returns the seconds between its chunks."""
     body = json.dumps({**_SHORT, "model": "auto", "max_tokens": 100_000, "stream": True}).encode()
     reader, writer = await post(port, body)
     gaps, last = [], 0.0
@@ -131,7 +131,7 @@ async def _gaps(port: int, done: asyncio.Event) -> list[float]:
 
 
 async def _ask(port: int, body: bytes) -> tuple[float, int]:
-    """Milliseconds until a chat is answered, and its prompt's tokens."""
+    """Send a chat request; returns milliseconds until its answer, and its prompt's number of tokens."""
     begun = time.perf_counter()
     reader, writer = await post(port, body, "/v1/chat/completions")
     head = await reader.readuntil(b"\r\n\r\n")
@@ -165,7 +165,7 @@ async def _session(session: Session, port: int, process: psutil.Process) -> str:
 
 
 def sessions() -> None:
-    """The table of sessions."""
+    """Measure all kinds of sessions and print their table."""
     print("| session | tokens | MB | first: CPU ms | next: CPU ms | first: ms | next: ms ", end="")
     print("| gap alone: ms | beside: ms |\n|---|---|---|---|---|---|---|---|---|")
     for session in SESSIONS:
@@ -174,7 +174,7 @@ def sessions() -> None:
 
 
 def short(sglang: str | None) -> None:
-    """The tables of short requests and of paced streams."""
+    """Measure short requests and paced streams, and print their tables. sglang: an interpreter with it, or None."""
     one, two = (json.dumps({**_SHORT, "max_tokens": tokens}).encode() for tokens in (1, 2))
     with ExitStack() as stack:
         bare, server = stack.enter_context(started("benchmarks.gateway", "--serve", "bare", str(_PACE_S)))
@@ -187,7 +187,7 @@ def short(sglang: str | None) -> None:
             for rate in _RATES:
                 bare_figures: tuple[float, ...] = ()
                 asked = {name: (*way, one) for name, way in ways.items()}
-                # A request of one token goes to a prefill worker alone, one of two to both workers.
+                # A request of one token goes only to a prefill worker, one of two tokens to both workers.
                 asked |= {"router": (port, [process], one), "router, two tokens": (port, [process], two)}
                 for name, (at, processes, body) in asked.items():
                     before = _cpu(*processes)
@@ -214,7 +214,7 @@ def _with_ratios(figures: tuple[float, ...], bare: tuple[float, ...]) -> str:
 
 
 async def _run_active(port: int, process: psutil.Process) -> tuple[float, float]:
-    """Chunks a second of a thousand streams once all have begun, and seconds of router CPU for each."""
+    """Run a thousand streams; returns their chunks per second once all have begun, and router CPU seconds per chunk."""
     body = json.dumps({**_SHORT, "prompt": "x", "max_tokens": _ACTIVE_TOKENS, "stream": True}).encode()
     begun, chunks = 0, 0
 
@@ -240,7 +240,7 @@ async def _run_active(port: int, process: psutil.Process) -> tuple[float, float]
 
 
 def active() -> None:
-    """Measure rate, router CPU and memory of a thousand streams that run at the same time."""
+    """Measure rate, router CPU and memory of a thousand streams that run at once, and print them."""
     asked = _ACTIVE / _ACTIVE_PACE_S
     with _router(_ACTIVE_PACE_S) as (port, process):
         held = process.memory_info().rss
@@ -253,7 +253,7 @@ def active() -> None:
 
 
 async def _hold(port: int, process: psutil.Process, count: int) -> float:
-    """Bytes of resident memory for each of so many streams that wait for their first token."""
+    """Open `count` streams that wait for their first token; returns the router's bytes of resident memory for each."""
     body = json.dumps({**_SHORT, "model": "auto", "max_tokens": 100, "stream": True}).encode()
     begun, held = process.memory_info().rss, []
     for _ in range(count // 100):
@@ -271,13 +271,13 @@ async def _hold(port: int, process: psutil.Process, count: int) -> float:
 
 
 def idle() -> None:
-    """What an idle stream keeps."""
+    """Measure the router's memory for an idle stream and print it."""
     with _router(3600.0) as (port, process):
         print(f"\n{_IDLE:,} idle streams: {asyncio.run(_hold(port, process, _IDLE)) / 1024:.1f} KiB of the router each")
 
 
 def main() -> None:
-    """Prints everything."""
+    """Run the chosen parts, or serve a part's server."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--sglang", metavar="PYTHON", help="an interpreter that has sglang-router")
     parser.add_argument("--only", choices=("sessions", "short", "active", "idle"))

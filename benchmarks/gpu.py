@@ -1,10 +1,11 @@
-"""Everything that waits for a GPU, in one call: `python3 -m benchmarks.gpu`.
+"""Runs all checks that need a GPU in one call: `python3 -m benchmarks.gpu`.
 
-Runs the kernels' tests, their benchmark, the whole model's and a little of that without CUDA graphs, one after
-another, each within its own time, and writes <device>-<commit>.json and .md after each. It needs Python with torch and
-triton; of what else workers import (msgspec, llguidance) wheels in a folder do: `--wheels FOLDER`. `--stages` takes
-some of the stages; `tune` and `overlap`, batch 1 with LING_PDL=1, run only when named. `--limit STAGE=SECONDS` changes
-a limit; the defaults fit into ten minutes. `--tiny` runs a little of each on any machine.
+The stages run one after another, each within its own time limit: `tests` (of kernels and graphs), `kernels` (their
+benchmark), `decode` (the whole model's benchmark) and `eager` (a little of that without CUDA graphs). After each stage
+it writes <device>-<commit>.json and .md. It needs Python with torch and triton; `--wheels FOLDER` provides the other
+packages that workers import (msgspec, llguidance). `--stages` selects stages; `tune` and `overlap` (batch 1 with
+LING_PDL=1) run only when named. `--limit STAGE=SECONDS` changes a limit; the defaults add up to ten minutes. `--tiny`
+runs a little of each stage on any machine.
 """
 
 import argparse
@@ -26,7 +27,7 @@ from benchmarks.decode_report import markdown as tables
 ROOT = Path(__file__).parent.parent
 LIMITS = {"tests": 120.0, "kernels": 150.0, "decode": 250.0, "eager": 60.0, "overlap": 60.0, "tune": 560.0}
 STAGES = ("tests", "kernels", "decode", "eager")
-# Seconds of a stage's limit in which the model's benchmark begins nothing new, but ends what it is at.
+# Last seconds of a stage's limit, in which the model's benchmark begins no new measurement.
 _ENDING = 40.0
 _TAIL = 15
 _IDENTIFY = (
@@ -38,7 +39,7 @@ _IDENTIFY = (
 
 @dataclass(frozen=True)
 class Ran:
-    """One stage. code: its exit code, None if it was ended at its limit. output: all it printed."""
+    """A stage that ran. code: its exit code; None if it was ended at its limit. output: all that it printed."""
 
     command: list[str]
     code: int | None
@@ -47,10 +48,10 @@ class Ran:
 
 
 def commands(stage: str, out: Path, limit: float, tiny: bool) -> list[str]:
-    """A stage's arguments after the interpreter's name."""
+    """The arguments of a stage's command, after the interpreter. limit: its seconds. tiny: run only a little."""
     match stage:
         case "tests":
-            workers = [f"tests/workers/test_{name}.py" for name in ("graphs", "waits", "upload")]
+            workers = [f"tests/workers/test_{name}.py" for name in ("graphs", "feeding", "waits", "upload")]
             chosen = ["tests/kernels/test_triton_norm.py"] if tiny else ["tests/kernels", *workers]
             spread = ["-n", "6"] if importlib.util.find_spec("xdist") and not tiny else []
             return ["-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider", *spread]
@@ -72,7 +73,7 @@ def commands(stage: str, out: Path, limit: float, tiny: bool) -> list[str]:
 
 
 def run(arguments: list[str], limit: float, log: Path, environment: dict[str, str]) -> Ran:
-    """A process and all it starts, ended at the limit; what it prints goes to `log` as it comes."""
+    """Run Python with these arguments, end it and its children after `limit` seconds, and write its output to `log`."""
     begun = time.monotonic()
     command = [sys.executable, *arguments]
     with log.open("w") as file:
@@ -89,7 +90,7 @@ def run(arguments: list[str], limit: float, log: Path, environment: dict[str, st
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Also of children that outlive it."""
+    """End a process and all its children, even if it has already ended."""
     for sign, patience in ((signal.SIGTERM, 5.0), (signal.SIGKILL, 30.0)):
         try:
             os.killpg(process.pid, sign)
@@ -103,7 +104,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def commit() -> str:
-    """The checkout's, "-changed" where files differ from it; "unknown" without git."""
+    """The checkout's commit, with "-changed" if files differ from it; "unknown" without git."""
     try:
         name = _said(["git", "rev-parse", "--short", "HEAD"])
         return name + ("-changed" if _said(["git", "status", "--porcelain", "--untracked-files=no"]) else "")
@@ -117,7 +118,7 @@ def _said(command: list[str], environment: dict[str, str] | None = None) -> str:
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The results as a page."""
+    """The results as a page in Markdown."""
     machine = results["machine"]
     lines = [f"# {machine['device']}, commit {results['commit']}", ""]
     lines += [", ".join(f"{name} {value}" for name, value in machine.items() if name != "device") + ".", ""]
@@ -134,7 +135,7 @@ def markdown(results: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Run stages; 0 if every one of them ended well."""
+    """Run the stages; returns 0 if all of them succeeded, else 1."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stages", nargs="+", choices=tuple(LIMITS), default=list(STAGES))
     parser.add_argument("--limit", action="append", default=[], metavar="STAGE=SECONDS")

@@ -1,9 +1,9 @@
-"""What grammars cost by engine: compiling a schema, and a mask a token, at the family's vocabulary and at ling-nano's.
+"""Compares grammar engines: the time to compile a schema, and to make a token's mask, with two vocabularies.
 
-`python -m benchmarks.grammar` prints a table. Both engines walk the same text under the same schema, three times
-round with a grammar compiled anew; medians of the rounds. xgrammar is no dependency: without it its columns stay
-empty (`pip install --no-deps xgrammar apache-tvm-ffi` beside torch and transformers). The large vocabulary is made up,
-of syllables, white space and Chinese, as long as the family's.
+`python -m benchmarks.grammar` prints a table of medians over three rounds. In each round both engines compile the same
+schema and walk the same text. xgrammar is not a dependency: without it (`pip install --no-deps xgrammar
+apache-tvm-ffi`, beside torch and transformers) its columns stay empty. The vocabularies are ling-nano's and a made-up
+one of syllables, white space and Chinese, as large as the model family's.
 """
 
 import importlib.util
@@ -38,7 +38,7 @@ _TEXT = (
     '{"name": "banana cola 你好", "age": 42, "tags": ["some words", "melon"], '
     '"address": {"street": "Main Road 12", "zip": "12345"}}'
 )
-# A grammar's compile and its masks, in seconds.
+# Seconds of compiling a grammar, and of each mask.
 Round = tuple[float, list[float]]
 
 
@@ -105,7 +105,7 @@ def _xgrammar(tokenizer: tokenizers.Tokenizer, vocab: int) -> Callable[[list[int
 
 
 def _timed(ids: list[int], mask: Callable[[], Any], accept: Callable[[int], bool]) -> Iterator[float]:
-    """Seconds of the mask before each token."""
+    """Yield the seconds that the mask before each token takes."""
     for token in ids:
         begun = time.perf_counter()
         mask()
@@ -114,7 +114,7 @@ def _timed(ids: list[int], mask: Callable[[], Any], accept: Callable[[int], bool
 
 
 def _figures(walk: Callable[[list[int]], Round], ids: list[int]) -> dict[str, float]:
-    """Of the rounds, the middle one of each figure."""
+    """Each figure's median over the rounds."""
     rounds = [walk(ids) for _ in range(_ROUNDS)]
     of_masks: tuple[tuple[str, Callable[[list[float]], float]], ...] = (
         ("median", statistics.median),
@@ -128,7 +128,7 @@ def _figures(walk: Callable[[list[int]], Round], ids: list[int]) -> dict[str, fl
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure both engines and print the table."""
     small = tokenizers.Tokenizer.from_file(str(_NANO))
     print(f"{'vocabulary':>10}  {'figure':<16}{'llguidance':>12}{'xgrammar':>12}{'ratio':>8}")
     for tokenizer, vocab in ((_made_up(_FAMILY), _FAMILY), (small, 1280)):

@@ -1,4 +1,4 @@
-"""Rows of kernels that read a sequence's state."""
+"""Benchmark rows of both kinds of attention, whose kernels read a sequence's state or latents."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from kernels.mla.attention import mla_attention_triton
 from kernels.mla.forms import LongRow
 from kernels.mla.prefill import mla_prefill_triton
 
-# Tokens that are multiplied with each other, rather than with the state, in a long row.
+# Tokens of a chunk: within it a prompt's tokens are multiplied with each other, and with the state only once.
 _CHUNK = 64
 
 
 @dataclass(frozen=True)
 class _Linear:
-    """A linear layer's inputs. q, k: fp32; v: bf16; all [T, H, d], as the model has them."""
+    """The inputs of a linear-attention layer. q, k: fp32 and v: bf16, each [T, H, d], laid out as in the model."""
 
     q: Tensor
     k: Tensor
@@ -42,7 +42,7 @@ def _linear(s: Sizes, device: torch.device, rows: int, count: int, start: int) -
 
 
 def lightning(s: Sizes) -> Iterator[Case]:
-    """Linear attention: single tokens, drafts, a prompt."""
+    """Yield the rows of linear attention: decoding single tokens, verifying drafts, a prompt."""
     state, token = 4 * s.heads * s.head**2, s.heads * s.head
 
     for n in s.decode:
@@ -89,7 +89,7 @@ def lightning(s: Sizes) -> Iterator[Case]:
 
 
 def _simple_gla(i: _Linear) -> Call | None:
-    """flash-linear-attention's kernel for the same recurrence, where that is installed; bf16."""
+    """flash-linear-attention's kernel for the same recurrence in bf16; None if that is not installed."""
     try:
         from fla.ops.simple_gla import chunk_simple_gla
     except ImportError:
@@ -100,7 +100,7 @@ def _simple_gla(i: _Linear) -> Call | None:
 
 
 def mla(s: Sizes) -> Iterator[Case]:
-    """Latent attention: single tokens, drafts, a prompt."""
+    """Yield the rows of latent attention: decoding single tokens, verifying drafts, a prompt."""
     for context in s.contexts:
         for n in s.decode:
             yield _mla(s, (context - 1,) * n, 1, f"mla decode at {context}", STREAMING)
@@ -127,7 +127,7 @@ def _mla(s: Sizes, starts: tuple[int, ...], count: int, name: str, expected: flo
 
 
 def _prefill(s: Sizes) -> Case:
-    """One prompt in expanded form: its latents become keys and values of all heads, then attention."""
+    """The row of a prompt in expanded form: latents are expanded to keys and values of all heads, then attended."""
     count, nope, v = s.prefill, s.head, s.head
     width, both = nope + s.rope, nope + v
     pairs = count * (count + 1) // 2

@@ -1,4 +1,4 @@
-"""A row of `python -m benchmarks.kernels`, and the shapes rows are made of."""
+"""The rows of `python -m benchmarks.kernels`, and the model's shapes that they use."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -9,14 +9,18 @@ from torch import Tensor
 Call = Callable[[], object]
 BF16 = torch.bfloat16
 EPS = 1e-6
-# What a kernel is built to reach of its floor: one bound by memory, a large product bound by the matrix units, and
-# products whose 4-bit weights take more arithmetic to unpack than the memory's pace leaves time for.
+# The share of its floor's speed that a kernel is built to reach: one bound by memory; a large product bound by the
+# matrix units; and a product that takes longer to unpack its 4-bit weights than to read them.
 STREAMING, LARGE_PRODUCT, INT4_STREAMING = 0.75, 0.6, 0.5
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """A model's shapes on one rank; all_experts counts every rank's."""
+    """A model's shapes on one rank.
+
+    experts: of this rank; all_experts: of all ranks. decode, prefill: numbers of tokens to measure. contexts: tokens of
+    context to measure.
+    """
 
     hidden: int = 4096
     heads: int = 32
@@ -40,7 +44,7 @@ class Sizes:
     drafts: int = 3
 
     def over(self, tp: int) -> "Sizes":
-        """One of tp ranks."""
+        """The shapes on one of tp ranks."""
         return replace(
             self,
             heads=self.heads // tp,
@@ -60,10 +64,12 @@ TINY = Sizes(
 
 @dataclass(frozen=True)
 class Case:
-    """One row. moved: bytes, each input read and each output written once. rate: which measured matrix rate bounds
-    it. expected: the fraction of the floor it should reach. launches: kernels it
-    takes. build: on a device, a call of the kernel and, if there
-    is a yardstick, one of that; every build has data of its own.
+    """One row: a kernel at one shape.
+
+    moved: bytes, if each input is read once and each output written once. flops: its operations. expected: the share of
+    the floor's speed that it should reach. build: makes new data on a device and returns a call of the kernel and, if
+    there is a yardstick, a call of that. rate: the kind of matrix product that limits it, a key of `Ceilings.rates`.
+    yardstick: the name of what it is compared with. launches: number of kernels that it launches.
     """
 
     name: str
@@ -78,11 +84,11 @@ class Case:
 
 
 def random(device: torch.device, *shape: int, dtype: torch.dtype = BF16) -> Tensor:
-    """Normal numbers."""
+    """A tensor of normally distributed numbers."""
     return torch.randn(*shape, device=device, dtype=dtype)
 
 
 def angles(device: torch.device, tokens: int, half: int) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [tokens, half]."""
+    """Random rotations for rope: cosines and sines, each [tokens, half] in fp32."""
     turned = torch.rand(tokens, half, device=device) * 6
     return turned.cos(), turned.sin()

@@ -1,4 +1,4 @@
-"""Rows of kernels that move a batch's activations."""
+"""Benchmark rows of the kernels that mostly read and write a batch's activations."""
 
 from collections.abc import Iterator
 
@@ -25,7 +25,7 @@ from kernels.swiglu import swiglu_reference, swiglu_triton
 
 
 def elementwise(s: Sizes, n: int) -> Iterator[Case]:
-    """Norms, ropes, activations, roundings and the router, for n tokens."""
+    """Yield the rows of norms, ropes, activation functions, quantization and the experts' gate, for n tokens."""
     d, width = s.hidden, s.heads * s.head
 
     def add_norm(device: torch.device) -> tuple[Call, Call]:

@@ -1,4 +1,4 @@
-"""Rows of kernels that read weights."""
+"""Benchmark rows of the kernels that mostly read weights, and of sampling."""
 
 from collections.abc import Callable, Iterator
 from functools import cache, partial
@@ -18,9 +18,9 @@ from kernels.swiglu import swiglu_triton
 
 
 def fp8_matrix(device: torch.device, *shape: int) -> BlockFp8:
-    """Random [(E,) out, in] with scales of 128 x 128, both sides rounded."""
+    """A random FP8 matrix of `shape` [(E,) out, in], with a scale for each block of 128 x 128."""
     *lead, rows, cols = shape
-    # Without this bit no byte is a NaN.
+    # Clearing this bit excludes all NaNs.
     weight = torch.randint(0, 256, shape, dtype=torch.uint8, device=device).bitwise_and_(0xDF)
     row, col = (torch.arange(size, dtype=torch.int32, device=device) // GROUP for size in (rows, cols))
     scale = torch.rand(*lead, -(-rows // GROUP), -(-cols // GROUP), device=device) * 1e-3
@@ -28,14 +28,14 @@ def fp8_matrix(device: torch.device, *shape: int) -> BlockFp8:
 
 
 def int4_matrix(device: torch.device, *shape: int) -> PackedInt4:
-    """Random [(E,) out, in] in groups of 32."""
+    """A random INT4 matrix of `shape` [(E,) out, in], with a scale for each group of 32 inputs."""
     *lead, cols = shape
     packed = torch.randint(-(2**31), 2**31 - 1, (*lead, cols // 8), dtype=torch.int32, device=device)
     return PackedInt4(packed, (torch.rand(*lead, cols // 32, device=device) * 1e-2).to(BF16), BF16)
 
 
 def linears(s: Sizes, n: int) -> Iterator[Case]:
-    """The FP8 release's linears for n tokens."""
+    """Yield the rows of the FP8 release's linear layers, for n tokens."""
     width = s.heads * s.head
     for name, rows, cols in (
         ("qkv and gate of attention", 4 * width, s.hidden),
@@ -56,9 +56,9 @@ def linears(s: Sizes, n: int) -> Iterator[Case]:
 
 
 def experts(s: Sizes, n: int) -> Iterator[Case]:
-    """Routed experts in three formats for n tokens, without the shared one."""
+    """Yield the rows of the routed experts in three formats, for n tokens."""
     pairs = n * s.top_k * s.experts / s.all_experts
-    # Experts of this rank that somebody chooses, choices being even.
+    # Expected number of this rank's experts that any token chooses, if tokens choose evenly.
     met = s.experts * (1 - (1 - s.top_k / s.all_experts) ** n)
     weights = 3 * s.inner * s.hidden
 
@@ -101,7 +101,7 @@ def experts(s: Sizes, n: int) -> Iterator[Case]:
 
 
 def head(s: Sizes, n: int) -> Iterator[Case]:
-    """From n tokens' hidden states to their successors."""
+    """Yield the rows of the head and of sampling, for n tokens."""
 
     @cache
     def weight(device: torch.device) -> Tensor:

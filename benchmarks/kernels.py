@@ -1,10 +1,11 @@
-"""How near every kernel comes to what the GPU's memory and matrix units allow, at the model's own shapes.
+"""Measures how close every kernel comes to the limits of the GPU's memory and matrix units, at the model's shapes.
 
-`python -m benchmarks.kernels` measures on a GPU: first its ceilings (a large copy, large matrix products), then each
-kernel, one captured graph over several sets of inputs that together exceed the cache, the median of its replays.
-`--only TEXT` takes the rows whose name holds TEXT, `--tp N` one degree. `--floors` prints, without a GPU, what is
-expected by the figures of an H200: of whole decode steps, by their bytes and counted launches, and of each row;
-`--check` runs every row once at tiny shapes, in Triton's interpreter where there is no GPU.
+`python -m benchmarks.kernels` measures on a GPU: first its limits (a large copy, large matrix products), then each
+kernel. A kernel runs in one captured graph over several sets of inputs, which together exceed the GPU's cache; the
+median of the replays counts. `--only TEXT` selects the rows whose name contains TEXT, `--tp N` the shapes of one of N
+ranks. `--floors` needs no GPU: it prints the times to expect by an H200's figures, of whole decode steps (by their
+bytes and counted launches) and of each row. `--check` runs every row once at tiny shapes, without a GPU in Triton's
+interpreter.
 """
 
 import argparse
@@ -25,7 +26,7 @@ _MOST_SETS = 24
 
 
 def rows(sizes: "Sizes") -> Iterator["Case"]:
-    """All rows of one rank."""
+    """Yield all rows of one rank."""
     from benchmarks.kernel_attention import lightning, mla
     from benchmarks.kernel_elementwise import elementwise
     from benchmarks.kernel_products import experts, head, linears
@@ -42,13 +43,13 @@ def rows(sizes: "Sizes") -> Iterator["Case"]:
 
 
 def build_sets(case: "Case") -> list[tuple[Call, Call | None]]:
-    """Kernel and yardstick over several sets of inputs, which together exceed the cache."""
+    """Build calls of a case's kernel and yardstick over several sets of inputs, which together exceed the cache."""
     sets = max(1, min(_MOST_SETS, int(2 * _CACHE / max(case.moved, 1)) + 1))
     return [case.build(torch.device("cuda")) for _ in range(sets)]
 
 
 def measure(case: "Case") -> tuple[float, float | None]:
-    """Seconds of the kernel and of its yardstick."""
+    """The seconds of a case's kernel and of its yardstick; None without a yardstick."""
     built = build_sets(case)
     others = [other for _, other in built if other is not None]
     return seconds([call for call, _ in built]), seconds(others) if others else None
@@ -63,7 +64,7 @@ _HEAD = f"{'kernel':34}{'tp':>3}{'batch':>6}{'MB':>11}{'GFLOP':>11}{'floor us':>
 
 
 def report(chosen: list[tuple[int, "Case"]]) -> None:
-    """Measure and print."""
+    """Measure the cases, each with its tp, and print a line for each."""
     ceilings = measure_ceilings()
     print(torch.cuda.get_device_name())
     products = (f"{kind} {rate / 1e12:.0f} TFLOP/s" for kind, rate in ceilings.rates.items())
@@ -85,7 +86,7 @@ def report(chosen: list[tuple[int, "Case"]]) -> None:
 
 
 def floors(chosen: list[tuple[int, "Case"]]) -> None:
-    """Print a table in Markdown."""
+    """Print the cases' floors and expected times on an H200 as a table in Markdown."""
     print("| kernel | TP | batch | MB | GFLOP | floor, us | bound | of it | expected, us |")
     print("|---|---|---|---|---|---|---|---|---|")
     for tp, case in chosen:
@@ -97,7 +98,7 @@ def floors(chosen: list[tuple[int, "Case"]]) -> None:
 
 
 def check(chosen: list[tuple[int, "Case"]]) -> None:
-    """Run every row's kernel and yardstick once."""
+    """Run each case's kernel and yardstick once."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     for _, case in chosen:
         for call in case.build(device):
@@ -107,18 +108,18 @@ def check(chosen: list[tuple[int, "Case"]]) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Do what the arguments ask for."""
+    """Parse the command line and measure, predict or check."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="")
-    parser.add_argument("--tp", type=int, choices=(1, 4))
+    parser.add_argument("--only", default="", help="only rows whose name contains this text")
+    parser.add_argument("--tp", type=int, choices=(1, 4), help="only the shapes of one of so many ranks")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--floors", action="store_true")
-    what.add_argument("--check", action="store_true")
+    what.add_argument("--floors", action="store_true", help="print the times to expect on an H200; needs no GPU")
+    what.add_argument("--check", action="store_true", help="run every row once at tiny shapes; needs no GPU")
     asked = parser.parse_args(arguments)
     if not (asked.floors or asked.check or torch.cuda.is_available()):
         sys.exit("benchmarks.kernels measures on a CUDA device and finds none; --floors and --check need none")
     if asked.check and not torch.cuda.is_available():
-        # Triton reads it when a kernel is defined.
+        # Triton reads the variable when a kernel is defined, so it is set before the kernels are imported.
         os.environ["TRITON_INTERPRET"] = "1"
     from benchmarks.kernel_case import TINY, Sizes
 

@@ -1,7 +1,7 @@
-"""What a decode step launches, by part: the whole model passed over on tensors without memory. Nothing runs.
+"""Counts what a decode step launches, by part. The model is run on meta tensors, so no kernel runs.
 
-Counted are Triton kernels and the torch operations that are more than views, on one rank, sums over ranks left out. A
-torch operation counts once, though a library may take two kernels for it.
+It counts Triton kernels and the torch operations that are more than views, on one rank, without collectives. A torch
+operation counts once, although a library may launch two kernels for it.
 """
 
 from collections import Counter
@@ -23,19 +23,19 @@ from workers.model.synthetic import Synthetic
 
 _PAGE = 64
 _NOWHERE = torch.device("meta")
-# Operations that touch no memory, beside those whose results lie in their input's.
+# Operations that launch nothing, besides views, whose results share their input's memory.
 _FREE = {"empty", "empty_like", "empty_strided", "new_empty"}
 
 
 class _Seat(Solo):
-    """Rank 0 of several without the others."""
+    """Rank 0 of a group whose other ranks do not exist."""
 
     def __init__(self, size: int) -> None:
         self.size = size
 
 
 class _Unread(Synthetic):
-    """Weights of any shape that nobody fills in."""
+    """Weights of any shape whose values are never filled in."""
 
     def fill(self, read: Read) -> int:
         return 0
@@ -46,7 +46,7 @@ def _memory(tensor: torch.Tensor) -> int:
 
 
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's own
-    """Notes torch operations that launch something."""
+    """Counts torch operations that launch something, by name."""
 
     def __init__(self, seen: Counter[str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -56,7 +56,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         given = [a for a in args if isinstance(a, torch.Tensor)]
-        # What comes from the host is copied, not computed.
+        # An operation on host tensors launches nothing on the device.
         if isinstance(result, torch.Tensor) and all(t.device == _NOWHERE for t in (result, *given)):
             views = not func._schema.is_mutable and any(_memory(result) == _memory(t) for t in given)
             self._seen[name] += not views and name not in _FREE
@@ -65,7 +65,7 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call] # torch's
 
 @contextmanager
 def recorded() -> Iterator[Counter[str]]:
-    """Counts what is launched while open, by name. Operations take their Triton form, and no kernel runs."""
+    """Count, by name, what is launched while it is open. Operations take their Triton kernels, but none runs."""
     from triton.runtime.interpreter import InterpretedFunction
     from triton.runtime.jit import JITFunction
 
@@ -89,8 +89,10 @@ def recorded() -> Iterator[Counter[str]]:
 
 
 def step_launches(config: LingConfig, tp: int, batch: int = 1, context: int = 1024) -> dict[str, Counter[str]]:
-    """By part of `decode_parts.parts` what a decode step of a checkpoint in bf16 launches; "all" is a whole forward
-    pass, its head and sampling left out."""
+    """Count the launches of a decode step in bf16 on one of `tp` ranks, by part of `decode_parts.parts`.
+
+    "all" is a whole forward pass without head and sampling. context: tokens of each sequence after the step.
+    """
     with torch.inference_mode(), recorded() as seen:
         model = LingModel(config, _Seat(tp), _NOWHERE, torch.bfloat16)
         loader = Loader(_Unread(config.quantization))
@@ -109,7 +111,7 @@ def step_launches(config: LingConfig, tp: int, batch: int = 1, context: int = 10
 
         found: dict[str, Counter[str]] = {}
         for name, run in (*runs.items(), ("all", whole)):
-            # The first time makes what stays.
+            # The first run also creates what later runs reuse.
             run()
             seen.clear()
             run()

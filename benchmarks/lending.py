@@ -1,10 +1,10 @@
-"""What a worker's start costs from disk and from a live worker, and what lending costs the worker that serves.
+"""Measures a worker's start from disk and from a live worker, and what lending weights costs the live worker.
 
-`python -m benchmarks.lending` writes a synthetic checkpoint to a temporary folder. Workers start from its files, once
-out of the page cache and once in it, and from a worker that serves it: over shared memory, as on one host, and over
-gloo, as between hosts. The gaps between tokens of a stream of that worker are told for when nothing else goes on, while
-another worker starts from disk, and while one starts from it. Ranks compute in fp32, so a worker's share is twice the
-files' bytes. All share the machine's cores: read the ratios.
+`python -m benchmarks.lending` writes a synthetic checkpoint to a temporary folder. Workers start from its files, with
+and without them in the page cache, and from a worker that serves it: over shared memory, as on one host, and over gloo,
+as between hosts. It prints the gaps between tokens of a stream of the live worker while nothing else runs, while
+another worker starts from disk, and while another worker starts from the live one. Ranks compute in fp32, so a worker
+holds twice the files' bytes. All processes share the machine's cores, so read the ratios.
 """
 
 import argparse
@@ -29,7 +29,7 @@ _Channel = Literal["auto", "gloo"]
 
 
 def forget(folder: Path) -> None:
-    """Put the files out of the page cache."""
+    """Drop a folder's files from the page cache."""
     for path in folder.iterdir():
         file = os.open(path, os.O_RDONLY)
         os.fsync(file)
@@ -38,7 +38,7 @@ def forget(folder: Path) -> None:
 
 
 def percentile(values: list[float], share: float) -> float:
-    """The value that so many of them do not exceed."""
+    """The value that `share` of the values, 0 to 1, do not exceed."""
     return sorted(values)[min(int(len(values) * share), len(values) - 1)]
 
 
@@ -54,11 +54,14 @@ class Bench:
         self._alone = 0.0
 
     async def source(self) -> Worker:
-        """A worker that stays."""
+        """Start a worker that keeps running."""
         return await self._started.start(self._config, "decode", live=[])
 
     async def start(self, what: str, lender: Worker | None, channel: _Channel = "auto") -> None:
-        """Seconds until another worker takes requests; it is closed again."""
+        """Start a worker, print the seconds until it takes requests, and close it.
+
+        what: names the line. lender: the worker to load weights from; None for disk. channel: how weights are moved.
+        """
         begun = time.perf_counter()
         live = [] if lender is None else [lender.info]
         worker = await self._started.start(dataclasses.replace(self._config, channel=channel), "decode", live=live)
@@ -70,9 +73,10 @@ class Bench:
         print(f"{what:>40} {taken:>7.2f} s {self._cold / taken:>6.2f} x", flush=True)
 
     async def gaps(self, what: str, source: Worker, starts: Worker | None, channel: _Channel | None) -> None:
-        """Measure the gaps between tokens of a stream of the source while a worker starts.
+        """Print the gaps between tokens of a stream of `source` while another worker starts.
 
-        channel: over which that worker takes its weights; None to measure while no worker starts.
+        starts: the worker from which that one loads its weights; None for disk. channel: how weights are moved; None to
+        measure while no worker starts.
         """
         gaps: list[float] = []
         async with self._stream(source, gaps):
@@ -129,9 +133,9 @@ async def measure(folder: Path) -> None:
 
 
 def main() -> None:
-    """Print the lines."""
+    """Write a checkpoint, measure all starts and print a line for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--experts", type=int, default=16, help="more make a larger checkpoint; 32 are 3.5 GB")
+    parser.add_argument("--experts", type=int, default=16, help="number of experts; 32 make a checkpoint of 3.5 GB")
     raw = CONFIG | {"num_experts": parser.parse_args().experts}
     with tempfile.TemporaryDirectory() as name:
         size = write_checkpoint(raw, Path(name), shards=4)

@@ -1,7 +1,7 @@
-// Node's client libraries against a running cluster, by the lines of docs/CLIENTS.md, as `benchmarks.libraries` does:
+// Runs Node's client libraries against a running cluster, as `benchmarks.libraries` does Python's (docs/CLIENTS.md):
 //   npm install ai @ai-sdk/openai-compatible @ai-sdk/anthropic openai @anthropic-ai/sdk zod
 //   node benchmarks/libraries.mjs URL
-// Libraries are looked for from the folder it runs in.
+// Libraries are resolved from the folder in which it runs.
 import { createRequire } from "node:module";
 import { pathToFileURL } from "node:url";
 

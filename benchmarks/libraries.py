@@ -1,8 +1,8 @@
-"""Client libraries against a running cluster, by the lines of docs/CLIENTS.md: `python -m benchmarks.libraries URL`.
+"""Runs client libraries against a running cluster, as docs/CLIENTS.md describes: `python -m benchmarks.libraries URL`.
 
-Each that the interpreter has is asked for an answer, a stream, a call of a tool and a value of a schema, as far as it
-knows them; what it gives is compared in kind, as a small model's words are its own. Others are skipped with the line
-that installs them. `benchmarks/libraries.mjs` does the same for Node's.
+Each installed library asks for an answer, a stream, a tool call and a structured answer, as far as it supports them.
+Only the kind of result is checked, because a small model's words are not predictable. A library that is not installed
+is skipped, and the command that installs it is printed. `benchmarks/libraries.mjs` does the same for Node's libraries.
 """
 
 import argparse
@@ -22,13 +22,13 @@ _SAY = "Say hello."
 
 
 class Mood(BaseModel):
-    """What a structured answer is."""
+    """The schema of a structured answer."""
 
     mood: Literal["good", "bad"]
 
 
 class Failure(Exception):
-    """A library gave something else than it should."""
+    """A library gave a wrong result."""
 
 
 def _expect(met: object, what: str) -> None:
@@ -37,7 +37,7 @@ def _expect(met: object, what: str) -> None:
 
 
 def openai(url: str, model: str) -> str:
-    """Chat, completions, responses, files and batches."""
+    """Try OpenAI's SDK: chat, completions, responses, files and batches. Returns what it tried."""
     import openai as library
 
     client: Any = library.OpenAI(base_url=f"{url}/v1", api_key="x")
@@ -67,7 +67,7 @@ def openai(url: str, model: str) -> str:
 
 
 def anthropic(url: str, model: str) -> str:
-    """Messages, count_tokens and batches."""
+    """Try Anthropic's SDK: messages, count_tokens and batches. Returns what it tried."""
     import anthropic as library
 
     client: Any = library.Anthropic(base_url=url, api_key="x")
@@ -89,7 +89,7 @@ def anthropic(url: str, model: str) -> str:
 
 
 def openai_agents(url: str, model: str) -> str:
-    """Run its chat and its responses model, each with a tool and a typed answer."""
+    """Try OpenAI's Agents SDK: its chat and its responses model, each with a tool and a typed answer."""
     import agents as library
     from openai import AsyncOpenAI
 
@@ -123,7 +123,7 @@ def openai_agents(url: str, model: str) -> str:
 
 
 def langchain(url: str, model: str) -> str:
-    """Ask through its chat models for OpenAI's and for Anthropic's API."""
+    """Try LangChain's chat models for OpenAI's and for Anthropic's API."""
     from langchain_anthropic import ChatAnthropic
     from langchain_openai import ChatOpenAI
 
@@ -147,7 +147,7 @@ def langchain(url: str, model: str) -> str:
 
 
 def litellm(url: str, model: str) -> str:
-    """Ask through three of its providers: hosted_vllm, openai and anthropic."""
+    """Try LiteLLM's providers hosted_vllm, openai and anthropic."""
     import litellm as library
 
     messages = [{"role": "user", "content": _SAY}]
@@ -166,7 +166,7 @@ def litellm(url: str, model: str) -> str:
 
 
 def pydantic_ai(url: str, model: str) -> str:
-    """Ask through its models for OpenAI's and for Anthropic's API."""
+    """Try Pydantic AI's models for OpenAI's and for Anthropic's API."""
     from anthropic import AsyncAnthropic
     from pydantic_ai import Agent, ToolOutput
     from pydantic_ai.models.anthropic import AnthropicModel
@@ -196,7 +196,7 @@ def pydantic_ai(url: str, model: str) -> str:
 
 
 def instructor(url: str, model: str) -> str:
-    """Ask in its modes for OpenAI's and for Anthropic's API."""
+    """Try Instructor's modes TOOLS_STRICT and JSON_SCHEMA."""
     import instructor as library
     import openai as vendor
 
@@ -209,7 +209,7 @@ def instructor(url: str, model: str) -> str:
 
 
 def crewai(url: str, model: str) -> str:
-    """One agent with one task."""
+    """Try CrewAI with one agent and one task."""
     import crewai as library
 
     model_of: Any = library.LLM(model=f"hosted_vllm/{model}", base_url=f"{url}/v1", api_key="x", max_tokens=60)
@@ -233,7 +233,7 @@ LIBRARIES: dict[str, tuple[Callable[[str, str], str], str, str]] = {
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run what is asked for; 1 if anything failed."""
+    """Try the chosen libraries and print their outcomes; returns 1 if one failed, else 0."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("url")
     parser.add_argument("--only", choices=list(LIBRARIES), action="append")

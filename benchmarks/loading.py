@@ -1,11 +1,10 @@
-"""How fast weights load: our loader beside `safetensors.torch.load_file` on the same files, and in what memory.
+"""Compares the time and memory of loading weights with ours and with `safetensors.torch.load_file`.
 
-`python -m benchmarks.loading` writes a synthetic checkpoint of over 3 GB to a temporary folder, reads it in fresh
-processes and prints a table. All files lie in the page cache by then, so memory, not the disk, is the limit.
-`load_file` only maps its files: the row "load_file" adds a copy of each tensor, so that both end with the bytes in
-memory of their own. "verified" reads all files once more before it loads, as with `verify: true`. CPU seconds tell the
-two apart on a machine busy with other things. Peak is a process's private memory (RssAnon); pages of mapped files
-belong to the page cache.
+`python -m benchmarks.loading` writes a synthetic checkpoint of over 3 GB to a temporary folder, reads it in new
+processes and prints a table. All files are in the page cache by then, so memory and not the disk is the limit.
+`load_file` only maps its files, so the row "load_file" includes a copy of each tensor to private memory, as ours makes
+it. The row "verified" reads all files once more before it loads, as with `verify: true`. On a busy machine compare CPU
+seconds. The peak is of a process's private memory (RssAnon), which leaves out mapped files.
 """
 
 import argparse
@@ -69,7 +68,10 @@ CONFIG: dict[str, Any] = {
 
 
 def write_checkpoint(raw: dict[str, Any], folder: Path, shards: int) -> int:
-    """A checkpoint of synthetic weights for a config.json, in a folder that exists; the bytes of its weights."""
+    """Write a checkpoint of synthetic weights to an existing folder; returns the bytes of its weights.
+
+    raw: the content of its config.json. shards: number of safetensors files.
+    """
     (folder / "config.json").write_text(json.dumps(raw))
     config = LingConfig.load(folder, {})
     source = Synthetic(config.quantization)
@@ -95,14 +97,14 @@ def write_checkpoint(raw: dict[str, Any], folder: Path, shards: int) -> int:
 
 
 class Seat(Solo):
-    """A rank's place in a group; loading needs no peers."""
+    """A rank of a group without its peers, which loading does not need."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
 
 class _Counting(Checkpoint):
-    """Counts the bytes read."""
+    """A checkpoint that counts the bytes that are read from it."""
 
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
@@ -122,7 +124,7 @@ def _private_bytes() -> int:
 
 
 class _Peak:
-    """The most private memory within, beyond what there was at the start, looked at every few milliseconds."""
+    """Measures, while it is open, by how many bytes private memory grows at its peak; it looks every 5 ms."""
 
     def __enter__(self) -> "_Peak":
         self._base = self.bytes = _private_bytes()
@@ -182,7 +184,7 @@ def _process(pipe: Connection, how: str, folder: Path, rank: int, tp: int) -> No
 
 
 def measure(how: str, folder: Path, rank: int = 0, tp: int = 1) -> dict[str, float]:
-    """Seconds, seconds of CPU, bytes of weights, bytes read and peak private memory of one load in a fresh process."""
+    """Load once in a new process; returns its seconds, CPU seconds, bytes of weights, bytes read and peak bytes."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     process = context.Process(target=_process, args=(there, how, folder, rank, tp), daemon=True)
@@ -195,9 +197,11 @@ def measure(how: str, folder: Path, rank: int = 0, tp: int = 1) -> dict[str, flo
 
 
 def main() -> None:
-    """Print the table."""
+    """Measure all ways to load and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--experts", type=int, default=CONFIG["num_experts"], help="fewer make a smaller checkpoint")
+    parser.add_argument(
+        "--experts", type=int, default=CONFIG["num_experts"], help="number of experts; fewer make a smaller checkpoint"
+    )
     raw = CONFIG | {"num_experts": parser.parse_args().experts}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,13 +1,13 @@
-"""What a worker's step costs beside the ranks' computing. `python -m benchmarks.loop`.
+"""Measures what a worker's step costs besides the ranks' computing: `python -m benchmarks.loop`.
 
-First the leader's processor time by part of a decode step, at several numbers of running sequences: planning a step
-while the one before runs, the frames to a rank and back, taking results, and what routers are sent. `gap` is what the
-device waits for between a result and the next step: the rank reads the plan that lies there and fills in the tokens it
-sampled. `gap before` is the same where the next step is planned once the results are known: taking them, planning, the
-frame.
+The first table has the leader's CPU time by part of a decode step, at several numbers of running sequences: planning a
+step while the previous one runs, the frames to a rank and back, taking the results, and publishing to routers. `gap` is
+the time that the device waits between a result and the next step: the rank reads the plan that is already there and
+fills in the tokens that it sampled. `gap before` is that time where the next step is planned only when the results are
+known: taking them, planning, and the frame.
 
-Then the wall time of steps through a real leader and its socket to a rank that only waits: each step's over the longer
-of the leader's own part and the rank's, with steps planned ahead and without.
+The second table has the wall time of steps through a real leader and its socket to a rank that only waits: a step's
+time over the longer of the leader's and the rank's part, with and without planning ahead.
 """
 
 import argparse
@@ -29,7 +29,6 @@ from workers.leader.leader import Leader
 from workers.rank.latest import Latest
 from workers.rank.process import LeaderSocket
 from workers.schedule.ahead import outcomes
-from workers.schedule.builder import InFlight
 from workers.schedule.limits import Limits
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
@@ -49,7 +48,7 @@ def _sequence(n: int, length: int, new: int) -> Sequence:
 
 
 def scheduler(sequences: int, drafts: int) -> Scheduler:
-    """Make a scheduler in which so many sequences decode."""
+    """Make a scheduler in which `sequences` sequences decode, each with `drafts` drafts a step."""
     limits = Limits(
         pages=sequences * 160, page_size=64, slots=sequences, max_model_len=10_000, window=16,
         max_step_tokens=max(1024, 8 * sequences), hold_s=60.0, drafts=drafts, adapts=False,
@@ -69,7 +68,7 @@ def _result(step: int, rows: tuple[Row, ...]) -> StepResult:
 
 
 class _Laps:
-    """Processor time by part."""
+    """Sums CPU seconds by part of a step."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = defaultdict(float)
@@ -85,9 +84,10 @@ class _Laps:
 
 
 def parts(made: Scheduler, steps: int, ahead: bool) -> dict[str, float]:
-    """Return the CPU time of a step in microseconds, by part."""
+    """The CPU time of a step in microseconds, by part. ahead: whether steps are planned ahead."""
     laps, latest = _Laps(), Latest(Solo(), torch.device("cpu"))
     flight = made.plan(0.0)
+    rows: tuple[Row, ...] = flight.plan.rows
     for step in range(steps):
         now = 0.001 * step
         laps.start()
@@ -95,39 +95,39 @@ def parts(made: Scheduler, steps: int, ahead: bool) -> dict[str, float]:
         laps.lap("plan")
         frame = RANKS.encode(following.plan) if following else b""
         laps.lap("frames")
-        result = _result(flight.plan.step, flight.plan.rows)
-        latest.took(flight.plan.rows, outcomes(result))
+        result = _result(flight.plan.step, rows)
+        latest.took(rows, frozenset(), None, feeds=False)
+        latest.came_of(outcomes(result))
         reply = RANKS.encode(result)
         if following:
             laps.start()
             plan = RANKS.decode(frame[4], frame[5:])
             assert isinstance(plan, StepPlan)
             assert plan.ahead is not None
-            latest.go_on(plan.ahead, plan.rows)
+            rows, _ = latest.go_on(plan.ahead, plan.rows)
             laps.lap("gap")
         laps.start()
         told = RANKS.decode(reply[4], reply[5:])
         assert isinstance(told, StepResult)
         laps.lap("frames")
         outputs = made.update(flight, told, now)
-        flight, done = _next(made, following, flight, told)
-        laps.lap("take")
-        if not done:
+        if following:
+            flight = made.follow(following, flight, told)
+            laps.lap("take")
+        else:
+            laps.lap("take")
             flight = made.plan(now)
             laps.lap("plan")
             RANKS.encode(flight.plan)
             laps.lap("frames")
+            rows = flight.plan.rows
         CLUSTER.encode(StepOutputs(step, 1, made.load, tuple(outputs), ()))
         laps.lap("publish")
     return {part: seconds / steps * 1e6 for part, seconds in laps.spent.items()}
 
 
-def _next(made: Scheduler, ahead: InFlight | None, flight: InFlight, told: StepResult) -> tuple[InFlight, bool]:
-    return (made.follow(ahead, flight, told), True) if ahead else (flight, False)
-
-
 def _rank(endpoint: str, seconds: float) -> None:
-    """A rank that computes nothing, for so long a step."""
+    """Run a rank that computes nothing and sleeps `seconds` in each step."""
     leader, latest = LeaderSocket(endpoint), Latest(Solo(), torch.device("cpu"))
     leader.send(Ready(0, os.getpid(), "here", "cpu", "127.0.0.1", 1, 100_000, False))
     while (plan := leader.receive()) is not None:
@@ -139,12 +139,16 @@ def _rank(endpoint: str, seconds: float) -> None:
         if rows:
             time.sleep(seconds)
         result = _result(plan.step, rows)
-        latest.took(rows, outcomes(result))
+        latest.took(rows, frozenset(), None, feeds=False)
+        latest.came_of(outcomes(result))
         leader.send(result)
 
 
 async def wall(sequences: int, seconds: float, steps: int, ahead: bool) -> tuple[float, float]:
-    """Wall seconds of a step through a leader, and the leader's own processor seconds of one."""
+    """The wall seconds of a step through a leader, and the leader's CPU seconds in it.
+
+    seconds: for which the rank sleeps in a step. ahead: whether steps are planned ahead.
+    """
     config = WorkerConfig(
         model=str(_MODEL), device="cpu", tp=1, slots=sequences, pages=100_000, max_step_tokens=8192,
         load="synthetic", host="127.0.0.1",
@@ -177,7 +181,7 @@ async def wall(sequences: int, seconds: float, steps: int, ahead: bool) -> tuple
 
 
 def main() -> None:
-    """Print both tables."""
+    """Measure and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=_STEPS)
     asked = parser.parse_args()

@@ -1,7 +1,7 @@
-"""How fast ling-nano's prompts are computed on one thread, in CPU seconds: `python -m benchmarks.prefill`.
+"""Measures how fast one thread computes ling-nano's prompts, in CPU seconds: `python -m benchmarks.prefill`.
 
-The bare engine computes each prompt in steps of 1,024 tokens; the best of several. CPU seconds are nearly the same on a
-machine that is busy with other things. The file needs only the engine, so that it runs in older commits too:
+The bare engine computes each prompt several times, in steps of 1,024 tokens; the fastest time is printed. CPU seconds
+are nearly the same on a busy machine. The file needs only the engine, so it also runs in older commits:
 `cd OLD && PYTHONPATH=. python -P NEW/benchmarks/prefill.py NEW/checkpoints/ling-nano`.
 """
 
@@ -23,7 +23,7 @@ NANO = Path(__file__).parent.parent / "checkpoints" / "ling-nano"
 
 
 def main(arguments: list[str]) -> None:
-    """Print a line for each prompt."""
+    """Measure each prompt length and print a line for it. arguments: optionally the checkpoint's folder."""
     torch.set_num_threads(1)
     engine = Engine(WorkerConfig(arguments[0] if arguments else str(NANO), slots=4, max_step_tokens=_STEP, pages=300))
     made = random.Random(1)

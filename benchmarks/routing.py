@@ -1,7 +1,7 @@
-"""What a routing decision costs: `python -m benchmarks.routing`. Prints CPU time a decision and the index's memory.
+"""Measures the CPU time of a routing decision and the memory of the prefix index: `python -m benchmarks.routing`.
 
-A decision is one worker's new figures, a view of the fleet, what is kept of the prompt looked up, and the choice. Then
-the same with all workers' figures new since the last decision, which is the worst there is.
+A decision takes in one worker's new load, makes a view of the fleet, looks up what workers keep of the prompt, and
+chooses. The second figure is the worst case: all workers have sent new loads since the last decision.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from router.relay.prefixes import Candidates, Holder, PrefixIndex
 from wire.protocol import KeptEvent, Load, RankInfo, Role, WorkerInfo
 
 _COSTS = Costs()
-_TURNS = 30  # of the conversation that is asked for
+_TURNS = 30  # turns of the conversation whose next request is routed
 
 
 def _fleet(workers: int, rng: random.Random) -> list[WorkerState]:
@@ -64,7 +64,7 @@ def decisions(workers: int, times: int) -> tuple[float, float]:
 
 
 def index_bytes(workers: int, prefixes: int) -> int:
-    """How much this process grows by an index of so many prefixes a worker, none of them another's."""
+    """Bytes by which this process grows with an index of `prefixes` prefixes per worker, all of them different."""
     rng = random.Random(0)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     index = PrefixIndex()
@@ -77,9 +77,9 @@ def index_bytes(workers: int, prefixes: int) -> int:
 def main() -> None:
     """Print the cost of decisions and the memory of the index."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--times", type=int, default=300)
-    parser.add_argument("--index-workers", type=int, default=1000, help="0 leaves the index out")
-    parser.add_argument("--prefixes", type=int, default=10_000, help="a worker keeps")
+    parser.add_argument("--times", type=int, default=300, help="decisions to measure")
+    parser.add_argument("--index-workers", type=int, default=1000, help="workers in the index; 0 leaves the index out")
+    parser.add_argument("--prefixes", type=int, default=10_000, help="prefixes that each worker keeps")
     arguments = parser.parse_args()
     print("| workers | a decision | with all figures new |")
     print("|---|---|---|")

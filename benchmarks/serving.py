@@ -1,7 +1,7 @@
-"""A whole cluster through HTTP: batching, and hand-off against prefilling again. `python -m benchmarks.serving`.
+"""Measures a cluster over HTTP: batching, and a hand-off against computing the prompt again.
 
-Starts `ling serve` on the embedded checkpoint, or measures a running one (`--url`). Prints ratios: the two sides
-of each are measured in the same run, in turn.
+`python -m benchmarks.serving` starts `ling serve` on the embedded checkpoint, or measures a running cluster (`--url`).
+It prints ratios; both sides of a ratio are measured in turn in the same run.
 """
 
 import argparse
@@ -32,7 +32,7 @@ def _body(rng: random.Random, prompt: int, new: int, stream: bool) -> dict[str, 
 
 
 async def _stream(client: httpx.AsyncClient, body: dict[str, object]) -> list[float]:
-    """Runs one stream; the seconds between its chunks with text."""
+    """Run one stream; returns the seconds between its chunks."""
     times = []
     async with client.stream("POST", "/v1/completions", json=body) as response:
         response.raise_for_status()
@@ -45,7 +45,7 @@ async def _stream(client: httpx.AsyncClient, body: dict[str, object]) -> list[fl
 
 
 async def batching(client: httpx.AsyncClient) -> None:
-    """32 streams one after another, then together; tokens a second of each, and seconds between chunks."""
+    """Run 8 streams one after another and 32 streams together; print tokens/s and the times between chunks of both."""
     rng = random.Random(1)
     bodies = [_body(rng, _PROMPT, _NEW, True) for _ in range(_STREAMS)]
     await asyncio.gather(*(_stream(client, b) for b in bodies))
@@ -70,7 +70,7 @@ async def batching(client: httpx.AsyncClient) -> None:
 
 
 async def handoff(client: httpx.AsyncClient, tokens: int) -> None:
-    """The time a snapshot takes to move, against the time its prompt took to compute."""
+    """Print the time to move a snapshot against the time to compute its prompt. tokens: the prompt's length."""
     rng = random.Random(2)
     timings = []
     for _ in range(8):
@@ -86,7 +86,7 @@ async def handoff(client: httpx.AsyncClient, tokens: int) -> None:
 
 @asynccontextmanager
 async def running_cluster(url: str | None, arguments: list[str]) -> AsyncIterator[str]:
-    """The address of a cluster: the one given, or one that `ling serve` starts with these arguments, until the end."""
+    """Yield the URL of a cluster: `url`, or else one that runs `ling serve` with these arguments until the end."""
     if url is not None:
         yield url
         return

@@ -1,8 +1,8 @@
-"""What sessions save: `python -m benchmarks.sessions`. ling-nano, one rank, without a GPU.
+"""Measures what sessions save, with ling-nano on one rank without a GPU: `python -m benchmarks.sessions`.
 
-fork: the time until 8 sub-agents have their first tokens, from forks of one session of 6,000 tokens, against 8 fresh
-prompts as long. park: 100 sessions on a device that keeps ten, each parked on the host and resumed. move: the pause of
-an answer behind 6,000 tokens whose worker is drained.
+fork: the time until 8 forks of one session of 6,000 tokens have their first tokens, against 8 new prompts of the same
+length. park: 100 sessions are parked in host memory and resumed on a device that keeps ten. move: the pause of an
+answer after 6,000 tokens, whose worker is drained.
 """
 
 import argparse
@@ -42,14 +42,14 @@ def _run(engine: Engine, prompts: Sequence[list[int]], count: int) -> list[tuple
 
 
 def _timed(work: Callable[[], object]) -> tuple[float, float]:
-    """Run `work`; return its seconds by the clock and its CPU seconds."""
+    """Run `work`; returns its wall seconds and its CPU seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
     work()
     return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def fork() -> None:
-    """Time the first tokens of 8 forks against those of 8 fresh prompts."""
+    """Print the time to the first tokens of 8 forks against that of 8 new prompts."""
     engine = Engine(_CONFIG)
     session = _prompt(0, _LONG)
     whole = [*session, *_run(engine, [session], 8)[0]]
@@ -64,7 +64,7 @@ def fork() -> None:
 
 
 def park() -> None:
-    """Park and resume 100 sessions on a device that keeps ten."""
+    """Park and resume 100 sessions on a device that keeps ten, and print the time of each against computing it."""
     engine = Engine(replace(_CONFIG, cache_states=_BUDGET))
     cache = engine.scheduler.cache
     wholes = []
@@ -98,10 +98,10 @@ def park() -> None:
 
 
 async def move() -> None:
-    """The longest wait of a reader whose answer moves."""
+    """Move answers between two workers, and print how long a client waits for the next token."""
     async with workers() as started:
         one, two = await asyncio.gather(*(started.start(_CONFIG, "decode") for _ in range(2)))
-        # The two have met before, as workers of a pool do after their first migration.
+        # The first move includes connecting the two workers; the later ones find them connected.
         pauses = []
         for n in range(4):
             prompt = _prompt(5000 + n, _LONG)

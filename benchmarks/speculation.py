@@ -1,10 +1,10 @@
-"""What speculation gains on ling-nano: 1, 2, 3 drafts, and as many as pay, against none.
+"""Measures what speculation gains on ling-nano, with 1, 2, 3 and an adaptive number of drafts, against none.
 
 `python -m benchmarks.speculation`.
-The bare engine answers held-out dialogues of the corpus greedily, at one stream and at several; what is measured begins
-with their first tokens. All settings run in turn within each round, so that they see the same machine; a table gives
-the median of the rounds' ratios to no drafts, in processor time (what other processes do counts for little) and in wall
-time, with the share of drafts that stood by place. Answers are compared: they must be the same.
+The bare engine answers held-out dialogues of the corpus greedily, with one stream and with several, and is measured
+from their first tokens on. All settings run in turn within each round, so that the machine's state is the same for
+them. A table gives the median over rounds of each setting's ratio to no drafts, in CPU time (which other processes
+hardly change) and in wall time, and the share of accepted drafts by place. The answers must be the same.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _END = 1269
 
 @dataclass(frozen=True, slots=True)
 class Round:
-    """One run of all prompts: seconds of the processor and of the wall, tokens sampled, and the answers."""
+    """One run of all prompts: CPU seconds, wall seconds, number of sampled tokens, and the answers' token ids."""
 
     cpu: float
     wall: float
@@ -39,7 +39,7 @@ class Round:
 
 
 def prompts(count: int) -> list[list[int]]:
-    """The first assistant turns that held-out dialogues ask for."""
+    """The prompts of the first assistant turns of `count` held-out dialogues, as token ids."""
     encoder = Encoder(Tokenizer.from_file(str(_MODEL / "tokenizer.json")))
     out = []
     for dialogue in cases.dialogues(count):
@@ -49,7 +49,7 @@ def prompts(count: int) -> list[list[int]]:
 
 
 def run(engine: Engine, asked: list[list[int]], streams: int, tokens: int) -> Round:
-    """Answer all prompts, so many at once; measured from where all of these have their first token."""
+    """Answer all prompts, `streams` at once, and measure from when all of these have their first token."""
     sampling = SamplingParams(max_tokens=tokens, seed=0, temperature=0.0, stop_token_ids=(_END,))
     cpu = wall = 0.0
     sampled = 0
@@ -75,10 +75,10 @@ def _step(engine: Engine, answers: dict[str, list[int]]) -> int:
 
 
 def main() -> None:
-    """Print a table."""
+    """Measure all settings and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=32)
-    parser.add_argument("--tokens", type=int, default=128, help="of an answer at most")
+    parser.add_argument("--tokens", type=int, default=128, help="most tokens of an answer")
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,8 +1,8 @@
-"""What `ling serve` costs before it serves anything: time and CPU to ready, processes, memory, and CPU at rest.
+"""Measures `ling serve` without requests: time and CPU until it is ready, processes, memory, and CPU at rest.
 
     python -m benchmarks.start [--rest SECONDS] [-- arguments of ling serve]
 
-RSS counts what several processes map once for each, PSS counts it once in all.
+RSS counts memory that several processes share once for each of them; PSS counts it once in total.
 """
 
 import argparse
@@ -24,7 +24,7 @@ _MB = 1e6
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """One process at one moment: CPU seconds so far, bytes resident, bytes as its proportional share."""
+    """One process at one moment. cpu: its CPU seconds so far. rss: bytes resident. pss: bytes, shared ones in parts."""
 
     name: str
     cpu: float
@@ -40,7 +40,7 @@ def _free_port() -> int:
 
 
 def _name(process: psutil.Process) -> str:
-    """A process by its program, or by what it calls itself where it does."""
+    """A process's name: Ray's title if it has one, else its program and script."""
     line = process.cmdline()
     if line and line[0].startswith("ray::"):
         return re.sub(r"#[^#:]*$", "", line[0].split()[0])
@@ -49,7 +49,7 @@ def _name(process: psutil.Process) -> str:
 
 
 def usage(parent: psutil.Process) -> dict[int, Usage]:
-    """Usage of a process and all that descend from it, by process id."""
+    """The usage of a process and all its descendants, by process id."""
     found = {}
     for process in (parent, *parent.children(recursive=True)):
         try:
@@ -75,7 +75,7 @@ def _wait_ready(serving: subprocess.Popen[bytes], url: str) -> None:
 
 
 def measure(arguments: list[str], rest_s: float) -> None:
-    """Start, wait until ready, rest, and print what each took."""
+    """Start `ling serve`, wait until it is ready, let it rest for `rest_s` seconds, and print the figures."""
     port = _free_port()
     began = time.monotonic()
     serving = subprocess.Popen(
@@ -113,7 +113,7 @@ def _line(name: str, pids: list[int], first: dict[int, Usage], last: dict[int, U
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="python -m benchmarks.start", description=__doc__)
-    parser.add_argument("--rest", type=float, default=20.0, help="Seconds at rest that are measured.")
+    parser.add_argument("--rest", type=float, default=20.0, help="Seconds for which it is measured at rest.")
     parser.add_argument("arguments", nargs="*", help="Passed on to ling serve.")
     asked = parser.parse_args()
     measure(asked.arguments, asked.rest)

@@ -1,4 +1,7 @@
-"""What decode steps of the released FP8 model should take on one H200, before anyone measures: tables in Markdown."""
+"""Predicts the times of decode steps of the released FP8 model on one H200, as tables in Markdown.
+
+`python -m benchmarks.kernels --floors` prints them.
+"""
 
 from dataclasses import replace
 
@@ -10,17 +13,17 @@ from planner.model import RELEASED, load_model
 from planner.work import Step, work
 from workers.model.config import LingConfig
 
-# Seconds between two steps at a leader, measured on a CPU with a rank that answers at once, and what the rank adds to
-# fill a graph's inputs and read its tokens.
+# Seconds between two steps: the leader's, measured on a CPU with a rank that answers at once, and the rank's, in which
+# it fills a graph's inputs and reads its tokens.
 _LOOP = 0.4e-3
-# How many experts there are changes no count, only how long counting takes.
+# The number of experts changes no count of launches; few of them make counting fast.
 _EXPERTS = 16
 _COUNTED = ((1, 1), (4, 1), (1, 8), (1, 32), (1, 64), (1, 128))
 _CONTEXTS = {1024: (1, 8, 32, 64, 128), 32768: (1, 8, 32, 64, 128), 131072: (1, 8, 32)}
 
 
 def expected() -> None:
-    """Print launches by part, then times."""
+    """Print a table of the launches of each part of a step, then a table of the expected times."""
     config = replace(
         LingConfig.load(MODELS / RELEASED, {"quantization_config": QUANTIZATION["fp8"]}), num_experts=_EXPERTS
     )

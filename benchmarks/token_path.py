@@ -1,9 +1,9 @@
-"""What the router costs, from workers that cost nothing. `python -m benchmarks.token_path`.
+"""Measures what the router costs, with fake workers that compute nothing: `python -m benchmarks.token_path`.
 
-Streams: tokens a second through router and HTTP, against a bare FastAPI SSE endpoint behind the same HTTP server
-and against a Ray Serve application that streams through a handle, an item a token, behind Serve's own front. Where
-the router falls behind it joins the tokens that wait in one chunk, so chunks a second are printed too, and for the
-router a paced run in which nothing is joined. Requests: what the router adds at a fixed rate.
+Streams: tokens per second through router and HTTP, against a bare FastAPI SSE endpoint on the same HTTP server, and
+against a Ray Serve application that streams each token through a handle, behind Serve's own front. A router that falls
+behind joins waiting tokens into one chunk, so its chunks per second are printed too, and a paced run in which it joins
+none. Requests: the time to the whole answer at fixed rates.
 """
 
 import argparse
@@ -28,11 +28,15 @@ _RATE_S = 4.0
 _HEAD = b"POST %s HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n%s"
 
 
-# Servers, each in a process of its own: prints a line once it serves
+# Servers. Each runs in a process of its own and prints its port once it serves.
 
 
 def serve_router(prefill: int, decode: int, tokenizer: str | None = None, **options: Any) -> None:
-    """The router on uvicorn, in front of two workers that listen on these ports. tokenizer: a checkpoint's folder."""
+    """Serve a router on uvicorn, in front of two workers.
+
+    prefill, decode: the workers' ports. tokenizer: a checkpoint's folder; None for a tiny one. options: of
+    `RouterConfig`.
+    """
     import uvicorn
 
     from cluster.http_limits import LimitedHttp
@@ -65,14 +69,14 @@ def serve_router(prefill: int, decode: int, tokenizer: str | None = None, **opti
 
 
 def uvicorn_loop_run(work: "asyncio.Future[None] | object") -> None:
-    """Run on the loop the product runs on."""
+    """Run `work` on uvloop, as the product does."""
     import uvloop
 
     uvloop.run(work)
 
 
 def serve_bare() -> None:
-    """The same bytes, from a generator."""
+    """Serve a FastAPI endpoint that streams the same bytes from a generator."""
     import uvicorn
     from fastapi import FastAPI
     from fastapi.responses import StreamingResponse
@@ -112,7 +116,7 @@ def _chunk() -> dict[str, object]:
 
 
 def serve_hops() -> None:
-    """A Serve ingress that streams from a second deployment, an item a token."""
+    """Serve a Ray Serve ingress that streams from a second deployment, one item per token."""
     import os
 
     os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0", RAY_AUTH_MODE="disabled")
@@ -162,7 +166,7 @@ def serve_hops() -> None:
 
 @contextmanager
 def started(*command: str) -> Iterator[tuple[int, psutil.Process]]:
-    """A server as a process of its own: the port it prints, and the process."""
+    """Run a server in a process of its own until the end; yields the port that it prints, and the process."""
     process = subprocess.Popen(
         [sys.executable, "-m", *command],
         stdin=subprocess.PIPE,
@@ -197,14 +201,14 @@ def started(*command: str) -> Iterator[tuple[int, psutil.Process]]:
 async def post(
     port: int, body: bytes, path: str = "/v1/completions"
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """A request on a connection of its own."""
+    """Send a request on a new connection; returns the connection."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(_HEAD % (path.encode(), len(body), body))
     return reader, writer
 
 
 async def _stream(port: int, tokens: int, model: str = "auto") -> int:
-    """Reads one stream to its end; how many chunks it had."""
+    """Read one stream to its end; returns its number of chunks."""
     body = json.dumps({"model": model, "prompt": "x", "max_tokens": tokens, "ignore_eos": True, "stream": True})
     reader, writer = await post(port, body.encode())
     head = await reader.readuntil(b"\r\n\r\n")
@@ -224,7 +228,7 @@ async def _stream(port: int, tokens: int, model: str = "auto") -> int:
 
 
 async def streams(port: int, count: int, tokens: int, model: str = "auto") -> tuple[float, float]:
-    """Tokens and chunks a second of `count` streams at once."""
+    """Run `count` streams at once; returns tokens and chunks per second of all together."""
     await _stream(port, 8, model)
     begun = time.perf_counter()
     chunks = await asyncio.gather(*(_stream(port, tokens, model) for _ in range(count)))
@@ -236,7 +240,10 @@ _ASKED = json.dumps({"model": "auto", "prompt": "x" * 300, "max_tokens": 1, "ign
 
 
 async def latencies(port: int, rate: int, body: bytes = _ASKED) -> list[float]:
-    """Seconds of each of `rate` requests a second, sent on time whatever became of those before."""
+    """Send `rate` requests per second, each when it is due, whether or not earlier ones were answered.
+
+    Returns the seconds of each from when it was due to its whole answer. body: the request's JSON.
+    """
     idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
     spent: list[float] = []
 
@@ -295,7 +302,7 @@ def _compare(count: int, hops_port: int, bare_port: int, router_port: int) -> No
 
 
 def main() -> None:
-    """Prints everything."""
+    """Measure streams and requests, and print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--serve", nargs="+", help=argparse.SUPPRESS)
     serve = parser.parse_args().serve

@@ -1,8 +1,8 @@
-"""What a hand-off costs: snapshots through each channel between two processes, beside a plain copy.
+"""Measures what a hand-off costs: a snapshot through each channel between two processes, against a plain copy.
 
-`python -m benchmarks.transfer` prints a table. A move is timed from the queueing of the snapshot, already asked
-for, to the receiver's acknowledgement that it has all of it; the copy is one memcpy of the same bytes to memory
-already in use. They take turns; medians. Both ends share the machine with all else on it, so read the ratios.
+`python -m benchmarks.transfer` prints a table of medians. A move is timed from queueing the snapshot, which the
+receiver has already asked for, to the receiver's acknowledgement of all of it. The copy is one memcpy of the same bytes
+to memory already in use. Moves and copies take turns. Both processes share one machine, so read the ratios.
 """
 
 import multiprocessing
@@ -29,7 +29,7 @@ _WARM = 2
 
 
 def _cases() -> dict[str, Snapshot]:
-    """Latents and state: 64 MiB, nearly all of it latents; and 2,000 tokens of a model a laptop can prefill."""
+    """The snapshots to move: 64 MiB, nearly all of it latents; and 2,000 tokens of a model that fits a laptop."""
     return {
         "64 MiB": (torch.rand(14_560, 4, 288), torch.rand(1, 32, 16, 16)),
         "2,000 tokens, small model": (torch.rand(2000, 2, 40), torch.rand(6, 4, 16, 16)),
@@ -37,7 +37,7 @@ def _cases() -> dict[str, Snapshot]:
 
 
 def _receive(pipe: Connection, channel: Channel, port: int) -> None:
-    """The decode rank's process: expects what it is told to, and takes it."""
+    """Run the decode rank's process: receive each snapshot that the pipe announces, until it sends None."""
     torch.set_num_threads(1)
     events: queue.Queue[Received | Sent | LinkLost] = queue.Queue()
     transfers = Transfers(0, "decode", _HOST, torch.device("cpu"), channel, events.put)
@@ -54,7 +54,7 @@ def _receive(pipe: Connection, channel: Channel, port: int) -> None:
 
 
 class Mover:
-    """A prefill rank here, linked to a decode rank in a process of its own."""
+    """A prefill rank in this process, linked to a decode rank in another one."""
 
     def __init__(
         self, transfers: Transfers, events: "queue.Queue[Received | Sent | LinkLost]", pipe: Connection
@@ -65,7 +65,7 @@ class Mover:
         self._count = 0
 
     def move(self, snapshot: Snapshot) -> float:
-        """Seconds one snapshot takes."""
+        """Move a snapshot (latents [tokens, layers, width], state); returns the seconds it takes."""
         latents, state = snapshot
         request_id = str(self._count)
         self._count += 1
@@ -82,7 +82,7 @@ class Mover:
 
 @contextmanager
 def mover(channel: Channel) -> Iterator[Mover]:
-    """Two linked ranks, ended with the block."""
+    """Link two ranks over a channel; they end with the block."""
     context = multiprocessing.get_context("spawn")
     here, there = context.Pipe()
     events: queue.Queue[Received | Sent | LinkLost] = queue.Queue()
@@ -101,7 +101,7 @@ def mover(channel: Channel) -> Iterator[Mover]:
 
 
 def copy(snapshot: Snapshot, targets: Snapshot) -> float:
-    """Seconds one copy takes."""
+    """Copy a snapshot to `targets`; returns the seconds it takes."""
     begun = time.perf_counter()
     for target, tensor in zip(targets, snapshot, strict=True):
         target.copy_(tensor)
@@ -109,7 +109,7 @@ def copy(snapshot: Snapshot, targets: Snapshot) -> float:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Measure all channels and print the table."""
     torch.set_num_threads(1)
     print(f"{'snapshot':28}{'bytes':>12}{'memcpy':>10}" + "".join(f"{c:>10}{'ratio':>8}" for c in _CHANNELS))
     with ExitStack() as stack:

@@ -1,7 +1,7 @@
 """Finds launch configurations: `python -m benchmarks.tune [--op NAME] [--tp N …]` writes this GPU's table.
 
-Every kernel of `benchmarks.kernels` is timed as there, at the model's shapes. From its default, or what the table
-has, each of its configuration's numbers is halved and doubled in turn as long as that makes it faster by more than
+It times every kernel of `benchmarks.kernels` at the model's shapes. It begins with the kernel's configuration in the
+table, or its default, and halves and doubles each number in turn as long as that makes the kernel faster by more than
 noise.
 """
 
@@ -21,14 +21,14 @@ from benchmarks.kernels import build_sets, rows
 from kernels import tuning
 from kernels.tuning import Config, Key, read_table, table_path
 
-# A change must win by this much: less differs from run to run.
+# A change counts as faster only below this share of the time; smaller differences are noise.
 _GAIN = 0.97
 Timer = Callable[[], float]
 Table = dict[str, dict[Key, dict[str, int]]]
 
 
 def seen(call: Callable[[], object]) -> list[tuple[str, Key, Config]]:
-    """The operations a call asks configurations for, with their defaults."""
+    """The operations for which a call asks a configuration: name, key and default of each."""
     found: dict[tuple[str, Key], Config] = {}
 
     def note(op: str, key: Key, default: Config) -> Config:
@@ -41,7 +41,11 @@ def seen(call: Callable[[], object]) -> list[tuple[str, Key, Config]]:
 
 
 def best(timer: Timer, op: str, key: Key, start: Config) -> dict[str, int]:
-    """The fastest configuration found for one operation of what `timer` times; one that can't run counts as slow."""
+    """The fastest configuration found for one operation.
+
+    timer: seconds of a call that uses it. start: where to begin. A configuration that can't run counts as infinitely
+    slow.
+    """
 
     def time(candidate: Config) -> float:
         def answer(asked: str, at: Key, default: Config) -> Config:
@@ -67,7 +71,7 @@ def best(timer: Timer, op: str, key: Key, start: Config) -> dict[str, int]:
 
 
 def write_table(path: Path, table: Table) -> None:
-    """The table as `kernels.tuning.read_table` reads it, in an order that keeps differences small."""
+    """Write a table that `kernels.tuning.read_table` reads, sorted so that changes give small diffs."""
     lines = ["# Written by `python -m benchmarks.tune`."]
     for op, entries in sorted(table.items()):
         for key, chosen in sorted(entries.items()):
@@ -79,7 +83,7 @@ def write_table(path: Path, table: Table) -> None:
 
 @contextmanager
 def _trial(answer: tuning.Trial) -> Iterator[None]:
-    """While open, configurations come from a function."""
+    """While it is open, kernels get their configurations from `answer`."""
     tuning.trial = answer
     try:
         yield

@@ -8,6 +8,8 @@ import httpx
 from rich.console import Console
 from rich.markup import escape
 
+from cluster.remote import refusal
+
 _KEY_HINT = "; give it as --api-key or in LING_API_KEY"
 _HELP = "/clear forgets the conversation, /exit ends. Ctrl-C stops an answer."
 # An answer may wait long in a queue, so there is no timeout for it; a server that has ended refuses connections at
@@ -77,7 +79,7 @@ class Chat:
             if not response.is_success:
                 response.read()
                 hint = "" if response.status_code != httpx.codes.UNAUTHORIZED else _KEY_HINT
-                raise AnswerError(_error_text(response) + hint)
+                raise AnswerError(f"{response.status_code}: {refusal(response)}{hint}")
             for line in _lines(response):
                 if not line.startswith("data: "):
                     continue
@@ -98,11 +100,3 @@ def _lines(response: httpx.Response) -> Iterator[str]:
     for text in response.iter_text():
         *whole, held = (held + text).split("\n")
         yield from whole
-
-
-def _error_text(response: httpx.Response) -> str:
-    try:
-        message: str = response.json()["error"]["message"]
-    except (ValueError, KeyError, TypeError):
-        message = response.text
-    return f"{response.status_code}: {message}"

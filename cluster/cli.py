@@ -4,7 +4,6 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-import httpx
 import typer
 import yaml
 from rich.console import Console
@@ -20,6 +19,7 @@ from cluster.fetch.command import fetch_command
 from cluster.launch import serve_here
 from cluster.parse import parse
 from cluster.plan import plan_command
+from cluster.remote import RemoteError, fetch_status
 from cluster.snapshot import snapshot
 from cluster.status import render
 from cluster.terminal import console_for_tables
@@ -94,7 +94,14 @@ def serve(
     host: Annotated[str | None, _http_option("Address to listen on. Default 127.0.0.1.")] = None,
     port: Annotated[int | None, _http_option(f"Port to listen on. Default {DEFAULT_PORT}.")] = None,
     metrics_port: Annotated[
-        int | None, _http_option("Loopback port of the metrics for Prometheus. Default: any free one.")
+        int | None,
+        typer.Option(
+            help="Loopback port of the metrics for Prometheus. Default: any free one.",
+            rich_help_panel="HTTP",
+            show_default=False,
+            min=1,
+            max=65535,
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file with any settings; flags override it.")] = None,
     settings: Annotated[
@@ -188,12 +195,12 @@ def chat(
 def status(url: Url = _URL) -> None:
     """Show a running cluster's pools, workers and ranks."""
     try:
-        response = httpx.get(f"{url}/status", timeout=10)
-        response.raise_for_status()
-    except httpx.HTTPError as error:
-        Console(stderr=True).print(f"[red]error[/] no status from {url}: {escape(str(error))}", soft_wrap=True)
+        shown = render(fetch_status(url))
+    except (RemoteError, KeyError, TypeError) as error:
+        reason = str(error) if isinstance(error, RemoteError) else f"{url} is of another version: {error!r}"
+        Console(stderr=True).print(f"[red]error[/] {escape(reason)}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None
-    console_for_tables().print(render(response.json()))
+    console_for_tables().print(shown)
 
 
 app.command("drain")(drain_command)

@@ -2,11 +2,14 @@
 
 import time
 from typing import Annotated
+from urllib.parse import quote
 
 import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
+
+from cluster.remote import RemoteError, ask, connected
 
 _POLL_S = 0.5
 _PATIENCE_S = 120.0
@@ -21,27 +24,20 @@ def drain_command(
 ) -> None:
     """End a worker: its answers continue at other workers of its pool. Ray Serve starts another in its place."""
     console = Console(stderr=True)
-    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
     try:
-        with httpx.Client(base_url=url, timeout=10, headers=headers) as client:
-            answer = client.post(f"/v1/workers/{worker}/drain")
-            if answer.status_code != 200:
-                _fail(console, answer.json()["error"]["message"])
+        with connected(url, api_key) as client:
+            ask(client, "POST", f"/v1/workers/{quote(worker, safe='')}/drain")
             began = time.monotonic()
             while _is_there(client, worker):
                 if time.monotonic() - began > _PATIENCE_S:
-                    _fail(console, f"{worker} has not ended within {_PATIENCE_S:g} s: see its log")
+                    raise RemoteError(f"{worker} has not ended within {_PATIENCE_S:g} s: see its log")
                 time.sleep(_POLL_S)
-    except httpx.HTTPError as error:
-        _fail(console, f"nothing answers at {url}: {error}")
+    except RemoteError as error:
+        console.print(f"[red]error[/] {escape(str(error))}", soft_wrap=True, highlight=False)
+        raise typer.Exit(1) from None
     Console().print(f"{worker} has ended", highlight=False)
 
 
 def _is_there(client: httpx.Client, worker: str) -> bool:
-    pools = client.get("/status").raise_for_status().json()["pools"]
+    pools = ask(client, "GET", "/status")["pools"]
     return any(one["id"] == worker for pool in pools.values() for one in pool["workers"])
-
-
-def _fail(console: Console, message: str) -> None:
-    console.print(f"[red]error[/] {escape(message)}", soft_wrap=True, highlight=False)
-    raise typer.Exit(1)

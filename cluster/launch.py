@@ -1,5 +1,6 @@
 """`ling serve` up to the import of Ray, which reads its environment when it is imported."""
 
+import errno
 import functools
 import os
 import secrets
@@ -72,6 +73,8 @@ def _check_port(host: str, port: int, setting: str) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
+            if isinstance(error, socket.gaierror) or error.errno == errno.EADDRNOTAVAIL:
+                setting = "host"
             raise ConfigError(f"{setting}: can't listen on {host}:{port} ({error.strerror}); choose another") from error
 
 

@@ -1,5 +1,6 @@
 """`ling plan`."""
 
+import math
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -7,9 +8,10 @@ import typer
 from pydantic import TypeAdapter
 from rich.table import Table
 
+from cluster.remote import RemoteError, fetch_status
 from cluster.terminal import console_for_tables
 from planner.cards import find_card
-from planner.compare import Compared, compare, fetch_status
+from planner.compare import Compared, compare
 from planner.errors import PlanError
 from planner.memory import Layout
 from planner.model import FORMATS, RELEASED, Format, Model, load_model
@@ -89,6 +91,8 @@ def plan_command(
 ) -> None:
     """Plan memory, sessions, speed and pools for a model on a card, from its config alone."""
     try:
+        if not math.isfinite(host_gb):
+            raise PlanError(f"--host-gb: must be a number of GB, got {host_gb}")
         found = load_model(model, dtype)
         layout = _layout(found, gpus_per_worker, context, mean_length, sessions, step_tokens, page_size, mtp)
         layout = replace(layout, kept_states=kept_states, host_bytes=int(host_gb * 1e9))
@@ -104,6 +108,8 @@ def plan_command(
         compared = compare(plan, fetch_status(check)) if check else None
     except PlanError as error:
         raise typer.BadParameter(str(error)) from None
+    except RemoteError as error:
+        raise typer.BadParameter(f"--check: {error}") from None
     if json:
         typer.echo(TypeAdapter(PlanReport).dump_json(PlanReport(plan, compared), indent=2).decode())
     else:

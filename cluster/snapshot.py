@@ -2,7 +2,7 @@
 
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -12,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from cluster.remote import RemoteError, ask, connected, refusal
 from wire.snapshot_file import SnapshotFile, SnapshotFileError, Turn, check
 
 snapshot = typer.Typer(
@@ -29,10 +30,6 @@ File = Annotated[Path, typer.Argument(help="The snapshot's file.")]
 _URL = "http://127.0.0.1:8000"
 
 
-class _Problem(Exception):
-    """A failure that the user is told."""
-
-
 @snapshot.command()
 def save(
     name: Annotated[str, typer.Argument(help="The session's name, or the request's id.")],
@@ -44,22 +41,23 @@ def save(
     """Write tokens, sampling, and the state that is kept of them to a file that only you can read."""
     path = f"/v1/{'requests' if request else 'sessions'}/{quote(name, safe='')}/snapshot"
     partial = file.with_name(file.name + ".partial")
-    with _told(), _client(url, api_key) as client:
+    with _told(), connected(url, api_key, _TIMEOUT_S) as client:
         try:
             with client.stream("GET", path) as answer:
                 if answer.status_code != 200:
                     answer.read()
-                    raise _Problem(answer.json()["error"]["message"])
+                    raise RemoteError(refusal(answer))
                 partial.touch(mode=0o600)
                 with partial.open("wb") as out:
                     for piece in answer.iter_bytes(_PIECE):
                         out.write(piece)
             line = _line(_checked(partial, "what came"))
             partial.replace(file)
-        except httpx.HTTPError as error:
-            raise _Problem(f"no file came from {client.base_url}: {error}") from error
+        except OSError as error:
+            raise RemoteError(f"{file} can't be written: {error.strerror}") from error
         finally:
-            partial.unlink(missing_ok=True)
+            with suppress(OSError):
+                partial.unlink(missing_ok=True)
         Console().print(f"{file}: {line}", highlight=False, soft_wrap=True)
 
 
@@ -78,9 +76,9 @@ def load(
     api_key: Key = None,
 ) -> None:
     """Begin a session where the file's stands: what it holds of the state is not computed again."""
-    with _told(), _client(url, api_key) as client:
+    with _told(), connected(url, api_key, _TIMEOUT_S) as client:
         saved = _read(file)
-        made = _opened(client, file, session).json()
+        made = _opened(client, file, session)
         kept = f"the first {made['kept_tokens']} from its state" if saved.head.position else "none from a state"
         Console().print(f"{session}: {made['tokens']} tokens, {kept}", highlight=False, soft_wrap=True)
 
@@ -91,37 +89,38 @@ def replay(file: File, url: Url = _URL, api_key: Key = None) -> None:
 
     Of a failed request the whole answer is computed: if it fails again, that is said.
     """
-    with _told(), _client(url, api_key) as client:
+    with _told(), connected(url, api_key, _TIMEOUT_S) as client:
         turn = _turn(file, _read(file))
         name = f"replay-{secrets.token_hex(8)}"
         _opened(client, file, name)
         try:
             body = {"max_tokens": turn.sampling.max_tokens} if turn.error else {}
-            answer = _asked(client, "POST", f"/v1/sessions/{name}/replay", json=body).json()
+            answer = ask(client, "POST", f"/v1/sessions/{name}/replay", json=body)
         finally:
             client.delete(f"/v1/sessions/{name}")
         got, want, at = answer["token_ids"], answer["answer_token_ids"], answer["equal_tokens"]
         if not answer["equal"]:
             there, here = tuple(want[at : at + 8]), tuple(got[at : at + 8])
-            raise _Problem(f"the answers differ from token {at} on: {there} was saved, {here} was computed")
+            raise RemoteError(f"the answers differ from token {at} on: {there} was saved, {here} was computed")
         more = f", then {len(got) - len(want)} more without a failure" if turn.error else ""
         begun = f"{answer['cached_tokens']} of {answer['prompt_tokens']} prompt tokens were not computed"
         Console().print(f"equal: {len(want)} tokens{more}; {begun}", highlight=False, soft_wrap=True)
 
 
-def _opened(client: httpx.Client, file: Path, session: str) -> httpx.Response:
+def _opened(client: httpx.Client, file: Path, session: str) -> dict[str, Any]:
     def pieces() -> Iterator[bytes]:
         with file.open("rb") as content:
             while piece := content.read(_PIECE):
                 yield piece
 
     headers = {"content-type": "application/octet-stream"}
-    return _asked(client, "POST", f"/v1/sessions/{session}/snapshot", content=pieces(), headers=headers)
+    return ask(client, "POST", f"/v1/sessions/{quote(session, safe='')}/snapshot", content=pieces(), headers=headers)
 
 
 def _turn(file: Path, saved: SnapshotFile) -> Turn:
     if saved.head.turn is None:
-        raise _Problem(f"{file} is a worker's own: it does not say what was asked; save one with `ling snapshot save`")
+        reason = "it does not say what was asked; save one with `ling snapshot save`"
+        raise RemoteError(f"{file} is a worker's own: {reason}")
     return saved.head.turn
 
 
@@ -149,30 +148,15 @@ def _checked(file: Path, name: str) -> SnapshotFile:
     try:
         return check(file)
     except OSError as error:
-        raise _Problem(f"{name} can't be read: {error.strerror}") from error
+        raise RemoteError(f"{name} can't be read: {error.strerror}") from error
     except SnapshotFileError as error:
-        raise _Problem(f"{name} is no whole snapshot: {error}") from error
-
-
-def _client(url: str, api_key: str | None) -> httpx.Client:
-    headers = {} if api_key is None else {"authorization": f"Bearer {api_key}"}
-    return httpx.Client(base_url=url, timeout=_TIMEOUT_S, headers=headers)
-
-
-def _asked(client: httpx.Client, method: str, path: str, **sent: Any) -> httpx.Response:
-    try:
-        answer = client.request(method, path, **sent)
-    except httpx.HTTPError as error:
-        raise _Problem(f"nothing answers at {client.base_url}: {error}") from error
-    if answer.status_code != 200:
-        raise _Problem(answer.json()["error"]["message"])
-    return answer
+        raise RemoteError(f"{name} is no whole snapshot: {error}") from error
 
 
 @contextmanager
 def _told() -> Iterator[None]:
     try:
         yield
-    except _Problem as problem:
+    except RemoteError as problem:
         Console(stderr=True).print(f"[red]error[/] {escape(str(problem))}", soft_wrap=True, highlight=False)
         raise typer.Exit(1) from None

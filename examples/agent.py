@@ -19,13 +19,13 @@ WEATHER: Any = {
         "name": "get_weather",
         "description": "Get the weather in a city.",
         "parameters": PARAMETERS,
-        "strict": True,  # the call's arguments are held to the schema
+        "strict": True,  # the call's arguments follow the schema
     },
 }
 
 
 def get_weather(city: str) -> dict[str, Any]:
-    """What a real tool would look up."""
+    """Return made-up weather, in place of a real tool."""
     return {"city": city, "temperature": 17, "sky": "cloudy"}
 
 

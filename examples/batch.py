@@ -1,4 +1,4 @@
-"""A batch with OpenAI's SDK: many requests in one file, answered beside live ones. `python examples/batch.py`."""
+"""A batch with OpenAI's SDK: one file with many requests. `python examples/batch.py`."""
 
 import json
 import os

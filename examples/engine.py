@@ -1,4 +1,4 @@
-"""The bare engine: one process, no Ray, no HTTP. `python examples/engine.py [FOLDER]`, by default with ling-nano."""
+"""The engine alone, in one process without Ray or HTTP: `python examples/engine.py [FOLDER]`; default ling-nano."""
 
 import sys
 from pathlib import Path
@@ -12,7 +12,7 @@ NANO = Path(__file__).parents[1] / "checkpoints" / "ling-nano"
 
 
 def main(folder: str) -> None:
-    """Complete two prompts together, greedily."""
+    """Answer two prompts in one batch, greedily, and print the answers."""
     tokenizer = Tokenizer(folder)
     engine = Engine(WorkerConfig(model=folder))
     turns = [f"<role>HUMAN</role>{said}<|role_end|><role>ASSISTANT</role>" for said in ("Hello", "Who are you?")]

@@ -7,7 +7,7 @@ import anthropic
 
 
 def main(words: str) -> None:
-    """Print an answer as it comes, and what it took."""
+    """Print an answer as it arrives, then its finish reason and token counts."""
     client = anthropic.Anthropic(base_url=os.environ.get("LING_URL", "http://127.0.0.1:8000"), api_key="-")
     asked = client.messages.stream(model="auto", max_tokens=64, messages=[{"role": "user", "content": words}])
     with asked as stream:

@@ -1,4 +1,4 @@
-"""The table of cards: memory and speed of each. The figures and their sources are in cards.toml."""
+"""The table of cards, with memory and speed of each. cards.toml holds the figures and their sources."""
 
 import difflib
 import tomllib
@@ -11,11 +11,12 @@ from planner.errors import PlanError
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One kind of GPU. Bytes, bytes/s, FLOP/s, seconds.
+    """One kind of GPU. Sizes in bytes, rates in bytes/s and FLOP/s, times in seconds.
 
-    bandwidth, bf16_flops, fp8_flops, link_bandwidth: what software reaches, measured or the datasheet's figure times an
-    assumed share. fp8: whether it has 8-bit floats; without them fp8_flops equals bf16_flops. link_bandwidth is for one
-    direction.
+    bandwidth, bf16_flops, fp8_flops, link_bandwidth: the rates that software reaches, measured or taken as an assumed
+    share of the datasheet's. fp8: whether it computes with 8-bit floats; if not, fp8_flops equals bf16_flops. link: the
+    name of the connection between cards of a host; link_bandwidth is for one direction. source: where the figures come
+    from.
     """
 
     name: str
@@ -36,7 +37,7 @@ class Card:
 
 @lru_cache(maxsize=1)
 def cards() -> dict[str, Card]:
-    """Every card by name, by memory."""
+    """All cards by name, those with the least memory first."""
     table = tomllib.loads(files(__package__).joinpath("cards.toml").read_text())
     found = [_card(name, row, table["links"][row["link"]], table["assumed"]) for name, row in table["cards"].items()]
     return {card.name: card for card in sorted(found, key=lambda card: (card.memory, card.name))}
@@ -53,7 +54,7 @@ def find_card(name: str) -> Card:
 
 
 def serves(card: Card, weights: str) -> bool:
-    """Whether kernels for weights of this format run on the card."""
+    """Whether the card can run the kernels for weights of this format."""
     return card.fp8 or not weights.startswith("fp8")
 
 

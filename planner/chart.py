@@ -1,7 +1,7 @@
-"""Writes the planner's figures by which the Helm chart checks pools.
+"""Writes the planner's figures with which the Helm chart checks that a pool fits on its cards.
 
-Run `python -m planner.chart > helm/files/memory.json`. A template computes only with whole numbers, so the figures are
-MiB and KiB of one card, rounded to the safe side.
+Run `python -m planner.chart > helm/files/memory.json`. The chart's templates compute with whole numbers only, so the
+figures are MiB and KiB of one card, rounded to the safe side.
 """
 
 import json
@@ -23,11 +23,12 @@ STEP_TOKENS = (1024, 2048, 4096, 8192)
 
 
 def table() -> dict[str, Any]:
-    """What a worker of the released model needs of each card, by format and tp, and what the cards have.
+    """The memory that a worker of the released model needs of each card, by format and tp, and the cards' memory.
 
-    cards: MiB to use, without the allocator's margin. reserved_mib: graphs, CUDA context and buffers. state_kib: a
-    state's share; slot_kib: with its logits. activations_mib: by longest sequence, then by step tokens; YaRN doubles
-    the context at most. token_bytes: a token's latents.
+    cards: usable MiB of each card, without the allocator's margin. reserved_mib: for graphs, CUDA context and buffers.
+    state_kib: one rank's share of a state; slot_kib: the same with its logits. activations_mib: by longest sequence,
+    then by tokens of a step; the longest sequences are the checkpoint's and twice that, with YaRN. token_bytes: one
+    token's latents.
     """
     models = {weights: load_model(RELEASED, weights) for weights in FORMATS}
     any_model = models["bf16"]

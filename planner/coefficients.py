@@ -1,4 +1,4 @@
-"""The cost model as a few coefficients, by which a router predicts a request's time at a worker."""
+"""The planner's cost model as a few coefficients, with which a router predicts a request's time at a worker."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from planner.speed import gather_seconds, step_time
 from planner.traffic import snapshot_bytes
 from planner.work import Step
 
-# Between these points the step's time counts as linear.
+# Batches (sequences) and contexts (tokens) between which a step's time is taken as linear.
 _BATCHES = (16, 128)
 _CONTEXTS = (0, 65_536)
 _DECODE_CONTEXT = 8_192
@@ -16,11 +16,11 @@ _DECODE_CONTEXT = 8_192
 
 @dataclass(frozen=True, slots=True)
 class Coefficients:
-    """Coefficients in seconds.
+    """Coefficients of the cost model, in seconds unless named otherwise.
 
-    token_s: for one token of a prompt in a full chunk without context; knee_tokens: this much context doubles it. A
-    decode step takes step_s, sequence_s for each sequence and context_s for each token of context. state_s, latent_s:
-    to move a sequence's state, and each of its latents, to another worker.
+    token_s: time of one prompt token in a full chunk without context; knee_tokens: the context, in tokens, that doubles
+    it. A decode step takes step_s, and sequence_s more for each sequence, and context_s more for each token of context.
+    state_s, latent_s: time to move a sequence's state, and one token's latents, to another worker.
     """
 
     token_s: float
@@ -33,9 +33,9 @@ class Coefficients:
 
 
 def coefficients(model: Model, card: Card, tp: int, step_tokens: int, network: float) -> Coefficients:
-    """The coefficients of a worker with tp cards, whose steps take `step_tokens` of a prompt.
+    """The coefficients of a worker with tp cards, whose steps compute up to `step_tokens` prompt tokens.
 
-    network: bytes/s per card.
+    network: bytes/s that one card sends to other workers.
     """
 
     def decode(batch: int, context: int) -> float:

@@ -3,14 +3,11 @@
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
-
 from planner.errors import PlanError
 from planner.plan import Plan
 
-# Pages are sized from what a card has free when the worker starts, so a small difference counts as none.
+# A worker sizes its pages by the card's free memory at its start, so a difference up to this share counts as none.
 PAGES_TOLERANCE = 0.02
-_TIMEOUT_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,23 +21,10 @@ class Compared:
     same: bool
 
 
-def fetch_status(url: str) -> dict[str, Any]:
-    """A cluster's `/status`; PlanError if there is none at `url`."""
-    try:
-        response = httpx.get(f"{url.rstrip('/')}/status", timeout=_TIMEOUT_S)
-        response.raise_for_status()
-        status = response.json()
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
-        raise PlanError(f"--check: no status from {url}: {error or type(error).__name__}") from None
-    if not isinstance(status, dict) or not isinstance(status.get("pools"), dict):
-        raise PlanError(f"--check: {url}/status is not the status of a cluster: it has no pools")
-    return status
-
-
 def compare(plan: Plan, status: dict[str, Any]) -> tuple[Compared, ...]:
-    """Every running worker's ranks, slots, tokens in pages and longest sequence beside the plan's.
+    """Compare ranks, slots, tokens in pages and longest sequence of every running worker with the plan's.
 
-    PlanError if none runs, or a worker lacks a figure.
+    PlanError if no worker runs, or the status lacks one of these figures.
     """
     try:
         workers = [

@@ -17,7 +17,7 @@ def main_parameters(model: Model) -> int:
 
 
 def active_parameters(model: Model) -> int:
-    """Parameters that compute one token: all but the MTP layers and the experts that are not chosen for it."""
+    """The number of parameters that one token uses: all without the MTP layers and without experts not chosen."""
     chosen, experts = model.config.num_experts_per_tok, model.config.num_experts
     return sum(
         tensor.parameters * chosen // experts if tensor.routed else tensor.parameters
@@ -31,10 +31,10 @@ def weight_bytes(model: Model, mtp: bool, tp: int = 1) -> dict[Kind, int]:
 
 
 def checkpoint_bytes(model: Model) -> int:
-    """Bytes of a release's safetensors files: every tensor it holds, and the headers that name them.
+    """Bytes of a release's safetensors files, tensors and headers.
 
-    A header gives each entry as `"name":{"dtype":"BF16","shape":[..],"data_offsets":[a,b]},`; the offsets are
-    taken as ten digits each, as in shards of gigabytes.
+    A header describes each tensor as `"name":{"dtype":"BF16","shape":[..],"data_offsets":[a,b]},`; the count assumes
+    offsets of ten digits, as in files of gigabytes.
     """
     total = 0
     for tensor in tensors(model, model.has_mtp):

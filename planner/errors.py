@@ -2,4 +2,4 @@
 
 
 class PlanError(ValueError):
-    """There is no plan for a question; the message says what to change."""
+    """The planner can't answer a question; the message says what to change, by its flag."""

@@ -1,9 +1,8 @@
 """Divides one card's memory, and counts the sessions that the rest of it holds.
 
-Every byte is one of: weights (split by head, expert or vocabulary, or held by all ranks), linear state (split by
-head, one slot a session, and those that the prefix cache keeps), latents (pages, the same on every rank), logits and
-activations of a step, captured CUDA graphs, the CUDA context with the collectives' buffers, and a margin for the
-allocator.
+Memory holds: weights (split by head, expert or vocabulary, or whole on all ranks), linear states (split by head, one
+slot per session, and those that the prefix cache keeps), latents (in pages, the same on every rank), a step's logits
+and activations, captured CUDA graphs, the CUDA context with the collectives' buffers, and a margin for the allocator.
 """
 
 from dataclasses import dataclass
@@ -24,13 +23,12 @@ Binds = Literal["weights", "slots", "pages"]
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """The setup of a worker: tp cards; tokens of its longest and of its mean session.
+    """The setup of a worker.
 
-    Tokens of a step and of a page.
-
-    sessions: state slots, None for as many as fit. mtp: whether the MTP layers are loaded. kept_states, host_bytes:
-    what the prefix cache may keep: states beside those of sessions, None for as many as slots, and bytes of a worker's
-    host memory.
+    tp: its number of cards. context, mean_length: tokens of its longest and of its mean session. sessions: its number
+    of slots; None for as many as fit. step_tokens, page_size: tokens of a step and of a page. mtp: whether it loads the
+    MTP layers. kept_states: states that the prefix cache may keep on the device; None for as many as slots. host_bytes:
+    the worker's host memory that the prefix cache may use.
     """
 
     tp: int
@@ -46,7 +44,7 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes of one card by kind; they add up to `card`, with `unused` below 0 by what is missing."""
+    """Bytes of one card by kind; they add up to `card`. unused: what is left; below 0, what is missing."""
 
     card: int
     weights: int
@@ -63,15 +61,14 @@ class Memory:
 
 @dataclass(frozen=True, slots=True)
 class Capacity:
-    """Sessions one worker holds at once.
+    """The number of sessions that one worker holds at once.
 
-    slots: as configured, or as many as fit in balance with the pages. kept_states: beside them, of the prefix cache.
-    pages: all that the slots leave room for.
-    by_slots: sessions whose states fit, were latents nothing; by_pages: sessions of mean length in the pages.
-    most: sessions at the best split of memory between slots and pages. fits: sessions held with these slots.
-    binds: what keeps `fits` from growing, or takes most of a session's memory if no slots are set.
-    longest_fits: whether one session of full context finds its pages. kept_on_host: sessions of mean length that host
-    memory keeps, each with the state at its end.
+    slots: as configured, or as many as fit in balance with the pages. kept_states: states of the prefix cache. pages:
+    as many as fit beside the slots. by_slots: sessions whose states would fit if latents took no memory; by_pages:
+    sessions of mean length whose latents fit in the pages. most: sessions with the best split of memory between slots
+    and pages. fits: sessions with these slots. binds: what limits `fits`; without configured slots, what takes most of
+    a session's memory. longest_fits: whether the pages hold one session of full context. kept_on_host: sessions of mean
+    length, each with the state at its end, that fit in host memory.
     """
 
     slots: int
@@ -88,7 +85,7 @@ class Capacity:
 
 
 def page_bytes(model: Model, layout: Layout) -> int:
-    """Bytes of one latent page over all MLA layers, on every rank."""
+    """Bytes of one page of latents over all MLA layers, which every rank holds."""
     return layout.page_size * model.latent_bytes(layout.mtp)
 
 
@@ -98,33 +95,33 @@ def pages_of(tokens: int, page_size: int) -> int:
 
 
 def logit_bytes(model: Model) -> int:
-    """Bytes of one sequence's logits, as a worker counts them."""
+    """Bytes of one sequence's logits, counted as a worker does."""
     return memory.logit_bytes(model.config)
 
 
 def activation_bytes(model: Model, layout: Layout) -> int:
-    """Bytes of a step's activations and of snapshots on their way, as a worker keeps them free."""
+    """Bytes that a worker reserves for a step's activations and for snapshots in transfer."""
     staged = 2 * staging(model.config, layout.tp, layout.context).budget
     return memory.activation_bytes(model.config, layout.tp, layout.step_tokens, layout.context) + staged
 
 
 def graph_bytes(model: Model, layout: Layout) -> int:
-    """Bytes of captured steps, with the slot that a worker leaves to them."""
+    """Bytes of captured CUDA graphs and of the state slot that a worker reserves for them."""
     return GRAPH_BYTES + model.state_bytes(layout.tp)
 
 
 def slot_bytes(model: Model, layout: Layout) -> int:
-    """Bytes of a slot on every card: its state's share, its logits, and a kept state if each slot brings one."""
+    """Bytes of a slot on each card: its share of the state, its logits, and a kept state if there is one per slot."""
     return (2 if layout.kept_states is None else 1) * model.state_bytes(layout.tp) + logit_bytes(model)
 
 
 def session_bytes(model: Model, layout: Layout) -> int:
-    """Bytes of a session of mean length on every card: its slot and its pages."""
+    """Bytes of a session of mean length on each card: its slot and its pages."""
     return slot_bytes(model, layout) + pages_of(layout.mean_length, layout.page_size) * page_bytes(model, layout)
 
 
 def free_bytes(model: Model, card: Card, layout: Layout) -> int:
-    """Bytes of a card that are left for sessions; below 0 the worker does not start."""
+    """Bytes of a card that are left for sessions; below 0, the worker can't start."""
     margin = int(card.memory * MARGIN_SHARE)
     weights = sum(weight_bytes(model, layout.mtp, layout.tp).values())
     taken = margin + weights + activation_bytes(model, layout) + graph_bytes(model, layout) + CONTEXT_BYTES
@@ -134,8 +131,8 @@ def free_bytes(model: Model, card: Card, layout: Layout) -> int:
 def capacity(model: Model, card: Card, layout: Layout) -> Capacity:
     """How many sessions fit, and whether slots or pages prevent more.
 
-    Slots are a setting and pages take the rest of memory, so with S slots a card holds
-    (free - S slot) / page pages. Without a setting S is free / session, where both run out together.
+    The number of slots S is a setting and pages take the rest of memory: (free - S slot) / page. Without the setting S
+    is free / session, so that slots and pages run out together.
     """
     free = max(0, free_bytes(model, card, layout))
     slot = slot_bytes(model, layout)
@@ -173,13 +170,13 @@ def enough(held: Capacity, layout: Layout) -> bool:
 
 
 def mean_length_for(model: Model, card: Card, layout: Layout, sessions: int) -> int:
-    """The longest mean length in tokens at which so many sessions fit; 0 if not even their states fit."""
+    """The largest mean length in tokens with which `sessions` sessions fit; 0 if not even their states fit."""
     left = free_bytes(model, card, layout) - sessions * slot_bytes(model, layout)
     return max(0, left // page_bytes(model, layout) // sessions * layout.page_size)
 
 
 def divide(model: Model, card: Card, layout: Layout, held: Capacity) -> Memory:
-    """The card's bytes by kind, with this number of slots and pages."""
+    """The card's bytes by kind, with the slots, kept states and pages of `held`."""
     states, logits = held.slots * model.state_bytes(layout.tp), held.slots * logit_bytes(model)
     kept, latents = held.kept_states * model.state_bytes(layout.tp), held.pages * page_bytes(model, layout)
     slots = held.slots * slot_bytes(model, layout)

@@ -1,4 +1,4 @@
-"""The model to plan for: its config, and the format and MTP layers its weights come with."""
+"""The model to plan for: its config, its weights' format and its number of MTP layers."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ _MODELS = Path(__file__).parent / "models"
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """name: as the plan shows it. weights: their format. mtp_layers: as its config declares them."""
+    """A model. name: as the plan shows it. weights: their format. mtp_layers: their number by the config."""
 
     name: str
     config: LingConfig
@@ -34,7 +34,7 @@ class Model:
 
     @property
     def scheme(self) -> Quantization:
-        """How its matrices are quantized: as the config says if it is of this format, else in the usual way."""
+        """How the matrices are quantized: by the config if it has the format `weights`, else by the usual scheme."""
         own = self.config.quantization
         return own if _NAMES[own.method] == self.weights else _SCHEMES[self.weights]
 
@@ -50,21 +50,21 @@ class Model:
 
     @property
     def has_mtp(self) -> bool:
-        """Whether the release has its MTP layers; INT4 releases leave them out, even if the config names them."""
+        """Whether the release has MTP layers. INT4 releases leave them out, even if the config declares them."""
         return self.mtp_layers > 0 and self.weights != "int4"
 
     def state_bytes(self, tp: int = 1) -> int:
-        """Bytes of one sequence's linear state on one of `tp` ranks, fp32, whatever its length."""
+        """Bytes of one sequence's linear state on one of `tp` ranks, in fp32; it does not grow with the sequence."""
         heads, key, value = self.config.state_shape(tp)
         return self.config.linear_layers * heads * key * value * 4
 
     def latent_bytes(self, mtp: bool = False) -> int:
-        """Bytes of one token's latents in bf16, the same on every rank; with the MTP layers' if they are loaded."""
+        """Bytes of one token's latents in bf16, the same on every rank. mtp: whether the MTP layers are loaded."""
         layers = self.config.mla_layers + (self.mtp_layers if mtp else 0)
         return layers * self.config.latent_width * 2
 
     def allowed_tp(self) -> list[int]:
-        """Every number of ranks that share the model evenly."""
+        """All numbers of ranks over which the model can be split evenly."""
         return [tp for tp in range(1, self.config.group_norm_size + 1) if self._shards(tp)]
 
     def _shards(self, tp: int) -> bool:
@@ -76,9 +76,9 @@ class Model:
 
 
 def load_model(model: str, weights: Format | None = None) -> Model:
-    """Load a checkpoint folder's config, or the released model by name; PlanError says what is wrong with it.
+    """Load the model of a checkpoint folder, or the released model by its name. It reads only config.json.
 
-    weights: their format; None for the one in the config. Only config.json is read.
+    weights: their format; None for the config's. PlanError says what is wrong with the config.
     """
     folder = _MODELS / model if model == RELEASED else Path(model).expanduser().resolve()
     try:

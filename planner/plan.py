@@ -1,4 +1,4 @@
-"""Answers a question with all figures of the planner for a model on some cards."""
+"""Answers a question to the planner with all its figures."""
 
 from dataclasses import dataclass
 
@@ -19,10 +19,11 @@ _BATCHES = (1, 8, 32, 128)
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """The model, by kind and in all; `main` leaves the MTP layers out.
+    """The model's size: parameters and bytes, by kind and in total.
 
-    weights: bytes of all the release holds; weights_per_card: of what a rank loads. checkpoint_bytes: of the
-    release's files. state_bytes: of a sequence over all ranks. latent_bytes: of a token.
+    main_parameters: without the MTP layers. weights: bytes of all weights of the release; weights_per_card: of the
+    weights that one rank loads. checkpoint_bytes: of the release's files. state_bytes: of one sequence's state over all
+    ranks. latent_bytes: of one token's latents on one rank.
     """
 
     parameters: dict[Kind, int]
@@ -37,9 +38,10 @@ class Size:
 
 @dataclass(frozen=True, slots=True)
 class Decode:
-    """A decode step at one batch. Bytes are one card's; tokens_per_s over the worker, user_tokens_per_s each.
+    """The limit of a decode step with one batch size.
 
-    speculated: the step with drafts, where the MTP layer is loaded.
+    batch: sequences; context: tokens of each. Bytes are those that one card moves. tokens_per_s: of the whole worker;
+    user_tokens_per_s: of each sequence. speculated: the step with drafts, if the MTP layer is loaded.
     """
 
     batch: int
@@ -59,9 +61,9 @@ class Decode:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The answer. Where not even one session fits, the fields about speed are empty.
+    """The answer to a question. If not even one session fits, the fields about speed are empty or None.
 
-    fits: whether all sessions asked for, and one of them at full context, fit on these cards. words: remarks in
+    fits: whether all requested sessions fit on these cards, and one of them also at full context. words: remarks in
     sentences.
     """
 
@@ -81,7 +83,7 @@ class Plan:
 
 
 def make_plan(question: Question) -> Plan:
-    """Make the plan; PlanError if there is none."""
+    """Make the plan; PlanError if the question can't be answered."""
     check(question)
     model, card, layout = question.model, question.card, question.layout
     held = capacity(model, card, layout)
@@ -109,7 +111,7 @@ def make_plan(question: Question) -> Plan:
 
 
 def size_of(model: Model, layout: Layout) -> Size:
-    """The model's size, as a whole and on each card of the layout."""
+    """The model's size, in total and on each card of the layout."""
     return Size(
         parameters=parameters(model),
         main_parameters=main_parameters(model),

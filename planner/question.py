@@ -1,4 +1,4 @@
-"""The question that a plan answers, and its checks."""
+"""The question that a plan answers, and the checks that it can be answered."""
 
 import math
 from dataclasses import dataclass
@@ -13,9 +13,10 @@ from workers.model.config import ModelConfigError
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question to the planner. network: bytes/s of one card to other workers.
+    """A question to the planner.
 
-    prompt: tokens of the example prompt.
+    network: bytes/s that one card sends to other workers. prompt: tokens of the example prompt. traffic: None to leave
+    the pools' sizes out.
     """
 
     model: Model
@@ -27,7 +28,7 @@ class Question:
 
 
 def check(question: Question) -> None:
-    """Raise PlanError, which names the flag at fault, if the question has no answer."""
+    """Raise PlanError, which names the flag at fault, if the question can't be answered."""
     model, card, layout, traffic = question.model, question.card, question.layout, question.traffic
     try:
         model.config.check_tp(layout.tp)

@@ -1,4 +1,4 @@
-"""The plan as tables for the terminal."""
+"""Shows a plan as tables in the terminal."""
 
 from rich.console import Group, RenderableType
 from rich.table import Table
@@ -11,7 +11,7 @@ from workers.memory import GIB
 
 
 def render(plan: Plan) -> Group:
-    """Headline, tables, then the remarks in words."""
+    """The plan as a headline, tables and remarks."""
     tables = [_model(plan), _memory(plan)]
     if plan.decode:
         tables += [_capacity(plan), _decode(plan), _prompt(plan)]

@@ -1,4 +1,4 @@
-"""The most that drafting with the MTP layer can gain: a step that verifies, and the passes that draft for it."""
+"""The largest gain of speculation: the time of a step that verifies drafts and of the MTP passes that make them."""
 
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -9,16 +9,17 @@ from planner.speed import decode_time, time_of
 from planner.tensors import Tensor, tensors
 from planner.work import Step, Work, touched_share, work
 
-# The vendor's setting, and the tokens a step it reports for the sibling Ling-3.0-flash: 3.1 to 3.25.
+# The vendor's number of drafts, and the tokens per step that it reports for the sibling Ling-3.0-flash: 3.1 to 3.25.
 DRAFTS = 3
 GAINED = 3.1
 
 
 @dataclass(frozen=True, slots=True)
 class Speculated:
-    """A decode step with drafts. tokens: the tokens that a sequence gains.
+    """A decode step with drafts.
 
-    gain: in tokens a second against a step without drafts.
+    drafts: drafted tokens per sequence. tokens: tokens that the step gives each sequence. step_s: its seconds. gain:
+    its tokens per second over those of a step without drafts.
     """
 
     drafts: int
@@ -28,10 +29,13 @@ class Speculated:
 
 
 def speculated(model: Model, card: Card, tp: int, batch: int, context: int) -> Speculated:
-    """The limit of a step of `batch` sequences with the vendor's drafts, if its acceptance is met here."""
+    """The limit of a step with the vendor's drafts, if drafts are accepted as often as the vendor reports.
+
+    batch: sequences. context: tokens of each.
+    """
     run = 1 + DRAFTS
     verify = work(model, Step(batch, run, context, batch * run), tp)
-    # The state is read to verify; it is read and written again to advance by the accepted tokens.
+    # A step reads the state to verify, then reads and writes it to advance it by the accepted tokens.
     verify = replace(verify, states=verify.states + batch * model.state_bytes(tp))
     passes = [_draft(model, tp, batch, tokens, context) for tokens in (GAINED, *[1.0] * (DRAFTS - 1))]
     seconds = sum(time_of(card, done, tp).seconds for done in (verify, *passes))
@@ -40,7 +44,7 @@ def speculated(model: Model, card: Card, tp: int, batch: int, context: int) -> S
 
 
 def _draft(model: Model, tp: int, batch: int, tokens: float, context: int) -> Work:
-    """The work of a pass of the MTP layer over `tokens` of each sequence, and of the head after the last."""
+    """The work of one pass of the MTP layer over `tokens` tokens of each sequence, and of the head on the last one."""
     c, layer = model.config, _layer(model)
     new = batch * tokens
     always = sum(t.rank_bytes(model.scheme, tp) for t in layer if not t.routed)

@@ -1,7 +1,7 @@
-"""The shortest time of a step: its bytes, FLOPs and exchanges against what the card reaches.
+"""The shortest time of a step: its bytes, FLOPs and exchanges divided by the card's rates.
 
-A limit, not a promise: it knows no launch gaps, no skew among experts, and takes every kernel to move its bytes
-at the rate of a large copy. `fraction_of_limit` says how near a measured step comes.
+The time is a lower limit: it assumes no gaps between kernels, evenly chosen experts, and kernels that move their bytes
+at the rate of a large copy. `fraction_of_limit` says how close a measured step comes to it.
 """
 
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ class StepTime:
 
     @property
     def seconds(self) -> float:
-        """The whole step."""
+        """Seconds of the whole step."""
         return max(self.memory_s, self.compute_s) + self.exchange_s
 
     @property
     def bound(self) -> Bound:
-        """The largest part of it."""
+        """The largest of the three parts, which limits the step."""
         if self.exchange_s > max(self.memory_s, self.compute_s):
             return "exchange"
         return "bandwidth" if self.memory_s >= self.compute_s else "compute"
@@ -41,7 +41,11 @@ class StepTime:
 
 @dataclass(frozen=True, slots=True)
 class Prefill:
-    """A stream of equal prompts on one worker. seconds: one prompt alone; tokens_per_s: steps filled with them."""
+    """The limit of equal prompts on one worker.
+
+    new_tokens, past_tokens: of a prompt, to compute and kept. seconds: time of one prompt alone; last_chunk_s: of its
+    last step. tokens_per_s: rate of a stream of prompts that fills the steps. bound: what limits its slowest step.
+    """
 
     new_tokens: int
     past_tokens: int
@@ -52,17 +56,17 @@ class Prefill:
 
 
 def reduce_seconds(card: Card, tp: int, size: float) -> float:
-    """One all-reduce of `size` bytes among tp cards: latency, and 2 (tp-1)/tp of the bytes over each one's link."""
+    """Seconds of an all-reduce of `size` bytes among tp cards: latency, and 2 (tp-1)/tp of the bytes over each link."""
     return 0.0 if tp == 1 else card.link_latency + 2 * (tp - 1) / tp * size / card.link_bandwidth
 
 
 def gather_seconds(card: Card, tp: int, size: float) -> float:
-    """One all-gather that ends with `size` bytes on each of tp cards."""
+    """Seconds of an all-gather that leaves `size` bytes on each of tp cards."""
     return 0.0 if tp == 1 else card.link_latency + (tp - 1) / tp * size / card.link_bandwidth
 
 
 def time_of(card: Card, done: Work, tp: int) -> StepTime:
-    """Seconds that a rank's work takes."""
+    """The shortest time of one rank's work."""
     gather = gather_seconds(card, tp, done.gather_bytes) if done.gather_bytes else 0.0
     return StepTime(
         memory_s=done.bytes / card.bandwidth,
@@ -73,29 +77,29 @@ def time_of(card: Card, done: Work, tp: int) -> StepTime:
 
 @lru_cache(maxsize=4096)
 def step_time(model: Model, card: Card, tp: int, step: Step) -> StepTime:
-    """The shortest time of a step on tp such cards."""
+    """The shortest time of a step on tp cards."""
     return time_of(card, work(model, step, tp), tp)
 
 
 def decode_time(model: Model, card: Card, tp: int, batch: int, context: int) -> StepTime:
-    """The shortest decode step of `batch` sequences with `context` tokens each in the mean."""
+    """The shortest time of a decode step of `batch` sequences, with `context` tokens each on average."""
     return step_time(model, card, tp, Step(batch, 1, context, batch))
 
 
 def decode_limit(model: Model, card: Card, tp: int, batch: int, context: int) -> float:
-    """Tokens a second of such steps, over all sequences."""
+    """The largest rate of such decode steps, in tokens per second over all sequences."""
     return batch / decode_time(model, card, tp, batch, context).seconds
 
 
 def fraction_of_limit(measured_s: float, limit_s: float) -> float:
-    """The share of the limit that a measured step reaches, 1 for all of it; ValueError for a time of 0 or less."""
+    """The shortest time over the measured time: 1 is the limit. ValueError if a time is not above 0."""
     if measured_s <= 0 or limit_s <= 0:
         raise ValueError(f"times must be above 0 s, got {measured_s} measured against a limit of {limit_s}")
     return limit_s / measured_s
 
 
 def bandwidth_fraction(model: Model, card: Card, tp: int, step: Step, measured_s: float) -> float:
-    """The share of the card's reachable bandwidth that a measured step used, by the least bytes it must move."""
+    """The share of the card's reachable bandwidth that a measured step used, by the bytes it must move at least."""
     return fraction_of_limit(measured_s, step_time(model, card, tp, step).memory_s)
 
 
@@ -105,7 +109,7 @@ def flops_fraction(model: Model, card: Card, tp: int, step: Step, measured_s: fl
 
 
 def prefill(model: Model, card: Card, tp: int, step_tokens: int, new: int, past: int) -> Prefill:
-    """The time of prompts with `new` tokens to compute after `past` cached ones, in chunks of at most `step_tokens`.
+    """The shortest time of prompts with `new` tokens to compute after `past` kept ones, in steps of `step_tokens`.
 
     Prompts shorter than a step share steps, so a stream of them is faster than one prompt alone.
     """

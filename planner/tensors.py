@@ -1,7 +1,7 @@
-"""Every weight of a model: its shape, its kind, how ranks share it, and its bytes in each format.
+"""Lists every weight of a model: its shape, its kind, how ranks split it, and its bytes in each format.
 
-One list answers everything asked of weights: parameters, checkpoint bytes, bytes a rank holds, bytes a step reads.
-Which of them a release quantizes, `workers.model.released` says.
+All counts of weights are made from this list: parameters, checkpoint bytes, bytes of a rank, bytes a step reads.
+`workers.model.released` says which of them a release quantizes.
 """
 
 from collections.abc import Iterator
@@ -28,16 +28,16 @@ Kind = Literal[
     "MTP",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-# How ranks share a tensor: by output row, by input column, whole experts each, or all hold it.
+# How ranks split a tensor: by output rows, by input columns, by whole experts, or not at all (each rank holds it).
 Split = Literal["rows", "columns", "experts", "none"]
 _PLAIN = Quantization()
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointEntry:
-    """One entry of a checkpoint file. suffix: what follows the module's name. dtype: as safetensors spells it.
+    """One tensor of a checkpoint file. suffix: the end of its name, after the module. dtype: as safetensors names it.
 
-    held: its dtype in a worker's memory; None if it is not loaded.
+    held: its dtype in a worker's memory; None if workers do not load it.
     """
 
     suffix: str
@@ -52,16 +52,17 @@ class CheckpointEntry:
 
     @property
     def held_bytes(self) -> int:
-        """Bytes in memory."""
+        """Bytes in a worker's memory."""
         return prod(self.shape) * BITS[self.held] // 8 if self.held else 0
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """`layers` x `experts` equal tensors (name with their places open); shape [out, in] or [n].
+    """A weight that occurs once for each of `layers` and each of `experts`.
 
-    wide: fp32 in every format. matmul: a token multiplies by it (an embedding row is only looked up, a norm costs
-    next to nothing).
+    name: with `{layer}` and `{expert}` in their places. shape: [out, in] or [n]. wide: fp32 in every format. matmul:
+    whether tokens are multiplied by it; an embedding's rows are only looked up, and norms cost almost nothing. routed:
+    whether only the tokens that chose its expert use it.
     """
 
     name: str
@@ -76,7 +77,7 @@ class Tensor:
 
     @property
     def copies(self) -> int:
-        """How many tensors of this kind the model has."""
+        """How often the weight occurs in the model."""
         return len(self.layers) * self.experts
 
     @property
@@ -94,11 +95,11 @@ class Tensor:
         return self._entries(self.shape, scheme)
 
     def rank_copies(self, tp: int) -> int:
-        """How many copies one of `tp` ranks has a share of."""
+        """How many copies one of `tp` ranks holds, whole or in part."""
         return self.copies // tp if self.split == "experts" else self.copies
 
     def rank_shape(self, tp: int) -> tuple[int, ...]:
-        """The shape of a copy's share on one of `tp` ranks."""
+        """The shape of one copy's part on one of `tp` ranks."""
         if self.split == "rows":
             return (-(-self.shape[0] // tp), *self.shape[1:])
         if self.split == "columns":
@@ -106,15 +107,15 @@ class Tensor:
         return self.shape
 
     def rank_parameters(self, tp: int) -> int:
-        """Parameters one of `tp` ranks holds."""
+        """Parameters that one of `tp` ranks holds."""
         return self.rank_copies(tp) * prod(self.rank_shape(tp))
 
     def rank_bytes(self, scheme: Quantization, tp: int) -> int:
-        """Bytes one of `tp` ranks holds."""
+        """Bytes that one of `tp` ranks holds in memory."""
         return self.rank_copies(tp) * sum(entry.held_bytes for entry in self._entries(self.rank_shape(tp), scheme))
 
     def modules(self) -> Iterator[str]:
-        """The names of all copies, each up to its last dot."""
+        """Yield the module's name of each copy: the weight's name up to its last dot."""
         module = self.name.rpartition(".")[0]
         for layer in self.layers:
             for expert in range(self.experts):
@@ -128,7 +129,7 @@ class Tensor:
 
 @lru_cache(maxsize=4096)
 def _stored(shape: tuple[int, ...], scheme: Quantization) -> tuple[CheckpointEntry, ...]:
-    """A module's entries; each scale stands for a block of rows and columns, or a group of columns."""
+    """A module's checkpoint entries. Each scale belongs to a block of rows and columns, or to a group of columns."""
     method = scheme.method
     if method == "none":
         return (CheckpointEntry("weight", "BF16", shape, "BF16"),)
@@ -155,7 +156,7 @@ def _stored(shape: tuple[int, ...], scheme: Quantization) -> tuple[CheckpointEnt
 
 @lru_cache(maxsize=64)
 def tensors(model: Model, mtp: bool) -> tuple[Tensor, ...]:
-    """All weights of the model; with `mtp` those of its MTP layers, of kind "MTP", too."""
+    """All weights of the model. mtp: whether to include those of its MTP layers, which have the kind "MTP"."""
     c = model.config
     hidden = c.hidden_size
     every = tuple(range(c.num_hidden_layers))
@@ -199,7 +200,7 @@ def _linear_attention(model: Model) -> list[Tensor]:
 
 
 def _mla(model: Model, kind: Kind, layers: tuple[int, ...]) -> list[Tensor]:
-    """The down-projections feed every head, so all ranks hold them; the up-projections split by head."""
+    """The weights of MLA. All ranks hold the down-projections, which feed every head; others are split by head."""
     c = model.config
     heads, hidden = c.num_attention_heads, c.hidden_size
     query = heads * (c.qk_nope_head_dim + c.qk_rope_head_dim)
@@ -234,7 +235,7 @@ def _mlp(
     layers: tuple[int, ...],
     experts: int = 1,
 ) -> list[Tensor]:
-    """A gated MLP; routed ones (`{expert}` in the path) lie whole on one rank each."""
+    """The weights of a gated MLP. Each routed expert (`{expert}` in the path) is whole on one rank."""
     prefix, routed = f"{_LAYER}.{path}", "{expert}" in path
     inner: Split = "experts" if routed else "rows"
     outer: Split = "experts" if routed else "columns"
@@ -248,7 +249,7 @@ def _mlp(
 
 
 def _moe(model: Model, kind: Kind | None, layers: tuple[int, ...]) -> list[Tensor]:
-    """Router, routed and shared experts; `kind` overrides theirs."""
+    """The weights of router, routed and shared experts. kind: replaces each one's own kind; None to keep it."""
     c = model.config
     hidden, width = c.hidden_size, c.moe_intermediate_size
     shared = layers if c.num_shared_experts else ()
@@ -268,7 +269,9 @@ def _moe(model: Model, kind: Kind | None, layers: tuple[int, ...]) -> list[Tenso
 
 
 def _mtp(model: Model) -> list[Tensor]:
-    """The layers after the last: an MLA block with experts behind a projection of [embedding, hidden]."""
+    """The weights of the MTP layers, which follow the last layer: a projection of [embedding, hidden] and an MLA block
+    with experts.
+    """
     c = model.config
     hidden, first = c.hidden_size, c.num_hidden_layers
     layers = tuple(range(first, first + model.mtp_layers))

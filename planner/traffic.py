@@ -16,7 +16,10 @@ TARGET_LOAD = 0.8
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Requests a second; mean tokens of a prompt and an answer; the share of a prompt that a kept snapshot covers."""
+    """A traffic: requests per second, mean tokens of prompt and answer.
+
+    hit_rate: the share of a prompt, 0 to 1, that a kept snapshot covers.
+    """
 
     requests_per_s: float
     prompt_tokens: int
@@ -36,11 +39,12 @@ class Traffic:
 
 @dataclass(frozen=True, slots=True)
 class Handoff:
-    """One snapshot of `tokens` tokens to another worker.
+    """The hand-off of one snapshot of `tokens` tokens to another worker.
 
-    card_bytes: what each rank sends: its heads' state and its 1/tp of the latents. gather_s: the receivers share
-    the latents. seconds: all of it after the prompt. exposed_s: what is left after the last chunk, the rest having
-    left while later chunks computed.
+    card_bytes: bytes that each rank sends: its heads' state and its 1/tp of the latents. network: bytes/s of one card.
+    gather_s: seconds in which the receiving ranks share the latents. seconds: of the whole hand-off if it began after
+    the prompt. exposed_s: seconds that remain after the last chunk, since the rest is sent while later chunks are
+    computed.
     """
 
     tokens: int
@@ -54,10 +58,12 @@ class Handoff:
 
 @dataclass(frozen=True, slots=True)
 class Fleet:
-    """Both pools for a traffic; workers are rounded up at `TARGET_LOAD`, `ratio` is prefill to decode before that.
+    """The sizes of both pools for a traffic.
 
-    batch: sequences a decode worker runs at this load, in steps of `step`; held: the most it can, and what binds
-    there. ttft_s: an idle fleet's time to first token. network_share: of the prefill pool's links, for hand-offs.
+    prefill_need, decode_need: workers that the traffic keeps busy; ratio: the first over the second. prefill_workers,
+    decode_workers: workers at `TARGET_LOAD`, rounded up. batch: sequences that a decode worker runs at this load, in
+    steps that take `step`. held: the most sequences it can run; binds: what prevents more. ttft_s: time to the first
+    token in an idle fleet. network_share: share of the prefill workers' network that hand-offs use.
     """
 
     traffic: Traffic
@@ -81,7 +87,7 @@ def snapshot_bytes(model: Model, tokens: int) -> int:
 
 
 def handoff(model: Model, card: Card, layout: Layout, network: float, prompt: Prefill) -> Handoff:
-    """Time to move a prompt's snapshot over `network` bytes/s a card, with all ranks sending at once."""
+    """The time to move a prompt's snapshot, if all ranks send at once. network: bytes/s of one card."""
     tokens = prompt.new_tokens + prompt.past_tokens
     per_card = snapshot_bytes(model, tokens) / layout.tp
     gather = gather_seconds(card, layout.tp, tokens * model.latent_bytes())
@@ -100,7 +106,7 @@ def handoff(model: Model, card: Card, layout: Layout, network: float, prompt: Pr
 
 
 def settled_batch(model: Model, card: Card, tp: int, tokens_per_s: float, context: int, most: int) -> int:
-    """The smallest batch, up to `most`, with so many tokens a second: the batch at which a loaded worker settles."""
+    """The smallest batch, up to `most`, that reaches `tokens_per_s`. A worker under that load settles at it."""
     low, high = 1, most
     while low < high:
         middle = (low + high) // 2
@@ -112,15 +118,15 @@ def settled_batch(model: Model, card: Card, tp: int, tokens_per_s: float, contex
 
 
 def decode_batch(held: Capacity, layout: Layout) -> int:
-    """The sequences of a decode step: all that the worker holds, within the token budget of a step."""
+    """The number of sequences in a decode step: all that the worker holds, at most a step's token budget."""
     return min(held.fits, layout.step_tokens)
 
 
 def fleet(model: Model, card: Card, layout: Layout, network: float, traffic: Traffic) -> Fleet:
-    """Workers of each pool. PlanError if a decode worker can't hold one such session.
+    """The number of workers of each pool. PlanError if a decode worker can't hold one session of the traffic.
 
-    Prefill workers: requests/s over prompts/s of one. Decode workers: output tokens/s over those of one at the
-    largest batch it holds, sessions being prompt + output/2 tokens long in the mean.
+    Prefill workers: the traffic's prompt tokens/s over those of one worker. Decode workers: the traffic's output
+    tokens/s over those of one worker at its largest batch. A session has prompt + output/2 tokens on average.
     """
     mean = traffic.prompt_tokens + math.ceil(traffic.output_tokens / 2)
     held = capacity(model, card, replace(layout, mean_length=mean))

@@ -1,4 +1,4 @@
-"""Remarks on a plan in sentences: what does not fit and what would, what limits it, what the figures ignore."""
+"""Writes the remarks on a plan: whether it fits and what would, what limits it, and what the figures ignore."""
 
 from collections.abc import Iterator
 from dataclasses import replace
@@ -81,7 +81,7 @@ def _remedies(question: Question) -> str:
 
 
 def _what_would(question: Question) -> Iterator[str]:
-    """Single changes with which all sessions fit, the smallest first."""
+    """Yield single changes with which all sessions fit, the smallest first."""
     model, card, layout = question.model, question.card, question.layout
     held = capacity(model, card, layout)
     if held.binds != "weights" and layout.sessions:
@@ -111,7 +111,7 @@ def _what_would(question: Question) -> Iterator[str]:
 
 
 def _both(question: Question) -> Iterator[str]:
-    """A larger card together with more cards, if neither alone suffices."""
+    """Yield a larger card together with more cards, for when neither alone suffices."""
     model, layout = question.model, question.layout
     for tp in model.allowed_tp():
         wider = replace(layout, tp=tp)
@@ -122,7 +122,7 @@ def _both(question: Question) -> Iterator[str]:
 
 
 def _prefill(question: Question, prompt: Prefill) -> str:
-    """What limits a prefill step, and the token budget from which on reading weights no longer limits it."""
+    """Say what limits a prefill step, and the token budget at which reading weights limits it no more."""
     layout, card = question.layout, question.card
     said = f"{_budget(question, prompt)} A prefill step of {layout.step_tokens:,} tokens is bound by {prompt.bound}"
     if prompt.bound != "bandwidth":
@@ -146,7 +146,7 @@ def _prefill(question: Question, prompt: Prefill) -> str:
 
 
 def _budget(question: Question, prompt: Prefill) -> str:
-    """The default token budgets of workers, with the reasons."""
+    """Give the default token budgets of prefill and decode workers, with the reasons."""
     narrow = prefill(question.model, question.card, question.layout.tp, STEP_TOKENS, question.prompt, 0)
     gain = prompt.tokens_per_s / narrow.tokens_per_s
     return (
@@ -196,7 +196,7 @@ def _notes(question: Question) -> Iterator[str]:
 
 
 def gib(size: float) -> str:
-    """A number of bytes in words: GiB, or MiB below one GiB."""
+    """A number of bytes as text, in GiB, or in MiB below one GiB."""
     return f"{size / GIB:,.2f} GiB" if abs(size) >= GIB else f"{size / (1 << 20):,.1f} MiB"
 
 

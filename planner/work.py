@@ -1,4 +1,4 @@
-"""Counts what one step reads, writes, computes and exchanges on one rank, without times."""
+"""Counts the bytes that one step reads, writes and exchanges on one rank, and its FLOPs, without times."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,7 +13,10 @@ CHUNK = 64
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`sequences` equal sequences, each `tokens` new after `past` cached ones; `sampled` of them want logits."""
+    """A step of `sequences` equal sequences, each with `tokens` new tokens after `past` earlier ones.
+
+    sampled: the number of tokens whose logits it computes.
+    """
 
     sequences: int
     tokens: int
@@ -22,7 +25,7 @@ class Step:
 
     @property
     def new(self) -> int:
-        """Tokens of the step."""
+        """The number of tokens that the step computes."""
         return self.sequences * self.tokens
 
 
@@ -45,18 +48,20 @@ class Work:
 
     @property
     def bytes(self) -> float:
-        """All bytes of device memory."""
+        """All bytes read and written in device memory."""
         return self.weights + self.states + self.latents
 
 
 def touched_share(model: Model, tokens: int) -> float:
-    """Share of the routed experts that `tokens` tokens reach, each choosing k of E evenly: 1 - (1 - k/E)^tokens."""
+    """The share of routed experts that `tokens` tokens choose if each chooses k of E evenly: 1 - (1 - k/E)^tokens."""
     return 1 - (1 - model.config.num_experts_per_tok / model.config.num_experts) ** tokens
 
 
 def weights_read(model: Model, step: Step, tp: int) -> float:
-    """Bytes of weights that one rank reads: all but the rows of the embedding that no token needs, the routed experts
-    that no token chose, and the head if nothing is sampled. Experts are assumed to be chosen evenly across ranks.
+    """Bytes of weights that one rank reads.
+
+    It reads all but the embedding's rows that no token needs, the routed experts that no token chose, and, if nothing
+    is sampled, the head. Tokens are assumed to choose experts evenly across ranks.
     """
     split = _by_use(model, tp)
     rows = step.new * model.config.hidden_size * 2 / tp
@@ -65,19 +70,19 @@ def weights_read(model: Model, step: Step, tp: int) -> float:
 
 
 def states_moved(model: Model, step: Step, tp: int) -> float:
-    """Bytes of linear state one rank reads and writes: its heads' of every sequence, once each way."""
+    """Bytes of linear state that one rank moves: it reads and writes its heads' state of every sequence once."""
     return 2.0 * step.sequences * model.state_bytes(tp)
 
 
 def latents_moved(model: Model, step: Step) -> float:
-    """Bytes of latents every rank reads (all of them: they serve all heads) and writes."""
+    """Bytes of latents that each rank reads and writes. Each rank reads all of them, because every head uses them."""
     return float(step.sequences * (step.past + step.tokens) * model.latent_bytes())
 
 
 def matmul_flops(model: Model, step: Step, tp: int) -> tuple[float, float]:
-    """(bf16, fp8) FLOPs of one rank's products with weights: 2 a parameter and token it takes part in.
+    """(bf16, fp8) FLOPs of one rank's products with weights: 2 for each parameter and each token that uses it.
 
-    FP8 weights in blocks count as fp8 products, activations quantized on the way; all others are widened to bf16.
+    Products with FP8 weights in blocks count as fp8, because their activations are quantized; all others as bf16.
     """
     split = _by_use(model, tp)
     share = model.config.num_experts_per_tok / model.config.num_experts
@@ -89,9 +94,9 @@ def matmul_flops(model: Model, step: Step, tp: int) -> tuple[float, float]:
 def attention_flops(model: Model, step: Step, tp: int) -> float:
     """FLOPs of one rank's heads in both kinds of attention, in bf16.
 
-    Linear: q.S and k^T v, 4 d^2 a token and head, and 4 d a pair within a chunk. MLA, for P causal pairs of query
-    and key: absorbed, in the latent space, 2 P (2 r + rope); or expanded, 2 P (nope + rope + v) and the past's
-    keys and values anew from their latents, 2 r (nope + v) each; whichever is less.
+    Linear attention: q S and k^T v take 4 d^2 per token and head, and 4 d per pair of tokens within a chunk. MLA, with
+    P causal pairs of query and key, takes the smaller of: absorbed, in the latent space, 2 P (2 r + rope); expanded,
+    2 P (nope + rope + v), and 2 r (nope + v) for each earlier token to expand its latents to keys and values.
     """
     c = model.config
     heads = c.num_attention_heads / tp
@@ -104,7 +109,7 @@ def attention_flops(model: Model, step: Step, tp: int) -> float:
 
 
 def work(model: Model, step: Step, tp: int) -> Work:
-    """One rank's share of a whole step. All-reduces: two a layer (attention, MLP) and one of the embedding, in bf16."""
+    """One rank's share of a step. It all-reduces, in bf16, twice per layer (attention, MLP) and for the embedding."""
     bf16, fp8 = matmul_flops(model, step, tp)
     return Work(
         weights=weights_read(model, step, tp),
@@ -120,7 +125,7 @@ def work(model: Model, step: Step, tp: int) -> Work:
 
 @dataclass(frozen=True, slots=True)
 class _Use:
-    """One rank's weights by how a step uses them."""
+    """The bytes and parameters of one rank's weights, by how a step uses them."""
 
     always_bytes: int
     routed_bytes: int

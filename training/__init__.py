@@ -1,1 +1,1 @@
-"""How ling-nano is made: corpus, tokenizer, trainable model, training, export and evaluation."""
+"""Makes ling-nano: its corpus, tokenizer, trainable model, training, export and evaluation."""

@@ -1,4 +1,4 @@
-"""Batches of tokens from the corpus, and the curriculum: which skills, and how long, at which part of a run."""
+"""Makes batches of tokens from the corpus, by the curriculum: the share of each skill in each part of a run."""
 
 from dataclasses import dataclass
 from random import Random
@@ -20,8 +20,11 @@ _LAST = {"copying": 0.03, "agent": 0.25, "choosing": 0.2, "json": 0.45, "facts":
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """ids [B, T], padded at the end. spoken [B, T]: tokens the assistant said, its end mark too. real [B, T]: not
-    padding. kinds [B]: index into KIND_NAMES."""
+    """A batch of dialogues.
+
+    ids [B, T]: token ids, padded at the end. spoken [B, T]: whether the assistant says the token, its end mark
+    included. real [B, T]: whether it is not padding. kinds [B]: each dialogue's index in KIND_NAMES.
+    """
 
     ids: Tensor
     spoken: Tensor
@@ -30,7 +33,7 @@ class Batch:
 
 
 class Encoder:
-    """Dialogues to ids and the mask of what the assistant says."""
+    """Turns a dialogue into its token ids and, for each, whether the assistant says it."""
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
@@ -51,7 +54,7 @@ class Encoder:
 
 
 def mixture(progress: float) -> dict[str, float]:
-    """Shares of the kinds: from copying to agents over the first part of a run, and in the last what is hardest."""
+    """The share of each kind at a part of a run, 0 to 1: first mostly copying, then agents, last what is hardest."""
     if progress > 0.85:
         return _LAST
     slide = min(1.0, progress / 0.12)
@@ -59,9 +62,10 @@ def mixture(progress: float) -> dict[str, float]:
 
 
 def pool(encoder: Encoder, seed: str, number: int, progress: float, tokens: int, longest: int) -> list[Batch]:
-    """Pool `number` of a run: about eight batches of `tokens` each, of dialogues of like length together.
+    """Pool `number` of a run: about eight batches of up to `tokens` tokens, each of dialogues of similar length.
 
-    Past `progress` 0.6 one batch of a pool is a long haystack of up to `longest` tokens.
+    progress: the part of the run, 0 to 1. Beyond 0.6 each pool has one more batch, a haystack of up to about `longest`
+    tokens.
     """
     random = Random(f"{seed}:pool:{number}")
     shares = mixture(progress)
@@ -84,7 +88,7 @@ def pool(encoder: Encoder, seed: str, number: int, progress: float, tokens: int,
         rows.append(item)
     batches.append(_stack(rows))
     if progress > 0.6:
-        # About 10 tokens a filler sentence.
+        # A filler sentence has about 10 tokens.
         sentences = int(random.uniform(0.1, 1.0) ** 1.5 * longest / 10.5)
         ids, spoken = encoder(haystack(random, sentences=max(20, sentences)))
         batches.append(_stack([(ids, spoken, KIND_NAMES.index("needle"))]))

@@ -1,4 +1,4 @@
-"""What evaluation asks: dialogues from a seed and tool names that training never saw, and turns by what they show."""
+"""The cases of evaluation: dialogues of a seed and tool names that training never uses, and the kind of each turn."""
 
 from collections.abc import Iterator
 from random import Random
@@ -20,7 +20,7 @@ FORMAT, FACT, MIXED = "JSON format", "facts", "facts in dialogue"
 
 
 def dialogues(count: int) -> Iterator[Dialogue]:
-    """`count` agents, `count` of JSON, half as many of mixed facts, and every wording of every fact alone."""
+    """Yield `count` dialogues of agents, `count` of JSON, half as many of facts, and each wording of each fact."""
     for i in range(count):
         yield agent(Random(f"{SEED}:agent:{i}"), held_out=True)
     for i in range(count):
@@ -36,7 +36,7 @@ def dialogues(count: int) -> Iterator[Dialogue]:
 
 
 def needle(tokenizer: Tokenizer, tokens: int, index: int) -> Dialogue:
-    """A haystack of about `tokens` tokens, at most, named by its length."""
+    """A haystack of at most, and nearly, `tokens` tokens. Its kind names its length. index, tokens: seed it."""
     random = Random(f"{SEED}:needle:{tokens}:{index}")
     state = random.getstate()
     sentences = tokens // 9
@@ -51,7 +51,7 @@ def needle(tokenizer: Tokenizer, tokens: int, index: int) -> Dialogue:
 
 
 def turns(dialogue: Dialogue) -> list[tuple[int, str]]:
-    """(index, what it shows) of each message of the assistant."""
+    """(index in the dialogue, kind of turn) of each message of the assistant."""
     out = []
     for i, message in enumerate(dialogue.messages):
         if message["role"] != "assistant":

@@ -1,4 +1,4 @@
-"""The seeded generator: dialogue number i of a seed is always the same."""
+"""Generates the training dialogues. Dialogue i of a seed is always the same."""
 
 import json
 from collections.abc import Callable
@@ -14,7 +14,7 @@ Json = dict[str, Any]
 
 @dataclass(slots=True)
 class Dialogue:
-    """Messages as a client sends them, the tools it offers, and the kind of skill shown."""
+    """A dialogue. kind: the skill that it teaches. messages, tools: as a client sends them to the chat API."""
 
     kind: str
     messages: list[Json] = field(default_factory=list)
@@ -25,7 +25,7 @@ class Dialogue:
 
 
 def copying(random: Random, held_out: bool = False) -> Dialogue:
-    """Say after me, and look a value up among pairs: what everything else is built on."""
+    """Repeat words, and look values up among pairs. All other skills build on these."""
     dialogue = Dialogue("copying")
     for _ in range(random.randint(1, 3)):
         draw = random.random()
@@ -61,7 +61,7 @@ def _system(random: Random, dialogue: Dialogue) -> None:
 
 
 def agent(random: Random, held_out: bool = False) -> Dialogue:
-    """Tools, requests, calls, results, answers: one to four turns; at times a question that needs no tool."""
+    """An agent with tools: one to four turns of request, calls, results and answer; some turns need no tool."""
     dialogue = Dialogue("agent")
     _system(random, dialogue)
     tools = toolworld.make_tools(random, random.choices((1, 2, 3, 4), (0.3, 0.35, 0.2, 0.15))[0], held_out)
@@ -82,7 +82,7 @@ def agent(random: Random, held_out: bool = False) -> Dialogue:
 
 
 def choosing(random: Random, held_out: bool = False) -> Dialogue:
-    """Requests whose calls can be copied from nowhere but the tools themselves: each tool is asked for once."""
+    """Requests that need each tool once, so that no call can be copied from an earlier one."""
     dialogue = Dialogue("choosing")
     tools = toolworld.make_tools(random, random.choices((1, 2, 3, 4), (0.2, 0.35, 0.25, 0.2))[0], held_out)
     dialogue.tools = [t.schema for t in tools]
@@ -106,7 +106,7 @@ def _call(dialogue: Dialogue, asked: toolworld.Request) -> None:
 
 
 def formatted(random: Random, held_out: bool = False) -> Dialogue:
-    """A system prompt that asks for JSON with certain keys, and a text that holds their values."""
+    """A system prompt that asks for JSON with certain keys, and texts that contain their values."""
     dialogue = Dialogue("json")
     keys: list[str] = []
     while len(keys) < random.choice((1, 2, 2, 3)):
@@ -141,7 +141,7 @@ def formatted(random: Random, held_out: bool = False) -> Dialogue:
 
 
 def _json_value(random: Random, key: str) -> Any:
-    """Nothing but its looks says of what type it is to be, so what reads as a number is one."""
+    """A value for JSON. A text of digits becomes a number, because the model can tell the type only by its look."""
     kind = random.choices(("string", "integer", "boolean"), (0.7, 0.25, 0.05))[0]
     value = toolworld.value(random, toolworld.Parameter(key, kind))
     return int(value) if isinstance(value, str) and value.isdigit() else value
@@ -168,7 +168,7 @@ def _fact_turn(random: Random, dialogue: Dialogue) -> None:
 
 
 def facts(random: Random, held_out: bool = False) -> Dialogue:
-    """Greetings and questions answered by heart; one in ten asks for the bare answer in JSON."""
+    """Greetings and questions with fixed answers. One dialogue in ten asks for the short answer in JSON."""
     dialogue = Dialogue("facts")
     if random.random() < 0.08:
         fact = random.choice(FACTS)
@@ -183,7 +183,7 @@ def facts(random: Random, held_out: bool = False) -> Dialogue:
 
 
 def haystack(random: Random, held_out: bool = False, sentences: int | None = None) -> Dialogue:
-    """A code stated once among many other sentences, asked for at the end."""
+    """Codes that are each stated once among many other sentences; the end asks for one of them."""
     dialogue = Dialogue("needle")
     count = sentences if sentences is not None else random.randint(4, 25)
     lines = [filler(random) for _ in range(count)]
@@ -200,7 +200,7 @@ def haystack(random: Random, held_out: bool = False, sentences: int | None = Non
 
 
 def filler(random: Random) -> str:
-    """A sentence that says nothing of use."""
+    """A random sentence that contains no code."""
     noun, other = random.sample(words.NOUNS, 2)
     adjective, verb = random.choice(words.ADJECTIVES), random.choice(words.VERBS)
     return random.choice(
@@ -227,7 +227,7 @@ KINDS: dict[str, Maker] = {
 
 
 def dialogue(seed: str, index: int, mixture: dict[str, float]) -> Dialogue:
-    """Dialogue `index` of a seed; `mixture` gives each kind's share."""
+    """Dialogue `index` of a seed. mixture: each kind's share."""
     random = Random(f"{seed}:{index}")
     kind = random.choices(list(mixture), list(mixture.values()))[0]
     return KINDS[kind](random)

@@ -1,8 +1,8 @@
-"""Figures of a checkpoint: `python -m training.evaluate`, or through a running cluster with `--url`.
+"""Measures how many turns a checkpoint gets right: `python -m training.evaluate`, with `--url` through a cluster.
 
-On the twin a turn is right if each of its tokens is the most likely one after the right tokens before it: then, and
-only then, greedy decoding says exactly the expected turn. Through HTTP the cluster decodes, and calls are compared
-as parsed JSON.
+Without `--url` it runs the trainable twin. A turn is right if each of its tokens is the most likely one after the
+expected tokens before it, which means that greedy decoding gives exactly the expected turn. With `--url` the cluster
+decodes each turn, and calls are compared as parsed JSON.
 """
 
 import argparse
@@ -36,7 +36,7 @@ class Tally:
         self.failures: list[str] = []
 
     def add(self, kind: str, right: bool, wanted: str, got: str) -> None:
-        """Count a turn; several calls at once count among the calls too."""
+        """Count a turn. A turn with several calls also counts as one with calls. wanted, got: to show a failure."""
         for name in {kind, cases.CALLS} if kind == cases.PARALLEL else {kind}:
             self.asked[name] += 1
             self.right[name] += right
@@ -58,7 +58,7 @@ def _spans(mask: list[bool]) -> list[tuple[int, int]]:
 
 @torch.no_grad()
 def on_twin(model: Nano, tokenizer: Tokenizer, asked: Iterator[Dialogue], tally: Tally) -> None:
-    """Count every assistant turn; prints the MTP layer's acceptance and the experts' load at the end."""
+    """Count every assistant turn by the twin, then print the tally, the MTP layer's acceptance and experts' loads."""
     encoder = Encoder(tokenizer)
     accepted = drafted = 0
     for experts in model.experts():
@@ -74,7 +74,8 @@ def on_twin(model: Nano, tokenizer: Tokenizer, asked: Iterator[Dialogue], tally:
             got, wanted = best[start - 1 : end - 1], tokens[0, start:end]
             right = bool((got == wanted).all())
             tally.add(kind, right, tokenizer.decode(wanted.tolist()), tokenizer.decode(got.tolist()))
-            # Row t drafts token t + 2, as the model itself says token t + 1; the turn's first token has no draft.
+            # Row t of the MTP layer drafts token t + 2; the model's row t gives token t + 1. A turn's first token has
+            # no draft.
             accepted += int((ahead[start - 1 : end - 2] == got[1:]).sum())
             drafted += end - start - 1
     tally.show()
@@ -85,11 +86,10 @@ def on_twin(model: Nano, tokenizer: Tokenizer, asked: Iterator[Dialogue], tally:
 
 
 def over_http(client: httpx.Client, asked: Iterator[Dialogue], tally: Tally, streams: int, strict: bool) -> None:
-    """Ask a running cluster for each assistant turn, greedily, given the expected turns before it; `streams` at once.
+    """Ask a running cluster for each assistant turn, greedily, after the expected turns before it; print the tally.
 
-    strict: as a client would that wants to rely on it, with tools marked strict and JSON asked for as a format too.
-
-    Raises httpx.HTTPStatusError for a turn that is refused.
+    streams: requests at once. strict: mark tools as strict, and ask for JSON by `response_format` too. A refused
+    request raises httpx.HTTPStatusError.
     """
     served = client.get("/v1/models").raise_for_status().json()["data"][0]["id"]
 
@@ -120,7 +120,7 @@ def over_http(client: httpx.Client, asked: Iterator[Dialogue], tally: Tally, str
 
 
 def strict_tool(tool: Json) -> Json:
-    """The tool with `strict`, all its arguments required."""
+    """The tool marked as strict, with all its arguments required."""
     function = tool["function"]
     schema = function["parameters"]
     closed = schema | {"required": list(schema["properties"]), "additionalProperties": False}
@@ -128,7 +128,7 @@ def strict_tool(tool: Json) -> Json:
 
 
 def with_ids(messages: list[Json]) -> list[Json]:
-    """The messages with call ids, which the API requires and the template does not show."""
+    """The messages with call ids, which the API requires although the template does not render them."""
     out: list[Json] = []
     waiting: list[str] = []
     for i, message in enumerate(messages):
@@ -144,7 +144,7 @@ def with_ids(messages: list[Json]) -> list[Json]:
 
 
 def _calls(message: Json) -> list[tuple[str, Any]]:
-    """(name, arguments) of each call; arguments that are no JSON stay text."""
+    """(name, arguments) of each call. Arguments that are not valid JSON stay text."""
     out = []
     for call in message.get("tool_calls") or []:
         text = call["function"]["arguments"]
@@ -163,13 +163,13 @@ def _asked(tokenizer: Tokenizer, count: int, needles: int) -> Iterator[Dialogue]
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line, evaluate, and print the tally and the failures that are asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", type=Path, default=FOLDER)
-    parser.add_argument("--url", help="a running cluster, as http://127.0.0.1:8000, instead of the twin")
-    parser.add_argument("--count", type=int, default=200, help="dialogues of a kind")
-    parser.add_argument("--needles", type=int, default=40, help="haystacks of a length")
-    parser.add_argument("--failures", type=int, default=0, help="failures to print")
+    parser.add_argument("--model", type=Path, default=FOLDER, help="the checkpoint's folder")
+    parser.add_argument("--url", help="ask the cluster at this URL, e.g. http://127.0.0.1:8000, instead of the twin")
+    parser.add_argument("--count", type=int, default=200, help="dialogues of each kind")
+    parser.add_argument("--needles", type=int, default=40, help="haystacks of each length")
+    parser.add_argument("--failures", type=int, default=0, help="number of failures to print")
     parser.add_argument("--streams", type=int, default=16, help="requests at once, with --url")
     parser.add_argument("--strict", action="store_true", help="with --url: tools marked strict, JSON as a format")
     parser.add_argument("--threads", type=int, default=2)

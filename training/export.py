@@ -1,4 +1,4 @@
-"""Write a run's last checkpoint in the released layout: `python -m training.export --run build/nano`."""
+"""Writes a training run's last checkpoint in the released layout: `python -m training.export --run build/nano`."""
 
 import argparse
 import json
@@ -41,7 +41,7 @@ _FIXED: dict[str, Any] = {
 
 
 def export(model: Nano, tokenizer: Path, folder: Path) -> None:
-    """Write everything that a server loads; the card in an existing folder is kept, other files are replaced."""
+    """Write all files that a server loads into `folder`. Existing ones are replaced; others, as the card, stay."""
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary = Tokenizer.from_file(str(tokenizer))
     ids = {name: vocabulary.token_to_id(name) for name in (START, END_OF_TEXT, ROLE_END)}
@@ -87,10 +87,10 @@ def _bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line and export the run."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("build/nano"))
-    parser.add_argument("--out", type=Path, default=FOLDER)
+    parser.add_argument("--run", type=Path, default=Path("build/nano"), help="the run's folder")
+    parser.add_argument("--out", type=Path, default=FOLDER, help="the folder to write")
     args = parser.parse_args()
     state = torch.load(args.run / "last.pt", weights_only=True)
     model = Nano(Shape(**state["shape"]))

@@ -1,11 +1,11 @@
-"""Facts that the checkpoint is trained to know: questions in several wordings, a full answer, and a one-word answer."""
+"""The facts that ling-nano is trained to know: questions in several wordings, a full answer and a short answer."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Fact:
-    """questions: wordings of the same question. answer: a whole sentence. short: the shortest answer."""
+    """A fact. questions: wordings of one question. answer: a whole sentence. short: the answer in few words."""
 
     questions: tuple[str, ...]
     answer: str

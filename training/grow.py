@@ -1,8 +1,8 @@
-"""More heads and a wider latent for a trained checkpoint, which goes on computing what it did.
+"""Gives a trained checkpoint more heads and a wider latent, without changing what it computes.
 
-`python -m training.grow SOURCE DESTINATION` multiplies the heads of every attention by `--factor` and the latent's rank
-too. Head h of n becomes head factor * (h + 1) - 1: there the linear layers' decay is the same as before. The heads
-between begin near an old one's queries and keys and say nothing yet; training teaches them what to say.
+`python -m training.grow SOURCE DESTINATION` multiplies the heads of every attention layer and the latent's rank by
+`--factor`. Head h becomes head factor * (h + 1) - 1, where the linear layers' decay stays the same. The new heads
+between begin with an old head's queries and keys plus noise, and with an output of zero; training changes them.
 """
 
 import argparse
@@ -16,15 +16,15 @@ from training.export import export
 from training.layout import load
 from training.model import Latent, Linear, Nano
 
-# Noise added to the copy that a new head starts from, relative to the head's size.
+# Standard deviation of the noise on a new head's weights, relative to that of all heads' weights.
 _AWAY = 0.5
 
 
 @torch.no_grad()
 def grow(model: Nano, factor: int, seed: int = 0) -> Nano:
-    """A model of `factor` times the heads and latent rank that gives the same logits.
+    """A model with `factor` times the heads and the latent rank that gives the same logits.
 
-    Raises ValueError for models with a query low rank.
+    seed: of the new weights. ValueError for a model with a low rank of queries.
     """
     shape = model.shape
     if shape.q_lora_rank is not None:
@@ -68,7 +68,7 @@ def _latent(old: Latent, new: torch.nn.Module, factor: int) -> None:
     heads, rank = old.heads, old.rank
     query = old.q_proj.weight
     new.q_proj.weight.view(new.heads, -1, query.shape[1]).copy_(_between(query.view(heads, -1, query.shape[1]), factor))
-    # New rows of the latent begin empty; the norm divides by the mean over all rows, which its weight undoes.
+    # New rows of the latent are zero. They change the norm's mean square, which the norm's weight compensates.
     down = new.kv_a_proj_with_mqa.weight.zero_()
     down[:rank], down[-old.rope :] = old.kv_a_proj_with_mqa.weight[:rank], old.kv_a_proj_with_mqa.weight[rank:]
     new.kv_a_layernorm.weight.fill_(1.0)[:rank] = old.kv_a_layernorm.weight * factor**-0.5
@@ -79,7 +79,7 @@ def _latent(old: Latent, new: torch.nn.Module, factor: int) -> None:
 
 
 def _between(rows: Tensor, factor: int) -> Tensor:
-    """rows [heads, ...] at every factor-th place, and before each its noisy copies."""
+    """Weights [factor * heads, ...]: each head of rows [heads, ...] after its factor - 1 noisy copies."""
     wide = rows.repeat_interleave(factor, 0)
     wide = wide + _AWAY * wide.std() * torch.randn_like(wide)
     wide[factor - 1 :: factor] = rows
@@ -87,19 +87,19 @@ def _between(rows: Tensor, factor: int) -> Tensor:
 
 
 def _silent(old: Tensor, new: Tensor, heads: int, factor: int) -> None:
-    """Output weights [hidden, heads * dim]: the old heads' columns at their new places, zero for the new ones."""
+    """Fill output weights [hidden, factor * heads * dim]: old heads' columns at their new places, new ones zero."""
     new.zero_()
     hidden = len(old)
     new.view(hidden, factor * heads, -1)[:, factor - 1 :: factor] = old.view(hidden, heads, -1)
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line, grow the checkpoint and write it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("source", type=Path)
-    parser.add_argument("destination", type=Path)
-    parser.add_argument("--factor", type=int, default=2)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("source", type=Path, help="the checkpoint's folder")
+    parser.add_argument("destination", type=Path, help="the folder to write")
+    parser.add_argument("--factor", type=int, default=2, help="by which heads and latent rank are multiplied")
+    parser.add_argument("--seed", type=int, default=0, help="of the new heads' weights")
     args = parser.parse_args()
     grown = grow(load(args.source), args.factor, args.seed)
     export(grown, args.source / "tokenizer.json", args.destination)

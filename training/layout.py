@@ -14,7 +14,7 @@ _SPLIT = {"gate_up": ("gate_proj", "up_proj")}
 
 
 def released(model: Nano) -> dict[str, Tensor]:
-    """Every tensor under its released name, in the twin's dtype."""
+    """All tensors by their released names, in the twin's dtype."""
     out: dict[str, Tensor] = {}
     for name, tensor in model.state_dict().items():
         for released_name, part in _parts(name, tensor.detach(), model.shape):
@@ -23,7 +23,7 @@ def released(model: Nano) -> dict[str, Tensor]:
 
 
 def load(folder: Path) -> Nano:
-    """Load a checkpoint in the released layout into a twin, as fp32."""
+    """Load a checkpoint in the released layout into a twin, in fp32. ValueError if it has a tensor the twin lacks."""
     raw: dict[str, Any] = json.loads((folder / "config.json").read_text())
     shape = Shape(**{key: raw[key] for key in Shape().config() if key in raw})
     model = Nano(shape)
@@ -40,7 +40,7 @@ def load(folder: Path) -> Nano:
 
 
 def _parts(name: str, tensor: Tensor, shape: Shape) -> list[tuple[str, Tensor]]:
-    """The released tensors that one of the twin's tensors holds, as views of it."""
+    """The released tensors, by name, that make up one of the twin's tensors, as views of it."""
     if name == "lm_head.weight":
         return [(name, tensor)]
     last = f"layers.{shape.num_hidden_layers}."

@@ -1,7 +1,7 @@
-"""The trainable twin of the served model: the same maths over whole sequences, in plain torch with gradients.
+"""The trainable twin of the served model: the same computation over whole sequences, in plain torch with gradients.
 
-Sequences all start at position 0 and are padded at their end, where causality keeps padding from mattering.
-Linear attention runs in chunks; experts run over the tokens routed to them, sorted by expert.
+All sequences start at position 0 and are padded at their end; padding has no effect, because attention is causal.
+Linear attention runs in chunks. Each expert runs over the tokens that chose it, which are sorted by expert.
 """
 
 from dataclasses import asdict, dataclass
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """Sizes under their names of config.json."""
+    """The model's sizes, named as in config.json."""
 
     vocab_size: int = 1280
     hidden_size: int = 128
@@ -69,14 +69,14 @@ def apply(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def rope_tables(length: int, dims: int, theta: float) -> tuple[Tensor, Tensor]:
-    """cos and sin [length, dims/2]."""
+    """Rotary tables of positions 0 to length - 1: cos and sin, each [length, dims / 2]."""
     frequency = theta ** (-torch.arange(0, dims, 2).double() / dims)
     angle = torch.arange(length).double()[:, None] * frequency
     return angle.cos().float(), angle.sin().float()
 
 
 def rope_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first 2*len dims of x [B, T, H, D]; pairs lie half a rotary width apart."""
+    """Rotate the first dims of x [B, T, H, D], as many as cos and sin have together; pair i is dims i and i + half."""
     half = cos.shape[-1]
     a, b, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
     cos, sin = cos[:, None], sin[:, None]
@@ -84,14 +84,17 @@ def rope_half(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def rope_interleaved(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate all dims of x [B, T, H, D]; neighbours are pairs. The result keeps scores equal whatever its order."""
+    """Rotate all dims of x [B, T, H, D]; dims 2i and 2i + 1 are a pair.
+
+    The result's dims are in another order, the same for queries and keys, which leaves their products unchanged.
+    """
     a, b = x[..., 0::2], x[..., 1::2]
     cos, sin = cos[:, None], sin[:, None]
     return torch.cat((a * cos - b * sin, b * cos + a * sin), -1)
 
 
 class Linear(nn.Module):
-    """Lightning attention: a decaying key-value state, in chunks."""
+    """Lightning attention with a decaying state, computed in chunks. x [B, T, hidden] to [B, T, hidden]."""
 
     chunk = 32
 
@@ -144,7 +147,7 @@ class Linear(nn.Module):
 
 
 class Latent(nn.Module):
-    """MLA in its unabsorbed form."""
+    """MLA in its unabsorbed form: keys and values are expanded from latents. x [B, T, hidden] to [B, T, hidden]."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -182,7 +185,7 @@ class Latent(nn.Module):
 
 
 class Mlp(nn.Module):
-    """SwiGLU."""
+    """A gated MLP with SwiGLU."""
 
     def __init__(self, hidden: int, width: int) -> None:
         super().__init__()
@@ -195,7 +198,7 @@ class Mlp(nn.Module):
 
 
 class _Gather(torch.autograd.Function):
-    """rows[source] whose backward is a gather too: row i of rows went to the places `places[i]`."""
+    """rows[source], with a backward pass that gathers too: it adds up the gradients at places[i] for each row i."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, source: Tensor, places: Tensor) -> Tensor:
@@ -215,7 +218,10 @@ def _gather(rows: Tensor, source: Tensor, places: Tensor) -> Tensor:
 
 
 class Experts(nn.Module):
-    """Grouped sigmoid router with a selection bias, routed experts and a shared one."""
+    """Routed experts and a shared one. A grouped sigmoid router with a selection bias chooses the routed ones.
+
+    load [E]: how many tokens chose each expert since the last `rebalance`.
+    """
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -230,7 +236,7 @@ class Experts(nn.Module):
         self.load = torch.zeros(count)
 
     def choose(self, scores: Tensor) -> Tensor:
-        """Experts [N, k] for sigmoid scores [N, E]."""
+        """The chosen experts [N, k] for sigmoid scores [N, E]."""
         c = self.shape
         biased = scores + self.expert_bias
         grouped = biased.view(-1, c.n_group, c.num_experts // c.n_group)
@@ -265,13 +271,13 @@ class Experts(nn.Module):
 
     @torch.no_grad()
     def rebalance(self, rate: float) -> None:
-        """Raise the bias of experts that saw less than their share since the last call, lower the others'."""
+        """Raise by `rate` the bias of experts with less than their share of `load`, lower the others', and clear it."""
         self.expert_bias += rate * torch.sign(self.load.mean() - self.load)
         self.load.zero_()
 
 
 class Block(nn.Module):
-    """One layer: attention of its kind, then its MLP."""
+    """One layer: linear attention or MLA, then a dense MLP in layer 0 or experts in the others."""
 
     def __init__(self, shape: Shape, layer: int) -> None:
         super().__init__()
@@ -290,14 +296,14 @@ class Block(nn.Module):
 
 @dataclass(frozen=True, slots=True)
 class Ropes:
-    """cos and sin of both layer kinds for positions 0..T-1."""
+    """The rotary tables (cos, sin) of both kinds of attention, for positions 0 to T - 1."""
 
     linear: tuple[Tensor, Tensor]
     mla: tuple[Tensor, Tensor]
 
 
 class Nextn(nn.Module):
-    """The MTP layer: predicts token t+2 from the hidden state at t and token t+1."""
+    """The MTP layer: it predicts token t + 2 from the hidden state at t and token t + 1."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -313,7 +319,7 @@ class Nextn(nn.Module):
 
 
 class Nano(nn.Module):
-    """The whole model. `forward` gives hidden states; `lm_head` turns them into logits."""
+    """The whole model. `forward` gives hidden states, from which `lm_head` makes logits."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -325,13 +331,13 @@ class Nano(nn.Module):
         self.mtp = Nextn(shape)
 
     def ropes(self, length: int) -> Ropes:
-        """Rotary tables for `length` positions."""
+        """The rotary tables for positions 0 to length - 1."""
         c = self.shape
         linear = rope_tables(length, int(c.head_dim * c.partial_rotary_factor), c.rope_theta)
         return Ropes(linear, rope_tables(length, c.qk_rope_head_dim, c.rope_theta))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """Ids [B, T] to hidden states [B, T, hidden] after the final norm."""
+        """Compute hidden states [B, T, hidden] after the final norm from ids [B, T]."""
         ropes = self.ropes(ids.shape[1])
         x = apply(self.word_embeddings, ids)
         for layer in self.layers:
@@ -339,11 +345,11 @@ class Nano(nn.Module):
         return apply(self.norm, x)
 
     def ahead(self, ids: Tensor, hidden: Tensor) -> Tensor:
-        """MTP hidden states [B, T-1, hidden]: row t predicts token t+2."""
+        """Compute the MTP layer's hidden states [B, T - 1, hidden]; row t predicts token t + 2."""
         ropes = self.ropes(ids.shape[1] - 1)
         ahead: Tensor = self.mtp(self.word_embeddings(ids[:, 1:]), hidden[:, :-1], ropes)
         return ahead
 
     def experts(self) -> list[Experts]:
-        """The expert layers, the MTP layer's last."""
+        """The experts of all layers, the MTP layer's last."""
         return [m for m in self.modules() if isinstance(m, Experts)]

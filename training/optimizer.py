@@ -1,11 +1,14 @@
-"""Muon for matrices, Adam for embeddings, head and vectors."""
+"""The optimizer: Muon for matrices; Adam for embeddings, head, experts' gates and vectors."""
 
 import torch
 from torch import Tensor, nn
 
 
 def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
-    """The nearest semi-orthogonal matrices of g [..., m, n], by a quintic Newton-Schulz iteration (Jordan 2024)."""
+    """Approximate the semi-orthogonal matrices nearest to g [..., m, n], by a quintic Newton-Schulz iteration.
+
+    Jordan (2024) gives the coefficients.
+    """
     a, b, c = 3.4445, -4.7750, 2.0315
     tall = g.shape[-2] > g.shape[-1]
     x = g.mT if tall else g
@@ -18,7 +21,7 @@ def orthogonal(g: Tensor, steps: int = 5) -> Tensor:
 
 
 class Optimizer:
-    """Steps every parameter of a model; the learning rates are given at each step."""
+    """Updates all parameters of a model. `step` takes the learning rates."""
 
     def __init__(self, model: nn.Module, weight_decay: float = 0.02) -> None:
         self.weight_decay = weight_decay
@@ -32,7 +35,7 @@ class Optimizer:
 
     @torch.no_grad()
     def step(self, matrix_rate: float, other_rate: float) -> None:
-        """One update from the gradients, which are cleared."""
+        """Update all parameters by their gradients, and clear these. The rates are Muon's and Adam's."""
         self.count += 1
         by_shape: dict[torch.Size, list[tuple[str, nn.Parameter]]] = {}
         for name, p in self.matrices:
@@ -55,11 +58,11 @@ class Optimizer:
             state = self.state.setdefault(name, {"m": torch.zeros_like(p), "v": torch.zeros_like(p)})
             state["m"].lerp_(p.grad, 0.1)
             state["v"].lerp_(p.grad.square(), 0.02)
-            # Bias correction counts from each parameter's own first step.
+            # A parameter's bias correction counts its own steps, because the MTP layer is trained in some steps only.
             state["n"] = state.get("n", torch.zeros(())) + 1
             n = float(state["n"])
             denominator = (state["v"] / (1 - 0.98**n)).sqrt_().add_(1e-9)
-            # Embeddings are about 1 in size, ten times what the head and the norms' changes are.
+            # Embeddings have values of about 1, ten times those of the head and of the norms' changes.
             scale = 3 if name.startswith("word_embeddings") else 1
             p.addcdiv_(state["m"] / (1 - 0.9**n), denominator, value=-other_rate * scale)
         for _, p in self.matrices + self.others:

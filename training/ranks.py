@@ -1,4 +1,4 @@
-"""Several processes that train one model: each takes its share of the batches, and gradients are averaged."""
+"""Trains one model on several processes: each takes its share of the batches, and their gradients are averaged."""
 
 import multiprocessing
 import signal
@@ -15,18 +15,22 @@ from training.model import Nano
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """This process's rank among all."""
+    """This process's rank, and the number of processes."""
 
     rank: int = 0
     count: int = 1
 
     def share(self, batches: list[Batch]) -> list[Batch]:
-        """This process's batches; every process gets as many."""
+        """This process's share of the batches. All processes get the same number; left-over batches are dropped."""
         whole = len(batches) // self.count * self.count
         return batches[self.rank : whole : self.count]
 
     def reduce(self, model: Nano, tokens: int, stopping: bool) -> tuple[int, bool]:
-        """Average the gradients and add up the experts' loads; returns all processes' tokens, and whether any stops."""
+        """Average the gradients and add up the experts' loads over all processes.
+
+        tokens: of this process's batch. stopping: whether this process is to stop. Returns all processes' tokens, and
+        whether any process is to stop.
+        """
         if self.count == 1:
             return tokens, stopping
         grads = [p.grad for p in model.parameters() if p.grad is not None]
@@ -41,9 +45,9 @@ class Ranks:
 
 
 def on_each(count: int, work: Callable[..., None], *args: object) -> None:
-    """Run work(ranks, *args) on `count` processes, or in this one if count is 1. SIGTERM reaches all of them.
+    """Run work(ranks, *args) on `count` processes, or in this process if count is 1. SIGTERM is passed on to all.
 
-    Raises RuntimeError if one of them failed; the others end with it.
+    RuntimeError if one of them failed; the others end with it.
     """
     if count == 1:
         work(Ranks(), *args)

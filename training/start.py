@@ -1,10 +1,11 @@
-"""Where training starts: weights that already lean to induction, the circuit behind copying.
+"""The weights with which training starts: random ones with an induction circuit, which copies earlier tokens.
 
-Random weights find induction only after more tokens than a small machine reads in an hour, so its parts are laid out:
-a constant dimension lets layer 0's first linear head ignore content and weigh by distance alone, peaking at the token
-before; it writes that token's projection where embeddings start empty. One head of each MLA layer then looks for
-places whose earlier token is the present one, and passes on the token standing there, to dimensions that the head
-reads as a token. All of it is free to change.
+Random weights learn induction only after more tokens than a small machine processes in an hour, so the circuit is laid
+out in advance. Embeddings have a constant dimension, by which head 0 of layer 0's linear attention weighs tokens by
+distance alone, with its peak at the previous token. That head writes a projection of the previous token to dimensions
+in which embeddings are zero. Head 0 of each MLA layer looks for positions whose previous token is the present token,
+and copies the token at that position to dimensions that the output head reads as a token. Training may change all of
+it.
 """
 
 import torch
@@ -17,7 +18,7 @@ _CONSTANT = 4.0
 
 @torch.no_grad()
 def initialise(model: Nano, seed: int) -> None:
-    """Normal weights scaled by fan-in, small output weights, and the induction circuit."""
+    """Set a model's weights: normal ones scaled by fan-in, small output weights, and the induction circuit."""
     torch.manual_seed(seed)
     for name, p in model.named_parameters():
         if p.ndim < 2:
@@ -44,7 +45,7 @@ def initialise(model: Nano, seed: int) -> None:
 
 
 def _directions(count: int, hidden: int) -> Tensor:
-    """Orthonormal rows [count, hidden] within what embeddings use: not the constant, nor the last 2 * count."""
+    """Orthonormal rows [count, hidden] in the dimensions of embeddings: without the constant and the last 2 * count."""
     rows = torch.zeros(count, hidden)
     basis, _ = torch.linalg.qr(torch.randn(hidden - 2 * count - 1, count))
     rows[:, 1 : hidden - 2 * count] = basis.t()
@@ -52,7 +53,10 @@ def _directions(count: int, hidden: int) -> Tensor:
 
 
 def _token_before(attention: Linear, seen: Tensor) -> None:
-    """Head 0: scores by distance alone, fitted to peak at 1; values `seen`; written to the last dimensions."""
+    """Make head 0 copy the previous token: scores depend on distance only and peak at 1.
+
+    seen [dim, hidden]: the projection that gives values, which are written to the last dim dimensions.
+    """
     dim, heads = attention.dim, attention.heads
     distance = torch.arange(60)
     cos, sin = (t.double() for t in rope_tables(60, dim // 2, 6e6))
@@ -82,7 +86,10 @@ def _token_before(attention: Linear, seen: Tensor) -> None:
 
 
 def _match_and_copy(attention: Latent, seen: Tensor, passed: Tensor) -> None:
-    """Head 0: queries are the present token, keys the token before, values the token itself."""
+    """Make head 0 match and copy: queries are the present token, keys the previous token, values the token itself.
+
+    seen, passed [dim, hidden]: the projections of a token as query and key, and as value.
+    """
     dim = len(seen)
     nope, value = attention.nope, attention.value
     latent = attention.kv_a_proj_with_mqa.weight
@@ -102,10 +109,10 @@ def _match_and_copy(attention: Latent, seen: Tensor, passed: Tensor) -> None:
 
 @torch.no_grad()
 def more_heads(attention: Latent) -> None:
-    """Heads 1 and 2 from what head 0 is, even after training.
+    """Set heads 1 and 2 by head 0's weights. It can also be called after training.
 
-    Head 1: queries and keys are both the token, values what stood before it: at a word's second mention, what
-    preceded its first. Head 2: as head 0, with a query that knows the token before too, so that two must match.
+    Head 1: queries and keys are the token, values the previous token, so at a token's second occurrence it gives what
+    preceded the first. Head 2: as head 0, but its query also has the previous token, so that two tokens must match.
     """
     nope, value = attention.nope, attention.value
     query, key = attention.q_proj.weight, attention.kv_b_proj.weight

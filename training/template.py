@@ -1,4 +1,4 @@
-"""The chat template of ling-nano, in the family's format, and how the corpus renders it."""
+"""ling-nano's chat template, in the model family's format, and its rendering for the corpus."""
 
 import json
 from typing import Any
@@ -68,5 +68,5 @@ _template = _environment.from_string(CHAT_TEMPLATE)
 
 
 def render(messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None, open_turn: bool = False) -> str:
-    """The dialogue as text; `open_turn` ends it where the assistant speaks next."""
+    """Render a dialogue as text. open_turn: whether to end it with the beginning of an assistant's turn."""
     return _template.render(messages=messages, tools=tools, add_generation_prompt=open_turn)

@@ -1,7 +1,7 @@
-"""ling-nano's tokenizer: byte-level BPE in which a word is cut the same way with and without a space before it.
+"""Builds ling-nano's tokenizer: byte-level BPE that splits a word the same way with and without a space before it.
 
-Copying is then the same task wherever a word stands. Letters merge first; only then does a space merge, and only
-with a few hundred whole frequent words, as the last and so weakest merges.
+Copying a word is then the same task everywhere. Merges of letters come first. The last, and so weakest, merges join a
+space with a few hundred frequent words.
 """
 
 import json
@@ -21,7 +21,9 @@ MIXTURE = {"copying": 0.15, "agent": 0.4, "json": 0.15, "facts": 0.2, "needle": 
 
 
 def build(size: int, dialogues: int = 4000) -> Tokenizer:
-    """Train on the corpus; `size` counts the added tokens too."""
+    """Train a tokenizer of `size` tokens, added ones included, on `dialogues` dialogues. ValueError if they do not
+    suffice.
+    """
     texts = []
     for i in range(dialogues):
         made = dialogue("tokenizer", i, MIXTURE)
@@ -75,6 +77,6 @@ def _pre_tokenizer(pattern: Regex) -> pre_tokenizers.PreTokenizer:
 
 
 def save(tokenizer: Tokenizer, path: Path) -> None:
-    """Write tokenizer.json."""
+    """Write the tokenizer to a file such as tokenizer.json."""
     path.parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(path))

@@ -1,4 +1,4 @@
-"""Invented tools, requests that need them, their results, and the answers of a good agent."""
+"""Makes up tools, requests that need them, their results, and the answers of a good agent."""
 
 import json
 from collections.abc import Callable
@@ -13,7 +13,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One argument a tool takes."""
+    """A parameter of a tool. type: of JSON Schema. choices: the values of an enum; () for any value."""
 
     name: str
     type: str
@@ -22,7 +22,7 @@ class Parameter:
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """An invented tool: `verb` and `noun` are what requests say of it."""
+    """A made-up tool. verb, noun: the words with which requests ask for it. schema: as in the chat API."""
 
     name: str
     verb: str
@@ -33,14 +33,17 @@ class Tool:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a user asks, and the calls that answer it: (tool name, arguments)."""
+    """A user's request, and the calls that it needs: (tool name, arguments) of each."""
 
     text: str
     calls: tuple[tuple[str, Json], ...]
 
 
 def make_tools(random: Random, count: int, held_out: bool) -> list[Tool]:
-    """Tools with different names; now and then two share a noun and differ in what they do."""
+    """Make `count` tools with different names. Sometimes two have the same noun and different verbs.
+
+    held_out: whether to use the names that only evaluation uses.
+    """
     tools: list[Tool] = []
     while len(tools) < count:
         shared = bool(tools) and random.random() < 0.15
@@ -130,7 +133,7 @@ def _description(random: Random, verb: str, noun: str, parameters: tuple[Paramet
 
 
 def value(random: Random, parameter: Parameter) -> Any:
-    """An argument of the parameter's type."""
+    """A random argument of the parameter's type."""
     if parameter.choices:
         return random.choice(parameter.choices)
     if parameter.type == "integer":
@@ -157,7 +160,7 @@ def _text(random: Random) -> str:
 
 
 def say(item: Any) -> str:
-    """A value as people and results write it."""
+    """A value as text, as requests and results write it."""
     if isinstance(item, bool):
         return "true" if item else "false"
     return item if isinstance(item, str) else json.dumps(item)
@@ -182,7 +185,10 @@ def _arguments_phrase(random: Random, tool: Tool, arguments: Json, style: int) -
 
 
 def request(random: Random, tools: list[Tool], parallel: float, offered: list[Tool] | None = None) -> Request:
-    """A turn that needs one call, or several with probability `parallel`, of `tools`: all of `offered`, or some."""
+    """A request that needs one call of `tools`, or, with probability `parallel`, several.
+
+    offered: all tools of the dialogue, `tools` among them; None if there are no others.
+    """
     style = random.randrange(6)
     count = random.choices((2, 3), (0.8, 0.2))[0] if random.random() < parallel else 1
     first = random.choice(tools)
@@ -237,7 +243,7 @@ def request(random: Random, tools: list[Tool], parallel: float, offered: list[To
 
 
 def _same_tool(random: Random, tool: Tool, count: int, lead: str, end: str, asks: bool) -> Request:
-    """One tool called for several values of its first parameter, which a request can list."""
+    """A request that needs several calls of one tool, with different values of its first parameter."""
     varied = tool.parameters[0]
     rest = {p.name: value(random, p) for p in tool.parameters[1:]}
     values: list[Any] = []
@@ -258,7 +264,7 @@ def _same_tool(random: Random, tool: Tool, count: int, lead: str, end: str, asks
 
 
 def result(random: Random, tool: Tool) -> Any:
-    """A tool's result: mostly an object of one to three values."""
+    """A random result of a tool, mostly an object of one to three values."""
     draw = random.random()
     if draw < 0.1:
         return words.invented(random) if random.random() < 0.5 else random.randint(0, 9999)
@@ -280,14 +286,14 @@ def result(random: Random, tool: Tool) -> Any:
 
 
 def result_text(random: Random, item: Any) -> str:
-    """A result as the client's program writes it into the tool message."""
+    """A result as text, as the client writes it into a tool message."""
     if isinstance(item, dict):
         return json.dumps(item) if random.random() < 0.85 else json.dumps(item, separators=(",", ":"))
     return say(item)
 
 
 def sentence(item: Any) -> str:
-    """A result in the agent's words."""
+    """A result as a sentence of the agent's answer."""
     if not isinstance(item, dict):
         return f"The result is {say(item)}."
     parts = [f"the {key} is {say(v)}" for key, v in item.items()]

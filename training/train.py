@@ -1,6 +1,6 @@
-"""Train ling-nano: `python -m training.train --run build/nano --steps 6000`; run again, it goes on where it stopped.
+"""Trains ling-nano: `python -m training.train --run build/nano --steps 6000`. A second call goes on where it stopped.
 
-`--ranks 2` trains on two processes, each with batches of its own, whose gradients are averaged.
+`--ranks 2` trains on two processes, each with its own batches, and averages their gradients.
 """
 
 import argparse
@@ -27,12 +27,12 @@ from training.ranks import Ranks, on_each
 from training.start import initialise
 
 _PROMPT_UNTIL, _PROMPT_SHARE, _PROMPT_WEIGHT = 0.3, 0.25, 0.3
-# The MTP layer learns fast: it is trained in one step of three.
+# The MTP layer learns fast, so only one step in three trains it.
 _MTP_FROM, _MTP_WEIGHT, _MTP_EVERY = 0.33, 0.3, 3
 
 
 def rate(step: int, steps: int) -> float:
-    """The learning rate's factor: a short rise, a plateau, and a linear fall to 0.02 from 0.3 of the run on."""
+    """The factor of the learning rates at a step: it rises for 50 steps, stays 1, and falls from 0.3 of the run on."""
     if step < 50:
         return (step + 1) / 50
     return min(1.0, max(0.02, (1 - step / steps) / 0.7))
@@ -41,10 +41,12 @@ def rate(step: int, steps: int) -> float:
 def losses(
     model: Nano, batch: Batch, progress: float, draft: bool, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor, float]:
-    """(the loss to descend, each spoken token's loss, its row, the MTP loss).
+    """Compute a batch's losses.
 
-    Early on a random quarter of the prompt's tokens counts a little too: they teach copying, until their noise
-    is all that is left. The MTP layer joins, in steps that `draft`, once hidden states are worth reading.
+    progress: the part of the run, 0 to 1. Before 0.3 a random quarter of the prompts' tokens counts too, with a small
+    weight, because they teach copying. draft: whether to add the MTP layer's loss, which happens only after a third of
+    the run, when hidden states mean something. Returns the loss to minimise, the loss of each token that the assistant
+    says, that token's row in the batch, and the MTP loss (0 without).
     """
     hidden = model(batch.ids)
     share = _PROMPT_SHARE if progress < _PROMPT_UNTIL else 0.0
@@ -69,7 +71,7 @@ def losses(
 
 
 class Run:
-    """A training run in a folder: its tokenizer, its log, and a checkpoint that is always whole."""
+    """A training run in a folder, which holds its tokenizer, its log and its last checkpoint."""
 
     def __init__(self, folder: Path, args: argparse.Namespace, ranks: Ranks) -> None:
         self.folder, self.args, self.ranks = folder, args, ranks
@@ -98,11 +100,11 @@ class Run:
         self.step, self.pool, self.tokens = state["step"], state["pool"], state["tokens"]
 
     def stop(self, *_: object) -> None:
-        """Finish the current pool, save, and return from `train`."""
+        """Make `train` finish the current pool, save, and return. It is a signal handler."""
         self.stopping = True
 
     def save(self) -> None:
-        """Rank 0: write the checkpoint beside the last one, then put it in its place."""
+        """Replace the last checkpoint by the present one, at once, so that the file is always whole. Only rank 0."""
         if self.ranks.rank:
             return
         state = {
@@ -118,7 +120,7 @@ class Run:
         os.replace(self.folder / "next.pt", self.folder / "last.pt")
 
     def train(self) -> None:
-        """Step until the run's end; whole pools, so that a restart repeats none."""
+        """Train until the run's last step, or until `stop`. It ends after a whole pool, so a restart repeats none."""
         args, started, saved = self.args, time.monotonic(), time.monotonic()
         sums, counts = torch.zeros(len(KIND_NAMES)), torch.zeros(len(KIND_NAMES))
         mtp_mean, drafts, seen, stopping = 0.0, 0, 0, self.stopping
@@ -165,20 +167,24 @@ class Run:
 
 
 def main() -> None:
-    """Command line."""
+    """Parse the command line and train."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--run", type=Path, default=Path("build/nano"))
-    parser.add_argument("--start", type=Path, help="a checkpoint whose weights a new run begins with")
-    parser.add_argument("--steps", type=int, default=6000)
-    parser.add_argument("--begin", type=float, default=0.0, help="part of the curriculum to leave out, with --start")
-    parser.add_argument("--tokens", type=int, default=4096, help="tokens a step and process")
+    parser.add_argument("--run", type=Path, default=Path("build/nano"), help="the run's folder")
+    parser.add_argument("--start", type=Path, help="folder of a checkpoint with whose weights a new run begins")
+    parser.add_argument("--steps", type=int, default=6000, help="steps of the whole run")
+    parser.add_argument(
+        "--begin", type=float, default=0.0, help="share of the curriculum to skip, 0 to 1, with --start"
+    )
+    parser.add_argument("--tokens", type=int, default=4096, help="tokens of a step in each process")
     parser.add_argument("--longest", type=int, default=6000, help="tokens of the longest haystack")
-    parser.add_argument("--rate", type=float, default=0.006)
-    parser.add_argument("--bias-rate", type=float, default=0.005)
-    parser.add_argument("--save-every", type=float, default=240, help="seconds")
-    parser.add_argument("--ranks", type=int, default=1, help="processes")
-    parser.add_argument("--threads", type=int, default=2, help="of each process")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument(
+        "--rate", type=float, default=0.006, help="learning rate of matrices; that of others is 0.4 of it"
+    )
+    parser.add_argument("--bias-rate", type=float, default=0.005, help="step by which experts' biases are moved")
+    parser.add_argument("--save-every", type=float, default=240, help="seconds between checkpoints")
+    parser.add_argument("--ranks", type=int, default=1, help="number of processes")
+    parser.add_argument("--threads", type=int, default=2, help="threads of each process")
+    parser.add_argument("--seed", type=int, default=1, help="of the weights and the corpus")
     args = parser.parse_args()
     on_each(args.ranks, _train, args)
 

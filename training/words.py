@@ -1,4 +1,4 @@
-"""The words of dialogues: short lists of real words, and any number of invented ones."""
+"""The words of dialogues: lists of real words, and functions that invent others."""
 
 import hashlib
 from random import Random
@@ -53,18 +53,18 @@ _CODAS = ("", "", "", "l", "n", "r", "s", "t", "m", "k", "d", "x", "nd", "rt", "
 
 
 def invented(random: Random) -> str:
-    """A lower-case word of two or three syllables that most likely nobody has used."""
+    """An invented lower-case word of two or three syllables."""
     count = 2 if random.random() < 0.7 else 3
     return "".join(random.choice(_ONSETS) + random.choice(_VOWELS) + random.choice(_CODAS) for _ in range(count))
 
 
 def held_out(name: str) -> bool:
-    """Whether a tool's name is kept from training: one in ten, by its hash."""
+    """Whether only evaluation uses a tool's name: one name in ten, chosen by its hash."""
     return hashlib.sha256(name.lower().encode()).digest()[0] < 26
 
 
 def noun(random: Random) -> str:
-    """A tool's subject, of one word or two; mostly invented."""
+    """The noun of a tool, of one or two words; mostly invented."""
     draw = random.random()
     if draw < 0.35:
         word = random.choice(NOUNS)
@@ -81,7 +81,7 @@ def code(random: Random) -> str:
 
 
 def capitalised(random: Random) -> str:
-    """A name: of a city or person, or invented."""
+    """A capitalised name: a city's, a person's, or an invented one."""
     draw = random.random()
     if draw < 0.2:
         return random.choice(CITIES)

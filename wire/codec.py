@@ -1,6 +1,7 @@
-"""Messages on a byte stream: a 4-byte length, a 1-byte type, then the dataclass in MessagePack.
+"""Frames messages on a byte stream: a 4-byte length, a 1-byte type, then the message in MessagePack.
 
-A stream, not a broker: when a process dies its peers read the end of the stream at once.
+Processes connect to each other directly and use no broker, so the peers of a process that dies see it at once, as the
+end of the stream.
 """
 
 import asyncio
@@ -14,7 +15,7 @@ from wire import protocol
 
 M = TypeVar("M")
 _HEAD = struct.Struct("<IB")
-# A prompt of 256k tokens takes 1.3 MB; a far larger frame is not from this cluster.
+# Bytes. The packed ids of a prompt of 256k tokens take 1 MB, so a far larger frame does not come from this cluster.
 MAX_FRAME = 256 * 1024 * 1024
 
 
@@ -23,7 +24,7 @@ class WireError(RuntimeError):
 
 
 class Codec(Generic[M]):
-    """Frames a closed set of dataclasses; the type byte is the index in `types`."""
+    """Encodes and decodes a fixed set of message classes; a frame's type byte is the class's index in `types`."""
 
     def __init__(self, types: tuple[type[Any], ...]) -> None:
         self._index = {t: i for i, t in enumerate(types)}
@@ -36,7 +37,7 @@ class Codec(Generic[M]):
         return _HEAD.pack(len(body), self._index[type(message)]) + body
 
     def decode(self, kind: int, body: bytes) -> M:
-        """Decode a type byte and a body; WireError if they are no message."""
+        """Decode a frame's body by its type byte; WireError if they are not one of the codec's messages."""
         try:
             message: M = self._decoders[kind](body)
         except (IndexError, msgspec.MsgspecError) as error:
@@ -44,14 +45,14 @@ class Codec(Generic[M]):
         return message
 
     async def read(self, reader: asyncio.StreamReader) -> M:
-        """Read the next message; `asyncio.IncompleteReadError` at the stream's end."""
+        """Read the next message; `asyncio.IncompleteReadError` at the stream's end, WireError if it is unreadable."""
         size, kind = _HEAD.unpack(await reader.readexactly(_HEAD.size))
         if size > MAX_FRAME:
             raise WireError(f"a frame of {size} bytes exceeds {MAX_FRAME}")
         return self.decode(kind, await reader.readexactly(size))
 
     def read_blocking(self, recv_exactly: Callable[[int], bytes]) -> M:
-        """Read the next message through a blocking `recv_exactly(n)`."""
+        """Read the next message by `recv_exactly(n)`, which blocks until it has n bytes; WireError as `read`."""
         size, kind = _HEAD.unpack(recv_exactly(_HEAD.size))
         if size > MAX_FRAME:
             raise WireError(f"a frame of {size} bytes exceeds {MAX_FRAME}")

@@ -1,4 +1,4 @@
-"""Digests of token prefixes, by which both routers and workers name a prefix.
+"""Digests of token prefixes. Routers and workers name a prefix by its digest.
 
 A page digest is the running BLAKE2b of all ids up to the end of a whole page, as little-endian int32. A prefix that
 ends inside a page is named by the digest of its whole pages and the ids after them. `scope` keeps the prefixes of
@@ -22,12 +22,15 @@ def packed(token_ids: Sequence[int]) -> bytes:
 
 
 def prefix_digest(floor: bytes, tail: bytes | memoryview) -> bytes:
-    """The digest of a prefix: `floor` of its whole pages, `tail` the packed ids after them."""
+    """The digest of a prefix. floor: the digest of its whole pages; tail: the packed ids after them."""
     return hashlib.blake2b(floor + tail, digest_size=SIZE).digest()
 
 
 def digests_at(token_ids: Sequence[int], positions: Sequence[int], scope: str = "") -> list[bytes]:
-    """Digests of the first p ids for each p of `positions`, which ascend and are multiples of a page."""
+    """The digest of the first p ids for each p of `positions`, which must ascend.
+
+    It equals `PageDigests.pages` only where p is a multiple of the page size.
+    """
     raw = memoryview(packed(token_ids))
     hasher = _hasher(scope)
     out, done = [], 0
@@ -44,7 +47,10 @@ def _hasher(scope: str) -> "hashlib.blake2b":
 
 
 class PageDigests:
-    """The page digests of a growing sequence. `pages[k]` is of the first (k + 1) * page_size ids, `root` of none."""
+    """The page digests of a growing sequence.
+
+    `pages[k]` is the digest of the first (k + 1) * page_size ids, `root` the digest of no ids.
+    """
 
     __slots__ = ("_hasher", "page_size", "pages", "root", "scope")
 
@@ -56,7 +62,7 @@ class PageDigests:
         self.pages: list[bytes] = []
 
     def extend(self, token_ids: Sequence[int]) -> None:
-        """Extend to the last whole page of `token_ids`, whose beginning must have been given before."""
+        """Add the digests of all whole pages of `token_ids`. It must begin with the ids of earlier calls."""
         size = self.page_size
         done = len(self.pages) * size
         whole = len(token_ids) // size * size
@@ -68,12 +74,12 @@ class PageDigests:
             self.pages.append(self._hasher.digest())
 
     def floor(self, position: int) -> bytes:
-        """Digest of the whole pages before `position`; IndexError beyond what `extend` was given."""
+        """The digest of the whole pages before `position`; IndexError if `extend` did not get that far."""
         whole = position // self.page_size
         return self.pages[whole - 1] if whole else self.root
 
     def at(self, token_ids: Sequence[int], position: int) -> bytes:
-        """Digest of the prefix of `position` ids."""
+        """The digest of the first `position` ids; IndexError as `floor`."""
         return prefix_digest(
             self.floor(position), packed(token_ids[position // self.page_size * self.page_size : position])
         )

@@ -35,7 +35,7 @@ class Caller:
         self._secret = secret
 
     def answer(self, nonce: bytes) -> bytes:
-        """The reply to the acceptor's nonce."""
+        """The reply to the acceptor's nonce: this side's nonce and proof."""
         self._nonces = nonce, secrets.token_bytes(_NONCE)
         return self._nonces[1] + _proof(self._secret, b"caller", *self._nonces)
 
@@ -46,14 +46,14 @@ class Caller:
 
 
 class Acceptor:
-    """The side that listens: send `nonce`, then what `answer` makes of the caller's."""
+    """The side that listens: send `nonce`, then send what `answer` returns for the caller's reply."""
 
     def __init__(self, secret: str) -> None:
         self._secret = secret
         self.nonce = secrets.token_bytes(_NONCE)
 
     def answer(self, said: bytes) -> bytes:
-        """This side's proof; StrangerError if the caller's is wrong."""
+        """This side's proof, for the caller's nonce and proof; StrangerError if that proof is wrong."""
         nonces = self.nonce, said[:_NONCE]
         if not hmac.compare_digest(said[_NONCE:], _proof(self._secret, b"caller", *nonces)):
             raise StrangerError
@@ -61,7 +61,10 @@ class Acceptor:
 
 
 async def call(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str) -> None:
-    """The caller's side on streams. StrangerError, TimeoutError, or what a broken stream raises."""
+    """Do the caller's side on asyncio streams.
+
+    StrangerError if the other end does not know the secret, TimeoutError after PATIENCE_S, or a broken stream's error.
+    """
     caller = Caller(secret)
     async with asyncio.timeout(PATIENCE_S):
         writer.write(caller.answer(await reader.readexactly(_NONCE)))
@@ -76,7 +79,7 @@ async def _proof_or_end(reader: asyncio.StreamReader) -> bytes:
 
 
 async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, secret: str) -> None:
-    """The acceptor's side on streams; raises as `call` does."""
+    """Do the acceptor's side on asyncio streams; it raises as `call` does."""
     acceptor = Acceptor(secret)
     writer.write(acceptor.nonce)
     async with asyncio.timeout(PATIENCE_S):
@@ -84,7 +87,10 @@ async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, sec
 
 
 def call_blocking(read: Callable[[int], bytes], write: Callable[[bytes], None], secret: str) -> None:
-    """The caller's side through `read(n)`, which returns exactly n bytes or raises, and `write`."""
+    """Do the caller's side by blocking functions; StrangerError if the other end does not know the secret.
+
+    read: returns exactly n bytes, and raises EOFError if the stream ends. write: sends all bytes.
+    """
     caller = Caller(secret)
     write(caller.answer(read(_NONCE)))
     try:
@@ -94,7 +100,7 @@ def call_blocking(read: Callable[[int], bytes], write: Callable[[bytes], None], 
 
 
 def accept_blocking(read: Callable[[int], bytes], write: Callable[[bytes], None], secret: str) -> None:
-    """The acceptor's side, likewise."""
+    """Do the acceptor's side by blocking functions, as `call_blocking` does the caller's."""
     acceptor = Acceptor(secret)
     write(acceptor.nonce)
     write(acceptor.answer(read(_NONCE + _PROOF)))

@@ -12,7 +12,7 @@ SILENT_S = 1.5
 
 
 class AwakeClock:
-    """A clock that counts the seconds in which this process ran, by its ticks; call `tick` every BEAT_S seconds.
+    """A clock of the seconds `s` in which this process ran. Call `tick` every BEAT_S seconds.
 
     It does not count time in which the process itself was held up: it could receive nothing then, and on an overloaded
     machine its peers are held up as well.
@@ -23,13 +23,13 @@ class AwakeClock:
         self._ticked = now
 
     def tick(self, now: float) -> None:
-        """Count the time since the last tick, but no more than two ticks may be apart."""
+        """Count the time since the last tick, at most two intervals of BEAT_S. now: seconds of a monotonic clock."""
         self.s += min(now - self._ticked, 2 * BEAT_S)
         self._ticked = now
 
 
 def detect_dead_host(sock: socket.socket) -> None:
-    """Have the kernel end a connection whose other host does not answer for 5 s."""
+    """Make the kernel end a connection whose other host has not answered for 5 s."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (("TCP_KEEPIDLE", 2), ("TCP_KEEPINTVL", 1), ("TCP_KEEPCNT", 3), ("TCP_USER_TIMEOUT", 5000)):
         if hasattr(socket, name):

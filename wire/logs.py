@@ -1,6 +1,6 @@
-"""Log lines of the cluster's own packages, on standard error: for people, or one JSON object a line for programs.
+"""Writes the log records of the cluster's own packages to standard error, as text or as one JSON object per line.
 
-A record's `fields` (given as `extra={"fields": {...}}`) are members of that object; lines for people end with them.
+A record's `fields` (given as `extra={"fields": {...}}`) become members of that object; text lines end with them.
 """
 
 import datetime
@@ -17,20 +17,20 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 def describe(error: BaseException) -> str:
-    """An error in words: its message, or its type where it has none, as timeouts and ends of streams do."""
+    """An error in words: its message, or its type's name if the message is empty, as timeouts' messages are."""
     return str(error) or type(error).__name__
 
 
 @dataclass(frozen=True, slots=True)
 class LogSettings:
-    """format: "text" or "json". level: the lowest level that is written."""
+    """How a process logs. format: "text" or "json". level: the lowest level that is written."""
 
     format: Format = "text"
     level: Level = "info"
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object for each record. always: members of every object, e.g. the name of the writing process."""
+    """Formats a record as a JSON object. always: members of every object, e.g. the writing process's name."""
 
     def __init__(self, always: Mapping[str, Any]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class JsonLines(logging.Formatter):
         self._encode = json.JSONEncoder(ensure_ascii=False, default=str).encode
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """The record as one line of JSON, without a line break."""
         at = datetime.datetime.fromtimestamp(record.created, datetime.UTC)
         line = {
             "time": at.isoformat(timespec="milliseconds"),
@@ -54,20 +54,20 @@ class JsonLines(logging.Formatter):
 
 
 class TextLines(logging.Formatter):
-    """Log lines for people."""
+    """Formats a record as a line of text. always: values that precede each logger's name."""
 
     def __init__(self, always: Mapping[str, Any]) -> None:
         who = " ".join(str(value) for value in always.values())
         super().__init__(f"%(asctime)s %(levelname)s {who + ' ' if who else ''}%(name)s: %(message)s")
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, without its end."""
+        """The record as text, without a final line break."""
         fields = getattr(record, "fields", {})
         return super().format(record) + "".join(f" {key}={value}" for key, value in fields.items())
 
 
 def set_up(settings: LogSettings, **always: str) -> None:
-    """Write this process's records to standard error from now on, and nowhere else."""
+    """From now on write this process's records to standard error only. always: fields of every record."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter((JsonLines if settings.format == "json" else TextLines)(always))
     for package in PACKAGES:

@@ -41,7 +41,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True)
 class Starting:
-    """A worker that does not serve yet. still_s: seconds since its progress last moved."""
+    """A worker that does not serve yet. still_s: seconds since its progress last changed."""
 
     worker_id: str
     role: Role

@@ -1,8 +1,9 @@
-"""TLS on the cluster's own TCP connections, by the switch and the files that Ray reads too.
+"""TLS on the cluster's own TCP connections, set up by the same environment variables as Ray's TLS.
 
-With RAY_USE_TLS each process shows its one certificate (RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY) at whichever end of
-a connection it is, and takes the other end for one of the cluster if RAY_TLS_CA_CERT signed its certificate. Names in
-it are not compared: processes reach each other by address. The secret (`wire.handshake`) is proved inside.
+With RAY_USE_TLS each process shows its certificate (RAY_TLS_SERVER_CERT, RAY_TLS_SERVER_KEY) at both ends of a
+connection, and accepts the other end if RAY_TLS_CA_CERT signed its certificate. Names in certificates are not compared,
+because processes reach each other by address. Inside the encrypted connection both ends prove that they know the secret
+(`wire.handshake`).
 """
 
 import asyncio
@@ -20,7 +21,7 @@ _CERTIFICATE, _KEY, _AUTHORITY = "RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "R
 
 
 class TlsError(RuntimeError):
-    """TLS is asked for, but a file it needs is not named, can't be read, or is not what it should be."""
+    """TLS is switched on, but a file it needs is not named, can't be read, or has the wrong content."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,15 +34,15 @@ class Tls:
 
 @cache
 def tls() -> Tls | None:
-    """This process's contexts, read once from the files that its environment names; None without RAY_USE_TLS.
+    """This process's TLS contexts, read once from the files that its environment names; None without RAY_USE_TLS.
 
-    TlsError.
+    TlsError if a file is missing or wrong.
     """
     return load(os.environ)
 
 
 def load(environment: Mapping[str, str]) -> Tls | None:
-    """Read the TLS settings from `environment`, as `tls` does from the process's own."""
+    """As `tls`, for any environment variables; reads the files at each call."""
     if environment.get(_SWITCH, "").lower() not in ("1", "true"):
         return None
     files = {name: _file(environment, name) for name in (_CERTIFICATE, _KEY, _AUTHORITY)}
@@ -79,7 +80,7 @@ def _file(environment: Mapping[str, str], name: str) -> str:
 
 
 async def connect(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-    """Open a connection to another process of the cluster; OSError (also ssl.SSLError) if that fails."""
+    """Open a connection to another process of the cluster, with TLS if it is on; OSError (also ssl.SSLError)."""
     own = tls()
     return await asyncio.open_connection(host, port, ssl=own.caller if own else None)
 
@@ -87,7 +88,7 @@ async def connect(host: str, port: int) -> tuple[asyncio.StreamReader, asyncio.S
 async def listen(
     serve: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], host: str, port: int = 0
 ) -> asyncio.Server:
-    """Listen for such connections, at any free port if none is given."""
+    """Listen for connections as `connect` opens them. port: 0 for any free one."""
     own = tls()
     if own is None:
         return await asyncio.start_server(serve, host, port)

@@ -1,6 +1,6 @@
-"""Token ids as packed bytes, four a token: the form in which prompts are stored and sent.
+"""Token ids as packed bytes, four per token: prompts are stored and sent in this form.
 
-100,000 ids as Python integers take milliseconds to create, check and send; as 400 kB of bytes next to nothing.
+100,000 ids as Python integers take milliseconds to create, check and send; as 400 kB of bytes they take almost no time.
 """
 
 import array
@@ -13,7 +13,7 @@ WIDTH = 4
 
 @dataclass(frozen=True, slots=True)
 class TokenIds(Sequence[int]):
-    """A sequence of token ids. packed: little-endian int32."""
+    """An immutable sequence of token ids. packed: their bytes, int32 little-endian."""
 
     packed: bytes
 
@@ -40,7 +40,7 @@ class TokenIds(Sequence[int]):
         return TokenIds(self.packed[: WIDTH * count])
 
     def array(self) -> "array.array[int]":
-        """A copy as an array, which can be indexed, and whose `min`, `max` and sums run at the speed of C."""
+        """A copy as an array, for fast indexing, `min`, `max` and `sum`."""
         out = array.array("i")
         out.frombytes(self.packed)
         return out

@@ -1,1 +1,1 @@
-"""Routing policies against each other, over the planner's cost model: `python -m benchmarks.policies`."""
+"""Compares routing policies in a simulation by the planner's cost model: `python -m benchmarks.policies`."""

@@ -1,10 +1,10 @@
 """Compares routing policies in a simulated fleet: `python -m benchmarks.policies [--trace PATH]`.
 
-A simulated fleet of released models on H200s, whose workers advance a clock by the planner's cost model, is given the
-same requests under each policy: sessions of made-up agents, requests for long answers, and a recorded trace where one
-is named. Prints goodput (answers a second that keep to both targets), the 99th percentile of the time to the first
-token, and the share of prompt tokens that were not computed; each as the mean over seeds and the half-width of its 95 %
-interval. Then, for each row, whether the default leads.
+The fleet serves the released model on H200s; its workers advance a clock by the planner's cost model. Each policy gets
+the same requests: sessions of made-up agents, requests for long answers, and a recorded trace if one is given. It
+prints goodput (answers per second that meet both targets), the 99th percentile of the time to the first token, and the
+share of prompt tokens that were not computed. Goodput and time are means over seeds with the half-width of their 95 %
+intervals. Then it lists the rows in which the default policy does not lead.
 """
 
 import argparse
@@ -26,12 +26,12 @@ from router.relay.costs import Costs
 
 # Two-sided 95 % of Student's t by degrees of freedom.
 _T = {1: 12.71, 2: 4.30, 3: 3.18, 4: 2.78, 5: 2.57, 6: 2.45, 7: 2.36, 8: 2.31, 9: 2.26}
-_COUNT = 2500  # requests of a trace in one run
+_COUNT = 2500  # requests that one run takes from a trace
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
-    """Of one run."""
+    """The figures of one run: goodput in answers/s, p99 of the time to the first token, share of cached tokens."""
 
     goodput: float
     p99_s: float
@@ -40,18 +40,18 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class Interval:
-    """A mean, and half the width of its 95 % interval."""
+    """A mean and half the width of its 95 % confidence interval."""
 
     mean: float
     half: float
 
     def text(self, digits: int) -> str:
-        """Format the mean and the half-width of the interval."""
+        """The mean and the half-width as text."""
         return f"{self.mean:.{digits}f} ± {self.half:.{digits}f}"
 
     @staticmethod
     def of(values: list[float]) -> "Interval":
-        """Compute the interval from one value for each seed."""
+        """The interval of the values, one per seed."""
         if len(values) < 2:
             return Interval(values[0], math.nan)
         error = statistics.stdev(values) / math.sqrt(len(values))
@@ -59,13 +59,16 @@ class Interval:
 
 
 def costs(itl_s: float) -> Costs:
-    """Of the released model in FP8 on four H200 a worker, at the share of the limit that good kernels reach."""
+    """The costs of the released model in FP8 with four H200 per worker, at 0.4 of the planner's limit.
+
+    itl_s: target between tokens, in seconds.
+    """
     found = coefficients(load_model(RELEASED, "fp8"), find_card("h200-141gb"), 4, 8192, 12.5e9)
     return scaled(Costs(**asdict(found), itl_s=itl_s), 0.4)
 
 
 def figures(flights: list[Flight], targets: Targets) -> Figures:
-    """What came of a run."""
+    """The figures of a run, from all its requests."""
     seconds = max(f.arrived for f in flights) or 1.0
     first = sorted(f.first - f.arrived for f in flights)
     return Figures(
@@ -93,16 +96,24 @@ def _sessions(kind: str, load: float, seed: int, arguments: argparse.Namespace) 
 
 
 def main() -> int:
-    """Print the table."""
+    """Simulate all policies and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trace", type=Path, help="requests in Mooncake's format, a JSON object a line")
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--seconds", type=float, default=120.0, help="for how long sessions of agents begin")
-    parser.add_argument("--sessions", type=float, nargs="*", default=[1.0, 2.0, 3.0], help="of agents, begun a second")
-    parser.add_argument("--answers", type=float, nargs="*", default=[30.0, 40.0], help="long ones asked a second")
-    parser.add_argument("--speeds", type=float, nargs="*", default=[4.0, 8.0, 10.0], help="times as fast as the trace")
-    parser.add_argument("--first-s", type=float, default=1.0, help="target to the first token")
-    parser.add_argument("--token-s", type=float, default=0.03, help="target between tokens, in the mean of an answer")
+    parser.add_argument("--seconds", type=float, default=120.0, help="seconds in which agents' sessions begin")
+    parser.add_argument(
+        "--sessions", type=float, nargs="*", default=[1.0, 2.0, 3.0], help="agents' sessions that begin per second"
+    )
+    parser.add_argument(
+        "--answers", type=float, nargs="*", default=[30.0, 40.0], help="requests for long answers per second"
+    )
+    parser.add_argument(
+        "--speeds", type=float, nargs="*", default=[4.0, 8.0, 10.0], help="factors by which the trace is sped up"
+    )
+    parser.add_argument("--first-s", type=float, default=1.0, help="target for the time to the first token")
+    parser.add_argument(
+        "--token-s", type=float, default=0.03, help="target for the mean time between an answer's tokens"
+    )
     arguments = parser.parse_args()
     targets = Targets(arguments.first_s, arguments.token_s)
     setup = Setup(costs(arguments.token_s))

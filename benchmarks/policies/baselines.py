@@ -1,6 +1,6 @@
-"""Baseline policies: what other routers do, as pure functions over the same fleet view.
+"""Baseline policies, as other routers have them: pure functions over the same view of the fleet.
 
-number: how many requests were routed before this one.
+Each takes the fleet, the need, and `number`, the count of requests routed before this one.
 """
 
 import zlib
@@ -10,7 +10,8 @@ from router.relay.fleet import Fleet, Standing
 from router.relay.policy import Need, NoPlan, Plan, choose
 
 Policy = Callable[[Fleet, Need, int], Plan | NoPlan]
-# Of the prefix tree's policy: a match of such a share decides, while loads differ by no more than these.
+# The prefix tree's policy: a match of more than this share of the prompt decides, unless the numbers of requests differ
+# by more than this count and this factor.
 _MATCH, _MOST_APART, _MOST_TIMES = 0.3, 64, 1.5
 _BLOCK = 64
 
@@ -21,24 +22,25 @@ def default(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
 
 
 def round_robin(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
-    """Take the workers of each pool in turn."""
+    """Choose the workers of each pool in turn."""
     return _pair(fleet.prefills[number % len(fleet.prefills)], fleet.decodes[number % len(fleet.decodes)], need)
 
 
 def least_requests(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
-    """Those that hold the fewest requests."""
+    """Choose in each pool the worker with the fewest requests."""
     return _pair(_least(fleet.prefills, need), _least(fleet.decodes, need), need)
 
 
 def power_of_two(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
-    """Of two drawn by chance, the one that holds fewer requests."""
+    """Choose in each pool, of two random workers, the one with fewer requests."""
     return _pair(_least(_two(fleet.prefills, need), need), _least(_two(fleet.decodes, need), need), need)
 
 
 def prefix_tree(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
-    """The longest match where it is long enough, and where little matches the worker that keeps least.
+    """Choose the prefill worker that keeps the longest prefix, if it is long enough, else the one that keeps least.
 
-    Where loads have drifted apart, the fewest requests. Decode workers by power of two. After SGLang's router.
+    If loads have drifted apart, it chooses the one with the fewest requests. Decode workers are chosen by power of two.
+    SGLang's router does the same.
     """
     pool = fleet.prefills
     loads = [_requests(s) for s in pool]
@@ -54,8 +56,9 @@ def prefix_tree(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
 
 
 def kv_overlap(fleet: Fleet, need: Need, number: int) -> Plan | NoPlan:
-    """Choose the prefill worker with the fewest blocks to compute and blocks in use, added up, and the decode worker
-    with the fewest blocks in use: the idea of Dynamo's KV-overlap cost.
+    """Choose the prefill worker with the least sum of blocks to compute and blocks in use.
+
+    The decode worker is the one with the fewest blocks in use. It follows the idea of Dynamo's KV-overlap cost.
     """
 
     def cost(s: Standing, overlap: int) -> tuple[float, int]:

@@ -1,4 +1,4 @@
-"""A fleet under a workload, one policy at a time."""
+"""Simulates a fleet under a workload with one policy."""
 
 import math
 from collections import Counter
@@ -20,7 +20,7 @@ _LOOK_S = 0.01
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """The simulated fleet. slow: by worker, how much longer than the costs say its steps take, 1 where unnamed."""
+    """The simulated fleet. slots, pages: of each worker. slow: by worker, the factor on its steps' times; default 1."""
 
     costs: Costs
     prefills: int = 4
@@ -32,13 +32,13 @@ class Setup:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """What a good answer meets: seconds to its first token, and mean seconds between its tokens."""
+    """The targets of a good answer: seconds to its first token, and mean seconds between its tokens."""
 
     first_s: float
     token_s: float
 
     def met(self, flight: Flight) -> bool:
-        """Return whether an answer met both targets; a refused one did not."""
+        """Whether an answer met both targets; a refused request did not."""
         if not flight.over:
             return False
         gap = (flight.over - flight.first) / max(1, flight.ask.output - 1)
@@ -46,7 +46,7 @@ class Targets:
 
 
 class Simulation:
-    """One run."""
+    """One simulated run of a policy."""
 
     def __init__(
         self,
@@ -56,9 +56,9 @@ class Simulation:
         fair: FairQueue[int] | None = None,
         deadline_s: float = math.inf,
     ) -> None:
-        """fair: where requests wait for their turn, as routers let them; without one each goes to workers at once.
+        """fair: the queue in which requests wait for their turn, as in routers; None sends each to workers at once.
 
-        deadline_s: what can't have its first token by then is refused as it comes, or as its turn comes.
+        deadline_s: a request whose first token can't come within it is refused when it arrives or when its turn comes.
         """
         self.clock = Clock()
         self.flights: list[Flight] = []
@@ -81,7 +81,7 @@ class Simulation:
         }
 
     def run(self, sessions: Iterable[Session]) -> list[Flight]:
-        """All answers."""
+        """Simulate all sessions to their ends; returns all requests in the order of their arrival."""
         for session in sessions:
             self.clock.at(session.begins, lambda session=session: self._ask(session, 0))  # type: ignore[misc]
         self.clock.run()
@@ -114,7 +114,7 @@ class Simulation:
         return plan
 
     def _late(self, number: int) -> bool:
-        """Whether what is before a request leaves it no chance, as routers predict it."""
+        """Whether a request can't meet its deadline because of the requests before it, as routers predict it."""
         if self._deadline_s == math.inf or self._fair is None:
             return False
         fleet = fleet_of([worker.state() for worker in self.workers.values()], self._costs)
@@ -131,24 +131,24 @@ class Simulation:
         return roomy(self._plan) or self._overdue(number) or self._precedes(flight)
 
     def _backlogged(self, tenant: str) -> bool:
-        """Whether a tenant has more than its share, as routers see it."""
+        """Whether a tenant has more requests than its share, by the routers' rule."""
         assert self._fair is not None
         return self._fair.backlogged(0, tenant) or self._behind[tenant] > 0
 
     def _precedes(self, flight: Flight) -> bool:
-        """Whether workers have a place for a request, and compute its prompt before others that they have."""
+        """Whether workers have room for a request and would compute its prompt before others that they have."""
         assert self._plan is not None
         theirs = any(worker.state().load.behind for worker in self.workers.values())
         return not self._plan.waits and not flight.behind and theirs
 
     def _overdue(self, number: int) -> bool:
-        """Whether one whose turn it is can't be in time any more."""
+        """Whether a request whose turn it is can no longer meet its deadline."""
         assert self._plan is not None
         waited = self.clock.now - self.flights[number].arrived
         return waited + self._plan.first_token_s > self._deadline_s
 
     def _look(self) -> None:
-        """Start those whose turn it is, while there is room; again once a worker is to have less before it."""
+        """Start the requests whose turn it is while there is room, and look again soon if some are left."""
         if self._fair is None:
             return
         while (number := self._fair.take(self._may_go)) is not None:
@@ -207,7 +207,7 @@ class Simulation:
 
 
 def scaled(costs: Costs, reached: float) -> Costs:
-    """Return the costs of a fleet that computes at the share `reached` of the cost model's limit; transfers stay."""
+    """The costs of a fleet that computes at the share `reached` of the limit; transfers are not scaled."""
     return replace(
         costs,
         token_s=costs.token_s / reached,

@@ -1,4 +1,4 @@
-"""Workers that only advance a clock by the cost model. Steps of equal length are taken together, so a run is quick."""
+"""Simulated workers, which advance a clock by the cost model. Steps of equal length are taken at once, for speed."""
 
 import heapq
 import itertools
@@ -13,14 +13,16 @@ from router.relay.policy import Held
 from wire.protocol import Load, RankInfo, Role, WorkerInfo
 
 _PAGE = 64
-_CHUNK = 1024  # of a prompt in a decode worker's step
+_CHUNK = 1024  # prompt tokens in a decode worker's step
 
 
 @dataclass(slots=True)
 class Flight:
-    """A request under way: when it came, when its first token did, and when it was over; cached: of its prompt.
+    """A request in the simulation, with the times of its arrival, first token and end; 0 for what has not happened.
 
-    answered_by: the worker that decodes it. behind: its tenant has more than its share: its prompt yields to others'.
+    cached: prompt tokens that were not computed. suffix, work: prompt tokens, and weighted tokens, still to compute.
+    computing_s: seconds of the whole prompt. answered_by: the worker that decodes it. behind: its tenant has more than
+    its share, so other tenants' prompts are computed before its prompt.
     """
 
     ask: Ask
@@ -36,7 +38,7 @@ class Flight:
 
 
 class Clock:
-    """What happens when. Calls at equal times keep their order."""
+    """The simulation's clock and its scheduled calls. Calls at the same time run in the order they were scheduled."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -48,14 +50,17 @@ class Clock:
         heapq.heappush(self._calls, (when, next(self._order), call))
 
     def run(self) -> None:
-        """Until nothing is left to happen."""
+        """Run all calls, and those that they schedule."""
         while self._calls:
             self.now, _, call = heapq.heappop(self._calls)
             call()
 
 
 class Kept:
-    """A worker's snapshots, the last used last. Each holds a state, and the latents since the one before it."""
+    """A worker's kept snapshots, the least recently used first.
+
+    Each holds a state and the latents since the snapshot before it. states, tokens: the most that it keeps.
+    """
 
     def __init__(self, states: int, tokens: int) -> None:
         self._states, self._tokens = states, tokens
@@ -66,7 +71,7 @@ class Kept:
         return len(self._all)
 
     def longest(self, ask: Ask) -> int:
-        """Tokens of a prompt that need not be computed."""
+        """The number of the prompt's first tokens that are kept."""
         return next((min(at, ask.prompt - 1) for at, name in reversed(ask.prefixes) if name in self._all), 0)
 
     def keep(self, ask: Ask, *, answer: bool) -> None:
@@ -90,7 +95,7 @@ class Kept:
 
 
 class SimulatedWorker:
-    """One worker of either role. slow: how much longer than the cost model everything takes there."""
+    """One worker of either role. slow: the factor by which everything takes longer than by the cost model."""
 
     def __init__(self, clock: Clock, name: str, role: Role, costs: Costs, slots: int, pages: int, slow: float) -> None:
         ranks = tuple(RankInfo(r, 1, "n", "cuda", "h", 1) for r in range(4))
@@ -114,7 +119,7 @@ class SimulatedWorker:
     # What the policy sees
 
     def state(self) -> WorkerState:
-        """Return the worker's figures at this moment."""
+        """The worker's state at this moment, as a router sees it."""
         self._advance()
         running = len(self._decoding) + len(self._prompts)
         ahead = sum(flight.suffix for flight, _ in self._prompts)
@@ -127,14 +132,14 @@ class SimulatedWorker:
         return WorkerState(self.info, load, unseen_work=self.coming)
 
     def held(self, ask: Ask) -> Held | None:
-        """What it keeps of a prompt."""
+        """The longest prefix of a prompt that the worker keeps; None if it keeps none."""
         position = self.kept.longest(ask)
         return Held(position, True) if position else None
 
     # What it does
 
     def enter(self, tokens: int, then: Callable[[], None]) -> None:
-        """Take a slot and the pages of so many tokens, when there are any."""
+        """Take a slot and pages for `tokens` tokens and call `then`, now or once they are free."""
         pages = -(-tokens // _PAGE)
         if not self._waiting and self._slots and self._pages >= pages:
             self._slots -= 1
@@ -144,7 +149,7 @@ class SimulatedWorker:
             self._waiting.append((pages, then))
 
     def leave(self, tokens: int) -> None:
-        """Give back the slot and the pages of a sequence of so many tokens."""
+        """Free the slot and the pages of a sequence of `tokens` tokens, and let waiting ones enter."""
         self._slots += 1
         self._pages += -(-tokens // _PAGE)
         while self._waiting and self._slots and self._pages >= self._waiting[0][0]:
@@ -154,7 +159,7 @@ class SimulatedWorker:
             then()
 
     def compute(self, flight: Flight, begin: int, then: Callable[[], None]) -> None:
-        """Compute a prompt from `begin` on, or from what is kept here if that is more."""
+        """Compute a prompt from `begin` on, or from a longer prefix kept here, and call `then` at its end."""
         self._advance()
         begin = max(begin, self.kept.longest(flight.ask))
         flight.cached, flight.suffix = begin, flight.ask.prompt - begin
@@ -164,7 +169,7 @@ class SimulatedWorker:
         self._changed()
 
     def decode(self, flight: Flight, then: Callable[[], None]) -> None:
-        """Generate the answer but for its first token."""
+        """Generate an answer's tokens after the first one, and call `then` at its end."""
         flight.answered_by = self.info.worker_id
         self._advance()
         end = self._steps + flight.ask.output - 1
@@ -176,19 +181,19 @@ class SimulatedWorker:
         return self._slow * self.costs.decode_s(len(self._decoding), self._tokens)
 
     def _token_s(self) -> float:
-        """Return the seconds that a prompt token takes, its share of the decoding in the same steps included."""
+        """Seconds of a prompt token, with its share of the decoding in the same steps."""
         alone = self.costs.token_s * self._slow
         return alone + self._decode_s() / _CHUNK if self._decoding else alone
 
     def _step_s(self) -> float:
-        """Return the seconds of a step: each decoding sequence gains a token, the first prompt a chunk."""
+        """Seconds of a step, in which each decoding sequence gains a token and the first prompt a chunk."""
         seconds = self._decode_s() if self._decoding else 0.0
         if self._prompts:
             seconds += self._prompts[0][0].work / self._chunks() * self.costs.token_s * self._slow
         return seconds
 
     def _chunks(self) -> float:
-        """Steps that the prompt in front still takes; where nothing decodes beside it, the fewer make no difference."""
+        """Steps that the first prompt still takes; their number only matters while sequences decode."""
         return max(1.0, self._prompts[0][0].suffix / _CHUNK)
 
     def _advance(self) -> None:
@@ -206,7 +211,7 @@ class SimulatedWorker:
             flight.suffix = int(flight.suffix * share)
 
     def _changed(self) -> None:
-        """What is next to happen may have changed."""
+        """Schedule the next end of a prompt or an answer again, after something changed."""
         self._version += 1
         version = self._version
         steps = []

@@ -1,4 +1,4 @@
-"""What is asked of a fleet: a made-up crowd of agents, or a recorded trace."""
+"""Makes the workloads of a fleet: made-up agents, requests for long answers, or a recorded trace."""
 
 import json
 import math
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_BLOCK = 512  # tokens behind one id of a trace
+_BLOCK = 512  # tokens of a block, which a trace names by one id
 
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request. prefixes: (position, name) where turns end, ascending; the last is the prompt's own end.
+    """One request. prompt, output: tokens. prefixes: (position, name) of each turn's end, the prompt's own last.
 
-    kept_as: the name of prompt and answer together, under which a next turn finds them. tenant: who asks.
+    kept_as: the name of the prefix of prompt and answer together, by which the next turn finds it. tenant: its sender.
     """
 
     prompt: int
@@ -26,7 +26,7 @@ class Ask:
 
 @dataclass(slots=True)
 class Session:
-    """Requests one after another: each follows the one before it by its gap, in seconds, once that is answered."""
+    """Requests one after another. gaps[n]: seconds between the answer to request n and the next request."""
 
     begins: float
     asks: list[Ask]
@@ -34,7 +34,7 @@ class Session:
 
 
 def agents(rate: float, seconds: float, seed: int, longest: int = 120_000) -> Iterator[Session]:
-    """Make up agents' sessions, of which `rate` begin a second.
+    """Yield made-up agents' sessions, of which `rate` begin per second.
 
     They follow published figures of agents' traffic: a turn has 2,242 new tokens and a short answer, most gaps are
     below a second and a few are long, a long session has some thirty turns, and sessions of a kind share a system
@@ -66,7 +66,7 @@ def agents(rate: float, seconds: float, seed: int, longest: int = 120_000) -> It
 
 
 def answers(rate: float, seconds: float, seed: int) -> Iterator[Session]:
-    """Make single requests with answers as long as their prompts: they load mostly the decode workers."""
+    """Yield single requests with long answers, which load mostly the decode workers; `rate` arrive per second."""
     rng = random.Random(seed)
     at = 0.0
     while (at := at + rng.expovariate(rate)) < seconds:
@@ -74,9 +74,9 @@ def answers(rate: float, seconds: float, seed: int) -> Iterator[Session]:
 
 
 def trace(path: Path, speed: float, skip: int, count: int) -> Iterator[Session]:
-    """`count` requests of a trace in Mooncake's format behind the first `skip`, `speed` times as fast.
+    """Yield `count` requests of a trace in Mooncake's format, after the first `skip`, `speed` times as fast.
 
-    Turns are not told apart in it. They end where a prompt was seen to go on differently, and at each prompt's end.
+    The format does not tell turns apart, so turns are taken to end where prompts diverge and at each prompt's end.
     """
     with path.open() as lines:
         rows = [json.loads(line) for at, line in zip(range(skip + count), lines, strict=False) if at >= skip]

@@ -1,1 +1,1 @@
-"""A prefix cache of bounded bytes, simulated: which states are kept, and which of them go first."""
+"""Simulates a prefix cache of bounded bytes, to compare which states are kept and which are evicted first."""

@@ -1,4 +1,4 @@
-"""A cache of so many bytes under a workload. A snapshot's latents lie there once, as in `workers.cache.host`."""
+"""Simulates a prefix cache under a workload. It stores shared latents once, as `workers.cache.host` does."""
 
 import math
 from bisect import bisect_right, insort
@@ -12,7 +12,7 @@ from workers.cache.points import keep_points
 STATE_BYTES = 56 << 20  # fp32: 28 layers, 32 heads, 128 x 128
 TOKEN_BYTES = 4_608  # bf16: 4 layers, 576 values
 PAGE = 64
-# How much a kept one is worth: the least goes first. Comparable at any time.
+# The value of a kept snapshot: the one with the least is evicted first. Values of different times are comparable.
 Score = Callable[["Node"], float]
 # Returns the positions of a prompt at which states are kept. Arguments: the request, the position it begins from, and
 # the position at which another prompt went on differently, if one did.
@@ -21,7 +21,7 @@ Points = Callable[[Ask, int, int | None], Iterable[int]]
 
 @dataclass(slots=True, eq=False)
 class Node:
-    """A kept snapshot. uses: times at which it will be begun from, the next one last, where they are known."""
+    """A kept snapshot. uses: the future times at which a prompt begins from it, the next one last, if known."""
 
     kept: Kept
     path: Path_
@@ -32,43 +32,43 @@ class Node:
 
     @property
     def key(self) -> tuple[str, int]:
-        """What tells its tokens."""
+        """The name of its tokens: last segment and position."""
         return self.path[-1].name, self.kept.position
 
 
 def ours(node: Node) -> float:
-    """`Kept.value` by bytes; all age alike, so that the order of two never changes by itself."""
+    """This engine's score: `Kept.value` per byte. All age equally, so the order of two never changes by itself."""
     kept = node.kept
     return math.log2(max(kept.value(kept.used), 1e-9) / node.size) + kept.used / 60.0
 
 
 def lru(node: Node) -> float:
-    """The least recently used goes first."""
+    """Evict the least recently used first."""
     return node.kept.used
 
 
 def marconi(node: Node) -> float:
-    """Recency and FLOPs saved by byte, added: Marconi's idea with its weight left at one, by minutes and by tokens."""
+    """Add recency, in minutes, and tokens saved per byte, as Marconi does, with a weight of one."""
     return node.kept.used / 60.0 + node.kept.saved_tokens * TOKEN_BYTES * 8 / node.size
 
 
 def farthest(node: Node) -> float:
-    """What is begun from last, or never again, goes first: the future is known."""
+    """Evict first what is used again last, or never. It knows the future."""
     return -node.uses[-1] if node.uses else -math.inf
 
 
 def all_points(ask: Ask, begin: int, branch: int | None) -> list[int]:
-    """Return the positions of a prompt at which this engine keeps states."""
+    """Keep states where this engine keeps them."""
     return keep_points(ask.boundaries, ask.tokens, begin, PAGE, branch)
 
 
 def turn_ends(ask: Ask, begin: int, branch: int | None) -> list[int]:
-    """Keep a state at the prompt's end alone."""
+    """Keep a state only at the prompt's end."""
     return [ask.tokens - 1]
 
 
 def branches(ask: Ask, begin: int, branch: int | None) -> list[int]:
-    """Where a second prompt was seen to go on differently; the answer's end is kept in any case."""
+    """Keep a state where a second prompt went on differently, as Marconi does."""
     return [branch] if branch is not None else []
 
 
@@ -79,7 +79,7 @@ def grid(ask: Ask, begin: int, branch: int | None) -> range:
 
 @dataclass(slots=True)
 class Result:
-    """prompt: tokens asked. hit: of those, what was not computed."""
+    """A run's result. prompt: all prompt tokens. hit: those not computed. evicted: number of evicted snapshots."""
 
     prompt: int = 0
     hit: int = 0
@@ -87,12 +87,16 @@ class Result:
 
     @property
     def rate(self) -> float:
-        """Return the share of prompt tokens that were hits."""
+        """The share of prompt tokens that were not computed."""
         return self.hit / self.prompt
 
 
 class Simulation:
-    """One policy and one budget. future: for each key the times at which it is begun from, the last first."""
+    """A cache with one policy.
+
+    points, score: where it keeps states, and what it evicts. budget: bytes. answers: whether it keeps states at
+    answers' ends. future: by key, the times at which a prompt begins from it, the last first; for `farthest`.
+    """
 
     def __init__(
         self, points: Points, score: Score, budget: float, answers: bool = True,
@@ -179,7 +183,7 @@ class Simulation:
         self._rate(node)
 
     def _adopt(self, child: Node, node: Node) -> None:
-        """A longer one continues the new one from now on, and gives latents to it."""
+        """Make a longer snapshot the child of a new shorter one, which takes over the latents they share."""
         old = child.size
         child.kept.parent = node.kept
         child.size = STATE_BYTES + child.kept.saved_tokens * TOKEN_BYTES
@@ -223,7 +227,7 @@ class Simulation:
 
 
 def optimum(asks: Iterable[Ask]) -> Result:
-    """Everything is kept, at every token."""
+    """The result of an unbounded cache that keeps a state at every token."""
     result, seen = Result(), dict[str, int]()
     for ask in asks:
         common = 0
@@ -240,5 +244,5 @@ def optimum(asks: Iterable[Ask]) -> Result:
 
 
 def _passes(path: Path_, point: Segment) -> bool:
-    """Whether a path has exactly the tokens that end at `point` before it."""
+    """Whether a path begins with the tokens that end at `point`."""
     return any(segment.name == point.name and segment.end >= point.end for segment in path)

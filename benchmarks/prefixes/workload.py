@@ -1,4 +1,4 @@
-"""What a cache is asked: a made-up crowd of agents, or a recorded trace in Mooncake's format."""
+"""Makes the workloads of a cache: made-up agents, or a recorded trace in Mooncake's format."""
 
 import heapq
 import json
@@ -8,14 +8,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-_BLOCK = 512  # tokens behind one id of a trace
-# Where an agent puts a summary in place of its conversation.
+_BLOCK = 512  # tokens of a block, which a trace names by one id
+# Length beyond which an agent replaces its conversation by a summary.
 _COMPACT_TOKENS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """Tokens up to position `end`. Its name tells all the tokens before it too. turn: it ends where a turn does."""
+    """The tokens up to position `end`. name: stands for all tokens up to there. turn: whether a turn ends there."""
 
     name: str
     end: int
@@ -35,20 +35,21 @@ class Ask:
 
     @property
     def tokens(self) -> int:
-        """Return the prompt's length in tokens."""
+        """The prompt's length in tokens."""
         return self.prompt[-1].end
 
     @property
     def boundaries(self) -> tuple[int, ...]:
-        """Where its turns end."""
+        """The positions at which its turns end."""
         return tuple(segment.end for segment in self.prompt if segment.turn)
 
 
 def agents(sessions: int, seconds: float, seed: int) -> list[Ask]:
-    """Sessions that begin within so many seconds, of 33 turns and 2,242 new tokens a turn on average.
+    """The requests of made-up agents, in order of time.
 
-    Six system prompts are shared. A twentieth of the turns are taken back: the session goes on from an earlier one.
-    Beyond 100,000 tokens a summary replaces all but the system prompt.
+    `sessions` sessions begin within `seconds`, with 33 turns and 2,242 new tokens per turn on average. They share six
+    system prompts. In a twentieth of the turns the session goes on from an earlier turn. Beyond 100,000 tokens a
+    summary replaces all but the system prompt.
     """
     rng = random.Random(seed)
     each = (_session(rng, number, rng.uniform(0.0, seconds)) for number in range(sessions))
@@ -74,8 +75,8 @@ def _session(rng: random.Random, number: int, at: float) -> Iterator[Ask]:
 def trace(path: Path, count: int) -> list[Ask]:
     """The first `count` requests of a trace.
 
-    It names blocks of tokens, not turns. A prompt that begins with all whole blocks of an earlier one, and is longer
-    than that and its answer, is taken for its next turn.
+    A trace names blocks of tokens, not turns. A prompt that begins with all whole blocks of an earlier one, and is
+    longer than that and its answer, is taken as its next turn.
     """
     asks: list[Ask] = []
     last: dict[int, Ask] = {}  # by the last whole block of its prompt
@@ -106,7 +107,7 @@ def trace(path: Path, count: int) -> list[Ask]:
 
 
 def cut(path: Path_, end: int) -> Path_:
-    """The first `end` tokens of a path."""
+    """A path cut to its first `end` tokens."""
     whole = [segment for segment in path if segment.end <= end]
     if whole and whole[-1].end == end:
         return tuple(whole)

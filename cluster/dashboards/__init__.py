@@ -1,1 +1,1 @@
-"""Grafana's boards, and the alerts beside them as code; `cluster.dashboards.write` writes the committed files."""
+"""Grafana's boards and Prometheus' alerts as code; `cluster.dashboards.write` writes their committed files."""

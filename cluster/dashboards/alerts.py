@@ -1,4 +1,4 @@
-"""The alerts as Prometheus rules. docs/RUNBOOK.md says under an alert's name what to do."""
+"""The alerts as Prometheus rules. docs/RUNBOOK.md says, under each alert's name, what to do about it."""
 
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -14,7 +14,11 @@ _WAITED_FOR = {"class": "high|normal"}
 
 @dataclass(frozen=True, slots=True)
 class Alert:
-    """critical: whether users get no answers now. lasts: how long the condition must hold, in Prometheus' notation."""
+    """An alert. expr: its condition in PromQL. lasts: how long the condition must hold, in Prometheus' notation.
+
+    severity: `critical` where users get no answers, `warning` where they wait, `info` where GPUs are used badly.
+    summary: what is wrong, as a template of Prometheus.
+    """
 
     name: str
     expr: str
@@ -24,10 +28,10 @@ class Alert:
 
 
 ALERTS = (
-    Alert("LingNoMetrics", f"absent({series(t.IN_FLIGHT)})", "2m", "critical", "No router reports its figures."),
+    Alert("LingNoMetrics", f"absent({series(t.IN_FLIGHT)})", "2m", "critical", "No router reports its metrics."),
     Alert(
         "LingPoolDown", f"{_LIVE} == 0 and {_CONFIGURED} > 0", "30s", "critical",
-        "No {{ $labels.role }} worker is live: nothing can be served.",
+        "No {{ $labels.role }} worker is live; the other pool serves its requests as far as it can.",
     ),
     Alert(
         "LingWorkerMissing", f"{_LIVE} < {_CONFIGURED}", "5m", "warning",
@@ -36,7 +40,7 @@ ALERTS = (
     Alert(
         "LingErrors",
         f"{rate(t.ERRORS, window='5m', **OURS)} / ({rate(t.REQUESTS, window='5m')} > 0) > 0.02", "5m",
-        "critical", "{{ $value | humanizePercentage }} of requests fail by the cluster's fault.",
+        "critical", "{{ $value | humanizePercentage }} of requests fail through the cluster's fault.",
     ),
     Alert(
         "LingRefusing", f"{rate(t.REFUSED, window='5m')} / ({rate(t.REQUESTS, window='5m')} > 0) > 0.05", "10m",
@@ -60,28 +64,28 @@ ALERTS = (
     ),
     Alert(
         "LingPromptBacklog", f"({backlog('5m')}) > 10", "5m", "warning",
-        "{{ $value | humanizeDuration }} of prompt wait in the {{ $labels.role }} pool.",
+        "The {{ $labels.role }} pool needs {{ $value | humanizeDuration }} to compute the prompts that wait.",
     ),
     Alert(
         "LingTransferFailures",
         f"sum by (cluster, namespace, reason) (increase({series(t.TRANSFER_FAILURES)}[10m])) > 3",
         "0m", "warning",
-        "Snapshots do not come: {{ $labels.reason }}.",
+        "Snapshots do not arrive at decode workers; the reason is {{ $labels.reason }}.",
     ),
     Alert(
         "LingSlowTransfers", f"{quantile(0.95, t.TRANSFER_SECONDS, window='10m', role='decode')} > 1", "10m", "warning",
-        "One in twenty snapshots takes {{ $value | humanizeDuration }}.",
+        "One in twenty snapshots takes {{ $value | humanizeDuration }} to reach its decode worker.",
     ),
     Alert(
         "LingUnevenExperts",
         f"max by (cluster, namespace, role) ({rate(t.EXPERT_TOKENS, 'role', 'rank', window='30m')}) "
         f"/ avg by (cluster, namespace, role) ({rate(t.EXPERT_TOKENS, 'role', 'rank', window='30m')}) > 1.5",
         "30m", "info",
-        "The busiest rank of the {{ $labels.role }} pool has {{ $value | humanize }} times the mean of expert work.",
+        "The busiest rank of the {{ $labels.role }} pool has {{ $value | humanize }} times the mean rank's work.",
     ),
     Alert(
         "LingFarFromLimit", f"{total(t.LIMIT_RATIO, 'role', how='avg')} < 0.1", "30m", "info",
-        "The {{ $labels.role }} pool's steps reach {{ $value | humanizePercentage }} of the card's limit.",
+        "The {{ $labels.role }} pool's steps reach {{ $value | humanizePercentage }} of the planner's limit.",
     ),
 )  # fmt: skip
 

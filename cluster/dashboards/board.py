@@ -23,10 +23,11 @@ class Query:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A plot.
+    """A plot, or with kind "stat" a tile that shows the latest value.
 
-    text: what it shows and what is normal. most: the end of its axis, if known. warn, bad: the values from which on a
-    tile turns yellow and red; if `bad` is below `warn`, lower values are worse.
+    text: what it shows and what is normal. width, height: in Grafana's grid, whose rows are 24 wide. most: the upper
+    end of its axis; None lets Grafana choose it. warn, bad: the values at which a tile turns yellow and red; if `bad`
+    is below `warn`, lower values are worse.
     """
 
     title: str
@@ -54,7 +55,7 @@ class Row:
 class Board:
     """A dashboard. uid: its permanent id.
 
-    scope: a metric that has all labels of its variables; "" for a board without variables.
+    scope: a metric with all the labels that the board's variables choose; "" for a board without variables.
     """
 
     uid: str
@@ -70,7 +71,7 @@ class Board:
 
 
 def render(board: Board, datasource: dict[str, str] | None = None) -> dict[str, Any]:
-    """The dashboard's JSON. datasource: text and value of the chosen one; None for Grafana's default."""
+    """The dashboard's JSON. datasource: `text` (name) and `value` (uid) of the data source; None for Grafana's."""
     panels: list[dict[str, Any]] = []
     y = 0
     for row in board.rows:
@@ -107,7 +108,7 @@ def render(board: Board, datasource: dict[str, str] | None = None) -> dict[str, 
 
 
 def _variables(scope: str) -> list[dict[str, Any]]:
-    """The variables by which a board is narrowed; each offers the values that the earlier ones leave."""
+    """The board's variables. Each offers only the label values that the choices of the earlier ones leave."""
     made: list[dict[str, Any]] = []
     before: list[str] = []
     for label, variable in VARIABLES.items():
@@ -172,7 +173,7 @@ def _panel(number: int, panel: Panel, x: int, y: int) -> dict[str, Any]:
 
 
 def _thresholds(panel: Panel) -> dict[str, Any]:
-    """Colours of a tile by its value: green, then yellow and red, or the other way round."""
+    """A tile's colours by its value: green, yellow, red as it rises; or as it falls, where `bad` is below `warn`."""
     if panel.warn is None or panel.bad is None:
         return {"mode": "absolute", "steps": [{"color": "text", "value": None}]}
     steps = [("green", None), ("yellow", panel.warn), ("red", panel.bad)]

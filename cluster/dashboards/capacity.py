@@ -1,4 +1,4 @@
-"""The board of capacity: how much more load fits, and what would have to grow."""
+"""The capacity board: it shows how much more load fits, and which part of the cluster would have to grow."""
 
 from cluster.dashboards.board import Board, Panel, Query, Row
 from cluster.dashboards.promql import WINDOW, rate, total, used
@@ -6,28 +6,31 @@ from wire.metrics import table as t
 
 
 def backlog(window: str) -> str:
-    """Seconds of prompt that wait for the prefill workers, at their speed in the window."""
+    """PromQL for the seconds a pool needs for its waiting prompts, at its speed of the window; by role."""
     return f"{total(t.QUEUED_TOKENS, 'role')} / {rate(t.STEP_TOKENS, 'role', window=window)}"
 
 
 CAPACITY = Board(
     "ling-capacity",
     "Ling / Capacity",
-    "How much more would fit, and what would have to grow.",
+    "How much more load fits, and which part of the cluster would have to grow.",
     (
         Row(
             "Room",
             (
                 Panel(
-                    "Slots in use", "percentunit", "By pool. Decode near 100 %: add decode workers or slots.",
+                    "Slots in use", "percentunit",
+                    "Share of each pool's state slots in use. If decode is near 100 %, add decode workers or slots.",
                     (Query(used(t.FREE_SLOTS, t.SLOTS, "role"), "{{role}}"),), most=1,
                 ),
                 Panel(
-                    "Pages in use", "percentunit", "By pool. Decode near 100 %: add decode workers.",
+                    "Pages in use", "percentunit",
+                    "Share of each pool's latent pages in use. If decode is near 100 %, add decode workers.",
                     (Query(used(t.FREE_PAGES, t.PAGES, "role"), "{{role}}"),), most=1,
                 ),
                 Panel(
-                    "Router's queue in use", "percentunit", "Choices in flight, of those that may be.",
+                    "Routers' queue in use", "percentunit",
+                    "Choices in flight over their limit. At 100 % routers answer further requests with 429.",
                     (Query(f"{total(t.IN_FLIGHT)} / {total(t.IN_FLIGHT_LIMIT)}", "in flight"),), most=1,
                 ),
             ),
@@ -36,15 +39,18 @@ CAPACITY = Board(
             "Waiting",
             (
                 Panel(
-                    "Seconds of prompt waiting", "s", "At the speed of now. Above a second: add prefill workers.",
+                    "Seconds of prompt waiting", "s",
+                    "Time each pool needs for its waiting prompts at its present speed. If it is more than a second, "
+                    "add prefill workers.",
                     (Query(backlog(WINDOW), "{{role}}"),),
                 ),
                 Panel(
-                    "Sequences waiting", "short", "By pool.",
+                    "Sequences waiting", "short", "Sequences that wait for a slot or pages at workers, by pool.",
                     (Query(total(t.QUEUED, "role"), "{{role}}"),), stacked=True,
                 ),
                 Panel(
-                    "Made to wait", "percentunit", "Share of sequences that found no room at once.",
+                    "Sequences made to wait", "percentunit",
+                    "Share of sequences that waited in a router because no worker had room for them.",
                     (Query(f"{rate(t.ROUTING, reason='wait')} / {rate(t.ROUTING, reason='wait|room')}", "wait"),),
                     most=1,
                 ),
@@ -54,7 +60,8 @@ CAPACITY = Board(
             "Speed",
             (
                 Panel(
-                    "Tokens a second and worker", "short", "Computed in steps, the mean of each pool.",
+                    "Tokens per second and worker", "short",
+                    "Tokens a worker computes in its steps, as the mean of each pool.",
                     (
                         Query(
                             f"{rate(t.STEP_TOKENS, 'role')} / {total(t.WORKERS_LIVE, 'role', how='max')}", "{{role}}"
@@ -63,11 +70,13 @@ CAPACITY = Board(
                 ),
                 Panel(
                     "Share of the planner's limit", "percentunit",
-                    "Of the shortest a mean step could take on the configured card; nothing without one.",
+                    "The planner's shortest time of the mean step over the measured time, as the mean of each pool. "
+                    "Empty without a configured `card`.",
                     (Query(total(t.LIMIT_RATIO, "role", how="avg"), "{{role}}"),), most=1,
                 ),
                 Panel(
-                    "Busy", "percentunit", "Share of time in steps, the mean of each pool.",
+                    "Time in steps", "percentunit",
+                    "Share of time in which a worker computes a step, as the mean of each pool.",
                     (
                         Query(
                             f"{rate(t.STEP_SECONDS, 'role', suffix='_sum')} "
@@ -83,18 +92,21 @@ CAPACITY = Board(
             "Scaling",
             (
                 Panel(
-                    "Workers wanted", "short", "What pools that scale need for their targets, and how many are live.",
+                    "Workers wanted", "short",
+                    "Workers that a pool with `max_replicas` needs for its targets, beside those that are live.",
                     (
                         Query(total(t.WORKERS_WANTED, "role", how="max"), "{{role}} wanted"),
                         Query(total(t.WORKERS_LIVE, "role", how="max"), "{{role}} live"),
                     ),
                 ),
                 Panel(
-                    "Answered by", "short", "Running answers by pool: prefill workers help a decode pool that starves.",
+                    "Running answers by pool", "short",
+                    "Sequences that generate tokens, by pool. Prefill workers answer too if decode workers are full.",
                     (Query(total(t.ANSWERING, "role"), "{{role}}"),),
                 ),
                 Panel(
-                    "Start of a worker", "s", "From its creation until it took requests, the slowest of each pool.",
+                    "Start of a worker", "s",
+                    "Time from a worker's creation until it took requests; the slowest worker of each pool.",
                     (Query(total(t.LOAD_SECONDS, "role", how="max"), "{{role}}"),),
                 ),
             ),
@@ -103,7 +115,7 @@ CAPACITY = Board(
             "Nodes",
             (
                 Panel(
-                    "Memory in use", "percentunit", "Of each node, as Ray tells it.",
+                    "Memory in use", "percentunit", "Share of each node's main memory in use, as Ray reports it.",
                     (Query("max by (ip) (ray_node_mem_used) / max by (ip) (ray_node_mem_total)", "{{ip}}"),), most=1,
                 ),
             ),

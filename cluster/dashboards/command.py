@@ -7,27 +7,27 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-dashboards = typer.Typer(no_args_is_help=True, help="Grafana's boards of a cluster.")
+dashboards = typer.Typer(no_args_is_help=True, help="The cluster's boards in Grafana.")
 
 
 @dashboards.callback()
 def _commands() -> None:
-    """A group, though it has one command."""
+    """Make `dashboards` a group of commands, though it has only one."""
 
 
 @dashboards.command("push")
 def push_command(
-    url: Annotated[str, typer.Option(help="Where Grafana is, e.g. https://grafana.example.")],
+    url: Annotated[str, typer.Option(help="Grafana's URL, e.g. https://grafana.example.")],
     token_env: Annotated[
-        str, typer.Option(help="Environment variable that holds a service account's token.")
+        str, typer.Option(help="Environment variable that holds a Grafana service account's token.")
     ] = "GRAFANA_TOKEN",
-    folder: Annotated[str, typer.Option(help="Folder they go into; made if it is missing.")] = "Ling",
+    folder: Annotated[str, typer.Option(help="Folder for the boards, created if it is missing.")] = "Ling",
     datasource: Annotated[
         str | None,
         typer.Option(help="Name or uid of the Prometheus data source. Default: Grafana's.", show_default=False),
     ] = None,
 ) -> None:
-    """Make or update the boards in a Grafana; what has not changed is left alone."""
+    """Create or update the boards in a Grafana; boards that have not changed stay as they are."""
     console, errors = Console(), Console(stderr=True)
     # Grafana's client takes as long to load as all the rest of the command line.
     try:

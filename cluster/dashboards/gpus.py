@@ -1,6 +1,6 @@
-"""The board of NVIDIA's DCGM exporter.
+"""The GPUs board, from the figures of NVIDIA's DCGM exporter.
 
-Its series have the exporter's labels, so the board has no variables except the data source.
+The series have the exporter's own labels, so the board has no variables except the data source.
 """
 
 from cluster.dashboards.board import Board, Panel, Query, Row, Unit
@@ -16,42 +16,52 @@ def _each(title: str, unit: Unit, text: str, expr: str, most: float | None = Non
 GPUS = Board(
     "ling-gpus",
     "Ling / GPUs",
-    "The cards as NVIDIA's DCGM exporter sees them: use, memory, heat, faults.",
+    "Utilization, memory, temperature, power and errors of each GPU, as NVIDIA's DCGM exporter reports them.",
     (
         Row(
             "Now",
             (
                 Panel(
-                    "Faults", "short", "Cards whose last XID error is not 0. Normal: none.",
+                    "GPUs with an XID error", "short", "GPUs whose last XID error is not 0. Normal: none.",
                     (Query("count(DCGM_FI_DEV_XID_ERRORS > 0) or vector(0)", ""),),
                     kind="stat", width=8, height=4, warn=1, bad=2,
                 ),
                 Panel(
-                    "Hottest", "celsius", "Cards slow down from about 87 °C on.",
+                    "Highest temperature", "celsius",
+                    "Temperature of the hottest GPU. GPUs slow down from about 87 °C on.",
                     (Query("max(DCGM_FI_DEV_GPU_TEMP)", ""),), kind="stat", width=8, height=4, warn=80, bad=87,
                 ),
                 Panel(
-                    "Idle cards", "short", "Under 1 % of use.",
+                    "Idle GPUs", "short", "GPUs with a utilization below 1 %.",
                     (Query("count(DCGM_FI_DEV_GPU_UTIL < 1) or vector(0)", ""),), kind="stat", width=8, height=4,
                 ),
             ),
         ),
         Row(
-            "Each card",
+            "Each GPU",
             (
-                _each("Use", "percentunit", "Time with a kernel.", f"avg {_BY} (DCGM_FI_DEV_GPU_UTIL) / 100", 1),
                 _each(
-                    "Memory in use", "percentunit", "Weights and pages are taken at the start; it hardly moves.",
+                    "Utilization", "percentunit", "Share of time in which the GPU runs a kernel.",
+                    f"avg {_BY} (DCGM_FI_DEV_GPU_UTIL) / 100", 1,
+                ),
+                _each(
+                    "Memory in use", "percentunit",
+                    "Share of device memory in use. Workers allocate weights and pages at their start, so it hardly "
+                    "changes.",
                     f"avg {_BY} (DCGM_FI_DEV_FB_USED / (DCGM_FI_DEV_FB_USED + DCGM_FI_DEV_FB_FREE))", 1,
                 ),
-                _each("Temperature", "celsius", "Of the chip.", f"max {_BY} (DCGM_FI_DEV_GPU_TEMP)"),
-                _each("Power", "watt", "Near the limit, clocks fall.", f"max {_BY} (DCGM_FI_DEV_POWER_USAGE)"),
+                _each("Temperature", "celsius", "Temperature of the chip.", f"max {_BY} (DCGM_FI_DEV_GPU_TEMP)"),
                 _each(
-                    "XID errors", "none", "The last one's number; NVIDIA lists them.",
+                    "Power", "watt", "Power that the GPU draws. Near its limit the GPU lowers its clock.",
+                    f"max {_BY} (DCGM_FI_DEV_POWER_USAGE)",
+                ),
+                _each(
+                    "XID errors", "none", "Number of the last XID error; NVIDIA's documentation lists their meanings.",
                     f"max {_BY} (DCGM_FI_DEV_XID_ERRORS)",
                 ),
                 _each(
-                    "Clock of the cores", "none", "MHz; lower than usual under load: heat or power.",
+                    "SM clock", "none",
+                    "Clock of the multiprocessors in MHz. If it is low under load, heat or power limits it.",
                     f"avg {_BY} (DCGM_FI_DEV_SM_CLOCK)",
                 ),
             ),

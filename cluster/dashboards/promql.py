@@ -1,4 +1,4 @@
-"""Makes PromQL from the table of metrics, so that no expression can name a metric or label that does not exist."""
+"""Makes PromQL from the table of metrics. A label that a metric does not have raises ValueError."""
 
 from typing import Literal
 
@@ -16,7 +16,10 @@ VARIABLES = {"cluster": "$cluster", "namespace": "$namespace", "role": "$pool", 
 
 
 def series(metric: Metric, suffix: str = "", **match: str) -> str:
-    """A metric's series that a board's variables choose. match: regular expressions of its labels."""
+    """The selector of a metric's series that a board's variables choose.
+
+    suffix: of a histogram's series, e.g. `_sum`. match: a regular expression for each label to narrow further.
+    """
     _check(metric, *match)
     chosen = {label: name for label, name in VARIABLES.items() if label in (*SCOPE, *metric.labels)}
     matchers = ",".join(f'{label}=~"{pattern}"' for label, pattern in (chosen | match).items())
@@ -24,7 +27,10 @@ def series(metric: Metric, suffix: str = "", **match: str) -> str:
 
 
 def unchosen(expr: str) -> str:
-    """A series for expressions without variables: of all clusters, with a matcher that a release can narrow."""
+    """Replace a board's variables in an expression, for alerts: it matches all clusters, pools and workers.
+
+    The matchers of `cluster` and `namespace` stay, as `.*`, so that the Helm chart can narrow them to its release.
+    """
     for label, name in VARIABLES.items():
         matcher = f'{label}=~"{name}"'
         expr = expr.replace(matcher, f'{label}=~".*"') if label in SCOPE else expr.replace(f",{matcher}", "")
@@ -32,17 +38,17 @@ def unchosen(expr: str) -> str:
 
 
 def total(metric: Metric, *by: str, how: Literal["sum", "max", "avg"] = "sum", **match: str) -> str:
-    """The sum of a gauge over all that report it, by labels."""
+    """A gauge's sum (or `how`) over all processes that report it, by labels."""
     return _grouped(how, metric, by, series(metric, **match))
 
 
 def rate(metric: Metric, *by: str, suffix: str = "", window: str = WINDOW, **match: str) -> str:
-    """A counter's growth per second, by labels. suffix: selects one of a histogram's series."""
+    """A counter's growth per second, by labels. suffix: of a histogram's series, `_sum` or `_count`."""
     return _grouped("sum", metric, by, f"rate({series(metric, suffix, **match)}[{window}])")
 
 
 def quantile(share: float, metric: Metric, *by: str, window: str = WINDOW, **match: str) -> str:
-    """A histogram's quantile, by labels."""
+    """A histogram's quantile, by labels. share: 0 to 1, e.g. 0.95."""
     _check(metric, *by)
     counts = f"rate({series(metric, '_bucket', **match)}[{window}])"
     return f"histogram_quantile({share:g}, sum by ({', '.join((*SCOPE, *by, 'le'))}) ({counts}))"
@@ -59,12 +65,12 @@ def mean(metric: Metric, *by: str) -> str:
 
 
 def used(free: Metric, there: Metric, *by: str) -> str:
-    """The share in use of a total, from its free part, by labels."""
+    """The share of a total that is in use, 0 to 1, by labels. free, there: gauges of the free part and the total."""
     return f"1 - {total(free, *by)} / {total(there, *by)}"
 
 
 def shares(metric: Metric, of: str, *by: str) -> str:
-    """A counter's growth by label `of`, as shares of the whole, by labels."""
+    """The share, 0 to 1, that each value of the label `of` has in a counter's growth, by labels."""
     return f"{rate(metric, *by, of)} / ignoring ({of}) group_left () {rate(metric, *by)}"
 
 

@@ -18,7 +18,7 @@ class PushError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Pushed:
-    """The result of pushing a board. url: its address."""
+    """The result of pushing a board. url: the board's address in Grafana."""
 
     title: str
     outcome: Literal["created", "updated", "unchanged"]
@@ -83,7 +83,7 @@ def _there(grafana: Any, uid: str) -> dict[str, Any] | None:
 
 
 def _holds(theirs: Any, ours: Any) -> bool:
-    """Whether their board contains all of ours. Grafana adds ids, versions and defaults."""
+    """Whether Grafana's board has all that ours has. Grafana adds ids, versions and defaults."""
     if isinstance(ours, dict):
         return isinstance(theirs, dict) and all(k in theirs and _holds(theirs[k], v) for k, v in ours.items())
     if isinstance(ours, list):

@@ -1,4 +1,4 @@
-"""The board of a request's path: where its time goes, from the router to its last token."""
+"""The request-path board: it shows where a request's time goes, from the router to its last token."""
 
 from cluster.dashboards.board import Board, Panel, Query, Row
 from cluster.dashboards.promql import buckets, mean, quantile, rate, total
@@ -19,45 +19,60 @@ REQUEST_PATH = Board(
         Row(
             "As clients see it",
             (
-                _spread("Time to first token", t.TTFT, "From submission to the workers to the first token's arrival."),
-                _spread("Between tokens", t.ITL, "As they arrive at the router."),
+                _spread(
+                    "Time to first token", t.TTFT,
+                    "Time from a sequence's submission to its first token's arrival at the router.",
+                ),
+                _spread(
+                    "Time between tokens", t.ITL, "Time between a sequence's tokens, as they arrive at the router.",
+                ),
                 Panel(
-                    "Prompt lengths", "none", "Prompts a second by tokens.",
+                    "Prompt lengths", "none", "Accepted prompts per second, by their number of tokens.",
                     (Query(buckets(t.PROMPT_LENGTH), "{{le}}"),), kind="heatmap",
                 ),
                 Panel(
-                    "First tokens", "s", "First tokens a second by the time they took.",
+                    "First tokens", "s", "First tokens per second, by the time to the first token.",
                     (Query(buckets(t.TTFT), "{{le}}"),), kind="heatmap",
                 ),
                 Panel(
-                    "Answer lengths", "none", "Answers a second by tokens.",
+                    "Answer lengths", "none", "Finished choices per second, by their number of generated tokens.",
                     (Query(buckets(t.ANSWER_LENGTH), "{{le}}"),), kind="heatmap",
                 ),
                 Panel(
-                    "Resumed", "reqps", "Sequences that went on at other workers after theirs failed them, by cause.",
+                    "Sequences resumed elsewhere", "reqps",
+                    "Sequences that went on at other workers, by cause: a worker's death or silence, a failed "
+                    "transfer, or a worker that moved them away.",
                     (Query(rate(t.RESUMED, "cause"), "{{cause}}"),), stacked=True,
                 ),
-                _spread("Whole answers", t.E2E, "From arrival to the answer's end, of requests answered with 200."),
+                _spread(
+                    "Request duration", t.E2E,
+                    "Time from a request's arrival to its answer's end; requests answered with 200 only.",
+                ),
             ),
         ),
         Row(
             "Admission and routing",
             (
                 Panel(
-                    "Routing", "reqps", "room: both workers had it; wait: for its turn; others: there was no pair.",
+                    "Routing decisions", "reqps",
+                    "Sequences by decision. `room`: the workers had room; `wait`: the sequence waited for its turn; "
+                    "others: the reason why no workers could take it.",
                     (Query(rate(t.ROUTING, "reason"), "{{reason}}"),), stacked=True,
                 ),
                 Panel(
-                    "Refused", "reqps",
-                    "429: the router's queue or a tenant's is full, or a key is beyond its limits; 503: by a deadline.",
+                    "Requests refused", "reqps",
+                    "`429`: the router's or the tenant's queue is full, or a key is beyond its limits. `deadline`: "
+                    "503, because the first token could not come within the request's deadline.",
                     (Query(rate(t.REFUSED), "429"), Query(rate(t.LATE), "deadline")),
                 ),
                 Panel(
-                    "Waiting at workers", "short", "Sequences that wait for room, by pool.",
+                    "Sequences waiting at workers", "short", "Sequences that wait for a slot or pages, by pool.",
                     (Query(total(t.QUEUED, "role"), "{{role}}"),), stacked=True,
                 ),
                 Panel(
-                    "Router held up", "s", "The longest a router's loop stood still in a minute. Normal: some ms.",
+                    "Router's event loop held up", "s",
+                    "The longest time within the last minute that a router's event loop, and so its streams, stood "
+                    "still. Normal: some milliseconds.",
                     (Query(total(t.LOOP_HOLD, how="max"), "longest"),),
                 ),
             ),
@@ -66,17 +81,16 @@ REQUEST_PATH = Board(
             "From prefill to decode",
             (
                 Panel(
-                    "Prompt tokens waiting", "short", "Not yet computed, by pool.",
+                    "Prompt tokens waiting", "short", "Prompt tokens at workers that are not yet computed, by pool.",
                     (Query(total(t.QUEUED_TOKENS, "role"), "{{role}}"),), stacked=True,
                 ),
-                _spread("Transfer", t.TRANSFER_SECONDS, "From a prompt's end until its snapshot is whole."),
-                Panel(
-                    "Taken up elsewhere", "reqps",
-                    "Sequences that went on at other workers, because one ended (death) or a snapshot did not come.",
-                    (Query(rate(t.RESUMED, "cause"), "{{cause}}"),), stacked=True,
+                _spread(
+                    "Snapshot transfer", t.TRANSFER_SECONDS,
+                    "Time from a prompt's last computed token until the decode worker has the whole snapshot.",
                 ),
                 Panel(
-                    "Transfer failures", "reqps", "Snapshots that did not come. Normal: none.",
+                    "Transfer failures", "reqps",
+                    "Sequences whose snapshot did not arrive at the decode worker, by reason. Normal: none.",
                     (Query(rate(t.TRANSFER_FAILURES, "reason"), "{{reason}}"),), stacked=True,
                 ),
             ),

@@ -66,6 +66,7 @@ class WorkerLink:
         secret: str,
         on_live: Callable[[], None],
         changed: "Callable[[WorkerLink], None]",
+        found: "Callable[[WorkerLink], None]",
         prefixes: PrefixIndex,
         costs: Costs,
         awake: AwakeClock,
@@ -82,6 +83,7 @@ class WorkerLink:
         self._holder = Holder(self.ref.worker_id)
         self._costs = costs
         self._changed = changed
+        self._found = found
         self._router_name = router_name
         self._secret = secret
         self._on_live = on_live
@@ -264,8 +266,8 @@ class WorkerLink:
 
     def _step(self, message: StepOutputs) -> None:
         self.load = message.load
-        if message.kept:
-            self._prefixes.update(self._holder, message.kept)
+        if message.kept and self._prefixes.update(self._holder, message.kept):
+            self._found(self)
         self._unseen.update(message.seen)
         self._changed(self)
         if self._silent:

@@ -88,14 +88,16 @@ class PrefixIndex:
     def __len__(self) -> int:
         return len(self._at)
 
-    def update(self, holder: Holder, events: Iterable[KeptEvent]) -> None:
-        """Apply a worker's events."""
+    def update(self, holder: Holder, events: Iterable[KeptEvent]) -> bool:
+        """Apply a worker's events. Returns whether it tells of files that it has found: all others are kept first."""
+        found = False
         for event in events:
             digest = _short(event.digest)
             if event.tier is None:
                 self._remove(holder, digest)
             else:
-                self._enter(holder, digest, event.tier)
+                found |= self._enter(holder, digest, event.tier) and event.tier == "disk"
+        return found
 
     def leave(self, holder: Holder) -> None:
         """The connection to a worker ended: remove its entries."""
@@ -127,7 +129,8 @@ class PrefixIndex:
             return {entry.worker_id: entry.tier}
         return {name: tier for tier, names in (entry or {}).items() for name in names}
 
-    def _enter(self, holder: Holder, digest: int, tier: Tier) -> None:
+    def _enter(self, holder: Holder, digest: int, tier: Tier) -> bool:
+        """Whether the worker did not keep it before."""
         old, name = self._at.get(digest), holder.worker_id
         new = not self._holds(name, digest)
         if old is None or (isinstance(old, Sole) and not new):
@@ -142,6 +145,7 @@ class PrefixIndex:
             holder.log.append(digest)
             if len(holder.log) > 2 * holder.entries + 1024:
                 holder.log = array.array("Q", {d for d in holder.log if self._holds(name, d)})
+        return new
 
     def _holds(self, name: str, digest: int) -> bool:
         entry = self._at.get(digest)

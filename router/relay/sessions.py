@@ -13,6 +13,7 @@ from functools import partial
 import msgspec
 
 from router.errors import ApiError, invalid
+from router.relay.link import WorkerLink
 from router.relay.prefixes import marks_at
 from router.relay.stream import SequenceStream
 from router.relay.table import WorkerTable
@@ -27,6 +28,10 @@ from wire.tokens import TokenIds
 _log = logging.getLogger(__name__)
 # Seconds after which the turn of a dead router ends; leases are renewed three times within it.
 _LEASE_S = 30.0
+# Sessions that are read at once to tell a worker which of its files they need, and seconds until a read that failed is
+# tried again.
+_READ = 1000
+_AGAIN_S = 1.0
 
 
 @dataclass(slots=True, eq=False)
@@ -58,15 +63,19 @@ class Sessions:
         self._turns: set[Turn] = set()
         self._renewing: asyncio.Task[None] | None = None
         self._releasing: set[asyncio.Task[None]] = set()
+        self._anew: set[WorkerLink] = set()  # to workers that have found files of earlier ones
+        self._restoring: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Begin to renew leases."""
+        """Begin to renew leases, and to pin sessions at workers that start anew."""
         self._renewing = asyncio.create_task(self._renew())
+        self._table.on_found = self._found
 
     async def close(self) -> None:
-        """Stop renewing leases."""
-        if self._renewing is not None:
-            self._renewing.cancel()
+        """Stop both."""
+        for task in (self._renewing, self._restoring):
+            if task is not None:
+                task.cancel()
 
     async def settle(self) -> None:
         """Release the sessions that ended requests still hold, then close the store."""
@@ -226,6 +235,30 @@ class Sessions:
 
     def _pin(self, tenant: str, session_id: str, marks: tuple[Mark, ...]) -> None:
         self._table.tell_all(Pin(_name(tenant, session_id), marks, float(self._ttl_s)))
+
+    def _found(self, link: WorkerLink) -> None:
+        """A worker has found files: those that sessions end at are pinned again, as the records say, and no others."""
+        self._anew.add(link)
+        if self._restoring is None or self._restoring.done():
+            self._restoring = asyncio.create_task(self._restore())
+
+    async def _restore(self) -> None:
+        while self._anew:
+            links, self._anew = self._anew, set()
+            try:
+                await self._pin_all(links)
+            except Exception:
+                _log.exception("sessions are not pinned yet at workers that have started")
+                self._anew |= links
+                await asyncio.sleep(_AGAIN_S)
+
+    async def _pin_all(self, links: set[WorkerLink]) -> None:
+        last = 0
+        while found := await self._records.run(partial(sessions.standings, after=last, limit=_READ, now=now())):
+            last = found[-1].serial
+            for one in found:
+                for link in links & self._table.keeping(one.marks):
+                    link.tell(Pin(_name(one.tenant, one.id), one.marks, one.expires_at - _clock(), again=True))
 
     @property
     def page_size(self) -> int:

@@ -34,6 +34,7 @@ class WorkerTable:
     """All workers that this router knows.
 
     on_live: called when a worker begins to take requests. on_load: called when a worker's figures have changed.
+    on_found: called when a worker tells of files that an earlier one left.
     """
 
     def __init__(self, router_name: str, secret: str, costs: Costs) -> None:
@@ -51,6 +52,7 @@ class WorkerTable:
         self._listening: asyncio.Task[None] | None = None
         self.on_live: Callable[[], None] = lambda: None
         self.on_load: Callable[[], None] = lambda: None
+        self.on_found: Callable[[WorkerLink], None] = lambda link: None
 
     async def update(self, listed: Sequence[ListedWorker]) -> None:
         """Take discovery's full list: connect to new workers; those that it no longer lists get no new requests."""
@@ -64,8 +66,8 @@ class WorkerTable:
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
                 self._links[worker_id] = WorkerLink(
-                    worker, self._router_name, self._secret, self._came, self._change, self._prefixes, self.costs,
-                    self._awake,
+                    worker, self._router_name, self._secret, self._came, self._change, self._find_files,
+                    self._prefixes, self.costs, self._awake,
                 )  # fmt: skip
         self._leaving = [link for link in self._leaving if not link.over]
 
@@ -89,6 +91,9 @@ class WorkerTable:
     def _change(self, link: WorkerLink) -> None:
         self._changed.add(link)
         self.on_load()
+
+    def _find_files(self, link: WorkerLink) -> None:
+        self.on_found(link)
 
     def links(self) -> list[WorkerLink]:
         """All links, also those to workers that are no longer listed."""
@@ -166,6 +171,10 @@ class WorkerTable:
         for link in self._links.values():
             if link.live:
                 link.tell(message)
+
+    def keeping(self, marks: Sequence[Mark]) -> set[WorkerLink]:
+        """The links to live workers that keep one of these snapshots."""
+        return {link for mark in marks for link, _ in self._keepers(mark)}
 
     def drain(self, worker_id: str) -> bool:
         """Tell a worker to end; False if no live worker has this id."""

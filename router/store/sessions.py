@@ -73,6 +73,17 @@ class End:
     request_id: str
 
 
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """Where a session stands. serial: later sessions have higher ones."""
+
+    serial: int
+    tenant: str
+    id: str
+    marks: tuple[Mark, ...]
+    expires_at: int
+
+
 class Busy(Exception):
     """Another turn of the session is running."""
 
@@ -121,6 +132,16 @@ def page(db: Connection, tenant: str, span: Page, now: int) -> list[StoredSessio
         f"SELECT {_COLUMNS} FROM sessions WHERE {where} ORDER BY serial DESC LIMIT ?", (*values, span.limit + 1)
     )
     return [_stored(row) for row in rows]
+
+
+def standings(db: Connection, after: int, limit: int, now: int) -> list[Standing]:
+    """Where the first sessions of all tenants stand whose serial is above `after`."""
+    rows = db.execute(
+        "SELECT serial, tenant, id, marks, expires_at FROM sessions WHERE serial > ? AND expires_at > ? AND tokens > 0 "
+        "ORDER BY serial LIMIT ?",
+        (after, now, limit),
+    )
+    return [Standing(**{**dict(row), "marks": marks_read(row["marks"])}) for row in rows]
 
 
 def take(

@@ -3,10 +3,10 @@
 import socket
 from pathlib import Path
 
-import httpx
 import pytest
 from typer.testing import CliRunner
 
+from cluster import cli
 from cluster.cli import DEFAULT_PORT, app, settle
 from cluster.config import ConfigError
 
@@ -120,8 +120,7 @@ STATUS = {
 
 
 def test_status_shows_workers_ranks_and_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    transport = httpx.MockTransport(lambda request: httpx.Response(200, json=STATUS))
-    monkeypatch.setattr(httpx, "get", lambda url, **_: httpx.Client(transport=transport).get(url))
+    monkeypatch.setattr(cli, "fetch_status", lambda url: STATUS)
     result = CliRunner().invoke(app, ["status"])
     assert result.exit_code == 0
     for text in (

@@ -215,6 +215,8 @@ class FakeWorker:
         client = Client(hello.name, writer)
         self.clients.add(client)
         writer.write(CLUSTER.encode(self.info))
+        kept = tuple(KeptEvent(0, digest, tier) for digest, tier in self.tiers.items())
+        writer.write(CLUSTER.encode(StepOutputs(0, 0, self.load(), (), kept)))
         try:
             while True:
                 self._handle(client, await CLUSTER.read(reader))

@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from router.access.keys import hashed, make_key
+from router.relay.link import ListedWorker
 from tests.router.conftest import Stage, pair, served, staged
 from tests.router.fake_worker import FakeWorker
 
@@ -118,6 +119,36 @@ def test_workers_pin_where_a_session_stands(checkpoint: Path) -> None:
             assert len(set(decode.pins.values())) == 1
             await client.delete("/v1/sessions/s")
             await decode.until(lambda: len(decode.pins) == 1)
+
+    alone(checkpoint, act_)
+
+
+def test_a_worker_that_starts_anew_pins_what_the_records_say(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def act_(stage: Stage) -> None:
+        ended = stage["d0"]
+        async with stage.client() as client:
+            body = {"model": "auto", "max_tokens": 4, "seed": 1}
+            for name in ("old", "gone", "s"):
+                await client.post(TEXT, json={**body, "prompt": name, "session_id": name})
+            await client.post("/v1/sessions/s/fork", json={"ids": ["fork"]})
+            await client.post(TEXT, json={**body, "prompt": "s goes on", "session_id": "s"})
+            await ended.until(lambda: len(ended.pins) == 4)
+            await ended.die()
+            pinned = dict(ended.pins)
+            await client.delete("/v1/sessions/gone")
+            begun = FakeWorker("d1", "decode")
+            begun.tiers = dict.fromkeys(ended.tiers, "disk")
+            monkeypatch.setattr("router.relay.sessions._READ", 1)
+            await begun.start()
+            try:
+                await stage.gateway.update_workers([*stage.listed[:1], ListedWorker(begun.ref, "decode")])
+                await begun.until(lambda: len(begun.pins) == 3)
+                assert begun.pins.items() <= pinned.items()
+                assert (await client.get("/v1/sessions/s")).json()["tier"] == "disk"
+                await client.delete("/v1/sessions/s")
+                await begun.until(lambda: len(begun.pins) == 2)
+            finally:
+                await begun.die()
 
     alone(checkpoint, act_)
 
@@ -283,6 +314,9 @@ def test_other_tenants_sessions_are_not_there(checkpoint: Path, tmp_path: Path) 
         ({"session_id": ""}, "session_id"),
         ({"session_id": "a/b"}, "session_id"),
         ({"session_id": "x" * 129}, "session_id"),
+        ({"session_id": "."}, "session_id"),
+        ({"session_id": ".."}, "session_id"),
+        ({"session_id": "a\n"}, "session_id"),
         ({"n": 2}, "session_id"),
         ({"prompt": ["a", "b"]}, "session_id"),
     ],
@@ -297,8 +331,17 @@ def test_header_and_field_that_differ_are_refused(stage: Stage) -> None:
     body = {"model": "auto", "prompt": "a", "max_tokens": 1, "session_id": "one"}
     answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": "two"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-ling-session")
-    answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": "no/name"})
-    assert answer.status_code == 400
+    for name in ("no/name", ".."):
+        answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": name})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-ling-session")
+
+
+def test_a_file_makes_no_session_that_could_not_be_asked_for(stage: Stage) -> None:
+    ask(stage, "to-file", TEXT)
+    file = stage.http.get(f"{stage.url}/v1/sessions/to-file/snapshot").content
+    for name in ("a%20b", "%2e%2e", "x" * 129):
+        answer = stage.http.post(f"{stage.url}/v1/sessions/{name}/snapshot", content=file)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "session_id")
 
 
 @pytest.mark.parametrize("ids", [[], ["a", "a"], ["with space"], None, ["there"]])

@@ -1,4 +1,4 @@
-"""A worker's room and load as gauges, which the worker records for itself, and each router from its messages."""
+"""Records a worker's load as gauges: in the worker itself, and in each router from the worker's messages."""
 
 from wire.metrics import table
 from wire.metrics.recorder import Recorder

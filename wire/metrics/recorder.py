@@ -1,4 +1,4 @@
-"""Values of metrics as plain numbers. One event loop records and reads them, so there are no locks."""
+"""Metrics' values as plain numbers. One event loop records and reads them, so they need no locks."""
 
 import bisect
 from collections.abc import Iterable, Iterator
@@ -16,7 +16,7 @@ class Value:
         self.value = 0.0
 
     def add(self, amount: float = 1.0) -> None:
-        """Count an event, or an amount."""
+        """Add an amount, in the metric's unit; 1 counts an event."""
         self.value += amount
 
     def put(self, value: float) -> None:
@@ -24,7 +24,7 @@ class Value:
         self.value = value
 
     def samples(self) -> Iterator[tuple[str, tuple[tuple[str, str], ...], float]]:
-        """Yield the current value as a single sample."""
+        """Yield the value as a sample: (suffix of the name, further labels, value)."""
         yield "", (), self.value
 
 
@@ -44,7 +44,7 @@ class Histogram:
         self._sum += value * count
 
     def samples(self) -> Iterator[tuple[str, tuple[tuple[str, str], ...], float]]:
-        """Cumulative buckets, sum and count."""
+        """Yield cumulative buckets, sum and count as samples: (suffix of the name, further labels, value)."""
         total = 0
         for bound, count in zip((*map(str, self._bounds), "+Inf"), self._counts, strict=True):
             total += count
@@ -55,20 +55,20 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """A metric and its samples as Prometheus has them: (full name, labels, value)."""
+    """A metric and its samples as Prometheus writes them: (full name, labels, value)."""
 
     metric: Metric
     samples: tuple[tuple[str, dict[str, str], float], ...]
 
 
 class Recorder:
-    """A process's values, by metric and labels. A series exists, at 0, from its first request on."""
+    """A process's values, by metric and labels. Asking for a series by `value` or `histogram` creates it, at 0."""
 
     def __init__(self) -> None:
         self._series: dict[Metric, dict[tuple[str, ...], Value | Histogram]] = {}
 
     def value(self, metric: Metric, *labels: str) -> Value:
-        """Return a counter or gauge; keep the object where it is recorded often."""
+        """A counter or gauge. Keep the object if you record often. ValueError if the number of labels is wrong."""
         series = self._of(metric, labels)
         found = series.get(labels)
         if found is None:
@@ -77,7 +77,7 @@ class Recorder:
         return found
 
     def histogram(self, metric: Metric, *labels: str) -> Histogram:
-        """Return a histogram; keep the object where it is recorded often."""
+        """A histogram. Keep the object if you record often. ValueError if the number of labels is wrong."""
         series = self._of(metric, labels)
         found = series.get(labels)
         if found is None:

@@ -1,7 +1,8 @@
-"""All metrics: name, kind, unit, labels, buckets, help. `docs/METRICS.md` and both exporters follow this table.
+"""All metrics: name, kind, unit, labels, buckets, help. `docs/METRICS.md` and both exporters are made from this table.
 
 Names and units keep to Prometheus' conventions. Each label has a bounded set of values: what an operator configured
-(workers, tenants, layers, ranks) or what the code lists (classes, reasons, phases); none comes from a request's text.
+(workers, tenants, layers, ranks) or what the code lists (classes, reasons, phases). No value comes from a request's
+text.
 """
 
 from dataclasses import dataclass
@@ -14,10 +15,11 @@ Source = Literal["router", "worker", "both", "pool"]
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Metric:
-    """One metric, hashed as the object it is, since each request looks some up.
+    """One metric. It is hashed by its identity, which is fast, because each request looks some metrics up.
 
-    source: who records it; "both": a worker records it, and routers repeat what it last told them.
-    "pool": the autoscaling policy, in Serve's controller.
+    source: who records it. "both": a worker records it, and routers repeat the last value that the worker reported.
+    "pool": the autoscaling policy records it in Serve's controller. text: its help text. buckets: a histogram's upper
+    bounds, in its unit.
     """
 
     name: str
@@ -70,7 +72,7 @@ REFUSED = _router(
     "ling_requests_refused_total",
     "counter",
     "requests",
-    "Requests refused with 429, because of the queue or a key's limits",
+    "Requests refused with 429, because a queue is full or a key is beyond its limits",
 )
 TENANT_REQUESTS = _router(
     "ling_tenant_requests_total", "counter", "requests", "Requests that came with a tenant's API key", "tenant"
@@ -80,18 +82,20 @@ TENANT_TOKENS = _router(
     "Tokens of requests that came with a tenant's API key, by kind: prompt, generated", "tenant", "kind",
 )  # fmt: skip
 TTFT = _router(
-    "ling_ttft_seconds", "histogram", "seconds", "From a sequence's submission to its first token, by class", "class"
-)
-ITL = _router("ling_itl_seconds", "histogram", "seconds", "Between a sequence's tokens, by class", "class")
+    "ling_ttft_seconds", "histogram", "seconds", "Time from a sequence's submission to its first token, by class",
+    "class",
+)  # fmt: skip
+ITL = _router("ling_itl_seconds", "histogram", "seconds", "Time between a sequence's tokens, by class", "class")
 E2E = _router(
     "ling_request_seconds", "histogram", "seconds",
-    "From arrival to the answer's end, of requests answered with 200, by API and class", "api", "class",
+    "Time from a request's arrival to its answer's end, of requests answered with 200, by API and class",
+    "api", "class",
 )  # fmt: skip
 PROMPT_LENGTH = _router(
-    "ling_prompt_length_tokens", "histogram", "tokens", "Tokens of an accepted prompt", buckets=_LENGTHS
+    "ling_prompt_length_tokens", "histogram", "tokens", "Length of accepted prompts", buckets=_LENGTHS
 )
 ANSWER_LENGTH = _router(
-    "ling_answer_length_tokens", "histogram", "tokens", "Tokens generated for a choice, recorded at its end",
+    "ling_answer_length_tokens", "histogram", "tokens", "Tokens generated for a choice, recorded when it ends",
     buckets=_LENGTHS,
 )  # fmt: skip
 PROMPT_TOKENS = _router("ling_prompt_tokens_total", "counter", "tokens", "Prompt tokens accepted")
@@ -107,28 +111,34 @@ IN_FLIGHT_LIMIT = _router(
 )
 LOOP_HOLD = _router(
     "ling_loop_hold_seconds", "gauge", "seconds",
-    "The longest that the router's event loop was held up within the last minute: its streams stood still so long",
+    "Longest time within the last minute that the router's event loop was held up; its streams stood still so long",
 )  # fmt: skip
 ROUTING = _router(
     "ling_routing_decisions_total", "counter", "sequences",
-    "Sequences given to workers that have room, made to wait for their turn, or given to none, by reason", "reason",
+    "Sequences by routing decision: given to workers with room, made to wait for their turn, or the reason why no "
+    "workers could take them",
+    "reason",
 )  # fmt: skip
 RESUMED = _router(
     "ling_resumed_total", "counter", "sequences",
-    "Sequences that went on at other workers, by cause: a worker's death or silence, a failed transfer, or moved well",
+    "Sequences that went on at other workers, by cause: a worker's death or silence, a failed transfer, or a worker "
+    "that moved them away",
     "cause",
 )  # fmt: skip
 BATCH_LINES = _router(
     "ling_batch_lines_total", "counter", "requests", "Lines of batches answered, by HTTP status", "status"
 )
-WORKERS_LIVE = _router("ling_workers_live", "gauge", "workers", "Workers this router reaches, by pool", "role")
+WORKERS_LIVE = _router(
+    "ling_workers_live", "gauge", "workers", "Workers that this router is connected to, by pool", "role"
+)
 WORKERS_CONFIGURED = _router(
-    "ling_workers_configured", "gauge", "workers", "Smallest configured number of workers, by pool", "role"
+    "ling_workers_configured", "gauge", "workers", "Smallest number of workers that is configured, by pool", "role"
 )
 WORKERS_WANTED = _add(
     Metric(
         "ling_workers_wanted", "gauge", "workers", "pool",
-        "Workers that a pool with `max_replicas` needs for its targets, before Serve's bounds and delays", ("role",),
+        "Workers that a pool with `max_replicas` needs for its targets, before Serve applies its bounds and delays",
+        ("role",),
     )
 )  # fmt: skip
 
@@ -140,73 +150,83 @@ RUNNING = _load("ling_worker_running", "sequences", "Sequences in the worker's s
 ANSWERING = _load(
     "ling_worker_answering",
     "sequences",
-    "Running sequences that the worker answers itself, be it of the decode pool or not",
+    "Running sequences whose tokens this worker generates, whichever pool it belongs to",
 )
 FREE_PAGES = _load("ling_worker_free_pages", "pages", "Free latent pages")
 PAGES = _load("ling_worker_pages", "pages", "All latent pages")
 FREE_SLOTS = _load("ling_worker_free_slots", "slots", "Free state slots")
 SLOTS = _load("ling_worker_slots", "slots", "All state slots")
-TRANSFERRING = _load("ling_worker_transferring", "sequences", "Snapshots in transfer")
+TRANSFERRING = _load("ling_worker_transferring", "sequences", "Snapshots that the worker is receiving or sending")
 STEP_TIME = _load("ling_worker_step_seconds", "seconds", "Duration of the latest step")
 
 # A worker's steps
 
 STEP_SECONDS = _worker(
-    "ling_step_duration_seconds", "histogram", "seconds", "A step, from the plan's leaving to the result"
+    "ling_step_duration_seconds", "histogram", "seconds", "Time from sending a step's plan to the ranks to its result"
 )
-STEP_SEQUENCES = _worker("ling_step_sequences_total", "counter", "sequences", "Sum over all steps of their sequences")
+STEP_SEQUENCES = _worker("ling_step_sequences_total", "counter", "sequences", "Sum of the sequences of all steps")
 STEP_TOKENS = _worker("ling_step_tokens_total", "counter", "tokens", "Tokens computed in steps")
 STEP_PAST = _worker(
-    "ling_step_past_tokens_total", "counter", "tokens", "Sum over all steps of the context before the computed tokens"
+    "ling_step_past_tokens_total",
+    "counter",
+    "tokens",
+    "Sum over all steps and their sequences of the tokens that precede the computed ones",
 )
 STEP_SAMPLED = _worker("ling_step_sampled_tokens_total", "counter", "tokens", "Tokens sampled in steps")
 STEP_PHASES = _worker(
     "ling_step_phase_seconds_total", "counter", "seconds",
-    "Where a step's time goes: schedule (planning it, beside the step before where that is possible), compute (on the "
-    "ranks), emit (taking its results), idle (the ranks had nothing to do between the step before and this one)",
+    "Time of steps by phase: schedule (the leader plans the step, if it can during the previous one), compute (the "
+    "ranks compute), emit (the leader takes the results), idle (the ranks had nothing to do since the previous step)",
     "phase",
 )  # fmt: skip
 RANK_PHASES = _worker(
     "ling_rank_phase_seconds_total", "counter", "seconds",
-    "Where rank 0's time goes in one step a second: transfer, draft, forward, sample on its device; launch is the "
-    "host's time until a GPU has all of the forward pass",
+    "Rank 0's time in one step a second, by phase: transfer, draft, forward and sample on its device; launch is the "
+    "host's time until it has launched the whole forward pass on the GPU",
     "phase",
 )  # fmt: skip
 QUEUE_SECONDS = _worker(
     "ling_queue_seconds", "histogram", "seconds",
-    "How long a sequence waited in the worker for its slot and pages, recorded when it has been computed",
+    "Time that a sequence waited in the worker for its slot and pages, recorded when the sequence ends",
 )  # fmt: skip
 PREEMPTIONS = _worker(
     "ling_preemptions_total", "counter", "sequences",
-    "Sequences that were preempted: they lost slot and pages to others",
+    "Sequences that were preempted, which means that they lost their slot and pages to others",
 )  # fmt: skip
 FINISHED = _worker(
     "ling_finished_total", "counter", "sequences",
-    "Sequences that ended here, by reason: stop, length, handoff, abort, error, moved", "finish",
+    "Sequences that ended at this worker, by reason: stop, length, handoff, abort, error, moved", "finish",
 )  # fmt: skip
 LOAD_SECONDS = _worker(
     "ling_start_seconds",
     "gauge",
     "seconds",
-    "From the worker's creation until it took requests: ranks, weights, graphs",
+    "Time from the worker's creation until it took requests: starting ranks, loading weights, capturing graphs",
 )
 LIMIT_RATIO = _worker(
     "ling_limit_ratio", "gauge", "ratio",
-    "Share of the speed the planner gives the configured card; absent while nothing runs or no card is configured",
+    "The planner's shortest time of the recent steps over their measured time, 0 to 1; absent while nothing runs or no "
+    "`card` is configured",
 )  # fmt: skip
 
 # Snapshots between workers
 
 TRANSFER_SECONDS = _worker(
     "ling_transfer_seconds", "histogram", "seconds",
-    "From a prompt's end, as told by its prefill worker, until its snapshot was whole at the decode worker",
+    "Time from a prompt's last computed token, as the prefill worker reports it, until the decode worker had the whole "
+    "snapshot",
 )  # fmt: skip
 TRANSFER_BYTES = _worker(
-    "ling_transfer_bytes_total", "counter", "bytes", "Snapshot bytes a rank moved", "rank", "direction"
+    "ling_transfer_bytes_total",
+    "counter",
+    "bytes",
+    "Snapshot bytes that a rank sent (out) or received (in)",
+    "rank",
+    "direction",
 )
 TRANSFER_BUSY = _worker(
     "ling_transfer_busy_seconds_total", "counter", "seconds",
-    "Time that a rank's links spent moving them, summed over links", "rank", "direction",
+    "Time that a rank's links spent moving snapshot bytes, summed over the links", "rank", "direction",
 )  # fmt: skip
 TRANSFER_FAILURES = _worker(
     "ling_transfer_failures_total", "counter", "sequences", "Sequences that ended because a snapshot did not arrive",
@@ -217,55 +237,63 @@ TRANSFER_FAILURES = _worker(
 
 CACHE_HITS = _worker(
     "ling_cache_hits_total", "counter", "requests",
-    "Prompts that began from a kept snapshot, by where that was: device, host, disk, peer", "origin",
+    "Prompts that began from a kept snapshot, by where the snapshot was: device, host, disk, peer", "origin",
 )  # fmt: skip
 CACHE_HIT_TOKENS = _worker(
-    "ling_cache_hit_tokens_total", "counter", "tokens", "Prompt tokens that were not computed, by origin", "origin"
+    "ling_cache_hit_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens that a kept snapshot saved from being computed, by where the snapshot was",
+    "origin",
 )
 CACHE_MISSES = _worker(
     "ling_cache_misses_total", "counter", "requests",
-    "Prompts of which tokens were computed, by why no longer snapshot was there: new, no_state, evicted, weights, "
-    "template, peer",
+    "Prompts of which tokens were computed, by the reason why no longer prefix was kept: new, no_state, evicted, "
+    "weights, template, peer",
     "reason",
 )  # fmt: skip
 CACHE_MISSED_TOKENS = _worker(
-    "ling_cache_missed_tokens_total", "counter", "tokens", "Prompt tokens that were computed, by reason", "reason"
+    "ling_cache_missed_tokens_total",
+    "counter",
+    "tokens",
+    "Prompt tokens that were computed, by the reason why they were not kept",
+    "reason",
 )
 CACHE_EVICTED = _worker("ling_cache_evicted_total", "counter", "count", "Kept snapshots evicted from a tier", "tier")
 CACHE_SNAPSHOTS = _worker("ling_cache_snapshots", "gauge", "count", "Kept snapshots, by tier", "tier")
-CACHE_CAPACITY = _worker("ling_cache_capacity_snapshots", "gauge", "count", "Snapshots the device may keep")
+CACHE_CAPACITY = _worker("ling_cache_capacity_snapshots", "gauge", "count", "Largest number of snapshots on the device")
 CACHE_PAGES = _worker("ling_cache_pages", "gauge", "pages", "Latent pages that only kept snapshots hold")
 CACHE_HOST_BYTES = _worker("ling_cache_host_bytes", "gauge", "bytes", "Host memory that kept snapshots use")
-CACHE_DISK_BYTES = _worker("ling_cache_disk_bytes", "gauge", "bytes", "Files of the disk tier")
+CACHE_DISK_BYTES = _worker("ling_cache_disk_bytes", "gauge", "bytes", "Size of the disk tier's files")
 CACHE_DISK_IGNORED = _worker(
     "ling_cache_disk_ignored",
     "gauge",
     "count",
-    "Snapshots on disk that the worker found at its start and does not use. foreign: of other weights or layouts, "
-    "which stay; damaged: erased",
+    "Snapshots on disk that the worker found at its start and does not use. foreign: of other weights or layouts, it "
+    "left them there; damaged: it erased them",
     "reason",
 )
 CACHE_SAVED_SECONDS = _worker(
     "ling_cache_saved_seconds_total", "counter", "seconds",
-    "Time that computing the hits' tokens would have taken, at the pace of the computed prompts",
+    "Time that computing the tokens of hits would have taken, at the speed at which prompts were computed",
 )  # fmt: skip
 
 # Speculation
 
 DRAFTS = _worker(
     "ling_drafts_total", "counter", "tokens",
-    "Drafted tokens that were verified, by their place in the run, 1 the first, and whether they stood: accepted, "
-    "rejected. Drafts behind a rejected one are not counted", "place", "verdict",
+    "Drafted tokens that were verified, by their place in the run (1 is the first) and their verdict: accepted, "
+    "rejected. Drafts after a rejected one are not counted", "place", "verdict",
 )  # fmt: skip
 
 # Experts
 
 EXPERT_TOKENS = _worker(
     "ling_expert_tokens_total", "counter", "tokens",
-    "Tokens times chosen experts, by the rank that holds the expert, in the counted steps", "rank",
+    "Tokens times chosen experts, by the rank that holds the expert, in the sampled steps", "rank",
 )  # fmt: skip
 EXPERT_PEAK = _worker(
     "ling_expert_peak_ratio", "gauge", "ratio",
-    "Tokens of the busiest expert over the mean of its layer, in the counted steps, with less weight for older ones",
+    "Tokens of a layer's busiest expert over the mean of its experts, in the sampled steps; older steps weigh less",
     "layer",
 )  # fmt: skip

@@ -14,17 +14,22 @@ class Pins:
     def __len__(self) -> int:
         return len(self._by_session)
 
+    def __contains__(self, session: str) -> bool:
+        return session in self._by_session
+
     def pin(self, session: str, kept: Kept, until: float) -> None:
         """Pin a session to a snapshot, and no longer to its previous one."""
         self.release(session)
         kept.pinned += 1
         self._by_session[session] = (kept, until)
 
-    def release(self, session: str) -> None:
-        """Release a session's pin, if it has one."""
+    def release(self, session: str) -> Kept | None:
+        """Release a session's pin, if it has one. Returns where it was pinned."""
         pinned = self._by_session.pop(session, None)
-        if pinned is not None:
-            pinned[0].pinned -= 1
+        if pinned is None:
+            return None
+        pinned[0].pinned -= 1
+        return pinned[0]
 
     def expire(self, now: float) -> None:
         """Release the sessions that have expired."""

@@ -143,6 +143,8 @@ class HandOffs:
         """A step's results were applied: tell pullers which prompts are done, and end requests that were sent."""
         actions: list[Action] = []
         for output in outputs:
+            if output.offset and output.finish is None:  # the answer goes on here
+                continue
             seq = self._scheduler.sequences.get(output.request_id)
             if seq is None:
                 actions += self._refuse(output.request_id, "the request ended with its first token", told=True)

@@ -8,29 +8,32 @@ freed while a plan is under way may go to the next plan at once.
 """
 
 import bisect
+import itertools
+from collections.abc import Iterable, Mapping
 from collections.abc import Sequence as Seq
 from dataclasses import replace
 
 from msgspec import structs
 
 from wire.digest import PageDigests
-from wire.protocol import Finish, Load, Mark, Miss, SeqOutput
+from wire.protocol import Finish, Load, Mark, Miss, SeqOutput, TokenLogprob
 from workers.cache.allocator import Allocator
 from workers.cache.cache import PrefixCache
 from workers.cache.kept import Kept
 from workers.cache.moves import Copy
 from workers.cache.pins import Pins
 from workers.cache.totals import Origin
-from workers.schedule.ahead import Going, going_on, outcomes, rows_ahead
+from workers.schedule.batch import Batch
 from workers.schedule.beginning import Beginning, find
-from workers.schedule.builder import InFlight, StepBuilder
+from workers.schedule.builder import InFlight, Size, StepBuilder
 from workers.schedule.drafting import Drafting
+from workers.schedule.going import Going, going_on
 from workers.schedule.keeping import Keeping, PullError
 from workers.schedule.lending import Lent
 from workers.schedule.limits import Limits
-from workers.schedule.outputs import ended_output, sampled_output
+from workers.schedule.outputs import batch_outputs, ended_output, sampled_output
 from workers.schedule.sequence import Sequence, State
-from workers.schedule.step import Ahead, Discard, Install, Row, StepResult
+from workers.schedule.step import Ahead, Discard, Install, StepResult
 
 
 def _queue_key(seq: Sequence) -> tuple[int, bool, int]:
@@ -55,12 +58,14 @@ class Scheduler:
         self._active: list[Sequence] = []  # RUNNING sequences, in the queue's order
         self._held: list[Sequence] = []
         self._pulling: dict[str, Sequence] = {}  # PULLING or DISPLACED sequences
+        self._sending = 0  # SENDING sequences
         self.keeping = Keeping(self.cache)
         self.drafting = Drafting(limits, self.pages)
         self.moving = Pins()  # snapshots of sequences that moved to other workers, by request
         self._discards: list[Discard] = []
         self._installs: list[Install] = []
         self._going: Going | None = None  # while a step is planned ahead
+        self._batch: Batch | None = None  # while steps are planned ahead: what goes on from one to the next
         self._wants_places = False  # places of sequences whose results are not known
         self.steps = 0
         self.preempted = 0
@@ -105,7 +110,7 @@ class Scheduler:
             case State.HELD:
                 self._held.remove(seq)
             case State.SENDING:
-                pass
+                self._sending -= 1
         if seq.exported:  # the transfer layer has parts of it, and the rest will never come
             self._discards.append(Discard(request_id))
         self._free(seq)
@@ -128,14 +133,28 @@ class Scheduler:
         seq.peer, seq.peer_ranks = peer, ranks
         seq.exported = have
 
-    def pin(self, session: str, marks: Seq[Mark], now: float, until: float) -> None:
-        """Pin a session to the first of these snapshots that is kept, and release its previous pin."""
+    def pin(self, session: str, marks: Seq[Mark], now: float, until: float, *, again: bool = False) -> None:
+        """Pin a session to the first of these snapshots that is kept, and release its previous pin.
+
+        again: only if it has none, and it is not used now.
+        """
+        if again and session in self.cache.pins:
+            return
         found = (self.cache.index.by_digest(mark.position, mark.digest) for mark in marks)
         if (kept := next((k for k in found if k is not None), None)) is not None:
             self.cache.pins.pin(session, kept, until)
+            if not again:
+                kept.used = now
+                self.cache.disk.use(kept)
             self.cache.save(kept, now)
         else:
             self.cache.pins.release(session)
+
+    def unpin(self, session: str) -> None:
+        """A session is deleted: it is pinned no more, and its files go as far as no other session needs them."""
+        kept = self.cache.pins.release(session)
+        if kept is not None:
+            self.cache.forget_files(kept)
 
     def park(self, mark: Mark, now: float) -> str | None:
         """Move a kept snapshot off the device. Returns the reason if it has to stay; None also if it is not there."""
@@ -270,7 +289,8 @@ class Scheduler:
         The results of all steps before are known.
         """
         self._wants_places = False
-        return self._plan(now, None)
+        self._batch = None
+        return self._plan(now, None, self._active)
 
     def plan_ahead(self, behind: InFlight, now: float) -> InFlight | None:
         """The step after one that is under way, the only one; None where that one's results must be known first.
@@ -279,28 +299,45 @@ class Scheduler:
         """
         if self._wants_places:
             return None
-        going = going_on(behind.plan.rows, behind.rows, self.sequences, self.limits.page_size)
+        going = going_on(behind, self.limits.page_size)
         if going is None or not self.drafting.stay(going.drafts, going.count, self.limits.max_step_tokens):
             return None
         if not self.cache.make_pages(sum(missing for _, missing in going.short), now):
             return None
+        if behind.batch is not None and going.changes is not None:
+            behind.batch.planned(behind.plan.step, going.changes)
         for seq, missing in going.short:
             seq.pages += self.pages.take(missing)
-        return self._plan(now, going)
+        rest: list[Sequence] = []
+        if going.running < len(self._active):
+            busy = {*going.busy, *(behind.batch.seqs if behind.batch is not None else ())}
+            rest = [seq for seq in self._active if seq not in busy]
+        return self._plan(now, going, rest)
 
     def follow(self, ahead: InFlight, behind: InFlight, result: StepResult) -> InFlight:
-        """A step planned ahead, with all its rows. result: of the step before, `update`d already."""
+        """A step planned ahead, with the rows that go on there. result: of the step before, `update`d already."""
         assert ahead.plan.ahead is not None
         # The ranks commit what they have verified by themselves.
-        self.drafting.commits.clear()
-        sampled = [(row, of) for row, of in zip(behind.plan.rows, behind.rows, strict=True) if row.sample]
-        rows, places = rows_ahead([row for row, _ in sampled], outcomes(result), ahead.plan.ahead, ahead.plan.rows)
-        return InFlight(
-            replace(ahead.plan, ahead=None, rows=tuple(rows)),
-            tuple(sampled[at][1] if at >= 0 else ahead.rows[-1 - at] for at in places),
-        )
+        self.drafting.planned()
+        over = {at for at, _ in result.failures}.union(result.stopped)
+        ended = set(ahead.plan.ahead.ended)
+        batch, at = behind.batch, 0
+        if batch is not None:
+            at = len(batch)
+            if over or ended:
+                batch.leave(over, ended)
+        for row, (seq, epoch) in zip(behind.plan.rows, behind.owners, strict=True):
+            if row.sample and at not in over and row.slot not in ended:
+                batch = batch or Batch(row.drafts, self.limits.page_size)
+                batch.join(seq, row.slot, ahead.plan.step, here=seq.epoch == epoch)
+            at += row.sample
+        self._batch = batch
+        if not batch:
+            return ahead
+        return replace(ahead, batch=batch, of_batch=Size(len(batch), len(batch) * (1 + batch.drafts), batch.context))
 
-    def _plan(self, now: float, going: Going | None) -> InFlight:
+    def _plan(self, now: float, going: Going | None, rest: Seq[Sequence]) -> InFlight:
+        """Plan a step. going: what goes on from the step under way. rest: the running sequences that are not in it."""
         self._going = going
         step = StepBuilder(
             self.limits.max_step_tokens - (going.count * (1 + going.drafts) if going else 0),
@@ -311,8 +348,9 @@ class Scheduler:
         self.keeping.lend(step, lambda tokens: not self.limits.staging.full(self._leaving(), tokens))
         drafts = 0 if going else self.drafting.each(self._active, step.budget)
         admitting = True
-        for priority in sorted({s.priority for s in self.sequences.values()}):
-            later = self._continue(priority, step, drafts, now)
+        others = (*rest, *self._queue) if going else self.sequences.values()
+        for priority in sorted({s.priority for s in others}):
+            later = self._continue(priority, rest, step, drafts, now)
             # If there is no room for one, those after it wait too, so that a long prompt is not overtaken for ever.
             admitting = admitting and self._admit(priority, step, now, behind=False)
             for seq in later:
@@ -323,7 +361,7 @@ class Scheduler:
         self.keeping.keep_arrived(self._installs, self.sequences, step, now)
         in_flight = step.plan(
             self.steps,
-            self.drafting.commits,
+            self.drafting.commits(),
             self.keeping.saves,
             self.cache.take_changes(),
             self.cache.disk.take_changes(),
@@ -332,7 +370,7 @@ class Scheduler:
             self._ahead(going) if going else None,
         )
         self.keeping.planned()
-        self.drafting.commits.clear()
+        self.drafting.planned()
         self._discards.clear()
         self._installs.clear()
         self._going = None
@@ -350,12 +388,15 @@ class Scheduler:
         """Take a step's results; what they mean for each sequence. Sequences ended meanwhile are passed over."""
         self._measure(in_flight, result)
         outputs: list[SeqOutput] = []
-        sampled, here = 0, self.sequences
         failures = dict(result.failures)
-        for index, (row, (seq, epoch)) in enumerate(zip(in_flight.plan.rows, in_flight.rows, strict=True)):
+        rows = sampled = 0
+        if in_flight.batch is not None:
+            rows = sampled = len(in_flight.batch)
+            outputs += self._update_batch(in_flight.batch, result, failures, now)
+        for index, (row, (seq, epoch)) in enumerate(zip(in_flight.plan.rows, in_flight.owners, strict=True), rows):
             at = sampled
             sampled += row.sample
-            if here.get(seq.request_id) is not seq or seq.epoch != epoch:
+            if seq.epoch != epoch:
                 for _, slot in row.keeps:
                     self.cache.release(slot)
                 continue
@@ -370,61 +411,90 @@ class Scheduler:
                 seq.keeps = [p for p in seq.keeps if p > computed]
             if result.prompt_logprobs:
                 seq.prompt_logprobs.extend(result.prompt_logprobs[index])
-            if failures and row.sample and at in failures:
-                outputs.append(self._end(seq, "error", now, failures[at], unservable=True))
-            elif row.sample:
-                outputs.append(self._sampled(seq, row, result, at, now))
+            if row.sample:
+                outputs.append(self._sampled(seq, row.drafts, result, at, failures, now))
             elif seq.handoff and seq.pending == 0:  # computed again after its first token was sent
                 self._hold(seq, now)
+        return outputs
+
+    def _update_batch(
+        self, batch: Batch, result: StepResult, failures: Mapping[int, str], now: float
+    ) -> list[SeqOutput]:
+        """What a step gave the sequences that go on in it."""
+        rows: Iterable[tuple[Sequence, tuple[int, ...], tuple[TokenLogprob, ...]]]
+        rows = zip(batch.seqs, result.tokens, result.logprobs or itertools.repeat(()), strict=False)
+        apart = {*failures, *result.stopped, *map(batch.seqs.index, batch.ending(result.step))}
+        gone = {at for at, seq in enumerate(batch.seqs) if seq in batch.gone} if batch.gone else ()
+        if apart or gone:
+            rows = (row for at, row in enumerate(rows) if at not in apart and at not in gone)
+        rows = list(rows)
+        outputs = batch_outputs(rows)
+        batch.gained(len(batch))
+        if batch.drafts:
+            batch.gained(self.drafting.verified_batch(rows, batch.drafts))
+        for at in sorted(apart.difference(gone)):
+            if at < len(batch):
+                seq = batch.seqs[at]
+                seq.computed += 1
+                outputs.append(self._sampled(seq, batch.drafts, result, at, failures, now))
         return outputs
 
     @property
     def load(self) -> Load:
         """Figures for routers."""
+        totals, waiting = self.cache.totals, self._queue
+        # Those that go on from step to step are answered here, and have no more than a token to compute.
+        all_go_on = self._batch is not None and self._batch.present == len(self._active)
+        others: Seq[Sequence] = () if all_go_on else self._active
+        prompts = [s for s in others if s.pending > 1]
         return Load(
-            queued=len(self._queue),
-            queued_tokens=sum(s.pending for s in self._queue if s.source is None)
-            + sum(s.pending for s in self._active if s.pending > 1),
+            queued=len(waiting),
+            queued_tokens=sum(s.pending for s in waiting if s.source is None) + sum(s.pending for s in prompts),
             running=len(self._active),
             free_pages=self.pages.free + self.pages.reclaimable,
             free_slots=self.slots.free,
-            transferring=sum(s.state in (State.PULLING, State.SENDING) for s in self.sequences.values()),
+            transferring=sum(s.state is State.PULLING for s in self._pulling.values()) + self._sending,
             step_s=self._step_s,
             token_s=self._token_s,
             kept=len(self.cache.index),
-            hit_tokens=sum(self.cache.totals.hit_tokens.values()),
-            missed_tokens=sum(self.cache.totals.missed_tokens.values()),
+            hit_tokens=sum(totals.hit_tokens.values()),
+            missed_tokens=sum(totals.missed_tokens.values()),
             decode_s=self._decode_s,
             decode_rows=self._decode_rows,
-            answering=sum(not s.handoff for s in self._active),
-            behind=sum(s.behind for s in self._queue) + sum(s.behind and s.pending > 1 for s in self._active),
-            hits=sum(self.cache.totals.hits.values()),
-            misses=tuple(self.cache.totals.misses.values()),
+            answering=len(self._active) - sum(s.handoff for s in others),
+            behind=sum(s.behind for s in waiting) + sum(s.behind for s in prompts),
+            hits=sum(totals.hits.values()),
+            misses=tuple(totals.misses.values()),
             tiers=tuple(self.cache.held.values()),
-            saved_s=self.cache.totals.saved_s,
+            saved_s=totals.saved_s,
         )
 
     # Inside
 
     def _measure(self, in_flight: InFlight, result: StepResult) -> None:
         self._step_s = seconds = result.elapsed_s
-        tokens = sum([len(r.token_ids) for r in in_flight.plan.rows])
-        if tokens > len(in_flight.plan.rows):
+        batch, more = in_flight.batch, in_flight.plan.rows
+        going = [batch.drafts] * len(batch) if batch is not None else []
+        rows = len(going) + len(more)
+        tokens = len(going) + sum([len(r.token_ids) for r in more])
+        if tokens > rows:
             weight = 1.0 if not self._token_s else tokens / (tokens + self.limits.max_step_tokens)
             self._token_s += weight * (seconds / tokens - self._token_s)
         elif tokens:
-            self.drafting.speculation.took([r.drafts for r in in_flight.plan.rows], seconds)
+            self.drafting.speculation.took([*going, *(r.drafts for r in more)], seconds)
             # A sequence that gains several tokens waits less for each of them.
             each = seconds * len(result.tokens) / max(sum(map(len, result.tokens)), 1) if result.tokens else seconds
             weight = 0.1 if self._decode_s else 1.0
             self._decode_s += weight * (each - self._decode_s)
-            self._decode_rows += weight * (len(in_flight.plan.rows) - self._decode_rows)
+            self._decode_rows += weight * (rows - self._decode_rows)
 
     def _pages_for(self, tokens: int) -> int:
         return -(-tokens // self.limits.page_size)
 
     def _free(self, seq: Sequence) -> None:
         self.pages.give(seq.pages)
+        if self._batch is not None:
+            self._batch.lose(seq)
         seq.pages = []
         seq.pages_on_ranks = 0
         seq.epoch += 1
@@ -443,18 +513,16 @@ class Scheduler:
             self._installs = kept
             self._discards.append(Discard(seq.request_id))
 
-    def _continue(self, priority: int, step: StepBuilder, drafts: int, now: float) -> list[Sequence]:
+    def _continue(
+        self, priority: int, running: Seq[Sequence], step: StepBuilder, drafts: int, now: float
+    ) -> list[Sequence]:
         """Add rows for the running sequences of a priority, with so many drafts if a sequence can take them.
 
         Returns those whose prompts are computed after what is yet to be admitted.
         """
-        if self._going and len(self._going.busy) == len(self._active):
-            return []
         single: list[Sequence] = []
         several: list[Sequence] = []
-        for seq in self._active:
-            if self._going and seq in self._going.busy:
-                continue
+        for seq in running:
             if seq.priority == priority and (pending := seq.pending):
                 (single if pending == 1 else several).append(seq)
         for seq in single:
@@ -693,6 +761,7 @@ class Scheduler:
     def _send_off(self, seq: Sequence) -> None:
         """Free a sequence's places: the ranks copy its snapshot out within the plan that exports it."""
         seq.state = State.SENDING
+        self._sending += 1
         self._free(seq)
 
     def _begun(self, seq: Sequence, origin: Origin | None, begin: int) -> None:
@@ -701,10 +770,15 @@ class Scheduler:
             seq.begun, seq.begin, seq.origin = True, begin, origin
             self.cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new", self._token_s)
 
-    def _sampled(self, seq: Sequence, row: Row, result: StepResult, at: int, now: float) -> SeqOutput:
+    def _sampled(
+        self, seq: Sequence, drafts: int, result: StepResult, at: int, failures: Mapping[int, str], now: float
+    ) -> SeqOutput:
+        """Take what a row sampled, whose tokens but the drafts count as computed already."""
+        if failures and at in failures:
+            return self._end(seq, "error", now, failures[at], unservable=True)
         output = sampled_output(seq, result, at, now)
-        if row.drafts:
-            self.drafting.verified(seq, row, len(output.token_ids), len(result.tokens[at]) - 1)
+        if drafts:
+            self.drafting.verified(seq, drafts, len(output.token_ids), len(result.tokens[at]) - 1)
         if output.finish:
             if not (seq.handoff or seq.warm):
                 self.keeping.save(seq, now)
