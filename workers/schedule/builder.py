@@ -119,10 +119,10 @@ class StepBuilder:
         assert seq.source is not None
         self._expects.append(Expect(seq.request_id, seq.source.peer, seq.source.position, seq.have))
 
-    def fetch(self, seq: Sequence, keys: tuple[int, ...], file: str | None) -> None:
-        """Fetch the sequence's snapshot from host memory or a file, without latents that are on the device already."""
+    def fetch(self, seq: Sequence, keys: tuple[int, ...], files: tuple[str, ...]) -> None:
+        """Fetch the sequence's snapshot from host memory or files, without latents that are on the device already."""
         assert seq.fetching is not None
-        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position, file))
+        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position, files))
 
     def copy(self, copy: Copy) -> None:
         """Copy a kept state, and the page in which its prefix ends, to a sequence's own places."""

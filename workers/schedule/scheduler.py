@@ -82,14 +82,28 @@ class Scheduler:
         """
         self._departures.pull(request_id, peer, have, ranks)
 
-    def pin(self, session: str, marks: Seq[Mark], now: float, until: float) -> None:
-        """Pin a session to the first of these snapshots that is kept, and release its previous pin."""
+    def pin(self, session: str, marks: Seq[Mark], now: float, until: float, *, again: bool = False) -> None:
+        """Pin a session to the first of these snapshots that is kept, and release its previous pin.
+
+        again: only if it has none, and it is not used now.
+        """
+        if again and session in self.cache.pins:
+            return
         found = (self.cache.index.by_digest(mark.position, mark.digest) for mark in marks)
         if (kept := next((k for k in found if k is not None), None)) is not None:
             self.cache.pins.pin(session, kept, until)
+            if not again:
+                kept.used = now
+                self.cache.disk.use(kept)
             self.cache.save(kept, now)
         else:
             self.cache.pins.release(session)
+
+    def unpin(self, session: str) -> None:
+        """A session is deleted: it is pinned no more, and its files go as far as no other session needs them."""
+        kept = self.cache.pins.release(session)
+        if kept is not None:
+            self.cache.forget_files(kept)
 
     def park(self, mark: Mark, now: float) -> str | None:
         """Move a kept snapshot off the device. Returns the reason if it has to stay; None also if it is not there."""

@@ -29,7 +29,7 @@ STOPS = (111, 118, 129)
 
 
 def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: int = 0, drafts: int = 0) -> Limits:
-    budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1, disk_bytes=disk_bytes)
+    budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1, disk_bytes=disk_bytes, disk_ttl_s=100.0)
     return Limits(
         pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget,
         staging=Staging(budget=50, state=10, token=1), drafts=drafts, adapts=False, answer_tokens=5,
@@ -665,6 +665,11 @@ class Life:
 
     def unpin(self) -> None:
         self.worker.scheduler.cache.pins.expire(self.now)
+        self.worker.scheduler.cache.expire_files(self.now)
+        assert all(k.used > self.now - 100.0 or k.pins for k in self.worker.scheduler.cache.disk)
+
+    def delete(self) -> None:
+        self.worker.scheduler.unpin(f"session{self.rng.randint(0, 2)}")
 
     def park(self) -> None:
         kept = list(self.worker.scheduler.cache.index)
@@ -694,12 +699,12 @@ class Life:
 
 EVENTS = ("new", "new", "fork", "fork", "handoff", "handed", "peer", "step", "step", "step", "step", "mid", "abort",
           "pull", "sent", "arrive", "damaged", "gone", "lend", "lent_out", "clear",
-          "pin", "pin", "unpin", "park", "unwritten")  # fmt: skip
+          "pin", "pin", "unpin", "delete", "park", "unwritten")  # fmt: skip
 # Without a least size, lists have five items on average.
 LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_from(EVENTS), min_size=40, max_size=80)
 
 
-@pytest.mark.parametrize(("host_bytes", "disk_bytes"), [(0, 0), (60, 0), (60, 150)])
+@pytest.mark.parametrize(("host_bytes", "disk_bytes"), [(0, 0), (60, 0), (60, 300)])
 @settings(max_examples=200, deadline=None)
 @given(
     events=LIVES,
