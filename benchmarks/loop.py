@@ -29,7 +29,6 @@ from workers.leader.leader import Leader
 from workers.rank.latest import Latest
 from workers.rank.process import LeaderSocket
 from workers.schedule.ahead import outcomes
-from workers.schedule.builder import InFlight
 from workers.schedule.limits import Limits
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
@@ -88,6 +87,7 @@ def parts(made: Scheduler, steps: int, ahead: bool) -> dict[str, float]:
     """The CPU time of a step in microseconds, by part. ahead: whether steps are planned ahead."""
     laps, latest = _Laps(), Latest(Solo(), torch.device("cpu"))
     flight = made.plan(0.0)
+    rows: tuple[Row, ...] = flight.plan.rows
     for step in range(steps):
         now = 0.001 * step
         laps.start()
@@ -95,35 +95,35 @@ def parts(made: Scheduler, steps: int, ahead: bool) -> dict[str, float]:
         laps.lap("plan")
         frame = RANKS.encode(following.plan) if following else b""
         laps.lap("frames")
-        result = _result(flight.plan.step, flight.plan.rows)
-        latest.took(flight.plan.rows, outcomes(result))
+        result = _result(flight.plan.step, rows)
+        latest.took(rows, frozenset(), None, feeds=False)
+        latest.came_of(outcomes(result))
         reply = RANKS.encode(result)
         if following:
             laps.start()
             plan = RANKS.decode(frame[4], frame[5:])
             assert isinstance(plan, StepPlan)
             assert plan.ahead is not None
-            latest.go_on(plan.ahead, plan.rows)
+            rows, _ = latest.go_on(plan.ahead, plan.rows)
             laps.lap("gap")
         laps.start()
         told = RANKS.decode(reply[4], reply[5:])
         assert isinstance(told, StepResult)
         laps.lap("frames")
         outputs = made.update(flight, told, now)
-        flight, done = _next(made, following, flight, told)
-        laps.lap("take")
-        if not done:
+        if following:
+            flight = made.follow(following, flight, told)
+            laps.lap("take")
+        else:
+            laps.lap("take")
             flight = made.plan(now)
             laps.lap("plan")
             RANKS.encode(flight.plan)
             laps.lap("frames")
+            rows = flight.plan.rows
         CLUSTER.encode(StepOutputs(step, 1, made.load, tuple(outputs), ()))
         laps.lap("publish")
     return {part: seconds / steps * 1e6 for part, seconds in laps.spent.items()}
-
-
-def _next(made: Scheduler, ahead: InFlight | None, flight: InFlight, told: StepResult) -> tuple[InFlight, bool]:
-    return (made.follow(ahead, flight, told), True) if ahead else (flight, False)
 
 
 def _rank(endpoint: str, seconds: float) -> None:
@@ -139,7 +139,8 @@ def _rank(endpoint: str, seconds: float) -> None:
         if rows:
             time.sleep(seconds)
         result = _result(plan.step, rows)
-        latest.took(rows, outcomes(result))
+        latest.took(rows, frozenset(), None, feeds=False)
+        latest.came_of(outcomes(result))
         leader.send(result)
 
 

@@ -20,9 +20,9 @@ from torch import Tensor
 from workers.schedule.step import Expect, Export, Link, LinkLost, Received, Sent
 from workers.transfer.endpoint import Transfers
 
-Channel = Literal["shm", "gloo"]
+Channel = Literal["shm", "gloo", "nixl"]
 Snapshot = tuple[Tensor, Tensor]
-_CHANNELS: tuple[Channel, ...] = ("shm", "gloo")
+_CHANNELS: tuple[Channel, ...] = ("shm", "gloo", "nixl")
 _HOST = "127.0.0.1"
 _RUNS = 15
 _WARM = 2

@@ -147,13 +147,13 @@ class LogsSection(_Section):
 class HandoffSection(_Section):
     """How snapshots move between workers.
 
-    channel: "auto" is NCCL between GPUs, shared memory (else gloo) on one host, gloo between others, and TLS between
-    hosts with RAY_USE_TLS. window: the number of snapshots that a decode worker pulls at once. timeout_s: how long a
-    finished prompt waits to be pulled. network_gb_s: a card's bandwidth to other workers in GB/s, for the routing
-    policy's predictions.
+    channel: "auto" is shared memory (else gloo) on one host without GPUs; otherwise NIXL where both ends have it and
+    RDMA, else NCCL between GPUs, else gloo. With RAY_USE_TLS it is never NIXL, and TLS between hosts. window: the
+    number of snapshots that a decode worker pulls at once. timeout_s: how long a finished prompt waits to be
+    pulled. network_gb_s: a card's bandwidth to other workers in GB/s, for the routing policy's predictions.
     """
 
-    channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    channel: Literal["auto", "shm", "gloo", "nccl", "nixl"] = "auto"
     window: Count = 16
     timeout_s: Seconds = 60.0
     network_gb_s: Seconds = 12.5
@@ -169,8 +169,8 @@ class CacheSection(_Section):
     memory for copies, over all ranks of a worker; 0 for none. state_dtype: the dtype of states there; bfloat16 and int8
     take half and a quarter of the memory and change answers a little. disk_dir: a local folder for sessions' ends, and
     for snapshots that host memory evicts. It outlives workers, needs host_bytes, and takes at most disk_bytes for each
-    worker. share: whose prefixes a request may use, its tenant's or all. A hit makes the first token faster, so "all"
-    lets tenants find out what others asked.
+    worker; what was not used for disk_ttl_s seconds is erased. share: whose prefixes a request may use, its tenant's or
+    all. A hit makes the first token faster, so "all" lets tenants find out what others asked.
     """
 
     mode: Annotated[Literal["on", "off"], _ON_OFF] = "on"
@@ -180,6 +180,7 @@ class CacheSection(_Section):
     state_dtype: Literal["float32", "bfloat16", "int8"] = "float32"
     disk_dir: Text | None = None
     disk_bytes: Annotated[int, Field(ge=1), _READ] = 100_000_000_000
+    disk_ttl_s: Seconds = 86_400.0
     share: Literal["tenant", "all"] = "tenant"
 
     def states(self, slots: int) -> int:
@@ -298,6 +299,11 @@ class ClusterConfig(_Section):
             found.append("verify: synthetic weights have no files to verify; set verify: false, or load: auto")
         if self.cache.disk_dir is not None and not (self.cache.host_bytes and self.cache.mode == "on"):
             found.append("cache.disk_dir: files are written from host memory; set cache.host_bytes, with cache.mode on")
+        if self.cache.disk_dir is not None and self.cache.disk_ttl_s < self.router.session_ttl_s:
+            found.append(
+                f"cache.disk_ttl_s: {self.cache.disk_ttl_s:g} seconds would erase files of sessions, which are kept "
+                f"for router.session_ttl_s, {self.router.session_ttl_s}; raise it or lower that"
+            )
         if self.pages is not None and self.max_model_len is not None:
             found += pages_too_few(self.pages, self.page_size, self.max_model_len)
         return found

@@ -172,6 +172,7 @@ def worker_config(resolved: Resolved, role: Role, host: str, secret: str) -> Wor
         cache_state_dtype=config.cache.state_dtype,
         cache_disk_dir=config.cache.disk_dir,
         cache_disk_bytes=config.cache.disk_bytes,
+        cache_disk_ttl_s=config.cache.disk_ttl_s,
         collectives=config.collectives,
         channel=config.handoff.channel,
         model_overrides=config.model_overrides,

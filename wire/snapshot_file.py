@@ -3,7 +3,8 @@
 A file is in safetensors format. Its metadata is a `SnapshotHead`, each field as JSON. Its tensors are `token_ids`
 (int32) and, for each rank r of `ranks`, `rank<r>.rows.<i>` (that rank's shard of the latents of `parts[i]` tokens) and
 `rank<r>.state.<i>.<n>` (its state after part i, for each i of `states`; `StateCodec` packs a state into several
-tensors, numbered n). The metadata's `crc32.<tensor>` is the CRC-32 of the tensor's bytes, in hex.
+tensors, numbered n). The metadata's `crc32.<tensor>` is the CRC-32 of the tensor's bytes, in hex. States come last, so
+that a file of the disk tier can be cut off before them and still holds its latents.
 """
 
 import io
@@ -54,12 +55,13 @@ class SnapshotHead:
     """The description of a snapshot in its file.
 
     weights_id, layout: of the worker that made it, as in `WorkerInfo`; a worker that differs in one of them can't
-    continue it. state_dtype: dtype in which states are stored. position: number of tokens whose latents it holds, with
-    the state after them; 0 if it holds only token ids. token_hash: `wire.digest` of the first `position` ids without
-    scope, in hex. scope: only prompts of the same scope may use it. parts: number of tokens in each part of the
-    latents; they add up to `position`. states: indices of the parts after which a state is stored. split: number of
-    ranks over which heads and latents are split; ranks: the ranks whose tensors are in this file. turn: the saved
-    request; None in a disk tier.
+    continue it. state_dtype: dtype in which states are stored. position: number of tokens after which its last state
+    stands; 0 if it holds only token ids. start: number of the first of these tokens whose latents and ids are not in
+    this file, but in the one named `before` and in those that it continues. token_hash: `wire.digest` of this file's
+    ids up to `position` without scope, in hex. scope: only prompts of the same scope may use it. parts: number of
+    tokens in each part of the latents; they add up to `position - start`. states: indices of the parts after which a
+    state is stored. split: number of ranks over which heads and latents are split; ranks: the ranks whose tensors are
+    in this file. turn: the saved request; None in a disk tier.
     """
 
     weights_id: str
@@ -73,6 +75,8 @@ class SnapshotHead:
     split: int
     ranks: tuple[int, ...]
     turn: Turn | None = None
+    start: int = 0
+    before: str = ""
     format: str = FORMAT
 
     def metadata(self) -> dict[str, str]:
@@ -83,7 +87,7 @@ class SnapshotHead:
     def positions(self) -> tuple[int, ...]:
         """The number of tokens before each stored state."""
         ends = list(accumulate(self.parts))
-        return tuple(ends[part] for part in self.states)
+        return tuple(self.start + ends[part] for part in self.states)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +104,8 @@ class Entry:
 class SnapshotFile:
     """A file's content without the bytes of states and latents.
 
-    bytes: the size that the whole file should have. sums: each tensor's CRC-32, in hex.
+    bytes: the size that the whole file should have. sums: each tensor's CRC-32, in hex. stateless: its size once its
+    states are cut off; cut: whether they are.
     """
 
     head: SnapshotHead
@@ -108,6 +113,8 @@ class SnapshotFile:
     bytes: int
     sums: Mapping[str, str]
     tensors: Mapping[str, Entry]
+    stateless: int
+    cut: bool = False
 
 
 def token_hash(token_ids: TokenIds, position: int) -> str:
@@ -133,24 +140,36 @@ def pack(head: SnapshotHead, tensors: Mapping[str, tuple[str, Sequence[int], int
     return _LENGTH.pack(len(encoded)) + encoded + ids
 
 
-def join(files: Sequence[BinaryIO], turn: Turn, token_ids: TokenIds) -> Iterator[bytes]:
+def join(files: Sequence[Sequence[BinaryIO]], turn: Turn, token_ids: TokenIds) -> Iterator[bytes]:
     """Join the files that the ranks have written into one; yields its bytes piece by piece.
 
-    token_ids: the request's, which replace those in the ranks' files. SnapshotFileError if a rank's file is cut short,
-    or its header or token ids are damaged; the other checksums are not compared.
+    files: for each rank those that together hold its part, each continued by the next. States are taken from the last
+    one only. token_ids: the request's, which replace those in the ranks' files. SnapshotFileError if a rank's file is
+    cut short, or its header or token ids are damaged; the other checksums are not compared.
     """
-    parts = [read(file) for file in files]
-    ranks = tuple(rank for part in parts for rank in part.head.ranks)
-    head = replace(parts[0].head, scope="", ranks=ranks, turn=turn)
-    tensors = {}
-    places: list[tuple[BinaryIO, Entry]] = []
-    for file, part in zip(files, parts, strict=True):
-        for name, entry in part.tensors.items():
-            if name != TOKEN_IDS:
-                tensors[name] = (entry.dtype, entry.shape, entry.end - entry.begin, part.sums[name])
-                places.append((file, entry))
-    yield pack(head, tensors, token_ids)
-    for file, entry in places:
+    lines = [[read(file) for file in line] for line in files]
+    heads = [content.head for content in lines[0]]
+    before = list(accumulate((len(head.parts) for head in heads), initial=0))
+    ranks = tuple(rank for line in lines for rank in line[-1].head.ranks)
+    head = replace(
+        heads[-1], start=0, before="", token_hash=token_hash(token_ids, heads[-1].position), scope="", ranks=ranks,
+        turn=turn, parts=tuple(part for one in heads for part in one.parts),
+        states=tuple(before[-2] + part for part in heads[-1].states),
+    )  # fmt: skip
+    rows: dict[str, tuple[BinaryIO, Entry, str]] = {}
+    states: dict[str, tuple[BinaryIO, Entry, str]] = {}
+    for opened, line in zip(files, lines, strict=True):
+        for file, content, first in zip(opened, line, before, strict=False):
+            for name, entry in content.tensors.items():
+                if name == TOKEN_IDS or (is_state(name) and content is not line[-1]):
+                    continue
+                rank, kind, part, *rest = name.split(".")
+                renamed = ".".join((rank, kind, str(first + int(part)), *rest))
+                (states if is_state(name) else rows)[renamed] = file, entry, content.sums[name]
+    tensors = rows | states
+    described = {name: (e.dtype, e.shape, e.end - e.begin, crc) for name, (_, e, crc) in tensors.items()}
+    yield pack(head, described, token_ids)
+    for file, entry, _ in tensors.values():
         file.seek(entry.begin)
         left = entry.end - entry.begin
         while left:
@@ -161,8 +180,11 @@ def join(files: Sequence[BinaryIO], turn: Turn, token_ids: TokenIds) -> Iterator
             yield piece
 
 
-def read_head(path: Path) -> SnapshotFile:
-    """Read a file's header and token ids; SnapshotFileError if they are damaged or the file is cut short."""
+def read_head(path: Path, *, may_be_cut: bool = False) -> SnapshotFile:
+    """Read a file's header and token ids; SnapshotFileError if they are damaged or the file is cut short.
+
+    may_be_cut: its states may have been cut off.
+    """
     try:
         with path.open("rb") as file:
             content = read(file)
@@ -171,6 +193,8 @@ def read_head(path: Path) -> SnapshotFile:
         raise SnapshotFileError(f"{path.name} can't be read: {error.strerror}") from error
     except SnapshotFileError as error:
         raise SnapshotFileError(f"{path.name}: {error}") from error
+    if may_be_cut and size == content.stateless < content.bytes:
+        return replace(content, cut=True)
     if content.bytes != size:
         raise SnapshotFileError(f"{path.name}: it is cut short: it has {size} bytes of {content.bytes}")
     return content
@@ -224,9 +248,17 @@ def read(file: BinaryIO) -> SnapshotFile:
     sums = {name.removeprefix(CRC): crc for name, crc in metadata.items() if name.startswith(CRC)}
     if f"{zlib.crc32(token_ids.packed):08x}" != sums.get(TOKEN_IDS):
         raise SnapshotFileError("it is damaged: the checksum of its token ids does not match")
-    if not _sound(head, len(token_ids), tensors) or head.token_hash != token_hash(token_ids, head.position):
+    own = head.position - head.start
+    if not _sound(head, len(token_ids), tensors) or head.token_hash != token_hash(token_ids, own):
         raise SnapshotFileError("it is damaged: its header contradicts itself")
-    return SnapshotFile(head, token_ids, max(entry.end for entry in tensors.values()), sums, tensors)
+    ends = max(entry.end for entry in tensors.values())
+    stateless = max(entry.end for name, entry in tensors.items() if not is_state(name))
+    return SnapshotFile(head, token_ids, ends, sums, tensors, stateless)
+
+
+def is_state(tensor: str) -> bool:
+    """Whether a tensor of this name is one of a state's."""
+    return ".state." in tensor
 
 
 def check(path: Path) -> SnapshotFile:
@@ -267,16 +299,17 @@ def _entry(described: Mapping[str, Any], begin: int) -> Entry:
 def _head(metadata: Mapping[str, str]) -> SnapshotHead:
     if (found := json.loads(metadata.get("format", "null"))) != FORMAT:
         raise SnapshotFileError(f"its format is {found!r}; this version reads {FORMAT!r}")
-    known = {f.name: msgspec.Raw(metadata[f.name].encode()) for f in fields(SnapshotHead)}
+    known = {f.name: msgspec.Raw(metadata[f.name].encode()) for f in fields(SnapshotHead) if f.name in metadata}
     return msgspec.json.decode(msgspec.json.encode(known), type=SnapshotHead)
 
 
 def _sound(head: SnapshotHead, tokens: int, tensors: Mapping[str, Entry]) -> bool:
     """Whether a header's fields do not contradict each other. tokens: number of token ids in the file."""
     ranks, parts = head.ranks, len(head.parts)
-    whole = head.position == sum(head.parts) <= tokens and all(part > 0 for part in head.parts)
+    whole = head.position - head.start == sum(head.parts) <= tokens and all(part > 0 for part in head.parts)
+    lined = head.start > 0 if head.before else head.start == 0
     stated = list(head.states) == sorted(set(head.states)) and (head.states[-1:] == (parts - 1,) if parts else True)
     ranked = head.split > 0 and set(ranks) <= set(range(head.split)) and bool(ranks) == bool(parts)
     turned = head.turn is None or 0 < head.turn.prompt_tokens <= tokens
     named = all(f"rank{rank}.rows.{part}" in tensors for rank in ranks for part in range(parts))
-    return whole and stated and ranked and turned and named and all(0 <= part < parts for part in head.states)
+    return whole and lined and stated and ranked and turned and named and all(0 <= part < parts for part in head.states)

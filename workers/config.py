@@ -1,5 +1,6 @@
 """The settings of one worker; `cluster.resolve` or a test makes them."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -35,16 +36,16 @@ class WorkerConfig:
     states kept on the device beside those of running sequences; 0 turns the prefix cache off. cache_answer_tokens: an
     answer's state is kept each so many tokens while it runs; 0 for never. cache_host_bytes: host memory for kept
     snapshots of all ranks. cache_state_dtype: the dtype of states there. cache_disk_dir: a local folder in which the
-    worker has its own folder for kept snapshots, of at most cache_disk_bytes. collectives, channel: "auto" picks by
-    device and host. model_overrides: keys laid over config.json (e.g. YaRN's rope_scaling). host: the address the
-    leader and its ranks listen on. version: of a fetched checkpoint, the commit or state that identifies its content.
-    load: "auto" takes weights from a live worker that holds them, else reads the folder; "storage" only reads;
-    "synthetic" makes up weights of the shapes and format in config.json. lender: the live worker; None if there is
-    none. verify: the ranks read all files before they load, a share each, and refuse damaged ones. cuda_graphs: "auto"
-    captures decode steps on a GPU, "off" launches every kernel by itself. speculate: the number of tokens that the MTP
-    layer drafts for a sequence in a step, or "auto" for up to 3 as far as they pay, if the checkpoint has that layer.
-    secret: every connection between the cluster's processes has to prove that it knows it (`wire.handshake`). logs:
-    settings of what its processes write to standard error.
+    worker has its own folder for kept snapshots, of at most cache_disk_bytes, each kept for cache_disk_ttl_s after its
+    last use. collectives, channel: "auto" picks by device and host. model_overrides: keys laid over config.json (e.g.
+    YaRN's rope_scaling). host: the address the leader and its ranks listen on. version: of a fetched checkpoint, the
+    commit or state that identifies its content. load: "auto" takes weights from a live worker that holds them, else
+    reads the folder; "storage" only reads; "synthetic" makes up weights of the shapes and format in config.json.
+    lender: the live worker; None if there is none. verify: the ranks read all files before they load, a share each, and
+    refuse damaged ones. cuda_graphs: "auto" captures decode steps on a GPU, "off" launches every kernel by itself.
+    speculate: the number of tokens that the MTP layer drafts for a sequence in a step, or "auto" for up to 3 as far as
+    they pay, if the checkpoint has that layer. secret: every connection between the cluster's processes has to prove
+    that it knows it (`wire.handshake`). logs: settings of what its processes write to standard error.
     """
 
     model: str
@@ -65,8 +66,9 @@ class WorkerConfig:
     cache_state_dtype: StateDtype = "float32"
     cache_disk_dir: str | None = None
     cache_disk_bytes: int = 0
+    cache_disk_ttl_s: float = math.inf
     collectives: Literal["auto", "shm", "gloo", "nccl", "symm"] = "auto"
-    channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    channel: Literal["auto", "shm", "gloo", "nccl", "nixl"] = "auto"
     model_overrides: dict[str, Any] = field(default_factory=dict)
     host: str = "127.0.0.1"
     version: str | None = None

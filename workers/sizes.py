@@ -106,7 +106,7 @@ def cache_budget(config: WorkerConfig, model: LingConfig) -> Budget:
     latent = model.latent_layers * model.latent_width * _DTYPE_BYTES[dtype_name(config, model)]
     host = config.cache_host_bytes if config.cache_states else 0
     disk = config.cache_disk_bytes if host and config.cache_disk_dir is not None else 0
-    return Budget(config.cache_states, host, state, latent, disk)
+    return Budget(config.cache_states, host, state, latent, disk, config.cache_disk_ttl_s)
 
 
 def layout_of(config: WorkerConfig, model: LingConfig) -> str:

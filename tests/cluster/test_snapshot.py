@@ -187,22 +187,28 @@ def test_a_file_comes_back_as_it_was() -> None:
             unpack(SAVED[:cut])
 
 
-def test_the_parts_of_all_ranks_become_one_file() -> None:
+def test_the_files_of_all_ranks_become_one() -> None:
     whole = unpack(SAVED)
-    ids = TokenIds.of((4, 5))
 
-    def part(rank: int) -> bytes:
+    def part(rank: int, start: int = 0, before: str = "") -> io.BytesIO:
+        ids = TokenIds.of((4, 5, 6, 7)[start : start + 2])
         head = replace(
-            whole.head, position=2, token_hash=token_hash(ids, 2), parts=(2,), states=(0,), split=2, ranks=(rank,),
-            turn=None, scope="tenant",
+            whole.head, position=start + 2, token_hash=token_hash(ids, 2), parts=(2,), states=(0,), split=2,
+            ranks=(rank,), turn=None, scope="tenant", start=start, before=before,
         )  # fmt: skip
         tensors = {
             f"rank{rank}.rows.0": ("U8", (3,), 3, "aa"), f"rank{rank}.state.0.0": ("U8", (2,), 2, "bb"),
         }  # fmt: skip
-        return pack(head, tensors, ids) + bytes([rank] * 3) + bytes([10 + rank] * 2)
+        return io.BytesIO(pack(head, tensors, ids) + bytes([start + rank] * 3) + bytes([10 + start + rank] * 2))
 
     turn = Turn("tiny", 2, SAMPLING)
-    content = b"".join(join([io.BytesIO(part(0)), io.BytesIO(part(1))], turn, TokenIds.of((4, 5, 6))))
+    lined = b"".join(join([[part(0), part(0, 2, "a")]], turn, TokenIds.of((4, 5, 6, 7, 8))))
+    head = unpack(lined).head
+    assert (head.position, head.start, head.before, head.parts, head.states, head.positions) == (
+        4, 0, "", (2, 2), (1,), (4,),
+    )  # fmt: skip
+    assert lined.endswith(bytes([0] * 3 + [2] * 3 + [12] * 2))
+    content = b"".join(join([[part(0)], [part(1)]], turn, TokenIds.of((4, 5, 6))))
     joined: SnapshotFile = read(io.BytesIO(content))
     assert (joined.head.ranks, joined.head.scope, joined.head.turn) == ((0, 1), "", turn)
     assert joined.bytes == len(content)

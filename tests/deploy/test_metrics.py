@@ -21,7 +21,7 @@ from wire.metrics import table
 from wire.metrics.recorder import Reading, Recorder
 from wire.protocol import Load, SeqOutput, Timings, WorkerInfo
 from workers.leader.figures import StepTotals, UnderWay, WorkerFigures
-from workers.schedule.builder import InFlight
+from workers.schedule.builder import InFlight, Size
 from workers.schedule.step import Moved, RankStats, Row, StepPlan
 
 NANO = Path(__file__).parent.parent.parent / "checkpoints" / "ling-nano"
@@ -105,10 +105,9 @@ def test_a_router_tells_of_answers_errors_and_the_workers_it_reaches() -> None:
 
 def test_a_worker_tells_of_its_steps_ranks_and_snapshots() -> None:
     figures = WorkerFigures("d0", "decode")
-    rows = (Row(0, 10, (1,), 0, (), True), Row(1, 0, (1, 2, 3), 0, (), False))
-    step = InFlight(StepPlan(0), ())
-    figures.stepped(StepPlan(0, rows=rows), 1, UnderWay(step, 0.25, 0.25), 1.25, 1.75)
-    figures.stepped(StepPlan(1), 0, UnderWay(step, 0.5, 2.5, 0.75), 3.0, 3.0)  # one that computes nothing
+    rows = (Row(1, 0, (1, 2, 3), 0, (), False),)
+    figures.stepped(UnderWay(InFlight(StepPlan(0, rows=rows), (), None, Size(1, 1, 10)), 0.25, 0.25), 1, 1.25, 1.75)
+    figures.stepped(UnderWay(InFlight(StepPlan(1), ()), 0.5, 2.5, 0.75), 0, 3.0, 3.0)  # one that computes nothing
     waited = Timings(0.25, 1.0, 0.0, 1.0)
     figures.ended([SeqOutput("a", 0, finish="stop", timings=waited), SeqOutput("b", 0)])
     figures.ended([SeqOutput("c", 0, finish="abort", timings=Timings(0.0, 0.0, 0.0, 0.0))])

@@ -272,8 +272,8 @@ def test_preempted_sequences_go_on_where_they_were(writer: Writer) -> None:
     cramped.tokenizer = writer.tokenizer
     cramped.engine = Engine(WorkerConfig(NANO, slots=8, page_size=16, pages=16, max_model_len=256, max_step_tokens=32))
     preempted = []
-    inner = cramped.engine.scheduler._preempt
-    cramped.engine.scheduler._preempt = lambda seq, now: preempted.append(seq.generated) or inner(seq, now)  # type: ignore
+    inner = cramped.engine.scheduler._places.preempt
+    cramped.engine.scheduler._places.preempt = lambda seq, now: preempted.append(seq.generated) or inner(seq, now)  # type: ignore
     assert [a.token_ids for a in cramped.ask(forms, max_tokens=40)] == expected
     assert any(preempted)
 

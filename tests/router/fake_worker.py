@@ -216,7 +216,8 @@ class FakeWorker:
         self.clients.add(client)
         writer.write(CLUSTER.encode(self.info))
         kept = tuple(KeptEvent(0, digest, tier) for digest, tier in self.tiers.items())
-        writer.write(CLUSTER.encode(StepOutputs(0, 0, self.load(), (), kept)))
+        if kept:  # one that is to be silent keeps nothing
+            writer.write(CLUSTER.encode(StepOutputs(0, 0, self.load(), (), kept)))
         try:
             while True:
                 self._handle(client, await CLUSTER.read(reader))

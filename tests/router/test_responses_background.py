@@ -408,3 +408,36 @@ def test_another_router_goes_on_with_what_a_dead_one_ran(
                 assert len(worker.received) == 1
 
     asyncio.run(act())
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_the_same_key_gives_the_same_whole_response(checkpoint: Path, store: bool) -> None:
+    async def act() -> None:
+        async with served(checkpoint, pair()) as stage, stage.client() as http:
+            asked = {**ASKED, "max_output_tokens": 12, "store": store}
+            headers = {"idempotency-key": "k"}
+            first, again = [(await http.post("/v1/responses", json=asked, headers=headers)).json() for _ in range(2)]
+            assert first["status"] == "incomplete"
+            assert (first["id"], first["output"], first["store"]) == (again["id"], again["output"], store)
+            assert len(stage["p0"].received) == 1
+            other = await http.post("/v1/responses", json={**asked, "input": "other"}, headers=headers)
+            assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+            kept = await http.get(f"/v1/responses/{first['id']}")
+            assert kept.json() == first if store else kept.status_code == 404
+
+    asyncio.run(act())
+
+
+def test_a_whole_response_with_a_key_outlives_its_client_and_fails_as_an_error(checkpoint: Path) -> None:
+    async def act() -> None:
+        options = {"first_token_timeout_s": 60, "request_timeout_s": 0.5}
+        async with served(checkpoint, pair(), **options) as stage, stage.client() as http:
+            pause(stage)
+            headers = {"idempotency-key": "k"}
+            with pytest.raises(httpx.TimeoutException):
+                await http.post("/v1/responses", json=ASKED, headers=headers, timeout=0.05)
+            late = await http.post("/v1/responses", json=ASKED, headers=headers)
+            assert (late.status_code, late.json()["error"]["code"]) == (500, "server_error")
+            assert "0.5 s" in late.json()["error"]["message"]
+
+    asyncio.run(act())

@@ -314,6 +314,9 @@ def test_other_tenants_sessions_are_not_there(checkpoint: Path, tmp_path: Path) 
         ({"session_id": ""}, "session_id"),
         ({"session_id": "a/b"}, "session_id"),
         ({"session_id": "x" * 129}, "session_id"),
+        ({"session_id": "."}, "session_id"),
+        ({"session_id": ".."}, "session_id"),
+        ({"session_id": "a\n"}, "session_id"),
         ({"n": 2}, "session_id"),
         ({"prompt": ["a", "b"]}, "session_id"),
     ],
@@ -328,8 +331,17 @@ def test_header_and_field_that_differ_are_refused(stage: Stage) -> None:
     body = {"model": "auto", "prompt": "a", "max_tokens": 1, "session_id": "one"}
     answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": "two"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-ling-session")
-    answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": "no/name"})
-    assert answer.status_code == 400
+    for name in ("no/name", ".."):
+        answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": name})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-ling-session")
+
+
+def test_a_file_makes_no_session_that_could_not_be_asked_for(stage: Stage) -> None:
+    ask(stage, "to-file", TEXT)
+    file = stage.http.get(f"{stage.url}/v1/sessions/to-file/snapshot").content
+    for name in ("a%20b", "%2e%2e", "x" * 129):
+        answer = stage.http.post(f"{stage.url}/v1/sessions/{name}/snapshot", content=file)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "session_id")
 
 
 @pytest.mark.parametrize("ids", [[], ["a", "a"], ["with space"], None, ["there"]])

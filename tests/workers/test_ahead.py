@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from tests.workers.test_scheduler import LIMITS, answer, seq
 from workers.schedule.ahead import outcomes, rows_ahead
-from workers.schedule.builder import InFlight
+from workers.schedule.builder import InFlight, Size
 from workers.schedule.limits import Limits
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.step import Ahead, Row, StepResult
@@ -22,6 +22,12 @@ def decoding(*news: int, limits: Limits = ROOMY, priority: int = 0) -> tuple[Sch
     return scheduler, scheduler.plan(0.0)
 
 
+def names(flight: InFlight) -> list[str]:
+    """Whose rows a step has, in order."""
+    going = flight.batch.seqs if flight.batch else []
+    return [s.request_id for s in (*going, *(owner for owner, _ in flight.owners))]
+
+
 def row(slot: int, start: int, drafts: int = 0) -> Row:
     return Row(slot, start, (5,), 0, (), True, drafts=drafts)
 
@@ -30,12 +36,11 @@ def test_rows_go_on_behind_what_they_sampled() -> None:
     before = [row(0, 10, 3), row(1, 20, 3), row(2, 30, 3), row(3, 40, 3), row(4, 50)]
     result = StepResult(0, ((7, 8), (7, 9), (0,), (7,), (6,)), (), (), 0.0, failures=((2, "no"),), stopped=(1,))
     more = [row(5, 60), row(6, 70, 2)]
-    rows, places = rows_ahead(before, outcomes(result), Ahead((3,), ((0, 4, (17, 18)),)), more)
+    rows = rows_ahead(before, outcomes(result), Ahead((3,), ((0, 4, (17, 18)),)), more)
     assert [(r.slot, r.start, r.token_ids, r.drafts) for r in rows] == [
         (0, 12, (8,), 3), (6, 70, (5,), 2), (4, 51, (6,), 0), (5, 60, (5,), 0),
     ]  # fmt: skip
     assert (rows[0].page_offset, rows[0].new_pages) == (4, (17, 18))
-    assert places == [0, -2, 4, -1]
     assert outcomes(result)[2] == (0, 0, True)  # nothing of a failed row stands
 
 
@@ -47,8 +52,8 @@ def test_a_sequence_goes_on_until_its_last_token_and_gets_pages_on_the_way() -> 
     result = answer(flight.plan)
     assert [o.finish for o in scheduler.update(flight, result, 0.0)] == ["length", None]
     following = scheduler.follow(ahead, flight, result)
-    assert [(r.start, r.token_ids) for r in following.plan.rows] == [(4, (7,))]
-    assert [s.request_id for s, _ in following.rows] == ["r1"]
+    assert names(following) == ["r1"]
+    assert following.size == Size(rows=1, tokens=1, context=4)
 
 
 def test_a_stop_token_ends_a_row_before_the_leader_knows() -> None:
@@ -57,7 +62,7 @@ def test_a_stop_token_ends_a_row_before_the_leader_knows() -> None:
     assert ahead is not None
     result = StepResult(flight.plan.step, ((9,), (7,)), ((), ()), (), 0.0, stopped=(0,))
     assert [o.finish for o in scheduler.update(flight, result, 0.0)] == ["stop", None]
-    assert [s.request_id for s, _ in scheduler.follow(ahead, flight, result).rows] == ["r1"]
+    assert names(scheduler.follow(ahead, flight, result)) == ["r1"]
 
 
 def test_what_is_ended_from_outside_meanwhile_is_passed_over() -> None:
@@ -69,10 +74,12 @@ def test_what_is_ended_from_outside_meanwhile_is_passed_over() -> None:
     scheduler.update(flight, result, 0.0)
     following = scheduler.follow(ahead, flight, result)
     again = scheduler.plan_ahead(following, 0.0)  # its row runs once more, and no further
-    assert [o.request_id for o in scheduler.update(following, answer(following.plan), 0.0)] == ["r1"]
+    both = StepResult(following.plan.step, ((7,), (7,)), ((), ()), (), 0.0)
+    assert [o.request_id for o in scheduler.update(following, both, 0.0)] == ["r1"]
     assert again is not None
     assert again.plan.ahead is not None
-    assert again.plan.ahead.ended == (following.plan.rows[0].slot,)
+    assert again.plan.ahead.ended == (flight.plan.rows[0].slot,)
+    assert names(scheduler.follow(again, following, both)) == ["r1"]
 
 
 def test_what_arrives_begins_in_a_step_planned_ahead_where_there_is_room() -> None:
@@ -84,7 +91,7 @@ def test_what_arrives_begins_in_a_step_planned_ahead_where_there_is_room() -> No
     result = answer(flight.plan)
     scheduler.update(flight, result, 0.0)
     following = scheduler.follow(ahead, flight, result)
-    assert [s.request_id for s, _ in following.rows] == ["r0", "new"]
+    assert names(following) == ["r0", "new"]
     # What comes of a prompt's tokens must be known before the next step.
     assert scheduler.plan_ahead(following, 0.0) is None
 
@@ -99,7 +106,7 @@ def test_none_is_preempted_before_its_results_are_known() -> None:
     scheduler.update(flight, result, 0.0)
     following = scheduler.follow(ahead, flight, result)
     assert scheduler.plan_ahead(following, 0.0) is None
-    scheduler.update(following, answer(following.plan), 0.0)
+    scheduler.update(following, answer(following.plan, going=1), 0.0)
     plan = scheduler.plan(0.0)
-    assert [s.request_id for s, _ in plan.rows] == ["better"]
+    assert names(plan) == ["better"]
     assert scheduler.preempted == 1

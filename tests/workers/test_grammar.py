@@ -73,9 +73,9 @@ def test_where_nothing_may_come_the_row_is_told_and_allows_all(grammars: Grammar
 
 def test_tokens_that_do_not_fit_end_in_an_error(grammars: Grammars) -> None:
     matcher = grammars.start(DIGITS, ())
-    with pytest.raises(GrammarError, match="can't go on"):
-        matcher.advance([NEWLINE])
-    assert "can't go on" in masks(grammars, grammars.start(DIGITS, (NEWLINE,)))[1][0]
+    matcher.advance([NEWLINE])
+    for started in (matcher, grammars.start(DIGITS, (NEWLINE,))):
+        assert "can't go on" in masks(grammars, started)[1][0]
 
 
 def test_what_can_not_be_compiled_says_why(grammars: Grammars, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.loading import CONFIG, write_checkpoint
 from tests.workers.harness import GOLDEN, workers
 from tests.workers.test_worker import MODEL, cases, config
-from tests.workers.transfer_ends import HOST, End, ends
+from tests.workers.transfer_ends import CHANNELS, HOST, End, ends
 from wire.protocol import RankInfo, WorkerInfo
 from workers.collectives.base import Solo
 from workers.config import Lender, WorkerConfig
@@ -52,8 +52,8 @@ def tensors() -> tuple[Tensor, ...]:
     )
 
 
-@pytest.mark.parametrize("channel", ["shm", "gloo"])
-def test_every_tensor_comes_as_it_was(channel: Literal["shm", "gloo"]) -> None:
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_every_tensor_comes_as_it_was(channel: Literal["shm", "gloo", "nixl"]) -> None:
     sent = tensors()
     with ends(channel) as (lender, borrower):
         lender.transfers.lending.weights = Weights("w", "plan", b"catalogue", sent)

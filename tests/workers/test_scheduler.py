@@ -44,8 +44,9 @@ def seq(
     )
 
 
-def answer(plan: StepPlan, token: int = 7) -> StepResult:
-    sampled = sum(r.sample for r in plan.rows)
+def answer(plan: StepPlan, token: int = 7, going: int = 0) -> StepResult:
+    """What ranks give to a plan. going: rows that go on from the step before."""
+    sampled = going + sum(r.sample for r in plan.rows)
     return StepResult(plan.step, ((token,),) * sampled, ((),) * sampled, (), 0.001)
 
 

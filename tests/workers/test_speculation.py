@@ -18,7 +18,7 @@ def serve(speculation: Speculation, rows: int, steps: int, stands: float, cost: 
             while stood < drafts and rng.random() < stands:
                 stood += 1
             if drafts:
-                speculation.verified(drafts, stood)
+                speculation.verified(drafts, {stood: 1})
         speculation.took([drafts] * rows, 1 + cost * drafts)
     return out
 
@@ -62,7 +62,7 @@ def test_a_step_s_room_bounds_the_drafts_and_a_fixed_number_is_kept() -> None:
 
 def test_a_draft_behind_a_wrong_one_is_not_counted() -> None:
     speculation = Speculation(3)
-    for stood in (0, 1, 3):
-        speculation.verified(3, stood)
+    speculation.verified(3, {0: 1})
+    speculation.verified(3, {1: 1, 3: 1})
     assert speculation.totals.offered == (3, 2, 1)
     assert speculation.totals.accepted == (2, 1, 1)

@@ -314,6 +314,8 @@ def test_an_end_that_goes_in_the_middle_is_noticed_and_nothing_is_left(
         ({"device": "cuda"}, {"device": "cuda"}, "nccl"),
         ({"device": "cuda"}, {"device": "cuda", "machine": "other"}, "tls"),
         ({"channel": "gloo"}, {"machine": "other"}, "gloo"),
+        ({"nixl": "rdma"}, {"nixl": "rdma", "machine": "other"}, "tls"),
+        ({"nixl": "rdma", "device": "cuda"}, {"nixl": "rdma", "device": "cuda"}, "nccl"),
     ],
 )
 def test_which_channel_is_taken_with_tls(own: dict[str, str], peer: dict[str, str], kind: str) -> None:

@@ -12,7 +12,7 @@ from typing import Literal
 import pytest
 import torch
 
-from tests.workers.transfer_ends import HOST, End, arenas, ends, export, shard, snapshot
+from tests.workers.transfer_ends import CHANNELS, HOST, End, arenas, ends, export, shard, snapshot
 from workers.model.batch import Caches
 from workers.schedule.step import Expect, Export, Link, LinkAll, LinkLost, Received, Sent
 from workers.transfer import outgoing
@@ -22,8 +22,7 @@ from workers.transfer.negotiation import candidates
 from workers.transfer.shm import PIECE, SLOTS
 from workers.transfer.snapshot import read_latents, write_latents
 
-Channel = Literal["auto", "shm", "gloo"]
-CHANNELS: tuple[Channel, ...] = ("shm", "gloo")
+Channel = Literal["auto", "shm", "gloo", "nixl"]
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(60)]
 
@@ -397,6 +396,13 @@ def _hail(**changes: object) -> Hail:
         ({}, {"channel": "shm"}, ("shm",)),
         ({"device": "cuda", "channel": "shm"}, {}, ("shm",)),
         ({"device": "cuda", "channel": "gloo"}, {"device": "cuda"}, ("gloo",)),
+        ({"nixl": "rdma"}, {"nixl": "rdma"}, ("shm", "gloo")),
+        ({"nixl": "rdma"}, {"nixl": "rdma", "machine": "other"}, ("nixl", "gloo")),
+        ({"nixl": "rdma", "device": "cuda"}, {"nixl": "rdma", "device": "cuda"}, ("nixl", "nccl")),
+        ({"nixl": "rdma", "device": "cuda"}, {"nixl": "tcp", "device": "cuda"}, ("nccl",)),
+        ({"nixl": "rdma"}, {"nixl": "none", "machine": "other"}, ("gloo",)),
+        ({"nixl": "tcp"}, {"nixl": "tcp", "machine": "other"}, ("gloo",)),
+        ({"nixl": "tcp", "channel": "nixl"}, {"nixl": "tcp", "machine": "other"}, ("nixl",)),
     ],
 )
 def test_which_channels_are_tried(own: dict[str, str], peer: dict[str, str], kinds: tuple[str, ...]) -> None:
@@ -409,6 +415,7 @@ def test_which_channels_are_tried(own: dict[str, str], peer: dict[str, str], kin
         ({"channel": "gloo"}, {"channel": "shm"}, "give both the same"),
         ({"channel": "shm"}, {"machine": "other"}, "on one host"),
         ({"channel": "nccl"}, {}, "needs GPUs on both sides"),
+        ({"channel": "nixl", "nixl": "tcp"}, {"worker_id": "v"}, "v has none: pip install"),
     ],
 )
 def test_channels_that_can_not_be(own: dict[str, str], peer: dict[str, str], reason: str) -> None:

@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from tests.workers.transfer_ends import (
+    CHANNELS,
     HOST,
+    NEEDS_NIXL,
     WAIT_S,
     End,
     arenas,
@@ -25,7 +27,7 @@ from tests.workers.transfer_ends import (
 from workers.schedule.step import Expect, Link
 from workers.transfer import incoming, outgoing
 
-Channel = Literal["auto", "shm", "gloo"]
+Channel = Literal["auto", "shm", "gloo", "nixl"]
 # Far more than can move before the kill.
 MEGABYTES = 8192
 TOKENS = MEGABYTES * 1024
@@ -58,7 +60,7 @@ def _under_way(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -
     return moved
 
 
-@pytest.mark.parametrize("channel", ["shm", "gloo"])
+@pytest.mark.parametrize("channel", CHANNELS)
 def test_a_killed_sender(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = End("D", channel)
     moved = _under_way(monkeypatch, incoming, "receive_tensor")
@@ -74,8 +76,17 @@ def test_a_killed_sender(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> N
     decode.transfers.close()
 
 
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("channel", ["shm", "gloo"])
+@pytest.mark.parametrize(
+    ("channel", "by"),
+    [
+        ("shm", signal.SIGKILL),
+        ("shm", signal.SIGSTOP),
+        ("gloo", signal.SIGKILL),
+        ("gloo", signal.SIGSTOP),
+        # A stopped receiver empties no slot, as with shm.
+        pytest.param("nixl", signal.SIGKILL, marks=NEEDS_NIXL),
+    ],
+)
 def test_a_killed_or_stopped_receiver(channel: Channel, by: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     prefill = End("P", channel)
     part = torch.zeros(1024, 1, 256)

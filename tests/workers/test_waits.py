@@ -14,7 +14,7 @@ from wire.protocol import SamplingParams
 from workers.collectives.base import Solo
 from workers.model.batch import Caches
 from workers.rank.graphs import captures
-from workers.schedule.step import Admit, Commit, Export, Install, Row, StepPlan
+from workers.schedule.step import Admit, Ahead, Commit, Export, Install, Row, StepPlan
 from workers.transfer.incoming import ReceivedSnapshot
 from workers.transfer.snapshot import read_latents, read_shard, read_state, write_latents, write_state
 
@@ -123,3 +123,20 @@ def test_cuda_finds_no_wait_in_decode_export_and_install() -> None:
         write_state(caches, 2, state)
     assert torch.equal(caches.latent[:, 5], caches.latent[:, 0])
     assert latents.shape[0] == 6 <= 2 * PAGE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_cuda_finds_no_wait_in_a_step_that_the_device_feeds() -> None:
+    device = torch.device("cuda", 0)
+    fed, read = _begun(device, captures(device)), _begun(device)
+    rows = (Row(0, 6, (5,), 0, (), True), Row(1, 3, (6,), 0, (), True))
+    told: list[tuple[tuple[int, ...], ...]] = []
+    fed.runner.start(StepPlan(step=7, rows=rows), lambda result: told.append(result.tokens))
+    for step in range(8, 11):
+        assert fed.runner.runs_ahead
+        with _no_waits():
+            fed.runner.start(StepPlan(step=step, ahead=Ahead((), ())), lambda result: told.append(result.tokens))
+    fed.runner.finish()
+    expected = [read.runner.step(StepPlan(step=7, rows=rows)).tokens]
+    expected += [read.runner.step(StepPlan(step=step, ahead=Ahead((), ()))).tokens for step in range(8, 11)]
+    assert told == expected

@@ -8,16 +8,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.forks import FORKS
 from workers.schedule.step import Expect, Export, Link, LinkLost, Received, Sent
 from workers.transfer.endpoint import Transfers
+from workers.transfer.nixl_agent import ability
 
 Event = Received | Sent | LinkLost
 HOST = "127.0.0.1"
 WAIT_S = 30.0
+NEEDS_NIXL = pytest.mark.skipif(ability() == "none", reason="NIXL is not installed: pip install nixl-cu13 (Linux only)")
+# Every channel that a CPU has, as a test's parameters.
+CHANNELS = ("shm", "gloo", pytest.param("nixl", marks=NEEDS_NIXL))
 
 
 def arenas() -> list[str]:
@@ -31,7 +36,7 @@ class End:
     def __init__(
         self,
         worker_id: str,
-        channel: Literal["auto", "shm", "gloo", "nccl"],
+        channel: Literal["auto", "shm", "gloo", "nccl", "nixl"],
         rank: int = 0,
         secret: str = "",
         ranks: int = 1,
@@ -72,7 +77,7 @@ class End:
 
 
 @contextmanager
-def ends(channel: Literal["auto", "shm", "gloo"]) -> Iterator[tuple[End, End]]:
+def ends(channel: Literal["auto", "shm", "gloo", "nixl"]) -> Iterator[tuple[End, End]]:
     """A prefill rank P and a decode rank D of one process, linked; closed at the end, which must free everything."""
     prefill, decode = End("P", channel), End("D", channel)
     try:
@@ -107,7 +112,7 @@ def export(
     end.transfers.send(plan, shard(latents, rank, size), state)
 
 
-def sending_process(pipe: Connection, channel: Literal["auto", "shm", "gloo"], megabytes: int) -> None:
+def sending_process(pipe: Connection, channel: Literal["auto", "shm", "gloo", "nixl"], megabytes: int) -> None:
     """Run a prefill rank that reports its port and then sends the endless snapshot "big" until it is killed."""
     torch.set_num_threads(1)
     end = End("P", channel)
@@ -118,7 +123,9 @@ def sending_process(pipe: Connection, channel: Literal["auto", "shm", "gloo"], m
     pipe.poll(None)
 
 
-def receiving_process(pipe: Connection, channel: Literal["auto", "shm", "gloo"], port: int, tokens: int) -> None:
+def receiving_process(
+    pipe: Connection, channel: Literal["auto", "shm", "gloo", "nixl"], port: int, tokens: int
+) -> None:
     """Run a decode rank that waits for "big" until it is killed."""
     torch.set_num_threads(1)
     end = End("D", channel)

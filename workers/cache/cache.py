@@ -11,8 +11,9 @@ from wire.protocol import Tier
 from wire.tokens import TokenIds
 from workers.cache.allocator import Allocator
 from workers.cache.budget import Budget
+from workers.cache.chains import Entry
 from workers.cache.disk import DiskTier, Place
-from workers.cache.disk_folder import Left
+from workers.cache.disk_folder import Found, Left
 from workers.cache.host import HostTier
 from workers.cache.index import Index, Tokens
 from workers.cache.kept import Kept
@@ -112,33 +113,49 @@ class PrefixCache:
     # The disk
 
     def open_disk(self, place: Place, left: Left, now: float) -> None:
-        """Write files to `place` from now on, and take over as many files of an earlier worker as fit."""
+        """Write files to `place` from now on, and take over those that an earlier worker left."""
         self.disk = DiskTier(self.budget, place)
         for foreign in left.foreign:
-            position = foreign.head.position // self.page_size * self.page_size
+            position = foreign.position // self.page_size * self.page_size
             if position:
-                (floor,) = digests_at(foreign.token_ids, [position], foreign.head.scope)
+                (floor,) = digests_at(foreign.token_ids, [position], foreign.scope)
                 self.index.note_foreign(floor)
-        for found in left.found:
-            head = found.content.head
-            if self.disk.bytes + found.bytes <= self.budget.disk_bytes:
-                self.enter_file(found.content.token_ids, head.position, head.scope, found.file, found.bytes, now)
+        self.take_files(left.found, now)
 
-    def enter_file(
-        self, token_ids: TokenIds, position: int, scope: str, file: str, size: int, now: float
-    ) -> Kept | None:
-        """A file holds the snapshot of the first `position` ids; None if that is kept already."""
+    def take_files(self, files: Sequence[Found], now: float) -> None:
+        """Take over files of an earlier worker, as many as fit. Each comes after the one that it continues."""
+        entries: dict[str, Entry[str]] = {}
+        for found in files:
+            kept = self._known(found.token_ids, found.position, found.scope, now - found.age_s) if found.state else None
+            above = entries[found.before] if found.before else None
+            sizes = found.latents, found.state if kept is not None else 0
+            entry = entries[found.name] = Entry(found.file, kept, above, found.start, found.position, *sizes)
+            self.disk.enter(entry)
+            if kept is not None:
+                self.on_change(kept)
+        for entry in [entry for entry in entries.values() if entry.kept is None and not entry.children]:
+            self.disk.prune(entry)
+        for gone in self.disk.make_room(0, now):
+            self._left(gone, "disk")
+
+    def enter_file(self, token_ids: TokenIds, position: int, scope: str, file: str, now: float) -> Kept | None:
+        """A file that does not stay holds the snapshot of the first `position` ids; None if that is kept already."""
+        kept = self._known(token_ids, position, scope, now)
+        if kept is not None:
+            self.disk.enter(Entry(file, kept, None, 0, position, 0, 0))
+            self.on_change(kept)
+        return kept
+
+    def _known(self, token_ids: TokenIds, position: int, scope: str, used: float) -> Kept | None:
         ids = token_ids.array()
         digests = PageDigests(self.page_size, scope)
         digests.extend(ids)
         tokens = Tokens(ids, digests)
         if self.index.at(tokens, position) is not None:
             return None
-        kept = Kept(position, digests.floor(position), tokens.tail(position), None, now)
+        kept = Kept(position, digests.floor(position), tokens.tail(position), None, used)
         kept.ids, kept.scope = packed(ids[:position]), scope
         self.index.insert(kept, tokens)
-        self.disk.add(kept, file, size)
-        self.on_change(kept)
         return kept
 
     def leave_file(self, kept: Kept) -> None:
@@ -146,6 +163,26 @@ class PrefixCache:
         if kept in self.disk:
             self.disk.remove(kept)
             self._forget_if_gone(kept)
+
+    def expire_files(self, now: float) -> None:
+        """Erase the files that were not used for too long."""
+        for kept in self.disk.expired(now):
+            self.leave_file(kept)
+
+    def forget_files(self, kept: Kept) -> None:
+        """Erase the files of a snapshot, and of what it continues, up to what a session or another file continues.
+
+        Nor is any of it written again.
+        """
+
+        def needed(one: Kept) -> bool:
+            return bool(one.pinned) or one in self.disk or any(map(needed, one.children))
+
+        at: Kept | None = kept
+        while at is not None and not (at.pinned or at.pins or any(map(needed, at.children))):
+            at.ids, above = b"", at.parent
+            self.leave_file(at)
+            at = above
 
     def write_out(self, line: Sequence[Kept], write: Callable[[tuple[int, ...]], Write]) -> bool:
         """Have the next plan write a file beside the tiers; False if the last lies on disk alone.
@@ -169,12 +206,12 @@ class PrefixCache:
     def save(self, kept: Kept, now: float) -> None:
         """Write a snapshot to disk if host memory holds it."""
         if kept in self.host and kept.ids:
-            for gone in self.disk.write(kept, self.host.keys(kept, 0), kept.ids, kept.scope, now):
+            for gone in self.disk.write(kept, self.host.line(kept), now):
                 self._left(gone, "disk")
 
-    def below_device(self, kept: Kept, have: int) -> tuple[tuple[int, ...], str | None]:
-        """Where a snapshot is below the device: the keys in host memory of its latents from `have` on, or its file."""
-        return (self.host.keys(kept, have), None) if kept in self.host else ((), self.disk.file(kept))
+    def below_device(self, kept: Kept, have: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
+        """Where a snapshot's latents from `have` on are below the device: keys in host memory, or files."""
+        return (self.host.keys(kept, have), ()) if kept in self.host else ((), self.disk.files(kept, have))
 
     def _leaves_host(self, kept: Kept, now: float) -> None:
         """Host memory gives a snapshot up: it is written to disk unless another kept snapshot continues it."""
@@ -183,14 +220,15 @@ class PrefixCache:
 
     def write_failed(self, file: str) -> None:
         """Forget a file that could not be written."""
-        if (kept := self.disk.by_file(file)) is not None:
-            self.lost_on_disk(kept)
-
-    def lost_on_disk(self, kept: Kept) -> None:
-        """Forget a snapshot's file, which could not be written or is damaged."""
-        if kept in self.disk:
+        for kept in self.disk.of_file(file):
             self.disk.remove(kept)
             self._left(kept, "disk")
+
+    def lost_on_disk(self, kept: Kept) -> None:
+        """Forget a snapshot whose files are damaged, and all snapshots there that continue it."""
+        for one in self.disk.continued_by(kept) if kept in self.disk else ():
+            self.disk.remove(one)
+            self._left(one, "disk")
 
     def park(self, kept: Kept, now: float) -> str | None:
         """Move a snapshot off the device with the next plan. Returns the reason if it has to stay."""
@@ -246,7 +284,7 @@ class PrefixCache:
                 self._left_host(kept)
             if kept.slot >= 0:
                 self._leave_device(kept)
-            if kept in self.disk:
+            if kept in self.disk and self.disk.continued_by(kept) == [kept]:
                 self.lost_on_disk(kept)
 
     def take_changes(self) -> tuple[tuple[Store, ...], tuple[Drop, ...]]:
@@ -275,7 +313,8 @@ class PrefixCache:
 
     def _store(self, kept: Kept, now: float) -> None:
         """Copy a snapshot to host memory if it fits there."""
-        for gone in self.host.store(kept, self._elsewhere.get(kept, kept.slot), self.page_size, now):
+        slot, cut = self._elsewhere.get(kept, kept.slot), self.disk.end_above(kept)
+        for gone in self.host.store(kept, slot, self.page_size, now, cut):
             self._left_host(gone)
 
     def _left_host(self, kept: Kept) -> None:

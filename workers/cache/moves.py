@@ -15,7 +15,7 @@ class Copy:
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """Copy latents [start, stop) and the state in `slot` to host memory under `key`.
+    """Copy latents [start, stop) and the state in `slot` (-1: none) to host memory under `key`.
 
     `pages` are those that hold [start, stop), the first at start // page_size.
     """
@@ -39,8 +39,8 @@ class Drop:
 class Lend:
     """Send a kept snapshot of `position` tokens from host memory or a file to `peer`, beside the steps.
 
-    keys, file: as in `Fetch`. start: the peer has the latents before it; those sent begin there, or earlier if an entry
-    does. ranks: of the peer. `Sent`, `LinkLost` or `FetchFailed` reports how it ended.
+    keys, files: as in `Fetch`. start: the peer has the latents before it; those sent begin there, or earlier if an
+    entry does. ranks: of the peer. `Sent`, `LinkLost` or `FetchFailed` reports how it ended.
     """
 
     request_id: str
@@ -48,7 +48,7 @@ class Lend:
     keys: tuple[int, ...]
     start: int
     position: int
-    file: str | None = None
+    files: tuple[str, ...] = ()
     ranks: int = 0
 
 
@@ -56,8 +56,8 @@ class Lend:
 class Fetch:
     """Bring a kept snapshot of `position` tokens to the device, beside the steps.
 
-    keys: the entries in host memory with its latents from `start` on, in order; the last one also has its state. file:
-    the file of a snapshot on disk, which has no keys. `Received` or `FetchFailed` reports the end, and `Install` takes
+    keys: the entries in host memory with its latents from `start` on, in order; the last one also has its state. files:
+    the same of a snapshot on disk, which has no keys. `Received` or `FetchFailed` reports the end, and `Install` takes
     the snapshot.
     """
 
@@ -65,16 +65,16 @@ class Fetch:
     keys: tuple[int, ...]
     start: int
     position: int
-    file: str | None = None
+    files: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
     """Write a kept snapshot from host memory to a file, beside the steps; `Written` or `WriteFailed` reports the end.
 
-    file: its path without the rank. keys: its entries in host memory, from its first token on. token_ids: packed.
-    states: positions before its end whose states are written too, if these entries have them. The rest as in
-    `SnapshotHead`.
+    file: its path without the rank. keys: its entries in host memory, from token `start` on. token_ids: packed, from
+    there on. states: positions before its end whose states are written too, if these entries have them. age_s: seconds
+    since it was last used. The rest as in `SnapshotHead`.
     """
 
     file: str
@@ -86,10 +86,14 @@ class Write:
     layout: str
     state_dtype: str
     states: tuple[int, ...] = ()
+    start: int = 0
+    before: str = ""
+    age_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Erase:
-    """Remove a snapshot's file."""
+    """Remove a snapshot's file, or the state in it alone."""
 
     file: str
+    latents: bool = True

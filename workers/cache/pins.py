@@ -23,11 +23,13 @@ class Pins:
         kept.pinned += 1
         self._by_session[session] = (kept, until)
 
-    def release(self, session: str) -> None:
-        """Release a session's pin, if it has one."""
+    def release(self, session: str) -> Kept | None:
+        """Release a session's pin, if it has one. Returns where it was pinned."""
         pinned = self._by_session.pop(session, None)
-        if pinned is not None:
-            pinned[0].pinned -= 1
+        if pinned is None:
+            return None
+        pinned[0].pinned -= 1
+        return pinned[0]
 
     def expire(self, now: float) -> None:
         """Release the sessions that have expired."""

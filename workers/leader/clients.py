@@ -65,16 +65,15 @@ class Clients:
 
     def publish(self, outputs: list[SeqOutput], step: int, load: Load) -> None:
         """Send the outputs, in one message to each router that owns some of them."""
-        touched: set[Client] = set()
-        for output in outputs:
-            client = self._owners.get(output.request_id)
+        owners = self._owners
+        clients = [owners.get(output.request_id) for output in outputs]
+        for client in set(clients):
             if client is not None:
-                client.outbox.append(output)
-                touched.add(client)
-                if output.finish:
-                    del self._owners[output.request_id]
-        for client in touched:
-            client.flush(step, load)
+                client.outbox += (output for output, owner in zip(outputs, clients, strict=True) if owner is client)
+                client.flush(step, load)
+        for output in outputs:
+            if output.finish:
+                owners.pop(output.request_id, None)
 
     def kept(self, event: KeptEvent) -> None:
         """Queue an event of the prefix cache for every router's next message."""

@@ -12,7 +12,7 @@ from workers.cache.cache import PrefixCache
 from workers.cache.totals import MISSES, ORIGINS, TIERS
 from workers.schedule.builder import InFlight
 from workers.schedule.speculation import Drafted
-from workers.schedule.step import RankStats, StepPlan
+from workers.schedule.step import RankStats
 
 # Why a transfer failed. link: a rank's connection broke. peer: the other worker is gone or refused the connection.
 # refused: the prefill worker has no such snapshot. mismatch: the snapshot is of another prompt, model or layout.
@@ -67,16 +67,16 @@ class WorkerFigures:
         self._failures = {why: recorder.value(table.TRANSFER_FAILURES, *who, why) for why in _FAILURES}
         self._totals = [0, 0.0, 0, 0, 0, 0]
 
-    def stepped(self, plan: StepPlan, sampled: int, under_way: UnderWay, back: float, over: float) -> None:
+    def stepped(self, under_way: UnderWay, sampled: int, back: float, over: float) -> None:
         """Record a step by the times at which its result was back and was applied."""
         ran = back - under_way.begun
         phases = (under_way.plan_s, ran, over - back, under_way.idle_s)
         for value, seconds in zip(self._phases, phases, strict=True):
             value.add(seconds)
-        rows = plan.rows
-        if rows:
+        size = under_way.step.size
+        if size.rows:
             self._step.observe(ran)
-            counted = (len(rows), sum(r.count for r in rows), sum(r.start for r in rows), sampled)
+            counted = (size.rows, size.tokens, size.context, sampled)
             for value, count in zip(self._counts, counted, strict=True):
                 value.add(count)
             for index, amount in enumerate((1, ran, *counted)):

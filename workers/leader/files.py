@@ -129,7 +129,7 @@ class Files:
         with contextlib.ExitStack() as stack:
             async with self._one:
                 paths = await self._parts(asked, stack)
-                files = [stack.enter_context(path.open("rb")) for path in paths]
+                files = [[stack.enter_context(path.open("rb")) for path in line] for line in paths]
             pieces = join(files, turn, asked.token_ids)
             while piece := await asyncio.to_thread(next, pieces, b""):
                 writer.write(CLUSTER.encode(FilePart(piece)))
@@ -137,8 +137,8 @@ class Files:
                     await writer.drain()
         writer.write(CLUSTER.encode(FilePart(b"")))
 
-    async def _parts(self, asked: SaveFile, stack: contextlib.ExitStack) -> list[Path]:
-        """The ranks' parts of a snapshot, written if there are none."""
+    async def _parts(self, asked: SaveFile, stack: contextlib.ExitStack) -> list[list[Path]]:
+        """The files with each rank's part of a snapshot, written if there are none."""
         cache, tp = self._scheduler.cache, len(self._info.ranks)
         found = [cache.index.by_digest(mark.position, mark.digest) for mark in asked.marks]
         line = sorted((kept for kept in found if kept is not None), key=lambda kept: kept.position)
@@ -154,7 +154,7 @@ class Files:
             return Write(file, keys, position, ids, "", info.weights_id, info.layout, dtype, states)
 
         if not cache.write_out(line, write):
-            return [Path(rank_file(cache.disk.file(last), rank, tp)) for rank in range(tp)]
+            return [[Path(rank_file(one, rank, tp)) for one in cache.disk.files(last, 0)] for rank in range(tp)]
         paths = [Path(rank_file(file, rank, tp)) for rank in range(tp)]
         for path in paths:
             stack.callback(path.unlink, missing_ok=True)
@@ -166,7 +166,7 @@ class Files:
                 await done
         finally:
             self._writing = None
-        return paths
+        return [[path] for path in paths]
 
     async def _load(self, asked: LoadFile, reader: asyncio.StreamReader) -> None:
         path = self._made() / f"in-{next(self._names)}{SUFFIX}"
@@ -195,7 +195,7 @@ class Files:
         entered: list[Kept] = []
         try:
             for position in content.head.positions:
-                kept = cache.enter_file(content.token_ids, position, scope, path, 0, now)
+                kept = cache.enter_file(content.token_ids, position, scope, path, now)
                 if kept is not None:  # else it is kept already
                     kept.pins += 1
                     entered.append(kept)
@@ -262,7 +262,7 @@ def misfit(content: SnapshotFile, info: WorkerInfo, model: LingConfig, latents: 
     if min(ids) < 0 or max(ids) >= info.vocab_size:
         return f"a token id is outside the vocabulary of {info.vocab_size}"
     heads = model.num_attention_heads
-    if head.ranks != tuple(range(head.split)) or heads % head.split or head.state_dtype not in _NAMES:
+    if head.start or head.ranks != tuple(range(head.split)) or heads % head.split or head.state_dtype not in _NAMES:
         return f"it holds ranks {head.ranks} of {head.split}, states in {head.state_dtype}: a whole one is needed"
     found = {name: (entry.dtype, entry.shape) for name, entry in content.tensors.items() if name.startswith("rank")}
     if found != dict(_tensors(head, model, latents)):

@@ -79,6 +79,7 @@ from workers.schedule.step import (
 from workers.sizes import layout_of, limits_of
 
 _LOG = logging.getLogger(__name__)
+_TEND_S = 60.0  # between two looks at the folder of the disk tier
 
 
 class Leader:
@@ -151,13 +152,14 @@ class Leader:
 
     async def run(self) -> None:
         """Step while there is work; raises WorkerLost when a rank ends."""
-        beat = asyncio.create_task(self._heartbeat())
+        beside = [asyncio.create_task(self._heartbeat()), asyncio.create_task(self._tend_files())]
         try:
             while True:
                 await self._wake_or_lost()
                 await self._step()
         finally:
-            beat.cancel()
+            for task in beside:
+                task.cancel()
 
     async def close(self) -> None:
         """End the ranks and every connection; clients see it as this worker's end."""
@@ -181,7 +183,7 @@ class Leader:
     def idle(self) -> bool:
         """Whether no request is here, and nobody needs the state of one that moved."""
         scheduler = self._scheduler
-        here = scheduler.sequences or len(scheduler.moving)
+        here = scheduler.sequences or len(scheduler.moving.pins)
         return not here and self._handoffs.idle and self._grammars.idle
 
     @property
@@ -240,7 +242,7 @@ class Leader:
         if ahead is not None:
             self._next = replace(ahead, step=self._scheduler.follow(ahead.step, under_way.step, result), begun=back)
         plan = under_way.step.plan
-        self.figures.stepped(plan, sum(map(len, result.tokens)), under_way, back, time.monotonic())
+        self.figures.stepped(under_way, sum(map(len, result.tokens)), back, time.monotonic())
         self._perform(self._handoffs.stepped(outputs, plan.exports, back))
 
     def _send(self, step: InFlight, began: float) -> UnderWay | None:
@@ -333,10 +335,9 @@ class Leader:
         now = time.monotonic()
         match message:
             case Pin():
-                if not (message.again and message.session in self._scheduler.cache.pins):
-                    self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s)
+                self._scheduler.pin(message.session, message.marks, now, now + message.ttl_s, again=message.again)
             case Unpin():
-                self._scheduler.cache.pins.release(message.session)
+                self._scheduler.unpin(message.session)
             case Park():
                 client.tell(Parked(message.call, self._scheduler.park(message.mark, now)))
 
@@ -498,10 +499,24 @@ class Leader:
             self._scheduler.cache.pins.expire(now)
             for request_id in self._resumable.expired(now):
                 self._drop(request_id)
-            self._scheduler.moving.expire(now)
+            self._scheduler.moving.pins.expire(now)
             if overdue := self._handoffs.overdue(now):
                 self._perform(overdue)
             self._clients.beat(self._scheduler.steps, self.load)
+
+    async def _tend_files(self) -> None:
+        """Erase files that have expired, and take over those of workers that are gone."""
+        cache = self._scheduler.cache
+        while self._disk is not None:
+            await asyncio.sleep(_TEND_S)
+            cache.expire_files(time.monotonic())
+            try:
+                room = cache.budget.disk_bytes - cache.disk.bytes
+                came = await asyncio.to_thread(self._disk.tend, cache.disk.take_used(), room)
+                cache.take_files(came, time.monotonic())
+            except OSError as error:
+                _LOG.warning("the disk tier can't be tidied: %s", error)
+            self._wake.set()
 
     def _spawn(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)

@@ -1,24 +1,26 @@
-"""A rank's part of a kept snapshot in a file: written completely or not at all, and checked when it is read."""
+"""A rank's part of a kept snapshot in files: each written completely or not at all, and checked when it is read."""
 
 import contextlib
 import os
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import cast
+from typing import BinaryIO, cast
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor
 
-from wire.snapshot_file import CRC, TOKEN_IDS, SnapshotFileError, SnapshotHead, read_head, token_hash
+from wire.snapshot_file import SnapshotFile, SnapshotFileError, SnapshotHead, pack, read_head, token_hash
 from wire.tokens import TokenIds
 from workers.cache.disk_folder import rank_file
 from workers.cache.moves import Write
 from workers.config import StateDtype
 from workers.rank.state_codec import Packed, StateCodec
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "I8": torch.int8}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
 
 class DamagedFileError(RuntimeError):
@@ -31,61 +33,77 @@ def write_part(
     """Write this rank's part. rows: its shard of each part's latents, and the part's tokens. states: by the part that
     they follow.
     """
-    tensors = {TOKEN_IDS: torch.frombuffer(bytearray(write.token_ids), dtype=torch.int32)}
-    tensors |= {f"rank{rank}.rows.{i}": shard.contiguous() for i, (_, shard) in enumerate(rows)}
+    tensors = {f"rank{rank}.rows.{i}": shard for i, (_, shard) in enumerate(rows)}
     for part, state in states.items():
-        tensors |= {f"rank{rank}.state.{part}.{n}": values.contiguous() for n, values in enumerate(state.tensors)}
+        tensors |= {f"rank{rank}.state.{part}.{n}": values for n, values in enumerate(state.tensors)}
+    ids = TokenIds(write.token_ids)
     head = SnapshotHead(
         write.weights_id, write.layout, write.state_dtype, write.position,
-        token_hash(TokenIds(write.token_ids), write.position), write.scope,
-        tuple(count for count, _ in rows), tuple(sorted(states)), tp, (rank,),
+        token_hash(ids, write.position - write.start), write.scope,
+        tuple(count for count, _ in rows), tuple(sorted(states)), tp, (rank,), start=write.start, before=write.before,
     )  # fmt: skip
-    sums = {CRC + name: f"{crc_of(tensor):08x}" for name, tensor in tensors.items()}
+    raw = {name: bytes_of(tensor) for name, tensor in tensors.items()}
+    described = {
+        name: (_NAMES[tensor.dtype], tuple(tensor.shape), len(raw[name]), f"{zlib.crc32(raw[name]):08x}")
+        for name, tensor in tensors.items()
+    }
     path = Path(rank_file(write.file, rank, tp))
     partial = path.with_suffix(".partial")
     try:
-        partial.touch(mode=0o600)
-        safetensors.torch.save_file(tensors, partial, metadata=head.metadata() | sums)
-        partial.chmod(0o600)
+        with open(partial, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            file.write(pack(head, described, ids))
+            for values in raw.values():
+                file.write(values)
+        used = time.time() - write.age_s
+        os.utime(partial, (used, used))
         os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
 
 
-def read_part(file: str, rank: int, tp: int, position: int) -> tuple[list[tuple[int, Tensor]], Packed, StateCodec]:
-    """Read this rank's shards of the first `position` latents, its state after them, and how that is packed.
+def read_part(
+    files: Sequence[str], rank: int, tp: int, position: int
+) -> tuple[list[tuple[int, Tensor]], Packed, StateCodec]:
+    """Read this rank's shards of the latents up to `position` in these files, its state after them, and its codec.
 
-    The file may hold a snapshot that was split over another number of ranks. DamagedFileError if the file differs from
-    what was written, or has no state there.
+    The last file has that state, and may hold a snapshot that was split over another number of ranks. DamagedFileError
+    if a file differs from what was written, or has no state there.
     """
-    path = Path(rank_file(file, rank, tp))
+    rows: list[tuple[int, Tensor]] = []
     try:
-        content = read_head(path)
-        with safetensors.safe_open(path, framework="pt") as opened:
-
-            def tensor(name: str) -> Tensor:
-                found: Tensor = opened.get_tensor(name)
-                if content.sums.get(name) != f"{crc_of(found):08x}":
-                    raise DamagedFileError(f"the checksum of {name} in its file does not match")
-                return found
-
+        for name in files:
+            path = Path(rank_file(name, rank, tp))
+            content = read_head(path, may_be_cut=True)
             head = content.head
-            if position not in head.positions:
-                raise DamagedFileError(f"its file has no state after {position} tokens")
-            last = list(accumulate(head.parts)).index(position)
+            parts = len(head.parts)
+            if name == files[-1]:
+                if position not in head.positions or content.cut:
+                    raise DamagedFileError(f"its file has no state after {position} tokens")
+                parts = list(accumulate(head.parts)).index(position - head.start) + 1
             owners = [rank] if head.split == tp else list(range(head.split))
-            rows = []
-            for part, count in enumerate(head.parts[: last + 1]):
-                shards = [tensor(f"rank{owner}.rows.{part}") for owner in owners]
-                rows.append((count, shards[0] if len(owners) == 1 else _share(torch.cat(shards)[:count], rank, tp)))
-            names = [f"state.{last}.{n}" for n in range(2) if f"rank{owners[0]}.state.{last}.{n}" in content.tensors]
-            states = [torch.cat([tensor(f"rank{owner}.{name}") for owner in owners], 1) for name in names]
-    except (OSError, SnapshotFileError, safetensors.SafetensorError) as error:
+            with path.open("rb") as file:
+                for part, count in enumerate(head.parts[:parts]):
+                    shards = [_read(file, content, f"rank{owner}.rows.{part}") for owner in owners]
+                    rows.append((count, shards[0] if len(owners) == 1 else _share(torch.cat(shards)[:count], rank, tp)))
+                if name == files[-1]:
+                    names = [f"state.{parts - 1}.{n}" for n in range(2)]
+                    there = [n for n in names if f"rank{owners[0]}.{n}" in content.tensors]
+                    states = [torch.cat([_read(file, content, f"rank{o}.{n}") for o in owners], 1) for n in there]
+    except (OSError, SnapshotFileError, KeyError, ValueError) as error:
         raise DamagedFileError(f"its file can't be read: {error}") from error
     if len(owners) > 1:
         states = [torch.chunk(values, tp, 1)[rank] for values in states]
     return rows, Packed(tuple(states)), StateCodec(cast(StateDtype, head.state_dtype))
+
+
+def _read(file: BinaryIO, content: SnapshotFile, name: str) -> Tensor:
+    entry = content.tensors[name]
+    raw = bytearray(entry.end - entry.begin)
+    file.seek(entry.begin)
+    if file.readinto(raw) < len(raw) or content.sums.get(name) != f"{zlib.crc32(raw):08x}":  # type: ignore[attr-defined]
+        raise DamagedFileError(f"the checksum of {name} in its file does not match")
+    return torch.frombuffer(raw, dtype=_DTYPES[entry.dtype]).reshape(entry.shape)
 
 
 def _share(rows: Tensor, rank: int, tp: int) -> Tensor:
@@ -95,12 +113,17 @@ def _share(rows: Tensor, rank: int, tp: int) -> Tensor:
     return torch.cat([mine, mine.new_zeros(share - len(mine), *mine.shape[1:])])
 
 
-def erase_part(file: str, rank: int, tp: int) -> None:
-    """Remove this rank's file if there is one."""
-    with contextlib.suppress(OSError):
-        Path(rank_file(file, rank, tp)).unlink(missing_ok=True)
+def erase_part(file: str, rank: int, tp: int, *, latents: bool = True) -> None:
+    """Remove this rank's file if there is one, or the states in it alone."""
+    path = Path(rank_file(file, rank, tp))
+    with contextlib.suppress(OSError, SnapshotFileError):
+        if latents:
+            path.unlink(missing_ok=True)
+        else:
+            os.truncate(path, read_head(path, may_be_cut=True).stateless)
 
 
-def crc_of(tensor: Tensor) -> int:
-    """CRC-32 of a host tensor's bytes."""
-    return zlib.crc32(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+def bytes_of(tensor: Tensor) -> memoryview:
+    """A host tensor's bytes."""
+    values: memoryview = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return values

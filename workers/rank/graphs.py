@@ -101,10 +101,11 @@ class DecodeGraphs:
             )
         )
 
-    def __call__(self, rows: Sequence[Row], ids: Tensor) -> Tensor:
+    def __call__(self, rows: Sequence[Row], ids: Tensor, ended: Tensor | None = None) -> Tensor:
         """Hidden states [T, hidden] of rows it `serves`, good until the next call. ValueError for too many rows.
 
-        ids: [T] int64, the rows' tokens and drafts.
+        ids: [T] int64, the rows' tokens and drafts. ended: [rows] bool on the device: these rows are padding, because
+        their sequences have ended and their states must stay as they are.
         """
         size, width = size_for(len(rows), self._sizes), rows[0].count
         if size is None:
@@ -114,6 +115,8 @@ class DecodeGraphs:
         positions = [start + n for start in self._starts for n in range(width)]
         slots = [*(r.slot for r in rows), *[self._scrap] * spare]
         step.places.copy_(torch.tensor([*positions, *slots]), non_blocking=True)
+        if ended is not None:
+            step.places[size * width :][: len(rows)].masked_fill_(ended, self._scrap)
         step.ids[: len(ids)].copy_(ids)
         step.replay()
         return step.hidden[: len(ids)]

@@ -9,7 +9,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from workers.cache.moves import Lend, Write
+from workers.cache.moves import Erase, Lend, Write
 from workers.rank.disk_store import erase_part, read_part, write_part
 from workers.rank.state_codec import Packed, StateCodec
 from workers.schedule.step import Export, FetchFailed, Received, WriteFailed, Written
@@ -68,14 +68,15 @@ class HostStore:
         self._disk = ThreadPoolExecutor(1, thread_name_prefix="disk-tier")
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
 
-    def store(self, key: int, tokens: int, rows: Tensor, state: Tensor) -> None:
-        """Store copies of a snapshot's share, which belong to the store from now on."""
+    def store(self, key: int, tokens: int, rows: Tensor, state: Tensor | None) -> None:
+        """Store copies of a snapshot's share, which belong to the store from now on. state: None for latents alone."""
         ready = torch.cuda.current_stream(self._device).record_event() if self._stream is not None else None
 
         def work() -> _Entry:
             if ready is not None:
                 ready.synchronize()
-            host_rows, packed = self._to_host(rows), self._codec.pack(state).map(self._to_host)
+            host_rows = self._to_host(rows)
+            packed = self._codec.pack(state).map(self._to_host) if state is not None else Packed(())
             self._wait()
             return _Entry(tokens, host_rows, packed, (_crc((host_rows,)), _crc(packed.tensors)))
 
@@ -94,7 +95,7 @@ class HostStore:
         def work() -> None:
             found = _checked(entries)
             rows = [(entry.tokens, entry.rows) for entry in found]
-            ends = accumulate(entry.tokens for entry in found)
+            ends = list(accumulate((entry.tokens for entry in found), initial=write.start))[1:]
             wanted = {write.position, *write.states}
             states = {
                 at: entry.state
@@ -114,22 +115,23 @@ class HostStore:
 
         self._disk.submit(work).add_done_callback(done)
 
-    def erase(self, file: str) -> None:
-        """Remove a file, after earlier work on it."""
-        self._disk.submit(erase_part, file, self._rank, self._tp)
+    def erase(self, erase: Erase) -> None:
+        """Remove a file, or its state, after earlier work on it."""
+        self._disk.submit(erase_part, erase.file, self._rank, self._tp, latents=erase.latents)
 
-    def read(self, request_id: str, file: str, start: int, position: int) -> None:
-        """Bring latents [start, position) and the state after them from a file to the device.
+    def read(self, request_id: str, files: tuple[str, ...], start: int, position: int) -> None:
+        """Bring latents [start, position) and the state after them from files to the device.
 
         Received or FetchFailed reports the end.
         """
 
         def work() -> ReceivedSnapshot:
-            rows, packed, codec = read_part(file, self._rank, self._tp, position)
+            rows, packed, codec = read_part(files, self._rank, self._tp, position)
+            first = position - sum(tokens for tokens, _ in rows)
             parts = tuple((tokens, self._to_device(shard)) for tokens, shard in rows)
             state = codec.unpack(packed.map(self._to_device))
             self._wait()
-            return ReceivedSnapshot(parts, state, self._tp, start)
+            return ReceivedSnapshot(parts, state, self._tp, start - first)
 
         self._fetched[request_id] = future = self._disk.submit(work)
         future.add_done_callback(lambda done: self._done(request_id, done))
@@ -160,8 +162,8 @@ class HostStore:
         entries = [self._entries[key] for key in lend.keys]
 
         def work() -> None:
-            if lend.file is not None:
-                parts, packed, codec = read_part(lend.file, self._rank, self._tp, lend.position)
+            if lend.files:
+                parts, packed, codec = read_part(lend.files, self._rank, self._tp, lend.position)
             else:
                 found = _checked(entries)
                 parts, packed, codec = [(entry.tokens, entry.rows) for entry in found], found[-1].state, self._codec
@@ -176,7 +178,7 @@ class HostStore:
             if not done.cancelled() and (error := done.exception()) is not None:
                 self._notify(FetchFailed(self._rank, lend.request_id, str(error), lend.peer))
 
-        thread = self._disk if lend.file is not None else self._thread
+        thread = self._disk if lend.files else self._thread
         thread.submit(work).add_done_callback(failed)
 
     def take(self, request_id: str) -> ReceivedSnapshot:

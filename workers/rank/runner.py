@@ -1,8 +1,12 @@
-"""Executes step plans on one rank: transfers, the forward pass, sampling on rank 0."""
+"""Executes step plans on one rank: transfers, the forward pass, sampling on rank 0.
+
+With captured steps the host runs ahead of the device. A decode step that was planned while the one before it ran is
+launched before the host has read that one's tokens: the device feeds them to it. The host reads them meanwhile.
+"""
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -19,8 +23,8 @@ from workers.rank.expert_load import ExpertLoad
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import Capture, DecodeGraphs
 from workers.rank.host_store import HostStore
-from workers.rank.latest import Latest
-from workers.rank.sampler import Run, Sampled, Sampler, token_logprobs
+from workers.rank.latest import Fed, Latest
+from workers.rank.sampler import Drawing, Run, Sampled, Sampler, token_logprobs
 from workers.rank.watch import StepWatch
 from workers.schedule.ahead import outcomes
 from workers.schedule.step import Commit, Export, Install, Moved, RankStats, Row, StepPlan, StepResult
@@ -32,6 +36,20 @@ from workers.transfer.endpoint import Transfers
 _LOGIT_ROWS = 128
 # Captured steps do not count experts, so one of this many steps runs uncaptured on all ranks and counts them.
 _COUNT_EVERY = 512
+
+Tell = Callable[[StepResult], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step whose result is not told yet. drawing: of the rows that sample; None where there are none, and on ranks
+    but 0."""
+
+    step: int
+    drawing: Drawing | None
+    prompt_logprobs: tuple[tuple[TokenLogprob, ...], ...]
+    begun: float
+    tell: Tell
 
 
 class Runner:
@@ -67,6 +85,8 @@ class Runner:
         self._watch = StepWatch(self._device)
         self._experts = ExpertLoad(model.config, collectives.size, self._device)
         self._drafter = Drafter(model, caches, self._page_table) if model.config.drafts else None
+        self._under_way: _UnderWay | None = None
+        self._finished = 0.0
         self._verified: tuple[Rows, tuple[int, ...]] | None = None  # the latest verified rows, and the slot of each
         self._graphs: DecodeGraphs | None = None
         if capture is not None:
@@ -75,11 +95,24 @@ class Runner:
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepResult:
-        """Run one plan. Every rank runs the same plans in the same order; rank 0's result counts."""
+        """Run one plan to its end. Every rank runs the same plans in the same order; rank 0's result counts."""
+        told: list[StepResult] = []
+        self.start(plan, told.append)
+        self.finish()
+        return told[-1]
+
+    @torch.inference_mode()
+    def start(self, plan: StepPlan, tell: Tell) -> None:
+        """Start one plan; `tell` gets its result by `finish`, or while a later plan starts."""
         begun = time.monotonic()
-        if plan.ahead is not None:
-            rows, commits = self._latest.go_on(plan.ahead, plan.rows)
-            plan = replace(plan, rows=rows, commits=commits)
+        fed = self._fed(plan) if plan.ahead is not None else None
+        if fed is not None:
+            plan = replace(plan, rows=fed.rows)
+        else:
+            self.finish()
+            if plan.ahead is not None:
+                rows, commits = self._latest.go_on(plan.ahead, plan.rows)
+                plan = replace(plan, rows=rows, commits=commits)
         graphs = self._graphs if self._graphs is not None and self._graphs.serves(plan.rows) else None
         uncaptured = graphs is not None and plan.step % _COUNT_EVERY == 0
         if uncaptured:
@@ -89,32 +122,72 @@ class Runner:
         counting = (uncaptured or (watched and graphs is None)) and self._collectives.rank == 0
         self._before(plan)
         self._watch.lap("transfer")
-        sampled = Sampled([], [], {}, [])
+        drawing: Drawing | None = None
         prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
         if plan.rows:
             if counting:
                 self._model.count_experts(self._experts.counts)
-            sampled, prompt_logprobs = self._compute(plan, graphs)
+            drawing, prompt_logprobs = self._compute(plan, graphs, fed)
+        else:
+            self._latest.took((), frozenset(), None, feeds=False)
         for export in plan.exports:
             self._export(export)
         self._watch.lap("transfer")
         if counting:
             self._model.count_experts(None)
             self._experts.settle()
+        self._under_way = _UnderWay(plan.step, drawing, tuple(prompt_logprobs), begun, tell)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `finish` does not wait for the device."""
+        return self._under_way is None or self._under_way.drawing is None or self._under_way.drawing.ready
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the next plan, if it was planned ahead, is best started before `finish`."""
+        return self._latest.feeds
+
+    @torch.inference_mode()
+    def finish(self) -> None:
+        """Tell the result of the plan started last, unless it was told."""
+        done, self._under_way = self._under_way, None
+        if done is None:
+            return
+        sampled = self._sampler.read(done.drawing) if done.drawing is not None else Sampled([], [], {}, [])
+        now = time.monotonic()
         result = StepResult(
-            step=plan.step,
+            step=done.step,
             tokens=tuple(map(tuple, sampled.tokens)),
             logprobs=tuple(map(tuple, sampled.logprobs)),
-            prompt_logprobs=tuple(prompt_logprobs),
-            elapsed_s=time.monotonic() - begun,
+            prompt_logprobs=done.prompt_logprobs,
+            elapsed_s=now - max(done.begun, self._finished),
             failures=tuple(sampled.failures.items()),
             stopped=tuple(sampled.stopped),
         )
-        self._latest.took(plan.rows, outcomes(result))
-        return result
+        self._finished = now
+        if self._collectives.rank == 0:
+            self._latest.came_of(outcomes(result))
+        done.tell(result)
 
-    def _compute(self, plan: StepPlan, graphs: DecodeGraphs | None) -> tuple[Sampled, list[tuple[TokenLogprob, ...]]]:
-        """Compute the rows: returns what was sampled, and the log-probabilities of prompts."""
+    def _fed(self, plan: StepPlan) -> Fed | None:
+        """The rows of a step planned ahead, if the device can take their tokens from the step before.
+
+        All ranks decide alike, and whether the host has read that step's tokens by now does not matter.
+        """
+        if not self._latest.feeds or plan.step % _COUNT_EVERY == 0:
+            return None
+        assert plan.ahead is not None
+        assert self._graphs is not None
+        rows, places = self._latest.rows_fed(plan.ahead, plan.rows)
+        if not self._graphs.serves(rows) or max(places) < 0:
+            return None
+        return self._latest.feed(rows, places)
+
+    def _compute(
+        self, plan: StepPlan, graphs: DecodeGraphs | None, fed: Fed | None
+    ) -> tuple[Drawing | None, list[tuple[TokenLogprob, ...]]]:
+        """Compute the rows: returns what is sampled, and the log-probabilities of prompts."""
         for admit in plan.admits:
             if self._drafter is not None:
                 self._drafter.admit(admit.slot)
@@ -123,22 +196,49 @@ class Runner:
         self._turn_pages(plan.rows)
         drafts = self._draft(plan.rows)
         self._watch.lap("draft")
-        ids = self._ids(plan.rows, drafts)
-        hidden = graphs(plan.rows, ids) if graphs else self._model.forward(self._batch(plan.rows, ids), self._caches)
+        ids, ended = fed.tokens() if fed is not None else (self._ids(plan.rows, drafts), None)
+        if graphs is not None:
+            hidden = graphs(plan.rows, ids, ended)
+        else:
+            hidden = self._model.forward(self._batch(plan.rows, ids), self._caches)
         self._watch.launched()
         self._verified = self._verified_of(plan.rows)
         if self._drafter is not None:
             self._drafter.take(plan.rows, ids, hidden)
         self._watch.lap("forward")
-        sampled = Sampled([], [], {}, [])
-        if any(r.sample for r in plan.rows):
-            logits = self._model.logits(self._sampled_of(plan.rows, hidden))
-            if self._collectives.rank == 0:
-                runs = [Run(r.slot, r.start + len(r.token_ids), r.drafts) for r in plan.rows if r.sample]
-                sampled = self._sampler(logits, runs, drafts)
+        sampling = any(r.sample for r in plan.rows)
+        logits = self._model.logits(self._sampled_of(plan.rows, hidden)) if sampling else None
+        over: frozenset[int] = frozenset()
+        if fed is not None:
+            # The device has work, so this wait costs it nothing.
+            over = self._latest.settle()
+            self.finish()
+        feeds = graphs is not None and drafts is None and len(over) < len(plan.rows)
+        drawing = came = None
+        if logits is not None and self._collectives.rank == 0:
+            drawing, came = self._drawing(plan.rows, logits, drafts, over, feeds=feeds)
+        self._latest.took(plan.rows, over, came, feeds=feeds)
         prompt_logprobs = self._prompt_logprobs(plan.rows, hidden) if any(r.next_ids for r in plan.rows) else []
         self._watch.lap("sample")
-        return sampled, prompt_logprobs
+        return drawing, prompt_logprobs
+
+    def _drawing(
+        self, rows: tuple[Row, ...], logits: Tensor, drafts: Tensor | None, over: frozenset[int], *, feeds: bool
+    ) -> tuple[Drawing | None, Tensor | None]:
+        """What is sampled for the rows that sample and have not ended, and what the device feeds the next step."""
+        runs = [Run(r.slot, r.start + len(r.token_ids), r.drafts) for r in rows if r.sample]
+        if not over:
+            drawing = self._sampler.draw(logits, runs, drafts, outcomes=feeds)
+            return drawing, drawing.came
+        if len(over) == len(runs):
+            return None, None
+        live = [at for at in range(len(runs)) if at not in over]
+        at = self._integers(live)
+        drawing = self._sampler.draw(logits[at], [runs[n] for n in live], outcomes=feeds)
+        came = torch.ones(len(runs), 3, dtype=torch.int64, device=self._device)
+        assert drawing.came is not None
+        came[at] = drawing.came
+        return drawing, came
 
     def stats(self) -> RankStats | None:
         """This rank's totals; None unless the latest step was a measured one."""
@@ -188,14 +288,14 @@ class Runner:
         """Make copies on the host, then keep states of sequences that ended."""
         for store in plan.stores:
             rows = self._read_shard(store.pages, store.start, store.stop)
-            state = snapshot.read_state(self._caches, store.slot)
+            state = snapshot.read_state(self._caches, store.slot) if store.slot >= 0 else None
             self._host.store(store.key, store.stop - store.start, rows, state)
         for copy in plan.saves:
             self._copy(copy)
         for write in plan.writes:
             self._host.write(write)
         for erase in plan.erases:
-            self._host.erase(erase.file)
+            self._host.erase(erase)
         for drop in plan.drops:
             self._host.drop(drop.key, latents=drop.latents)
 
@@ -219,8 +319,8 @@ class Runner:
         for expect in plan.expects:
             self._need_transfers().expect(expect)
         for fetch in plan.fetches:
-            if fetch.file is not None:
-                self._host.read(fetch.request_id, fetch.file, fetch.start, fetch.position)
+            if fetch.files:
+                self._host.read(fetch.request_id, fetch.files, fetch.start, fetch.position)
             else:
                 self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
         for lend in plan.lends:

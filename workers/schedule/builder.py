@@ -1,22 +1,49 @@
 """A step plan under construction: the rows decided so far, and the rest of the budget."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from workers.cache.moves import Copy, Drop, Erase, Fetch, Lend, Store, Write
+from workers.schedule.batch import Batch
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import Admit, Ahead, Commit, Discard, Expect, Export, Install, Row, StepPlan
 
 
 @dataclass(frozen=True, slots=True)
-class InFlight:
-    """A plan that the ranks run. rows: the sequence of each row with its epoch when the step was planned.
+class Size:
+    """What a step computes. tokens: drafts among them; context: tokens before the computed ones, of all rows."""
 
-    Of a plan made ahead they are complete once the results of the step before are known: `Scheduler.follow`.
+    rows: int = 0
+    tokens: int = 0
+    context: int = 0
+
+    def plus(self, rows: Iterable[Row]) -> "Size":
+        """With these rows too."""
+        sizes = [(row.count, row.start) for row in rows]
+        if not sizes:
+            return self
+        tokens, context = map(sum, zip(*sizes, strict=True))
+        return Size(self.rows + len(sizes), self.tokens + tokens, self.context + context)
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A plan that the ranks run. owners: the sequence of each of its rows with its epoch when the step was planned.
+
+    batch: the rows that go on from the step before, which come first; None if there are none, or if the plan was made
+    ahead and the results of the step before are not known yet: `Scheduler.follow`. It is this step's until the next one
+    follows. of_batch: what is computed of it.
     """
 
     plan: StepPlan
-    rows: tuple[tuple[Sequence, int], ...]
+    owners: tuple[tuple[Sequence, int], ...]
+    batch: Batch | None = None
+    of_batch: Size = Size()
+
+    @property
+    def size(self) -> Size:
+        """What the step computes."""
+        return self.of_batch.plus(self.plan.rows)
 
 
 class StepBuilder:
@@ -92,10 +119,10 @@ class StepBuilder:
         assert seq.source is not None
         self._expects.append(Expect(seq.request_id, seq.source.peer, seq.source.position, seq.have))
 
-    def fetch(self, seq: Sequence, keys: tuple[int, ...], file: str | None) -> None:
-        """Fetch the sequence's snapshot from host memory or a file, without latents that are on the device already."""
+    def fetch(self, seq: Sequence, keys: tuple[int, ...], files: tuple[str, ...]) -> None:
+        """Fetch the sequence's snapshot from host memory or files, without latents that are on the device already."""
         assert seq.fetching is not None
-        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position, file))
+        self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position, files))
 
     def copy(self, copy: Copy) -> None:
         """Copy a kept state, and the page in which its prefix ends, to a sequence's own places."""
@@ -123,7 +150,7 @@ class StepBuilder:
     def plan(
         self,
         step: int,
-        commits: list[Commit],
+        commits: tuple[Commit, ...],
         saves: list[Copy],
         host: tuple[tuple[Store, ...], tuple[Drop, ...]],
         disk: tuple[tuple[Write, ...], tuple[Erase, ...]],
@@ -137,7 +164,7 @@ class StepBuilder:
         plan = StepPlan(
             step=step,
             ahead=ahead,
-            commits=tuple(commits),
+            commits=commits,
             saves=tuple(saves),
             stores=host[0],
             drops=host[1],

@@ -1,25 +1,23 @@
 """Drafts in a worker's steps: how many each sequence takes, and how many verified ones are accepted. Pure."""
 
+from collections import Counter
 from collections.abc import Iterable
 
 from workers.cache.allocator import Allocator
 from workers.schedule.limits import Limits
 from workers.schedule.sequence import Sequence
 from workers.schedule.speculation import Speculation
-from workers.schedule.step import Commit, Row
+from workers.schedule.step import Commit
 
 
 class Drafting:
-    """speculation: decides how many drafts pay.
-
-    commits: tells the ranks in the next plan which verified tokens were accepted.
-    """
+    """speculation: decides how many drafts pay."""
 
     def __init__(self, limits: Limits, pages: Allocator) -> None:
         self._limits = limits
         self._pages = pages
         self.speculation = Speculation(limits.drafts, limits.adapts)
-        self.commits: list[Commit] = []
+        self._stood: list[tuple[int, int]] = []  # slots of verified rows, and how many of their tokens stand
         self._wanted: int | None = None
 
     def each(self, active: Iterable[Sequence], budget: int) -> int:
@@ -55,8 +53,24 @@ class Drafting:
             drafts = min(drafts, len(seq.pages) * size - seq.computed - 1)
         return max(drafts, 0)
 
-    def verified(self, seq: Sequence, row: Row, gained: int, stood: int) -> None:
+    def verified(self, seq: Sequence, drafts: int, gained: int, stood: int) -> None:
         """A row with drafts gained so many tokens, all computed but the last; `stood` of its drafts were accepted."""
-        seq.computed = row.start + gained
-        self.commits.append(Commit(row.slot, gained))
-        self.speculation.verified(row.drafts, stood)
+        seq.computed += gained - 1
+        self._stood.append((seq.slot, gained))
+        self.speculation.verified(drafts, {stood: 1})
+
+    def verified_batch(self, rows: Iterable[tuple[Sequence, tuple[int, ...], object]], drafts: int) -> int:
+        """Rows with so many drafts gained these tokens, and go on; returns how many of the drafts were accepted."""
+        stood = [(seq.slot, len(gained)) for seq, gained, _ in rows]
+        self._stood += stood
+        runs = Counter([gained - 1 for _, gained in stood])
+        self.speculation.verified(drafts, runs)
+        return sum(accepted * count for accepted, count in runs.items())
+
+    def commits(self) -> tuple[Commit, ...]:
+        """What the next plan tells the ranks of the rows verified since the plan before."""
+        return tuple(Commit(slot, tokens) for slot, tokens in self._stood)
+
+    def planned(self) -> None:
+        """The next plan is made, or the ranks commit by themselves."""
+        self._stood.clear()

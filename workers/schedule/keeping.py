@@ -54,8 +54,8 @@ class Keeping:
                 at = (kept.slot, pages, have, kept.position)
                 step.send_kept(Export(lent.request_id, lent.peer, *at, True, lent.ranks))
             else:
-                keys, file = self._cache.below_device(kept, have)
-                step.lend(Lend(lent.request_id, lent.peer, keys, have, kept.position, file, lent.ranks))
+                keys, files = self._cache.below_device(kept, have)
+                step.lend(Lend(lent.request_id, lent.peer, keys, have, kept.position, files, lent.ranks))
 
     def lost(self, kept: Kept, on_disk: bool) -> list[Lent]:
         """A snapshot in host memory or a file is damaged.

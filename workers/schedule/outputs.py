@@ -1,6 +1,8 @@
 """Makes the outputs that routers get of a sequence: sampled tokens, or its end. Pure."""
 
-from wire.protocol import Finish, SeqOutput, Timings
+from collections.abc import Sequence as Seq
+
+from wire.protocol import Finish, SeqOutput, Timings, TokenLogprob
 from workers.schedule.sequence import Sequence
 from workers.schedule.step import StepResult
 
@@ -36,6 +38,18 @@ def sampled_output(seq: Sequence, result: StepResult, at: int, now: float) -> Se
         cached_tokens=seq.begin if first else 0,
         cached_from=seq.origin if first else None,
     )
+
+
+def batch_outputs(rows: Seq[tuple[Sequence, tuple[int, ...], tuple[TokenLogprob, ...]]]) -> list[SeqOutput]:
+    """Append to sequences that go on, and have sampled before, what a step gave each; returns their outputs.
+
+    Their tokens but the last count as computed afterwards.
+    """
+    outputs = [SeqOutput(s.request_id, len(s.tokens) - s.prompt_tokens, gained, told) for s, gained, told in rows]
+    for seq, gained, _ in rows:
+        seq.tokens.extend(gained)
+        seq.computed += len(gained)
+    return outputs
 
 
 def ended_output(seq: Sequence, finish: Finish, now: float, error: str | None, unservable: bool) -> SeqOutput:

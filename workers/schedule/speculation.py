@@ -1,6 +1,6 @@
 """Decides how many tokens a step drafts: what makes a token cheapest, by measured steps and accepted drafts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 # The weight of a new measurement in an average; the first few weigh more.
@@ -20,9 +20,10 @@ class _Average:
     value: float = 0.0
     count: int = 0
 
-    def add(self, value: float) -> None:
-        self.count += 1
-        self.value += max(_WEIGHT, 1 / self.count) * (value - self.value)
+    def add(self, value: float, count: int = 1) -> None:
+        """Add so many values at once, whose mean is `value`."""
+        self.count += count
+        self.value += max(1 - (1 - _WEIGHT) ** count, count / self.count) * (value - self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,12 +83,17 @@ class Speculation:
             return near[self.steps // _TRY_EVERY % len(near)]
         return best
 
-    def verified(self, drafts: int, accepted: int) -> None:
-        """Record one run's drafts, and how many of them were accepted."""
-        for n in range(min(accepted + 1, drafts)):
-            self._offered[n] += 1
-            self._accepted[n] += n < accepted
-            self._stands[n].add(float(n < accepted))
+    def verified(self, drafts: int, runs: Mapping[int, int]) -> None:
+        """Record runs of so many drafts. runs: how many of them had 0, 1, … drafts accepted."""
+        reached = sum(runs.values())
+        for n in range(drafts):
+            if not reached:
+                return
+            accepted = reached - runs.get(n, 0)
+            self._offered[n] += reached
+            self._accepted[n] += accepted
+            self._stands[n].add(accepted / reached, reached)
+            reached = accepted
 
     def took(self, drafts: Sequence[int], seconds: float) -> None:
         """Record the seconds of a step with decoding sequences only. drafts: of each of them."""

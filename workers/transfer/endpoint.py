@@ -17,6 +17,7 @@ from workers.transfer.incoming import Incoming, ReceivedSnapshot
 from workers.transfer.lending import Lending
 from workers.transfer.messages import Choice
 from workers.transfer.negotiation import Identity
+from workers.transfer.nixl_agent import INSTALL, ability
 from workers.transfer.outgoing import Outgoing
 from workers.transfer.payload import Part, shares_of
 from workers.transfer.threads import Threads
@@ -50,8 +51,10 @@ class Transfers:
     ) -> None:
         """Listens on `host`, at a free port; OSError if that is not an address of this machine, TlsError.
 
-        ranks: of this worker.
+        ranks: of this worker. RuntimeError if `channel` asks for NIXL and it is not installed.
         """
+        if channel == "nixl" and ability() == "none":
+            raise RuntimeError(f"handoff.channel: nixl is not installed here: {INSTALL}, or set channel to auto")
         self._device = device
         self._me = me = Identity(worker_id, rank, ranks, host, device, channel, secret, tls())
         self._threads = Threads()

@@ -6,8 +6,10 @@ from typing import Literal, get_args
 from wire.codec import Codec
 
 GroupKind = Literal["gloo", "nccl"]
-Kind = Literal["shm", "gloo", "nccl", "tls"]
-Choice = Literal["auto", "shm", "gloo", "nccl"]
+Kind = Literal["shm", "gloo", "nccl", "nixl", "tls"]
+Choice = Literal["auto", "shm", "gloo", "nccl", "nixl"]
+# What a rank's NIXL can use: nothing, as it is not installed, TCP, or RDMA.
+Nixl = Literal["none", "tcp", "rdma"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class Hail:
     machine: str
     device: str
     channel: Choice
+    nixl: Nixl = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,21 @@ class ArenaOffer:
 
     pid: int
     fd: int
+    slots: int
+    slot_bytes: int
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NixlOffer:
+    """Sender: NIXL's agent of this metadata has registered memory that begins, with `nonce`, at `address`.
+
+    gpu: whose memory it is; None for the host's.
+    """
+
+    agent: bytes
+    address: int
+    gpu: int | None
     slots: int
     slot_bytes: int
     nonce: bytes
@@ -138,7 +156,7 @@ class WeightsHead:
 
 
 LinkMessage = (
-    Hail | ArenaOffer | GroupOffer | StreamOffer | OfferAnswer | LinkFault | Want | Unwant | Whole | PartHead | Filled
-    | Emptied | WantWeights | WeightsHead
+    Hail | ArenaOffer | GroupOffer | StreamOffer | OfferAnswer | LinkFault | Want | Unwant | Whole
+    | PartHead | Filled | Emptied | WantWeights | WeightsHead | NixlOffer
 )  # fmt: skip
 LINK: Codec[LinkMessage] = Codec(get_args(LinkMessage))

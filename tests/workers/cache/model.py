@@ -47,15 +47,24 @@ class Memory:
         for write in plan.writes:
             entries = [self.host[key] for key in write.keys]
             latents = tuple(i for entry in entries for i in entry.latents)
-            assert entries[0].start == 0
-            assert len(latents) == write.position == len(entries[-1].state)
-            self.disk[write.file] = Host(0, latents, entries[-1].state)
+            assert entries[0].start == write.start
+            assert write.start + len(latents) == write.position == len(entries[-1].state)
+            assert len(write.token_ids) == 4 * len(latents)
+            if write.before:
+                before = self.disk[f"/disk/{write.before}"]
+                assert before.start + len(before.latents) == write.start
+            assert bool(write.before) == bool(write.start)
+            assert write.file not in self.disk
+            self.disk[write.file] = Host(write.start, latents, entries[-1].state)
         for erase in plan.erases:
-            self.disk.pop(erase.file, None)
+            if erase.latents:
+                self.disk.pop(erase.file, None)
+            else:
+                self.disk[erase.file].state = ()
 
     def below_device(self, what: Fetch | Lend) -> tuple[int, Ids, Ids]:
         """A snapshot in host memory or a file: the first position, the latents from there on, and the state."""
-        entries = [self.host[key] for key in what.keys] or [self.disk[what.file or ""]]
+        entries = [self.host[key] for key in what.keys] or [self.disk[file] for file in what.files]
         assert entries[0].start <= what.start
         latents = tuple(i for entry in entries for i in entry.latents)[what.start - entries[0].start :]
         assert what.start + len(latents) == what.position == len(entries[-1].state)
@@ -72,8 +81,9 @@ class Memory:
         self.verified = {}
         for store in plan.stores:
             latents = self.read(store.pages, store.start, store.stop)
-            assert len(self.states[store.slot]) == store.stop
-            self.host[store.key] = Host(store.start, latents, self.states[store.slot])
+            state = self.states[store.slot] if store.slot >= 0 else ()
+            assert store.slot < 0 or len(state) == store.stop
+            self.host[store.key] = Host(store.start, latents, state)
         for copy in plan.saves:
             self.states[copy.to_slot] = self.states[copy.slot]
         self.files(plan)

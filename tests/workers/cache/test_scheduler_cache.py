@@ -16,19 +16,20 @@ from workers.cache.budget import Budget
 from workers.cache.disk import Place
 from workers.cache.disk_folder import Left
 from workers.cache.index import Tokens
+from workers.schedule.ahead import outcomes, rows_ahead
 from workers.schedule.builder import InFlight
 from workers.schedule.keeping import PullError
 from workers.schedule.limits import Limits, Staging
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence, Source, State
-from workers.schedule.step import Commit, StepPlan, StepResult
+from workers.schedule.step import Commit, Row, StepPlan, StepResult
 
 SIZE = 4
 STOPS = (111, 118, 129)
 
 
 def limits(states: int = 3, host_bytes: int = 0, pages: int = 24, disk_bytes: int = 0, drafts: int = 0) -> Limits:
-    budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1, disk_bytes=disk_bytes)
+    budget = Budget(states, host_bytes, state_bytes=10, token_bytes=1, disk_bytes=disk_bytes, disk_ttl_s=100.0)
     return Limits(
         pages=pages, page_size=SIZE, slots=4, max_model_len=40, max_step_tokens=8, window=2, hold_s=5.0, cache=budget,
         staging=Staging(budget=50, state=10, token=1), drafts=drafts, adapts=False, answer_tokens=5,
@@ -48,6 +49,7 @@ class Worker:
         self.ahead = ahead
         self.next: InFlight | None = None
         self.planned_ahead = 0
+        self.sampled: tuple[list[Row], StepResult] = [], StepResult(0, (), (), (), 0.0)  # of the latest step
         self.scheduler = Scheduler(of)
         if of.cache.disk_bytes:
             self.scheduler.cache.open_disk(Place("/disk", "w", "l", "float32"), Left((), (), 0), 0.0)
@@ -85,34 +87,44 @@ class Worker:
 
     def step(self, now: float = 0.0, between: "list[str] | None" = None) -> StepPlan:
         flight, self.next = self.next or self.scheduler.plan(now), None
+        plan = self.as_ranks_run(flight.plan)
+        going = flight.batch.slots if flight.batch else []
+        assert [*going, *(r.slot for r in flight.plan.rows)] == [r.slot for r in plan.rows]
+        assert flight.size.tokens == sum(r.count for r in plan.rows)
         ahead = self.scheduler.plan_ahead(flight, now) if self.ahead and self.luck.random() < 0.8 else None
         # The right token at a position is 100 more than that; a wrong draft is -9.
-        stand = [self.luck.randint(0, r.drafts) for r in flight.plan.rows]
-        right = [[101 + r.start + n for n in range(s)] for r, s in zip(flight.plan.rows, stand, strict=True)]
-        drafts = {r.slot: (*ids, *[-9] * (r.drafts - len(ids))) for r, ids in zip(flight.plan.rows, right, strict=True)}
-        self.memory.run(flight.plan, drafts)
+        stand = [self.luck.randint(0, r.drafts) for r in plan.rows]
+        right = [[101 + r.start + n for n in range(s)] for r, s in zip(plan.rows, stand, strict=True)]
+        drafts = {r.slot: (*ids, *[-9] * (r.drafts - len(ids))) for r, ids in zip(plan.rows, right, strict=True)}
+        self.memory.run(plan, drafts)
         for name in between or []:
             self.scheduler.remove(name)
         tokens = tuple(
             (*ids, 100 + r.start + len(r.token_ids) + len(ids))
-            for r, ids in zip(flight.plan.rows, right, strict=True)
+            for r, ids in zip(plan.rows, right, strict=True)
             if r.sample
         )
         if self.ahead:
             tokens = tuple(cut(ids) for ids in tokens)
         stopped = tuple(at for at, ids in enumerate(tokens) if self.ahead and ids[-1] in STOPS)
-        result = StepResult(flight.plan.step, tokens, ((),) * len(tokens), (), 0.001, stopped=stopped)
+        result = StepResult(plan.step, tokens, ((),) * len(tokens), (), 0.001, stopped=stopped)
+        self.sampled = [r for r in plan.rows if r.sample], result
         for output in self.scheduler.update(flight, result, now):
             self.take(output)
         if ahead is not None:
             self.planned_ahead += 1
             self.next = self.scheduler.follow(ahead, flight, result)
-            # Which the ranks know by themselves.
-            sampled = [r for r in flight.plan.rows if r.sample]
-            stood = tuple(Commit(r.slot, len(t)) for r, t in zip(sampled, tokens, strict=True) if r.drafts)
-            self.next = replace(self.next, plan=replace(self.next.plan, commits=stood))
         self.check()
-        return flight.plan
+        return plan
+
+    def as_ranks_run(self, plan: StepPlan) -> StepPlan:
+        """A plan with the rows that go on from the step before, and what stands of those that it verified."""
+        if plan.ahead is None:
+            return plan
+        before, result = self.sampled
+        rows = rows_ahead(before, outcomes(result), plan.ahead, plan.rows)
+        stood = tuple(Commit(r.slot, len(t)) for r, t in zip(before, result.tokens, strict=True) if r.drafts)
+        return replace(plan, ahead=None, rows=tuple(rows), commits=stood)
 
     def take(self, output: SeqOutput) -> None:
         if output.token_ids and output.offset == 0:
@@ -150,18 +162,28 @@ class Worker:
         assert all(scheduler.pages.refs(p) == refs.get(p, 0) for p in range(scheduler.limits.pages))
         assert scheduler.pages.free == scheduler.limits.pages - len(refs)
         kept = {p for k in cache.index for p in k.pages}
-        running = {p for s in scheduler.sequences.values() for p in s.pages}
-        assert scheduler.pages.reclaimable == len(kept - running)
+        used = {p for s in scheduler.sequences.values() for p in s.pages}
+        assert scheduler.pages.reclaimable == len(kept - used)
         slots = [k.slot for k in cache.index if k.slot >= 0]
         assert len(set(slots)) == len(slots)
         # A step that is under way writes states that are kept once its results are known.
-        due = self.next.plan if self.next else StepPlan(0)
+        due = self.as_ranks_run(self.next.plan) if self.next else StepPlan(0)
         written = [slot for row in due.rows for _, slot in row.keeps]
         assert cache.slots.free == cache.slots.size - len(slots) - len(written)
         assert all(k.slot >= 0 or k in cache.host or k in cache.disk for k in cache.index)
         assert cache.disk.bytes <= cache.budget.disk_bytes
         assert all((k.slot >= 0) == bool(k.pages) for k in cache.index)
         assert cache.host.bytes <= cache.budget.host_bytes
+        load, states = scheduler.load, [s.state for s in scheduler.sequences.values()]
+        running = [s for s in scheduler.sequences.values() if s.state is State.RUNNING]
+        prompts = [s for s in running if s.pending > 1]
+        waiting = [s for s in scheduler.sequences.values() if s.state in (State.QUEUED, State.DISPLACED)]
+        computed_here = [s for s in waiting if s.source is None]
+        assert load.transferring == sum(s in (State.PULLING, State.SENDING) for s in states)
+        assert (load.queued, load.running) == (len(waiting), len(running))
+        assert load.answering == sum(not s.handoff for s in running)
+        assert load.queued_tokens == sum(s.pending for s in (*computed_here, *prompts))
+        assert load.behind == sum(s.behind for s in (*waiting, *prompts))
         leaving = [s.prompt_tokens for s in scheduler.sequences.values() if s.leaves]
         staged = [10 + tokens for tokens in (*leaving, *scheduler.keeping.lending.leaving)]
         assert sum(staged) <= 50 or len(staged) == 1
@@ -643,6 +665,11 @@ class Life:
 
     def unpin(self) -> None:
         self.worker.scheduler.cache.pins.expire(self.now)
+        self.worker.scheduler.cache.expire_files(self.now)
+        assert all(k.used > self.now - 100.0 or k.pins for k in self.worker.scheduler.cache.disk)
+
+    def delete(self) -> None:
+        self.worker.scheduler.unpin(f"session{self.rng.randint(0, 2)}")
 
     def park(self) -> None:
         kept = list(self.worker.scheduler.cache.index)
@@ -672,12 +699,12 @@ class Life:
 
 EVENTS = ("new", "new", "fork", "fork", "handoff", "handed", "peer", "step", "step", "step", "step", "mid", "abort",
           "pull", "sent", "arrive", "damaged", "gone", "lend", "lent_out", "clear",
-          "pin", "pin", "unpin", "park", "unwritten")  # fmt: skip
+          "pin", "pin", "unpin", "delete", "park", "unwritten")  # fmt: skip
 # Without a least size, lists have five items on average.
 LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_from(EVENTS), min_size=40, max_size=80)
 
 
-@pytest.mark.parametrize(("host_bytes", "disk_bytes"), [(0, 0), (60, 0), (60, 150)])
+@pytest.mark.parametrize(("host_bytes", "disk_bytes"), [(0, 0), (60, 0), (60, 300)])
 @settings(max_examples=200, deadline=None)
 @given(
     events=LIVES,

@@ -13,6 +13,7 @@ from wire.codec import CLUSTER
 from wire.digest import PageDigests
 from wire.handshake import call
 from wire.protocol import Abort, Hello, Mark, Pin, Prefix, Pull, PullRefused, Submit, WorkerInfo
+from wire.snapshot_file import read_head
 from wire.tls import connect
 from wire.tokens import TokenIds
 from workers.rank.engine import Engine
@@ -166,13 +167,19 @@ def test_continued_from_the_disk_by_two_ranks_after_a_restart(tmp_path: Path) ->
         }  # fmt: skip
         async with workers() as started:
             decode = await started.start(config(2, **kept), "decode")
-            stream = started.whole(decode, first, greedy(NEW))
-            await stream.end()
+            # Of a file for each of two turns: the beginning, and what came after.
+            for count, prompt, stop in ((1, first[:-20], len(first) - 21), (2, first, begin)):
+                stream = started.whole(decode, prompt, greedy(NEW if prompt == first else 1))
+                await stream.end()
+                pin = Pin("s", (Mark(stop, digest(ids, stop)),), 3600.0)
+                decode.caller.writer.write(CLUSTER.encode(pin))
+                while len(list(tmp_path.rglob("*.safetensors"))) < 2 * count:
+                    await asyncio.sleep(0.01)
             assert stream.token_ids == answer
-            pin = Pin("s", (Mark(begin, digest(ids, begin)),), 3600.0)
-            decode.caller.writer.write(CLUSTER.encode(pin))
-            while len(list(tmp_path.rglob("*.safetensors"))) < 2:
-                await asyncio.sleep(0.01)
+            heads = [read_head(path).head for path in tmp_path.rglob("*.safetensors")]
+            assert sorted((head.start, head.position) for head in heads) == [
+                (0, len(first) - 21), (0, len(first) - 21), (len(first) - 21, begin), (len(first) - 21, begin),
+            ]  # fmt: skip
         async with workers() as started:
             decode = await started.start(config(2, **kept), "decode")
             doomed = [started.whole(decode, (*second, n + 2), greedy(NEW)) for n in range(3)]
