@@ -12,7 +12,7 @@ _SLOWEST = 25e6
 
 
 class LinkBroken(RuntimeError):
-    """The link can't go on; the reason says why, in words for an operator."""
+    """The link is broken; the message gives the reason in words for an operator."""
 
 
 class Channel(ABC):

@@ -47,7 +47,7 @@ class ReceivedSnapshot:
 
 @dataclass(slots=True, eq=False)
 class _Link:
-    """at: which of this rank's links to the peer it is."""
+    """A link to one rank of a peer. at: its index among this rank's links to the peer."""
 
     peer: str
     at: int
@@ -89,7 +89,7 @@ class Incoming:
             self._threads.start(f"transfer-from-{peer}", partial(self._serve, link, where))
 
     def unlink(self, peer: str) -> None:
-        """Close the links and forget what has not wholly come over them; whole snapshots can still be taken."""
+        """Close a peer's links and forget snapshots that have not fully arrived; whole ones can still be taken."""
         with self._lock:
             links = self._links.pop(peer, [])
             self._inbox.lose(peer)
@@ -109,7 +109,7 @@ class Incoming:
         self._notify(LinkLost(self._me.rank, expect.peer, (expect.request_id,), "there is no link to it"))
 
     def discard(self, request_id: str) -> None:
-        """Give up a snapshot, and drop what has come of it."""
+        """Give up a snapshot and drop what has arrived of it."""
         with self._lock:
             asked = self._inbox.discard(request_id)
             if asked is not None:

@@ -35,7 +35,7 @@ class NixlSender(RingSender):
     piece = PIECE
 
     def __init__(self, control: Control, device: torch.device, host: str) -> None:
-        """LinkBroken if NIXL can't work here."""
+        """Register memory and create the agent; LinkBroken if NIXL can't work here."""
         super().__init__(control, SLOTS, SLOT)
         self.device = device
         self._memory = Memory(_HEADER + SLOTS * SLOT, device, host)
@@ -52,7 +52,7 @@ class NixlSender(RingSender):
         self._thread.start()
 
     def stand(self) -> None:
-        """The receiver has taken the offer."""
+        """Note that the receiver has accepted the offer."""
         self._standing = True
 
     def emptied(self) -> None:

@@ -193,7 +193,7 @@ def _nccl(store: Store, rank: int) -> _Group:
 
 @contextmanager
 def _surviving() -> Iterator[None]:
-    """NCCL groups made meanwhile leave the process alive when they fail; all others keep torch's rule."""
+    """While it is open, new NCCL groups do not end the process when they fail; all others keep torch's rule."""
     with _ENVIRONMENT:
         before = {name: os.environ.get(name) for name in _SURVIVING}
         os.environ.update(_SURVIVING)
