@@ -1,4 +1,4 @@
-"""Batches from upload to output, whatever comes between."""
+"""Tests batches from upload to output, with restarts, failures and cancellations."""
 
 import asyncio
 import sqlite3
@@ -15,7 +15,7 @@ from router.priority import BATCH
 from tests.router.batching import CHAT, PLAIN, desk, line, lines
 from tests.router.conftest import pair
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("endpoint", [CHAT, PLAIN])

@@ -1,4 +1,4 @@
-"""Responses that run without their clients, fail, or are asked for at another router."""
+"""Tests responses that run without their clients, that fail, or that another router is asked for."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from router.access.keys import hashed, make_key
-from router.api.responses import rows
+from router.api.responses.rows import LEASE_S
 from router.api.responses.takeover import Takeover
 from tests.router.conftest import Stage, pair, served
 from tests.router.scripted import scripted
@@ -29,14 +29,14 @@ ASKED: dict[str, Any] = {"model": "tiny", "input": "go"}
 
 @asynccontextmanager
 async def talking(checkpoint: Path, text: str = "hello there", **options: Any) -> AsyncIterator[Stage]:
-    """A served pair that says this."""
+    """Serve a pair of workers with these answers."""
     async with asyncio.timeout(120), served(checkpoint, scripted(checkpoint, lambda _: text), **options) as stage:
         yield stage
 
 
 @asynccontextmanager
 async def two_routers(checkpoint: Path, folder: Path, text: str) -> AsyncIterator[tuple[Stage, Stage]]:
-    """Two routers of one host, each with workers of its own."""
+    """Two routers of one host, each with its own workers."""
     async with AsyncExitStack() as opened:
         stages = [
             await opened.enter_async_context(talking(checkpoint, text, run_dir=str(folder / "run"))) for _ in range(2)
@@ -49,7 +49,7 @@ def client(stage: Stage, key: str = "-") -> openai.AsyncOpenAI:
 
 
 async def over(sdk: openai.AsyncOpenAI, response_id: str) -> Any:
-    """The response once it is over."""
+    """Poll a response until it is over, and return it."""
     async with asyncio.timeout(60):
         while (answer := await sdk.responses.retrieve(response_id)).status == "in_progress":
             await asyncio.sleep(0.005)
@@ -332,17 +332,18 @@ def test_a_full_queue_is_a_429_before_anything_is_kept(checkpoint: Path) -> None
     asyncio.run(act())
 
 
-def kill(router: Stage) -> None:
-    """It ends as a killed process does: no word to its workers, no word to the store."""
+async def kill(router: Stage) -> None:
+    """End a router like a killed process: it tells neither its workers nor the store. Its leases run out."""
     cut_off(router)
     (takeover,) = (service for service in router.gateway._services if isinstance(service, Takeover))
     for task in (takeover._task, takeover._background._renewing, *takeover._background._tasks):
         if task is not None:
             task.cancel()
+    await takeover._store._database.run(lambda db: db.execute("UPDATE responses SET lease = lease - ?", (LEASE_S + 1,)))
 
 
 async def read_some(response: httpx.Response, text: str) -> str:
-    """What comes of a stream until it has told this much."""
+    """Read a stream until it has this many events, and return them."""
     told, pieces = "", response.aiter_text()
     while sum(len(json.loads(d)) for d in re.findall(r'"delta":("[^"]*")', told)) < len(text) + 2:
         told += await anext(pieces)
@@ -354,8 +355,7 @@ async def read_some(response: httpx.Response, text: str) -> str:
 def test_another_router_goes_on_with_what_a_dead_one_ran(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, dies: bool
 ) -> None:
-    """dies: the worker that computes it, too."""
-    monkeypatch.setattr(rows, "LEASE_S", 0.3)
+    """dies: whether the worker that computes the response dies too."""
     monkeypatch.setattr("router.api.responses.takeover._LOOK_S", 0.02)
     said = "hello there, this is what it says"
     asked = {**ASKED, "stream": way != "background", "background": way != "key"}
@@ -381,7 +381,7 @@ def test_another_router_goes_on_with_what_a_dead_one_ran(
                     async with first.stream("POST", "/v1/responses", json=asked, headers=headers) as response:
                         before = checked(await read_some(response, said[:6]))
                     response_id = before[0]["response"]["id"]
-                kill(one)
+                await kill(one)
             if dies:
                 await worker.die()
             else:
@@ -424,6 +424,26 @@ def test_the_same_key_gives_the_same_whole_response(checkpoint: Path, store: boo
             assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
             kept = await http.get(f"/v1/responses/{first['id']}")
             assert kept.json() == first if store else kept.status_code == 404
+
+    asyncio.run(act())
+
+
+def test_the_same_request_twice_at_once_is_answered_once(checkpoint: Path) -> None:
+    async def act() -> None:
+        async with served(checkpoint, pair()) as stage, stage.client() as http:
+            pause(stage)
+            asked = {**ASKED, "max_output_tokens": 12}
+            asks = [
+                asyncio.create_task(http.post("/v1/responses", json=asked, headers={"idempotency-key": "k"}))
+                for _ in range(4)
+            ]
+            # All have been begun before the first is recorded, or come after it; one of them is computed.
+            await stage.until(lambda: stage.gateway.in_flight == 1 and len(stage["d0"].received) >= 1)
+            go_on(stage)
+            answers = [(await ask).json() for ask in asks]
+            assert [a["status"] for a in answers] == ["incomplete"] * 4
+            assert all((a["id"], a["output"]) == (answers[0]["id"], answers[0]["output"]) for a in answers)
+            await stage.until(lambda: stage.gateway.in_flight == 0)
 
     asyncio.run(act())
 

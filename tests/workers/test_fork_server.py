@@ -1,4 +1,4 @@
-"""Ranks forked from a process that has torch already: what they share, how they begin and end."""
+"""Tests ranks forked from a process that has imported torch: what they share, and how they start and end."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from workers.local import fork_launcher
 from workers.rank.job import LENGTH, PID, RankJob
 from workers.schedule.step import RANKS, Loading, RankMessage, Ready
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 CONFIG = WorkerConfig(str(GOLDEN / "base"), dtype="float32")
 WAIT_S = 60
 

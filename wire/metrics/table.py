@@ -121,8 +121,8 @@ ROUTING = _router(
 )  # fmt: skip
 RESUMED = _router(
     "ling_resumed_total", "counter", "sequences",
-    "Sequences that went on at other workers, by cause: a worker's death or silence, a failed transfer, or a worker "
-    "that moved them away",
+    "Sequences that went on at other workers, by cause: a worker's death, its death right after another "
+    "one's of its node, its silence, a failed transfer, or a worker that moved them away",
     "cause",
 )  # fmt: skip
 BATCH_LINES = _router(

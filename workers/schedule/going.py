@@ -2,9 +2,10 @@
 
 from dataclasses import dataclass
 
-from workers.schedule.batch import Changes
+from workers.schedule.batch import Batch, Changes
 from workers.schedule.builder import InFlight
 from workers.schedule.sequence import Sequence
+from workers.schedule.step import StepPlan, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,3 +64,24 @@ def going_on(step: InFlight, page_size: int) -> Going | None:
     if not count:
         return None
     return Going(count, drafts, running + len(busy), tuple(busy), changes, tuple(ended), tuple(short))
+
+
+def gone_on(step: InFlight, result: StepResult, following: StepPlan, page_size: int) -> Batch | None:
+    """The sequences of a step that have gone on in the one planned behind it; None or empty if none has.
+
+    result: of the step, taken already.
+    """
+    assert following.ahead is not None
+    over = {at for at, _ in result.failures}.union(result.stopped)
+    ended = set(following.ahead.ended)
+    batch, at = step.batch, 0
+    if batch is not None:
+        at = len(batch)
+        if over or ended:
+            batch.leave(over, ended)
+    for row, (seq, epoch) in zip(step.plan.rows, step.owners, strict=True):
+        if row.sample and at not in over and row.slot not in ended:
+            batch = batch or Batch(row.drafts, page_size)
+            batch.join(seq, row.slot, following.step, here=seq.epoch == epoch)
+        at += row.sample
+    return batch
