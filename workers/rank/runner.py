@@ -247,10 +247,11 @@ class Runner:
         self._watch.on = False
         none = Moved(0, 0.0)
         sent, received = (self._transfers.sent, self._transfers.received) if self._transfers else (none, none)
+        links = self._transfers.channels if self._transfers else {}
         rank, phases = self._collectives.rank, self._watch.phases
         if rank:
-            return RankStats(rank, phases, sent, received)
-        return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks)
+            return RankStats(rank, phases, sent, received, links=links)
+        return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks, links)
 
     def _before(self, plan: StepPlan) -> None:
         self._commit(plan.commits)

@@ -1,6 +1,6 @@
 """What a leader tells its ranks each step, and what comes back. Plain data; `RANKS` frames it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from wire.codec import Codec
@@ -346,7 +346,7 @@ class RankStats:
 
     phases: seconds of the measured steps by phase. expert_tokens: tokens times experts chosen in them, by the rank
     that holds the expert; expert_peaks: (layer, its busiest expert's share of the mean). Of rank 0 only, as all see
-    the same.
+    the same. links: how many over which snapshots come stand, by channel.
     """
 
     rank: int
@@ -355,6 +355,7 @@ class RankStats:
     received: Moved
     expert_tokens: tuple[int, ...] = ()
     expert_peaks: tuple[tuple[int, float], ...] = ()
+    links: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,11 @@ class Transfers:
         return self._incoming.moved
 
     @property
+    def channels(self) -> dict[str, int]:
+        """The number of links over which snapshots can come, by channel."""
+        return self._incoming.channels()
+
+    @property
     def pending(self) -> int:
         """The number of snapshots in transfer; 0 if nothing is held."""
         return len(self._incoming) + len(self._outgoing)

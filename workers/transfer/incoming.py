@@ -7,6 +7,7 @@ receiving ranks have a link to the same one, which sends each its share.
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -128,6 +129,12 @@ class Incoming:
         parts = tuple((of[0][0], _joined([rows for _, rows in of], 0)) for of in alike)
         state = _joined([share.state for share in shares if share.state is not None], 1)
         return ReceivedSnapshot(parts, state, split, shares[0].skip)
+
+    def channels(self) -> dict[str, int]:
+        """The number of links that stand, by channel."""
+        with self._lock:
+            standing = [link.channel for links in self._links.values() for link in links if link.standing]
+        return Counter(channel.kind for channel in standing if channel is not None)
 
     def close(self) -> None:
         """Close all links."""

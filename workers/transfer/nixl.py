@@ -32,6 +32,7 @@ _JOIN_S = 2.0
 class NixlSender(RingSender):
     """The prefill rank's end. The agent is one thread's, which works while the receiver may be reading."""
 
+    kind = "nixl"
     piece = PIECE
 
     def __init__(self, control: Control, device: torch.device, host: str) -> None:
@@ -87,6 +88,7 @@ class NixlSender(RingSender):
 class NixlReceiver(ReceiveChannel):
     """The decode rank's end, in use by one thread; `close` by any. LinkBroken if the offered memory can't be read."""
 
+    kind = "nixl"
     piece = PIECE
 
     def __init__(self, control: Control, offer: NixlOffer, device: torch.device, host: str) -> None:

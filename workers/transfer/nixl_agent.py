@@ -128,8 +128,10 @@ def _rdma() -> bool:
 
 
 def _transports(host: str) -> str:
-    """UCX's setting. Over TCP it listens, on every interface if one lets it, and whoever connects reads the process's
-    memory: not where RDMA makes that needless, and else on the one interface where this rank listens too.
+    """UCX's setting, which UCX_TLS and UCX_NET_DEVICES override.
+
+    Over TCP it listens, on every interface if one lets it, and whoever connects can read and write the process's
+    memory. So there is no TCP with RDMA, and else TCP is on the one interface where this rank listens too.
     """
     return "TLS=^tcp" if _rdma() else f"NET_DEVICES={_interface(host)}"
 

@@ -96,14 +96,20 @@ class Create(Answering):
             if not apart:
                 return await self._attend(request, job, record, receive, send, headers)
             digest = hashlib.blake2b(body, digest_size=16).digest()
-            await self._store.begin(record, Run(body, digest), streamed=request.stream)
-            if account is not None:
-                # The request ends now, but its work continues and still counts as a concurrent request of its key.
-                account.running += 1
-                holds.callback(account.leave)
-            shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
-            self._background.start(job, shape, holds.pop_all(), streamed=request.stream)
-        return await self._show(request, record.body, scope, receive, send, headers)
+            begun = await self._store.begin(record, Run(body, digest), streamed=request.stream)
+            if begun:
+                if account is not None:
+                    # The request ends now, but its work continues and still counts as a concurrent one of its key.
+                    account.running += 1
+                    holds.callback(account.leave)
+                shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
+                self._background.start(job, shape, holds.pop_all(), streamed=request.stream)
+        shown: Response | None = record.body
+        if not begun and keyed is not None:  # its client sent it twice at once: the first one's answer is for both
+            shown = await self._again(caller.tenant, response_id, keyed)
+        if shown is None:
+            raise reused()
+        return await self._show(request, shown, scope, receive, send, headers)
 
     async def _again(self, tenant: str, response_id: str, keyed: Keyed) -> Response | None:
         """The response that was asked for with the same key before, if one was; 422 if with another body."""
