@@ -269,7 +269,7 @@ def test_a_kept_snapshot_leaves_memory_once_every_rank_has_sent_its_part(pair: P
 
 
 @pytest.mark.parametrize("how", ["given up", "puller left", "peer lost"])
-def test_a_kept_snapshot_that_nobody_takes_leaves_memory_and_harms_no_request(pair: Pair, how: str) -> None:
+def test_a_lent_snapshot_that_no_peer_takes_is_freed_without_harm(pair: Pair, how: str) -> None:
     holder = pair.prefill
     holder.handoffs.asked(pair.connection, keep(holder, "old", 5), 0.0)
     holder.step()
@@ -287,7 +287,7 @@ def test_a_kept_snapshot_that_nobody_takes_leaves_memory_and_harms_no_request(pa
     assert ("r" in holder.scheduler.sequences) == (how != "peer lost")
 
 
-def test_damage_in_host_memory_is_told_to_the_peers_that_wait_for_it(pair: Pair) -> None:
+def test_damage_in_host_memory_is_reported_to_waiting_peers(pair: Pair) -> None:
     holder = pair.prefill
     holder.handoffs.asked(pair.connection, keep(holder, "old", 5), 0.0)
     holder.step()

@@ -107,7 +107,7 @@ def test_migrated_mid_answer(
 
 
 @pytest.mark.parametrize(("tp", "to"), [(1, 1), (2, 1)])
-def test_the_next_worker_takes_what_is_computed_while_answers_go_on(tp: int, to: int) -> None:
+def test_the_next_worker_pulls_snapshots_while_answers_go_on(tp: int, to: int) -> None:
     async def run() -> None:
         async with workers() as started:
             kept = {"cache_states": 32, "slots": 16}
