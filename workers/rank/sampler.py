@@ -183,7 +183,8 @@ class Sampler:
         """Draw the runs' tokens on the device: of each as many as one by one, without drafts, would come out the same.
 
         logits [R, V] fp32: the runs' rows, one run's behind the other's. drafts: [runs that have some, most drafts]
-        int64; these runs are the first. outcomes: make `Drawing.came`, of runs without drafts. A draft stands if it is
+        int64; these runs are the first. outcomes: make `Drawing.came`; all runs have equally
+        many drafts, and none that must be sampled one by one. A draft stands if it is
         what was sampled in its place, so each token is drawn from the model's own distribution by the noise of its seed
         and position. (That is rejection sampling where a draft is a single guess: it stands with the probability the
         model gives it.)
@@ -193,7 +194,7 @@ class Sampler:
         # A run whose next token depends on earlier ones, by penalties or a grammar, is sampled token by token.
         places = [(i, n) for i, run in enumerate(runs) for n in range(1 + (0 if slots[i].depends else run.drafts))]
         wave = self._draw_wave(logits, runs, slots, firsts, places, drafts)
-        return Drawing(logits, runs, slots, firsts, wave, self._came(runs, wave) if outcomes else None)
+        return Drawing(logits, runs, slots, firsts, wave, self._came(runs, wave, drafts) if outcomes else None)
 
     def read(self, drawing: Drawing) -> Sampled:
         """Wait for the tokens of a drawing. Drawings are read in their order, once each."""
@@ -254,13 +255,21 @@ class Sampler:
             parts += logprob_tensors(some[at], tokens[at], max(top for _, top in asked))
         return _Wave(places, tokens, failures, asked, Readback(parts))
 
-    def _came(self, runs: Sequence[Run], wave: _Wave) -> Tensor:
-        """Each run's `Outcome` on the device; the runs have no drafts."""
-        at, positions = self._sent(torch.tensor([(run.slot, run.position) for run in runs])).unbind(1)
-        over = (self._stops[at] == wave.tokens[:, None]).any(1) & (positions >= self._integers[2, at])
+    def _came(self, runs: Sequence[Run], wave: _Wave, drafts: Tensor | None) -> Tensor:
+        """Each run's `Outcome` on the device, as `read` finds it later. All runs have equally many drafts."""
+        slots, positions = self._sent(torch.tensor([(run.slot, run.position) for run in runs])).unbind(1)
+        tokens = wave.tokens.view(len(runs), -1)
+        stops = (self._stops[slots, None] == tokens[..., None]).any(-1)
+        if drafts is None:
+            gained = torch.ones_like(positions)
+        else:
+            goes_on = (tokens[:, :-1] == drafts) & ~stops[:, :-1]
+            gained = 1 + goes_on.long().cumprod(1).sum(1)
+        at = gained[:, None] - 1
+        over = stops.gather(1, at)[:, 0] & (positions + gained > self._integers[2, slots])
         if wave.failures:
             over[self._sent(torch.tensor(list(wave.failures)))] = True
-        return torch.stack((torch.ones_like(wave.tokens), wave.tokens, over.long()), 1)
+        return torch.stack((gained, tokens.gather(1, at)[:, 0], over.long()), 1)
 
     def _choose(
         self, logits: Tensor, rows: list[SlotSampler], slots: list[int], positions: list[int]
