@@ -1,12 +1,11 @@
 """A generating request's use of a session."""
 
-import re
 from dataclasses import replace
 
 from starlette.types import Scope
 
 from router.api.request import Request
-from router.api.schema import SESSION_NAME
+from router.api.schema import session_name
 from router.errors import invalid
 from router.http.caller import Caller
 from router.relay.job import Job
@@ -19,8 +18,10 @@ def session_of(scope: Scope, request: Request) -> str | None:
     """The session that a request names in its field or header; 400 if both differ or the name is not valid."""
     given = [value.decode("latin-1") for name, value in scope["headers"] if name == HEADER.encode()]
     for name in given:
-        if not re.fullmatch(SESSION_NAME, name):
-            raise invalid(f"'{HEADER}' {name[:80]!r} must be 1 to 128 of A-Z a-z 0-9 . _ ~ -", HEADER)
+        try:
+            session_name(name)
+        except ValueError as error:
+            raise invalid(f"'{HEADER}' {name[:80]!r} {error}", HEADER) from None
     names = {*given, *([request.session] if request.session is not None else [])}
     if len(names) > 1:
         raise invalid(f"'{HEADER}' and 'session_id' name two sessions: send one of them", HEADER)

@@ -11,7 +11,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from router.api.answers.sessions import ReplayedTurn
-from router.api.schema import Strict
+from router.api.schema import Strict, session_name
 from router.api.sessions import SessionsApi
 from router.config import RouterConfig
 from router.errors import ApiError, invalid
@@ -69,6 +69,10 @@ class SnapshotsApi:
         if encoding_of(request.scope) is not None:
             raise ApiError(415, "a snapshot is sent without a content-encoding", code="unsupported_encoding")
         scope, session_id = self._scope(caller), request.path_params["session_id"]
+        try:
+            session_name(session_id)
+        except ValueError as error:
+            raise invalid(f"the session's name {session_id[:80]!r} {error}", "session_id") from None
         made = await self._snapshots.load(caller.tenant, session_id, scope, _body(request, config))
         await self._remember(caller.tenant, session_id)
         return self._shown.record(made)

@@ -318,6 +318,8 @@ class Dispatcher:
         if isinstance(plan, NoPlan):
             self._metrics.routed(plan.reason)
             return plan
+        if stream.set_back and self._table.in_doubt(plan.prefill, plan.decode):
+            return NoPlan("no_worker", "the worker may have ended too")  # until it says something, or its end is known
         if stream.prepared is not None and (link := self._table.live_link(stream.prepared)) is not None:
             plan = dataclasses.replace(plan, decode=link.info)
         self._metrics.routed("wait" if plan.waits else "room")
@@ -334,11 +336,9 @@ class Dispatcher:
 
     def _need(self, stream: SequenceStream) -> Need:
         prompt = stream.choice.prompt
-        if stream.names is None:
-            limits = self._table.limits()
-            page_size = limits.page_size if limits is not None else 1
-            stream.names = candidates(prompt.token_ids, prompt.boundaries, page_size, stream.prefix_scope)
-        names = stream.names
+        if stream.names is None and (limits := self._table.limits()) is not None:
+            stream.names = candidates(prompt.token_ids, prompt.boundaries, limits.page_size, stream.prefix_scope)
+        names = stream.names or Candidates(())  # while no worker is live, nobody keeps anything
         if (mark := stream.copied) is not None:
             names = Candidates(Candidates.of([(mark.position, mark.digest)]).positions + names.positions)
         held = self._table.held(names)

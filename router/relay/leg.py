@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from router.errors import ApiError
+from router.relay.recovery import Loss
 from wire.protocol import Abort, Attach, Move, SeqOutput, Submit, Timings, WorkerInfo
 
 Stage = Literal["prefill", "decode"]
@@ -41,7 +42,7 @@ class Stream(Protocol):
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
         """An output of the leg's worker."""
 
-    def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
+    def lost(self, leg: Leg, now: float, how: Loss, *, alone: bool) -> None:
         """The leg's worker ended, or is silent. alone: with no other sequence of this router."""
 
     def broke(self, error: Exception) -> None:
@@ -93,11 +94,11 @@ class Leg:
             self.close()
             self._link.abort(Abort(self.request_id))
 
-    def lost(self, now: float, *, alone: bool, silent: bool) -> None:
+    def lost(self, now: float, how: Loss, *, alone: bool) -> None:
         """The worker ended, or is silent: what it holds is given up. alone: with no other sequence."""
         if self.open:
             self.open = False
-            self.stream.lost(self, now, alone=alone, silent=silent)
+            self.stream.lost(self, now, how, alone=alone)
 
     def failed(self, reason: str) -> ApiError:
         """The error that a client gets for a worker's failure."""

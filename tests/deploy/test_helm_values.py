@@ -1,4 +1,4 @@
-"""Values that can't work, and the tables they are checked by."""
+"""Tests that the chart refuses values that can't work, and the tables by which it checks them."""
 
 import json
 import re
@@ -58,7 +58,7 @@ def test_the_schema_knows_the_planner_s_cards_and_what_divides_the_model() -> No
         (["config.max_model_len=300000"], r"config\.max_model_len: 300000 is more than the 262144"),
     ],
 )
-def test_what_can_not_work_is_refused_by_its_path(settings: list[str], why: str) -> None:
+def test_values_that_can_not_work_are_refused_by_path(settings: list[str], why: str) -> None:
     assert re.search(why, refusal(*(part for s in settings for part in ("--set", s))), re.DOTALL)
 
 

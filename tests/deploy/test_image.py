@@ -1,4 +1,4 @@
-"""The image's recipe, read: no engine builds it here."""
+"""Tests the Dockerfile by reading it; no image is built."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["
 
 
 def _stages() -> dict[str, list[str]]:
-    """Each stage's instructions; the part of the file before the first is left out."""
+    """The instructions of each stage, without those before the first stage."""
     stages: dict[str, list[str]] = {}
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
     for line in text.splitlines():
@@ -50,7 +50,7 @@ def test_torch_is_the_one_the_project_names() -> None:
     assert f'"{wanted}"' in " ".join(_stages()["build-cpu"])
 
 
-def test_copied_is_what_the_context_lets_through() -> None:
+def test_every_copied_file_is_in_the_build_context() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {w for line in _stages()["source"] if line.startswith("COPY") for w in line.split()[1:-1]}
     assert copied == allowed
@@ -99,7 +99,7 @@ def test_compose_s_own_schema_takes_the_file() -> None:
 
 
 def test_compiled_kernels_outlive_a_run() -> None:
-    """In a volume that begins as the image's folder, which its user may write."""
+    """They are in a volume that begins as a copy of the image's folder, which the image's user may write."""
     gpu = SERVICES["ling-gpu"]
     folder = Path(gpu["environment"]["TRITON_CACHE_DIR"]).parent
     assert f"kernels:{folder}" in gpu["volumes"]

@@ -1,4 +1,4 @@
-"""Sessions over HTTP: their names, leases and quotas, and what workers are told of them."""
+"""Tests sessions over HTTP: names, leases, quotas, and the messages to workers."""
 
 import asyncio
 import time
@@ -314,11 +314,14 @@ def test_other_tenants_sessions_are_not_there(checkpoint: Path, tmp_path: Path) 
         ({"session_id": ""}, "session_id"),
         ({"session_id": "a/b"}, "session_id"),
         ({"session_id": "x" * 129}, "session_id"),
+        ({"session_id": "."}, "session_id"),
+        ({"session_id": ".."}, "session_id"),
+        ({"session_id": "a\n"}, "session_id"),
         ({"n": 2}, "session_id"),
         ({"prompt": ["a", "b"]}, "session_id"),
     ],
 )
-def test_what_no_session_can_be_asked_for(stage: Stage, more: dict[str, Any], param: str) -> None:
+def test_requests_that_no_session_allows_are_refused(stage: Stage, more: dict[str, Any], param: str) -> None:
     answer = ask(stage, "fine", TEXT, **more)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
@@ -328,12 +331,21 @@ def test_header_and_field_that_differ_are_refused(stage: Stage) -> None:
     body = {"model": "auto", "prompt": "a", "max_tokens": 1, "session_id": "one"}
     answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": "two"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-ling-session")
-    answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": "no/name"})
-    assert answer.status_code == 400
+    for name in ("no/name", ".."):
+        answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": name})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-ling-session")
+
+
+def test_a_file_makes_no_session_that_could_not_be_asked_for(stage: Stage) -> None:
+    ask(stage, "to-file", TEXT)
+    file = stage.http.get(f"{stage.url}/v1/sessions/to-file/snapshot").content
+    for name in ("a%20b", "%2e%2e", "x" * 129):
+        answer = stage.http.post(f"{stage.url}/v1/sessions/{name}/snapshot", content=file)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "session_id")
 
 
 @pytest.mark.parametrize("ids", [[], ["a", "a"], ["with space"], None, ["there"]])
-def test_forks_that_can_not_be(stage: Stage, ids: list[str] | None) -> None:
+def test_impossible_forks_are_refused(stage: Stage, ids: list[str] | None) -> None:
     ask(stage, "there", TEXT)
     answer = act(stage, "there", "fork", **({} if ids is None else {"ids": ids}))
     assert answer.status_code == (409 if ids == ["there"] else 400)

@@ -292,15 +292,15 @@ class HandOffs:
         here. It is given up once the router says that it is there, or in _COPY_S.
         """
         actions: list[Action] = []
-        for seq in self._scheduler.answered_here():
+        for seq in self._scheduler.moving.answers():
             if seq.leave_by is None:
                 seq.leave_by = now
-                if (told := self._scheduler.announce(seq, now + _COPY_S + _MOVE_S, now)) is not None:
+                if (told := self._scheduler.moving.announce(seq, now + _COPY_S + _MOVE_S, now)) is not None:
                     seq.leave_by = now + _COPY_S
                     actions.append(Told(told))
             if seq.leave_by <= now:
                 actions += self._cancel(seq)
-                actions += self.end(self._scheduler.move(seq, now + _MOVE_S, now))
+                actions += self.end(self._scheduler.moving.move(seq, now + _MOVE_S, now))
         return actions
 
     def copied(self, request_id: str) -> None:

@@ -183,7 +183,7 @@ class Leader:
     def idle(self) -> bool:
         """Whether no request is here, and nobody needs the state of one that moved."""
         scheduler = self._scheduler
-        here = scheduler.sequences or len(scheduler.moving)
+        here = scheduler.sequences or len(scheduler.moving.pins)
         return not here and self._handoffs.idle and self._grammars.idle
 
     @property
@@ -499,7 +499,7 @@ class Leader:
             self._scheduler.cache.pins.expire(now)
             for request_id in self._resumable.expired(now):
                 self._drop(request_id)
-            self._scheduler.moving.expire(now)
+            self._scheduler.moving.pins.expire(now)
             if overdue := self._handoffs.overdue(now):
                 self._perform(overdue)
             self._clients.beat(self._scheduler.steps, self.load)

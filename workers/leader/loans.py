@@ -49,7 +49,7 @@ class Loans:
         self._departures.pop(request_id, None)
         lent = self._lending.ended(request_id)
         if lent is not None:  # an answer that moved to another worker no longer needs its snapshot here
-            self._scheduler.moving.release_all(lent.kept)
+            self._scheduler.moving.pins.release_all(lent.kept)
         return lent
 
     def stop(self, peer: str) -> None:

@@ -46,11 +46,11 @@ class Drafter:
         self._waiting = [0] * slots
 
     def admit(self, slot: int) -> None:
-        """A new sequence takes the slot."""
+        """Reset a slot for a new sequence."""
         self._waiting[slot] = 0
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Let the accepted positions of the latest verified rows wait for the layer."""
+        """Put the accepted positions of the latest verified rows into the windows."""
         for commit in commits:
             self._waiting[commit.slot] = commit.tokens
 
@@ -72,15 +72,15 @@ class Drafter:
         return self._run([row.slot for row in rows], [row.drafts for row in rows], starts, hidden, known)
 
     def feed(self, before: Sequence[Row], fed: Fed) -> Tensor:
-        """Draft behind what only the device has sampled so far: [rows, drafts] int64.
+        """Draft the likeliest tokens after those that the device has sampled and the host has not read.
 
-        before: of each of fed's rows the row of the step before, verified with as many drafts.
+        Returns [rows, drafts] int64. before: each row in the step before, which verified equally many drafts.
         """
         device, count = fed.tokens.device, before[0].count
         slots = [row.slot for row in before]
         at = to_device(slots, torch.int64, device)
-        # The layer runs over all positions of the rows that were verified. What comes of those that were given up is
-        # overwritten, as their latents in the model are.
+        # How many positions were accepted is not known here, so the layer computes all that were verified. Later steps
+        # overwrite the latents of rejected ones.
         ids = torch.cat((self._ids[at, 1:count], fed.tokens[:, None]), 1)
         last = fed.gained[:, None] - 1
         ids.scatter_(1, last, fed.tokens[:, None])
@@ -111,7 +111,7 @@ class Drafter:
             if len(left) < len(going):
                 places = to_device([at for at, i in enumerate(going) if i in left], torch.int64, device)
                 ids, hidden, starts, going = ids[places], hidden[places], starts[places], left
-            at = known and tuple(known[i] + n for i in going)
+            at = None if known is None else tuple(known[i] + n for i in going)
             hidden = self._ahead([slots[i] for i in going], (1,) * len(going), ids, hidden, starts + n, at)
         return drafts
 

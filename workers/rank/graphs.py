@@ -37,9 +37,9 @@ class _Captured:
 
 @dataclass(frozen=True, slots=True)
 class Places:
-    """Where rows are, as the device knows it. starts: [rows] int64, their first positions.
+    """The positions of rows that only the device knows. starts: [rows] int64, their first positions.
 
-    ended: [rows] bool, these are padding, because their sequences have ended and their states must stay as they are.
+    ended: [rows] bool, the rows whose sequences have ended. They become padding, so that their states do not change.
     """
 
     starts: Tensor
@@ -117,7 +117,7 @@ class DecodeGraphs:
     def __call__(self, rows: Sequence[Row], ids: Tensor, places: Places | None = None) -> Tensor:
         """Hidden states [T, hidden] of rows it `serves`, good until the next call. ValueError for too many rows.
 
-        ids: [T] int64, the rows' tokens and drafts. places: where the device has the rows, if it knows better.
+        ids: [T] int64, the rows' tokens and drafts. places: replaces the rows' starts if only the device knows them.
         """
         size, width = size_for(len(rows), self._sizes), rows[0].count
         if size is None:

@@ -1,4 +1,4 @@
-"""What the latest step sampled, and how its rows go on in a step that was planned before the host knew it."""
+"""Holds what the latest step sampled, and continues its rows in a step planned before the host knew that."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ _UNKNOWN = (-1,)
 
 @dataclass(frozen=True, slots=True)
 class Fed:
-    """A step whose rows go on behind what only the device has sampled so far.
+    """A step whose rows continue sequences whose latest tokens the device has sampled and the host has not read.
 
     rows: its rows; their starts and token ids mean nothing where the device alone knows them. came: of each row of the
     step before an `Outcome`, [rows before, 3] int64 on the device. tokens: each row's token id [rows] int64. gained:
@@ -45,7 +45,7 @@ class Latest:
         self._came: list[Outcome] = []
         self._over: frozenset[int] = frozenset()
         self._on_device: Tensor | None = None
-        # Of the step that is being launched: where each row is in the step before, or -1, and what is read of that.
+        # Of the step that is being launched: each row's index in the step before, or -1, and the copy of the outcomes.
         self._places: list[int] = []
         self._feeding: Readback | None = None
         self.feeds = False
@@ -81,17 +81,17 @@ class Latest:
         return tuple(rows), commits
 
     def rows_fed(self, ahead: Ahead, more: Sequence[Row]) -> tuple[Row, ...]:
-        """The rows of a step planned ahead, whatever came of the step before.
+        """The rows of a step planned ahead, made without the results of the step before.
 
-        A row whose sequence ended there is still among them. Starts and token ids mean nothing but those of `more`.
+        They include rows whose sequences ended there. Only the rows of `more` have valid starts and token ids.
         """
         unknown: list[Outcome] = [(1, *_UNKNOWN, at in self._over) for at in range(len(self._rows))]
         return tuple(rows_ahead(self._rows, unknown, ahead, more))
 
     def feed(self, rows: tuple[Row, ...]) -> Fed:
-        """Let the device take what `rows_fed` begin from, from the step before. All ranks call it together.
+        """Make the device take the tokens of `rows_fed` from the step before. All ranks call it together.
 
-        `settle` is called next, once the step is launched.
+        Call `settle` once the step is launched.
         """
         came = self._on_device
         if came is None:
@@ -99,7 +99,7 @@ class Latest:
         if self._collectives.size > 1:
             came = self._shared(came)
         before = {row.slot: at for at, row in enumerate(self._rows) if at not in self._over}
-        # A slot may have passed from a row of the step before to one that begins here.
+        # A row of `more` may have the slot of a sequence that ended in the step before.
         self._places = [before.get(row.slot, -1) if row.token_ids == _UNKNOWN else -1 for row in rows]
         self._feeding = Readback((came,))
         known = [
@@ -109,7 +109,7 @@ class Latest:
         starts, tokens = self._sent(known).unbind(1)
         here = came
         if self._places != list(range(len(came))):
-            # The last one stands for rows that were not in the step before.
+            # The row of zeros at the end is for rows that were not in the step before.
             at = self._sent([place if place >= 0 else len(came) for place in self._places])
             here = torch.cat((came, came.new_zeros(1, 3)))[at]
         gained, last, over = here.unbind(1)
@@ -117,11 +117,11 @@ class Latest:
 
     @property
     def before(self) -> list[Row]:
-        """Of each row that is being fed, its row in the step before."""
+        """The row in the step before of each row that is being fed."""
         return [self._rows[at] for at in self._places]
 
     def settle(self, rows: tuple[Row, ...]) -> tuple[tuple[Row, ...], frozenset[int]]:
-        """Wait for what the last `feed` fed; returns its rows with their starts, and which of them had ended before."""
+        """Wait for the tokens of the last `feed`; returns its rows with their starts, and which of them had ended."""
         assert self._feeding is not None
         read, self._feeding = self._feeding, None
         (came,) = read.lists()

@@ -142,7 +142,7 @@ class Runner:
 
     @property
     def ready(self) -> bool:
-        """Whether `finish` does not wait for the device."""
+        """Whether `finish` would return without waiting for the device."""
         return self._under_way is None or self._under_way.drawing is None or self._under_way.drawing.ready
 
     @property
@@ -173,9 +173,9 @@ class Runner:
         done.tell(result)
 
     def _fed(self, plan: StepPlan) -> Fed | None:
-        """The rows of a step planned ahead, if the device can take their tokens from the step before.
+        """The rows of a step planned ahead, if the device can take their tokens from the step before; else None.
 
-        All ranks decide alike, and whether the host has read that step's tokens by now does not matter.
+        The decision depends only on plans, so all ranks make the same one, whichever tokens their hosts have read.
         """
         if not self._latest.feeds or plan.step % _COUNT_EVERY == 0:
             return None
@@ -213,11 +213,11 @@ class Runner:
         logits = self._model.logits(self._sampled_of(rows, hidden)) if any(r.sample for r in rows) else None
         over: frozenset[int] = frozenset()
         if fed is not None:
-            # The device has work, so this wait costs it nothing.
+            # The device is computing the step, so it loses nothing while the host waits here.
             rows, over = self._latest.settle(rows)
             self.finish()
         self._verified = self._verified_of(rows, over)
-        # Where drafts are sampled one by one, only the host knows how many stand.
+        # If drafts are sampled one by one, the device does not know how many are accepted.
         together = drafts is None or self._apart.isdisjoint(row.slot for row in rows)
         feeds = graphs is not None and together and len(over) < len(rows)
         drawing = came = None
@@ -231,7 +231,7 @@ class Runner:
     def _drawing(
         self, rows: tuple[Row, ...], logits: Tensor, drafts: Tensor | None, over: frozenset[int], *, feeds: bool
     ) -> tuple[Drawing | None, Tensor | None]:
-        """What is sampled for the rows that sample and have not ended, and what the device feeds the next step."""
+        """Sample tokens for the rows that have not ended; returns them, and the outcomes that feed the next step."""
         runs = [Run(r.slot, r.start + len(r.token_ids), r.drafts) for r in rows if r.sample]
         if not over:
             drawing = self._sampler.draw(logits, runs, drafts, outcomes=feeds)
@@ -257,10 +257,11 @@ class Runner:
         self._watch.on = False
         none = Moved(0, 0.0)
         sent, received = (self._transfers.sent, self._transfers.received) if self._transfers else (none, none)
+        links = self._transfers.channels if self._transfers else {}
         rank, phases = self._collectives.rank, self._watch.phases
         if rank:
-            return RankStats(rank, phases, sent, received)
-        return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks)
+            return RankStats(rank, phases, sent, received, links=links)
+        return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks, links)
 
     def _before(self, plan: StepPlan, fed: Fed | None) -> None:
         if fed is not None:
@@ -283,7 +284,7 @@ class Runner:
             self._model.commit(rows, self._integers([stands.get(slot, 0) for slot in slots]), self._caches)
 
     def _commit_fed(self, fed: Fed) -> None:
-        """Advance linear states by the tokens that only the device knows to be accepted."""
+        """Advance linear states by the accepted tokens, whose number only the device knows."""
         if self._verified is not None:
             (rows, _), self._verified = self._verified, None
             self._model.commit(rows, fed.came[:, 0], self._caches)
@@ -380,7 +381,7 @@ class Runner:
         return snapshot.read_shard(self._caches, pages, start, stop, rank, size)
 
     def _turn_pages(self, rows: tuple[Row, ...]) -> None:
-        """Enter rows' new pages into the table."""
+        """Write rows' new pages into the page table."""
         new = [(row.slot, row.page_offset + i, page) for row in rows for i, page in enumerate(row.new_pages)]
         if new:
             slots, places, pages = self._integers(new).unbind(1)
@@ -439,5 +440,5 @@ class Runner:
 
 
 def _fed_ids(fed: Fed, drafts: Tensor | None) -> Tensor:
-    """All tokens [T] of rows that the device feeds, each row's own and its drafts."""
+    """The tokens [T] of a fed step: each row's own token and its drafts."""
     return fed.tokens if drafts is None else torch.cat((fed.tokens[:, None], drafts), 1).flatten()

@@ -93,9 +93,8 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class _Wave:
-    """Places whose tokens are drawn together. places: (run, draft) pairs. failures: places where no token can come.
-
-    asked: (place, alternatives) pairs of the log-probabilities that are read with the tokens.
+    """Tokens that are sampled together. places: the (run, draft) pair of each. failures: places whose sequences can't go
+    on, with the reason. asked: (place, number of alternatives) of the log-probabilities that are read with the tokens.
     """
 
     places: list[tuple[int, int]]
@@ -107,10 +106,10 @@ class _Wave:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A step's tokens on the device, which the host has not read.
+    """A step's sampled tokens, which the host has not read yet.
 
-    slots: of each run, as it is now: another sequence may take it before the tokens are read. came: [runs, 3] int64 on
-    the device, each run's `Outcome`; only where it was asked for.
+    slots: each run's sampling state, kept because another sequence may take the slot before the tokens are read. came:
+    each run's `Outcome`, [runs, 3] int64 on the device; None if it was not asked for.
     """
 
     logits: Tensor
@@ -122,7 +121,7 @@ class Drawing:
 
     @property
     def ready(self) -> bool:
-        """Whether reading does not wait."""
+        """Whether `Sampler.read` returns without waiting for the device."""
         return self.wave.read.ready
 
 
@@ -180,14 +179,13 @@ class Sampler:
     def draw(
         self, logits: Tensor, runs: Sequence[Run], drafts: Tensor | None = None, *, outcomes: bool = False
     ) -> Drawing:
-        """Draw the runs' tokens on the device: of each as many as one by one, without drafts, would come out the same.
+        """Sample the runs' tokens on the device; the result is what sampling one by one, without drafts, gives.
 
-        logits [R, V] fp32: the runs' rows, one run's behind the other's. drafts: [runs that have some, most drafts]
-        int64; these runs are the first. outcomes: make `Drawing.came`; all runs have equally
-        many drafts, and none that must be sampled one by one. A draft stands if it is
-        what was sampled in its place, so each token is drawn from the model's own distribution by the noise of its seed
-        and position. (That is rejection sampling where a draft is a single guess: it stands with the probability the
-        model gives it.)
+        logits [R, V] fp32: the rows of each run after those of the run before. drafts: [runs with drafts, most drafts]
+        int64; these runs come first. outcomes: make `Drawing.came`, which needs equally many drafts in all runs, and
+        none that depend on the token before. A draft is accepted if it is the token sampled at its position, so each
+        token is drawn from the model's own distribution with the noise of its seed and position. (That is rejection
+        sampling where a draft is a single guess: it is accepted with the probability that the model gives it.)
         """
         slots = [self._slots[run.slot] for run in runs]
         firsts = list(accumulate((1 + run.drafts for run in runs), initial=0))
@@ -197,7 +195,7 @@ class Sampler:
         return Drawing(logits, runs, slots, firsts, wave, self._came(runs, wave, drafts) if outcomes else None)
 
     def read(self, drawing: Drawing) -> Sampled:
-        """Wait for the tokens of a drawing. Drawings are read in their order, once each."""
+        """Wait for the tokens of a drawing and return them. Read every drawing once, in the order they were made."""
         runs, slots, wave = drawing.runs, drawing.slots, drawing.wave
         sampled = Sampled([[] for _ in runs], [[] for _ in runs], {}, [])
         ended: set[int] = set()
@@ -250,13 +248,13 @@ class Sampler:
         asked = [(at, slot.sampling.logprobs) for at, slot in enumerate(of) if slot.sampling.logprobs is not None]
         parts = [tokens] if drafts is None else [tokens, drafts]
         if asked:
-            # Of drafts that fall too: what stands is known only when all this has been computed.
+            # Rejected drafts included, because the host does not know yet which these are.
             at = self._sent(torch.tensor([at for at, _ in asked]))
             parts += logprob_tensors(some[at], tokens[at], max(top for _, top in asked))
         return _Wave(places, tokens, failures, asked, Readback(parts))
 
     def _came(self, runs: Sequence[Run], wave: _Wave, drafts: Tensor | None) -> Tensor:
-        """Each run's `Outcome` on the device, as `read` finds it later. All runs have equally many drafts."""
+        """Each run's `Outcome`, computed on the device; `read` computes the same later. Runs have equally many drafts."""
         slots, positions = self._sent(torch.tensor([(run.slot, run.position) for run in runs])).unbind(1)
         tokens = wave.tokens.view(len(runs), -1)
         stops = (self._stops[slots, None] == tokens[..., None]).any(-1)
