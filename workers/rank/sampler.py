@@ -93,8 +93,8 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class _Wave:
-    """Tokens that are sampled together. places: the (run, draft) pair of each. failures: places whose sequences can't go
-    on, with the reason. asked: (place, number of alternatives) of the log-probabilities that are read with the tokens.
+    """Tokens that are sampled together. places: the (run, draft) pair of each. failures: places whose sequences can't
+    go on, with the reason. asked: (place, number of alternatives) of log-probabilities that are read with the tokens.
     """
 
     places: list[tuple[int, int]]
@@ -254,7 +254,7 @@ class Sampler:
         return _Wave(places, tokens, failures, asked, Readback(parts))
 
     def _came(self, runs: Sequence[Run], wave: _Wave, drafts: Tensor | None) -> Tensor:
-        """Each run's `Outcome`, computed on the device; `read` computes the same later. Runs have equally many drafts."""
+        """Each run's `Outcome`, computed on the device as `read` does on the host. Runs have equally many drafts."""
         slots, positions = self._sent(torch.tensor([(run.slot, run.position) for run in runs])).unbind(1)
         tokens = wave.tokens.view(len(runs), -1)
         stops = (self._stops[slots, None] == tokens[..., None]).any(-1)
