@@ -37,7 +37,7 @@ async def begin_turn(sessions: Sessions, name: str | None, caller: Caller, job: 
     """
     if name is None:
         return None
-    turn = await sessions.begin(caller.tenant, name, job.prefix_scope)
+    turn = await sessions.begin(caller.tenant, name, job.prefix_scope, job.keyed)
     (choice,) = job.choices
     if turn.tokens and not choice.prompt.boundaries:
         # The ends of a raw text's turns are unknown, except for the end of this one.
