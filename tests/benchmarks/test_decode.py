@@ -1,4 +1,4 @@
-"""The whole model's benchmark on a small config, with nothing installed that a bare GPU machine lacks."""
+"""Tests the whole model's benchmark on a small config, with only the packages that a bare GPU machine has."""
 
 import json
 import os

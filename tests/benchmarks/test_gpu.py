@@ -1,4 +1,4 @@
-"""The script for a GPU machine, a little of it without one."""
+"""Tests the script for a GPU machine with small stages on a CPU."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""The policies' harness: nothing is lost in it, and it says who leads."""
+"""Tests the simulation of routing policies: it loses no request, and the default policy leads."""
 
 import json
 import random
@@ -33,7 +33,7 @@ def test_every_answer_ends_and_gives_its_places_back(name: str) -> None:
 
 
 def test_one_request_alone_takes_what_the_costs_say() -> None:
-    """A prompt of 10,000 tokens on an idle fleet, and 100 steps of one sequence behind its hand-off."""
+    """A prompt of 10,000 tokens on an idle fleet, its hand-off, and 100 decode steps of one sequence."""
     fleet = Setup(Costs(knee_tokens=1e12), prefills=1, decodes=1)
     (flight,) = Simulation(fleet, POLICIES["round robin"], 0).run([Session(1.0, [Ask(10_000, 101, ())])])
     assert flight.first - flight.arrived == pytest.approx(10_000 * 2e-5)
@@ -50,7 +50,7 @@ def test_the_default_leads_every_baseline_with_agents() -> None:
 
 
 def test_prefill_workers_answer_while_the_decode_pool_starves_and_do_not_change_back_and_forth() -> None:
-    """50 long answers a second are half more than four decode workers give in time; four prefill workers are idle."""
+    """50 long answers per second are 1.5 times what four decode workers give in time; four prefill workers are idle."""
     sessions = list(answers(50.0, 30.0, seed=0))
     alone = figures(Simulation(Setup(costs(0.03)), POLICIES["least requests"], 0).run(sessions), TARGETS)
     flights = Simulation(Setup(costs(0.03)), POLICIES["default"], 0).run(sessions)
@@ -83,7 +83,7 @@ def test_a_trace_s_turns_end_where_prompts_went_on_differently(tmp_path: Path) -
 
 
 def _tenant(name: str, rate: float, seed: int) -> Iterator[Session]:
-    """Short conversations' prompts at random times for six seconds."""
+    """A tenant's requests with short prompts, at random times within six seconds."""
     rng = random.Random(seed)
     at = 0.0
     while (at := at + rng.expovariate(rate)) < 10.0:

@@ -1,4 +1,4 @@
-"""Tables of tuned configurations, and the search that fills them."""
+"""Tests the tables of tuned configurations and the search that fills them."""
 
 from pathlib import Path
 

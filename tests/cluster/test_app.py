@@ -1,4 +1,4 @@
-"""What Serve is told of the application's deployments."""
+"""Tests the settings of the application's Serve deployments."""
 
 from typing import Any
 

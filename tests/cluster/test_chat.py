@@ -1,4 +1,4 @@
-"""The terminal chat against a server of canned answers."""
+"""Tests the terminal chat against a server with canned answers."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def delta(**content: str) -> dict[str, Any]:
 
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[dict[str, Any]]]]:
-    """Runs a chat over typed lines; returns what it printed and the requests it made."""
+    """Run a chat with typed lines; returns its output and the requests that it sent."""
 
     def run(
         lines: list[str], answer: Answer, system: str | None = None, api_key: str | None = None

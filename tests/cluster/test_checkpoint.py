@@ -1,4 +1,4 @@
-"""Bad checkpoints as users have them: each is refused in its own words before anything starts."""
+"""Tests that each kind of bad checkpoint is refused with its own message before anything starts."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _refusal(folder: Path, **settings: object) -> str:
-    """What a user is told."""
+    """The error message that a user sees."""
     config = parse({"model": str(folder), "prefill.tp": 2, "decode.tp": 2}, settings)
     with pytest.raises(ConfigError) as raised:
         check_files(config, Path(resolve(config, gpus=0).model))
@@ -61,7 +61,7 @@ def _config(**changes: object) -> Callable[[Path], None]:
 
 
 def _index(file: str) -> Callable[[Path], None]:
-    """The index names another file for one tensor."""
+    """Make the index name another file for one tensor."""
 
     def change(folder: Path) -> None:
         raw = json.loads((folder / INDEX).read_text())

@@ -1,4 +1,4 @@
-"""The command line: what it makes of flags, and what it says when it can't."""
+"""Tests how the command line reads flags, and its errors."""
 
 import socket
 from pathlib import Path

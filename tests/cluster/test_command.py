@@ -1,4 +1,4 @@
-"""`ling serve` and `serve run` as processes: how they start, fail and end."""
+"""Tests how `ling serve` and `serve run` start, fail and end as processes."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ BODY = {
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A short path: Unix sockets below it must fit into 107 bytes."""
+    """A folder with a short path, because paths of Unix sockets in it must fit into 107 bytes."""
     made = Path(tempfile.mkdtemp(prefix="t-", dir="/tmp"))
     yield made
     shutil.rmtree(made)
@@ -55,7 +55,7 @@ def test_it_is_light_local_and_ends_streams_with_an_error() -> None:
 
 
 def knock_everywhere(family: list[psutil.Process], cluster: Serving) -> None:
-    """Nothing listens beyond loopback, and whoever has no key or token gets nowhere but at the router."""
+    """Check that all sockets listen on loopback, and that only the router answers clients without key or token."""
     found = doors.listening(family)
     assert {ip for ip, _ in found} <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
     pools = cluster.status()["pools"]

@@ -1,4 +1,4 @@
-"""The schema: what it accepts from each door, and what it says about the rest."""
+"""Tests which settings the schema accepts from each source, and its errors."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What `ling serve` does when Ray's own processes are slow, or die."""
+"""Tests what `ling serve` does when Ray's own processes are slow or die."""
 
 import signal
 import subprocess
@@ -48,7 +48,7 @@ def test_a_head_that_is_not_there_is_named() -> None:
 
 
 def test_a_kept_gcs_is_started_alike_until_the_raylet_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Two programs that only wait stand for both; the first writes a line at its start."""
+    """Two programs that only wait replace GCS and raylet; the first one writes a line at its start."""
     begins = [sys.executable, "-c", "import os, time; print(os.environ['WHO'], flush=True); time.sleep(300)"]
     with (tmp_path / "log").open("w") as log:
         gcs = subprocess.Popen(begins, stdout=log, stderr=log, env={"WHO": "the GCS"})
@@ -140,7 +140,7 @@ def cluster() -> Iterator[Serving]:
 
 
 def running(process: psutil.Process, name: str) -> bool:
-    """Whether a process has this name and goes on; one that ends while it is asked does not."""
+    """Whether a process has this name and runs; False if it ends meanwhile."""
     try:
         return process.name() == name and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -148,13 +148,13 @@ def running(process: psutil.Process, name: str) -> bool:
 
 
 def daemons_named(cluster: Serving, name: str) -> list[psutil.Process]:
-    """Ray's daemons of this name that run now: none while `ling serve` starts one again."""
+    """Ray's running daemons of this name; none while `ling serve` restarts one."""
     return [p for p in psutil.Process(cluster.process.pid).children() if running(p, name)]
 
 
 @pytest.mark.cluster
 def test_without_its_gcs_it_serves_on_and_is_whole_again(cluster: Serving) -> None:
-    """Under load: no request fails, and afterwards Ray can still start a worker anew."""
+    """Under load no request fails, and afterwards Ray can still restart a worker."""
     going = threading.Event()
 
     def ask() -> list[int]:
@@ -196,7 +196,7 @@ def test_without_its_raylet_it_ends_with_an_error(cluster: Serving) -> None:
 
 @pytest.mark.cluster
 def test_a_signal_ends_it_though_ray_does_not_answer() -> None:
-    """While Ray starts and holds Python's lock, for its GCS is stopped, a termination is heeded all the same."""
+    """A SIGTERM ends it even while Ray starts and holds Python's lock because its GCS is stopped."""
     started = Serving("--tp", "1")
     parent = psutil.Process(started.process.pid)
     deadline = time.monotonic() + 60

@@ -1,4 +1,4 @@
-"""The directory's bookkeeping."""
+"""Tests the directory's bookkeeping of workers."""
 
 from msgspec import structs
 

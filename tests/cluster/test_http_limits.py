@@ -1,4 +1,4 @@
-"""Bounds on a client's side of a connection: heads too long, heads that never end, and answers it does not read."""
+"""Tests the limits on clients: heads that are too long or never end, and answers that are not read."""
 
 import asyncio
 import json
@@ -104,7 +104,7 @@ def test_trailers_without_end_close_the_connection() -> None:
 
 
 class Flood:
-    """Sends more than sockets hold: in pieces without end, or at once and whole."""
+    """An application that sends more than sockets buffer: in endless pieces, or at once."""
 
     def __init__(self, endless: bool) -> None:
         self.endless = endless

@@ -1,4 +1,4 @@
-"""What every `ling` command waits for before it begins."""
+"""Tests which modules every `ling` command imports before it begins."""
 
 import subprocess
 import sys

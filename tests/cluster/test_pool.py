@@ -1,4 +1,4 @@
-"""What a worker's replica does when its calls do not succeed."""
+"""Tests what a worker's replica does when its calls fail or hang."""
 
 import asyncio
 import logging

@@ -1,4 +1,4 @@
-"""Commands that ask something which is no cluster: one line of error, and exit code 1."""
+"""Tests that commands print one line of error and exit with 1 if the URL is not a cluster's."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""A config against checkpoints and devices."""
+"""Tests how a config is checked against checkpoints and devices."""
 
 import os
 import shutil

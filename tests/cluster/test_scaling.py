@@ -1,4 +1,4 @@
-"""How pools are sized: by plain figures, and by Serve's policy over them."""
+"""Tests how pools are sized, by plain figures and by Serve's policy."""
 
 import heapq
 import itertools
@@ -42,7 +42,7 @@ def test_a_worker_holds_the_fuller_of_slots_and_pages() -> None:
 
 
 def test_sequences_need_the_workers_among_which_their_steps_are_within_the_target() -> None:
-    """A step of 10 ms, 1 ms a sequence and 1 us a token: 80 sequences take 90 ms, of which 40 ms a worker may."""
+    """With 10 ms a step, 1 ms a sequence and 1 us a token, 80 sequences take 90 ms; the target is 40 ms."""
     load = {"running": 80, "decode_s": 0.09, "free_pages": 1000}
     assert asks(**load).decoding == pytest.approx(0.08 / 0.04)
     # A worker that measures itself twice as slow has 30 ms left beside the step's own 20 ms.
@@ -106,7 +106,7 @@ def test_what_makes_a_pool_grow_does_not_make_it_shrink(pool: list[Asked], now: 
 
 
 def test_a_load_at_the_edge_moves_nothing() -> None:
-    """An hour, a decision a second, noise about a whole number of workers: by the sum alone the pool would flap."""
+    """An hour of decisions every second, with noise about a whole number of workers, which alone would flap."""
     rng = random.Random(5)
     pools = [[Asked(held=3.2 + rng.gauss(0, 0.08))] for _ in range(3600)]
     assert changes([wanted(pool, 1, GOALS) for pool in pools]) > 1000
@@ -121,7 +121,7 @@ def changes(sizes: list[int]) -> int:
 
 
 class Delays:
-    """What Serve does with decisions: a change must be wanted for so many seconds on end."""
+    """Serve's delays: a change happens only if it is wanted for so many seconds without a break."""
 
     def __init__(self, up: int, down: int) -> None:
         self._up, self._down, self._since = up, down, 0

@@ -1,4 +1,4 @@
-"""Sessions and answers that move, over real Ray: parked, forked, drained mid-answer, and found again on disk."""
+"""Tests sessions and moving answers on real Ray: park, fork, drain in mid-answer, and recovery from disk."""
 
 import asyncio
 import subprocess

@@ -1,4 +1,4 @@
-"""What ending signals do, and what ends a process that does not heed them."""
+"""Tests what signals do to `ling serve`, and what ends a process that does not react to them."""
 
 import os
 import signal

@@ -1,4 +1,4 @@
-"""Starts that move for hours are left alone; one that does not move is ended."""
+"""Tests that a start with progress may take hours, and that one without progress is ended."""
 
 import asyncio
 from typing import Any

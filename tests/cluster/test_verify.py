@@ -1,4 +1,4 @@
-"""Damage inside tensors: bytes that differ from their checksums, and values no checkpoint means to hold."""
+"""Tests damage inside tensors: bytes that differ from their checksums, and impossible values."""
 
 import json
 import re
@@ -33,7 +33,7 @@ SHARD = "model-00001-of-00001.safetensors"
 
 
 def _written(how: str, folder: Path) -> Path:
-    """A checkpoint as one of our tools writes it."""
+    """A checkpoint as one of our tools writes it, with checksums."""
     raw = json.loads((GOLDEN / "tp4/config.json").read_text()) | {"num_nextn_predict_layers": 0}
     made = folder / "made"
     made.mkdir()
@@ -190,7 +190,7 @@ def test_a_gpu_refuses_impossible_weights(name: str, value: float, tmp_path: Pat
 
 
 def test_other_extreme_values_are_served(tmp_path: Path) -> None:
-    """The largest 8-bit floats and a scale as small as floats go are nobody's fault."""
+    """The largest 8-bit floats and the smallest scale are valid."""
     for place, (tensor, value) in enumerate(((f"{EXPERT}.weight", 0xFE), (f"{EXPERT}.weight_scale_inv", 1e-38))):
         verify(_released("fp8", tmp_path / str(place), tensor, 0, value))
 

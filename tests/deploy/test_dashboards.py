@@ -1,4 +1,4 @@
-"""Boards as code: what is committed is what the code makes, and pushing twice changes nothing."""
+"""Tests the boards: the committed files are what the code writes, and a second push changes nothing."""
 
 import re
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the chart renders, read as Kubernetes, KubeRay, Ray and Serve read it."""
+"""Tests that Kubernetes, KubeRay, Ray and Serve accept what the chart renders."""
 
 import json
 import re
@@ -179,7 +179,7 @@ def test_the_chart_s_dashboards_are_the_project_s() -> None:
 
 @pytest.mark.parametrize("version", ["1.6.2", "1.7.0"])
 def test_kuberay_s_schema_takes_the_cluster(rendered: Rendered, version: str) -> None:
-    """The CRD's own schema, strictly: KubeRay drops fields it does not know, without a word."""
+    """It is checked strictly by the CRD's schema, because KubeRay silently drops unknown fields."""
     (service,) = rendered.of("RayService")
     validator = Draft202012Validator(strict(schema_of(version)))
     assert [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in validator.iter_errors(service)] == []

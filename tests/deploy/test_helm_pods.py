@@ -1,4 +1,4 @@
-"""What the pods of the chart can be given, and that nothing but what was asked for changes."""
+"""Tests the chart's settings of pods, and that each changes nothing else."""
 
 import json
 import re
@@ -171,7 +171,7 @@ def test_the_schema_is_current_and_asks_for_every_default() -> None:
 
 @pytest.mark.parametrize("change", ["model.shard.resources.limits.memory=64Gi", "securityContext.runAsUser=12345"])
 def test_another_template_is_another_job(change: str, tmp_path: Path) -> None:
-    """The field is immutable: an upgrade that changed it under the same name would fail."""
+    """A job's template is immutable, so an upgrade that changed it under the same name would fail."""
     base = ("--values", str(CHART / "examples/2p4d.yaml"))
     (before,), (after,) = (render(*base, *more).of("Job") for more in ((), ("--set", change)))
     assert before["spec"]["template"] != after["spec"]["template"]

@@ -1,4 +1,4 @@
-"""TLS between the chart's pods: what they get, and what the certificates that they make are good for."""
+"""Tests TLS between the chart's pods: their settings, and the certificates that they create."""
 
 import os
 import shlex
@@ -22,7 +22,7 @@ FILES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
 @pytest.fixture(scope="module")
 def encrypted() -> Rendered:
-    """The example with the most in it."""
+    """The chart with the largest example and TLS."""
     return render("--values", str(CHART / "examples/2p4d.yaml"), *ON)
 
 
@@ -66,7 +66,7 @@ def test_it_is_an_option(name: str) -> None:
 
 
 def test_kuberay_can_have_the_certificates_made() -> None:
-    """Its operator then refuses variables and mounts of ours."""
+    """With KubeRay's certificates the chart must not set its own variables and mounts, which the operator refuses."""
     rendered = render("--values", str(CHART / "examples/2p4d.yaml"), "--set", "tls.enabled=true,tls.source=kuberay")
     assert rendered.cluster["tlsOptions"] == {"enabled": True}
     for template in rendered.templates.values():
@@ -85,7 +85,7 @@ def test_half_of_it_is_refused(half: str) -> None:
 
 
 def greets(acceptor: ssl.SSLContext, caller: ssl.SSLContext, name: str) -> bool:
-    """Whether a handshake succeeds where the caller compares names, as Ray does."""
+    """Whether a handshake succeeds if the caller compares names, as Ray does."""
     to_acceptor, to_caller = ssl.MemoryBIO(), ssl.MemoryBIO()
     caller.check_hostname = True
     ends = [

@@ -1,4 +1,4 @@
-"""Values that can't work, and the tables they are checked by."""
+"""Tests that the chart refuses values that can't work, and the tables by which it checks them."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""Where the chart's weights come from: every source, rendered, and what contradicts itself refused."""
+"""Tests the sources of the chart's weights, and that contradictory settings are refused."""
 
 import re
 from typing import Any

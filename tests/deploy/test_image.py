@@ -1,4 +1,4 @@
-"""The image's recipe, read: no engine builds it here."""
+"""Tests the Dockerfile by reading it; no image is built."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["
 
 
 def _stages() -> dict[str, list[str]]:
-    """Each stage's instructions; the part of the file before the first is left out."""
+    """The instructions of each stage, without those before the first stage."""
     stages: dict[str, list[str]] = {}
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
     for line in text.splitlines():
@@ -99,7 +99,7 @@ def test_compose_s_own_schema_takes_the_file() -> None:
 
 
 def test_compiled_kernels_outlive_a_run() -> None:
-    """In a volume that begins as the image's folder, which its user may write."""
+    """They are in a volume that begins as a copy of the image's folder, which the image's user may write."""
     gpu = SERVICES["ling-gpu"]
     folder = Path(gpu["environment"]["TRITON_CACHE_DIR"]).parent
     assert f"kernels:{folder}" in gpu["volumes"]

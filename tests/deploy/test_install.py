@@ -1,4 +1,4 @@
-"""Which build of torch `make install` takes, by what the machine has and what answers."""
+"""Tests which build of torch `make install` chooses, by the machine's hardware and the reachable indexes."""
 
 import socket
 from collections.abc import Iterator

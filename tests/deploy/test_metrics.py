@@ -1,4 +1,4 @@
-"""What is recorded, and what becomes of it on its way out."""
+"""Tests what routers and workers record, and how it is exported."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""The `ray up` recipes, as Ray's own launcher reads them; no cloud is asked."""
+"""Tests the `ray up` recipes by Ray's own launcher, without a cloud."""
 
 import json
 import re

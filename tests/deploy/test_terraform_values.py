@@ -1,4 +1,4 @@
-"""What terraform itself makes of the modules' variables, where it is installed. It needs no provider for that."""
+"""Tests the modules' variables with Terraform, where it is installed. That needs no provider."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""A long answer's state is copied to another worker, which goes on with it where the first one dies."""
+"""Tests that a long answer's state is copied to another worker, which continues it when the first one dies."""
 
 import asyncio
 import json

@@ -1,4 +1,4 @@
-"""The live page: what it is made of over HTTP, and what a browser makes of it."""
+"""Tests the live page over HTTP and in a browser."""
 
 import asyncio
 import html
@@ -72,7 +72,7 @@ def _scraped(stage: Stage) -> dict[str, float]:
 @pytest.mark.process
 @pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 def test_a_browser_shows_the_figures_of_metrics(stage: Stage, tmp_path: Path) -> None:
-    """After some load, so that what the page shows and what /metrics says stay the same."""
+    """The test compares after the load, so that the page's and /metrics' figures no longer change."""
     answers = [stage.http.post(f"{stage.url}/v1/chat/completions", json=BODY) for _ in range(30)]
     assert all(answer.status_code == 200 for answer in answers)
     _until_history_has(stage, _scraped(stage))
@@ -94,7 +94,7 @@ def test_a_browser_shows_the_figures_of_metrics(stage: Stage, tmp_path: Path) ->
 
 
 def _until_history_has(stage: Stage, wanted: dict[str, float]) -> None:
-    """The page draws what is recorded every other second: ask for that until it is what /metrics says."""
+    """Poll the history, which is recorded every other second, until it has /metrics' figures."""
     last: dict[str, float] = {}
     while any(last.get(name) != value for name, value in wanted.items() if name.endswith("_tokens_total")):
         told = stage.http.get(f"{stage.url}/live").json()

@@ -1,4 +1,4 @@
-"""Forms kept to by the real engine: what it writes under each is of it, whatever the sampling."""
+"""Tests grammars with the real engine: each answer follows its grammar, whatever the sampling."""
 
 import json
 import random
@@ -28,7 +28,7 @@ TURN = "<role>HUMAN</role>{}<|role_end|><role>ASSISTANT</role>"
 
 
 class Writer:
-    """The bare engine with a tokenizer in front and behind."""
+    """The bare engine, with a tokenizer for prompts and answers."""
 
     def __init__(self) -> None:
         self.tokenizer = Tokenizer(NANO)
@@ -37,7 +37,7 @@ class Writer:
     def ask(
         self, forms: Seq[Form | None], *, thinking: Thinking = Thinking.NONE, turn: str = "Go on.", **sampling: Any
     ) -> list[Completion]:
-        """An answer of each form; every fifth is greedy, the others are drawn at temperature 1."""
+        """Answers to each grammar; every fifth is greedy, the others are sampled at temperature 1."""
         prompt = self.tokenizer.encode(TURN.format(turn), False)
         return self.engine.generate(
             [prompt] * len(forms),
@@ -57,23 +57,23 @@ class Writer:
         )
 
     def text(self, answer: Completion) -> str:
-        """All but the token that ended it, markers too."""
+        """The text without the token that ended it, with markers shown."""
         ids = answer.token_ids[:-1] if answer.finish == "stop" else answer.token_ids
         return self.tokenizer.decode(ids, skip_special=False)
 
     def whole(self, form: Form, count: int = 10, **options: Any) -> list[str]:
-        """The texts of so many answers that came to an end, some of which must."""
+        """The texts of those answers that ended by themselves; at least some must."""
         answers = self.ask([form] * count, **options)
         texts = [self.text(a) for a in answers if a.finish == "stop"]
         assert texts, [self.text(a) for a in answers]
         return texts
 
     def bias(self, *texts: str, by: float) -> tuple[tuple[int, float], ...]:
-        """For every token of these texts."""
+        """A logit bias for each token of these texts."""
         return tuple((t, by) for t in dict.fromkeys(i for x in texts for i in self.tokenizer.encode(x, False)))
 
     def parts(self, text: str, **options: Any) -> list[Part]:
-        """As the router tells them apart."""
+        """The parts of a text, as the router splits them."""
         reader = Reader(Hermes(), **options)
         return reader.push(text) + reader.flush()
 
@@ -164,7 +164,7 @@ FUNCTIONS = [
 
 
 def check_calls(parts: list[Part]) -> list[str]:
-    """Names of the calls, each of which must be sound."""
+    """The names of an answer's calls, each of which must be valid."""
     names: list[str] = []
     arguments = ""
     for part in parts:
@@ -279,7 +279,7 @@ def test_preempted_sequences_go_on_where_they_were(writer: Writer) -> None:
 
 
 def test_any_token_is_as_good_a_place_to_hand_over(writer: Writer) -> None:
-    """As a decode worker goes on: the generated tokens so far are all it gets."""
+    """A decode worker continues from the generated tokens alone."""
     form = json_form(Schema(schema(7), "x"))
     (whole,) = writer.ask([None, form], max_tokens=40)[1:]
     rng = random.Random(1)

@@ -1,4 +1,4 @@
-"""Which form of an operation runs."""
+"""Tests whether an operation's reference or its kernel runs."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from kernels.dispatch import dispatch
 
 
 def double_reference(x: Tensor, by: int = 2) -> str:
-    """x times `by`."""
+    """Multiply x by `by`."""
     return f"reference of {len(x)} by {by}"
 
 

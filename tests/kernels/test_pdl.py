@@ -1,4 +1,4 @@
-"""Who asks for launches that overlap."""
+"""Tests when kernels are launched to overlap (programmatic dependent launch)."""
 
 import pytest
 

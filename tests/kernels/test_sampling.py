@@ -1,4 +1,4 @@
-"""The sampling operations: distributions, filters, and independence of the batch."""
+"""Tests the sampling operations: distributions, filters, and independence of the batch."""
 
 import torch
 

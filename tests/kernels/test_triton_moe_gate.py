@@ -1,4 +1,4 @@
-"""The router in one launch against its reference."""
+"""Tests the experts' router in one launch against its reference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Quantizing kernels against their references, bit for bit where both start from the same numbers."""
+"""Tests the quantizing kernels against their references, bit for bit if both get the same numbers."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The routing kernel against its reference."""
+"""Tests the kernel that chooses experts against its reference."""
 
 import pytest
 import torch

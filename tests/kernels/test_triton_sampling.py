@@ -1,4 +1,4 @@
-"""The sampling kernels against their references."""
+"""Tests the sampling kernels against their references."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def _pair(
     min_p: float = 0.0,
     seed: int = 0,
 ) -> tuple[list[int], list[int]]:
-    """Tokens of kernel and reference."""
+    """The tokens of the kernel and of the reference."""
     rows, device = logits.shape[0], logits.device
     heat = torch.tensor(temperature, device=device).expand(rows).contiguous()
     settings = (

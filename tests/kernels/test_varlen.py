@@ -1,4 +1,4 @@
-"""Where rows and pages lie."""
+"""Tests the positions of rows, blocks and pages in a batch."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The few numbers that routers get, against the cost model they stand for."""
+"""Tests the coefficients that routers get against the cost model."""
 
 import pytest
 

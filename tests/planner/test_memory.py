@@ -1,4 +1,4 @@
-"""A card's memory: sums, monotony, what binds, and what is said when something does not fit."""
+"""Tests a card's memory: sums, monotonicity, what limits it, and the remarks when something does not fit."""
 
 from dataclasses import astuple, replace
 
@@ -152,7 +152,7 @@ def test_pages_bind_for_long_sessions_and_slots_for_short_ones() -> None:
 
 
 def test_every_remedy_named_works() -> None:
-    """What is said to do does: sessions, mean length, format and card each make it fit."""
+    """Each proposed change of sessions, mean length, format or card really makes it fit."""
     found = plan("h200-141gb", "fp8", tp=4, sessions=200).words[1]
     said = found.removeprefix("What would: ").removesuffix(".").split("; ")
     sessions = int(said[0].split()[1])
@@ -165,7 +165,7 @@ def test_every_remedy_named_works() -> None:
 
 
 def test_a_full_context_must_find_its_pages() -> None:
-    """Many slots leave pages for short sessions, but not for one long one."""
+    """Many slots leave enough pages for short sessions, but not for a long one."""
     model, card = replace(FLASH, weights="fp8"), find_card("h200-141gb")
     layout = Layout(4, 131_072, 64, 7_125, kept_states=0)
     held = capacity(model, card, layout)

@@ -1,4 +1,4 @@
-"""Agent loops of the openai SDK, against a worker that says given texts."""
+"""Tests agent loops of the openai SDK, with a worker that answers with given texts."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ SCRIPTS = {
 
 
 def say(prompt: str) -> str:
-    """What the last user's word asks for, else an agent's part."""
+    """The answer that the last user's message asks for, else an agent's next turn."""
     for word, text in SCRIPTS.items():
         if f"<user>{word}<assistant>" in prompt:
             return text
@@ -44,7 +44,7 @@ def sdk(agents: Stage) -> Iterator[openai.OpenAI]:
 
 
 def ask(sdk: openai.OpenAI, messages: list[Any], *, stream: bool, **options: Any) -> Any:
-    """The whole answer's first choice, put together by the SDK if it is streamed."""
+    """The first choice of the answer; the SDK assembles it if it is streamed."""
     options = {"model": "tiny", "messages": messages, "tools": TOOLS} | options
     if not stream:
         return sdk.chat.completions.create(**options).choices[0]

@@ -1,4 +1,4 @@
-"""The messages API through the anthropic SDK and plain HTTP, against a worker that says given texts."""
+"""Tests the messages API by the anthropic SDK and plain HTTP, with a worker that answers with given texts."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ HELLO: Any = {"role": "user", "content": "plain"}
 
 
 def say(prompt: str) -> str:
-    """What the last user's word asks for, else an agent's part."""
+    """The answer that the last user's message asks for, else an agent's next turn."""
     for word, text in SCRIPTS.items():
         if prompt.endswith(f"<user>{word}<assistant>"):
             return text

@@ -1,4 +1,4 @@
-"""The APIs through the openai SDK and plain HTTP, over a served router and fake workers."""
+"""Tests OpenAI's APIs by the openai SDK and plain HTTP, with a served router and fake workers."""
 
 import json
 from typing import Any

@@ -1,4 +1,4 @@
-"""Images, files and documents that tools return, and references to items that are kept."""
+"""Tests images, files and documents that tools return, and references to stored items."""
 
 import asyncio
 from pathlib import Path

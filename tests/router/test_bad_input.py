@@ -1,4 +1,4 @@
-"""Bad input: each a 4xx in OpenAI's shape that names the field, at once, and the router serves on."""
+"""Tests that bad input gets a 4xx in OpenAI's format that names the field, and that the router serves on."""
 
 import json
 import socket

@@ -1,4 +1,4 @@
-"""What batches are made of: the policy, the input's lines, the store."""
+"""Tests the parts of batches: the policy, the input's lines, the store."""
 
 import asyncio
 import sqlite3

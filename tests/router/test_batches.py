@@ -1,4 +1,4 @@
-"""Batches from upload to output, whatever comes between."""
+"""Tests batches from upload to output, with restarts, failures and cancellations."""
 
 import asyncio
 import sqlite3

@@ -1,4 +1,4 @@
-"""What coding agents send, written after their APIs' documents: each field works, or is refused by its name."""
+"""Tests requests as coding agents send them: each field works, or is refused by its name."""
 
 import json
 import typing

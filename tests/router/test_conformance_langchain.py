@@ -1,4 +1,4 @@
-"""LangChain's ChatOpenAI over /v1/responses: what it makes of an answer goes back with the conversation."""
+"""Tests LangChain's ChatOpenAI on /v1/responses: what it makes of an answer can be sent back."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ TOOLS: list[Any] = [
 
 
 class Weather(BaseModel):
-    """What it is like outside."""
+    """The weather."""
 
     city: str
     degrees: int

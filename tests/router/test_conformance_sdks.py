@@ -1,4 +1,4 @@
-"""The vendors' own SDKs, whole and streamed, side by side and at once; and their own models of each answer."""
+"""Tests the vendors' SDKs, whole and streamed and at the same time, and their models of each answer."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def agents(checkpoint: Path) -> Iterator[Stage]:
 
 
 def extras(value: Any) -> set[str]:
-    """Fields the SDK's models do not know, at any depth."""
+    """The fields of an answer that the SDK's models do not know, at any depth."""
     if isinstance(value, BaseModel):
         inside = [extras(getattr(value, name)) for name in type(value).model_fields]
         return set(value.model_extra or {}).union(*inside)
@@ -108,7 +108,7 @@ async def whole_chat(sdk: openai.AsyncOpenAI) -> Any:
 
 
 async def raw_chat(sdk: openai.AsyncOpenAI) -> Any:
-    """The answer as the stream's own state puts it together from raw chunks."""
+    """The answer that the SDK's stream state assembles from raw chunks."""
     from openai.lib.streaming.chat import ChatCompletionStreamState  # noqa: PLC0415
 
     state = ChatCompletionStreamState()
@@ -222,7 +222,7 @@ CALLED: list[Any] = [{"role": "user", "content": "call weather"}]
 
 
 def sent_back(said: Any, dump: bool) -> Any:
-    """As an SDK's own object, which it writes out itself, or as all that is in it."""
+    """The message as the SDK's object, or as a dict of all its fields."""
     return said.model_dump(warnings=False) if dump else said
 
 

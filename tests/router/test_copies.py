@@ -1,4 +1,4 @@
-"""Where copies of long answers' states go."""
+"""Tests which workers get copies of long answers' states."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The queue in which tenants take turns."""
+"""Tests the queue in which tenants take turns."""
 
 from collections import Counter
 
@@ -31,7 +31,7 @@ def test_all_come_out_once_by_priority_and_in_each_lane_in_order(asks: list[tupl
 
 @given(st.lists(st.integers(1, 9_000), min_size=30, max_size=60), st.lists(st.integers(1, 9_000), min_size=30))
 def test_tenants_get_equal_shares_of_tokens(first: list[int], second: list[int]) -> None:
-    """While both wait, neither is served more than a turn and a longest request ahead of the other."""
+    """While both wait, neither gets ahead of the other by more than a turn and one longest request."""
     queue: FairQueue[int] = FairQueue(10_000)
     tokens = [*first, *second]
     for number, count in enumerate(tokens):

@@ -1,4 +1,4 @@
-"""Files: their limits, their lists, and what is no upload."""
+"""Tests files: their limits, their lists, and malformed uploads."""
 
 import asyncio
 import gzip

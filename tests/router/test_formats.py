@@ -1,4 +1,4 @@
-"""What the APIs ask of an answer's text: which grammar travels to the workers, and what is refused before."""
+"""Tests which grammar each API's answer format sends to the workers, and which formats are refused."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def post(stage: Stage, path: str, **body: Any) -> Any:
 
 
 def sent(stage: Stage, path: str, **body: Any) -> Grammar | None:
-    """The grammar both workers get, compiled without complaint; None for none."""
+    """The grammar that both workers get, which must compile; None for none."""
     for worker in stage.workers.values():
         worker.received.clear()
     answer = post(stage, path, **body)

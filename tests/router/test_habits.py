@@ -1,4 +1,4 @@
-"""Fields that clients send by habit: what changes nothing passes, what asks for something is honoured."""
+"""Tests fields that clients send by habit: ones without effect are accepted, others are honoured."""
 
 import gzip
 import json
@@ -72,7 +72,7 @@ def post(stage: Stage, path: str, **more: Any) -> Any:
 
 
 def prompt_of(stage: Stage) -> str:
-    """The text the last request made the workers compute."""
+    """The text of the last request's prompt at the workers."""
     tokens = stage["p0"].received[-1].token_ids
     return stage.gateway.tokenizer.decode(tokens, skip_special=False)
 

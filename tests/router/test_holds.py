@@ -1,4 +1,4 @@
-"""The loop's longest hold: within the last minute, and whatever held it."""
+"""Tests how long the event loop was held up at most within the last minute."""
 
 import asyncio
 import re

@@ -1,4 +1,4 @@
-"""Every answer carries the request's id, and every endpoint has the same bounds on what it reads."""
+"""Tests that each answer carries the request's id, and that all endpoints limit what they read alike."""
 
 import asyncio
 import json
@@ -121,7 +121,7 @@ def test_what_nests_too_deep_is_refused_as_such(guarded: Stage, path: str) -> No
 
 @contextmanager
 def logged_to(lines: "queue.SimpleQueue[Any]") -> Iterator[None]:
-    """Records of the router's log go to `lines` as well."""
+    """Also append the router's log records to `lines`."""
     handler = QueueHandler(lines)
     logging.getLogger("router.http.entrance").addHandler(handler)
     try:

@@ -1,4 +1,4 @@
-"""API keys and pages of other origins."""
+"""Tests API keys, and requests from web pages of other origins."""
 
 import os
 import runpy

@@ -1,4 +1,4 @@
-"""What happens to requests when things go wrong or slow: every end frees both workers."""
+"""Tests requests that fail, hang or are slow: each end frees both workers."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ LONG = {"model": "tiny", "prompt": "A", "seed": 0, "max_tokens": 900, "ignore_eo
 
 def on(checkpoint: Path, act: Callable[[Stage], Awaitable[None]], workers: list[FakeWorker] | None = None,
        pools: Pools | None = None, **settings: Any) -> None:  # fmt: skip
-    """Run `act` on a fresh stage; afterwards nothing may be in flight."""
+    """Run `act` on a new stage, and check that nothing is in flight afterwards."""
 
     async def body() -> None:
         async with asyncio.timeout(120), served(checkpoint, workers or pair(), pools, **settings) as stage:

@@ -1,4 +1,4 @@
-"""Limits of keys: the buckets by themselves, the file that sets them, and what a client sees of them."""
+"""Tests the limits of keys: token buckets, the file that sets them, and what clients see."""
 
 import asyncio
 import copy

@@ -1,4 +1,4 @@
-"""Anthropic's message batches through its SDK, over the store and the runner of /v1/batches."""
+"""Tests Anthropic's message batches by its SDK, with the store and the runner of /v1/batches."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""A worker that is to end gives up its answers, and they go on at another one: its clients see a pause."""
+"""Tests that the answers of a draining worker continue at another one, and clients only see a pause."""
 
 import asyncio
 from collections.abc import Awaitable, Callable

@@ -1,4 +1,4 @@
-"""Real answers, whole and streamed, are what the published schemas say: no field more, none less."""
+"""Tests that real answers, whole and streamed, have exactly the fields of the published schemas."""
 
 import asyncio
 import json
@@ -127,7 +127,7 @@ def published() -> Any:
 
 
 def check(published: Any, method: str, path: str, answer: httpx.Response, content: bytes | None = None) -> None:
-    """It is what the document says such an answer is. content: in place of the answer's own."""
+    """Check an answer against its published schema. content: replaces the answer's own content."""
     request = httpx.Request(method, answer.request.url)
     content = answer.content if content is None else content
     told = httpx.Response(answer.status_code, headers=answer.headers, content=content, request=request)
@@ -137,7 +137,7 @@ def check(published: Any, method: str, path: str, answer: httpx.Response, conten
 
 @pytest.fixture(scope="module")
 def kept(stage: Stage, published: Any) -> dict[str, str]:
-    """Ids of a file, batches that are over, and a response that ran in the background."""
+    """The ids of a file, of finished batches, and of a background response."""
 
     def post(path: str, **sent: Any) -> Any:
         answer = stage.http.post(f"{stage.url}{path}", **sent)

@@ -1,4 +1,4 @@
-"""The routing policy and admission over made-up tables."""
+"""Tests the routing policy and admission with made-up tables of workers."""
 
 import dataclasses
 from random import Random
@@ -260,7 +260,7 @@ def test_a_cold_prompt_goes_to_a_decode_worker_only_where_much_waits_at_the_pref
 
 
 def test_decode_workers_are_kept_within_their_inter_token_target() -> None:
-    """d0 keeps the whole prompt, but its steps are measured to be beyond the target."""
+    """d0 keeps the whole prompt, but its measured steps exceed the target."""
     need = Need(20_000, 100, held={"d0": Held(19_000, True)})
     for measured, expected in ((0.03, "d0"), (0.06, "d1")):
         slow = worker("d0", "decode", **LONG, running=8, free_slots=56, decode_s=measured)
@@ -308,7 +308,7 @@ def test_a_prefill_worker_answers_where_the_decode_pool_starves() -> None:
 
 
 def test_no_prefill_worker_answers_for_a_decode_worker_that_is_slow_without_company() -> None:
-    """A burst is over: its steps were long, and the next one is of a single sequence. Or the machine is slow."""
+    """Its steps may be long because a burst has just ended, or because the machine is slow."""
     prefill = worker("p", "prefill", slots=100)
     for load in ({"decode_s": 0.2, "decode_rows": 60.0}, {"decode_s": 0.2, "decode_rows": 1.0, "running": 1}):
         decode = worker("d", "decode", slots=100, **load)
@@ -321,7 +321,7 @@ def test_no_prefill_worker_answers_for_a_decode_worker_that_is_slow_without_comp
 def test_a_prefill_worker_changes_its_role_late_and_changes_back_late(
     over_s: float, begins: bool, goes_on: bool
 ) -> None:
-    """How far the decode worker's steps are over their target, and whether a prefill worker begins to answer for it."""
+    """The excess of the decode worker's steps over their target, and whether a prefill worker answers."""
     late = worker("d", "decode", slots=100, running=50, free_slots=50, decode_s=COSTS.itl_s - 5e-5 * 1 + over_s)
     for answering, answers in ((0, begins), (3, goes_on)):
         prefill = worker("p", "prefill", slots=100, running=answering, free_slots=100 - answering, answering=answering)

@@ -1,4 +1,4 @@
-"""The same records in a real PostgreSQL: what holds of a SQLite file holds of it, and routers of two hosts share it."""
+"""Tests the records in a real PostgreSQL: they behave as in SQLite, and routers of two hosts share them."""
 
 import asyncio
 import threading
@@ -49,7 +49,7 @@ def instead_of_sqlite(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_conversation_goes_on_at_a_router_of_another_host(
     checkpoint: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind a Service each request may reach another router; both know the first response."""
+    """Behind a Kubernetes Service each request may reach another router; both know the first response."""
     monkeypatch.undo()
 
     async def act() -> None:

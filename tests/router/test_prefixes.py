@@ -1,4 +1,4 @@
-"""The index of kept prefixes against what each worker says it keeps."""
+"""Tests the index of kept prefixes against what each worker reports."""
 
 from hypothesis import given
 from hypothesis import strategies as st

@@ -1,4 +1,4 @@
-"""Requests that outlive their workers: the transcript is the undisturbed one's, and nothing is counted twice."""
+"""Tests requests that outlive their workers: transcripts are the undisturbed ones, nothing counts twice."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -34,14 +34,14 @@ async def undisturbed(client: httpx.AsyncClient, **changes: Any) -> dict[str, An
 
 
 def told(text: str) -> tuple[str, list[int], int]:
-    """A stream's text, token ids and number of log-probabilities."""
+    """Read a stream; returns its text, token ids and number of log-probabilities."""
     choices = [part["choices"][0] for part in events(text) if part["choices"]]
     ids = [i for c in choices for i in c["token_ids"]]
     return "".join(c["text"] for c in choices), ids, sum(len(c["logprobs"]["tokens"]) for c in choices)
 
 
 async def begun(stage: Stage, *among: str, count: int = 1) -> FakeWorker:
-    """The worker that computes the request now."""
+    """The worker that has the request now."""
     workers = [stage[name] for name in among]
     async with asyncio.timeout(60):
         while True:
@@ -52,7 +52,7 @@ async def begun(stage: Stage, *among: str, count: int = 1) -> FakeWorker:
 
 
 async def streamed(client: httpx.AsyncClient, act: Callable[[str], Awaitable[None]], **changes: Any) -> str:
-    """A stream's text; `act` is called with what has come so far."""
+    """Read a stream; returns its text. act: called with the text so far at each chunk."""
     text = ""
     async with client.stream("POST", PATH, json=ASK | changes) as answer:
         async for piece in answer.aiter_text():
@@ -355,7 +355,7 @@ def test_an_answer_goes_on_with_the_weights_it_began_with(checkpoint: Path) -> N
 
 
 def resumes_at(request: Request) -> Callable[[int], int]:
-    """An answer that tells from where it was resumed."""
+    """An answer whose tokens tell where it was resumed."""
     return lambda offset: 2 + request.generated
 
 
@@ -383,7 +383,7 @@ def test_listed_again_under_another_address_it_is_another_worker(checkpoint: Pat
 
 
 def test_a_stream_goes_on_elsewhere_when_its_worker_says_nothing(checkpoint: Path) -> None:
-    """It is stopped, or cut off: its connection stands. Others that are idle are not taken for silent."""
+    """The worker is stopped or cut off while its connection stays open. Idle workers do not count as silent."""
 
     async def act(stage: Stage) -> None:
         stopped: list[FakeWorker] = []

@@ -1,4 +1,4 @@
-"""What conversations' beginnings were rendered to is remembered, and another rendering is told."""
+"""Tests that routers remember renderings of conversations, and notice a different rendering."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,7 +10,7 @@ HEAD, FIRST, SECOND = "You are.", ("user", "a"), ("assistant", "b")
 
 
 def look(known: Renderings, turns: tuple[object, ...], rendered: list[list[int]], scope: str = "") -> int:
-    """rendered: the tokens of the head, and of each turn."""
+    """Look a conversation up. rendered: the tokens of its head, and of each turn."""
     ids = [i for part in rendered for i in part]
     ends = [sum(map(len, rendered[: n + 1])) for n in range(len(rendered))]
     return known.look(scope, beginnings(HEAD, turns), TokenIds.of([*ids, 999]), ends)

@@ -1,4 +1,4 @@
-"""The responses API through the openai SDK, against a worker that says given texts."""
+"""Tests the responses API by the openai SDK, with a worker that answers with given texts."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ BEGIN = ["response.created", "response.in_progress"]
 
 
 def say(prompt: str) -> str:
-    """What the last user's word asks for, else an agent's part."""
+    """The answer that the last user's message asks for, else an agent's next turn."""
     for word, text in SCRIPTS.items():
         if prompt.endswith(f"<user>{word}<assistant>"):
             return text
@@ -67,7 +67,7 @@ def sdk(agents: Stage) -> Iterator[openai.OpenAI]:
 
 
 def ask(sdk: openai.OpenAI, given: Any, *, stream: bool, **options: Any) -> Any:
-    """The answer, put together by the SDK if it is streamed."""
+    """Send a request; returns the answer, which the SDK assembles if it is streamed."""
     options = {"model": "tiny", "input": given} | options
     if not stream:
         return sdk.responses.create(**options)
@@ -76,7 +76,7 @@ def ask(sdk: openai.OpenAI, given: Any, *, stream: bool, **options: Any) -> Any:
 
 
 def raw_events(stage: Stage, **body: Any) -> list[dict[str, Any]]:
-    """A stream's events, each valid, numbered and named as its data says."""
+    """A stream's events; checks that each is valid, and numbered and named as its data says."""
     answer = stage.http.post(f"{stage.url}/v1/responses", json={"model": "tiny", "stream": True} | body)
     assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
     return checked(answer.text)
@@ -94,7 +94,7 @@ def checked(text: str, first: int = 0) -> list[dict[str, Any]]:
 
 
 def kinds(events: list[dict[str, Any]]) -> list[str]:
-    """Their types, a run of the same as one."""
+    """The events' types, where a run of the same type counts once."""
     found = [e["type"] for e in events]
     return [kind for i, kind in enumerate(found) if i == 0 or found[i - 1] != kind]
 
@@ -263,7 +263,7 @@ def test_what_the_limit_cuts_is_incomplete(agents: Stage, stream: bool) -> None:
 
 
 class Thing(BaseModel):
-    """What a model is asked to fill in."""
+    """The schema of an answer."""
 
     name: str
     size: int
@@ -349,7 +349,7 @@ def test_what_is_kept_can_be_read_and_deleted(agents: Stage, sdk: openai.OpenAI,
 
 
 def until_over(sdk: openai.OpenAI, response_id: str) -> Response:
-    """The response once it is over; each try waits for an answer of the server."""
+    """Poll a response until it is over, and return it."""
     for _ in range(2000):
         answer = sdk.responses.retrieve(response_id)
         if answer.status not in ("queued", "in_progress"):

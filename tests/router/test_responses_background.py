@@ -1,4 +1,4 @@
-"""Responses that run without their clients, fail, or are asked for at another router."""
+"""Tests responses that run without their clients, that fail, or that another router is asked for."""
 
 import asyncio
 import json
@@ -29,14 +29,14 @@ ASKED: dict[str, Any] = {"model": "tiny", "input": "go"}
 
 @asynccontextmanager
 async def talking(checkpoint: Path, text: str = "hello there", **options: Any) -> AsyncIterator[Stage]:
-    """A served pair that says this."""
+    """Serve a pair of workers with these answers."""
     async with asyncio.timeout(120), served(checkpoint, scripted(checkpoint, lambda _: text), **options) as stage:
         yield stage
 
 
 @asynccontextmanager
 async def two_routers(checkpoint: Path, folder: Path, text: str) -> AsyncIterator[tuple[Stage, Stage]]:
-    """Two routers of one host, each with workers of its own."""
+    """Two routers of one host, each with its own workers."""
     async with AsyncExitStack() as opened:
         stages = [
             await opened.enter_async_context(talking(checkpoint, text, run_dir=str(folder / "run"))) for _ in range(2)
@@ -49,7 +49,7 @@ def client(stage: Stage, key: str = "-") -> openai.AsyncOpenAI:
 
 
 async def over(sdk: openai.AsyncOpenAI, response_id: str) -> Any:
-    """The response once it is over."""
+    """Poll a response until it is over, and return it."""
     async with asyncio.timeout(60):
         while (answer := await sdk.responses.retrieve(response_id)).status == "in_progress":
             await asyncio.sleep(0.005)
@@ -333,7 +333,7 @@ def test_a_full_queue_is_a_429_before_anything_is_kept(checkpoint: Path) -> None
 
 
 def kill(router: Stage) -> None:
-    """It ends as a killed process does: no word to its workers, no word to the store."""
+    """End a router like a killed process: it tells neither its workers nor the store."""
     cut_off(router)
     (takeover,) = (service for service in router.gateway._services if isinstance(service, Takeover))
     for task in (takeover._task, takeover._background._renewing, *takeover._background._tasks):
@@ -342,7 +342,7 @@ def kill(router: Stage) -> None:
 
 
 async def read_some(response: httpx.Response, text: str) -> str:
-    """What comes of a stream until it has told this much."""
+    """Read a stream until it has this many events, and return them."""
     told, pieces = "", response.aiter_text()
     while sum(len(json.loads(d)) for d in re.findall(r'"delta":("[^"]*")', told)) < len(text) + 2:
         told += await anext(pieces)
@@ -354,7 +354,7 @@ async def read_some(response: httpx.Response, text: str) -> str:
 def test_another_router_goes_on_with_what_a_dead_one_ran(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, dies: bool
 ) -> None:
-    """dies: the worker that computes it, too."""
+    """dies: whether the worker that computes the response dies too."""
     monkeypatch.setattr(rows, "LEASE_S", 0.3)
     monkeypatch.setattr("router.api.responses.takeover._LOOK_S", 0.02)
     said = "hello there, this is what it says"

@@ -1,4 +1,4 @@
-"""Bad input to the responses API: each a 4xx that names the field, before anything is asked of a worker."""
+"""Tests that bad input to the responses API gets a 4xx that names the field before a worker is asked."""
 
 import json
 import re

@@ -1,4 +1,4 @@
-"""What is kept of responses: bounds, what goes first, conversations that outlive their beginnings."""
+"""Tests stored responses: limits, order of eviction, and conversations that outlive their first responses."""
 
 import asyncio
 import functools
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 
 
 def alone(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """On an event loop of its own."""
+    """Run a coroutine on a new event loop."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -50,7 +50,7 @@ def record(name: str, earlier: Conversation, tenant: str = "t", fill: int = 0) -
 
 
 async def keep(store: ResponseStore, name: str, parent: str | None = None, **more: Any) -> None:
-    """Keep one, going on with its parent as a request does."""
+    """Store a response that continues its parent, as a request does."""
     earlier = Conversation()
     if parent is not None:
         found = await store.conversation(more.get("tenant", "t"), parent)

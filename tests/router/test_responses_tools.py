@@ -1,4 +1,4 @@
-"""Tools of other kinds than functions: namespaces, custom tools and shells of the client, tools of the server."""
+"""Tests tools other than functions: namespaces, custom tools, clients' shells, and tools of the server."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def say(prompt: str) -> str:
-    """The call the user names, or what its result was."""
+    """The call that the user names, or its result."""
     if "<tool>" in prompt:
         return prompt.rsplit("<tool>", 1)[1].split("(", maxsplit=1)[0]
     name, arguments = CALLS[prompt.rsplit("<user>", 1)[1].split("<", maxsplit=1)[0]]

@@ -1,4 +1,4 @@
-"""Clients that come back, through whatever router, for the answer they had asked for."""
+"""Tests clients that come back for their answers through any router."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ async def two(checkpoint: Path, **options: Any) -> AsyncIterator[tuple[Stage, St
 
 
 def kill(router: Stage) -> None:
-    """Its connections end, as those of a killed process do."""
+    """End a router's connections, like those of a killed process."""
     for link in router.gateway.table.links():
         link._writer.transport.abort()  # type: ignore[union-attr]
         link.listed = None
@@ -49,7 +49,7 @@ def kill(router: Stage) -> None:
 
 
 def stop_at(worker: FakeWorker, offset: int, answers: Callable[[Request], Answer] = counting) -> None:
-    """The worker takes no step behind this token of its next requests, until its gate is set."""
+    """Make the worker stop after this token of its next requests, until its gate is set."""
 
     def answer(request: Request) -> Answer:
         inner = answers(request)
@@ -112,7 +112,7 @@ async def whole(stage: Stage, path: str, **headers: str) -> Events:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_killed_router_s_client_gets_the_rest_from_another(checkpoint: Path, path: str) -> None:
-    """The worker goes on meanwhile; no token is computed twice, and none comes twice."""
+    """The worker goes on meanwhile; no token is computed or sent twice."""
 
     async def run() -> None:
         async with two(checkpoint) as (first, second):
@@ -139,7 +139,7 @@ def test_a_killed_router_s_client_gets_the_rest_from_another(checkpoint: Path, p
 
 
 def test_a_client_that_hung_up_gets_the_rest_too(checkpoint: Path) -> None:
-    """What was computed for it is replayed, and the rest computed behind it."""
+    """The computed tokens are sent again, and the rest is computed."""
 
     async def run() -> None:
         path = PATHS[0]
@@ -160,7 +160,7 @@ def test_a_client_that_hung_up_gets_the_rest_too(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_same_request_again_gets_the_same_answer(checkpoint: Path, path: str) -> None:
-    """Sampled without a seed, from another router, after its end; nothing is computed for it."""
+    """A request without a seed gets its answer again from another router after its end, without computing."""
 
     async def run() -> None:
         async with two(checkpoint) as (first, second):

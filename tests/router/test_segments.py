@@ -1,4 +1,4 @@
-"""A conversation's next turn costs its new texts alone, with the very tokens of the whole."""
+"""Tests that a next turn encodes only its new texts, and gets the same tokens as the whole text."""
 
 import threading
 from typing import Any
@@ -15,7 +15,7 @@ TURNS = st.lists(st.tuples(st.sampled_from(("user", "assistant", "tool")), TEXTS
 
 
 class Counting:
-    """Encodes as the length of a text, and remembers what it was asked."""
+    """A tokenizer that encodes a text as its length, and records the texts."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -49,7 +49,7 @@ def test_the_least_recently_used_go_when_it_is_full() -> None:
 
 
 def test_threads_share_it() -> None:
-    """Each gets the right ids while others push what it knows out."""
+    """Each thread gets the right ids while others evict its entries."""
     cache = SegmentCache(Counting(), 2000)
     wrong: list[str] = []
 
@@ -70,7 +70,7 @@ def test_threads_share_it() -> None:
 @settings(max_examples=50)
 @given(turns=TURNS)
 def test_a_conversations_tokens_do_not_depend_on_what_was_asked_before(turns: list[tuple[str, str]]) -> None:
-    """Turn by turn through one cache, and each prefix by a tokenizer that has seen nothing."""
+    """Compares turn by turn through one cache with each prefix in an empty cache."""
     assert WARM.template is not None
     messages: list[dict[str, Any]] = []
     for role, content in turns:

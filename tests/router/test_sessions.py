@@ -1,4 +1,4 @@
-"""Sessions over HTTP: their names, leases and quotas, and what workers are told of them."""
+"""Tests sessions over HTTP: names, leases, quotas, and the messages to workers."""
 
 import asyncio
 import time

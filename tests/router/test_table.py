@@ -1,4 +1,4 @@
-"""The table of fields: as the code is, of all the fields its clients know, and true."""
+"""Tests docs/API.md: it is current, has all fields that clients know, and is true."""
 
 import json
 import typing

@@ -1,4 +1,4 @@
-"""Tokens to text: the same text however the tokens come; stop strings cut whole. Templates."""
+"""Tests decoding in steps, stop strings, and templates."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ def _save(folder: Path, inner: tokenizers.Tokenizer) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """All bytes, some merges, special and plain added tokens, one with a character outside the byte alphabet."""
+    """A byte-level tokenizer with merges, special and plain added tokens, one beyond the byte alphabet."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate(alphabet)}
     merges = [("Ġ", "a"), ("â", "Ĥ"), ("âĤ", "¬"), ("h", "e")]
@@ -40,13 +40,13 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def words() -> Tokenizer:
-    """One whose decoder joins words with spaces."""
+    """A tokenizer whose decoder joins words with spaces."""
     return Tokenizer(str(GOLDEN))
 
 
 @pytest.fixture(scope="module")
 def metaspace(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """One that drops the first word's space."""
+    """A tokenizer that drops the first word's space."""
     vocab = {t: i for i, t in enumerate(("▁a", "b", "▁c", "▁", "d▁e", "<s>"))}
     inner = tokenizers.Tokenizer(models.WordLevel(vocab=vocab, unk_token="b"))
     inner.decoder = decoders.Metaspace()

@@ -1,4 +1,4 @@
-"""Calls told from text: the same message in whatever steps the text comes, and nothing of it lost."""
+"""Tests that calls and text are told apart, in whatever steps the text arrives, without loss."""
 
 import itertools
 import json
@@ -25,12 +25,12 @@ TWO = '<tool_call>\n{"name": "g", "arguments": {"b": {"c": [1, "</tool_call>"]}}
 
 @pytest.fixture(scope="module")
 def small(checkpoint: Path) -> Tokenizer:
-    """A byte a token; 1 is the end."""
+    """A tokenizer with one token per byte; 1 is the end token."""
     return Tokenizer(str(checkpoint))
 
 
 class Message:
-    """What parts come to."""
+    """The message that parts add up to."""
 
     def __init__(self, parts: list[Part]) -> None:
         self.text = self.reasoning = ""

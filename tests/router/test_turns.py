@@ -1,4 +1,4 @@
-"""What waits in the router for its turn, and what is refused for it."""
+"""Tests which requests wait in the router for their turn, and which are refused."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
@@ -21,12 +21,12 @@ def ask(client: httpx.AsyncClient, priority: int = 0, **headers: str) -> "asynci
 
 
 def one_place(checkpoint: Path, **options: Any) -> AbstractAsyncContextManager[Stage]:
-    """One worker of one slot: there is no other that could answer instead."""
+    """A single worker with a single slot."""
     return served(checkpoint, [FakeWorker("d0", "decode", slots=1)], Pools(prefill=0), **options)
 
 
 async def fill(stage: Stage, client: httpx.AsyncClient) -> "asyncio.Task[httpx.Response]":
-    """The only place is taken, by a request that gets no token."""
+    """Occupy the only slot with a request that gets no token."""
     stage["d0"].gate.clear()
     first = ask(client)
     await stage["d0"].until(lambda: bool(stage["d0"].running))

@@ -1,4 +1,4 @@
-"""Forms that nothing can satisfy, and forms that the request's other fields contradict: the client's fault, 400."""
+"""Tests that unsatisfiable answer formats, and ones that other fields contradict, get a 400."""
 
 import asyncio
 from pathlib import Path

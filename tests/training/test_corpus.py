@@ -1,4 +1,4 @@
-"""Dialogues: seeded, true to their own premises, and apart from what evaluation asks."""
+"""Tests the corpus: dialogues are reproducible, consistent, and different from those of evaluation."""
 
 import json
 from random import Random

@@ -1,4 +1,4 @@
-"""A grown checkpoint computes what the one did that it grew from, and can learn more."""
+"""Tests that a grown checkpoint gives its source's logits, and that its new weights can learn."""
 
 from pathlib import Path
 

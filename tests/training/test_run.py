@@ -1,4 +1,4 @@
-"""A training run: it learns, stops on request, and goes on where it stopped."""
+"""Tests a training run: it learns, stops on request, and goes on where it stopped."""
 
 import argparse
 import json

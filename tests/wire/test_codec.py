@@ -1,4 +1,4 @@
-"""Frames carry every message unchanged, and nothing else passes."""
+"""Tests that frames carry every message unchanged, and that other bytes are refused."""
 
 import asyncio
 from typing import get_args

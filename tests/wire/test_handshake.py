@@ -1,4 +1,4 @@
-"""A connection's two ends find out whether the other knows the secret, before any message."""
+"""Tests that both ends of a connection check, before any message, that the other knows the secret."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -40,7 +40,7 @@ def test_a_proof_sent_back_is_none() -> None:
 
 
 async def _over_streams(acceptor_knows: str, caller_knows: str) -> tuple[object, object]:
-    """What either side raised, or None."""
+    """The errors that the two sides raise; None for none."""
     accepted: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
 
     async def outcome(work: Awaitable[None]) -> BaseException | None:

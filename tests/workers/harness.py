@@ -1,4 +1,4 @@
-"""Workers as a router sees them, without Ray: leaders on this event loop, ranks as child processes."""
+"""Runs workers without Ray: leaders on this event loop, ranks as child processes."""
 
 import asyncio
 import functools

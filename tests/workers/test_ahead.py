@@ -1,4 +1,4 @@
-"""Steps planned while the one before them runs."""
+"""Tests steps that are planned while the previous one runs."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ ROOMY = replace(LIMITS, pages=40, max_step_tokens=16)
 
 
 def decoding(*news: int, limits: Limits = ROOMY, priority: int = 0) -> tuple[Scheduler, InFlight]:
-    """A scheduler with sequences of 3 prompt tokens that gain so many, and the first step that decodes them all."""
+    """A scheduler whose sequences have 3 prompt tokens and gain so many, and the first step that decodes them all."""
     scheduler = Scheduler(limits)
     for n, new in enumerate(news):
         scheduler.add(seq(f"r{n}", 3, new, priority, stop=(9,)))

@@ -1,4 +1,4 @@
-"""Collectives among real processes: right sums, equal bits, and peers that die or fall silent."""
+"""Tests collectives among processes: right sums, equal bits, and peers that die or hang."""
 
 import os
 import socket
@@ -39,7 +39,7 @@ def _value(rank: int, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _scenario(group: Collectives) -> dict[str, Tensor]:
-    """Every operation once or more; results by name."""
+    """Run every operation at least once; returns the results by name."""
     results: dict[str, Tensor] = {}
     for dtype in (torch.float32, torch.bfloat16):
         for shape in ((1, 64), (5, 33), (LONG,)):
@@ -163,7 +163,7 @@ def test_a_killed_peer_is_noticed_long_before_the_deadline(tmp_path: Path) -> No
 
 
 def _together(size: int, timeout_s: float) -> list[ShmCollectives]:
-    """A shared-memory group whose ranks all live in this process."""
+    """A shared-memory group whose ranks are all in this process."""
     folder = Path(tempfile.mkdtemp())
     with ThreadPoolExecutor(size) as pool:
         return list(pool.map(lambda r: ShmCollectives(r, size, folder, timeout_s, slot_bytes=4096), range(size)))

@@ -1,4 +1,4 @@
-"""Speculation changes when tokens come, and never which: whatever is drafted, and however much of it stands."""
+"""Tests that speculation never changes tokens, whatever is drafted and accepted."""
 
 import dataclasses
 import random
@@ -42,7 +42,7 @@ def prompts(count: int) -> list[list[int]]:
 
 
 class Oracle:
-    """Drafts in the MTP layer's stead: what is known to come, wrong from a random place on."""
+    """Makes drafts in place of the MTP layer: the right next tokens, wrong from a random place on."""
 
     def __init__(self, engine: Engine, expected: dict[str, Sequence[int]], seed: int) -> None:
         self._engine = engine

@@ -1,4 +1,4 @@
-"""Ranks forked from a process that has torch already: what they share, how they begin and end."""
+"""Tests ranks forked from a process that has imported torch: what they share, and how they start and end."""
 
 import asyncio
 import contextlib

@@ -1,4 +1,4 @@
-"""Quantized weights against a plain reckoning, element by element, whatever rows and columns a rank holds."""
+"""Tests quantized weights against plain arithmetic by element, whatever rows and columns a rank holds."""
 
 import json
 from pathlib import Path

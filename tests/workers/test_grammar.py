@@ -1,4 +1,4 @@
-"""Grammars at rank 0 and at the leader: what may come next, what is compiled when, what is kept."""
+"""Tests grammars at rank 0 and at the leader: allowed tokens, compiling, and caching."""
 
 import threading
 from pathlib import Path
@@ -114,7 +114,7 @@ def test_a_matcher_under_way_outlives_its_grammar() -> None:
 
 
 class Desk:
-    """A desk, what it has told rank 0, and what the scheduler would have."""
+    """A grammar desk, its messages to rank 0, and a fake scheduler."""
 
     def __init__(self, keep: int = 2) -> None:
         self.told: list[Compile | Forget] = []
@@ -122,7 +122,7 @@ class Desk:
         self.desk = GrammarDesk(self.told.append, lambda: self.admitted, keep)
 
     def bring(self, name: str, grammar: str | None) -> bool:
-        """Whether it must wait."""
+        """Submit a sequence; returns whether it must wait."""
         sampling = SamplingParams(max_tokens=1, seed=0, grammar=Grammar(grammar) if grammar else None)
         seq = Sequence(name, [1], 1, sampling, 0, 0, False, None, 0.0)
         waits = self.desk.holds_back(seq)
@@ -131,7 +131,7 @@ class Desk:
         return waits
 
     def ready(self, grammar: str, error: str | None = None) -> list[str]:
-        """Who waited for it; they are admitted."""
+        """Report a grammar as compiled; returns the sequences that waited, which are admitted."""
         waited = self.desk.compiled(Compiled(Grammar(grammar), error))
         self.admitted += waited
         return [s.request_id for s in waited]

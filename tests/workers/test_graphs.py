@@ -1,4 +1,4 @@
-"""Decode steps from fixed inputs: what a graph repeats gives what a step computes, and touches nobody else's state."""
+"""Tests captured decode steps: they equal eager steps and touch no other sequence's state."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -60,7 +60,7 @@ def test_every_batch_has_the_smallest_size_that_holds_it() -> None:
 
 
 class Again:
-    """Stands for graphs: a step is repeated by computing it once more, its result where the first one lay."""
+    """A fake graph: replaying computes the step again and writes the result to the first one's memory."""
 
     def __init__(self) -> None:
         self.replayed: list[int] = []
@@ -76,7 +76,7 @@ class Again:
 
 
 class Side:
-    """A runner on a golden checkpoint and caches that were full of NaN."""
+    """A runner on a golden checkpoint, with caches full of NaN."""
 
     def __init__(self, name: str, capture: Capture | None, device: torch.device = CPU, drafts: int = 0) -> None:
         folder = GOLDEN / name
@@ -133,7 +133,7 @@ def _run(side: Side, slots: list[int], decodes: list[list[int]]) -> list[tuple[i
 
 
 def _bits(caches: Caches) -> tuple[Tensor, Tensor]:
-    """All but the last page and slot, as integers: NaN equals itself."""
+    """The caches without the last page and slot, as integers, because NaN does not equal itself."""
     return caches.latent[:, :-1].view(torch.int32), caches.state[:, :-1].view(torch.int32)
 
 
@@ -150,7 +150,7 @@ def test_padded_steps_equal_eager_ones_and_leave_others_alone(name: str) -> None
 
 
 def _verify(eager: Side, padded: Side) -> None:
-    """Steps with drafts give the same tokens on both."""
+    """Check that steps with drafts give the same tokens on both sides."""
     sides = (eager, padded)
     slots = [3, 0, 4]
     pages = {slot: tuple(range(4 * i, 4 * i + 4)) for i, slot in enumerate(slots)}
@@ -230,7 +230,7 @@ def test_a_worker_without_a_gpu_captures_nothing() -> None:
 
 @pytest.mark.process
 def test_kernels_read_nothing_the_host_knew_when_it_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a real graph repeats: the kernels, with every Python value as it was at capture."""
+    """Like a real graph, the replay repeats the kernels with the Python values of the capture."""
     slots, decodes = [1, 0], [[1, 0]]
     expected = _run(Side("base", None), slots, decodes)
     again = Again()
@@ -250,7 +250,7 @@ def test_kernels_read_nothing_the_host_knew_when_it_captured(monkeypatch: pytest
 
 
 def test_a_decode_step_of_the_released_model_asks_the_device_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the meta device, where reading a value raises; kernels are launched as on a GPU, but do nothing."""
+    """It runs on the meta device, where reading a value raises; kernels are launched but do nothing."""
     monkeypatch.setattr(import_module("kernels.dispatch"), "FORCED", "triton")
     launched: list[object] = []
     for kernel in (GridExecutor, JITFunction):

@@ -1,4 +1,4 @@
-"""Hand-offs without sockets: two workers' schedulers, whose actions are carried from one to the other by hand."""
+"""Tests hand-offs without sockets: the test carries actions between two workers' schedulers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -77,7 +77,7 @@ class Pair:
         return answers
 
     def start_pull(self) -> list[Action]:
-        """A request at both; the decode worker has room and asks. The prefill worker's answer."""
+        """Submit a request to both workers; returns the prefill worker's answer to the decode worker's pull."""
         self.prefill.add(seq("r", 5, handoff=True))
         self.decode.add(seq("r", 5, source="p"))
         return self.to_prefill(self.decode.step()[2])
@@ -245,7 +245,7 @@ def test_a_broken_link_fails_the_snapshots_that_were_on_it(pair: Pair) -> None:
 
 
 def keep(worker: Worker, name: str, length: int) -> Pull:
-    """Compute and keep a prompt; what a peer that has nothing asks for it with."""
+    """Compute and keep a prompt; returns the pull of a peer that has none of it."""
     worker.add(seq(name, length, new=1))
     while worker.scheduler.sequences:
         worker.step()

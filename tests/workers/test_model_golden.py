@@ -1,4 +1,4 @@
-"""The model against logits of the official code, on checkpoints in the released layout."""
+"""Tests the model against logits of the official code, on checkpoints in the released layout."""
 
 import math
 from functools import partial
@@ -26,7 +26,7 @@ TOLERANCE = 1e-3
 
 
 def _close(errors: list[float]) -> bool:
-    """NaN is not close."""
+    """Whether an error is within the bound; NaN is not."""
     return all(error < TOLERANCE for error in errors)
 
 

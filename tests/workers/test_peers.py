@@ -1,4 +1,4 @@
-"""A worker's connections to those it pulls from, when one of them is out of reach."""
+"""Tests a worker's connections to the workers it pulls from, when one can't be reached."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.process
 
 
 class Far:
-    """A leader that a decode worker pulls from; it says nothing of itself."""
+    """A fake leader that a decode worker pulls from; it sends nothing by itself."""
 
     def __init__(self) -> None:
         self.writers: list[asyncio.StreamWriter] = []

@@ -1,4 +1,4 @@
-"""Sequences of a better priority take the places of worse ones at once, and those end none the worse for it."""
+"""Tests that sequences of a better priority preempt worse ones at once, without changing their answers."""
 
 import pytest
 
@@ -11,7 +11,7 @@ BATCH = 1000
 
 
 def full(kind: str) -> Scheduler:
-    """Every slot taken at the batch's priority: by running sequences, pulls, or snapshots that wait to be pulled."""
+    """A worker whose slots are all taken at a batch's priority: by running sequences, pulls or held snapshots."""
     scheduler = Scheduler(LIMITS)
     for i in range(LIMITS.slots):
         source = "prefill-0" if kind == "pulling" else None

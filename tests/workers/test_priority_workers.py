@@ -1,4 +1,4 @@
-"""Whole workers: what yielded to a better priority ends with the tokens it would have had alone."""
+"""Tests on whole workers that preempted sequences end with the tokens that they would have alone."""
 
 import asyncio
 import random
@@ -27,38 +27,38 @@ def config() -> WorkerConfig:
 
 @cache
 def alone() -> list[Completion]:
-    """What the bare engine answers to each prompt by itself."""
+    """The bare engine's answer to each prompt alone."""
     engine = Engine(config())
     return [engine.generate([prompt], [SAMPLING])[0] for prompt in PROMPTS]
 
 
 class Places:
-    """Two workers of one slot each, and who is where in them."""
+    """Two workers of one slot each, and the requests at them."""
 
     def __init__(self, started: Workers, prefill: Worker, decode: Worker) -> None:
         self.started, self.prefill, self.decode = started, prefill, decode
         self.live = started.whole(decode, PROMPTS[0], SAMPLING)
 
     def decode_batch(self) -> Stream:
-        """A batch's request comes to the decode worker alone."""
+        """Send a batch's request to the decode worker alone."""
         stream = self.started._new(self.decode)
         message = Submit(stream.request_id, TokenIds.of(PROMPTS[1]), SAMPLING, BATCH, self.prefill.ref)
         self.decode.caller.send(message)
         return stream
 
     def prefill_batch(self, stream: Stream) -> None:
-        """And to the prefill worker too."""
+        """Send a batch's request to both workers."""
         self.prefill.caller.send(Submit(stream.request_id, TokenIds.of(PROMPTS[1]), SAMPLING, BATCH, handoff=True))
 
     async def until(self, worker: Worker, stream: Stream, state: State) -> None:
-        """Poll for what no message brings about."""
+        """Poll until a condition holds that no message reports."""
         sequences = worker.leader._scheduler.sequences
         async with asyncio.timeout(60):
             while stream.request_id not in sequences or sequences[stream.request_id].state is not state:
                 await asyncio.sleep(0.005)
 
     async def check(self, *streams: Stream) -> None:
-        """All end as they would have alone, and leave nothing."""
+        """Check that all requests end as they would alone and leave nothing behind."""
         for stream, expected in zip((self.live, *streams), alone(), strict=False):
             await stream.end()
             assert stream.token_ids == expected.token_ids

@@ -1,4 +1,4 @@
-"""Which requests outlive their router, and for how long their tokens outlive them."""
+"""Tests which requests outlive their router, and for how long their tokens are kept."""
 
 import array
 
@@ -25,7 +25,7 @@ def output(offset: int, *tokens: int, finish: Finish | None = None) -> SeqOutput
 
 
 def none(request_id: str, count: int) -> list[int]:
-    """No token came with a snapshot."""
+    """The tokens that came with a snapshot: none."""
     return []
 
 

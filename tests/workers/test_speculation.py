@@ -1,4 +1,4 @@
-"""How many tokens a step drafts."""
+"""Tests how many tokens a step drafts."""
 
 import random
 
@@ -8,7 +8,7 @@ from workers.schedule.speculation import Speculation
 
 
 def serve(speculation: Speculation, rows: int, steps: int, stands: float, cost: float, rng: random.Random) -> list[int]:
-    """Decode for some steps: a step takes 1 s and `cost` a draft; drafts stand with a chance. What was drafted."""
+    """Decode for some steps of 1 s plus `cost` per draft, with a probability of acceptance; returns the drafts."""
     out = []
     for _ in range(steps):
         drafts = speculation.drafts(rows, room=1000)

@@ -1,4 +1,4 @@
-"""What ranks count of themselves."""
+"""Tests what ranks measure and report."""
 
 import asyncio
 

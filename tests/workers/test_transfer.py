@@ -1,4 +1,4 @@
-"""Whole snapshots between two ranks of one process, through every channel a CPU has."""
+"""Tests snapshots between two ranks of one process, on every channel for CPUs."""
 
 import itertools
 import os

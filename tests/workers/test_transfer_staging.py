@@ -1,4 +1,4 @@
-"""The bookkeeping of both ends against each other, with every message under way at the test's mercy."""
+"""Tests the bookkeeping of both ends of a transfer, with messages delivered in any order across links."""
 
 from collections import deque
 

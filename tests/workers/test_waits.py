@@ -1,4 +1,4 @@
-"""How often a rank's loop waits for its GPU: counted on a CPU, and refused by CUDA itself where there is one."""
+"""Tests how often a rank waits for its GPU: counted on a CPU, and refused by CUDA on a GPU."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ from workers.transfer.snapshot import read_latents, read_shard, read_state, writ
 
 
 class Exports:
-    """A transfer layer: keeps what is sent, and hands it out as what has come."""
+    """A fake transfer layer that keeps what is sent and returns it as received."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[int, torch.Tensor]] = []
@@ -36,14 +36,14 @@ class Exports:
 
 
 class Rank(Solo):
-    """One of several ranks, whose sums nobody adds to."""
+    """One rank of a group, whose collectives return its own values."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
 
 def _begun(device: torch.device = CPU, capture: Any = None, drafts: int = 0) -> Side:
-    """Two sequences whose prompts are computed."""
+    """A runner with two sequences whose prompts are computed."""
     side = Side("base", capture, device, drafts)
     # Greedy: the reference that draws where there is no GPU reads values.
     admits = tuple(Admit(slot, SamplingParams(max_tokens=9, seed=1, temperature=0.0), (), 3) for slot in (0, 1))

@@ -1,4 +1,4 @@
-"""What is compiled before the first request is what requests launch."""
+"""Tests that warming up compiles all kernels that requests launch."""
 
 import pytest
 import torch

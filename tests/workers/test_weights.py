@@ -1,4 +1,4 @@
-"""Reading weights: only a rank's own slices, and errors that say what is wrong."""
+"""Tests reading weights: only a rank's own slices, and errors that say what is wrong."""
 
 import json
 import shutil

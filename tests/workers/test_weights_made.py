@@ -1,4 +1,4 @@
-"""Synthetic weights, and what a rank says while it loads."""
+"""Tests synthetic weights, and what a rank prints while it loads."""
 
 import json
 import re
@@ -63,7 +63,7 @@ def test_a_gpu_makes_what_a_cpu_makes(method: Method) -> None:
 
 
 def _config(folder: Path, **changes: object) -> Path:
-    """A folder without weights."""
+    """A config of a folder without weights."""
     folder.mkdir()
     raw = json.loads((GOLDEN / "tp4/config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(raw))

@@ -1,4 +1,4 @@
-"""Whole workers without Ray: split prefill and decode equal the bare engine; nothing leaks, whatever happens."""
+"""Tests whole workers without Ray: split prefill and decode equal the bare engine, and nothing leaks."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ def greedy(new: int) -> SamplingParams:
 
 @cache
 def cases(count: int) -> list[tuple[tuple[int, ...], SamplingParams, Completion]]:
-    """Prompts of mixed lengths with what the bare engine answers to each, one by one."""
+    """Prompts of mixed lengths, with the bare engine's answers one by one."""
     engine = Engine(config(slots=64))
     rng = random.Random(7)
     out = []
@@ -231,7 +231,7 @@ def test_a_worker_that_cannot_load_says_why() -> None:
 
 
 def test_a_stopped_rank_ends_its_worker_while_a_step_runs_and_between_steps() -> None:
-    """Nothing of it closes: the leader finds out by itself."""
+    """The stopped rank closes no connection, so the leader must notice by itself."""
 
     async def run() -> None:
         async with workers() as started:

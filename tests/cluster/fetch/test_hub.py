@@ -1,4 +1,4 @@
-"""Fetching from a hub, with its own library, against a server that speaks its API."""
+"""Tests fetching from a hub by the hub's library, against a server with its API."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def repository(monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
-    """ling-nano on a hub that this process asks."""
+    """ling-nano on a hub that this process is set to use."""
     from huggingface_hub import constants  # noqa: PLC0415 - as the product loads it
 
     made = of_folder(NAME, EMBEDDED)
@@ -48,7 +48,7 @@ def fetch(cache: Path, revision: str | None = None, **more: object) -> Fetched:
 
 
 def another(cache: Path, **environment: str) -> "subprocess.Popen[str]":
-    """A process of its own that fetches into the same cache and prints the folder."""
+    """Start another process that fetches into the same cache and prints the folder."""
     from huggingface_hub import constants  # noqa: PLC0415
 
     code = "import sys; from pathlib import Path; from cluster.fetch.fetch import Origin\n"
@@ -102,7 +102,7 @@ def test_a_moved_branch_is_another_folder_and_a_pinned_one_stays(repository: Rep
 
 
 def test_nodes_take_the_same_or_refuse(repository: Repository, tmp_path: Path) -> None:
-    """A node whose hub, a mirror say, does not have the commit that the cluster has settled on."""
+    """A node's hub, for example a mirror, may lack the commit that the cluster uses."""
     settled = Origin(Hub(NAME, "v1"), tmp_path / "head")
     repository.commits["v1"] = COMMIT
     settled = settled.description().origin

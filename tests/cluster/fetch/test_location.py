@@ -1,4 +1,4 @@
-"""What the setting `model` names, and which files of a checkpoint are fetched."""
+"""Tests what the setting `model` can name, and which files of a checkpoint are fetched."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Fetching from an S3 server and a web server, with the store library."""
+"""Tests fetching from an S3 server and a web server."""
 
 import functools
 import hashlib
@@ -38,7 +38,7 @@ def server() -> Iterator[Bucket]:
 
 @pytest.fixture
 def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """ling-nano under s3://weights/nano; nothing sent yet."""
+    """An S3 server with ling-nano at s3://weights/nano, which has sent nothing yet."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     server.sent.clear()
@@ -164,7 +164,7 @@ def test_what_may_not_be_read(bucket: Bucket, tmp_path: Path, monkeypatch: pytes
 
 
 class Web(http.server.SimpleHTTPRequestHandler):
-    """A plain web server: no listing, no ranges, no ETag."""
+    """A plain web server without listing, ranges or ETags."""
 
     answer: ClassVar[Callable[[Any], None] | None] = None
 
@@ -180,12 +180,12 @@ class Web(http.server.SimpleHTTPRequestHandler):
             super().copyfile(*files)
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """Log nothing."""
 
 
 @contextmanager
 def web_server(answer: Callable[[Any], None] | None = None) -> Iterator[str]:
-    """Its address, while it runs; it serves the folder above the embedded checkpoint's."""
+    """Run the web server on the folder above the embedded checkpoint; yields its address."""
     handler = functools.partial(type("Handler", (Web,), {"answer": answer}), directory=str(EMBEDDED.parent))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

@@ -1,4 +1,4 @@
-"""The disk tier: what lies in its folder, what is found again, and that answers begun from it are the same."""
+"""Tests the disk tier: its files, what a restart finds, and that answers begun from it are the same."""
 
 import os
 import random
@@ -36,7 +36,7 @@ def close(on: Engine) -> None:
 
 
 def turn(on: Engine, ids: list[int], session: str = "s") -> list[int]:
-    """A turn of a session: its tokens, pinned at their end."""
+    """Run a turn of a session and pin its end; returns its tokens."""
     whole = [*ids, *run(on, [ids])[0]]
     mark = end_of(on, whole)
     now = time.monotonic()
