@@ -85,17 +85,18 @@ class Sessions:
 
     # Turns
 
-    async def begin(self, tenant: str, session_id: str, scope: str, keyed: Keyed | None = None) -> Turn:
+    async def begin(
+        self, tenant: str, session_id: str, scope: str, keyed: Keyed | None = None, *, takes_over: bool = True
+    ) -> Turn:
         """Begin a request's turn in a session, which is created if needed.
 
-        409 while another request uses it; 403 for another scope. keyed: the request's key. The same request takes the
-        session over from its earlier connection, whose router may have died.
+        409 while another request uses it; 403 for another scope. keyed: the request's key. takes_over: it takes the
+        session from an earlier request with this key, whose router may have died.
         """
         turn = Turn(tenant, session_id, scope, 0)
-        earlier = None
-        if keyed is not None:
-            earlier = f"{keyed.name.hex()}-"
-            turn.owner = earlier + turn.owner
+        name = f"{keyed.name.hex()}-" if keyed is not None else ""
+        turn.owner = name + turn.owner
+        earlier = name if name and takes_over else None
         made = _clock()
         take = partial(
             sessions.take, tenant=tenant, session_id=session_id, owner=turn.owner, scope=scope, most=self._most,

@@ -94,6 +94,12 @@ class Serving:
         """The live workers. A killed worker stays listed for a while in another state."""
         return [worker for worker in self.workers(role) if worker["state"] == "live"]
 
+    def one_live(self, role: str) -> dict[str, Any]:
+        """A worker that takes requests, once there is one: a router leaves out whom a busy machine kept silent."""
+        found: list[dict[str, Any]] = []
+        self.until(lambda: bool(found.extend(self.live(role)) or found), 60)
+        return found[0]
+
     def all_free(self) -> bool:
         """Whether every live worker has all its pages and slots back."""
         return all(

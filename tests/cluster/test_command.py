@@ -97,9 +97,9 @@ def test_ctrl_c_while_starting_leaves_nothing(folder: Path) -> None:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert process.returncode == 130
-    _, left = psutil.wait_procs(family, timeout=10)
+    _, left = psutil.wait_procs(family, timeout=30)
     assert not left
     assert list(folder.iterdir()) == []
 

@@ -190,7 +190,7 @@ def test_without_its_raylet_it_ends_with_an_error(cluster: Serving) -> None:
     assert cluster.process.returncode == 1
     assert "Ray's raylet ended" in printed
     assert "Traceback" not in printed
-    _, left = psutil.wait_procs(family, timeout=10)
+    _, left = psutil.wait_procs(family, timeout=30)
     assert not left
 
 
@@ -206,7 +206,7 @@ def test_a_signal_ends_it_though_ray_does_not_answer() -> None:
     found[0].suspend()
     family = parent.children(recursive=True)
     started.process.send_signal(signal.SIGTERM)
-    started.process.communicate(timeout=30)
+    started.process.communicate(timeout=60)
     assert started.process.returncode in (130, -signal.SIGKILL)
-    _, left = psutil.wait_procs(family, timeout=10)
+    _, left = psutil.wait_procs(family, timeout=30)
     assert not left

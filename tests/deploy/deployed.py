@@ -44,7 +44,7 @@ class Deployed:
             return False
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(f"{self.url}/status", timeout=10, trust_env=False).json()
+        found: dict[str, Any] = httpx.get(f"{self.url}/status", timeout=60, trust_env=False).json()
         return found
 
     def decode_worker(self) -> tuple[str, int] | None:
@@ -55,13 +55,14 @@ class Deployed:
 
     def live_decode_worker(self) -> tuple[str, int]:
         """Wait for `decode_worker`: a router drops a worker that a busy machine kept silent, until it speaks again."""
-        self.nodes.until(lambda: self.decode_worker() is not None, 60)
-        found = self.decode_worker()
-        return found if found is not None else self.live_decode_worker()
+        found: list[tuple[str, int] | None] = [None]
+        self.nodes.until(lambda: found.append(self.decode_worker()) or found[-1] is not None, 60)
+        assert found[-1] is not None
+        return found[-1]
 
     def serve_is_running(self) -> bool:
-        """The output of `serve status`, which asks Serve's controller through the GCS."""
-        return "RUNNING" in self.nodes.run("serve", "status")
+        """The output of `serve status`, which asks Serve's controller through the GCS and fails while there is none."""
+        return "RUNNING" in self.nodes.call("serve", "status").stdout
 
 
 def deploy(nodes: RayNodes, **settings: Any) -> Deployed:

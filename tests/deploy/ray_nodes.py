@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +96,7 @@ class RayNodes:
 
     def kill_gcs(self) -> None:
         """Kill the GCS with SIGKILL and wait until it has ended."""
-        (gcs,) = [p for p in self.processes() if p.name() == "gcs_server"]
+        (gcs,) = self.named("gcs_server")
         gcs.kill()
         psutil.wait_procs([gcs], timeout=10)
 
@@ -136,12 +136,18 @@ class RayNodes:
         except httpx.TransportError:
             return 0
 
-    def run(self, *command: str, timeout: float = 60, at: str | None = None) -> str:
+    def run(self, *command: str, timeout: float = 120, at: str | None = None) -> str:
         """Run a command of the venv as a node's user; returns its output. The default is the head."""
+        done = self.call(*command, timeout=timeout, at=at)
+        assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def call(self, *command: str, timeout: float = 120, at: str | None = None) -> "subprocess.CompletedProcess[str]":
+        """Run a command that may fail."""
         at = at or self.head
         environment = self._environment(at) | {"RAY_DASHBOARD_ADDRESS": self.dashboard}
         line = f". ~/ling/cluster/ray/env.sh; exec {' '.join(command)}"
-        done = subprocess.run(
+        return subprocess.run(
             [*self._inside(at), "bash", "-c", line],
             env=environment,
             capture_output=True,
@@ -149,8 +155,6 @@ class RayNodes:
             timeout=timeout,
             check=False,
         )
-        assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
-        return done.stdout
 
     def processes(self) -> list[psutil.Process]:
         """Every process of every node: the start commands, whatever names the cluster's folder or its GCS, and who
@@ -163,6 +167,15 @@ class RayNodes:
         ]
         roots = [*named, *(started.pid for started in self._processes)]
         return list({p.pid: p for root in roots for p in _family(root)}.values())
+
+    def named(self, begin: str) -> list[psutil.Process]:
+        """Return the nodes' running processes whose names begin so."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if process.name().startswith(begin) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
 
     def until(self, condition: Callable[[], bool], seconds: float) -> None:
         """Poll a condition of the outside world, up to a deadline."""
@@ -186,7 +199,7 @@ class RayNodes:
                 except psutil.NoSuchProcess:
                     continue
             psutil.wait_procs(left, timeout=5)
-            left = [p for p in self.processes() if p.status() != psutil.STATUS_ZOMBIE]
+            left = self.named("")
             if not left:
                 break
         for started in self._processes:

@@ -92,4 +92,4 @@ def test_a_node_that_is_lost_breaks_no_stream(machines: Machines) -> None:
         machines.deployed.nodes.lose(machines.network.address(BOTH))
         answered(machines, 12)
     assert machines.asked.problems == []
-    assert live(machines.deployed) == {"prefill": 0, "decode": 1}
+    machines.deployed.nodes.until(lambda: live(machines.deployed) == {"prefill": 0, "decode": 1}, 60)

@@ -114,7 +114,7 @@ def test_a_gcs_that_dies_under_load_comes_back_and_no_stream_breaks(deployed: De
 
 def test_serve_s_controller_dies_under_load_and_no_stream_breaks(deployed: Deployed) -> None:
     """The next controller knows the application and restarts what ends."""
-    (controller,) = [p for p in deployed.nodes.processes() if p.name().startswith("ray::ServeCont")]
+    (controller,) = deployed.nodes.named("ray::ServeCont")
     before, asked = deployed.live_decode_worker(), Transcripts(deployed.url)
     assert before is not None
     with asked.running():

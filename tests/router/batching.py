@@ -81,7 +81,7 @@ async def desk(
     """Serve a router with this data folder, and with a pair of workers or other ones."""
     stage: Stage
     async with served(checkpoint, workers or pair(), data_dir=str(folder), **options) as stage:
-        http = httpx.AsyncClient(verify=False, timeout=20)
+        http = httpx.AsyncClient(verify=False, timeout=60)
         async with openai.AsyncOpenAI(base_url=f"{stage.url}/v1", api_key=key, max_retries=0, http_client=http) as sdk:
             yield Desk(stage, sdk)
 

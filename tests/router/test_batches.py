@@ -15,7 +15,7 @@ from router.priority import BATCH
 from tests.router.batching import CHAT, PLAIN, desk, line, lines
 from tests.router.conftest import pair
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("endpoint", [CHAT, PLAIN])

@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from router.access.keys import hashed, make_key
-from router.api.responses import rows
+from router.api.responses.rows import LEASE_S
 from router.api.responses.takeover import Takeover
 from tests.router.conftest import Stage, pair, served
 from tests.router.scripted import scripted
@@ -332,13 +332,14 @@ def test_a_full_queue_is_a_429_before_anything_is_kept(checkpoint: Path) -> None
     asyncio.run(act())
 
 
-def kill(router: Stage) -> None:
-    """End a router like a killed process: it tells neither its workers nor the store."""
+async def kill(router: Stage) -> None:
+    """End a router like a killed process: it tells neither its workers nor the store. Its leases run out."""
     cut_off(router)
     (takeover,) = (service for service in router.gateway._services if isinstance(service, Takeover))
     for task in (takeover._task, takeover._background._renewing, *takeover._background._tasks):
         if task is not None:
             task.cancel()
+    await takeover._store._database.run(lambda db: db.execute("UPDATE responses SET lease = lease - ?", (LEASE_S + 1,)))
 
 
 async def read_some(response: httpx.Response, text: str) -> str:
@@ -355,7 +356,6 @@ def test_another_router_goes_on_with_what_a_dead_one_ran(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, dies: bool
 ) -> None:
     """dies: whether the worker that computes the response dies too."""
-    monkeypatch.setattr(rows, "LEASE_S", 0.3)
     monkeypatch.setattr("router.api.responses.takeover._LOOK_S", 0.02)
     said = "hello there, this is what it says"
     asked = {**ASKED, "stream": way != "background", "background": way != "key"}
@@ -381,7 +381,7 @@ def test_another_router_goes_on_with_what_a_dead_one_ran(
                     async with first.stream("POST", "/v1/responses", json=asked, headers=headers) as response:
                         before = checked(await read_some(response, said[:6]))
                     response_id = before[0]["response"]["id"]
-                kill(one)
+                await kill(one)
             if dies:
                 await worker.die()
             else:
@@ -427,6 +427,26 @@ def test_the_same_key_gives_the_same_whole_response(checkpoint: Path, store: boo
             assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
             kept = await http.get(f"/v1/responses/{first['id']}")
             assert kept.json() == first if store else kept.status_code == 404
+
+    asyncio.run(act())
+
+
+def test_the_same_request_twice_at_once_is_answered_once(checkpoint: Path) -> None:
+    async def act() -> None:
+        async with served(checkpoint, pair()) as stage, stage.client() as http:
+            pause(stage)
+            asked = {**ASKED, "max_output_tokens": 12}
+            asks = [
+                asyncio.create_task(http.post("/v1/responses", json=asked, headers={"idempotency-key": "k"}))
+                for _ in range(4)
+            ]
+            # All have been begun before the first is recorded, or come after it; one of them is computed.
+            await stage.until(lambda: stage.gateway.in_flight == 1 and len(stage["d0"].received) >= 1)
+            go_on(stage)
+            answers = [(await ask).json() for ask in asks]
+            assert [a["status"] for a in answers] == ["incomplete"] * 4
+            assert all((a["id"], a["output"]) == (answers[0]["id"], answers[0]["output"]) for a in answers)
+            await stage.until(lambda: stage.gateway.in_flight == 0)
 
     asyncio.run(act())
 

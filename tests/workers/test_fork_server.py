@@ -22,7 +22,7 @@ from workers.local import fork_launcher
 from workers.rank.job import LENGTH, PID, RankJob
 from workers.schedule.step import RANKS, Loading, RankMessage, Ready
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 CONFIG = WorkerConfig(str(GOLDEN / "base"), dtype="float32")
 WAIT_S = 60
 

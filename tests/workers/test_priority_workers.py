@@ -39,15 +39,17 @@ class Places:
         self.started, self.prefill, self.decode = started, prefill, decode
         self.live = started.whole(decode, PROMPTS[0], SAMPLING)
 
-    def decode_batch(self) -> Stream:
-        """Send a batch's request to the decode worker alone."""
-        stream = self.started._new(self.decode)
+    def batch(self) -> Stream:
+        """Make a batch's request, which no worker has yet."""
+        return self.started._new(self.decode)
+
+    def decode_batch(self, stream: Stream) -> None:
+        """Send it to the decode worker."""
         message = Submit(stream.request_id, TokenIds.of(PROMPTS[1]), SAMPLING, BATCH, self.prefill.ref)
         self.decode.caller.send(message)
-        return stream
 
     def prefill_batch(self, stream: Stream) -> None:
-        """Send a batch's request to both workers."""
+        """Send it to the prefill worker."""
         self.prefill.caller.send(Submit(stream.request_id, TokenIds.of(PROMPTS[1]), SAMPLING, BATCH, handoff=True))
 
     async def until(self, worker: Worker, stream: Stream, state: State) -> None:
@@ -67,12 +69,12 @@ class Places:
 
 
 async def a_held_snapshot_yields_to_a_live_prompt(at: Places) -> None:
-    await at.live.tokens(1)
-    batch = at.decode_batch()
+    batch = at.batch()
     at.prefill_batch(batch)
-    await at.until(at.prefill, batch, State.HELD)
+    await at.until(at.prefill, batch, State.HELD)  # nobody pulls it
     live = at.started.split(at.prefill, at.decode, PROMPTS[2], SAMPLING)
     await at.until(at.prefill, batch, State.QUEUED)
+    at.decode_batch(batch)
     await live.end()
     assert live.token_ids == alone()[2].token_ids
     await at.check(batch)
@@ -80,7 +82,8 @@ async def a_held_snapshot_yields_to_a_live_prompt(at: Places) -> None:
 
 async def a_pull_yields_and_is_computed_where_it_is(at: Places) -> None:
     await at.live.end()
-    batch = at.decode_batch()
+    batch = at.batch()
+    at.decode_batch(batch)
     await at.until(at.decode, batch, State.PULLING)  # of a prompt its prefill worker has yet to get
     live = at.started.whole(at.decode, PROMPTS[2], SAMPLING)
     await live.tokens(1)
@@ -93,7 +96,8 @@ async def a_pull_yields_and_is_computed_where_it_is(at: Places) -> None:
 
 async def a_running_sequence_yields(at: Places) -> None:
     await at.live.end()
-    batch = at.decode_batch()
+    batch = at.batch()
+    at.decode_batch(batch)
     at.prefill_batch(batch)
     await batch.tokens(5)
     live = at.started.split(at.prefill, at.decode, PROMPTS[2], SAMPLING)

@@ -93,7 +93,7 @@ def test_a_leader_tells_of_its_ranks_and_of_a_snapshot_that_does_not_come() -> N
             decode.caller.send(Submit(orphan.request_id, TokenIds.of(prompt), sampling, 0, nobody))
             assert (await orphan.end()).finish == "error"
             told: dict[tuple[str, ...], float] = {}
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while (
                     "ling_transfer_bytes_total",
                     *_ME,

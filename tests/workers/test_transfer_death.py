@@ -32,7 +32,7 @@ Channel = Literal["auto", "shm", "gloo", "nixl"]
 MEGABYTES = 8192
 TOKENS = MEGABYTES * 1024
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(280)]
 
 
 @pytest.fixture(autouse=True)

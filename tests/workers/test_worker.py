@@ -151,9 +151,9 @@ def test_a_killed_prefill_rank_ends_its_requests_by_name_and_frees_the_decode_wo
             stuck = [started.split(prefill, decode, prompt, sampling) for _ in range(4)]
             os.kill(prefill.info.ranks[1].pid, signal.SIGKILL)
             with pytest.raises(WorkerLost, match="rank 1"):
-                await asyncio.wait_for(prefill.running, 10)
+                await asyncio.wait_for(prefill.running, 60)
             await prefill.leader.close()
-            await asyncio.wait_for(prefill.caller.closed.wait(), 10)
+            await asyncio.wait_for(prefill.caller.closed.wait(), 60)
             for stream in stuck:
                 end = await stream.end()
                 assert end.finish == "error"
@@ -178,7 +178,7 @@ def test_a_killed_decode_rank_frees_the_prefill_worker() -> None:
             await running.tokens(3)
             os.kill(decode.info.ranks[0].pid, signal.SIGKILL)
             with pytest.raises(WorkerLost, match="rank 0"):
-                await asyncio.wait_for(decode.running, 10)
+                await asyncio.wait_for(decode.running, 60)
             await decode.leader.close()
             await prefill.caller.idle(prefill.info)
 
@@ -193,7 +193,7 @@ def test_a_router_that_leaves_frees_its_requests() -> None:
             await stream.tokens(2)
             for worker in started.all:
                 worker.caller.writer.close()
-                await asyncio.wait_for(worker.caller.closed.wait(), 10)
+                await asyncio.wait_for(worker.caller.closed.wait(), 60)
                 await worker.caller.connect(worker.info.host, worker.info.port)
                 worker.caller.seen = worker.caller.sent = 0
                 await worker.caller.idle(worker.info)
@@ -239,12 +239,12 @@ def test_a_stopped_rank_ends_its_worker_while_a_step_runs_and_between_steps() ->
             running = started.split(prefill, decode, cases(24)[0][0], SamplingParams(max_tokens=500, seed=0))
             await running.tokens(3)
             os.kill(decode.info.ranks[1].pid, signal.SIGSTOP)
-            with pytest.raises(WorkerLost, match=r"no result after .*; rank 1 did nothing meanwhile"):
+            with pytest.raises(WorkerLost, match=r"no result after .*; ranks? (0, )?1 did nothing"):
                 await asyncio.wait_for(decode.running, 60)
             await decode.leader.close()
             await prefill.caller.idle(prefill.info)
             os.kill(prefill.info.ranks[0].pid, signal.SIGSTOP)
-            with pytest.raises(WorkerLost, match="rank 0 gave no sign of life"):
+            with pytest.raises(WorkerLost, match=r"ranks? 0(, 1)? gave no sign of life"):
                 await asyncio.wait_for(prefill.running, 60)
 
     asyncio.run(run())

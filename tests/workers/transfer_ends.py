@@ -19,7 +19,7 @@ from workers.transfer.nixl_agent import ability
 
 Event = Received | Sent | LinkLost
 HOST = "127.0.0.1"
-WAIT_S = 30.0
+WAIT_S = 90.0
 NEEDS_NIXL = pytest.mark.skipif(ability() == "none", reason="NIXL is not installed: pip install nixl-cu13 (Linux only)")
 # Every channel that a CPU has, as a test's parameters.
 CHANNELS = ("shm", "gloo", pytest.param("nixl", marks=NEEDS_NIXL))

@@ -89,7 +89,7 @@ class Create(Answering):
             if not apart:
                 await self._gateway.rejoin(job)
             session = session_of(scope, lowered)
-            turn = await begin_turn(self._sessions, session, caller, job)
+            turn = await begin_turn(self._sessions, session, caller, job, takes_over=not apart)
             holds.enter_context(self._sessions.held(turn))
             holds.enter_context(self._gateway.flying(job, permit))
             headers += worker_headers(job, self._gateway.config)
@@ -100,14 +100,20 @@ class Create(Answering):
             digest = hashlib.blake2b(body, digest_size=16).digest()
             if request.session_id is None and session is not None:
                 body = encode({**from_json(body), "session_id": session})  # for a router without the header
-            await self._store.begin(record, Run(body, digest), streamed=request.stream)
-            if account is not None:
-                # The request ends now, but its work continues and still counts as a concurrent request of its key.
-                account.running += 1
-                holds.callback(account.leave)
-            shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
-            self._background.start(job, shape, holds.pop_all(), streamed=request.stream)
-        return await self._show(request, record.body, scope, receive, send, headers)
+            begun = await self._store.begin(record, Run(body, digest), streamed=request.stream)
+            if begun:
+                if account is not None:
+                    # The request ends now, but its work continues and still counts as a concurrent one of its key.
+                    account.running += 1
+                    holds.callback(account.leave)
+                shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
+                self._background.start(job, shape, holds.pop_all(), streamed=request.stream)
+        shown: Response | None = record.body
+        if not begun and keyed is not None:  # its client sent it twice at once: the first one's answer is for both
+            shown = await self._again(caller.tenant, response_id, keyed)
+        if shown is None:
+            raise reused()
+        return await self._show(request, shown, scope, receive, send, headers)
 
     async def _again(self, tenant: str, response_id: str, keyed: Keyed) -> Response | None:
         """The response that was asked for with the same key before, if one was; 422 if with another body."""

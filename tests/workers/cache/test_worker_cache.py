@@ -66,7 +66,7 @@ def test_turns_over_split_workers_return_from_decode(tp: int, other: int) -> Non
             for n, (prompt, answer) in enumerate(session()):
                 prefix = Prefix(source=decode.ref, kept_tokens=ends[-1])
                 stream = started.split(prefill, decode, prompt, greedy(NEW), prefix)
-                await stream.end()
+                assert (await stream.end()).error is None
                 assert stream.token_ids == answer
                 assert stream.cached == ((ends[-1], "peer") if n else (0, None))
                 ends.append(len(prompt) + NEW - 1)
@@ -139,7 +139,7 @@ def test_pulled_from_the_host_memory_of_another_worker(tp: int, other: int) -> N
             for n, (prompt, answer) in enumerate(session()):
                 prefix = Prefix(source=decode.ref, kept_tokens=begin)
                 stream = started.split(prefill, decode, prompt, greedy(NEW), prefix)
-                await stream.end()
+                assert (await stream.end()).error is None
                 assert stream.token_ids == answer
                 assert stream.cached == ((begin, "peer") if n else (0, None))
                 begin = len(prompt) + NEW - 1
