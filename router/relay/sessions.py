@@ -1,4 +1,4 @@
-"""Sessions: which request uses one, where it ends, and which of its snapshots workers keep."""
+"""Manages sessions: which request uses one, where it ends, and which snapshots workers pin for it."""
 
 import asyncio
 import hashlib
@@ -73,7 +73,7 @@ class Sessions:
         self._table.on_found = self._found
 
     async def close(self) -> None:
-        """Stop both."""
+        """Stop renewing leases and pinning."""
         for task in (self._renewing, self._restoring):
             if task is not None:
                 task.cancel()
@@ -201,7 +201,7 @@ class Sessions:
             raise _taken(session_id, "session_id")
 
     async def enter(self, tenant: str, session_id: str, scope: str, at: End) -> StoredSession:
-        """A new session that stands where another cluster's stood; 403, 409."""
+        """Create a session that ends where another cluster's ended; 403 or 409 if that is not possible."""
         made = now()
         work = partial(
             sessions.enter, tenant=tenant, session_id=session_id, scope=scope, at=at, most=self._most, now=made,
@@ -269,7 +269,7 @@ class Sessions:
 
     @property
     def page_size(self) -> int:
-        """Tokens a page of the workers."""
+        """The workers' page size in tokens."""
         limits = self._table.limits()
         return limits.page_size if limits is not None else 1
 

@@ -79,7 +79,7 @@ def streamed(client: openai.OpenAI, messages: list[Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("ask", [whole, streamed])
-def test_three_turns_two_tools_and_the_right_answers(cluster: Serving, ask: Any) -> None:
+def test_an_agent_gets_three_turns_with_two_tools_right(cluster: Serving, ask: Any) -> None:
     messages: list[Any] = []
     with openai.OpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:
         for said, chosen, arguments, result, wanted in TURNS:
@@ -118,7 +118,7 @@ def streamed_message(client: anthropic.Anthropic, **request: Any) -> Any:
 
 
 @pytest.mark.parametrize("ask", [whole_message, streamed_message])
-def test_the_same_turns_in_anthropic_s_words(cluster: Serving, ask: Any) -> None:
+def test_an_agent_gets_the_same_turns_right_by_anthropic_s_api(cluster: Serving, ask: Any) -> None:
     messages: list[Any] = []
     with anthropic.Anthropic(base_url=cluster.url, api_key="-", max_retries=0) as client:
         for said, chosen, arguments, result, wanted in TURNS:
@@ -222,7 +222,7 @@ def counted(cluster: Serving) -> tuple[int, dict[str, int], int, int]:
 
 
 @pytest.mark.parametrize("agent", [agent_of_openai, agent_of_anthropic])
-def test_twelve_requests_compute_what_is_new_and_say_what_they_say_without_a_cache(
+def test_twelve_requests_compute_only_new_tokens_and_answer_as_without_a_cache(
     cluster: Serving, without_cache: Serving, agent: Callable[[str], Transcript]
 ) -> None:
     before = counted(cluster)

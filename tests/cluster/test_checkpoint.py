@@ -132,7 +132,7 @@ def test_each_damage_has_its_message(damage: Callable[[Path], None], told: str, 
         ("quants", "{at} holds no config.json; GGUF files are not read: give the folder of a release, "),
     ],
 )
-def test_what_is_no_checkpoint_folder(name: str, told: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_checkpoint_has_its_message(name: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "quants").mkdir()
     for file in ("model.gguf", "one.safetensors", "quants/model.gguf"):
@@ -146,7 +146,7 @@ def test_synthetic_weights_need_no_files(folder: Path) -> None:
     check_files(parse({"model": str(EMBEDDED)}), EMBEDDED)
 
 
-def test_ling_serve_looks_before_it_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ling_serve_checks_the_checkpoint_before_it_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.launch._set_environment", lambda: pytest.fail("Ray is about to start"))
     _tensor(torch.ones(3))(folder)
     found = CliRunner().invoke(app, ["serve", "--model", str(folder), "--port", "18437"])

@@ -37,7 +37,7 @@ def folder() -> Iterator[Path]:
     shutil.rmtree(made)
 
 
-def test_it_is_light_local_and_ends_streams_with_an_error() -> None:
+def test_ling_serve_is_light_listens_on_loopback_and_ends_streams_with_an_error() -> None:
     with serving("--tp", "2", "--set", "drain_s=0.5") as cluster:
         family = [psutil.Process(cluster.process.pid), *cluster.family]
         assert sum(p.memory_info().rss for p in family) < 8 * 2**30
@@ -89,7 +89,7 @@ def test_a_worker_that_cant_start_ends_the_command_with_its_error(folder: Path) 
     assert "Traceback" not in output
 
 
-def test_ctrl_c_while_starting_leaves_nothing(folder: Path) -> None:
+def test_ctrl_c_during_the_start_leaves_no_process(folder: Path) -> None:
     process = start(folder, "serve", "--port", str(free_port()))
     parent = psutil.Process(process.pid)
     deadline = time.monotonic() + 60
@@ -114,7 +114,7 @@ def start(temporary: Path, *arguments: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_the_ray_way(folder: Path) -> None:
+def test_serve_run_starts_and_ends_the_application(folder: Path) -> None:
     port = free_port()
     config: dict[str, Any] = {
         "proxy_location": "HeadOnly",

@@ -21,7 +21,7 @@ from tests.cluster.serving import Serving, kill
 BODY = {"model": "auto", "max_tokens": 40, "messages": [{"role": "user", "content": "Hello"}]}
 
 
-def test_a_slow_node_is_waited_for_and_one_that_never_comes_is_not() -> None:
+def test_ling_serve_waits_for_a_slow_node_and_gives_up_a_missing_one() -> None:
     answers = iter([RuntimeError("not yet"), RuntimeError("not yet"), "there"])
 
     def ask(name: str) -> str:
@@ -35,7 +35,7 @@ def test_a_slow_node_is_waited_for_and_one_that_never_comes_is_not() -> None:
         patient(lambda: (_ for _ in ()).throw(RuntimeError("never")), seconds=0)()
 
 
-def test_what_ends_again_and_again_is_started_anew_three_times_a_minute() -> None:
+def test_a_daemon_that_keeps_ending_is_restarted_three_times_a_minute() -> None:
     restarts = Restarts()
     assert [restarts.allow(now) for now in (0.0, 1.0, 2.0, 3.0, 59.0, 60.0, 60.5, 61.0)] == [
         True, True, True, False, False, True, False, True,
@@ -86,7 +86,7 @@ def test_a_kept_gcs_is_started_alike_until_the_raylet_ends(tmp_path: Path, monke
             process.kill()
 
 
-def test_what_a_check_raises_ends_the_wait_and_the_work_goes_on() -> None:
+def test_an_error_of_a_check_ends_the_wait_but_not_the_work() -> None:
     thread, go, done = RayThread(), threading.Event(), threading.Event()
 
     def work() -> None:
@@ -153,7 +153,7 @@ def daemons_named(cluster: Serving, name: str) -> list[psutil.Process]:
 
 
 @pytest.mark.cluster
-def test_without_its_gcs_it_serves_on_and_is_whole_again(cluster: Serving) -> None:
+def test_ling_serve_survives_the_death_of_its_gcs(cluster: Serving) -> None:
     """Under load no request fails, and afterwards Ray can still restart a worker."""
     going = threading.Event()
 
@@ -182,7 +182,7 @@ def test_without_its_gcs_it_serves_on_and_is_whole_again(cluster: Serving) -> No
 
 
 @pytest.mark.cluster
-def test_without_its_raylet_it_ends_with_an_error(cluster: Serving) -> None:
+def test_ling_serve_ends_with_an_error_when_its_raylet_dies(cluster: Serving) -> None:
     family = psutil.Process(cluster.process.pid).children(recursive=True)
     (raylet,) = daemons_named(cluster, "raylet")
     raylet.kill()
@@ -195,7 +195,7 @@ def test_without_its_raylet_it_ends_with_an_error(cluster: Serving) -> None:
 
 
 @pytest.mark.cluster
-def test_a_signal_ends_it_though_ray_does_not_answer() -> None:
+def test_a_signal_ends_ling_serve_even_if_ray_does_not_answer() -> None:
     """A SIGTERM ends it even while Ray starts and holds Python's lock because its GCS is stopped."""
     started = Serving("--tp", "1")
     parent = psutil.Process(started.process.pid)

@@ -87,7 +87,7 @@ def test_two_replicas_share_a_port() -> None:
     asyncio.run(run())
 
 
-def test_an_address_that_is_not_ours_is_refused() -> None:
+def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(OSError, match="assign"):
         Front(SlowApp(), "203.0.113.1", free_port(), grace_s=1)
 

@@ -98,14 +98,14 @@ LOADS = st.builds(
 
 
 @given(st.lists(LOADS, min_size=1, max_size=8), st.integers(1, 60))
-def test_what_makes_a_pool_grow_does_not_make_it_shrink(pool: list[Asked], now: int) -> None:
+def test_a_load_that_makes_a_pool_grow_does_not_make_it_shrink(pool: list[Asked], now: int) -> None:
     then = wanted(pool, now, GOALS)
     assert then >= max(1, sum(a.held for a in pool) / 0.8 - 1e-3, sum(a.decoding for a in pool) - 1e-3)
     assert wanted(pool, then, GOALS) == then
     assert then <= max(now, wanted(pool, 1, GOALS))
 
 
-def test_a_load_at_the_edge_moves_nothing() -> None:
+def test_a_load_at_the_threshold_does_not_change_the_pool() -> None:
     """An hour of decisions every second, with noise about a whole number of workers, which alone would flap."""
     rng = random.Random(5)
     pools = [[Asked(held=3.2 + rng.gauss(0, 0.08))] for _ in range(3600)]
@@ -215,6 +215,6 @@ def test_serve_takes_the_settings_and_finds_the_policy() -> None:
         ({"decode.resources": {"decode": 0}}, "decode.resources.decode"),
     ],
 )
-def test_what_can_not_be_scaled_is_refused_by_name(settings: dict[str, Any], problem: str) -> None:
+def test_settings_that_can_not_scale_are_refused_by_name(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         parse(settings)

@@ -101,7 +101,7 @@ def _flipped(content: bytes) -> bytes:
         (_changed(token_ids=TokenIds.of((2, 3, 4, 5, 6, 7))), "differ from token"),
     ],
 )
-def test_what_can_not_be_replayed_says_why(
+def test_a_session_that_can_not_be_replayed_gives_the_reason(
     stage: Stage, tmp_path: Path, change: Callable[[bytes], bytes], told: str
 ) -> None:
     file = tmp_path / "s.safetensors"
@@ -120,7 +120,7 @@ def test_what_can_not_be_replayed_says_why(
         stage.http.delete(f"{stage.url}/v1/sessions/odd")
 
 
-def test_no_session_no_file_no_server(stage: Stage, tmp_path: Path) -> None:
+def test_a_missing_session_file_or_server_is_named(stage: Stage, tmp_path: Path) -> None:
     for words, told in (
         (("save", "nobody", str(tmp_path / "n"), "--url", stage.url), "there is no session 'nobody'"),
         (("save", "--request", "r", str(tmp_path / "n"), "--url", stage.url), "no request 'r' is known to have failed"),

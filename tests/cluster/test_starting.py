@@ -15,7 +15,7 @@ from workers.leader.loading import LoadProgress
 from workers.schedule.step import Loading
 
 
-def test_bytes_and_stages_are_movement_and_nothing_else_is() -> None:
+def test_only_bytes_and_stages_count_as_progress() -> None:
     movement = Movement(0.0)
     movement.take(Progress("fetching", 1, 10), 100.0)
     assert movement.still(100.0) == 0.0
@@ -26,7 +26,7 @@ def test_bytes_and_stages_are_movement_and_nothing_else_is() -> None:
     assert movement.still(1401.0) == 1.0
 
 
-def test_a_hung_start_is_ended_and_said() -> None:
+def test_a_hung_start_is_ended_and_reported() -> None:
     reports: list[tuple[Progress, float]] = []
 
     async def report(progress: Progress, still_s: float) -> None:

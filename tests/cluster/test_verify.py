@@ -46,7 +46,7 @@ def _written(how: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["synthetic", "fp8", "ranks"])
-def test_a_flipped_bit_is_told_by_file_and_tensor(how: str, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_reported_by_file_and_tensor(how: str, tmp_path: Path) -> None:
     folder = _written(how, tmp_path)
     found = verify(folder)
     assert found.files == 2
@@ -172,7 +172,7 @@ def test_impossible_scales_and_vectors_are_refused_by_every_load(
         ("base", f"{EXPERT}.weight", NAN, "holds NaN or infinity"),
     ],
 )
-def test_impossible_weights_are_told(name: str, tensor: str, value: float, told: str, tmp_path: Path) -> None:
+def test_impossible_weights_are_reported(name: str, tensor: str, value: float, told: str, tmp_path: Path) -> None:
     assert verify(GOLDEN / name).summed == 0
     folder = _released(name, tmp_path, tensor, 77, value)
     with pytest.raises(WeightError) as raised:

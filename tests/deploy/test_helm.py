@@ -96,7 +96,7 @@ def test_a_pod_has_longer_to_end_than_its_streams(rendered: Rendered) -> None:
     assert rendered.service["rayClusterDeletionDelaySeconds"] > drain
 
 
-def test_other_settings_are_another_cluster_beside_the_old_one() -> None:
+def test_changed_settings_make_a_second_cluster_beside_the_old_one() -> None:
     def annotations(*arguments: str) -> dict[str, str]:
         found: dict[str, str] = render(*arguments).templates["head"]["metadata"].get("annotations", {})
         return found

@@ -59,7 +59,7 @@ def test_only_what_makes_a_certificate_sees_the_authority_s_key(encrypted: Rende
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_an_option(name: str) -> None:
+def test_tls_is_off_by_default(name: str) -> None:
     for template in example(name).templates.values():
         assert not {"RAY_USE_TLS", *FILES} & set(variables(template["spec"]["containers"][0]))
         assert not {"tls", "ca"} & {v["name"] for v in template["spec"]["volumes"]}
@@ -80,7 +80,7 @@ def test_kuberay_can_have_the_certificates_made() -> None:
 @pytest.mark.parametrize(
     "half", ["tls.enabled=true", "tls.caSecretName=ling-ca", "tls.enabled=true,tls.source=kuberay,tls.caSecretName=ca"]
 )
-def test_half_of_it_is_refused(half: str) -> None:
+def test_incomplete_tls_settings_are_refused(half: str) -> None:
     assert "tls: enabled and caSecretName go together" in refusal("--set", half)
 
 

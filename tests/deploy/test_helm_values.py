@@ -73,7 +73,7 @@ def test_the_checks_assume_the_defaults_of_the_config() -> None:
         (["config.max_model_len=300000"], r"config\.max_model_len: 300000 is more than the 262144"),
     ],
 )
-def test_what_can_not_work_is_refused_by_its_path(settings: list[str], why: str) -> None:
+def test_values_that_can_not_work_are_refused_by_path(settings: list[str], why: str) -> None:
     assert re.search(why, refusal(*(part for s in settings for part in ("--set", s))), re.DOTALL)
 
 

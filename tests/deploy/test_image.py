@@ -50,7 +50,7 @@ def test_torch_is_the_one_the_project_names() -> None:
     assert f'"{wanted}"' in " ".join(_stages()["build-cpu"])
 
 
-def test_copied_is_what_the_context_lets_through() -> None:
+def test_every_copied_file_is_in_the_build_context() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {w for line in _stages()["source"] if line.startswith("COPY") for w in line.split()[1:-1]}
     assert copied == allowed

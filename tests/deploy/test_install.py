@@ -18,7 +18,7 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_an_index_that_is_silent_or_away_does_not_answer(silent: str) -> None:
+def test_a_silent_or_unreachable_index_counts_as_no_answer(silent: str) -> None:
     assert not SCRIPT.answers(silent, patience_s=0.2)
     assert not SCRIPT.answers(f"http://127.0.0.1:{free_port()}")
     assert not SCRIPT.answers("http://no-such-host.invalid", patience_s=0.2)

@@ -149,7 +149,7 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_can_not_work_is_refused_by_its_name(case: str, tmp_path: Path) -> None:
+def test_variables_that_can_not_work_are_refused_by_name(case: str, tmp_path: Path) -> None:
     name = case.split(maxsplit=1)[0]
     shutil.copy(ROOT / "modules" / name / "variables.tf", tmp_path)
     others: dict[str, Body] = {

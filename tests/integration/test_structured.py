@@ -84,7 +84,7 @@ def writer() -> Writer:
 
 
 @pytest.mark.process
-def test_what_comes_of_100_schemas_is_valid(writer: Writer) -> None:
+def test_answers_to_100_schemas_are_valid(writer: Writer) -> None:
     schemas = [schema(seed) for seed in range(100)]
     # The penalty ends fractions that would have no end.
     answers = writer.ask([json_form(Schema(s, "x")) for s in schemas], frequency_penalty=0.7, max_tokens=150)
@@ -256,7 +256,7 @@ def test_rows_with_and_without_a_form_do_not_touch_each_other(writer: Writer) ->
     assert all(re.fullmatch("[a-z]{5}", writer.text(a)) for a in mixed[1::2])
 
 
-def test_what_can_not_go_on_ends_in_an_error_beside_one_that_can(writer: Writer) -> None:
+def test_a_sequence_that_can_not_continue_fails_without_harming_others(writer: Writer) -> None:
     form = regex_form("[0-9]{2}", "x")
     for options in ({"min_tokens": 9}, {"stop_token_ids": ()}):
         assert [a.finish for a in writer.ask([form], **options)] == ["error"]
@@ -265,7 +265,7 @@ def test_what_can_not_go_on_ends_in_an_error_beside_one_that_can(writer: Writer)
     assert len(fine.token_ids) >= 30
 
 
-def test_preempted_sequences_go_on_where_they_were(writer: Writer) -> None:
+def test_preempted_sequences_continue_under_their_grammar(writer: Writer) -> None:
     forms = [regex_form("([a-z]{3}[0-9]){20}", "x")] * 8
     expected = [a.token_ids for a in writer.ask(forms, max_tokens=40)]
     cramped = Writer.__new__(Writer)
@@ -278,7 +278,7 @@ def test_preempted_sequences_go_on_where_they_were(writer: Writer) -> None:
     assert any(preempted)
 
 
-def test_any_token_is_as_good_a_place_to_hand_over(writer: Writer) -> None:
+def test_a_decode_worker_can_continue_at_any_token(writer: Writer) -> None:
     """A decode worker continues from the generated tokens alone."""
     form = json_form(Schema(schema(7), "x"))
     (whole,) = writer.ask([None, form], max_tokens=40)[1:]

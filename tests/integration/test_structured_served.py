@@ -140,7 +140,7 @@ def test_extras_and_completions(sdk: openai.OpenAI) -> None:
     Answer.model_validate(json.loads(text))
 
 
-def test_what_can_not_end_is_the_client_s_error(stage: Stage) -> None:
+def test_a_grammar_that_can_not_end_is_the_client_s_error(stage: Stage) -> None:
     body = {"model": "tiny", "messages": HELLO, "structured_outputs": {"regex": "[0-9]{2}"}, "min_tokens": 9}
     answer = stage.http.post(f"{stage.url}/v1/chat/completions", json=body)
     assert answer.status_code == 400

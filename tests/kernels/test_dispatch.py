@@ -32,7 +32,9 @@ def test_an_operation_is_its_reference_by_name_and_words() -> None:
 @pytest.mark.parametrize(
     ("forced", "expected"), [(None, "reference"), ("reference", "reference"), ("triton", "kernel")]
 )
-def test_what_runs_on_a_cpu(forced: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_runs_the_reference_unless_told_otherwise(
+    forced: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels.dispatch, "FORCED", forced)
     assert double(torch.zeros(3), by=5) == f"{expected} of 3 by 5"
 

@@ -30,7 +30,7 @@ def test_route(
     close(weights, expected)
 
 
-def test_of_equals_the_first_win_and_none_twice(device: torch.device) -> None:
+def test_equal_scores_choose_the_lowest_ids_and_none_twice(device: torch.device) -> None:
     ids, weights = route_triton(torch.zeros(2, 12, device=device), torch.zeros(12, device=device), 4, 2, 6, 1.0)
     assert ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
     close(weights, torch.full((2, 6), 1 / 6, device=device))

@@ -48,7 +48,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 @settings(max_examples=150, deadline=None)
 @given(models, some_card, layouts())
-def test_kinds_add_up_to_the_card(model: Model, card: Card, layout: Layout) -> None:
+def test_the_kinds_of_memory_add_up_to_the_card(model: Model, card: Card, layout: Layout) -> None:
     held = capacity(model, card, layout)
     memory = divide(model, card, layout, held)
     total, *kinds = astuple(memory)
@@ -60,7 +60,7 @@ def test_kinds_add_up_to_the_card(model: Model, card: Card, layout: Layout) -> N
 
 @settings(max_examples=150, deadline=None)
 @given(models, some_card, layouts())
-def test_what_is_held_fits_and_one_more_does_not(model: Model, card: Card, layout: Layout) -> None:
+def test_the_held_sessions_fit_and_one_more_does_not(model: Model, card: Card, layout: Layout) -> None:
     held = capacity(model, card, layout)
     slot = model.state_bytes(layout.tp) + logit_bytes(model)
     if layout.kept_states is None:  # each slot brings one
@@ -130,7 +130,7 @@ def test_fp8_is_not_for_one_80_gb_card() -> None:
     assert "--dtype int4" in found.words[1]
 
 
-def test_where_one_change_is_not_enough() -> None:
+def test_two_changes_are_proposed_if_one_is_not_enough() -> None:
     found = plan("rtx-4090-24gb", "bf16", sessions=200)
     assert found.words[1].startswith("What would: --gpu ")
     gpu, tp = found.words[1].removeprefix("What would: --gpu ").removesuffix(".").split(" with --gpus-per-worker ")
@@ -204,7 +204,7 @@ def test_cards() -> None:
         assert card.fp8_flops >= card.bf16_flops
 
 
-def test_what_the_prefix_cache_keeps_is_counted() -> None:
+def test_kept_states_and_host_memory_are_counted() -> None:
     model, card = replace(FLASH, weights="fp8"), find_card("h200-141gb")
     layout = Layout(4, 131_072, 32_768, 64, kept_states=0)
     plain, keeping, usual = (

@@ -165,7 +165,7 @@ def test_kept_snapshots_spare_prefill() -> None:
     assert warm.decode_need == cold.decode_need
 
 
-def test_what_binds_a_decode_worker() -> None:
+def test_the_limit_of_a_decode_worker_is_named() -> None:
     layout = Layout(4, 131_072, 8_192, None, step_tokens=64)
     assert fleet(FP8, H200, layout, 50e9, Traffic(1, 1_000, 100)).binds == "step tokens"
     assert fleet(FP8, H200, LAYOUT, 50e9, Traffic(1, 1_000, 100)).binds == "slots"

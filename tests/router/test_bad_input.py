@@ -163,7 +163,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("request_", "param"), BAD, ids=[f"{i}-{p}" for i, (_, p) in enumerate(BAD)])
-def test_it_is_a_400_that_names_the_field(stage: Stage, request_: tuple[str, str], param: str | None) -> None:
+def test_bad_input_is_a_400_that_names_the_field(stage: Stage, request_: tuple[str, str], param: str | None) -> None:
     path, body = request_
     answer = stage.http.post(f"{stage.url}{path}", content=body)
     assert answer.status_code == 400, answer.text
@@ -175,7 +175,7 @@ def test_it_is_a_400_that_names_the_field(stage: Stage, request_: tuple[str, str
         assert param.split("[")[0].split(".")[-1] in error["message"]
 
 
-def test_nothing_is_left_behind_and_it_serves_on(stage: Stage) -> None:
+def test_bad_input_leaves_nothing_behind_and_the_router_serves_on(stage: Stage) -> None:
     stage.http.post(f"{stage.url}{TEXT}", json={"model": "tiny", "prompt": [256]})
     assert stage.gateway.in_flight == 0
     good = stage.http.post(f"{stage.url}{TEXT}", json={"model": "tiny", "prompt": "x", "max_tokens": 2})

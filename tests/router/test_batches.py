@@ -67,7 +67,7 @@ def test_an_answer_is_what_a_live_request_gets(checkpoint: Path, tmp_path: Path)
     asyncio.run(play())
 
 
-def test_lines_that_ask_for_what_can_not_be_are_in_the_error_file(checkpoint: Path, tmp_path: Path) -> None:
+def test_lines_with_impossible_requests_are_in_the_error_file(checkpoint: Path, tmp_path: Path) -> None:
     bad = {
         "hot": {"temperature": 9}, "other": {"model": "gpt"}, "stream": {"stream": True}, "long": {"max_tokens": 9999},
         "late": {"priority": 101}, "odd": {"colour": "red"},
@@ -195,7 +195,7 @@ def test_a_router_of_another_model_leaves_a_batch_alone(checkpoint: Path, tmp_pa
     asyncio.run(play())
 
 
-def test_what_is_not_answered_in_its_window_expires(
+def test_lines_not_answered_in_the_window_expire(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(batches_api._WINDOW_S, "24h", 0)
@@ -335,7 +335,7 @@ REFUSED = (
 )
 
 
-def test_what_a_batch_can_not_be_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_impossible_batch_is_refused_by_its_field(checkpoint: Path, tmp_path: Path) -> None:
     async def play() -> None:
         async with desk(checkpoint, tmp_path) as at, at.stage.client() as http:
             body = {"input_file_id": await at.upload(lines(1)), "endpoint": CHAT, "completion_window": "24h"}

@@ -198,7 +198,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("path", "change", "words"), REFUSED, ids=[f"{p} {next(iter(c))}" for p, c, _ in REFUSED])
-def test_what_can_not_be_is_refused_by_its_name(agents: Stage, path: str, change: dict[str, Any], words: str) -> None:
+def test_an_impossible_field_is_refused_by_name(agents: Stage, path: str, change: dict[str, Any], words: str) -> None:
     before = len(agents["d0"].received)
     answer = agents.http.post(agents.url + path, json=(MESSAGES if "messages" in path else CHAT) | change)
     assert answer.status_code == 400, answer.text
@@ -303,7 +303,7 @@ def test_the_anthropic_sdk_lists_the_model(agents: Stage) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/ready", "/status", "/metrics", "/v1/models", "/openapi.json"])
-def test_who_only_looks_whether_it_is_there_is_told(agents: Stage, path: str) -> None:
+def test_requests_that_only_probe_the_server_are_answered(agents: Stage, path: str) -> None:
     answer = agents.http.head(agents.url + path)
     assert (answer.status_code, answer.content) == (200, b"")
 

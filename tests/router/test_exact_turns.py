@@ -102,7 +102,7 @@ def rewritten(stage: Stage) -> int:
     return stage["p0"].received[-1].prefix.rewritten_tokens
 
 
-def test_turns_that_become_other_tokens_than_before_are_told(stage: Stage) -> None:
+def test_turns_rendered_to_other_tokens_than_before_are_noticed(stage: Stage) -> None:
     turns = [{"role": "system", "content": "Be short."}, user("say Hello again.")]
     message = chat(stage, *turns)
     first = prompt(stage)
@@ -199,7 +199,7 @@ def test_another_tenants_answers_are_not_known(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("said", "options"), [("one STOP two", {"stop": "STOP"}), ("<think>Hm.</think>\n\nYes, thought.", {})]
 )
-def test_what_is_not_all_that_was_generated_is_not_kept(stage: Stage, said: str, options: dict[str, Any]) -> None:
+def test_a_partial_answer_is_not_remembered(stage: Stage, said: str, options: dict[str, Any]) -> None:
     """Neither is a text that a stop string ended, nor one that followed reasoning."""
     asked = user(f"say {said}")
     message = {k: v for k, v in chat(stage, asked, **options).items() if k in ("role", "content")}

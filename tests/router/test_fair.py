@@ -46,7 +46,7 @@ def test_tenants_get_equal_shares_of_tokens(first: list[int], second: list[int])
             assert abs(served["a"] - served["b"]) <= 2 * (16_384 + 9_000)
 
 
-def test_who_may_not_go_is_not_overtaken() -> None:
+def test_a_request_that_may_not_go_is_not_overtaken() -> None:
     queue: FairQueue[int] = FairQueue(10)
     queue.push(1, 0, "a", 10)
     queue.push(2, 5, "b", 10)
@@ -66,7 +66,7 @@ def test_lanes_are_bounded_each_by_itself() -> None:
     assert drain(queue) == [2]
 
 
-def test_what_is_ahead_is_one_s_own_and_as_much_of_others() -> None:
+def test_the_work_ahead_is_the_tenant_s_own_and_as_much_of_others() -> None:
     queue: FairQueue[int] = FairQueue(1_000)
     for number in range(100):
         queue.push(number, 0, "flood", 1_000)

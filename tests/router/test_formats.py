@@ -149,7 +149,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "param", "words"), REFUSED, ids=range(len(REFUSED)))
-def test_what_can_not_be_kept_to_is_refused_by_its_path(
+def test_a_format_that_can_not_be_enforced_is_refused_by_its_path(
     stage: Stage, path: str, body: dict[str, Any], param: str, words: str
 ) -> None:
     for worker in stage.workers.values():

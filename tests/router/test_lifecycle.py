@@ -371,7 +371,7 @@ def test_a_worker_that_comes_back_is_used_again(checkpoint: Path) -> None:
     on(checkpoint, act, [FakeWorker("d0", "decode")], Pools(prefill=0))
 
 
-def test_whoever_else_answers_at_a_worker_s_address_is_not_used(checkpoint: Path) -> None:
+def test_another_process_at_a_worker_s_address_is_not_used(checkpoint: Path) -> None:
     async def act(stage: Stage) -> None:
         stranger = ListedWorker(PeerRef("d7", "127.0.0.1", stage["d0"].ref.port), "decode")
         await stage.gateway.update_workers([stranger])

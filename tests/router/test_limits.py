@@ -255,7 +255,7 @@ def test_a_client_that_hangs_up_leaves_its_place(checkpoint: Path, tmp_path: Pat
     asyncio.run(act())
 
 
-def test_what_no_worker_took_costs_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_request_that_no_worker_took_is_not_charged(checkpoint: Path, tmp_path: Path) -> None:
     async def act() -> None:
         async with limited(checkpoint, tmp_path, "tokens=100") as (stage, client):
             await stage.gateway.update_workers([])

@@ -53,7 +53,7 @@ def test_what_is_too_long_is_refused_before_it_is_encoded(
     asyncio.run(run())
 
 
-def test_what_is_long_runs_apart(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_long_work_runs_in_a_thread(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Reading, rendering and encoding run in a thread; those of a short request stay on the event loop."""
     threads: dict[str, set[str]] = {"read": set(), "encode_chat": set()}
 

@@ -66,7 +66,7 @@ def test_lists_are_paged_both_ways_and_hold_no_other_api_s(sdk: anthropic.Anthro
     assert not {b["id"] for b in listed} & set(made)
 
 
-def test_what_is_over_can_be_deleted(sdk: anthropic.Anthropic) -> None:
+def test_a_finished_batch_can_be_deleted(sdk: anthropic.Anthropic) -> None:
     batch = sdk.messages.batches.create(requests=[entry("gone")])
     ended(sdk, batch.id)
     assert sdk.messages.batches.delete(batch.id).type == "message_batch_deleted"

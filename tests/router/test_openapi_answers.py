@@ -193,7 +193,9 @@ def kept(stage: Stage, published: Any) -> dict[str, str]:
 
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(("path", "body"), GENERATED, ids=range(len(GENERATED)))
-def test_what_is_generated(stage: Stage, published: Any, path: str, body: dict[str, Any], stream: bool) -> None:
+def test_generated_answers_are_as_published(
+    stage: Stage, published: Any, path: str, body: dict[str, Any], stream: bool
+) -> None:
     options: dict[str, Any] = {"stream": True} if stream else {}
     if stream and path in (CHAT, TEXT):
         options["stream_options"] = {"include_usage": True}
@@ -204,7 +206,7 @@ def test_what_is_generated(stage: Stage, published: Any, path: str, body: dict[s
 
 
 @pytest.mark.parametrize(("method", "path", "sent"), OTHERS, ids=[f"{i} {m} {p}" for i, (m, p, _) in enumerate(OTHERS)])
-def test_all_else(
+def test_all_other_answers_are_as_published(
     stage: Stage, published: Any, kept: dict[str, str], method: str, path: str, sent: dict[str, Any]
 ) -> None:
     answer = stage.http.request(method, stage.url + path.format(**kept), **sent)
@@ -246,7 +248,7 @@ def refuses(published: Any, path: str, answer: httpx.Response, content: bytes) -
 
 
 @pytest.mark.parametrize("at", [0, 2, 6, 9])
-def test_any_other_field_is_not(stage: Stage, published: Any, at: int) -> None:
+def test_an_unknown_field_is_not_published(stage: Stage, published: Any, at: int) -> None:
     path, body = GENERATED[at]
     answer = stage.http.post(stage.url + path, json={"model": "tiny"} | body)
     assert not refuses(published, path, answer, answer.content)
@@ -265,7 +267,7 @@ def test_any_other_field_is_not(stage: Stage, published: Any, at: int) -> None:
 
 
 @pytest.mark.parametrize("at", [0, 6, 9])
-def test_nor_is_any_other_event(stage: Stage, published: Any, at: int) -> None:
+def test_an_unknown_event_is_not_published(stage: Stage, published: Any, at: int) -> None:
     path, body = GENERATED[at]
     answer = stage.http.post(stage.url + path, json={"model": "tiny", "stream": True} | body)
     assert not refuses(published, path, answer, answer.content)

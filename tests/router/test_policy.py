@@ -156,7 +156,7 @@ def test_what_workers_of_other_weights_keep_is_told_and_not_used() -> None:
     assert plan.foreign_tokens == 0
 
 
-def test_equals_share_by_salt() -> None:
+def test_workers_with_equal_scores_share_requests_by_salt() -> None:
     table = [worker(f"p{i}", "prefill") for i in range(4)] + [worker(f"d{i}", "decode") for i in range(4)]
     plans = [choose(table, dataclasses.replace(NEED, salt=s), split=True) for s in range(200)]
     assert {p.prefill.worker_id for p in plans if isinstance(p, Plan) and p.prefill} == {"p0", "p1", "p2", "p3"}
@@ -228,7 +228,7 @@ def test_an_idle_worker_pulls_what_a_busy_one_keeps() -> None:
     assert plan == Plan(table[1].info, worker("d", "decode", **LONG).info, source=table[0].info, kept_tokens=18_000)
 
 
-def test_what_lies_below_a_device_is_pulled_too_but_rather_what_lies_on_one() -> None:
+def test_a_snapshot_on_a_device_is_pulled_rather_than_one_below() -> None:
     def chosen(held: dict[str, Held], **costs: float) -> str | None:
         table = [worker(name, "prefill", **LONG, queued_tokens=ahead) for name, ahead in (("p0", 40_000), ("p1", 0))]
         decodes = [worker(name, "decode", **LONG) for name in ("d0", "d1")]
@@ -277,7 +277,7 @@ def test_scarce_places_cost_more_than_a_transfer(scarce: dict[str, int]) -> None
     assert plan_of(table, need).decode.worker_id == "d1"
 
 
-def test_what_a_worker_measured_counts_for_more_than_the_costs() -> None:
+def test_a_worker_s_measurements_replace_the_cost_model() -> None:
     table = [worker("p0", "prefill", **LONG, token_s=1e-3), worker("p1", "prefill", **LONG, queued_tokens=1_000)]
     plan = plan_of([*table, worker("d", "decode", **LONG)], Need(5_000, 100))
     assert plan.prefill == table[1].info

@@ -96,7 +96,9 @@ def test_a_stream_goes_on_where_its_worker_died(checkpoint: Path, deaths: int) -
 
 @pytest.mark.parametrize("dies", ["prefill", "decode"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_dies_before_the_first_token_is_computed_elsewhere(checkpoint: Path, dies: str, stream: bool) -> None:
+def test_a_request_whose_worker_dies_before_its_first_token_is_computed_elsewhere(
+    checkpoint: Path, dies: str, stream: bool
+) -> None:
     async def act(stage: Stage) -> None:
         async with stage.client() as client:
             expected = await undisturbed(client)

@@ -239,7 +239,7 @@ def test_a_broken_call_is_whole_as_written(agents: Stage) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_the_limit_cuts_is_incomplete(agents: Stage, stream: bool) -> None:
+def test_an_answer_cut_by_the_limit_is_incomplete(agents: Stage, stream: bool) -> None:
     def cut(word: str, limit: int) -> dict[str, Any]:
         body = {"input": word, "tools": TOOLS, "max_output_tokens": limit}
         if not stream:
@@ -321,7 +321,7 @@ def test_log_probabilities(agents: Stage, sdk: openai.OpenAI, stream: bool) -> N
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_what_is_kept_can_be_read_and_deleted(agents: Stage, sdk: openai.OpenAI, background: bool) -> None:
+def test_a_stored_response_can_be_read_and_deleted(agents: Stage, sdk: openai.OpenAI, background: bool) -> None:
     first = sdk.responses.create(model="tiny", input="plain", instructions="x", background=background)
     if background:
         first = until_over(sdk, first.id)
@@ -357,7 +357,7 @@ def until_over(sdk: openai.OpenAI, response_id: str) -> Response:
     raise AssertionError("it did not end")
 
 
-def test_nothing_is_kept_unasked(sdk: openai.OpenAI) -> None:
+def test_nothing_is_stored_without_being_asked(sdk: openai.OpenAI) -> None:
     answer = sdk.responses.create(model="tiny", input="plain", store=False)
     with pytest.raises(openai.NotFoundError):
         sdk.responses.retrieve(answer.id)
@@ -366,7 +366,7 @@ def test_nothing_is_kept_unasked(sdk: openai.OpenAI) -> None:
         sdk.responses.cancel(kept.id)
 
 
-def test_what_is_too_long_loses_its_oldest_turns(agents: Stage, sdk: openai.OpenAI) -> None:
+def test_truncation_drops_the_oldest_turns(agents: Stage, sdk: openai.OpenAI) -> None:
     turns: list[Any] = []
     for i in range(50):
         turns += [{"role": "user", "content": f"{i:02}" + "x" * 98}, {"role": "assistant", "content": "y" * 100}]

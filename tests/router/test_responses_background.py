@@ -66,7 +66,7 @@ def go_on(stage: Stage) -> None:
         worker.gate.set()
 
 
-def test_it_runs_without_its_client_and_can_be_gone_on_with(checkpoint: Path) -> None:
+def test_a_background_response_runs_without_its_client_and_can_be_continued(checkpoint: Path) -> None:
     async def act() -> None:
         async with talking(checkpoint) as stage, client(stage) as sdk:
             pause(stage)
@@ -90,7 +90,7 @@ def test_it_runs_without_its_client_and_can_be_gone_on_with(checkpoint: Path) ->
 
 @pytest.mark.parametrize("way", ["cancel", "delete"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_is_stopped_frees_its_work(checkpoint: Path, way: str, stream: bool) -> None:
+def test_a_cancelled_response_frees_its_workers(checkpoint: Path, way: str, stream: bool) -> None:
     async def act() -> None:
         async with talking(checkpoint, LONG) as stage, client(stage) as sdk, stage.client() as http:
             pause(stage)
@@ -184,7 +184,7 @@ def test_another_router_of_the_host_knows_all_of_it(checkpoint: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_fails_in_the_background_says_so(checkpoint: Path, stream: bool) -> None:
+def test_a_failed_background_response_says_so(checkpoint: Path, stream: bool) -> None:
     async def act() -> None:
         async with talking(checkpoint) as stage, client(stage) as sdk, stage.client() as http:
             for worker in stage.workers.values():
@@ -250,7 +250,7 @@ def test_a_client_that_leaves_frees_the_work_and_nothing_is_kept(checkpoint: Pat
     asyncio.run(act())
 
 
-def test_what_a_closing_router_runs_has_failed(checkpoint: Path, tmp_path: Path) -> None:
+def test_responses_of_a_closing_router_have_failed(checkpoint: Path, tmp_path: Path) -> None:
     async def act() -> None:
         async with talking(checkpoint, data_dir=str(tmp_path)) as stage, client(stage) as sdk:
             kept = await sdk.responses.create(**ASKED)
@@ -291,7 +291,7 @@ def test_tenants_do_not_meet(checkpoint: Path, tmp_path: Path) -> None:
     asyncio.run(act())
 
 
-def test_what_runs_counts_among_what_a_key_may_have_under_way(checkpoint: Path, tmp_path: Path) -> None:
+def test_background_responses_count_in_a_key_s_limit_of_running_requests(checkpoint: Path, tmp_path: Path) -> None:
     key = make_key()
     (tmp_path / "keys").write_text(f"acme sha256:{hashed(key)}\nacme limits concurrent=2\n")
 
@@ -352,7 +352,7 @@ async def read_some(response: httpx.Response, text: str) -> str:
 
 @pytest.mark.parametrize("way", ["background", "background stream", "key"])
 @pytest.mark.parametrize("dies", [False, True])
-def test_another_router_goes_on_with_what_a_dead_one_ran(
+def test_another_router_continues_a_dead_router_s_response(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, dies: bool
 ) -> None:
     """dies: whether the worker that computes the response dies too."""

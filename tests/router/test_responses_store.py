@@ -70,7 +70,7 @@ async def there(store: ResponseStore, *names: str) -> str:
 
 
 @alone
-async def test_by_count_goes_what_was_used_least_recently(tmp_path: Path) -> None:
+async def test_the_limit_by_count_drops_the_least_recently_used(tmp_path: Path) -> None:
     async with opened(tmp_path, Bounds(3, 10**6)) as store:
         for name in "abc":
             await keep(store, name)
@@ -82,7 +82,7 @@ async def test_by_count_goes_what_was_used_least_recently(tmp_path: Path) -> Non
 
 
 @alone
-async def test_by_bytes_goes_what_was_used_least_recently(tmp_path: Path) -> None:
+async def test_the_limit_by_bytes_drops_the_least_recently_used(tmp_path: Path) -> None:
     async with opened(tmp_path, Bounds(100, 4000)) as store:
         for name in "abcdef":
             await keep(store, name, fill=1000)
@@ -104,7 +104,7 @@ async def test_a_conversation_outlives_its_beginning(tmp_path: Path) -> None:
 
 
 @alone
-async def test_what_goes_while_the_next_is_computed_is_kept_with_it(tmp_path: Path) -> None:
+async def test_a_response_dropped_while_the_next_one_runs_is_kept_with_it(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await keep(store, "a")
         await keep(store, "b", "a")
@@ -166,7 +166,7 @@ async def test_the_first_end_stands(tmp_path: Path) -> None:
 
 
 @alone
-async def test_what_a_dead_router_ran_is_taken_over_three_times_at_most(
+async def test_a_dead_router_s_response_is_taken_over_a_bounded_number_of_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time()
@@ -202,7 +202,7 @@ async def test_what_a_dead_router_ran_is_taken_over_three_times_at_most(
 
 
 @alone
-async def test_what_runs_is_not_let_go(tmp_path: Path) -> None:
+async def test_a_running_response_is_not_dropped(tmp_path: Path) -> None:
     async with opened(tmp_path, Bounds(1, 100)) as store:
         await store.begin(record_of("a", "in_progress"), RUN, streamed=False)
         await keep(store, "b", fill=1000)
@@ -210,7 +210,7 @@ async def test_what_runs_is_not_let_go(tmp_path: Path) -> None:
 
 
 @alone
-async def test_it_survives_being_closed(tmp_path: Path) -> None:
+async def test_the_store_survives_being_closed(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await keep(store, "a")
     async with opened(tmp_path) as store:

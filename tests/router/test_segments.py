@@ -25,7 +25,7 @@ class Counting:
         return [len(text).to_bytes(4, "little") for text in texts]
 
 
-def test_what_is_known_is_not_encoded_again() -> None:
+def test_a_known_text_is_not_encoded_again() -> None:
     encode = Counting()
     cache = SegmentCache(encode, 1 << 20)
     assert cache(["a", "bb", "a", ""]) == [bytes([n, 0, 0, 0]) for n in (1, 2, 1, 0)]

@@ -321,7 +321,7 @@ def test_other_tenants_sessions_are_not_there(checkpoint: Path, tmp_path: Path) 
         ({"prompt": ["a", "b"]}, "session_id"),
     ],
 )
-def test_what_no_session_can_be_asked_for(stage: Stage, more: dict[str, Any], param: str) -> None:
+def test_requests_that_no_session_allows_are_refused(stage: Stage, more: dict[str, Any], param: str) -> None:
     answer = ask(stage, "fine", TEXT, **more)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
@@ -345,7 +345,7 @@ def test_a_file_makes_no_session_that_could_not_be_asked_for(stage: Stage) -> No
 
 
 @pytest.mark.parametrize("ids", [[], ["a", "a"], ["with space"], None, ["there"]])
-def test_forks_that_can_not_be(stage: Stage, ids: list[str] | None) -> None:
+def test_impossible_forks_are_refused(stage: Stage, ids: list[str] | None) -> None:
     ask(stage, "there", TEXT)
     answer = act(stage, "there", "fork", **({} if ids is None else {"ids": ids}))
     assert answer.status_code == (409 if ids == ["there"] else 400)

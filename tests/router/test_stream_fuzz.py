@@ -212,7 +212,7 @@ def fed(choice: Choice, ids: tuple[int, ...], sizes: list[int], finish: FinishRe
 )
 @example(text=CLOSED, cut=len(CLOSED) - 1, sizes=[1], pauses=[False], stop=(), single=False)
 @example(text=CLOSED, cut=len(CLOSED) - 4, sizes=[1], pauses=[False], stop=(), single=False)
-def test_any_split_says_what_the_whole_says(
+def test_any_split_of_a_stream_gives_the_whole_message(
     small: Tokenizer,
     api: Callable[[Tokenizer], Api],
     text: str,
@@ -242,7 +242,7 @@ def test_any_split_says_what_the_whole_says(
     assert one.seen(one.join(b"".join(stream))) == expected
 
 
-def test_what_is_cut_within_a_broken_call_is_no_more_than_cut(small: Tokenizer) -> None:
+def test_a_broken_call_cut_by_the_limit_is_only_cut(small: Tokenizer) -> None:
     one, text = messages_api(small), CLOSED[:-4]
     choice = a_choice(small, (), False)
     for _ in fed(choice, small.encode(text, False), [3], "length"):

@@ -43,11 +43,11 @@ def test_an_escape_is_refused(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", HIDDEN)
-def test_a_hidden_attribute_is_nothing(source: str) -> None:
+def test_a_hidden_attribute_is_undefined(source: str) -> None:
     assert ChatTemplate(source, {}).render([dict(m) for m in MESSAGES]).text == ""
 
 
-def test_what_it_may_use_it_can() -> None:
+def test_allowed_features_of_templates_work() -> None:
     source = "{% for m in messages %}{{ m['role'] }}: {{ m.content | upper }} {{ m | tojson }}{% endfor %}"
     assert ChatTemplate(source, {}).render(MESSAGES).text == 'user: HI {"role": "user", "content": "hi"}'
 

@@ -175,7 +175,7 @@ def test_the_checkpoints_own_template() -> None:
     )
 
 
-def test_tools_and_what_else_a_template_reads(tmp_path: Path) -> None:
+def test_templates_get_tools_and_other_variables(tmp_path: Path) -> None:
     template = _template(tmp_path, chat_template="{{ tools | length }}{{ mood }}{{ eos_token }}", eos_token="<e>")
     assert template is not None
     assert template.takes_tools
@@ -185,7 +185,7 @@ def test_tools_and_what_else_a_template_reads(tmp_path: Path) -> None:
     assert not plain.takes_tools
 
 
-def test_where_templates_live(tmp_path: Path) -> None:
+def test_templates_are_found_in_all_usual_places(tmp_path: Path) -> None:
     assert _template(tmp_path) is None
     listed = [{"name": "tools", "template": "no"}, {"name": "default", "template": "{{ eos_token }}!"}]
     named = _template(tmp_path, chat_template=listed, eos_token={"content": "<e>"})

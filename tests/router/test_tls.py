@@ -51,7 +51,7 @@ async def exchanged(checkpoint: Path) -> tuple[str, bytes]:
         return await answer(stage), bytes(seen)
 
 
-def test_what_is_said_in_the_clear_is_not_seen_in_tls(
+def test_texts_visible_in_the_clear_are_not_visible_in_tls(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clear, seen = asyncio.run(exchanged(checkpoint))

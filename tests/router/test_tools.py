@@ -113,7 +113,7 @@ def read(pieces: list[str], *, single: bool = False, tools: bool = True) -> Mess
         ('<tool_call>{"name": "get_wea', '{"name": "get_wea', []),
     ],
 )  # fmt: skip
-def test_what_is_what(text: str, said: str, calls: list[list[object]]) -> None:
+def test_calls_reasoning_and_text_are_told_apart(text: str, said: str, calls: list[list[object]]) -> None:
     for pieces in ([text], list(text)):
         message = read(pieces)
         assert (message.text, message.calls) == (said, calls)

@@ -70,7 +70,7 @@ def test_a_request_and_what_the_workers_did_for_it(checkpoint: Path) -> None:
     assert b"secret" not in b"".join(span.SerializeToString() for span in spans)
 
 
-def test_the_caller_decides_and_the_share_else(checkpoint: Path) -> None:
+def test_the_caller_s_decision_or_the_configured_share_samples_traces(checkpoint: Path) -> None:
     with collector() as (endpoint, spans):
         not_this_one = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
         ask(checkpoint, endpoint, 0.0, not_this_one, {}, {"traceparent": "nonsense"})

@@ -33,7 +33,7 @@ async def fill(stage: Stage, client: httpx.AsyncClient) -> "asyncio.Task[httpx.R
     return first
 
 
-def test_who_finds_no_place_waits_for_its_turn(checkpoint: Path) -> None:
+def test_a_request_without_room_waits_for_its_turn(checkpoint: Path) -> None:
     async def body() -> None:
         async with one_place(checkpoint) as stage, stage.client() as client:
             first = await fill(stage, client)
@@ -100,7 +100,7 @@ def test_prompts_of_tenants_with_more_than_their_share_are_not_waited_for(checkp
     asyncio.run(body())
 
 
-def test_what_would_come_too_late_is_refused_at_once(checkpoint: Path) -> None:
+def test_a_request_that_can_not_meet_its_deadline_is_refused_at_once(checkpoint: Path) -> None:
     async def body() -> None:
         async with one_place(checkpoint) as stage, stage.client() as client:
             busy = stage["d0"].load
@@ -119,7 +119,7 @@ def test_what_would_come_too_late_is_refused_at_once(checkpoint: Path) -> None:
     asyncio.run(body())
 
 
-def test_what_is_too_late_when_its_turn_comes_is_not_computed(checkpoint: Path) -> None:
+def test_a_request_too_late_at_its_turn_is_not_computed(checkpoint: Path) -> None:
     async def body() -> None:
         async with one_place(checkpoint) as stage, stage.client() as client:
             first = await fill(stage, client)

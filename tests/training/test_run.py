@@ -46,7 +46,7 @@ def _args(folder: Path, steps: int) -> argparse.Namespace:
     )
 
 
-def test_it_learns_and_goes_on_where_it_stopped(folder: Path) -> None:
+def test_a_run_learns_and_continues_where_it_stopped(folder: Path) -> None:
     first = train.Run(folder, _args(folder, 40), Ranks())
     first.train()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

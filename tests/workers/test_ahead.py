@@ -65,7 +65,7 @@ def test_a_stop_token_ends_a_row_before_the_leader_knows() -> None:
     assert names(scheduler.follow(ahead, flight, result)) == ["r1"]
 
 
-def test_what_is_ended_from_outside_meanwhile_is_passed_over() -> None:
+def test_a_sequence_ended_meanwhile_is_skipped() -> None:
     scheduler, flight = decoding(6, 6)
     ahead = scheduler.plan_ahead(flight, 0.0)
     assert ahead is not None
@@ -82,7 +82,7 @@ def test_what_is_ended_from_outside_meanwhile_is_passed_over() -> None:
     assert names(scheduler.follow(again, following, both)) == ["r1"]
 
 
-def test_what_arrives_begins_in_a_step_planned_ahead_where_there_is_room() -> None:
+def test_arriving_sequences_begin_in_a_step_planned_ahead_if_there_is_room() -> None:
     scheduler, flight = decoding(6)
     scheduler.add(seq("new", 5))
     ahead = scheduler.plan_ahead(flight, 0.0)
@@ -96,7 +96,7 @@ def test_what_arrives_begins_in_a_step_planned_ahead_where_there_is_room() -> No
     assert scheduler.plan_ahead(following, 0.0) is None
 
 
-def test_none_is_preempted_before_its_results_are_known() -> None:
+def test_no_sequence_is_preempted_before_its_results_are_known() -> None:
     scheduler, flight = decoding(6, limits=replace(ROOMY, slots=1), priority=1)
     scheduler.add(seq("better", 3))
     ahead = scheduler.plan_ahead(flight, 0.0)

@@ -1,4 +1,4 @@
-"""Steps launched before the host has read the tokens of the step before: the device feeds them, and nothing changes."""
+"""Tests steps that are launched before the host has read the previous step's tokens: answers do not change."""
 
 import dataclasses
 import functools
@@ -90,7 +90,7 @@ def _noted(done: list[str], method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _stopped(of: list[Completion]) -> list[SamplingParams]:
-    """Stop tokens that the device meets at different steps, some of them sooner than they may end the answer."""
+    """Stop tokens that occur at different steps, some of them before `min_tokens` allows an end."""
     return [
         structs.replace(s, stop_token_ids=(c.token_ids[at := len(c.token_ids) // 2], 251), min_tokens=at % 3 * 2)
         for s, c in zip(VARIED, of, strict=True)
@@ -115,7 +115,7 @@ def test_a_sequence_that_ended_leaves_its_state_as_it_was(ahead: Make, fed: list
 
 
 def _arriving(engine: Engine, aborted: int) -> dict[str, list[SeqOutput]]:
-    """Prompts come one after another, while others run; one is given up on the way."""
+    """Add prompts one after another while others run; abort one on the way."""
     told: dict[str, list[SeqOutput]] = {}
     waiting = list(zip(prompts(len(VARIED)), VARIED, strict=True))
     step = 0
@@ -183,7 +183,7 @@ def test_a_sequence_takes_the_slot_of_one_whose_token_is_not_read_yet(ahead: Mak
 
 
 class Both:
-    """Two ranks in threads. The first reads its tokens before the next plan comes, or after, by chance."""
+    """Two ranks in threads. By chance the first one reads its tokens before or after the next plan arrives."""
 
     def __init__(self, config: WorkerConfig) -> None:
         group = ThreadGroup(2)

@@ -63,7 +63,7 @@ async def ready(listener: socket.socket) -> tuple[psutil.Process, socket.socket]
     return psutil.Process(message.pid), connection
 
 
-def test_who_asks_for_ranks_needs_no_torch() -> None:
+def test_the_process_that_asks_for_ranks_imports_no_torch() -> None:
     said, _ = code("import sys, workers.local; print('torch' in sys.modules)").communicate(timeout=WAIT_S)
     assert said == "False\n"
 
@@ -111,7 +111,7 @@ def test_a_launch_that_is_cancelled_kills_its_rank(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_rank_that_fails_or_dies_is_told_of(tmp_path: Path) -> None:
+def test_a_rank_that_fails_or_dies_is_reported(tmp_path: Path) -> None:
     async def run() -> None:
         with silent_leader(tmp_path) as listener:
             asked = begin(process_launcher(CONFIG, "w"), tmp_path)

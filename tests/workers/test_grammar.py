@@ -78,7 +78,7 @@ def test_tokens_that_do_not_fit_end_in_an_error(grammars: Grammars) -> None:
         assert "can't go on" in masks(grammars, started)[1][0]
 
 
-def test_what_can_not_be_compiled_says_why(grammars: Grammars, tmp_path: Path) -> None:
+def test_a_grammar_that_does_not_compile_gives_the_reason(grammars: Grammars, tmp_path: Path) -> None:
     with pytest.raises(GrammarError, match=r"can't be compiled: .*regex"):
         grammars.compile(Grammar("start: /a{/"))
     with pytest.raises(GrammarError, match=r"no tokenizer\.json"):
@@ -152,7 +152,7 @@ def test_each_grammar_is_compiled_once_and_only_its_sequences_wait() -> None:
     assert desk.desk.idle
 
 
-def test_who_is_given_up_while_waiting_is_not_handed_out() -> None:
+def test_a_sequence_aborted_while_waiting_is_not_admitted() -> None:
     desk = Desk()
     desk.bring("a1", "A")
     desk.bring("a2", "A")

@@ -195,7 +195,7 @@ def test_padding_touches_nothing_but_its_own_slot_and_page() -> None:
     assert touched == [0, 2, 3]
 
 
-def test_too_many_rows_and_steps_that_are_none_of_a_graph() -> None:
+def test_a_graph_serves_only_steps_of_single_tokens() -> None:
     side = Side("base", Again())
     graphs = side.runner._graphs
     assert graphs is not None

@@ -172,7 +172,7 @@ def test_a_request_that_ends_with_its_first_token_is_called_off_at_its_puller(pa
     assert not pair.decode.scheduler.sequences
 
 
-def test_a_request_given_up_is_freed_at_both_whoever_hears_of_it(pair: Pair) -> None:
+def test_an_aborted_request_is_freed_at_both_workers(pair: Pair) -> None:
     pair.start_pull()
     cancelled = pair.decode.handoffs.drop("r")
     assert cancelled == [ToPeer("p", CancelPull("r", False))]

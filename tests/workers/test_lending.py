@@ -163,7 +163,7 @@ def info(**changes: object) -> WorkerInfo:
     return structs.replace(made, **changes)  # type: ignore[arg-type]
 
 
-def test_who_may_lend() -> None:
+def test_only_matching_live_workers_may_lend() -> None:
     settings = config(tp=2)
     found = find_lender(settings, [info()])
     assert found is not None

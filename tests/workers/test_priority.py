@@ -166,7 +166,7 @@ def test_a_parked_pull_that_finds_room_goes_on_without_being_asked_for_again() -
     assert [i.request_id for i in scheduler.plan(0.0).plan.installs] == [parked.request_id]
 
 
-def test_what_waits_for_budget_is_not_overtaken_by_a_pull_of_a_worse_priority() -> None:
+def test_a_pull_of_a_worse_priority_does_not_overtake_waiting_prompts() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add(seq("yields", 20, 2, 1))
     step(scheduler)

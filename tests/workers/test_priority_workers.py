@@ -107,7 +107,7 @@ async def a_running_sequence_yields(at: Places) -> None:
     await at.check(batch)
 
 
-def test_what_yields_its_slot_ends_as_it_would_have_alone() -> None:
+def test_a_preempted_sequence_ends_as_it_would_alone() -> None:
     async def run() -> None:
         async with workers() as started:
             prefill, decode = await asyncio.gather(

@@ -108,7 +108,7 @@ def test_state_round_trip_and_neighbours() -> None:
     assert torch.equal(target.state[:, :5], before[:, :5])
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_a_snapshot_that_does_not_fit_is_refused() -> None:
     own = caches(4)
     with pytest.raises(ValueError, match="2 pages of 4 tokens don't hold positions"):
         read_latents(own, (0, 1), 3, 9)

@@ -30,7 +30,7 @@ def usual(drafted: list[int]) -> int:
 @pytest.mark.parametrize(
     ("stands", "cost"), [(0.95, 0.05), (0.0, 0.05), (0.6, 0.02), (0.45, 0.25), (0.7, 0.3), (0.9, 1.2), (0.1, 0.2)]
 )
-def test_it_settles_on_what_makes_a_token_cheapest(stands: float, cost: float) -> None:
+def test_speculation_settles_on_the_lowest_time_per_token(stands: float, cost: float) -> None:
     drafted = serve(Speculation(3), 1, 900, stands, cost, random.Random(1))[300:]
     rates = [sum(stands**n for n in range(drafts + 1)) / (1 + cost * drafts) for drafts in range(4)]
     # Trying its neighbours costs a step in 32, and what is nearly as good may be taken for better.
@@ -38,7 +38,7 @@ def test_it_settles_on_what_makes_a_token_cheapest(stands: float, cost: float) -
     assert sum(good) >= 0.85 * len(good)
 
 
-def test_it_turns_to_what_has_become_better() -> None:
+def test_speculation_follows_a_change_of_costs() -> None:
     speculation, rng = Speculation(3), random.Random(2)
     assert usual(serve(speculation, 1, 300, 0.9, 0.05, rng)) == 3
     assert usual(serve(speculation, 1, 400, 0.0, 0.3, rng)[200:]) == 0

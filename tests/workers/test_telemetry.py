@@ -64,7 +64,7 @@ def test_experts_are_counted_for_the_rank_that_holds_them() -> None:
     assert load.peaks[0][1] < first
 
 
-def test_what_moves_is_counted_at_both_ends() -> None:
+def test_moved_bytes_are_counted_at_both_ends() -> None:
     latents, state = snapshot(0, 20)
     size = latents.nbytes + state.nbytes
     with ends("shm") as (prefill, decode):

@@ -50,7 +50,7 @@ def use(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "0", "false", "no"])
-def test_without_the_switch_there_is_none(value: str, tmp_path: Path) -> None:
+def test_without_the_variable_there_is_no_tls(value: str, tmp_path: Path) -> None:
     assert load(environment(tmp_path) | {"RAY_USE_TLS": value}) is None
 
 
@@ -221,7 +221,7 @@ def test_a_snapshot_moves_and_its_control_is_not_seen(
     assert b"float32" not in sealed
 
 
-def test_what_leaves_the_host_is_seen_by_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_tensors_between_hosts_are_encrypted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Two ranks that treat each other as on another host, so that the tensors too go through TLS."""
     latents = torch.full((2048, 1, 512), 1.5)
     hosts = iter(("here", "there") * 4)
@@ -263,7 +263,7 @@ def test_what_leaves_the_host_is_seen_by_nobody(monkeypatch: pytest.MonkeyPatch,
     assert latents[0, 0, :2].numpy().tobytes() * 2 not in passed
 
 
-def test_who_has_a_certificate_but_not_the_offer_gets_no_snapshot(
+def test_a_peer_with_a_certificate_but_without_the_offer_gets_no_snapshot(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = load(environment(tmp_path))
@@ -278,9 +278,7 @@ def test_who_has_a_certificate_but_not_the_offer_gets_no_snapshot(
             joining.result(30)
 
 
-def test_an_end_that_goes_in_the_middle_is_noticed_and_nothing_is_left(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_peer_that_ends_during_a_transfer_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, environment(tmp_path))
     hosts = iter(("here", "there") * 4)
     monkeypatch.setattr("workers.transfer.negotiation.machine", lambda: next(hosts))
@@ -345,7 +343,7 @@ def test_a_rank_turns_away_who_has_no_certificate_of_its_authority(
         prefill.transfers.close()
 
 
-def test_why_a_handshake_failed_is_not_told_in_the_clear(tmp_path: Path) -> None:
+def test_the_reason_of_a_failed_handshake_is_not_sent_in_the_clear(tmp_path: Path) -> None:
     ours, theirs = load(environment(tmp_path / "ours")), load(environment(tmp_path / "theirs"))
     assert ours is not None
     assert theirs is not None
@@ -371,7 +369,7 @@ def test_why_a_handshake_failed_is_not_told_in_the_clear(tmp_path: Path) -> None
     assert b"telling" not in b"".join(told)
 
 
-def test_who_changes_a_byte_breaks_the_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_changed_byte_breaks_the_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, environment(tmp_path))
     prefill, decode = End("P", "shm"), End("D", "shm")
 

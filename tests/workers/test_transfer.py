@@ -277,7 +277,7 @@ def test_a_part_that_does_not_belong_breaks_the_link_on_both_sides(channel: Chan
         assert torch.equal(decode.transfers.take("whole").state, state)
 
 
-def test_unlink_keeps_what_has_wholly_come() -> None:
+def test_unlink_keeps_snapshots_that_have_arrived() -> None:
     latents, state = snapshot(0, 64)
     with ends("shm") as (prefill, decode):
         decode.transfers.expect(Expect("whole", "P", 64))
@@ -420,7 +420,7 @@ def test_which_channels_are_tried(own: dict[str, str], peer: dict[str, str], kin
         ({"channel": "nixl", "nixl": "tcp"}, {"worker_id": "v"}, "v has none: pip install"),
     ],
 )
-def test_channels_that_can_not_be(own: dict[str, str], peer: dict[str, str], reason: str) -> None:
+def test_impossible_channels_are_refused(own: dict[str, str], peer: dict[str, str], reason: str) -> None:
     with pytest.raises(LinkBroken, match=reason):
         candidates(_hail(**own), _hail(**peer))
 

@@ -65,7 +65,7 @@ def test_any_part_of_any_tensor_arrives(
     assert lane.most == (2 if entry.bytes > 500 else 1)
 
 
-def test_what_will_be_read_is_asked_for_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"t": torch.randn(8, 16)}, tmp_path / FILE)
     entry = read_header(tmp_path / FILE)["t"]
     asked: list[tuple[int, int]] = []

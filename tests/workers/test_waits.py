@@ -66,7 +66,7 @@ def test_a_decode_step_waits_once_for_its_tokens() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 3])
-def test_of_four_ranks_the_first_alone_waits(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_of_four_ranks_waits(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     side = _begun()
     monkeypatch.setattr(side.runner, "_collectives", Rank(rank, 4))
     with Waits() as waits:

@@ -38,7 +38,7 @@ def _matrix(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_slice_is_the_same_whoever_asks(method: Method) -> None:
+def test_a_synthetic_slice_is_the_same_on_every_rank(method: Method) -> None:
     quantization, name = Quantization(method, group=32), "model.layers.1.mlp.experts.3.up_proj"
     whole = _matrix(quantization, name, slice(None), slice(None))
     assert whole.shape == (512, 384)
@@ -103,7 +103,7 @@ def test_a_worker_on_synthetic_weights(tmp_path: Path) -> None:
     assert weights_id(folder, synthetic=True) != weights_id(_config(tmp_path / "n"), synthetic=True)
 
 
-def test_rank_0_alone_says_how_loading_goes() -> None:
+def test_only_rank_0_prints_the_progress_of_loading() -> None:
     group = ThreadGroup(2)
     config = WorkerConfig(model=str(GOLDEN / "fp8"), tp=2, slots=2, pages=4, max_model_len=100)
     model = LingConfig.load(GOLDEN / "fp8", {})

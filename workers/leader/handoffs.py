@@ -64,7 +64,7 @@ class HandOffs:
         return True
 
     def joined(self, seq: Sequence, refusal: str | None, *, mismatch: bool = False) -> list[Action]:
-        """The attempt to connect a request's peer is over. refusal: why it failed; None if the peer is connected.
+        """Continue a request after the attempt to connect its peer. refusal: why it failed; None if it succeeded.
 
         mismatch: it failed because the peer's snapshots don't fit here.
         """
@@ -80,7 +80,7 @@ class HandOffs:
         return [Failed("peer"), *self.end(SeqOutput(seq.request_id, 0, finish="error", error=refusal, retry=True))]
 
     def added(self, seq: Sequence) -> list[Action]:
-        """A request was scheduled; a decode worker may have asked for its snapshot already."""
+        """Note that a request was scheduled; a decode worker may already have asked for its snapshot."""
         if asked := self._pulls.by(seq.request_id):
             try:
                 self._scheduler.pull(seq.request_id, *asked)
@@ -89,13 +89,13 @@ class HandOffs:
         return []
 
     def end(self, output: SeqOutput) -> list[Action]:
-        """A request ends with this output, outside any step."""
+        """End a request with this output, outside any step."""
         self._departures.pop(output.request_id, None)
         self._pulls.drop(output.request_id)
         return [Ended(output)]
 
     def drop(self, request_id: str) -> list[Action]:
-        """The owner of a request gave it up: free it without an output."""
+        """Free a request that its owner gave up, without an output."""
         self._joining.discard(request_id)
         self._departures.pop(request_id, None)
         seq = self._scheduler.sequences.get(request_id)
@@ -127,7 +127,7 @@ class HandOffs:
         return plan
 
     def planned(self, plan: StepPlan, now: float) -> list[Action]:
-        """A plan went to the ranks: ask the peers for the snapshots that its ranks now expect."""
+        """Ask the peers for the snapshots that the ranks expect since this plan was sent."""
         for fetch in plan.fetches:
             self._arrivals.expect(fetch.request_id, self._header_of(fetch))
         actions: list[Action] = []
@@ -140,7 +140,7 @@ class HandOffs:
         return actions
 
     def stepped(self, outputs: Iterable[SeqOutput], exports: Iterable[Export], now: float) -> list[Action]:
-        """A step's results were applied: tell pullers which prompts are done, and end requests that were sent."""
+        """After a step, tell pullers which prompts are computed, and end requests whose snapshots were sent."""
         actions: list[Action] = []
         for output in outputs:
             if output.offset and output.finish is None:  # the answer goes on here
@@ -304,7 +304,7 @@ class HandOffs:
         return actions
 
     def copied(self, request_id: str) -> None:
-        """The next worker has what an answer's router was told of: it can be given up."""
+        """Give an answer up, because the next worker has the snapshot that its router was told of."""
         seq = self._scheduler.sequences.get(request_id)
         if seq is not None and seq.leave_by is not None:
             seq.leave_by = 0.0
@@ -371,7 +371,7 @@ class HandOffs:
     def _fail(
         self, request_id: str, reason: str, why: TransferFailure, now: float, missed: Miss = "peer"
     ) -> list[Action]:
-        """A snapshot does not come.
+        """Handle a snapshot that does not arrive.
 
         Instead of a kept one tokens are computed; otherwise the request ends, to be retried.
         """

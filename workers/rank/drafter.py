@@ -45,11 +45,11 @@ class Drafter:
         self._waiting = [0] * slots
 
     def admit(self, slot: int) -> None:
-        """A new sequence takes the slot."""
+        """Reset a slot for a new sequence."""
         self._waiting[slot] = 0
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Let the accepted positions of the latest verified rows wait for the layer."""
+        """Put the accepted positions of the latest verified rows into the windows."""
         for commit in commits:
             self._waiting[commit.slot] = commit.tokens
 

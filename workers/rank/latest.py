@@ -1,4 +1,4 @@
-"""What the latest step sampled, and how its rows go on in a step that was planned before the host knew it."""
+"""Holds what the latest step sampled, and continues its rows in a step planned before the host knew that."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -108,7 +108,7 @@ class Latest:
         return Fed(rows, places, came)
 
     def settle(self) -> frozenset[int]:
-        """Wait for what the last `feed` fed; returns which of its rows had ended before."""
+        """Wait for the tokens of the last `feed`; returns which of its rows had ended before."""
         assert self._feeding is not None
         (places, read), self._feeding = self._feeding, None
         (came,) = read.lists()

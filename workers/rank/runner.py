@@ -140,7 +140,7 @@ class Runner:
 
     @property
     def ready(self) -> bool:
-        """Whether `finish` does not wait for the device."""
+        """Whether `finish` would return without waiting for the device."""
         return self._under_way is None or self._under_way.drawing is None or self._under_way.drawing.ready
 
     @property
@@ -225,7 +225,7 @@ class Runner:
     def _drawing(
         self, rows: tuple[Row, ...], logits: Tensor, drafts: Tensor | None, over: frozenset[int], *, feeds: bool
     ) -> tuple[Drawing | None, Tensor | None]:
-        """What is sampled for the rows that sample and have not ended, and what the device feeds the next step."""
+        """Sample for the rows that sample and have not ended; returns that, and what the device feeds the next step."""
         runs = [Run(r.slot, r.start + len(r.token_ids), r.drafts) for r in rows if r.sample]
         if not over:
             drawing = self._sampler.draw(logits, runs, drafts, outcomes=feeds)
@@ -247,10 +247,11 @@ class Runner:
         self._watch.on = False
         none = Moved(0, 0.0)
         sent, received = (self._transfers.sent, self._transfers.received) if self._transfers else (none, none)
+        links = self._transfers.channels if self._transfers else {}
         rank, phases = self._collectives.rank, self._watch.phases
         if rank:
-            return RankStats(rank, phases, sent, received)
-        return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks)
+            return RankStats(rank, phases, sent, received, links=links)
+        return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks, links)
 
     def _before(self, plan: StepPlan) -> None:
         self._commit(plan.commits)
@@ -359,7 +360,7 @@ class Runner:
         return snapshot.read_shard(self._caches, pages, start, stop, rank, size)
 
     def _turn_pages(self, rows: tuple[Row, ...]) -> None:
-        """Enter rows' new pages into the table."""
+        """Write rows' new pages into the page table."""
         new = [(row.slot, row.page_offset + i, page) for row in rows for i, page in enumerate(row.new_pages)]
         if new:
             slots, places, pages = self._integers(new).unbind(1)

@@ -1,4 +1,4 @@
-"""Goes on with responses whose routers have died."""
+"""Continues responses whose routers have died."""
 
 import asyncio
 import hashlib
@@ -46,7 +46,7 @@ def seeded(request: Request, keyed: Keyed) -> Request:
 
 
 class Takeover:
-    """One router's. It looks for lapsed leases while it serves."""
+    """One router's takeover. It looks for lapsed leases while the router serves."""
 
     def __init__(self, gateway: Gateway, store: ResponseStore, background: Background, sessions: Sessions) -> None:
         self._gateway = gateway
@@ -60,7 +60,7 @@ class Takeover:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Take over nothing more."""
+        """Stop taking responses over."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -294,7 +294,7 @@ def test_files_are_the_owner_s_alone(tmp_path: Path) -> None:
     assert os.stat(file.parent).st_mode & 0o777 == 0o700
 
 
-def test_what_host_memory_gives_up_goes_to_disk(fresh: Engine, tmp_path: Path) -> None:
+def test_snapshots_evicted_from_host_memory_go_to_disk(fresh: Engine, tmp_path: Path) -> None:
     one = on_disk(tmp_path, host_bytes=200_000)
     sessions = [prompt(n, 40) for n in range(8)]
     wholes = [[*ids, *run(one, [ids])[0]] for ids in sessions]
@@ -382,7 +382,7 @@ def test_files_of_other_ranks_are_counted_and_left_alone(tmp_path: Path) -> None
     assert files(tmp_path) == there
 
 
-def test_a_budget_holds_what_is_worth_most(tmp_path: Path) -> None:
+def test_the_disk_budget_keeps_the_most_valuable_files(tmp_path: Path) -> None:
     one = on_disk(tmp_path)
     turn(one, prompt(1, 37))
     close(one)

@@ -404,7 +404,7 @@ def test_of_a_session_on_the_host_the_states_it_has_left_behind_go_first() -> No
     assert turn(worker, ids, new=1)[1] == (30, "host")
 
 
-def test_what_the_host_lost_is_computed_again() -> None:
+def test_a_snapshot_lost_by_host_memory_is_computed_again() -> None:
     worker = Worker(limits(states=1, host_bytes=10_000))
     first = list(range(10))
     turn(worker, first, new=1)
@@ -446,7 +446,7 @@ def test_a_prefill_worker_sends_only_what_its_peer_lacks() -> None:
 
 
 @pytest.mark.parametrize("have", [-1, 3, 4])
-def test_a_peer_that_holds_what_the_snapshot_has_not_is_refused(have: int) -> None:
+def test_a_peer_that_holds_more_than_the_snapshot_is_refused(have: int) -> None:
     worker = Worker(limits())
     name = worker.add([1, 2, 3], handoff=True)
     with pytest.raises(PullError, match=f"holds {have} latents can't have a snapshot of 3 tokens"):

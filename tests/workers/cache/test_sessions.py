@@ -94,7 +94,7 @@ def test_a_fork_beside_its_parent_and_an_abort(fresh: Engine, turns: list[list[i
         assert run(cached, forks) == run(fresh, forks)
 
 
-def test_what_is_parked_leaves_its_places_and_comes_back() -> None:
+def test_a_parked_session_frees_its_memory_and_comes_back() -> None:
     worker = Worker(limits(states=3, host_bytes=10_000))
     ids = list(range(10))
     answer, _ = turn(worker, ids)
