@@ -13,6 +13,7 @@ from functools import partial
 import msgspec
 
 from router.errors import ApiError, invalid
+from router.relay.keyed import Keyed
 from router.relay.link import WorkerLink
 from router.relay.prefixes import marks_at
 from router.relay.stream import SequenceStream
@@ -84,16 +85,22 @@ class Sessions:
 
     # Turns
 
-    async def begin(self, tenant: str, session_id: str, scope: str) -> Turn:
+    async def begin(
+        self, tenant: str, session_id: str, scope: str, keyed: Keyed | None = None, *, takes_over: bool = True
+    ) -> Turn:
         """Begin a request's turn in a session, which is created if needed.
 
-        409 while another request uses it; 403 for another scope.
+        409 while another request uses it; 403 for another scope. keyed: the request's key. takes_over: it takes the
+        session from an earlier request with this key, whose router may have died.
         """
         turn = Turn(tenant, session_id, scope, 0)
+        name = f"{keyed.name.hex()}-" if keyed is not None else ""
+        turn.owner = name + turn.owner
+        earlier = name if name and takes_over else None
         made = _clock()
         take = partial(
             sessions.take, tenant=tenant, session_id=session_id, owner=turn.owner, scope=scope, most=self._most,
-            now=made, until=made + _LEASE_S,
+            now=made, until=made + _LEASE_S, earlier=earlier,
         )  # fmt: skip
         try:
             found = await self._records.run(take)

@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 
+from cluster.config import ClusterConfig
 from planner.cards import cards, find_card
 from planner.chart import table
 from planner.memory import Layout, capacity, enough
@@ -22,6 +23,11 @@ def test_the_schema_has_the_planner_s_cards_and_the_allowed_tp() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert schema["properties"]["gpu"]["properties"]["type"]["enum"] == [*cards(), "other"]
     assert schema["definitions"]["tp"]["enum"] == load_model("ling-2.6-flash").allowed_tp()
+
+
+def test_the_checks_assume_the_defaults_of_the_config() -> None:
+    config = ClusterConfig(model="x")
+    assert (config.cache.disk_ttl_s, config.router.session_ttl_s, config.page_size) == (86400, 3600, 64)
 
 
 @pytest.mark.parametrize(
@@ -55,6 +61,15 @@ def test_the_schema_has_the_planner_s_cards_and_the_allowed_tp() -> None:
         (["gpu.type=h100-80gb", "config.slots=2500"], r"2500 slots, 2500 kept states"),
         (["gpu.type=h100-80gb", "config.cache.device_states=20000"], r"20000 kept states"),
         (["config.max_step_tokens=20000"], r"config\.max_step_tokens: 20000 is more than the 8192"),
+        (["config.collectives=gloo"], r"config\.collectives: gloo joins ranks without GPUs"),
+        (["config.cache.disk_dir=/x"], r"config\.cache\.disk_dir: files are written from host memory"),
+        (
+            ["config.cache.disk_dir=/x", "config.cache.host_bytes=9", "config.cache.disk_ttl_s=60"],
+            r"config\.cache\.disk_ttl_s: 60 seconds would erase files of sessions",
+        ),
+        (["config.load=synthetic", "config.verify=true"], r"config\.verify: synthetic weights have no files"),
+        (["config.pages=2", "config.max_model_len=4096"], r"config\.pages: 2 of 64 tokens can't hold one sequence"),
+        (["decode.resources.limits.memoryX=1Gi"], r"decode\.resources\.limits: .*memoryX is not allowed"),
         (["config.max_model_len=300000"], r"config\.max_model_len: 300000 is more than the 262144"),
     ],
 )
