@@ -1,4 +1,4 @@
-"""Bad input: each a 4xx in OpenAI's shape that names the field, at once, and the router serves on."""
+"""Tests that bad input gets a 4xx in OpenAI's format that names the field, and that the router serves on."""
 
 import json
 import socket
@@ -163,7 +163,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("request_", "param"), BAD, ids=[f"{i}-{p}" for i, (_, p) in enumerate(BAD)])
-def test_it_is_a_400_that_names_the_field(stage: Stage, request_: tuple[str, str], param: str | None) -> None:
+def test_bad_input_is_a_400_that_names_the_field(stage: Stage, request_: tuple[str, str], param: str | None) -> None:
     path, body = request_
     answer = stage.http.post(f"{stage.url}{path}", content=body)
     assert answer.status_code == 400, answer.text
@@ -175,7 +175,7 @@ def test_it_is_a_400_that_names_the_field(stage: Stage, request_: tuple[str, str
         assert param.split("[")[0].split(".")[-1] in error["message"]
 
 
-def test_nothing_is_left_behind_and_it_serves_on(stage: Stage) -> None:
+def test_bad_input_leaves_nothing_behind_and_the_router_serves_on(stage: Stage) -> None:
     stage.http.post(f"{stage.url}{TEXT}", json={"model": "tiny", "prompt": [256]})
     assert stage.gateway.in_flight == 0
     good = stage.http.post(f"{stage.url}{TEXT}", json={"model": "tiny", "prompt": "x", "max_tokens": 2})
@@ -190,7 +190,7 @@ def test_a_body_of_10_mb_is_a_413(stage: Stage, declared: bool) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
-def test_a_declared_big_body_is_refused_before_it_comes(stage: Stage) -> None:
+def test_a_body_declared_too_large_is_refused_before_it_is_sent(stage: Stage) -> None:
     host, port = httpx.URL(stage.url).host, httpx.URL(stage.url).port
     with socket.create_connection((host, port or 80), timeout=60) as connection:
         connection.sendall(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n" % CHAT.encode())

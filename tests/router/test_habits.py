@@ -1,4 +1,4 @@
-"""Fields that clients send by habit: what changes nothing passes, what asks for something is honoured."""
+"""Tests fields that clients send by habit: ones without effect are accepted, others are honoured."""
 
 import gzip
 import json
@@ -72,7 +72,7 @@ def post(stage: Stage, path: str, **more: Any) -> Any:
 
 
 def prompt_of(stage: Stage) -> str:
-    """The text the last request made the workers compute."""
+    """The text of the last request's prompt at the workers."""
     tokens = stage["p0"].received[-1].token_ids
     return stage.gateway.tokenizer.decode(tokens, skip_special=False)
 
@@ -192,7 +192,7 @@ def test_a_bare_deflate_is_read(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("encoding", COMPRESSED)
-def test_what_is_decoded_is_bounded(stage: Stage, encoding: str) -> None:
+def test_a_decoded_body_is_bounded(stage: Stage, encoding: str) -> None:
     most = stage.gateway.config.max_body_bytes
     body = COMPRESSED[encoding](b'{"model": "' + b"x" * most)
     answer = stage.http.post(stage.url + CHAT, content=body, headers={"content-encoding": encoding})
@@ -201,7 +201,7 @@ def test_what_is_decoded_is_bounded(stage: Stage, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", [*COMPRESSED, "br", "gzip, gzip"])
-def test_what_is_not_in_its_encoding_is_named(stage: Stage, encoding: str) -> None:
+def test_a_body_not_in_its_encoding_is_refused(stage: Stage, encoding: str) -> None:
     answer = stage.http.post(stage.url + CHAT, content=b"{}", headers={"content-encoding": encoding})
     status, code = (400, "invalid_encoding") if encoding in COMPRESSED else (415, "unsupported_encoding")
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)

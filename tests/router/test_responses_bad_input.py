@@ -1,4 +1,4 @@
-"""Bad input to the responses API: each a 4xx that names the field, before anything is asked of a worker."""
+"""Tests that bad input to the responses API gets a 4xx that names the field before a worker is asked."""
 
 import json
 import re
@@ -88,7 +88,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("change", "param"), BAD, ids=[f"{i}-{p}" for i, (_, p) in enumerate(BAD)])
-def test_it_is_a_400_that_names_the_field(stage: Stage, change: dict[str, Any], param: str) -> None:
+def test_bad_input_is_a_400_that_names_the_field(stage: Stage, change: dict[str, Any], param: str) -> None:
     asked = len(stage["p0"].received)
     body = {"model": "tiny", "input": "x", "max_output_tokens": 5} | change
     answer = stage.http.post(f"{stage.url}{PATH}", json=body)

@@ -1,4 +1,4 @@
-"""Hand-offs without sockets: two workers' schedulers, whose actions are carried from one to the other by hand."""
+"""Tests hand-offs without sockets: the test carries actions between two workers' schedulers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -77,7 +77,7 @@ class Pair:
         return answers
 
     def start_pull(self) -> list[Action]:
-        """A request at both; the decode worker has room and asks. The prefill worker's answer."""
+        """Submit a request to both workers; returns the prefill worker's answer to the decode worker's pull."""
         self.prefill.add(seq("r", 5, handoff=True))
         self.decode.add(seq("r", 5, source="p"))
         return self.to_prefill(self.decode.step()[2])
@@ -172,7 +172,7 @@ def test_a_request_that_ends_with_its_first_token_is_called_off_at_its_puller(pa
     assert not pair.decode.scheduler.sequences
 
 
-def test_a_request_given_up_is_freed_at_both_whoever_hears_of_it(pair: Pair) -> None:
+def test_an_aborted_request_is_freed_at_both_workers(pair: Pair) -> None:
     pair.start_pull()
     cancelled = pair.decode.handoffs.endings.drop("r")
     assert cancelled == [ToPeer("p", CancelPull("r", False))]
@@ -245,7 +245,7 @@ def test_a_broken_link_fails_the_snapshots_that_were_on_it(pair: Pair) -> None:
 
 
 def keep(worker: Worker, name: str, length: int) -> Pull:
-    """Compute and keep a prompt; what a peer that has nothing asks for it with."""
+    """Compute and keep a prompt; returns the pull of a peer that has none of it."""
     worker.add(seq(name, length, new=1))
     while worker.scheduler.sequences:
         worker.step()
@@ -269,7 +269,7 @@ def test_a_kept_snapshot_leaves_memory_once_every_rank_has_sent_its_part(pair: P
 
 
 @pytest.mark.parametrize("how", ["given up", "puller left", "peer lost"])
-def test_a_kept_snapshot_that_nobody_takes_leaves_memory_and_harms_no_request(pair: Pair, how: str) -> None:
+def test_a_lent_snapshot_that_no_peer_takes_is_freed_without_harm(pair: Pair, how: str) -> None:
     holder = pair.prefill
     holder.handoffs.giving.asked(pair.connection, keep(holder, "old", 5), 0.0)
     holder.step()
@@ -287,7 +287,7 @@ def test_a_kept_snapshot_that_nobody_takes_leaves_memory_and_harms_no_request(pa
     assert ("r" in holder.scheduler.sequences) == (how != "peer lost")
 
 
-def test_damage_in_host_memory_is_told_to_the_peers_that_wait_for_it(pair: Pair) -> None:
+def test_damage_in_host_memory_is_reported_to_waiting_peers(pair: Pair) -> None:
     holder = pair.prefill
     holder.handoffs.giving.asked(pair.connection, keep(holder, "old", 5), 0.0)
     holder.step()

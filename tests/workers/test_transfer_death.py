@@ -1,4 +1,4 @@
-"""Processes killed or stopped in the middle of a transfer: the other end finds out, and nothing is left behind."""
+"""Tests processes killed or stopped within a transfer: the other end notices, and nothing is left behind."""
 
 import os
 import signal
@@ -32,7 +32,7 @@ Channel = Literal["auto", "shm", "gloo", "nixl"]
 MEGABYTES = 8192
 TOKENS = MEGABYTES * 1024
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(280)]
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +44,7 @@ def _nothing_left_behind() -> Iterator[None]:
 
 
 def _under_way(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> threading.Event:
-    """Set once the third tensor has moved through `module.name`."""
+    """An event that is set once the third tensor has moved through `module.name`."""
     moved = threading.Event()
     counted: list[None] = []
     inner = getattr(module, name)
@@ -105,7 +105,7 @@ def test_a_killed_or_stopped_receiver(channel: Channel, by: signal.Signals, monk
 
 @pytest.mark.parametrize("channel", ["shm", "gloo"])
 def test_a_sender_that_stops_within_a_part(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lives, and its connections stand."""
+    """The sender is alive, and its connections are open."""
     release = threading.Event()
     monkeypatch.setattr(outgoing, "send_tensor", lambda *_: release.wait(WAIT_S))
     with ends(channel) as (prefill, decode):

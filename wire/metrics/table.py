@@ -228,6 +228,10 @@ TRANSFER_BUSY = _worker(
     "ling_transfer_busy_seconds_total", "counter", "seconds",
     "Time that a rank's links spent moving snapshot bytes, summed over the links", "rank", "direction",
 )  # fmt: skip
+TRANSFER_LINKS = _worker(
+    "ling_transfer_links", "gauge", "count",
+    "Links over which a rank receives snapshots, by channel: shm, gloo, nccl, nixl, tls", "rank", "channel",
+)  # fmt: skip
 TRANSFER_FAILURES = _worker(
     "ling_transfer_failures_total", "counter", "sequences", "Sequences that ended because a snapshot did not arrive",
     "reason",

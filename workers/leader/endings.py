@@ -30,13 +30,13 @@ class Endings:
         self.joining: set[str] = set()
 
     def end(self, output: SeqOutput) -> list[Action]:
-        """A request ends with this output, outside any step."""
+        """End a request with this output, outside any step."""
         self.departures.pop(output.request_id, None)
         self.pulls.drop(output.request_id)
         return [Ended(output)]
 
     def drop(self, request_id: str) -> list[Action]:
-        """The owner of a request gave it up: free it without an output."""
+        """Free a request that its owner gave up, without an output."""
         self.joining.discard(request_id)
         self.departures.pop(request_id, None)
         seq = self._scheduler.sequences.get(request_id)
@@ -62,7 +62,7 @@ class Endings:
     def fail(
         self, request_id: str, reason: str, why: TransferFailure, now: float, missed: Miss = "peer"
     ) -> list[Action]:
-        """A snapshot does not come.
+        """Handle a snapshot that does not arrive.
 
         Instead of a kept one tokens are computed; otherwise the request ends, to be retried.
         """

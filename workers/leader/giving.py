@@ -52,7 +52,7 @@ class Giving:
         return actions
 
     def added(self, seq: Sequence) -> list[Action]:
-        """A request was scheduled; a decode worker may have asked for its snapshot already."""
+        """Note that a request was scheduled; a decode worker may already have asked for its snapshot."""
         if asked := self._endings.pulls.by(seq.request_id):
             try:
                 self._scheduler.pull(seq.request_id, *asked)
@@ -61,7 +61,7 @@ class Giving:
         return []
 
     def stepped(self, outputs: Iterable[SeqOutput], exports: Iterable[Export], now: float) -> list[Action]:
-        """A step's results were applied: tell pullers which prompts are done, and end requests that were sent."""
+        """After a step, tell pullers which prompts are computed, and end requests whose snapshots were sent."""
         actions: list[Action] = []
         for output in outputs:
             if output.offset and output.finish is None:  # the answer goes on here

@@ -36,7 +36,7 @@ class MovingAway:
         return actions
 
     def copied(self, request_id: str) -> None:
-        """The next worker has what an answer's router was told of: it can be given up."""
+        """Give an answer up, because the next worker has the snapshot that its router was told of."""
         seq = self._scheduler.sequences.get(request_id)
         if seq is not None and seq.leave_by is not None:
             seq.leave_by = 0.0

@@ -32,7 +32,7 @@ class Taking:
         return True
 
     def joined(self, seq: Sequence, refusal: str | None, *, mismatch: bool = False) -> list[Action]:
-        """The attempt to connect a request's peer is over. refusal: why it failed; None if the peer is connected.
+        """Continue a request after the attempt to connect its peer. refusal: why it failed; None if it succeeded.
 
         mismatch: it failed because the peer's snapshots don't fit here.
         """
@@ -75,7 +75,7 @@ class Taking:
         return plan
 
     def planned(self, plan: StepPlan, now: float) -> list[Action]:
-        """A plan went to the ranks: ask the peers for the snapshots that its ranks now expect."""
+        """Ask the peers for the snapshots that the ranks expect since this plan was sent."""
         for fetch in plan.fetches:
             self._endings.arrivals.expect(fetch.request_id, self._header_of(fetch))
         actions: list[Action] = []

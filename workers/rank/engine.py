@@ -1,4 +1,4 @@
-"""The bare engine: scheduler and runner in one process, no sockets, no Ray. Tests and benchmarks use it."""
+"""Runs scheduler and runner in one process, without sockets or Ray, for tests and benchmarks."""
 
 import array
 import itertools
@@ -51,7 +51,7 @@ class Engine:
         self._told: list[StepResult] = []
 
     def generate(self, prompts: Seq[Seq[int]], sampling: Seq[SamplingParams]) -> list[Completion]:
-        """Run all prompts together, each with its own sampling; answers in the same order."""
+        """Run all prompts together, each with its own sampling; returns the answers in the same order."""
         ids = [self.add(p, s) for p, s in zip(prompts, sampling, strict=True)]
         outputs: dict[str, list[SeqOutput]] = {i: [] for i in ids}
         while self.scheduler.sequences:
@@ -76,7 +76,7 @@ class Engine:
         return request_id
 
     def step(self) -> list[SeqOutput]:
-        """One step over whatever is queued and running. The one after it is planned meanwhile, as a leader does."""
+        """Run one step over all queued and running sequences; the next one is planned meanwhile, as a leader does."""
         self._take_events(wait=False)
         if self._next is None:
             step = self.scheduler.plan(time.monotonic())

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class Readback:
-    """Host copies of device tensors, as they are at this place in the stream's work."""
+    """Host copies of device tensors, with their values at this point of the stream."""
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self._copies = [_copied(tensor) for tensor in tensors]

@@ -1,4 +1,4 @@
-"""Lets waiting sequences begin: at zero, from a kept snapshot, or with one that is to come from a peer. Pure."""
+"""Lets waiting sequences begin: at zero, from a kept snapshot, or with a snapshot pulled from a peer. Pure."""
 
 from collections.abc import Sequence as Seq
 from dataclasses import replace
@@ -18,7 +18,7 @@ from workers.schedule.step import Discard, Install
 
 
 class Admission:
-    """Gives places to those that wait, in line. rates: tell what is saved by beginning from a kept snapshot."""
+    """Gives slots and pages to waiting sequences, in line. rates: measure the time that a kept snapshot saves."""
 
     def __init__(self, limits: Limits, roster: Roster, places: Places, rates: Rates) -> None:
         self._limits = limits
@@ -91,7 +91,7 @@ class Admission:
         self._roster.activate(seq)
 
     def not_coming(self, request_id: str, missed: Miss, *, damaged: bool) -> list[Lent]:
-        """A kept snapshot can't be had: the sequence is computed here instead."""
+        """The kept snapshot that a sequence waits for can't be had, so the sequence is computed here."""
         seq = self._roster.pulling.pop(request_id, None)
         if seq is None:
             queued = self._roster.sequences.get(request_id)
@@ -115,7 +115,7 @@ class Admission:
         return sum(s.priority <= priority for s in self._roster.pulling.values()) >= self._limits.window
 
     def _staging_full(self, tokens: int) -> bool:
-        """Whether the ranks have no memory for a further snapshot, at any priority."""
+        """Whether the ranks have no memory for one more snapshot, whatever its priority."""
         return self._limits.staging.full((s.coming for s in self._roster.pulling.values()), tokens)
 
     def _place(self, seq: Sequence, beginning: Beginning, step: StepBuilder, now: float) -> bool:
@@ -157,7 +157,7 @@ class Admission:
         return True
 
     def _place_pulled(self, seq: Sequence, step: StepBuilder, now: float) -> bool:
-        """Take places for a snapshot that is to come, or that is on its way and had lost its places."""
+        """Take a slot and pages for a snapshot to be pulled, or for one in transfer whose sequence was preempted."""
         if seq.state is State.DISPLACED:
             return self._replace(seq, now)
         assert seq.source is not None
@@ -171,7 +171,7 @@ class Admission:
         return True
 
     def _replace(self, seq: Sequence, now: float) -> bool:
-        """Take places again for a snapshot on its way; pages that it was to share may be gone from the device."""
+        """Take a slot and pages again for a snapshot in transfer; pages that it was to share may be gone."""
         size = self._limits.page_size
         have = self._cache.index.resident(seq.known, seq.have)[: seq.have // size]
         if len(have) * size < seq.have:
@@ -182,7 +182,7 @@ class Admission:
         return True
 
     def _begun(self, seq: Sequence, origin: Origin | None, begin: int) -> None:
-        """A sequence begins after `begin` tokens; the first time, these count as cached."""
+        """Record that a sequence begins after `begin` tokens; the first time, these count as cached."""
         if not seq.begun:
             seq.begun, seq.begin, seq.origin = True, begin, origin
             self._cache.totals.began(origin, seq.begin, seq.prompt_tokens, seq.missed or "new", self._rates.token_s)

@@ -1,4 +1,4 @@
-"""Snapshots of this worker's prompts that leave for the workers which go on with them. Pure."""
+"""Sends the snapshots of this worker's prompts to the workers that continue them. Pure."""
 
 from workers.schedule.builder import StepBuilder
 from workers.schedule.keeping import PullError
@@ -9,7 +9,7 @@ from workers.schedule.sequence import Sequence, State
 
 
 class Departures:
-    """Decides when a sequence that is handed off leaves. It has its places until a peer pulls its snapshot."""
+    """Decides when a handed-off sequence leaves. It keeps its slot and pages until a peer pulls its snapshot."""
 
     def __init__(self, limits: Limits, roster: Roster, places: Places) -> None:
         self._limits = limits
@@ -31,7 +31,7 @@ class Departures:
         seq.exported = have
 
     def hold(self, seq: Sequence, now: float) -> None:
-        """Hold a sequence whose prompt is computed until its snapshot is pulled, unless that was already sent."""
+        """Hold a sequence whose prompt is computed until its snapshot is pulled, unless it was already sent."""
         self._roster.active.remove(seq)
         if seq.exported == seq.computed:
             self._send_off(seq)
@@ -48,7 +48,7 @@ class Departures:
             self._send_off(seq)
 
     def may_leave(self, seq: Sequence) -> bool:
-        """Take memory on the ranks for a whole snapshot that a peer pulls, so that one that has begun never waits."""
+        """Reserve the ranks' memory for a whole snapshot that a peer pulls, so that it never waits once begun."""
         if seq.leaves or seq.peer is None:
             return seq.leaves
         # Sequences that only wait for this go first, because they hold slots and pages.
@@ -67,7 +67,7 @@ class Departures:
         return [s for s in self._roster.held if s.peer is None and now - s.held_at > self._limits.hold_s]
 
     def _send_off(self, seq: Sequence) -> None:
-        """Free a sequence's places: the ranks copy its snapshot out within the plan that exports it."""
+        """Free a sequence's slot and pages; the ranks copy its snapshot within the plan that exports it."""
         seq.state = State.SENDING
         self._roster.sending += 1
         self._places.free(seq)

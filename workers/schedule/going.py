@@ -1,4 +1,4 @@
-"""Steps that are planned while the one before them runs: which of its sequences go on there. Pure."""
+"""Decides which sequences of a running step continue in the step that is planned meanwhile. Pure."""
 
 from dataclasses import dataclass
 
@@ -27,7 +27,7 @@ class Going:
 
 
 def going_on(step: InFlight, page_size: int) -> Going | None:
-    """Which sequences of a step go on in the next one; None where its results must be known to tell."""
+    """Which sequences of a step go on in the next one; None if its results must be known first."""
     batch, changes = step.batch, None
     busy: list[Sequence] = []
     ended: list[int] = []

@@ -1,4 +1,4 @@
-"""Answers that are to go on at other workers: their states are kept here until those have them. Pure."""
+"""Moves answers to other workers, and keeps their states here until those workers have them. Pure."""
 
 from msgspec import structs
 
@@ -12,7 +12,7 @@ from workers.schedule.sequence import Sequence, State
 
 
 class Moving:
-    """pins: the snapshots kept for other workers, by request. Its methods are called between two steps."""
+    """Answers that move. pins: the snapshots kept for other workers, by request. Call its methods between two steps."""
 
     def __init__(self, roster: Roster, places: Places, results: Results) -> None:
         self._roster = roster
@@ -21,11 +21,11 @@ class Moving:
         self.pins = Pins()
 
     def answers(self) -> list[Sequence]:
-        """Sequences whose answer is computed here, whatever they wait for."""
+        """The sequences whose answers this worker computes, also those that wait."""
         return [seq for seq in self._roster.sequences.values() if not seq.handoff]
 
     def announce(self, seq: Sequence, until: float, now: float) -> SeqOutput | None:
-        """Keep what is computed so far of a sequence that is to go on elsewhere, and tell its router.
+        """Keep the computed part of a sequence that is to continue elsewhere; returns the output that tells its router.
 
         The next worker takes that while the sequence goes on here. None if nothing can be kept.
         """

@@ -1,4 +1,4 @@
-"""Gives the slots and pages of a worker to sequences, and takes them back. Pure."""
+"""Allocates a worker's slots and pages to sequences, and frees them. Pure."""
 
 from collections.abc import Sequence as Seq
 
@@ -13,7 +13,7 @@ from workers.schedule.step import Discard, Install
 
 
 class Places:
-    """The slots and pages of a worker, and who has them.
+    """The slots and pages of a worker, and their owners.
 
     installs, discards: of snapshots, for the next plan. preempted: how often a sequence lost its places. ahead: whether
     the step that is planned is one ahead: then none is preempted, and `wanted` says that one should be. batch: the
@@ -36,7 +36,7 @@ class Places:
         self.batch: Batch | None = None
 
     def pages_for(self, tokens: int) -> int:
-        """Pages that hold so many tokens."""
+        """The number of pages that hold so many tokens."""
         return -(-tokens // self._limits.page_size)
 
     def installs_for(self, request_id: str) -> bool:
@@ -65,7 +65,7 @@ class Places:
         return True
 
     def grow(self, seq: Sequence, now: float) -> bool:
-        """Make room for the next token by preempting the last in line; False if that is `seq` itself."""
+        """Get a page for the next token, if necessary by preempting the last in line; False if that is `seq` itself."""
         while len(seq.pages) < self.pages_for(seq.computed + 1):
             if self.cache.make_pages(1, now):
                 seq.pages += self.pages.take(1)
@@ -80,7 +80,7 @@ class Places:
         return True
 
     def _make_room(self, pages: int, priority: int, now: float) -> bool:
-        """Free a slot and pages by evicting kept snapshots, then preempting worse priorities, if that is enough."""
+        """Free a slot and pages by evicting kept snapshots and then preempting worse priorities, if that suffices."""
         # Each running sequence may need a page within the next steps; without spare pages, admitting would lead to
         # preemption.
         pages += sum(s.priority <= priority for s in self._roster.active)
@@ -153,7 +153,7 @@ class Places:
         return seq
 
     def free(self, seq: Sequence) -> None:
-        """Take a sequence's slot and pages back."""
+        """Free a sequence's slot and pages."""
         self.pages.give(seq.pages)
         if self.batch is not None:
             self.batch.lose(seq)
@@ -166,7 +166,7 @@ class Places:
         seq.admitted_on_ranks = False
 
     def _call_off_install(self, seq: Sequence) -> None:
-        """Cancel the installation of a snapshot that no plan has installed yet, because its places may be reused."""
+        """Cancel a snapshot's installation that is in no plan yet, because its slot and pages may be reused."""
         kept = [i for i in self.installs if i.request_id != seq.request_id]
         if len(kept) < len(self.installs):
             self.installs[:] = kept

@@ -1,4 +1,4 @@
-"""How long a worker's steps and tokens take, as its routers are told. Pure."""
+"""Measures how long a worker's steps and tokens take, for its routers. Pure."""
 
 from workers.schedule.builder import InFlight
 from workers.schedule.step import StepResult

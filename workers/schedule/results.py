@@ -1,4 +1,4 @@
-"""What a step's results mean for the sequences in it. Pure."""
+"""Applies a step's results to its sequences. Pure."""
 
 import itertools
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ from workers.schedule.step import Row, StepResult
 
 
 class Results:
-    """Takes results, and ends sequences."""
+    """Applies results to sequences, and ends sequences."""
 
     def __init__(self, places: Places, departures: Departures, drafting: Drafting) -> None:
         self._places = places
@@ -26,7 +26,7 @@ class Results:
         self._drafting = drafting
 
     def take(self, step: InFlight, result: StepResult, now: float) -> list[SeqOutput]:
-        """What a step gave. Sequences that lost their places meanwhile are passed over."""
+        """Apply a step's result; returns the outputs. Sequences that were preempted meanwhile are skipped."""
         outputs: list[SeqOutput] = []
         failures = dict(result.failures)
         rows = sampled = 0
@@ -58,7 +58,7 @@ class Results:
         return output
 
     def _of_batch(self, batch: Batch, result: StepResult, failures: Mapping[int, str], now: float) -> list[SeqOutput]:
-        """What a step gave the sequences that go on in it."""
+        """Apply a step's result to the sequences of its batch; returns their outputs."""
         going: Iterable[tuple[Sequence, tuple[int, ...], tuple[TokenLogprob, ...]]]
         going = zip(batch.seqs, result.tokens, result.logprobs or itertools.repeat(()), strict=False)
         apart = {*failures, *result.stopped, *map(batch.seqs.index, batch.ending(result.step))}
@@ -78,7 +78,7 @@ class Results:
         return outputs
 
     def _computed(self, seq: Sequence, row: Row, now: float) -> None:
-        """A row is computed: keep what was to be kept on the way."""
+        """Record that a row is computed, and keep the states that it was to keep."""
         # How many drafts of a row are accepted is known only after its tokens are taken.
         seq.computed = computed = row.start + len(row.token_ids)
         if computed <= seq.prompt_tokens:

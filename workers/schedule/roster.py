@@ -1,4 +1,4 @@
-"""All sequences of a worker, by what they do or wait for. Pure."""
+"""Holds all sequences of a worker, by state. Pure."""
 
 import bisect
 
@@ -36,7 +36,7 @@ class Roster:
         self.enqueue(seq)
 
     def enqueue(self, seq: Sequence) -> None:
-        """Let a sequence wait for places."""
+        """Put a sequence into the queue for a slot and pages."""
         bisect.insort(self.queue, seq, key=place_in_line)
 
     def activate(self, seq: Sequence) -> None:
@@ -45,7 +45,7 @@ class Roster:
         bisect.insort(self.active, seq, key=place_in_line)
 
     def yielding(self, priority: int) -> list[Sequence]:
-        """The sequences with places at worse priorities, in line.
+        """The sequences of worse priorities that have a slot and pages, in line.
 
         A snapshot that is about to be sent is freed soon anyway.
         """
@@ -54,5 +54,5 @@ class Roster:
         return sorted(worse, key=place_in_line)
 
     def pulling_from(self, peer: str) -> list[str]:
-        """Requests whose snapshots are on the way from `peer`, or are to come from it."""
+        """The requests whose snapshots are being pulled from `peer`, or are still to be pulled."""
         return [s.request_id for s in self.sequences.values() if s.source is not None and s.source.peer == peer]

@@ -53,12 +53,12 @@ class Scheduler:
 
     @property
     def preempted(self) -> int:
-        """How often a sequence lost its places to another."""
+        """The number of preemptions so far."""
         return self._places.preempted
 
     @property
     def load(self) -> Load:
-        """Figures for routers."""
+        """The worker's load, for routers."""
         return load_of(self._roster, self._places, self._rates)
 
     # Events from outside
@@ -100,7 +100,7 @@ class Scheduler:
             self.cache.pins.release(session)
 
     def unpin(self, session: str) -> None:
-        """A session is deleted: it is pinned no more, and its files go as far as no other session needs them."""
+        """Unpin a deleted session and erase those of its files that no other session needs."""
         kept = self.cache.pins.release(session)
         if kept is not None:
             self.cache.forget_files(kept)
@@ -276,7 +276,7 @@ class Scheduler:
     # Results
 
     def update(self, in_flight: InFlight, result: StepResult, now: float) -> list[SeqOutput]:
-        """Take a step's results; what they mean for each sequence. Sequences ended meanwhile are passed over."""
+        """Apply a step's results; returns the outputs for routers. Sequences ended meanwhile are skipped."""
         if drafts := self._rates.took(in_flight, result):
             self.drafting.speculation.took(drafts, result.elapsed_s)
         return self._results.take(in_flight, result, now)

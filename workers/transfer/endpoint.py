@@ -1,4 +1,4 @@
-"""A rank's end of all its transfer links: snapshots go out to decode ranks, or come in from prefill ranks."""
+"""A rank's end of all its transfer links: it sends snapshots to decode ranks and receives them from prefill ranks."""
 
 import contextlib
 import socket
@@ -86,7 +86,7 @@ class Transfers:
         self._incoming.expect(expect)
 
     def discard(self, request_id: str, leaving: bool = True) -> None:
-        """Drop what has come of a snapshot and what still comes; with `leaving`, also what waits here to be sent."""
+        """Drop what has arrived, or still arrives, of a snapshot; with `leaving`, also what waits to be sent."""
         self._incoming.discard(request_id)
         if leaving:
             self._outgoing.discard(request_id)
@@ -136,6 +136,11 @@ class Transfers:
     def received(self) -> Moved:
         """Totals of what was received and wanted so far."""
         return self._incoming.moved
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """The number of links over which snapshots can come, by channel."""
+        return self._incoming.channels()
 
     @property
     def pending(self) -> int:

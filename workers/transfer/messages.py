@@ -1,4 +1,4 @@
-"""The messages between the two ends of a link, beside the payload."""
+"""Defines the messages between the two ends of a link, besides the payload."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -71,7 +71,7 @@ class StreamOffer:
 
 @dataclass(frozen=True, slots=True)
 class OfferAnswer:
-    """Receiver: the offered channel stands, or why it can't."""
+    """Receiver: the offered channel works, or the reason why it does not."""
 
     refusal: str | None = None
 
@@ -85,7 +85,7 @@ class LinkFault:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Receiver: send this snapshot, its parts marked `serial`."""
+    """Receiver: send this snapshot and mark its parts with `serial`."""
 
     request_id: str
     serial: int
@@ -93,14 +93,14 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Unwant:
-    """Receiver: send no more of it."""
+    """Receiver: stop sending the snapshot."""
 
     serial: int
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Receiver: the snapshot has wholly come."""
+    """Receiver: the whole snapshot has arrived."""
 
     serial: int
 

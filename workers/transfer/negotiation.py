@@ -86,12 +86,12 @@ def candidates(own: Hail, peer: Hail, sealed: bool = False) -> tuple[Kind, ...]:
 
 
 def hail(me: Identity) -> Hail:
-    """Make a rank's Hail."""
+    """The Hail of a rank."""
     return Hail(me.worker_id, me.rank, me.ranks, machine(), me.device.type, me.channel, ability())
 
 
 def offer_channel(me: Identity, peer: Hail, control: Control) -> SendChannel:
-    """The sender's side, after the receiver's Hail: the first channel that stands. LinkBroken if none does."""
+    """The sender's side, after the receiver's Hail: the first channel that works. LinkBroken if none does."""
     refusal = ""
     for kind in candidates(hail(me), peer, me.tls is not None):
         try:

@@ -32,10 +32,11 @@ _JOIN_S = 2.0
 class NixlSender(RingSender):
     """The prefill rank's end. The agent is one thread's, which works while the receiver may be reading."""
 
+    kind = "nixl"
     piece = PIECE
 
     def __init__(self, control: Control, device: torch.device, host: str) -> None:
-        """LinkBroken if NIXL can't work here."""
+        """Register memory and create the agent; LinkBroken if NIXL can't work here."""
         super().__init__(control, SLOTS, SLOT)
         self.device = device
         self._memory = Memory(_HEADER + SLOTS * SLOT, device, host)
@@ -52,7 +53,7 @@ class NixlSender(RingSender):
         self._thread.start()
 
     def stand(self) -> None:
-        """The receiver has taken the offer."""
+        """Note that the receiver has accepted the offer."""
         self._standing = True
 
     def emptied(self) -> None:
@@ -87,6 +88,7 @@ class NixlSender(RingSender):
 class NixlReceiver(ReceiveChannel):
     """The decode rank's end, in use by one thread; `close` by any. LinkBroken if the offered memory can't be read."""
 
+    kind = "nixl"
     piece = PIECE
 
     def __init__(self, control: Control, offer: NixlOffer, device: torch.device, host: str) -> None:

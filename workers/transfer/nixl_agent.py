@@ -1,4 +1,4 @@
-"""NIXL's agents: one for each end of each link, with memory that is registered once.
+"""Wraps NIXL's agents: one for each end of each link, with memory that is registered once.
 
 An agent of its own makes what breaks end with its link: UCX forgets nothing of a connection that broke within an agent.
 """
@@ -32,7 +32,7 @@ def ability() -> Nixl:
 
 
 class Memory:
-    """Registered memory, zeros at first, and the agent that knows it. One thread at a time uses it.
+    """Registered memory, initially zero, and its agent. Only one thread at a time may use it.
 
     agent: what another process needs to reach it.
     """
@@ -53,7 +53,7 @@ class Memory:
             self.agent: bytes = self._agent.get_agent_metadata()
 
     def meet(self, agent: bytes) -> None:
-        """Get to know the peer; LinkBroken if it can't be reached."""
+        """Connect to the peer's agent; LinkBroken if it can't be reached."""
         with _told():
             name = self._agent.add_remote_agent(agent)
             self._peers.append(name.decode() if isinstance(name, bytes) else name)
@@ -68,7 +68,7 @@ class Memory:
             return handle
 
     def done(self, handle: Any) -> bool:
-        """Whether a copy has been made; LinkBroken if it can't be."""
+        """Whether a copy is complete; LinkBroken if it failed."""
         with _told():
             state = self._agent.check_xfer_state(handle)
             if state == "ERR":
@@ -128,8 +128,10 @@ def _rdma() -> bool:
 
 
 def _transports(host: str) -> str:
-    """UCX's setting. Over TCP it listens, on every interface if one lets it, and whoever connects reads the process's
-    memory: not where RDMA makes that needless, and else on the one interface where this rank listens too.
+    """UCX's setting, which UCX_TLS and UCX_NET_DEVICES override.
+
+    Over TCP it listens, on every interface if one lets it, and whoever connects can read and write the process's
+    memory. So there is no TCP with RDMA, and else TCP is on the one interface where this rank listens too.
     """
     return "TLS=^tcp" if _rdma() else f"NET_DEVICES={_interface(host)}"
 
@@ -144,7 +146,7 @@ def _interface(host: str) -> str:
 
 @contextmanager
 def _told() -> Iterator[None]:
-    """Whatever NIXL raises means that the link can't go on."""
+    """Turn every error of NIXL into LinkBroken."""
     try:
         yield
     except LinkBroken:

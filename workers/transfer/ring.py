@@ -12,7 +12,7 @@ from workers.transfer.messages import Filled
 
 
 class RingSender(SendChannel):
-    """Fills one slot after the other; the thread that reads the control connection calls `emptied` for each Emptied."""
+    """The sender's side: fills slot after slot. The thread that reads the control connection calls `emptied`."""
 
     def __init__(self, control: Control, slots: int, slot_bytes: int) -> None:
         self._control = control
@@ -27,7 +27,7 @@ class RingSender(SendChannel):
         """Put the bytes into a slot; on return the receiver may read them."""
 
     def emptied(self) -> None:
-        """A slot is free again."""
+        """Note that the receiver has emptied a slot."""
         self._room.release()
 
     def send(self, piece: Tensor) -> None:

@@ -28,6 +28,7 @@ _HEADER = 4096
 class ShmSender(RingSender):
     """Makes the arena."""
 
+    kind = "shm"
     device = torch.device("cpu")
     piece = PIECE
 
@@ -56,6 +57,7 @@ class ShmSender(RingSender):
 class ShmReceiver(ReceiveChannel):
     """Maps the offered arena; OSError or LinkBroken if that is not possible from here."""
 
+    kind = "shm"
     device = torch.device("cpu")
     piece = PIECE
 

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+from pydantic_core import from_json
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -87,7 +88,8 @@ class Create(Answering):
             job = job_of(lowered, [choice], caller, self._gateway.config, deadline_of(scope), run)
             if not apart:
                 await self._gateway.rejoin(job)
-            turn = await begin_turn(self._sessions, session_of(scope, lowered), caller, job)
+            session = session_of(scope, lowered)
+            turn = await begin_turn(self._sessions, session, caller, job, takes_over=not apart)
             holds.enter_context(self._sessions.held(turn))
             holds.enter_context(self._gateway.flying(job, permit))
             headers += worker_headers(job, self._gateway.config)
@@ -96,14 +98,22 @@ class Create(Answering):
             if not apart:
                 return await self._attend(request, job, record, receive, send, headers)
             digest = hashlib.blake2b(body, digest_size=16).digest()
-            await self._store.begin(record, Run(body, digest), streamed=request.stream)
-            if account is not None:
-                # The request ends now, but its work continues and still counts as a concurrent request of its key.
-                account.running += 1
-                holds.callback(account.leave)
-            shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
-            self._background.start(job, shape, holds.pop_all(), streamed=request.stream)
-        return await self._show(request, record.body, scope, receive, send, headers)
+            if request.session_id is None and session is not None:
+                body = encode({**from_json(body), "session_id": session})  # for a router without the header
+            begun = await self._store.begin(record, Run(body, digest), streamed=request.stream)
+            if begun:
+                if account is not None:
+                    # The request ends now, but its work continues and still counts as a concurrent one of its key.
+                    account.running += 1
+                    holds.callback(account.leave)
+                shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
+                self._background.start(job, shape, holds.pop_all(), streamed=request.stream)
+        shown: Response | None = record.body
+        if not begun and keyed is not None:  # its client sent it twice at once: the first one's answer is for both
+            shown = await self._again(caller.tenant, response_id, keyed)
+        if shown is None:
+            raise reused()
+        return await self._show(request, shown, scope, receive, send, headers)
 
     async def _again(self, tenant: str, response_id: str, keyed: Keyed) -> Response | None:
         """The response that was asked for with the same key before, if one was; 422 if with another body."""

@@ -1,4 +1,4 @@
-"""A worker that is to end moves its answers, with their states: transcripts are the undisturbed ones."""
+"""Tests that a draining worker's answers move with their states, without changing transcripts."""
 
 import asyncio
 import random
@@ -26,7 +26,7 @@ def sampling(seed: int, temperature: float) -> SamplingParams:
 
 @cache
 def asked(temperature: float, count: int) -> list[tuple[tuple[int, ...], tuple[int, ...], SamplingParams]]:
-    """Prompts with their answers on one worker; none of the greedy ones has a near tie."""
+    """Prompts with one worker's answers; the greedy ones have no near tie."""
     engine = Engine(config(slots=8))
     out = []
     for seed in range(400):
@@ -42,7 +42,7 @@ def asked(temperature: float, count: int) -> list[tuple[tuple[int, ...], tuple[i
 
 
 async def moved(started: Workers, to: Worker, gone: Worker, stream: Stream, wanted: SamplingParams) -> Stream:
-    """What a router does with a sequence that its worker gave up."""
+    """Continue a sequence that its worker gave up at another worker, as a router does."""
     end = await started.drained(stream, to, gone)
     if end.finish != "moved":
         return stream
@@ -107,7 +107,7 @@ def test_migrated_mid_answer(
 
 
 @pytest.mark.parametrize(("tp", "to"), [(1, 1), (2, 1)])
-def test_the_next_worker_takes_what_is_computed_while_answers_go_on(tp: int, to: int) -> None:
+def test_the_next_worker_pulls_snapshots_while_answers_go_on(tp: int, to: int) -> None:
     async def run() -> None:
         async with workers() as started:
             kept = {"cache_states": 32, "slots": 16}
