@@ -30,14 +30,17 @@ def session_of(scope: Scope, request: Request) -> str | None:
     return names.pop() if names else None
 
 
-async def begin_turn(sessions: Sessions, name: str | None, caller: Caller, job: Job) -> Turn | None:
+async def begin_turn(
+    sessions: Sessions, name: str | None, caller: Caller, job: Job, *, takes_over: bool = True
+) -> Turn | None:
     """Begin the job's turn in its session; None without a session. 403, 409.
 
-    When the job ends well, the session continues from the end of its answer.
+    When the job ends well, the session continues from the end of its answer. takes_over: a job with a key takes the
+    session from an earlier one with the same key.
     """
     if name is None:
         return None
-    turn = await sessions.begin(caller.tenant, name, job.prefix_scope)
+    turn = await sessions.begin(caller.tenant, name, job.prefix_scope, job.keyed, takes_over=takes_over)
     (choice,) = job.choices
     if turn.tokens and not choice.prompt.boundaries:
         # The ends of a raw text's turns are unknown, except for the end of this one.

@@ -33,7 +33,7 @@ class Link(Protocol):
         """Give the request's leg no more outputs."""
 
     def retire(self) -> None:
-        """Give the worker no more requests, because it is about to end."""
+        """Send the worker no more requests, because it is about to end."""
 
 
 class Stream(Protocol):
@@ -84,7 +84,7 @@ class Leg:
         self._link.retire()
 
     def move(self) -> None:
-        """Another worker has what this one keeps of the request, which can be given up; harmless if it has ended."""
+        """Have the worker give the request up, because another one has its snapshot; harmless if it has ended."""
         if self.open:
             self._link.move(Move(self.request_id))
 
@@ -95,7 +95,7 @@ class Leg:
             self._link.abort(Abort(self.request_id))
 
     def lost(self, now: float, how: Loss, *, alone: bool) -> None:
-        """The worker ended, or is silent: what it holds is given up. alone: with no other sequence."""
+        """Report that the worker ended or is silent. alone: whether the sequence was its only one of this router."""
         if self.open:
             self.open = False
             self.stream.lost(self, now, how, alone=alone)

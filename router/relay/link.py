@@ -173,7 +173,7 @@ class WorkerLink:
             self._task.cancel()
 
     def check(self) -> None:
-        """Give the connection up if the worker has said nothing for too long."""
+        """Give the connection up if the worker has sent nothing for too long."""
         if self.connected and self._awake.s - self._heard > SILENT_S and self._writer is not None:
             self._silent = True
             self._changed(self)

@@ -42,7 +42,7 @@ class Setbacks:
         self.transfers = 0
 
     def clear(self) -> None:
-        """The sequence gained a token."""
+        """Forget all failures, because the sequence gained a token."""
         self.deaths = self.transfers = 0
 
     def add(self, cause: Cause, alone: bool) -> Again | Enough:

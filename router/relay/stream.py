@@ -1,4 +1,4 @@
-"""One running sequence: puts its workers' outputs in order, and frees its places at all workers in any case."""
+"""Runs one sequence: puts its workers' outputs in order, and frees its slots and pages at all workers at its end."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class SequenceStream:
         return self.legs[0].info.weights_id if self._ids else None
 
     def begun(self, now: float) -> None:
-        """Its client starts waiting now."""
+        """Note the time at which its client begins to wait."""
         self._submitted_at = now
 
     def start(self, prefill: Link | None, decode: Link, prefix: Prefix, work: int = 0) -> None:

@@ -145,9 +145,20 @@ def standings(db: Connection, after: int, limit: int, now: int) -> list[Standing
 
 
 def take(
-    db: Connection, tenant: str, session_id: str, owner: str, scope: str, most: int, now: float, until: float
+    db: Connection,
+    tenant: str,
+    session_id: str,
+    owner: str,
+    scope: str,
+    most: int,
+    now: float,
+    until: float,
+    earlier: str | None = None,
 ) -> StoredSession:
-    """Take the lease of a session for a turn; a missing session is created. Busy, Full."""
+    """Take the lease of a session for a turn; a missing session is created. Busy, Full.
+
+    earlier: what the names of owners begin with from whom the lease is taken although they hold it.
+    """
     _expire(db, now)
     row = db.execute(f"SELECT {_COLUMNS} FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id)).fetchone()
     if row is None:
@@ -161,7 +172,7 @@ def take(
         )
         return StoredSession(session_id, scope, 0, (), int(now), int(until) + 1, None, None, owner, until)
     found = _stored(row)
-    if found.owner is not None and found.owned_until > now:
+    if found.owner is not None and found.owned_until > now and not (earlier and found.owner.startswith(earlier)):
         raise Busy
     where = "WHERE tenant = ? AND id = ?"
     db.execute(f"UPDATE sessions SET owner = ?, owned_until = ? {where}", (owner, until, tenant, session_id))

@@ -141,7 +141,7 @@ def test_a_worker_tells_of_its_steps_ranks_and_snapshots() -> None:
     assert found["ling_worker_free_slots"] == 4
 
 
-def test_a_bridge_hands_over_what_is_there_and_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bridge_hands_values_to_ray_and_tries_again_after_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[tuple[str, ...], float] = {}
 
     class Gauge:

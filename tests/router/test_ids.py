@@ -130,7 +130,7 @@ def logged_to(lines: "queue.SimpleQueue[Any]") -> Iterator[None]:
         logging.getLogger("router.http.entrance").removeHandler(handler)
 
 
-def test_it_is_logged_with_what_became_of_the_request(guarded: Stage, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_log_has_the_request_id_and_the_outcome(guarded: Stage, caplog: pytest.LogCaptureFixture) -> None:
     # A line is written after its answer has left, so the client may be ahead of it.
     lines: queue.SimpleQueue[Any] = queue.SimpleQueue()
     with caplog.at_level(logging.INFO, "router.http.entrance"), logged_to(lines):

@@ -359,7 +359,7 @@ def test_another_router_continues_a_dead_router_s_response(
     monkeypatch.setattr("router.api.responses.takeover._LOOK_S", 0.02)
     said = "hello there, this is what it says"
     asked = {**ASKED, "stream": way != "background", "background": way != "key"}
-    headers = {"idempotency-key": "k"} if way == "key" else {}
+    headers = {"x-ling-session": "s"} | ({"idempotency-key": "k"} if way == "key" else {})
 
     async def act() -> None:
         options = {"run_dir": str(tmp_path / "run")}
@@ -375,7 +375,7 @@ def test_another_router_continues_a_dead_router_s_response(
             before: list[Any] = []
             async with one.client() as first:
                 if way == "background":
-                    response_id = (await first.post("/v1/responses", json=asked)).json()["id"]
+                    response_id = (await first.post("/v1/responses", json=asked, headers=headers)).json()["id"]
                     await worker.until(lambda: not worker.gate.is_set())
                 else:
                     async with first.stream("POST", "/v1/responses", json=asked, headers=headers) as response:
@@ -404,6 +404,9 @@ def test_another_router_continues_a_dead_router_s_response(
                 assert checked(repeated.text) == events
                 other = await http.post("/v1/responses", json={**asked, "input": "other"}, headers=headers)
                 assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+            # Its session goes on from its end.
+            session = (await http.get("/v1/sessions/s")).json()
+            assert (session["last_request"], session["tokens"] > 0) == (response_id, True)
             if not dies:
                 assert len(worker.received) == 1
 

@@ -180,7 +180,7 @@ def test_the_same_request_again_gets_the_same_answer(checkpoint: Path, path: str
     asyncio.run(run())
 
 
-def test_a_client_told_of_the_end_gets_what_was_left(checkpoint: Path) -> None:
+def test_a_client_that_knows_the_end_gets_the_remaining_events(checkpoint: Path) -> None:
     async def run() -> None:
         async with two(checkpoint) as (first, second):
             events = await whole(first, PATHS[0], **KEY)
@@ -217,6 +217,36 @@ def test_the_later_connection_at_a_router_takes_the_answer_over(checkpoint: Path
             assert (await earlier).json()["error"]["code"] == "taken_over"
             worker.gate.set()
             assert (await later).status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_the_same_request_takes_its_session_over(checkpoint: Path, tmp_path: Path, dies: bool) -> None:
+    """dies: its router, so that nobody releases the session."""
+
+    async def run() -> None:
+        async with (
+            two(checkpoint, data_dir=str(tmp_path)) as (first, second),
+            first.client() as one,
+            (second if dies else first).client() as other,
+        ):
+            worker = first["d0"]
+            worker.gate.clear()
+            body = {**body_of(PATHS[0], stream=False), "session_id": "s"}
+            earlier = asyncio.create_task(one.post(PATHS[0], json=body, headers=KEY))
+            await worker.until(lambda: bool(worker.running))
+            assert (await other.post(PATHS[0], json=body)).json()["error"]["code"] == "session_busy"
+            if dies:
+                kill(first)
+            later = asyncio.create_task(other.post(PATHS[0], json=body, headers=KEY))
+            if not dies:
+                assert (await earlier).json()["error"]["code"] == "taken_over"
+            worker.gate.set()
+            answer = await later
+            assert answer.status_code == 200, answer.text
+            assert (await other.get("/v1/sessions/s")).json()["tokens"] > 0
+            earlier.cancel()
 
     asyncio.run(run())
 

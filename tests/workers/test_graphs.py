@@ -23,9 +23,11 @@ from workers.model.loader import Loader, Read
 from workers.model.synthetic import Synthetic
 from workers.model.weights import load_weights
 from workers.rank.build import build_rank
+from workers.rank.drafter import Drafter
 from workers.rank.grammar import Grammars
-from workers.rank.graphs import Capture, DecodeGraphs, Work, batch_sizes, captures, size_for
+from workers.rank.graphs import Capture, DecodeGraphs, Places, Work, batch_sizes, captures, size_for
 from workers.rank.host_store import HostStore
+from workers.rank.latest import Fed
 from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
 from workers.schedule.step import Admit, Commit, Row, StepPlan
@@ -241,7 +243,7 @@ def test_kernels_read_nothing_the_host_knew_when_it_captured(monkeypatch: pytest
         if all(n == 1 for n in batch.counts):
             # Interpreted kernels are slow: only the step this is about.
             monkeypatch.setattr(import_module("kernels.dispatch"), "FORCED", "triton")
-            batch = replace(batch, starts=(0,) * len(batch.starts))
+            batch = replace(batch, starts=(0,) * len(batch.counts))
         return forward(self, batch, caches)
 
     monkeypatch.setattr(LingModel, "forward", frozen)
@@ -263,16 +265,16 @@ def test_a_decode_step_of_the_released_model_asks_the_device_nothing(monkeypatch
         "num_experts": 16,
         "quantization_config": {"quant_method": "fp8"},
     }
-    config = LingConfig.load(RELEASED, changes)
+    config = replace(LingConfig.load(RELEASED, changes), drafts=True)
     meta = torch.device("meta")
     model = LingModel(config, Solo(), meta, torch.bfloat16)
     loader = Loader(Nowhere(config.quantization))
     model.load(loader)
     loader.run()
-    caches = make_caches(config, 1, 1000, 64, 25, meta, torch.bfloat16)
-    again = Again()
+    caches = make_caches(config, 1, 1000, 64, 25, meta, torch.bfloat16, 25 * 4)
+    again, table = Again(), torch.zeros(25, 2049, dtype=torch.int32, device=meta)
     with torch.inference_mode():
-        graphs = DecodeGraphs(model, caches, torch.zeros(25, 2049, dtype=torch.int32, device=meta), again)
+        graphs = DecodeGraphs(model, caches, table, again, drafts=3)
         launched.clear()
         again.replayed.clear()
         for count in (1, 7, 24):
@@ -280,6 +282,15 @@ def test_a_decode_step_of_the_released_model_asks_the_device_nothing(monkeypatch
             assert hidden.shape == (count, config.hidden_size)
     assert again.replayed == [1, 8, 24]
     assert len(launched) > 3 * 20
+    launched.clear()
+    rows = tuple(Row(i, 9, (5,), 0, (), True, drafts=3) for i in range(7))
+    came = torch.empty(7, 3, dtype=torch.int64, device=meta)
+    fed = Fed(rows, came, came[:, 1], came[:, 0], Places(came[:, 0], came[:, 2] > 0))
+    with torch.inference_mode():
+        drafts = Drafter(model, caches, table).feed(rows, fed)
+        hidden = graphs(rows, torch.cat((fed.tokens[:, None], drafts), 1).flatten(), fed.places)
+    assert hidden.shape == (7 * 4, config.hidden_size)
+    assert len(launched) > 3 * 10
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -1,4 +1,4 @@
-"""Links over NIXL itself, on the memory of CPUs; tests of all channels run over it too."""
+"""Tests links over real NIXL, in CPUs' memory. Tests of all channels also run over it."""
 
 import os
 import threading
@@ -50,7 +50,7 @@ def _nothing_left_behind(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def _two_parts(pipe: Connection) -> None:
-    """A prefill rank that sends the second part once it is told to; says what it has sent."""
+    """Run a prefill rank that sends a second part once it is told to, and reports what it has sent."""
     torch.set_num_threads(1)
     end = End("P", "nixl")
     latents, state = snapshot(5, 60_000)
@@ -120,8 +120,8 @@ def test_an_end_that_closes_in_the_middle_frees_all_memory(side: str, monkeypatc
         assert decode.transfers.pending == 0
 
 
-def test_what_a_closed_sender_left_is_not_taken_for_a_piece() -> None:
-    """Its memory may be anybody's by then."""
+def test_the_memory_of_a_closed_sender_is_not_taken_as_a_piece() -> None:
+    """The sender's memory may belong to something else by then."""
     filled: list[Any] = []
     to: Any = SimpleNamespace(send=filled.append)
     back: Any = SimpleNamespace(send=lambda message: None, receive=lambda: filled[-1], gone=lambda: False)
@@ -173,7 +173,7 @@ def _lines(table: Path) -> list[str]:
 
 
 def test_a_rank_without_nixl_is_linked_by_another_channel(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The receiver's hail says so."""
+    """The receiver's hail says that it has no NIXL."""
 
     def fail(*_: object) -> None:
         raise AssertionError("NIXL was tried")
@@ -186,8 +186,8 @@ def test_a_rank_without_nixl_is_linked_by_another_channel(monkeypatch: pytest.Mo
     _moves()
 
 
-def test_auto_falls_back_where_rdma_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Devices that UCX can't use: NIXL itself says so, at the sender."""
+def test_auto_falls_back_if_rdma_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With devices that UCX can't use, NIXL refuses at the sender."""
     hosts = iter(("here", "there"))
     monkeypatch.setattr(negotiation, "ability", lambda: "rdma")
     monkeypatch.setattr(negotiation, "machine", lambda: next(hosts))

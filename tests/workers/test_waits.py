@@ -1,14 +1,14 @@
 """Tests how often a rank waits for its GPU: counted on a CPU, and refused by CUDA on a GPU."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 from tests.workers.model_rig import CPU
-from tests.workers.test_graphs import PAGE, Side, _prompt
+from tests.workers.test_graphs import PAGE, Again, Side, _prompt
 from tests.workers.waits import Waits
 from wire.protocol import SamplingParams
 from workers.collectives.base import Solo
@@ -126,17 +126,31 @@ def test_cuda_finds_no_wait_in_decode_export_and_install() -> None:
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_cuda_finds_no_wait_in_a_step_that_the_device_feeds() -> None:
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_cuda_finds_no_wait_in_a_step_that_the_device_feeds(drafts: int) -> None:
     device = torch.device("cuda", 0)
-    fed, read = _begun(device, captures(device)), _begun(device)
-    rows = (Row(0, 6, (5,), 0, (), True), Row(1, 3, (6,), 0, (), True))
+    assert _told(_begun(device, captures(device), drafts), drafts, _no_waits) == _told(
+        _begun(device, drafts=drafts), drafts
+    )
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_steps_fed_one_after_another_give_what_steps_read_first_give(drafts: int) -> None:
+    assert _told(_begun(capture=Again(), drafts=drafts), drafts, nullcontext) == _told(_begun(drafts=drafts), drafts)
+
+
+def _told(
+    side: Side, drafts: int, within: Callable[[], AbstractContextManager[None]] | None = None
+) -> list[tuple[tuple[int, ...], ...]]:
+    """The tokens of four steps; within: each one is started in it before the one before is read."""
     told: list[tuple[tuple[int, ...], ...]] = []
-    fed.runner.start(StepPlan(step=7, rows=rows), lambda result: told.append(result.tokens))
+    rows = (
+        Row(0, 6, (5,), 3, (5, 6), True, drafts=drafts), Row(1, 3, (6,), 2, (7, 8, 9), True, drafts=drafts),
+    )  # fmt: skip
+    side.runner.start(StepPlan(step=7, rows=rows), lambda result: told.append(result.tokens))
     for step in range(8, 11):
-        assert fed.runner.runs_ahead
-        with _no_waits():
-            fed.runner.start(StepPlan(step=step, ahead=Ahead((), ())), lambda result: told.append(result.tokens))
-    fed.runner.finish()
-    expected = [read.runner.step(StepPlan(step=7, rows=rows)).tokens]
-    expected += [read.runner.step(StepPlan(step=step, ahead=Ahead((), ()))).tokens for step in range(8, 11)]
-    assert told == expected
+        assert side.runner.runs_ahead == (within is not None)
+        with within() if within is not None else nullcontext():
+            side.runner.start(StepPlan(step=step, ahead=Ahead((), ())), lambda result: told.append(result.tokens))
+    side.runner.finish()
+    return told

@@ -1,4 +1,4 @@
-"""The metrics of a worker's leader: its steps, its snapshots, and its ranks' reports."""
+"""Records the metrics of a worker's leader: its steps, its snapshots, and its ranks' reports."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass

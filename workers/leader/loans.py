@@ -1,4 +1,4 @@
-"""Copies of kept snapshots that this worker lends to peers, until every rank has sent its part. Pure."""
+"""Tracks copies of kept snapshots for peers until every rank has sent its part. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterable

@@ -23,7 +23,7 @@ from workers.rank.expert_load import ExpertLoad
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import Capture, DecodeGraphs
 from workers.rank.host_store import HostStore
-from workers.rank.latest import Fed, Latest
+from workers.rank.latest import NOTHING, Fed, Latest
 from workers.rank.sampler import Drawing, Run, Sampled, Sampler, token_logprobs
 from workers.rank.watch import StepWatch
 from workers.schedule.ahead import outcomes
@@ -87,6 +87,8 @@ class Runner:
         self._drafter = Drafter(model, caches, self._page_table) if model.config.drafts else None
         self._under_way: _UnderWay | None = None
         self._finished = 0.0
+        # Slots of sequences whose drafts are sampled one by one.
+        self._apart: set[int] = set()
         self._verified: tuple[Rows, tuple[int, ...]] | None = None  # the latest verified rows, and the slot of each
         self._graphs: DecodeGraphs | None = None
         if capture is not None:
@@ -120,7 +122,7 @@ class Runner:
         # An uncaptured decode step takes another time than captured ones, so it is not measured.
         watched = bool(plan.rows) and not uncaptured and self._watch.begin(begun)
         counting = (uncaptured or (watched and graphs is None)) and self._collectives.rank == 0
-        self._before(plan)
+        self._before(plan, fed)
         self._watch.lap("transfer")
         drawing: Drawing | None = None
         prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
@@ -171,18 +173,16 @@ class Runner:
         done.tell(result)
 
     def _fed(self, plan: StepPlan) -> Fed | None:
-        """The rows of a step planned ahead, if the device can take their tokens from the step before.
+        """The rows of a step planned ahead, if the device can take their tokens from the step before; else None.
 
-        All ranks decide alike, and whether the host has read that step's tokens by now does not matter.
+        The decision depends only on plans, so all ranks make the same one, whichever tokens their hosts have read.
         """
         if not self._latest.feeds or plan.step % _COUNT_EVERY == 0:
             return None
         assert plan.ahead is not None
         assert self._graphs is not None
-        rows, places = self._latest.rows_fed(plan.ahead, plan.rows)
-        if not self._graphs.serves(rows) or max(places) < 0:
-            return None
-        return self._latest.feed(rows, places)
+        rows = self._latest.rows_fed(plan.ahead, plan.rows)
+        return self._latest.feed(rows) if self._graphs.serves(rows) else None
 
     def _compute(
         self, plan: StepPlan, graphs: DecodeGraphs | None, fed: Fed | None
@@ -193,39 +193,45 @@ class Runner:
                 self._drafter.admit(admit.slot)
             if self._collectives.rank == 0:
                 self._sampler.admit(admit)
-        self._turn_pages(plan.rows)
-        drafts = self._draft(plan.rows)
+            if admit.token_ids or admit.sampling.grammar is not None:
+                self._apart.add(admit.slot)
+            else:
+                self._apart.discard(admit.slot)
+        rows = plan.rows
+        self._turn_pages(rows)
+        drafts = self._draft(rows, fed)
         self._watch.lap("draft")
-        ids, ended = fed.tokens() if fed is not None else (self._ids(plan.rows, drafts), None)
+        ids = self._ids(rows, drafts) if fed is None else _fed_ids(fed, drafts)
         if graphs is not None:
-            hidden = graphs(plan.rows, ids, ended)
+            hidden = graphs(rows, ids, None if fed is None else fed.places)
         else:
-            hidden = self._model.forward(self._batch(plan.rows, ids), self._caches)
+            hidden = self._model.forward(self._batch(rows, ids), self._caches)
         self._watch.launched()
-        self._verified = self._verified_of(plan.rows)
         if self._drafter is not None:
-            self._drafter.take(plan.rows, ids, hidden)
+            self._drafter.take(rows, ids, hidden)
         self._watch.lap("forward")
-        sampling = any(r.sample for r in plan.rows)
-        logits = self._model.logits(self._sampled_of(plan.rows, hidden)) if sampling else None
+        logits = self._model.logits(self._sampled_of(rows, hidden)) if any(r.sample for r in rows) else None
         over: frozenset[int] = frozenset()
         if fed is not None:
-            # The device has work, so this wait costs it nothing.
-            over = self._latest.settle()
+            # The device is computing the step, so it loses nothing while the host waits here.
+            rows, over = self._latest.settle(rows)
             self.finish()
-        feeds = graphs is not None and drafts is None and len(over) < len(plan.rows)
+        self._verified = self._verified_of(rows, over)
+        # If drafts are sampled one by one, the device does not know how many are accepted.
+        together = drafts is None or self._apart.isdisjoint(row.slot for row in rows)
+        feeds = graphs is not None and together and len(over) < len(rows)
         drawing = came = None
         if logits is not None and self._collectives.rank == 0:
-            drawing, came = self._drawing(plan.rows, logits, drafts, over, feeds=feeds)
-        self._latest.took(plan.rows, over, came, feeds=feeds)
-        prompt_logprobs = self._prompt_logprobs(plan.rows, hidden) if any(r.next_ids for r in plan.rows) else []
+            drawing, came = self._drawing(rows, logits, drafts, over, feeds=feeds)
+        self._latest.took(rows, over, came, feeds=feeds)
+        prompt_logprobs = self._prompt_logprobs(rows, hidden) if any(r.next_ids for r in rows) else []
         self._watch.lap("sample")
         return drawing, prompt_logprobs
 
     def _drawing(
         self, rows: tuple[Row, ...], logits: Tensor, drafts: Tensor | None, over: frozenset[int], *, feeds: bool
     ) -> tuple[Drawing | None, Tensor | None]:
-        """Sample for the rows that sample and have not ended; returns that, and what the device feeds the next step."""
+        """Sample tokens for the rows that have not ended; returns them, and the outcomes that feed the next step."""
         runs = [Run(r.slot, r.start + len(r.token_ids), r.drafts) for r in rows if r.sample]
         if not over:
             drawing = self._sampler.draw(logits, runs, drafts, outcomes=feeds)
@@ -234,9 +240,13 @@ class Runner:
             return None, None
         live = [at for at in range(len(runs)) if at not in over]
         at = self._integers(live)
-        drawing = self._sampler.draw(logits[at], [runs[n] for n in live], outcomes=feeds)
-        came = torch.ones(len(runs), 3, dtype=torch.int64, device=self._device)
-        assert drawing.came is not None
+        some = logits.view(len(runs), -1, logits.shape[-1])[at].flatten(0, 1)
+        drawing = self._sampler.draw(
+            some, [runs[n] for n in live], None if drafts is None else drafts[at], outcomes=feeds
+        )
+        if drawing.came is None:
+            return drawing, None
+        came = self._integers([NOTHING] * len(runs))
         came[at] = drawing.came
         return drawing, came
 
@@ -253,8 +263,11 @@ class Runner:
             return RankStats(rank, phases, sent, received, links=links)
         return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks, links)
 
-    def _before(self, plan: StepPlan) -> None:
-        self._commit(plan.commits)
+    def _before(self, plan: StepPlan, fed: Fed | None) -> None:
+        if fed is not None:
+            self._commit_fed(fed)
+        else:
+            self._commit(plan.commits)
         self._save(plan)
         self._receive(plan)
         for copy in plan.copies:
@@ -270,9 +283,17 @@ class Runner:
             stands = {commit.slot: commit.tokens for commit in commits}
             self._model.commit(rows, self._integers([stands.get(slot, 0) for slot in slots]), self._caches)
 
-    def _draft(self, rows: tuple[Row, ...]) -> Tensor | None:
+    def _commit_fed(self, fed: Fed) -> None:
+        """Advance linear states by the accepted tokens, whose number only the device knows."""
+        if self._verified is not None:
+            (rows, _), self._verified = self._verified, None
+            self._model.commit(rows, fed.came[:, 0], self._caches)
+
+    def _draft(self, rows: tuple[Row, ...], fed: Fed | None) -> Tensor | None:
         """Make the drafts of the rows that have some, which are the first: [rows, most drafts]."""
         drafted = [r for r in rows if r.drafts]
+        if fed is not None and drafted and self._drafter is not None:
+            return self._drafter.feed(self._latest.before, fed)
         return self._drafter.draft(drafted) if drafted and self._drafter is not None else None
 
     def _ids(self, rows: tuple[Row, ...], drafts: Tensor | None) -> Tensor:
@@ -378,12 +399,13 @@ class Runner:
             verified=sum(r.drafts > 0 for r in rows),
         )
 
-    def _verified_of(self, rows: tuple[Row, ...]) -> tuple[Rows, tuple[int, ...]] | None:
-        """The rows with drafts and their slots, for the commit to come."""
+    def _verified_of(self, rows: tuple[Row, ...], over: frozenset[int]) -> tuple[Rows, tuple[int, ...]] | None:
+        """The rows with drafts and their slots, for the commit to come. Those that are `over` were padding."""
         drafted = [r for r in rows if r.drafts]
         if not drafted:
             return None
-        slots = tuple(r.slot for r in drafted)
+        padding = self._page_table.shape[0] - 1
+        slots = tuple(padding if at in over else r.slot for at, r in enumerate(drafted))
         positions = self._integers([p for r in drafted for p in range(r.start, r.start + r.count)])
         starts, counts = tuple(r.start for r in drafted), tuple(r.count for r in drafted)
         return make_rows(self._integers(slots), positions, starts, counts), slots
@@ -415,3 +437,8 @@ class Runner:
             out.append(tuple(wanted))
             first += row.count
         return out
+
+
+def _fed_ids(fed: Fed, drafts: Tensor | None) -> Tensor:
+    """The tokens [T] of a fed step: each row's own token and its drafts."""
+    return fed.tokens if drafts is None else torch.cat((fed.tokens[:, None], drafts), 1).flatten()

@@ -93,9 +93,8 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True)
 class _Wave:
-    """Places whose tokens are drawn together. places: (run, draft) pairs. failures: places where no token can come.
-
-    asked: (place, alternatives) pairs of the log-probabilities that are read with the tokens.
+    """Tokens that are sampled together. places: the (run, draft) pair of each. failures: places whose sequences can't
+    go on, with the reason. asked: (place, number of alternatives) of log-probabilities that are read with the tokens.
     """
 
     places: list[tuple[int, int]]
@@ -107,10 +106,10 @@ class _Wave:
 
 @dataclass(frozen=True, slots=True)
 class Drawing:
-    """A step's tokens on the device, which the host has not read.
+    """A step's sampled tokens, which the host has not read yet.
 
-    slots: of each run, as it is now: another sequence may take it before the tokens are read. came: [runs, 3] int64 on
-    the device, each run's `Outcome`; only where it was asked for.
+    slots: each run's sampling state, kept because another sequence may take the slot before the tokens are read. came:
+    each run's `Outcome`, [runs, 3] int64 on the device; None if it was not asked for.
     """
 
     logits: Tensor
@@ -122,7 +121,7 @@ class Drawing:
 
     @property
     def ready(self) -> bool:
-        """Whether reading does not wait."""
+        """Whether `Sampler.read` returns without waiting for the device."""
         return self.wave.read.ready
 
 
@@ -180,23 +179,23 @@ class Sampler:
     def draw(
         self, logits: Tensor, runs: Sequence[Run], drafts: Tensor | None = None, *, outcomes: bool = False
     ) -> Drawing:
-        """Draw the runs' tokens on the device: of each as many as one by one, without drafts, would come out the same.
+        """Sample the runs' tokens on the device; the result is what sampling one by one, without drafts, gives.
 
-        logits [R, V] fp32: the runs' rows, one run's behind the other's. drafts: [runs that have some, most drafts]
-        int64; these runs are the first. outcomes: make `Drawing.came`, of runs without drafts. A draft stands if it is
-        what was sampled in its place, so each token is drawn from the model's own distribution by the noise of its seed
-        and position. (That is rejection sampling where a draft is a single guess: it stands with the probability the
-        model gives it.)
+        logits [R, V] fp32: the rows of each run after those of the run before. drafts: [runs with drafts, most drafts]
+        int64; these runs come first. outcomes: make `Drawing.came`, which needs equally many drafts in all runs, and
+        none that depend on the token before. A draft is accepted if it is the token sampled at its position, so each
+        token is drawn from the model's own distribution with the noise of its seed and position. (That is rejection
+        sampling where a draft is a single guess: it is accepted with the probability that the model gives it.)
         """
         slots = [self._slots[run.slot] for run in runs]
         firsts = list(accumulate((1 + run.drafts for run in runs), initial=0))
         # A run whose next token depends on earlier ones, by penalties or a grammar, is sampled token by token.
         places = [(i, n) for i, run in enumerate(runs) for n in range(1 + (0 if slots[i].depends else run.drafts))]
         wave = self._draw_wave(logits, runs, slots, firsts, places, drafts)
-        return Drawing(logits, runs, slots, firsts, wave, self._came(runs, wave) if outcomes else None)
+        return Drawing(logits, runs, slots, firsts, wave, self._came(runs, wave, drafts) if outcomes else None)
 
     def read(self, drawing: Drawing) -> Sampled:
-        """Wait for the tokens of a drawing. Drawings are read in their order, once each."""
+        """Wait for the tokens of a drawing and return them. Read every drawing once, in the order they were made."""
         runs, slots, wave = drawing.runs, drawing.slots, drawing.wave
         sampled = Sampled([[] for _ in runs], [[] for _ in runs], {}, [])
         ended: set[int] = set()
@@ -249,18 +248,26 @@ class Sampler:
         asked = [(at, slot.sampling.logprobs) for at, slot in enumerate(of) if slot.sampling.logprobs is not None]
         parts = [tokens] if drafts is None else [tokens, drafts]
         if asked:
-            # Of drafts that fall too: what stands is known only when all this has been computed.
+            # Rejected drafts included, because the host does not know yet which these are.
             at = self._sent(torch.tensor([at for at, _ in asked]))
             parts += logprob_tensors(some[at], tokens[at], max(top for _, top in asked))
         return _Wave(places, tokens, failures, asked, Readback(parts))
 
-    def _came(self, runs: Sequence[Run], wave: _Wave) -> Tensor:
-        """Each run's `Outcome` on the device; the runs have no drafts."""
-        at, positions = self._sent(torch.tensor([(run.slot, run.position) for run in runs])).unbind(1)
-        over = (self._stops[at] == wave.tokens[:, None]).any(1) & (positions >= self._integers[2, at])
+    def _came(self, runs: Sequence[Run], wave: _Wave, drafts: Tensor | None) -> Tensor:
+        """Each run's `Outcome`, computed on the device as `read` does on the host. Runs have equally many drafts."""
+        slots, positions = self._sent(torch.tensor([(run.slot, run.position) for run in runs])).unbind(1)
+        tokens = wave.tokens.view(len(runs), -1)
+        stops = (self._stops[slots, None] == tokens[..., None]).any(-1)
+        if drafts is None:
+            gained = torch.ones_like(positions)
+        else:
+            goes_on = (tokens[:, :-1] == drafts) & ~stops[:, :-1]
+            gained = 1 + goes_on.long().cumprod(1).sum(1)
+        at = gained[:, None] - 1
+        over = stops.gather(1, at)[:, 0] & (positions + gained > self._integers[2, slots])
         if wave.failures:
             over[self._sent(torch.tensor(list(wave.failures)))] = True
-        return torch.stack((torch.ones_like(wave.tokens), wave.tokens, over.long()), 1)
+        return torch.stack((gained, tokens.gather(1, at)[:, 0], over.long()), 1)
 
     def _choose(
         self, logits: Tensor, rows: list[SlotSampler], slots: list[int], positions: list[int]

@@ -1,4 +1,4 @@
-"""A worker's figures for routers. Pure."""
+"""Computes a worker's load for routers. Pure."""
 
 from collections.abc import Sequence as Seq
 
@@ -10,7 +10,7 @@ from workers.schedule.sequence import Sequence, State
 
 
 def load_of(roster: Roster, places: Places, rates: Rates) -> Load:
-    """The figures as of now; they come with each step, and cost what differs from a step in which all decode."""
+    """The present load. It is sent with each step, and costs only what differs from a step in which all decode."""
     cache, totals, waiting = places.cache, places.cache.totals, roster.queue
     # Those that go on from step to step are answered here, and have no more than a token to compute.
     all_go_on = places.batch is not None and places.batch.present == len(roster.active)

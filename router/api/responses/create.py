@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+from pydantic_core import from_json
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -87,7 +88,8 @@ class Create(Answering):
             job = job_of(lowered, [choice], caller, self._gateway.config, deadline_of(scope), run)
             if not apart:
                 await self._gateway.rejoin(job)
-            turn = await begin_turn(self._sessions, session_of(scope, lowered), caller, job)
+            session = session_of(scope, lowered)
+            turn = await begin_turn(self._sessions, session, caller, job, takes_over=not apart)
             holds.enter_context(self._sessions.held(turn))
             holds.enter_context(self._gateway.flying(job, permit))
             headers += worker_headers(job, self._gateway.config)
@@ -96,6 +98,8 @@ class Create(Answering):
             if not apart:
                 return await self._attend(request, job, record, receive, send, headers)
             digest = hashlib.blake2b(body, digest_size=16).digest()
+            if request.session_id is None and session is not None:
+                body = encode({**from_json(body), "session_id": session})  # for a router without the header
             begun = await self._store.begin(record, Run(body, digest), streamed=request.stream)
             if begun:
                 if account is not None:

@@ -1,4 +1,4 @@
-"""What a client may ask to be included in a response."""
+"""Defines what a client may ask to be included in a response."""
 
 from typing import Literal
 

@@ -34,7 +34,7 @@ class ResponseStore:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was ever stored."""
+        """Whether any response was ever stored."""
         return self._database.begun
 
     async def begin(self, record: Record, run: Run, *, streamed: bool) -> bool:
