@@ -218,7 +218,7 @@ def test_the_command_shards(plain: Path, tmp_path: Path) -> None:
         ("nothing", ["--to", "fp8"], "config.json is missing"),
     ],
 )
-def test_what_cannot_be_converted_leaves_nothing(source: str, options: list[str], message: str, tmp_path: Path) -> None:
+def test_a_failed_conversion_leaves_no_files(source: str, options: list[str], message: str, tmp_path: Path) -> None:
     code, text = _ling_convert(GOLDEN / source, tmp_path / "q", *options)
     assert code == 1
     assert message in text

@@ -104,7 +104,7 @@ def test_an_error_of_a_check_ends_the_wait_but_not_the_work() -> None:
         thread.do(lambda: 1 // 0, lambda: None)
 
 
-def test_a_raylet_that_dies_while_ray_starts_is_told_with_its_log(
+def test_the_error_of_a_raylet_that_dies_at_the_start_names_its_log(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Dead:

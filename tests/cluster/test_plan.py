@@ -76,7 +76,7 @@ def test_defaults_are_the_checkpoints() -> None:
     assert plan.fits
 
 
-def test_what_workers_keep_by_default_is_counted() -> None:
+def test_states_that_workers_keep_by_default_are_counted() -> None:
     config = ClusterConfig()
     usual = answer(*SHORT, "--sessions", str(config.slots)).plan
     assert usual.capacity.kept_states == config.cache.states(config.slots) > 0

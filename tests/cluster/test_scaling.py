@@ -83,7 +83,7 @@ def test_a_pool_has_the_fewest_workers_that_attain_the_target() -> None:
     assert wanted(pool, 1, Goals(0.8, 60.0, 0.95)) == 3 < size
 
 
-def test_what_waits_is_computed_within_the_target() -> None:
+def test_waiting_prompts_are_computed_within_the_target() -> None:
     assert wanted([Asked(waiting_s=2.5)], 1, GOALS) == 3
 
 
@@ -183,7 +183,7 @@ def test_in_simulation_a_pool_attains_its_target_and_does_not_flap() -> None:
     assert (max(sizes) <= 13, sizes[-1] <= 3) == (True, True)
 
 
-def test_a_burst_makes_a_pool_grow_although_routers_hide_what_waits() -> None:
+def test_a_burst_makes_a_pool_grow_although_prompts_wait_in_routers() -> None:
     sizes = [size for size, _ in hours(lambda second: 1.0 if second < 300 else 8.0, 600, seed=3)]
     assert sizes[299] <= 3
     assert sizes[-1] >= 9

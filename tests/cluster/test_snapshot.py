@@ -134,9 +134,7 @@ def test_a_missing_session_file_or_server_is_named(stage: Stage, tmp_path: Path)
     assert not list(tmp_path.iterdir())
 
 
-def test_a_quarantined_request_is_saved_by_its_id_and_goes_on_where_it_fails_no_more(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_quarantined_request_is_saved_and_completes_where_it_does_not_fail(checkpoint: Path, tmp_path: Path) -> None:
     workers = [FakeWorker(f"d{n}", "decode") for n in range(3)]
     body = {**BODY, "prompt": [77, 78], "seed": 3}
     with staged(checkpoint, workers, pools=Pools(0, 3), data_dir=str(tmp_path / "data")) as stage:
@@ -160,7 +158,7 @@ def test_a_quarantined_request_is_saved_by_its_id_and_goes_on_where_it_fails_no_
         assert len(right["choices"][0]["token_ids"]) == 9
 
 
-def test_only_operators_open_files_and_save_what_others_asked(checkpoint: Path, tmp_path: Path) -> None:
+def test_only_operators_load_files_and_save_other_tenants_requests(checkpoint: Path, tmp_path: Path) -> None:
     keys = {name: make_key() for name in ("ops", "one", "two")}
     listed = tmp_path / "keys"
     listed.write_text("".join(f"{name} sha256:{hashed(key)}\n" for name, key in keys.items()))

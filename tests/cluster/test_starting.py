@@ -42,7 +42,7 @@ def test_a_hung_start_is_ended_and_reported() -> None:
     assert all(progress.stage == "fetching x" for progress, _ in reports)
 
 
-def test_a_start_s_result_and_its_error_come_through() -> None:
+def test_a_start_s_result_or_error_is_returned() -> None:
     async def report(progress: Progress, still_s: float) -> None:
         """Not needed."""
 
@@ -60,7 +60,7 @@ def test_a_start_s_result_and_its_error_come_through() -> None:
     asyncio.run(run())
 
 
-def test_ranks_shares_add_up_and_a_new_stage_begins_anew() -> None:
+def test_ranks_progress_adds_up_and_a_new_stage_begins_at_zero() -> None:
     progress = LoadProgress()
     progress.take(Loading(0, "loading", 50, 100), 10.0)
     both = progress.take(Loading(1, "loading", 30, 100), 12.0)

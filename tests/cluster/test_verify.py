@@ -104,7 +104,7 @@ def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
     assert [p.done for p in seen] == sorted(p.done for p in seen)
 
 
-def test_a_worker_that_verifies_refuses_what_one_that_does_not_serves(tmp_path: Path) -> None:
+def test_only_a_verifying_worker_refuses_a_flipped_bit(tmp_path: Path) -> None:
     folder = _written("synthetic", tmp_path)
     file = folder / weight_files(folder)[0]
     entry = read_header(file)["model.word_embeddings.weight"]

@@ -35,7 +35,7 @@ def test_they_hold_a_fitting_version_of_every_dependency(build: str) -> None:
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_what_a_build_decides_is_in_its_own_file_and_found_on_any_index(build: str) -> None:
+def test_packages_of_a_build_are_pinned_in_its_own_file(build: str) -> None:
     common, own = pinned("constraints.txt"), pinned(f"constraints-{build}.txt")
     assert not set(common) & set(own)
     # A local version such as +cpu is on torch's own index alone.

@@ -46,7 +46,7 @@ def test_every_metric_is_on_a_board_or_in_an_alert() -> None:
     assert [m.name for m in table.TABLE if not re.search(rf"\bray_{m.name}(_bucket|_sum|_count)?\b", used)] == []
 
 
-def test_panels_lie_side_by_side_and_say_what_they_show() -> None:
+def test_panels_do_not_overlap_and_have_descriptions() -> None:
     for board in BOARDS:
         taken: set[tuple[int, int]] = set()
         for panel in render(board)["panels"]:

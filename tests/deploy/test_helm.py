@@ -107,7 +107,7 @@ def test_changed_settings_make_a_second_cluster_beside_the_old_one() -> None:
     assert annotations(*one, "--set", "upgrade.strategy=None") == {}
 
 
-def test_budgets_let_one_pod_of_many_go() -> None:
+def test_disruption_budgets_allow_one_pod_of_many_to_end() -> None:
     found = {
         m["metadata"]["name"].removeprefix("ling-"): m["spec"]["minAvailable"]
         for m in example("2p4d").of("PodDisruptionBudget")
@@ -235,7 +235,7 @@ def test_kuberay_takes_a_kept_head_and_a_gradual_upgrade(
         assert [error.message for error in errors] == []
 
 
-def test_a_gateway_shows_what_an_ingress_shows() -> None:
+def test_a_gateway_exposes_the_same_paths_as_an_ingress() -> None:
     route = "httpRoute.enabled=true,httpRoute.parentRefs[0].name=gateway,httpRoute.hostnames[0]=ling.example.com"
     rendered = render("--values", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", route)
     (ingress,), (shown,) = rendered.of("Ingress"), rendered.of("HTTPRoute")

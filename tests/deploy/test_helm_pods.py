@@ -39,7 +39,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_every_pod_takes_what_a_platform_gives_its_pods(tuned: Rendered, component: str) -> None:
+def test_every_pod_takes_the_platform_s_settings(tuned: Rendered, component: str) -> None:
     template = tuned.templates[component]
     spec, main = template["spec"], template["spec"]["containers"][0]
     assert EXTRA["env"][0] in main["env"]
@@ -181,7 +181,7 @@ def test_another_template_is_another_job(change: str, tmp_path: Path) -> None:
     assert after["metadata"]["name"] in waiting["args"][0]
 
 
-def test_routers_share_a_database_and_a_volume_for_what_they_keep() -> None:
+def test_routers_share_a_database_and_a_volume() -> None:
     rendered = example("stateful")
     router = rendered.serve["applications"][0]["args"]["router"]
     (main,) = rendered.templates["router"]["spec"]["containers"]

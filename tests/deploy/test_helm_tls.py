@@ -41,7 +41,7 @@ def test_every_process_of_ray_gets_the_switch_and_the_files(encrypted: Rendered)
         assert {str(Path(given[name]).parent) for name in FILES} == {mount["mountPath"]}
 
 
-def test_only_what_makes_a_certificate_sees_the_authority_s_key(encrypted: Rendered) -> None:
+def test_only_the_container_that_makes_certificates_sees_the_authority_s_key(encrypted: Rendered) -> None:
     for template in encrypted.templates.values():
         spec = template["spec"]
         volumes = {v["name"]: v for v in spec["volumes"]}

@@ -19,7 +19,7 @@ def test_the_memory_table_is_the_planner_s() -> None:
     assert written == table(), "run: python -m planner.chart > helm/files/memory.json"
 
 
-def test_the_schema_knows_the_planner_s_cards_and_what_divides_the_model() -> None:
+def test_the_schema_has_the_planner_s_cards_and_the_allowed_tp() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert schema["properties"]["gpu"]["properties"]["type"]["enum"] == [*cards(), "other"]
     assert schema["definitions"]["tp"]["enum"] == load_model("ling-2.6-flash").allowed_tp()
@@ -95,7 +95,7 @@ def test_without_a_cache_its_states_take_no_memory() -> None:
     assert render(*values, "--set", "config.cache.device_states=64").of("RayService")
 
 
-def test_a_card_the_planner_does_not_know_goes_without_the_check() -> None:
+def test_a_card_unknown_to_the_planner_is_not_checked() -> None:
     values = ("--values", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", "gpu.type=other,prefill.tp=1,decode.tp=1")
     assert render(*values).of("RayService")
 

@@ -37,7 +37,7 @@ def test_linter_finds_nothing() -> None:
     assert (found.returncode, found.stdout) == (0, "")
 
 
-def test_targets_run_as_nobody_special() -> None:
+def test_image_targets_run_as_an_unprivileged_user() -> None:
     stages = _stages()
     assert list(stages)[-2:] == ["cpu", "cuda"]
     for target in ("cpu", "cuda"):
@@ -124,7 +124,7 @@ def test_services_of_one_box_are_closed() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on PATH: apt-get install prometheus")
-def test_prometheus_of_one_box_reads_its_settings_and_keeps_what_the_boards_read(tmp_path: Path) -> None:
+def test_prometheus_of_one_machine_keeps_the_metrics_of_the_boards(tmp_path: Path) -> None:
     settings = (ROOT / "cluster/dashboards/compose/prometheus.yaml").read_text()
     local = settings.replace("/etc/ling/alerts.yaml", str(ROOT / "dashboards/alerts.yaml"))
     (tmp_path / "prometheus.yaml").write_text(local)

@@ -43,7 +43,7 @@ def test_the_cpu_build_is_for_linux_without_a_driver(
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_torch_is_installed_before_the_rest_and_what_was_taken_is_said(
+def test_torch_is_installed_first_and_its_build_is_printed(
     works: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[str, ...]] = []

@@ -90,14 +90,14 @@ def test_ray_does_nothing_without_the_token(deployed: Deployed) -> None:
         assert httpx.get(deployed.nodes.dashboard + path, timeout=10, trust_env=False).status_code == 401
 
 
-def test_a_node_s_health_is_told_without_the_token_as_the_chart_s_probes_ask(deployed: Deployed) -> None:
+def test_a_node_s_health_needs_no_token_as_the_chart_s_probes_have_none(deployed: Deployed) -> None:
     for component in ("prefill", "decode"):
         container = example("cpu-mini").templates[component]["spec"]["containers"][0]
         assert container["readinessProbe"]["httpGet"] == {"path": "/api/healthz", "port": "agent"}
     assert all(deployed.nodes.healthy(address) for address in (HEAD, PREFILL, DECODE))
 
 
-def test_a_gcs_that_dies_under_load_comes_back_and_no_stream_breaks(deployed: Deployed) -> None:
+def test_a_gcs_that_dies_under_load_is_restarted_and_no_stream_breaks(deployed: Deployed) -> None:
     before, load = deployed.live_decode_worker(), Load(deployed.url)
     assert before is not None
     with load.running():

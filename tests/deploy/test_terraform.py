@@ -170,7 +170,7 @@ def unknown(values: Any, known: Any, path: str = "") -> list[str]:
     ]
 
 
-def test_what_is_set_on_the_chart_is_in_its_values() -> None:
+def test_settings_of_the_module_exist_in_the_chart_s_values() -> None:
     ling = module(ROOT / "modules/ling")
     (values,) = [body["values"] for kind, _, body in ling.blocks if kind == "locals" and "values" in body]
     known = yaml.safe_load((CHART / "values.yaml").read_text())

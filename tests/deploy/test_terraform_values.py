@@ -26,7 +26,7 @@ def given(folder: Path, variables: Body) -> None:
 
 
 @pytest.mark.parametrize("folder", EXAMPLES, ids=name_of)
-def test_the_chart_takes_what_terraform_makes_of_an_example(folder: Path, tmp_path: Path) -> None:
+def test_the_chart_accepts_the_values_that_terraform_makes_of_an_example(folder: Path, tmp_path: Path) -> None:
     ling = ROOT / "modules/ling"
     call = module(folder).of("module")["ling"]
     variables = {name: call[name] for name in ("gpu", "prefill", "decode", "values")}

@@ -109,7 +109,7 @@ def no_files(worker: RealWorker) -> None:
 
 @pytest.mark.parametrize("tier", ["device", "host"])
 @pytest.mark.parametrize("form", [None, FORM], ids=["free", "grammar"])
-def test_a_session_goes_on_in_another_cluster(
+def test_a_session_continues_in_another_cluster(
     two: tuple[Stage, RealWorker], one: tuple[Stage, RealWorker], tmp_path: Path, form: Any, tier: str
 ) -> None:
     (there, sender), (here, taker) = two, one

@@ -228,7 +228,7 @@ def test_no_tools_leave_the_content_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("thinking", [Thinking.MAY, Thinking.BEGUN])
-def test_reasoning_comes_before_what_has_a_form(writer: Writer, thinking: Thinking) -> None:
+def test_reasoning_precedes_the_constrained_text(writer: Writer, thinking: Thinking) -> None:
     begun = thinking is Thinking.BEGUN
     bias = writer.bias("<think>", by=20.0) + writer.bias("</think>", by=11.0)
     texts = writer.whole(regex_form("[0-9]{2}", "x"), thinking=thinking, logit_bias=bias, count=6, max_tokens=40)

@@ -36,7 +36,7 @@ def test_equal_scores_choose_the_lowest_ids_and_none_twice(device: torch.device)
     close(weights, torch.full((2, 6), 1 / 6, device=device))
 
 
-def test_ids_are_experts_whatever_the_logits_hold(device: torch.device) -> None:
+def test_chosen_ids_are_experts_even_for_nan_logits(device: torch.device) -> None:
     logits = torch.full((3, 12), float("nan"), device=device)
     logits[1] = float("inf")
     logits[2] = float("-inf")

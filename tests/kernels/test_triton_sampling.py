@@ -96,7 +96,9 @@ def test_no_temperature_takes_the_best(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3, "top_p": 0.5}], ids=str)
-def test_ends_inside_the_vocabulary_whatever_the_logits_hold(settings: dict[str, float], device: torch.device) -> None:
+def test_sampled_tokens_are_in_the_vocabulary_even_for_nan_logits(
+    settings: dict[str, float], device: torch.device
+) -> None:
     logits = torch.full((3, 50), float("nan"), device=device)
     logits[1] = float("-inf")
     logits[2] = float("inf")

@@ -199,7 +199,7 @@ def test_refused_configs(tmp_path: Path, changes: dict[str, object], told: str) 
         load_model(broken(tmp_path, **changes))
 
 
-def test_a_format_that_is_said_goes_before_the_configs(tmp_path: Path) -> None:
+def test_a_given_format_overrides_the_config_s(tmp_path: Path) -> None:
     model = load_model(broken(tmp_path, quantization_config={"quant_method": "awq", "group_size": 8}), "int4")
     assert (model.weights, model.scheme) == ("int4", Quantization("int4", group=32))
 

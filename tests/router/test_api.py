@@ -275,7 +275,7 @@ def test_tokens_that_are_no_text_have_names_of_their_own(stage: Stage) -> None:
     assert answer["choices"][0]["logprobs"]["tokens"] == ["bytes:\\xc3"]
 
 
-def test_what_the_router_tells(stage: Stage) -> None:
+def test_the_router_s_status_metrics_and_models_are_right(stage: Stage) -> None:
     def get(path: str) -> httpx.Response:
         return stage.http.get(f"{stage.url}{path}")
 

@@ -190,7 +190,7 @@ def test_a_body_of_10_mb_is_a_413(stage: Stage, declared: bool) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
-def test_a_declared_big_body_is_refused_before_it_comes(stage: Stage) -> None:
+def test_a_body_declared_too_large_is_refused_before_it_is_sent(stage: Stage) -> None:
     host, port = httpx.URL(stage.url).host, httpx.URL(stage.url).port
     with socket.create_connection((host, port or 80), timeout=60) as connection:
         connection.sendall(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n" % CHAT.encode())

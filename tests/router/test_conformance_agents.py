@@ -257,7 +257,7 @@ def test_a_conversation_with_instructions_amid_and_nulls_anywhere(agents: Stage)
     assert counted.json() == {"input_tokens": len(agents["d0"].received[-1].token_ids)}
 
 
-def test_what_ends_with_the_assistant_is_counted(agents: Stage) -> None:
+def test_a_conversation_that_ends_with_the_assistant_is_counted(agents: Stage) -> None:
     said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "yes"}]
     counted = agents.http.post(f"{agents.url}/v1/messages/count_tokens", json={"model": "tiny", "messages": said})
     assert counted.json() == {"input_tokens": len("<user>x<assistant>yes<assistant>")}
@@ -282,7 +282,7 @@ def test_calls_and_results_that_do_not_match_are_named_as_sent(agents: Stage, me
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
-def test_what_is_too_long_is_said_as_agents_look_for_it(agents: Stage, path: str) -> None:
+def test_the_error_for_a_long_prompt_has_the_words_that_agents_look_for(agents: Stage, path: str) -> None:
     def told(text: str, max_tokens: int) -> str:
         body = {"model": "tiny", "max_tokens": max_tokens, "messages": [{"role": "user", "content": text}]}
         answer = agents.http.post(agents.url + path, json=body)
@@ -315,7 +315,7 @@ def test_requests_that_only_probe_the_server_are_answered(agents: Stage, path: s
         ("/v1/messages/count_tokens", message_count_tokens_params.MessageCountTokensParams),
     ],
 )
-def test_no_field_of_the_betas_goes_unnamed(path: str, params: Any) -> None:
+def test_every_field_of_the_betas_is_honoured_or_refused_by_name(path: str, params: Any) -> None:
     (endpoint,) = [e for e in ENDPOINTS if e.path == path]
     known = set(endpoint.body.model_fields) | set(endpoint.refused)
     assert set(typing.get_type_hints(params)) <= known
@@ -333,7 +333,7 @@ HISTORY: list[Any] = [
 ]  # fmt: skip
 
 
-def test_a_conversation_that_other_servers_began_goes_on(agents: Stage) -> None:
+def test_a_conversation_begun_at_another_server_continues(agents: Stage) -> None:
     body = CHAT | {
         "messages": HISTORY,
         "tools": None,

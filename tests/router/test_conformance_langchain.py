@@ -53,7 +53,7 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_calls_reasoning_and_parsed_text_go_back(agents: Stage, options: dict[str, Any], stream: bool) -> None:
+def test_calls_reasoning_and_parsed_text_can_be_sent_back(agents: Stage, options: dict[str, Any], stream: bool) -> None:
     model = ChatOpenAI(
         model="tiny", base_url=f"{agents.url}/v1", api_key=SecretStr("-"), max_retries=0, streaming=stream,
         use_responses_api=True, **options,

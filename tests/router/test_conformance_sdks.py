@@ -71,7 +71,7 @@ SHAPES: list[tuple[str, dict[str, Any], Any, Any]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "whole", "part"), SHAPES, ids=range(len(SHAPES)))
-def test_answers_and_events_are_what_the_sdks_take_them_for(
+def test_answers_and_events_match_the_sdks_models(
     agents: Stage, path: str, body: dict[str, Any], whole: Any, part: Any
 ) -> None:
     answer = agents.http.post(agents.url + path, json=body)
@@ -227,7 +227,7 @@ def sent_back(said: Any, dump: bool) -> Any:
 
 
 @pytest.mark.parametrize("dump", [False, True])
-def test_parsed_chats_go_on(agents: Stage, dump: bool) -> None:
+def test_parsed_chats_can_be_sent_back(agents: Stage, dump: bool) -> None:
     tools: Any = [openai.pydantic_function_tool(Weather)]
     with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=60) as sdk:
         text = sdk.chat.completions.parse(model="tiny", messages=ASKED, response_format=Weather).choices[0].message
@@ -243,7 +243,7 @@ def test_parsed_chats_go_on(agents: Stage, dump: bool) -> None:
 
 
 @pytest.mark.parametrize("dump", [False, True])
-def test_parsed_responses_go_on(agents: Stage, dump: bool) -> None:
+def test_parsed_responses_can_be_sent_back(agents: Stage, dump: bool) -> None:
     tools: Any = [{"type": "function", "name": "Weather", "parameters": Weather.model_json_schema(), "strict": False}]
     with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=60) as sdk:
         text = sdk.responses.parse(model="tiny", input=ASKED, text_format=Weather)

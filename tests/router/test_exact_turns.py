@@ -84,7 +84,7 @@ SAID = ["Hello there.", "I look.\nCALL", "CALL", "CALL\nCALL", "a <role> of Ã© è
 
 
 @pytest.mark.parametrize("said", SAID)
-def test_the_next_turn_reads_what_was_generated(stage: Stage, said: str) -> None:
+def test_the_next_turn_has_the_generated_tokens(stage: Stage, said: str) -> None:
     asked = user(f"say {said}")
     message = chat(stage, asked)
     first = prompt(stage)
@@ -154,7 +154,7 @@ def test_messages_give_back_values_and_count_the_same(stage: Stage) -> None:
     assert counted == {"input_tokens": len(prompt(stage))}
 
 
-def test_responses_go_on_by_id_and_by_items(stage: Stage) -> None:
+def test_responses_continue_by_id_and_by_items(stage: Stage) -> None:
     tools = [{"type": "function", **TOOL}]
     answer = ask(stage, "/v1/responses", input="say I look.\nCALL", tools=tools)
     first, generated = prompt(stage), spelled(f"I look.\n{CALL}")
@@ -228,7 +228,7 @@ def test_which_templates_keep_turns() -> None:
     assert not ChatTemplate("{{ raise_exception('no') }}", {}).keeps_turns
 
 
-def test_the_least_recently_used_go() -> None:
+def test_the_least_recently_used_answers_are_forgotten() -> None:
     known = ExactTurns(3000)
     for n in range(3):
         known.keep("t", Said(str(n)), bytes(700))

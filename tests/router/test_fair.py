@@ -16,7 +16,7 @@ def drain(queue: FairQueue[int]) -> list[int]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abc"), st.integers(1, 20_000)), max_size=30))
-def test_all_come_out_once_by_priority_and_in_each_lane_in_order(asks: list[tuple[int, str, int]]) -> None:
+def test_every_item_comes_out_once_by_priority_and_in_order_within_its_lane(asks: list[tuple[int, str, int]]) -> None:
     queue: FairQueue[int] = FairQueue(100)
     for number, (priority, tenant, tokens) in enumerate(asks):
         queue.push(number, priority, tenant, tokens)

@@ -103,7 +103,7 @@ def test_only_the_allowed_tools_are_offered(stage: Stage) -> None:
     assert '"name": "f"' not in prompt
 
 
-def test_the_model_does_not_read_what_is_meant_for_the_server(stage: Stage) -> None:
+def test_fields_for_the_server_are_not_shown_to_the_model(stage: Stage) -> None:
     sent(stage, CHAT, tools=[function(strict=True)])
     assert "strict" not in stage.gateway.tokenizer.decode(stage["d0"].received[-1].token_ids)
 

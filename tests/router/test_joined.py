@@ -127,7 +127,7 @@ def test_log_probabilities_are_the_content_s(nano: Tokenizer, text: str, stop: t
     stop=st.sampled_from(((), (), ("a",), ("\n</", "}}"), ("é",))),
     ends=st.booleans(),
 )
-def test_whatever_the_output_they_join_to_the_content(
+def test_the_bytes_of_log_probabilities_join_to_the_content(
     nano: Tokenizer, pieces: list[str], sizes: list[int], stop: tuple[str, ...], ends: bool
 ) -> None:
     # Encoded apart, so that tokens end where one text would not end them.

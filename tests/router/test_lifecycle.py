@@ -239,7 +239,7 @@ def test_a_slow_client_gets_joined_chunks_and_stalls_no_one(checkpoint: Path) ->
 
 
 @pytest.mark.parametrize("end", [Job.leave, lambda job: job.due(1.0), lambda job: job.landed(job.choices[0])])
-def test_whatever_ends_a_job_gives_its_room_back_once(checkpoint: Path, end: Callable[[Job], None]) -> None:
+def test_every_end_of_a_job_releases_its_permit_once(checkpoint: Path, end: Callable[[Job], None]) -> None:
     tokenizer = Tokenizer(str(checkpoint))
     given: list[int] = []
     permit = Permit(lambda: given.append(1))

@@ -23,7 +23,7 @@ KEY, OTHER = make_key(), make_key()
 ASK: dict[str, Any] = {"model": "tiny", "prompt": [5, 6], "max_tokens": 4}
 
 
-def test_a_bucket_fills_evenly_and_owes_what_was_used_beyond_it() -> None:
+def test_a_bucket_fills_evenly_and_can_be_overdrawn() -> None:
     bucket = Bucket(60, 100.0)
     bucket.take(50, 100.0)
     assert bucket.level(100.0) == pytest.approx(10)
@@ -38,7 +38,7 @@ def test_a_bucket_fills_evenly_and_owes_what_was_used_beyond_it() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), max_size=60))
-def test_what_is_let_through_never_exceeds_the_rate(asks: list[tuple[float, int]]) -> None:
+def test_admitted_requests_never_exceed_the_rate(asks: list[tuple[float, int]]) -> None:
     account, now, let = Account(KeyLimits(tokens=40), 0.0), 0.0, []
     for gap, tokens in asks:
         now += gap
@@ -77,7 +77,7 @@ def test_an_account_counts_requests_those_under_way_and_tokens() -> None:
     assert account.enter(61.0) is None
 
 
-def test_other_limits_leave_what_is_under_way_counted() -> None:
+def test_changed_limits_keep_counting_running_requests() -> None:
     account = Account(KeyLimits(concurrent=2), 0.0)
     assert account.enter(0.0) is None
     account.change(KeyLimits(concurrent=1), 0.0)

@@ -32,7 +32,7 @@ ASKED = [
 
 
 @pytest.mark.parametrize(("path", "asked"), ASKED)
-def test_what_is_too_long_is_refused_before_it_is_encoded(
+def test_a_prompt_that_is_too_long_is_refused_before_it_is_encoded(
     checkpoint: Path, path: str, asked: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes and the longest token bound the length; the error has the words that agents look for."""

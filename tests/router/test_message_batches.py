@@ -74,7 +74,7 @@ def test_a_finished_batch_can_be_deleted(sdk: anthropic.Anthropic) -> None:
         sdk.messages.batches.retrieve(batch.id)
 
 
-def test_what_is_cancelled_ends_with_all_requests_told(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_cancelled_message_batch_reports_all_requests(checkpoint: Path, tmp_path: Path) -> None:
     workers = pair(pace_s=0.05)
     with (
         staged(checkpoint, workers, data_dir=str(tmp_path), batch_concurrency=1) as stage,

@@ -145,7 +145,7 @@ def test_own_submissions_count_before_the_worker_reports_them() -> None:
     assert choose(table + decodes, NEED, split=True) == Plan(table[1].info, decodes[1].info)
 
 
-def test_what_workers_of_other_weights_keep_is_told_and_not_used() -> None:
+def test_snapshots_of_other_weights_are_reported_but_not_used() -> None:
     table = [worker("p", "prefill"), worker("d", "decode"), worker("old", "decode", weights="v", running=5)]
     held = {"old": Held(80, True), "p": Held(30, True), "gone": Held(99, True)}
     plan = choose(table, dataclasses.replace(NEED, held=held), split=True)
@@ -181,7 +181,7 @@ def test_refusals_say_why(table: list[WorkerState], reason: str, words: str) -> 
     assert words in plan.message
 
 
-def test_decode_only_goes_where_least_is_to_be_computed() -> None:
+def test_without_a_prefill_pool_the_worker_with_least_to_compute_is_chosen() -> None:
     table = [worker("d0", "decode", queued_tokens=200), worker("d1", "decode", queued_tokens=100)]
     assert choose(table, NEED, split=False) == Plan(None, table[1].info)
 
@@ -209,7 +209,7 @@ def plan_of(table: list[WorkerState], need: Need, **costs: float) -> Plan:
     return plan
 
 
-def test_a_prompt_goes_where_most_of_it_is_kept_unless_more_waits_there() -> None:
+def test_a_prompt_goes_to_the_worker_that_keeps_most_of_it_unless_that_is_busy() -> None:
     need = Need(20_000, 100, held={"p0": Held(18_000, True)})
     decode = worker("d", "decode", **LONG)
     for ahead, expected in ((1_000, "p0"), (40_000, "p1")):

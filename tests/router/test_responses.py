@@ -189,7 +189,7 @@ def test_events_of_reasoning_come_in_order(agents: Stage) -> None:
 @pytest.mark.parametrize(
     ("effort", "system"), [(None, ""), ("none", ""), ("minimal", ""), ("max", "<system>detailed thinking on")]
 )
-def test_reasoning_is_switched_and_left_out_of_what_follows(
+def test_reasoning_can_be_switched_and_is_left_out_of_later_turns(
     agents: Stage, sdk: openai.OpenAI, effort: Any, system: str
 ) -> None:
     given = {} if effort is None else {"reasoning": {"effort": effort}}

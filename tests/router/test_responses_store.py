@@ -148,7 +148,7 @@ async def test_events_are_read_from_where_one_left_off(tmp_path: Path) -> None:
 
 
 @alone
-async def test_the_first_end_stands(tmp_path: Path) -> None:
+async def test_the_first_end_of_a_response_is_final(tmp_path: Path) -> None:
     async with opened(tmp_path) as store, opened(tmp_path) as other:
         await store.begin(record_of("a", "in_progress"), RUN, streamed=True)
         await store.append("a", 0, 2, b"01", 2)
@@ -256,7 +256,7 @@ def test_bounds_hold_and_conversations_stay_whole(
     asyncio.run(act())
 
 
-def test_a_shared_folder_goes_with_the_last(tmp_path: Path) -> None:
+def test_the_last_router_removes_the_shared_folder(tmp_path: Path) -> None:
     one, two = SharedFolder(tmp_path / "x"), SharedFolder(tmp_path / "x")
     one.close()
     assert two.path.is_dir()

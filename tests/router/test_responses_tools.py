@@ -114,7 +114,7 @@ def test_a_call_and_its_output_come_back_as_history(stage: Stage, word: str) -> 
     assert after["output"][0]["content"][0]["text"] == "done 7"
 
 
-def test_the_model_is_told_a_custom_tool_s_grammar(stage: Stage) -> None:
+def test_the_model_sees_a_custom_tool_s_grammar(stage: Stage) -> None:
     ask(stage, "custom", tools=[GRAMMAR])
     prompt = stage.gateway.tokenizer.decode(stage["p0"].received[-1].token_ids)
     assert "must match this lark grammar" in prompt

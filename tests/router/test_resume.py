@@ -180,7 +180,7 @@ def test_the_same_request_again_gets_the_same_answer(checkpoint: Path, path: str
     asyncio.run(run())
 
 
-def test_a_client_told_of_the_end_gets_what_was_left(checkpoint: Path) -> None:
+def test_a_client_that_knows_the_end_gets_the_remaining_events(checkpoint: Path) -> None:
     async def run() -> None:
         async with two(checkpoint) as (first, second):
             events = await whole(first, PATHS[0], **KEY)

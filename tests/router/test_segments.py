@@ -33,7 +33,7 @@ def test_a_known_text_is_not_encoded_again() -> None:
     assert encode.asked == ["a", "bb", "", "ccc"]
 
 
-def test_the_least_recently_used_go_when_it_is_full() -> None:
+def test_a_full_cache_drops_the_least_recently_used() -> None:
     encode = Counting()
     cache = SegmentCache(encode, 3000)
     for text in ("a" * 700, "b" * 700, "a" * 700, "c" * 700, "d" * 700):
@@ -69,7 +69,7 @@ def test_threads_share_it() -> None:
 
 @settings(max_examples=50)
 @given(turns=TURNS)
-def test_a_conversations_tokens_do_not_depend_on_what_was_asked_before(turns: list[tuple[str, str]]) -> None:
+def test_a_conversation_s_tokens_do_not_depend_on_the_cache_s_content(turns: list[tuple[str, str]]) -> None:
     """Compares turn by turn through one cache with each prefix in an empty cache."""
     assert WARM.template is not None
     messages: list[dict[str, Any]] = []

@@ -71,7 +71,7 @@ def test_every_dialect_names_its_session(stage: Stage) -> None:
             stage.http.delete(f"{stage.url}/v1/sessions/{name}")
 
 
-def test_a_stream_s_session_stands_at_its_end_when_the_stream_is_over(stage: Stage) -> None:
+def test_a_streamed_request_s_session_is_stored_before_the_stream_ends(stage: Stage) -> None:
     for turn in range(3):
         answer = ask(stage, "streamed", TEXT, prompt="Once" * (turn + 1), stream=True)
         assert answer.text.endswith("data: [DONE]\n\n")
@@ -104,7 +104,7 @@ def test_a_session_is_parked_resumed_forked_and_forgotten(stage: Stage) -> None:
     assert session(stage, "trip-a")["tier"] == "device"
 
 
-def test_workers_pin_where_a_session_stands(checkpoint: Path) -> None:
+def test_workers_pin_the_end_of_a_session(checkpoint: Path) -> None:
     async def act_(stage: Stage) -> None:
         decode = stage["d0"]
         async with stage.client() as client:
@@ -123,7 +123,9 @@ def test_workers_pin_where_a_session_stands(checkpoint: Path) -> None:
     alone(checkpoint, act_)
 
 
-def test_a_worker_that_starts_anew_pins_what_the_records_say(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_are_pinned_again_at_a_worker_that_starts_again(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def act_(stage: Stage) -> None:
         ended = stage["d0"]
         async with stage.client() as client:

@@ -52,7 +52,7 @@ def test_allowed_features_of_templates_work() -> None:
     assert ChatTemplate(source, {}).render(MESSAGES).text == 'user: HI {"role": "user", "content": "hi"}'
 
 
-def test_messages_come_back_as_they_went() -> None:
+def test_a_template_does_not_change_its_messages() -> None:
     """A template may change its own namespaces, but not its input."""
     given: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
     source = "{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
@@ -60,7 +60,7 @@ def test_messages_come_back_as_they_went() -> None:
     assert given == MESSAGES
 
 
-def test_python_beside_the_weights_is_not_run(tmp_path: Path) -> None:
+def test_python_files_beside_the_weights_are_not_run(tmp_path: Path) -> None:
     """Code in the folder, which other loaders run if told to trust it, is never read."""
     (tmp_path / "modeling_ling.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     (tmp_path / "tokenizer_config.json").write_text(

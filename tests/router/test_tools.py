@@ -123,7 +123,7 @@ def test_without_tools_markers_are_text() -> None:
     assert read(list(ONE), tools=False).text == ONE
 
 
-def test_names_come_first_and_arguments_as_they_form() -> None:
+def test_call_names_are_sent_first_and_arguments_as_they_arrive() -> None:
     reader = Reader(PARSERS["hermes"]())
     seen = [reader.push(c) for c in 'x<tool_call>{"name": "f", "arguments": {"a": "bc"}}</tool_call>']
     flat = [p for parts in seen for p in parts]

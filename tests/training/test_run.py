@@ -95,7 +95,7 @@ def test_optimizer_steps_and_clears_every_gradient() -> None:
     assert all(p.grad is None and not torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-def test_the_tally_counts_turns_by_what_they_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tally_counts_turns_by_kind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder_file = folder / "tokenizer.json"
     tokenizer = nano_tokenizer.Tokenizer.from_file(str(encoder_file))
     tally = Tally()

@@ -32,7 +32,7 @@ def row(slot: int, start: int, drafts: int = 0) -> Row:
     return Row(slot, start, (5,), 0, (), True, drafts=drafts)
 
 
-def test_rows_go_on_behind_what_they_sampled() -> None:
+def test_rows_continue_after_the_tokens_they_sampled() -> None:
     before = [row(0, 10, 3), row(1, 20, 3), row(2, 30, 3), row(3, 40, 3), row(4, 50)]
     result = StepResult(0, ((7, 8), (7, 9), (0,), (7,), (6,)), (), (), 0.0, failures=((2, "no"),), stopped=(1,))
     more = [row(5, 60), row(6, 70, 2)]

@@ -142,7 +142,7 @@ def test_a_fork_server_ends_with_its_parent(tmp_path: Path) -> None:
     assert gone(server)
 
 
-def test_without_a_fork_server_the_reason_is_told(tmp_path: Path) -> None:
+def test_the_error_without_a_fork_server_gives_the_reason(tmp_path: Path) -> None:
     start = f"import pathlib; from workers.local import ForkServer; ForkServer(pathlib.Path({str(tmp_path)!r})).close()"
     code(start).communicate(timeout=WAIT_S)
 

@@ -38,7 +38,7 @@ def masks(
     return allowed(words, 0), failed
 
 
-def test_a_text_goes_on_by_its_grammar_and_ends_where_it_is_whole(grammars: Grammars) -> None:
+def test_a_text_follows_its_grammar_and_ends_when_it_is_complete(grammars: Grammars) -> None:
     digits = set(range(DIGIT_0, DIGIT_0 + 10))
     matcher = grammars.start(DIGITS, ())
     assert masks(grammars, matcher) == (digits, {})
@@ -60,7 +60,7 @@ def test_a_stop_token_of_the_clients_is_held_back_until_the_text_is_whole(gramma
     assert DIGIT_0 not in masks(grammars, grammars.start(DIGITS, ()), stops=(DIGIT_0,))[0]
 
 
-def test_where_nothing_may_come_the_row_is_told_and_allows_all(grammars: Grammars) -> None:
+def test_a_row_without_an_allowed_token_is_reported(grammars: Grammars) -> None:
     whole = grammars.start(DIGITS, (DIGIT_0, DIGIT_0))
     for stops, may_end in (((), True), ((END,), False)):
         tokens, failed = masks(grammars, whole, stops, may_end)

@@ -53,7 +53,7 @@ def tensors() -> tuple[Tensor, ...]:
 
 
 @pytest.mark.parametrize("channel", CHANNELS)
-def test_every_tensor_comes_as_it_was(channel: Literal["shm", "gloo", "nixl"]) -> None:
+def test_every_tensor_arrives_unchanged(channel: Literal["shm", "gloo", "nixl"]) -> None:
     sent = tensors()
     with ends(channel) as (lender, borrower):
         lender.transfers.lending.weights = Weights("w", "plan", b"catalogue", sent)

@@ -98,7 +98,7 @@ def test_a_card_is_filled_and_no_more() -> None:
     assert kept.total <= left < kept.total + page
 
 
-def test_a_card_without_room_says_what_takes_it() -> None:
+def test_the_error_of_a_full_card_says_what_takes_its_memory() -> None:
     model = LingConfig.load(RELEASED, {})
     kept = reserve(WorkerConfig("", device="cuda", dtype="bfloat16"), model, 80 * 10**9)
     with pytest.raises(MemoryError, match=r"5\.00 GB are free .* 4\.00 GB are for states, .* lower slots"):

@@ -137,7 +137,7 @@ def test_parts_that_had_left_before_a_preemption_do_not_leave_again() -> None:
     assert ranks.sent["batch"] == 14
 
 
-def test_a_snapshot_that_comes_while_its_place_is_taken_is_dropped_and_computed_here() -> None:
+def test_a_snapshot_that_arrives_without_room_is_dropped_and_computed() -> None:
     scheduler = full("pulling")
     pulled = [s for s in scheduler.sequences.values() if s.state is State.PULLING]
     for i in range(LIMITS.slots):
@@ -154,7 +154,7 @@ def test_a_snapshot_that_comes_while_its_place_is_taken_is_dropped_and_computed_
     assert not scheduler.sequences
 
 
-def test_a_parked_pull_that_finds_room_goes_on_without_being_asked_for_again() -> None:
+def test_a_displaced_pull_continues_without_a_second_request() -> None:
     scheduler = full("pulling")
     scheduler.add(seq("live", 1, 1))
     plan, _ = step(scheduler)

@@ -41,7 +41,7 @@ SETTINGS = [
 ]
 
 
-def test_a_row_gets_what_it_gets_alone(sampler: Sampler) -> None:
+def test_a_row_s_token_does_not_depend_on_the_batch(sampler: Sampler) -> None:
     for slot, sampling in enumerate(SETTINGS):
         sampler.admit(Admit(slot, sampling, (), 1))
     order, logits = [3, 0, 4, 2, 1], _logits(5)

@@ -333,7 +333,7 @@ def test_sent_before_its_step_is_committed() -> None:
     assert scheduler.plan(0.0).plan.empty
 
 
-def test_held_until_pulled_and_given_up_when_nobody_does() -> None:
+def test_a_snapshot_is_held_until_pulled_or_overdue() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add(seq("a", 5, handoff=True))
     scheduler.add(seq("b", 5, handoff=True))

@@ -45,7 +45,7 @@ def test_speculation_follows_a_change_of_costs() -> None:
     assert usual(serve(speculation, 1, 1500, 0.9, 0.05, rng)[1000:]) == 3
 
 
-def test_large_batches_are_told_apart_from_small_ones() -> None:
+def test_large_batches_are_measured_separately_from_small_ones() -> None:
     speculation, rng = Speculation(3), random.Random(3)
     for _ in range(10):
         small = serve(speculation, 1, 60, 0.9, 0.05, rng)
@@ -60,7 +60,7 @@ def test_a_step_s_room_bounds_the_drafts_and_a_fixed_number_is_kept() -> None:
     assert fixed.drafts(1, 100) == 4
 
 
-def test_a_draft_behind_a_wrong_one_is_not_counted() -> None:
+def test_a_draft_after_a_rejected_one_is_not_counted() -> None:
     speculation = Speculation(3)
     speculation.verified(3, {0: 1})
     speculation.verified(3, {1: 1, 3: 1})

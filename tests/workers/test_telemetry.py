@@ -81,7 +81,7 @@ def test_moved_bytes_are_counted_at_both_ends() -> None:
 
 
 @pytest.mark.process
-def test_a_leader_tells_of_its_ranks_and_of_a_snapshot_that_does_not_come() -> None:
+def test_a_leader_reports_its_ranks_and_failed_snapshots() -> None:
     async def run() -> None:
         async with workers() as started:
             config = WorkerConfig(model=str(GOLDEN / "tp4"), tp=2, dtype="float32", page_size=16, slots=8)

@@ -134,7 +134,7 @@ class WorkerThrough:
 
 
 @pytest.mark.process
-def test_a_leader_turns_away_who_has_no_certificate_of_its_authority(
+def test_a_leader_refuses_callers_without_its_authority_s_certificate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, environment(tmp_path / "ours"))
@@ -323,7 +323,7 @@ def test_which_channel_is_taken_with_tls(own: dict[str, str], peer: dict[str, st
 
 
 @pytest.mark.parametrize("decode_has", ["another authority's", "none"])
-def test_a_rank_turns_away_who_has_no_certificate_of_its_authority(
+def test_a_rank_refuses_callers_without_its_authority_s_certificate(
     decode_has: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, environment(tmp_path / "theirs") | ({} if decode_has != "none" else {"RAY_USE_TLS": "0"}))

@@ -227,7 +227,7 @@ def test_the_sender_may_be_early_and_discard() -> None:
     prefill.transfers.close()
 
 
-def test_nobody_asks_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_that_no_peer_asks_for_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outgoing, "PATIENCE_S", 0.0)
     prefill = End("P", "shm")
     export(prefill, "r", 0, *snapshot(0, 8))
@@ -346,7 +346,7 @@ def test_strangers_at_the_port_disturb_nobody() -> None:
         decode.wait_received("r")
 
 
-def test_the_state_goes_with_the_last_part_only() -> None:
+def test_the_state_is_sent_with_the_last_part_only() -> None:
     latents, state = snapshot(0, 8)
     prefill = End("P", "shm")
     with pytest.raises(ValueError, match="the state goes with the last part"):

@@ -120,7 +120,7 @@ def test_an_end_that_closes_in_the_middle_frees_all_memory(side: str, monkeypatc
         assert decode.transfers.pending == 0
 
 
-def test_what_a_closed_sender_left_is_not_taken_for_a_piece() -> None:
+def test_the_memory_of_a_closed_sender_is_not_taken_as_a_piece() -> None:
     """The sender's memory may belong to something else by then."""
     filled: list[Any] = []
     to: Any = SimpleNamespace(send=filled.append)
@@ -186,7 +186,7 @@ def test_a_rank_without_nixl_is_linked_by_another_channel(monkeypatch: pytest.Mo
     _moves()
 
 
-def test_auto_falls_back_where_rdma_joins_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_falls_back_if_rdma_does_not_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """With devices that UCX can't use, NIXL refuses at the sender."""
     hosts = iter(("here", "there"))
     monkeypatch.setattr(negotiation, "ability", lambda: "rdma")

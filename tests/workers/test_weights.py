@@ -143,7 +143,7 @@ def test_a_dtype_that_is_not_served_is_named(base: Path) -> None:
         _load(base)
 
 
-def test_all_problems_are_told_before_a_byte_is_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_before_weights_are_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoint, "fill", _no_read)
     _rewrite(
         base,

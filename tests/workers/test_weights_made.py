@@ -120,7 +120,7 @@ def test_only_rank_0_prints_the_progress_of_loading() -> None:
     assert said[-1].startswith("weights of fp8, rank 0 of 2: ")
 
 
-def test_a_promised_mtp_layer_that_is_missing_is_said_once() -> None:
+def test_a_missing_mtp_layer_is_reported_once() -> None:
     said: list[str] = []
     config = WorkerConfig(model=str(GOLDEN / "int4"), slots=2, pages=4, max_model_len=100)
     build_rank(config, Solo(), None, print, said.append)

@@ -86,7 +86,7 @@ def test_decode_worker_alone_and_a_preempting_one_equal_the_bare_engine() -> Non
     asyncio.run(run())
 
 
-def test_seeded_sampling_does_not_depend_on_the_batch_the_split_or_where_it_goes_on() -> None:
+def test_seeded_sampling_does_not_depend_on_batch_split_or_worker() -> None:
     sampling = SamplingParams(
         max_tokens=20, seed=42, temperature=0.9, top_p=0.9, top_k=50, min_p=0.01, min_tokens=15,
         repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=0.2, logit_bias=((9, 2.0),),

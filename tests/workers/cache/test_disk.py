@@ -176,7 +176,7 @@ def aged(path: Path, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
-def test_what_is_not_used_for_long_is_erased(tmp_path: Path) -> None:
+def test_files_not_used_for_long_are_erased(tmp_path: Path) -> None:
     one, ends = grown(tmp_path, 2, cache_disk_ttl_s=1000.0)
     turn(one, prompt(9, 30), "other")
     cache = one.scheduler.cache
@@ -220,7 +220,7 @@ def test_a_file_that_a_session_uses_is_young_again(tmp_path: Path) -> None:
     close(one)
 
 
-def test_sessions_that_are_pinned_again_go_last(tmp_path: Path) -> None:
+def test_sessions_that_are_pinned_again_are_evicted_last(tmp_path: Path) -> None:
     one, ends = grown(tmp_path, 1)
     close(one)
     two = on_disk(tmp_path, cache_disk_bytes=3 * files(tmp_path)[0].stat().st_size)
@@ -235,7 +235,7 @@ def test_sessions_that_are_pinned_again_go_last(tmp_path: Path) -> None:
     close(two)
 
 
-def test_a_deleted_session_s_files_go_and_its_fork_s_stay(fresh: Engine, tmp_path: Path) -> None:
+def test_a_deleted_session_s_files_are_erased_but_not_its_fork_s(fresh: Engine, tmp_path: Path) -> None:
     one, ends = grown(tmp_path, 2)
     fork = turn(one, [*ends[0], *prompt(50, 9)], "fork")
     one.scheduler.unpin("s")

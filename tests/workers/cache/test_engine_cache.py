@@ -83,7 +83,7 @@ def test_restored_from_the_host(fresh: Engine, turns: list[list[int]]) -> None:
         assert origins(cached)["host"] == n
 
 
-def test_preempted_sequences_begin_from_what_is_kept(fresh: Engine) -> None:
+def test_preempted_sequences_continue_from_their_kept_snapshots(fresh: Engine) -> None:
     small = engine(states=6, pages=64, max_model_len=64, slots=8)
     prompts = [prompt(60 + i, 40) for i in range(8)]
     assert run(small, prompts, 24) == run(fresh, prompts, 24)

@@ -108,7 +108,7 @@ def test_a_parked_session_frees_its_memory_and_comes_back() -> None:
     assert turn(worker, [*ids, *answer, 50])[1] == (12, "host")
 
 
-def test_what_is_parked_stays_where_a_sequence_begins_from_it_before_it_has_left() -> None:
+def test_a_parked_snapshot_stays_on_the_device_if_a_sequence_begins_from_it() -> None:
     worker = Worker(limits(states=9, host_bytes=10_000))
     ids = list(range(10))
     answer, _ = turn(worker, ids)
