@@ -20,7 +20,7 @@ import torch
 from workers.transfer.channel import LinkBroken
 from workers.transfer.messages import Nixl
 
-INSTALL = "pip install 'ling-cluster[nixl]', or nixl-cu12 beside a torch for CUDA 12"
+INSTALL = "pip install nixl-cu13, or nixl-cu12 beside a torch for CUDA 12"
 
 
 def ability() -> Nixl:

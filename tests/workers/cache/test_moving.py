@@ -12,7 +12,7 @@ from tests.workers.harness import Stream, Worker, Workers, workers
 from tests.workers.test_worker import GAP, config
 from wire.protocol import Prefix, SamplingParams, Submit
 from wire.tokens import TokenIds
-from workers.leader import handoffs
+from workers.leader import moving_away
 from workers.rank.engine import Engine
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
@@ -71,7 +71,7 @@ def test_migrated_mid_answer(
     speculate: Literal["off"] | int,
 ) -> None:
     # Given up at once: else answers as short as these may end before they move.
-    monkeypatch.setattr(handoffs, "_COPY_S", 0.0)
+    monkeypatch.setattr(moving_away, "_COPY_S", 0.0)
 
     async def run() -> None:
         async with workers() as started:
