@@ -1,5 +1,6 @@
 # docker build --target cpu -t ling:cpu .      (laptops, routers, heads)
 # docker build --target cuda -t ling:cuda .    (the same with torch's CUDA build)
+# --build-arg EXTRAS=[nixl] adds a channel of hand-offs for hosts with RDMA (docs/DEPLOY.md).
 ARG PYTHON=3.11.13-slim-bookworm
 
 FROM python:${PYTHON} AS source
@@ -16,13 +17,15 @@ ENV PIP_NO_CACHE_DIR=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 RUN python -m venv /opt/ling
 
 FROM source AS build-cpu
+ARG EXTRAS=
 # torch comes from its own index first, because pip would take the CUDA build from PyPI.
 RUN /opt/ling/bin/pip install --index-url https://download.pytorch.org/whl/cpu "torch==2.13.0" \
-    && /opt/ling/bin/pip install --constraint constraints.txt --constraint constraints-cpu.txt --editable .
+    && /opt/ling/bin/pip install --constraint constraints.txt --constraint constraints-cpu.txt --editable ".${EXTRAS}"
 
 FROM source AS build-cuda
+ARG EXTRAS=
 # PyPI's wheel brings CUDA 13 along; the driver, 580 or newer, comes from the host.
-RUN /opt/ling/bin/pip install --constraint constraints.txt --constraint constraints-cuda.txt --editable .
+RUN /opt/ling/bin/pip install --constraint constraints.txt --constraint constraints-cuda.txt --editable ".${EXTRAS}"
 
 FROM python:${PYTHON} AS runtime
 RUN groupadd --gid 10001 ling && useradd --uid 10001 --gid ling --create-home ling

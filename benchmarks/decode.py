@@ -2,7 +2,8 @@
 
 `python -m benchmarks.decode --config ling-2.6-flash --dtype fp8 --load synthetic`
 
-It gives a worker's runner the step plans that a leader would give it. Contexts are not computed: latent pages and
+It gives a worker's runner the step plans that a leader would give it, and starts each step before it reads the tokens
+of the one before; "read first" is the time of steps that wait for them. Contexts are not computed: latent pages and
 linear states hold random numbers, and sequences begin to decode after them. What does not fit in memory is left out and
 listed. Fractions are of the limit that the step's bytes and operations set, with the bandwidth and rates measured in
 the same run. `--device cpu` runs small configs, without fractions.
@@ -16,6 +17,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,7 +37,7 @@ from wire.protocol import SamplingParams
 from workers.collectives.base import Solo
 from workers.config import WorkerConfig
 from workers.rank.build import BuiltRank, build_rank
-from workers.schedule.step import Admit, Row, StepPlan
+from workers.schedule.step import Admit, Ahead, Row, StepPlan, StepResult
 
 PAGE = 64
 _WARM = 8
@@ -162,7 +164,7 @@ class Bench:
         ids = torch.randint(self._built.model.config.vocab_size, (tokens,)).tolist()
         row = Row(0, 0, tuple(ids), 0, pages, True)
         plan = StepPlan(step=1, admits=(_admit(0),), rows=(row,))
-        times = [self._timed(plan)[0] for _ in range(1 + _PREFILLS)]
+        times = [self._stepped(plan, 1, ahead=False)[0] for _ in range(1 + _PREFILLS)]
         took = statistics.median(times[1:])
         limit, fraction = self._limit(Step(1, tokens, 0, 1), took)
         self.report.prefilled.append(Prefilled(tokens, took * 1e3, tokens / took, limit, fraction))
@@ -181,25 +183,48 @@ class Bench:
         listed = pages.tolist()
         first = context - _WARM - steps
         rows = tuple(Row(i, first, (i % 7,), 0, tuple(listed[i]), True) for i in range(batch))
-        admits = tuple(_admit(i) for i in range(batch))
-        times = []
-        for n in range(_WARM + steps):
-            took, tokens = self._timed(StepPlan(step=n + 1, admits=admits, rows=rows))
-            times.append(took)
-            admits = ()
-            rows = tuple(Row(i, first + n + 1, (t,), 0, (), True) for i, t in enumerate(tokens))
-        took = statistics.median(times[_WARM:])
+        begin = StepPlan(step=1, admits=tuple(_admit(i) for i in range(batch)), rows=rows)
+        waiting = self._stepped(begin, _WARM + steps, ahead=False)[_WARM:]
+        times = self._stepped(begin, _WARM + steps, ahead=True)[_WARM:]
+        took = statistics.median(times)
         limit, fraction = self._limit(Step(batch, 1, context, batch), took)
-        slowest = max(times[_WARM:]) * 1e3
+        slowest = max(times) * 1e3
         expected = None if limit is None else limit / STREAMING + self._launches(batch) * LAUNCH * 1e3
         self.report.decoded.append(
-            Decoded(batch, context, steps, took * 1e3, slowest, batch / took, expected, limit, fraction)
+            Decoded(
+                batch,
+                context,
+                steps,
+                took * 1e3,
+                slowest,
+                statistics.median(waiting) * 1e3,
+                batch / took,
+                expected,
+                limit,
+                fraction,
+            )
         )
         self._note(
             f"batch {batch} at {context}: {batch / took:.1f} tokens/s, {took * 1e3:.3f} ms a step{_of_limit(fraction)}"
         )
         if context == min(self._asked.context):
             self._split(pages, context, took)
+
+    def _stepped(self, begin: StepPlan, steps: int, *, ahead: bool) -> list[float]:
+        """Seconds of each of so many steps. ahead: the next one is launched before a step's tokens are read."""
+        ends = [time.perf_counter()]
+
+        def told(result: StepResult) -> None:
+            ends.append(time.perf_counter())
+
+        runner = self._built.runner
+        runner.start(begin, told)
+        for step in range(begin.step + 1, begin.step + steps):
+            if not (ahead and runner.runs_ahead):
+                runner.finish()
+            runner.start(StepPlan(step=step, ahead=Ahead((), ())), told)
+        runner.finish()
+        return [end - begun for begun, end in pairwise(ends)]
 
     def _split(self, pages: Tensor, context: int, step_s: float) -> None:
         timer = seconds if self._cuda else _host_seconds
@@ -211,12 +236,6 @@ class Bench:
         rest = step_s * 1e3 - sum(found.values())
         self.report.splits.append(Split(pages.shape[0], context, found, rest))
         self._note("    " + ", ".join(f"{name} {ms:.3f}" for name, ms in found.items()) + f", rest {rest:.3f} ms")
-
-    def _timed(self, plan: StepPlan) -> tuple[float, tuple[int, ...]]:
-        """Run a step; returns its seconds and each row's token. The runner waits for the device to sample."""
-        begun = time.perf_counter()
-        result = self._built.runner.step(plan)
-        return time.perf_counter() - begun, tuple(token for (token,) in result.tokens)
 
     def _pages(self, batch: int, context: int) -> Tensor:
         """Page numbers [batch, pages of a sequence], all different and scattered, as in a worker after a while."""

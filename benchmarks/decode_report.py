@@ -8,9 +8,10 @@ from typing import Any
 class Decoded:
     """Measured decode steps of `batch` sequences, which have `context` tokens each after the last step.
 
-    step_ms: the median time of a step. expected_ms: the limit divided by the share of it that kernels are built to
-    reach, and the time of the counted launches. limit_ms: the shortest possible time. fraction: limit over measured
-    time. The last three are None where no limit is known, as on a CPU.
+    step_ms: the median time of a step. read_first_ms: the same of steps that start once the tokens before are read.
+    expected_ms: the limit divided by the share of it that kernels are built to reach, and the time of the counted
+    launches. limit_ms: the shortest possible time. fraction: limit over measured time. The last three are None where no
+    limit is known, as on a CPU.
     """
 
     batch: int
@@ -18,6 +19,7 @@ class Decoded:
     steps: int
     step_ms: float
     slowest_ms: float
+    read_first_ms: float
     tokens_per_s: float
     expected_ms: float | None
     limit_ms: float | None
@@ -70,10 +72,14 @@ def markdown(report: dict[str, Any]) -> list[str]:
     if loaded:
         lines += [", ".join(f"{name} {value:,.1f}" for name, value in loaded.items()) + " to load.", ""]
     if report["decoded"]:
-        lines += ["| batch | context | tokens/s | ms a step | slowest | expected, ms | limit, ms | of the limit |"]
-        lines += ["|---|---|---|---|---|---|---|---|"]
+        lines += [
+            "| batch | context | tokens/s | ms a step | slowest | read first "
+            "| expected, ms | limit, ms | of the limit |",
+            "|---" * 9 + "|",
+        ]
         lines += [
             f"| {d['batch']} | {d['context']} | {d['tokens_per_s']:.1f} | {d['step_ms']:.3f} | {d['slowest_ms']:.3f} "
+            f"| {d['read_first_ms']:.3f} "
             f"| {number(d['expected_ms'], '.3f')} | {number(d['limit_ms'], '.3f')} | {number(d['fraction'], '.0%')} |"
             for d in report["decoded"]
         ] + [""]

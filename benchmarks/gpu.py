@@ -51,7 +51,7 @@ def commands(stage: str, out: Path, limit: float, tiny: bool) -> list[str]:
     """The arguments of a stage's command, after the interpreter. limit: its seconds. tiny: run only a little."""
     match stage:
         case "tests":
-            workers = [f"tests/workers/test_{name}.py" for name in ("graphs", "waits", "upload")]
+            workers = [f"tests/workers/test_{name}.py" for name in ("graphs", "feeding", "waits", "upload")]
             chosen = ["tests/kernels/test_triton_norm.py"] if tiny else ["tests/kernels", *workers]
             spread = ["-n", "6"] if importlib.util.find_spec("xdist") and not tiny else []
             return ["-m", "pytest", *chosen, "-q", "-p", "no:cacheprovider", *spread]

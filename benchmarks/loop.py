@@ -96,7 +96,8 @@ def parts(made: Scheduler, steps: int, ahead: bool) -> dict[str, float]:
         frame = RANKS.encode(following.plan) if following else b""
         laps.lap("frames")
         result = _result(flight.plan.step, rows)
-        latest.took(rows, outcomes(result))
+        latest.took(rows, frozenset(), None, feeds=False)
+        latest.came_of(outcomes(result))
         reply = RANKS.encode(result)
         if following:
             laps.start()
@@ -138,7 +139,8 @@ def _rank(endpoint: str, seconds: float) -> None:
         if rows:
             time.sleep(seconds)
         result = _result(plan.step, rows)
-        latest.took(rows, outcomes(result))
+        latest.took(rows, frozenset(), None, feeds=False)
+        latest.came_of(outcomes(result))
         leader.send(result)
 
 

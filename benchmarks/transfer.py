@@ -2,7 +2,8 @@
 
 `python -m benchmarks.transfer` prints a table of medians. A move is timed from queueing the snapshot, which the
 receiver has already asked for, to the receiver's acknowledgement of all of it. The copy is one memcpy of the same bytes
-to memory already in use. Moves and copies take turns. Both processes share one machine, so read the ratios.
+to memory already in use. Moves and copies take turns. Both processes share one machine, so read the ratios. NIXL is
+measured where it is installed.
 """
 
 import multiprocessing
@@ -19,10 +20,11 @@ from torch import Tensor
 
 from workers.schedule.step import Expect, Export, Link, LinkLost, Received, Sent
 from workers.transfer.endpoint import Transfers
+from workers.transfer.nixl_agent import ability
 
-Channel = Literal["shm", "gloo"]
+Channel = Literal["shm", "gloo", "nixl"]
 Snapshot = tuple[Tensor, Tensor]
-_CHANNELS: tuple[Channel, ...] = ("shm", "gloo")
+_CHANNELS: tuple[Channel, ...] = ("shm", "gloo") if ability() == "none" else ("shm", "gloo", "nixl")
 _HOST = "127.0.0.1"
 _RUNS = 15
 _WARM = 2

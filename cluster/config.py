@@ -147,13 +147,13 @@ class LogsSection(_Section):
 class HandoffSection(_Section):
     """How snapshots move between workers.
 
-    channel: "auto" is NCCL between GPUs, shared memory (else gloo) on one host, gloo between others, and TLS between
-    hosts with RAY_USE_TLS. window: the number of snapshots that a decode worker pulls at once. timeout_s: how long a
-    finished prompt waits to be pulled. network_gb_s: a card's bandwidth to other workers in GB/s, for the routing
-    policy's predictions.
+    channel: "auto" is shared memory (else gloo) on one host without GPUs; otherwise NIXL where both ends have it and
+    RDMA, else NCCL between GPUs, else gloo. With RAY_USE_TLS it is never NIXL, and TLS between hosts. window: the
+    number of snapshots that a decode worker pulls at once. timeout_s: how long a finished prompt waits to be
+    pulled. network_gb_s: a card's bandwidth to other workers in GB/s, for the routing policy's predictions.
     """
 
-    channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    channel: Literal["auto", "shm", "gloo", "nccl", "nixl"] = "auto"
     window: Count = 16
     timeout_s: Seconds = 60.0
     network_gb_s: Seconds = 12.5

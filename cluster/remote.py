@@ -1,4 +1,4 @@
-"""A running cluster over HTTP, as commands ask it: its answer, or one line that says why there is none."""
+"""Asks a running cluster over HTTP, for commands: returns its answer, or fails with one line that says why."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ _TIMEOUT_S = 10.0
 
 
 class RemoteError(RuntimeError):
-    """There is no answer, or it is a refusal. The message is one line for the user."""
+    """The cluster did not answer, or refused. The message is one line for the user."""
 
 
 @contextmanager

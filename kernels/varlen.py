@@ -58,17 +58,23 @@ class Blocks:
 class Rows:
     """B rows of tokens laid end to end, T in all.
 
-    slots: [B] int64. positions: [T] int64. starts, counts: per row, tokens before this step and in it. What else a
-    layer reads is made when it is first asked for. What kernels read comes from `slots` and `positions` alone where
-    all counts are equal, so a captured step serves whatever these are refilled with.
+    slots: [B] int64. positions: [T] int64. counts: each row's tokens in this step. known_starts: its tokens before the
+    step, or None where the device alone knows. What else a layer reads is made when it is first asked for. What kernels
+    read comes from `slots` and `positions` alone where all counts are equal, so a captured step serves whatever these
+    are refilled with.
     """
 
     slots: Tensor
     positions: Tensor
-    starts: tuple[int, ...]
+    known_starts: tuple[int, ...] | None
     counts: tuple[int, ...]
     keeps: tuple[Keep, ...] = ()
     _blocks: dict[int, Blocks] = field(default_factory=dict, repr=False, compare=False)
+
+    @cached_property
+    def starts(self) -> tuple[int, ...]:
+        """Each row's tokens before this step; waits for the device where it alone knows them."""
+        return tuple(self.row_starts.tolist()) if self.known_starts is None else self.known_starts
 
     @cached_property
     def offsets(self) -> tuple[int, ...]:
@@ -108,7 +114,7 @@ class Rows:
 
     @cached_property
     def row_starts(self) -> Tensor:
-        """[B] int64: `starts`, as the positions of the rows' first tokens have it."""
+        """[B] int64: the positions of the rows' first tokens."""
         if self.longest == 1:
             return self.positions
         return self.positions[self.token_offsets[:-1].long()]
@@ -210,20 +216,25 @@ class Pages:
 
 def spread(rows: Rows, pages: Pages) -> tuple[Rows, Pages]:
     """The same tokens as rows of one token each, which attend to the same latents."""
-    starts = tuple(s + n for s, count in zip(rows.starts, rows.counts, strict=True) for n in range(count))
-    slots = rows.slots.repeat_interleave(rows.token_offsets.diff(), output_size=len(starts))
-    apart = Rows(slots, rows.positions, starts, (1,) * len(starts))
+    known = rows.known_starts
+    starts = known and tuple(s + n for s, count in zip(known, rows.counts, strict=True) for n in range(count))
+    tokens = sum(rows.counts)
+    slots = rows.slots.repeat_interleave(rows.token_offsets.diff(), output_size=tokens)
+    apart = Rows(slots, rows.positions, starts, (1,) * tokens)
     return apart, Pages(apart, pages.table, pages.page_size, pages.write_at)
 
 
 def make_rows(
     slots: Tensor,
     positions: Tensor,
-    starts: tuple[int, ...],
+    starts: tuple[int, ...] | None,
     counts: tuple[int, ...],
     keeps: tuple[Keep, ...] = (),
 ) -> Rows:
-    """Rows of a batch; slots [B] int64, positions [T] int64. ValueError for a copy its row doesn't reach."""
+    """Rows of a batch; slots [B] int64, positions [T] int64. ValueError for a copy its row doesn't reach.
+
+    starts: None where the device alone knows them.
+    """
     for keep in keeps:
         if not 1 <= keep.count <= counts[keep.row]:
             raise ValueError(

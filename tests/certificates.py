@@ -1,4 +1,4 @@
-"""A certificate authority for a test, and a proxy that keeps what passes."""
+"""A certificate authority for tests, and a proxy that records all bytes that pass through it."""
 
 import asyncio
 import datetime
@@ -44,13 +44,13 @@ def _authority() -> tuple[ec.EllipticCurvePrivateKey, x509.Certificate]:
 
 
 def authority() -> dict[str, bytes]:
-    """A new authority, as a Secret of kind kubernetes.io/tls holds it."""
+    """Create an authority; returns its files as in a Secret of kind kubernetes.io/tls."""
     signer, ca = _authority()
     return {"tls.crt": ca.public_bytes(Encoding.PEM), "tls.key": _pem(signer)}
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Ray's variables for a new authority in `folder` and a certificate of it for loopback."""
+    """Create an authority in `folder` and its certificate for loopback; returns Ray's variables that name them."""
     folder.mkdir(exist_ok=True)
     (signer, ca), key = _authority(), ec.generate_private_key(ec.SECP256R1())
     names = x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address(HOST))])
@@ -67,7 +67,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 @asynccontextmanager
 async def recording(port: int) -> AsyncIterator[tuple[int, bytearray]]:
-    """The port of a proxy before a port of this machine, and all bytes it has passed on, both ways."""
+    """Run a proxy for a local port; yields its port and all bytes that it passes on in both directions."""
     seen = bytearray()
 
     async def pass_on(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

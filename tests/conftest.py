@@ -1,4 +1,4 @@
-"""What every test needs: one thread a process, because cores are few and tests many; and a layer."""
+"""Settings for all tests: one thread per process, because there are few cores, and each test's layer."""
 
 import os
 from pathlib import Path
@@ -20,7 +20,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """A test without a layer of its own is of its folder's, which is `unit` unless FOLDERS says otherwise."""
+    """Give each test without a layer's marker its folder's layer: `unit`, unless FOLDERS names another one."""
     for item in items:
         if not LAYERS & {mark.name for mark in item.iter_markers()}:
             item.add_marker(FOLDERS.get(item.path.relative_to(Path(__file__).parent).parts[0], "unit"))

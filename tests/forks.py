@@ -1,4 +1,4 @@
-"""Test processes forked from one that has imported torch and the ranks' code: a spawned one takes seconds to do so."""
+"""Forks test processes from one that has imported torch and the ranks' code, because importing takes seconds."""
 
 import multiprocessing
 

@@ -1,4 +1,4 @@
-"""Documents name what is there."""
+"""Tests that documents name commands, files, functions and variables that exist."""
 
 import ast
 import re
@@ -19,7 +19,7 @@ SOURCES = ("cluster", "router", "workers", "wire", "planner", "kernels")
 
 
 def _names(file: str) -> set[str]:
-    """Functions and classes of a module, and `Class.method`."""
+    """The names of a module's functions and classes, and of methods as `Class.method`."""
     found = set()
     for node in ast.parse((ROOT / file).read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

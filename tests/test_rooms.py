@@ -1,4 +1,4 @@
-"""Which package may import which: the law of docs/ARCHITECTURE.md, read from the code."""
+"""Tests the import law of docs/ARCHITECTURE.md: which package may import which."""
 
 import ast
 from collections.abc import Iterator, Set
@@ -26,7 +26,7 @@ def _modules(top: str) -> Iterator[tuple[str, Path]]:
 
 
 def _imports(module: str, file: Path, others: Set[str] = frozenset()) -> set[str]:
-    """Every module of ours, or of `others`, that `file` names in an import, inside functions too."""
+    """Every module of ours, or of `others`, that `file` imports, also inside functions."""
     found = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import):
@@ -53,7 +53,7 @@ def test_a_package_imports_only_what_lies_below_it(top: str) -> None:
 
 @pytest.mark.parametrize("top", ["wire", "router"])
 def test_a_package_s_tests_need_what_it_needs(top: str) -> None:
-    """What joins router and engine is in tests/integration: who works on a router does so without torch."""
+    """Tests of router and engine together are in tests/integration, so that the router's need no torch."""
     allowed = {top, *MAY_IMPORT[top]}
     wrong = {
         f"{module} imports {name}"
@@ -65,7 +65,7 @@ def test_a_package_s_tests_need_what_it_needs(top: str) -> None:
 
 
 def _room(module: str) -> str:
-    """The folder a module lies in: what circles are looked for among."""
+    """The folder of a module, among which circles are looked for."""
     path = ROOT / module.replace(".", "/")
     return module if path.is_dir() else module.rpartition(".")[0]
 

@@ -68,7 +68,7 @@ class WorkerConfig:
     cache_disk_bytes: int = 0
     cache_disk_ttl_s: float = math.inf
     collectives: Literal["auto", "shm", "gloo", "nccl", "symm"] = "auto"
-    channel: Literal["auto", "shm", "gloo", "nccl"] = "auto"
+    channel: Literal["auto", "shm", "gloo", "nccl", "nixl"] = "auto"
     model_overrides: dict[str, Any] = field(default_factory=dict)
     host: str = "127.0.0.1"
     version: str | None = None

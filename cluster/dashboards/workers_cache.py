@@ -227,6 +227,10 @@ WORKERS = Board(
                     ),
                 ),
                 Panel(
+                    "Links by channel", "short", "Links over which snapshots come, by what they agreed on.",
+                    (Query(total(t.TRANSFER_LINKS, "role", "channel"), "into {{role}} {{channel}}"),),
+                ),
+                Panel(
                     "Snapshot transfer, p95", "s",
                     "Time from a prompt's last computed token until the decode worker has the whole snapshot.",
                     (Query(quantile(0.95, t.TRANSFER_SECONDS, "worker", role="decode"), "{{worker}}"),),

@@ -82,10 +82,48 @@
 {{- if and $v.ingress.enabled (not $v.ingress.host) -}}
 {{- fail "ingress.host: an ingress needs one" -}}
 {{- end -}}
+{{- include "ling.configChecks" . -}}
 {{- if and (eq $v.device "cuda") (or (include "ling.mounts" .) (include "ling.fetches" .)) (ne $v.model.format "other") (ne $v.gpu.type "other") -}}
 {{- include "ling.memoryCheck" (dict "root" . "pool" "decode") -}}
 {{- if $v.prefill.replicas -}}
 {{- include "ling.memoryCheck" (dict "root" . "pool" "prefill") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{/* What of `config` contradicts itself or the device, as `cluster.config.ClusterConfig` has it. */}}
+{{- define "ling.configChecks" -}}
+{{- $c := .Values.config -}}
+{{- $gpus := eq .Values.device "cuda" -}}
+{{- $collectives := default "auto" $c.collectives -}}
+{{- $cache := default dict $c.cache -}}
+{{- $router := default dict $c.router -}}
+{{- if and (not $gpus) (has $collectives (list "nccl" "symm")) -}}
+{{- fail (printf "config.collectives: %s needs GPUs; without them use auto, shm or gloo" $collectives) -}}
+{{- end -}}
+{{- if and $gpus (has $collectives (list "shm" "gloo")) -}}
+{{- fail (printf "config.collectives: %s joins ranks without GPUs; on cuda use auto, nccl or symm" $collectives) -}}
+{{- end -}}
+{{- if and (not $gpus) (eq (default "auto" (default dict $c.handoff).channel) "nccl") -}}
+{{- fail "config.handoff.channel: nccl needs GPUs; without them use auto, shm or gloo" -}}
+{{- end -}}
+{{- if and $c.verify (eq (default "auto" $c.load) "synthetic") -}}
+{{- fail "config.verify: synthetic weights have no files to verify; set verify: false, or load: auto" -}}
+{{- end -}}
+{{- if $cache.disk_dir -}}
+{{- if or (not $cache.host_bytes) (eq (default "on" $cache.mode) "off") -}}
+{{- fail "config.cache.disk_dir: files are written from host memory; set config.cache.host_bytes, with mode on" -}}
+{{- end -}}
+{{- $session := int (default 3600 $router.session_ttl_s) -}}
+{{- $files := int (default 86400 $cache.disk_ttl_s) -}}
+{{- if lt $files $session -}}
+{{- fail (printf "config.cache.disk_ttl_s: %d seconds would erase files of sessions, which are kept for config.router.session_ttl_s, %d; raise it or lower that" $files $session) -}}
+{{- end -}}
+{{- end -}}
+{{- if and $c.pages $c.max_model_len -}}
+{{- $page := int (default 64 $c.page_size) -}}
+{{- if lt (mul $c.pages $page | int) (int $c.max_model_len) -}}
+{{- fail (printf "config.pages: %d of %d tokens can't hold one sequence of config.max_model_len, %d; raise it or lower that" (int $c.pages) $page (int $c.max_model_len)) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}

@@ -71,7 +71,7 @@ def repays(start: int, count: int, widths: Widths) -> bool:
 
 def forms(rows: Rows, pages: Pages, widths: Widths) -> Forms:
     """Divide a step's rows."""
-    chosen = [i for i in rows.longer if repays(rows.starts[i], rows.counts[i], widths)]
+    chosen = [i for i in rows.longer if rows.counts[i] >= LEAST and repays(rows.starts[i], rows.counts[i], widths)]
     taken = set(chosen)
     several = [i for i in rows.longer if i not in taken]
     single = [i for i, n in enumerate(rows.counts) if n == 1]

@@ -79,6 +79,9 @@ class ToolCall(Strict):
     type: Literal["function"] = "function"
     function: Function
     index: int | None = meaningless(None, exclude=True)
+    # What other vendors' servers and gateways add to a call and want back.
+    provider_specific_fields: dict[str, Any] | None = meaningless(None, exclude=True)
+    extra_content: dict[str, Any] | None = meaningless(None, exclude=True)
 
 
 Content = Annotated[list[TextPart], BeforeValidator(_part_list, json_schema_input_type=str | list[TextPart])]
@@ -140,7 +143,9 @@ class AssistantMessage(BaseMessage):
     reasoning_content: str | None = meaningless(None)
     reasoning: str | None = meaningless(None)
     reasoning_details: list[Any] | None = meaningless(None)
-    annotations: list[Any] | None = meaningless(None, max_length=0)
+    annotations: list[Any] | None = meaningless(None)
+    thinking_blocks: list[Any] | None = meaningless(None)
+    provider_specific_fields: dict[str, Any] | None = meaningless(None)
     parsed: Any = meaningless(None)  # the parsed content, added by an SDK
 
     @model_validator(mode="before")

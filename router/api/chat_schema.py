@@ -44,12 +44,12 @@ class AllowedTools(Strict):
 def _choice_tag(value: Any) -> str:
     """The discriminator: a word or the object's type, marked so that it can be told from a field in an error's path."""
     if isinstance(value, str):
-        return "#word"
+        return "#(word)"
     return f"#{value.get('type') if isinstance(value, dict) else getattr(value, 'type', None)}"
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["auto", "none", "required"], Tag("#word")]
+    Annotated[Literal["auto", "none", "required"], Tag("#(word)")]
     | Annotated[NamedTool, Tag("#function")]
     | Annotated[AllowedTools, Tag("#allowed_tools")],
     Discriminator(_choice_tag),
@@ -111,9 +111,10 @@ class ChatRequest(FormattedRequest):
     @model_validator(mode="after")
     def _consistent(self) -> "ChatRequest":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs needs logprobs=true")
+            raise invalid("'top_logprobs' needs logprobs=true", "top_logprobs")
         if self.max_tokens and self.max_completion_tokens and self.max_tokens != self.max_completion_tokens:
-            raise ValueError("max_tokens and max_completion_tokens differ: send one of them")
+            message = "'max_tokens' and 'max_completion_tokens' differ: send one of them"
+            raise invalid(message, "max_completion_tokens")
         taken = _RESERVED.intersection(self.chat_template_kwargs)
         if taken:
             raise invalid(f"'chat_template_kwargs' must not set {min(taken)!r}", "chat_template_kwargs")

@@ -30,7 +30,7 @@ class CompletionRequest(FormattedRequest):
     @model_validator(mode="after")
     def _some_output(self) -> "CompletionRequest":
         if self.max_tokens == 0 and not self.echo:
-            raise ValueError("max_tokens 0 needs echo=true: otherwise the answer would be empty")
+            raise invalid("'max_tokens' 0 needs echo=true: otherwise the answer would be empty", "max_tokens")
         return self
 
     def lower(self) -> Request:

@@ -13,7 +13,10 @@ from router.api.chat_schema import ChatRequest
 from router.api.render import conversation_prompt
 from router.api.request import Names
 from router.api.schema import MAX_TURNS, Strict, TokenId
+from router.errors import invalid
 from router.relay.gateway import Gateway
+
+_OF_MESSAGES = {"tools", "chat_template_kwargs", "add_generation_prompt", "continue_final_message"}
 
 
 class TokenizeRequest(Strict):
@@ -34,7 +37,10 @@ class TokenizeRequest(Strict):
     @model_validator(mode="after")
     def _one_of_them(self) -> "TokenizeRequest":
         if (self.prompt is None) == (self.messages is None):
-            raise ValueError("send either prompt or messages")
+            raise invalid("send either 'prompt' or 'messages'", "prompt")
+        beside = sorted(_OF_MESSAGES & self.model_fields_set) if self.prompt is not None else []
+        if beside:
+            raise invalid(f"'{beside[0]}' needs 'messages': a prompt is encoded as it is", beside[0])
         return self
 
 

@@ -9,6 +9,7 @@ from typing import Any, get_args
 from starlette.requests import Request
 from starlette.responses import Response
 
+from router.api.answering import check_model
 from router.api.answers.anthropic import AnthropicModel, AnthropicModelList
 from router.api.answers.server import (
     ClusterStatus,
@@ -24,7 +25,6 @@ from router.api.answers.server import (
     WorkerPlace,
     WorkerStatus,
 )
-from router.errors import ApiError
 from router.http.json import encode
 from router.relay.gateway import Gateway
 from router.relay.link import WorkerLink
@@ -63,8 +63,7 @@ class Info:
     async def model(self, request: Request) -> Response:
         """The served model by its name."""
         name = request.path_params["name"]
-        if name != self._gateway.config.served_model_name:
-            raise ApiError(404, f"no model {name[:200]!r} is served here", param="model", code="model_not_found")
+        check_model(name, self._gateway.config)
         return _json(self._anthropic_model() if _of_anthropic(request) else self._model())
 
     async def tokenizer_info(self, request: Request) -> Response:

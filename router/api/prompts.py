@@ -146,8 +146,9 @@ def _sampling_params(sampling: Sampling, limits: Limits, tokenizer: Tokenizer) -
         max_tokens=1,
         seed=random.getrandbits(63) if sampling.seed is None else sampling.seed,
         temperature=float(sampling.temperature),
-        top_p=float(sampling.top_p),
-        top_k=max(sampling.top_k, 0),
+        # No mass at all leaves the best token.
+        top_p=float(sampling.top_p) or 1.0,
+        top_k=max(sampling.top_k, 0) if sampling.top_p else 1,
         min_p=float(sampling.min_p),
         repetition_penalty=float(sampling.repetition_penalty),
         presence_penalty=float(sampling.presence_penalty),

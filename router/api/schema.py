@@ -4,9 +4,10 @@ A null counts as a missing field at any depth, except in the client's own data (
 for fields that they do not set, and answers that they send back as history are full of nulls.
 """
 
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from router.errors import invalid
 from router.priority import LATEST, SOONEST
@@ -15,8 +16,20 @@ Probability = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Short = Annotated[str, Field(max_length=512)]
-SESSION_NAME = r"^[A-Za-z0-9._~-]{1,128}$"
-SessionId = Annotated[str, Field(pattern=SESSION_NAME)]
+_SESSION_NAME = re.compile(r"[A-Za-z0-9._~-]{1,128}")
+
+
+def session_name(name: str) -> str:
+    """Check the name of a session; ValueError."""
+    # A client takes `.` and `..` in a URL for steps between folders, so such a session could not be asked for.
+    if _SESSION_NAME.fullmatch(name) is None or name in (".", ".."):
+        raise ValueError("must be 1 to 128 of A-Z a-z 0-9 . _ ~ -, and not . or ..")
+    return name
+
+
+SessionId = Annotated[
+    str, AfterValidator(session_name), Field(json_schema_extra={"pattern": r"^(?!\.{1,2}$)[A-Za-z0-9._~-]{1,128}$"})
+]
 # More turns than any context holds, as each takes some tokens. The limit bounds the time to read and render them.
 MAX_TURNS = 16_384
 
@@ -60,7 +73,7 @@ class GenerationRequest(Strict):
 
     model: str
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    top_p: Probability = 1.0
     top_k: int = Field(0, ge=-1, lt=2**31)
     min_p: Probability = 0.0
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)

@@ -1,7 +1,6 @@
 """Snapshots over HTTP: sessions and failed requests as files, sessions from files, and a session's last turn again."""
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from functools import partial
 
@@ -13,7 +12,7 @@ from starlette.responses import Response, StreamingResponse
 
 from router.api.answers.sessions import ReplayedTurn
 from router.api.saved_turn import unfit
-from router.api.schema import SESSION_NAME, Strict
+from router.api.schema import Strict, session_name
 from router.api.session_turn import named
 from router.api.sessions import SessionsApi
 from router.config import RouterConfig
@@ -72,8 +71,10 @@ class SnapshotsApi:
         if encoding_of(request.scope) is not None:
             raise ApiError(415, "a snapshot is sent without a content-encoding", code="unsupported_encoding")
         scope, session_id = self._scope(caller), request.path_params["session_id"]
-        if not re.fullmatch(SESSION_NAME, session_id):
-            raise invalid(f"a session's name must be 1 to 128 of A-Z a-z 0-9 . _ ~ -, not {session_id[:80]!r}", "id")
+        try:
+            session_name(session_id)
+        except ValueError as error:
+            raise invalid(f"the session's name {session_id[:80]!r} {error}", "session_id") from None
         made = await self._snapshots.load(caller.tenant, session_id, scope, _body(request, config), self._unfit)
         await self._remember(caller.tenant, session_id)
         return self._shown.record(made)

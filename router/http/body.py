@@ -122,7 +122,8 @@ def explain(error: ErrorDetails) -> ApiError:
             message, code = f"'{name}' {given!r} is not supported: {error['msg']}", "unsupported_value"
         case "union_tag_invalid":
             name += _tag(error)
-            expected = error["ctx"]["expected_tags"].replace("#", "")
+            tags = error["ctx"]["expected_tags"].replace("#", "").split(", ")
+            expected = ", ".join(tag for tag in tags if "(" not in tag)  # without those that are no value of the field
             message, code = f"'{name}' must be one of {expected}", "unsupported_value"
         case "union_tag_not_found":
             name += _tag(error)

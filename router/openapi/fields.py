@@ -93,8 +93,9 @@ client. Any router of the host can return it, stream it (`GET …?stream=true&st
 `stream`) or cancel it (`POST …/cancel`). When a router closes, the responses that it runs fail; when a router dies,
 another one that shares the stored responses goes on with them {lease:g} s later. A cancelled stream ends with
 `response.incomplete` and the status `cancelled`. When a client disconnects from a response that does not run in the
-background, the work ends and nothing is stored, unless the request was a stream with an `Idempotency-Key` header: such
-a response goes on as one in the background does, and the same request with the same key shows it from its beginning.
+background, the work ends and nothing is stored, unless the request had an `Idempotency-Key` header: such a response
+goes on as one in the background does, and the same request with the same key shows it again, a stream from its
+beginning.
 
 Reasoning is a separate item before the answer, with its text as `reasoning_text` and without a summary. What the
 model wrote before, between and after calls becomes items in that order. Reasoning tokens are counted by encoding

@@ -31,7 +31,7 @@ def peer_for(fleet: Fleet, owner: WorkerInfo, tokens: int, before: str | None) -
 
 
 class Copies:
-    """One router's copies; of each sequence one at a time."""
+    """Makes one router's copies, one at a time for each sequence."""
 
     def __init__(self, name: str, fleet: Callable[[], Fleet], link: Callable[[str], Link]) -> None:
         self._name = name
@@ -42,7 +42,7 @@ class Copies:
         self._at: dict[SequenceStream, str] = {}
 
     def copy(self, stream: SequenceStream, owner: WorkerInfo, position: int) -> None:
-        """A worker keeps the state after `position` tokens of a sequence: have another one pull it."""
+        """Have another worker pull the snapshot of `position` tokens that a sequence's worker keeps."""
         if stream in self._under_way:
             return
         peer = peer_for(self._fleet(), owner, position + 1, self._at.get(stream))
@@ -63,7 +63,7 @@ class Copies:
         warming.done.add_done_callback(over)
 
     def drop(self, stream: SequenceStream) -> None:
-        """The sequence is over. What was copied stays kept as any other snapshot."""
+        """Stop copying for a sequence that is over. Its copies stay kept as other snapshots do."""
         self._at.pop(stream, None)
         if (warming := self._under_way.pop(stream, None)) is not None:
             warming.cancel()

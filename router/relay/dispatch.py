@@ -101,7 +101,7 @@ class Dispatcher:
                 self._enter(stream, job)
 
     def _enter(self, stream: SequenceStream, job: Job) -> None:
-        """Start a sequence if there is room and nobody is before it; else let it wait for its turn."""
+        """Start a sequence if workers have room and no other one is before it; else let it wait for its turn."""
         plan = self.plan(self._need(stream), None)
         if isinstance(plan, NoPlan):
             if plan.reason == "too_long":
@@ -152,7 +152,7 @@ class Dispatcher:
         )
 
     def _has_room(self, plan: Plan, priority: int) -> bool:
-        """Whether a plan's workers have places and little before the sequence.
+        """Whether a plan's workers have room and little work before the sequence.
 
         Worse priorities yield to it in any case.
         """
@@ -171,11 +171,11 @@ class Dispatcher:
         )
 
     def _precedes(self, stream: SequenceStream, plan: Plan) -> bool:
-        """Whether workers have a place for a sequence, and compute its prompt before others that they have."""
+        """Whether workers have room for a sequence and would compute its prompt before others that they have."""
         return not plan.waits and not self._backlogged(stream) and self._table.behind()
 
     def _look_soon(self) -> None:
-        """Workers' figures have changed, so there may be room. Check once for all messages of this turn of the loop."""
+        """Look for room once after all messages of this turn of the loop, because workers' figures have changed."""
         if self._fair and self._looking is None:
             self._looking = asyncio.get_running_loop().call_later(_LOOK_S, self._look)
 
@@ -231,7 +231,7 @@ class Dispatcher:
             warming.cancel()
 
     def prepare(self, stream: SequenceStream, leg: Leg, kept_tokens: int) -> None:
-        """Have another worker take what a leg's worker keeps of a sequence, then have that one give it up."""
+        """Have another worker pull a leg's snapshot, and then have the leg's worker give the sequence up."""
         plan = self.plan(self._need(stream), stream.begun_with)
         if isinstance(plan, NoPlan) or stream.known <= kept_tokens:
             leg.move()
@@ -260,11 +260,11 @@ class Dispatcher:
             self._pausing[stream] = loop.call_later(after_s, self._try_again, stream)
 
     def kept(self, stream: SequenceStream, info: WorkerInfo, position: int) -> None:
-        """A worker keeps the state after so many of a running sequence's tokens."""
+        """Note that a worker keeps a snapshot of a running sequence's first `position` tokens."""
         self._copies.copy(stream, info, position)
 
     def progressed(self, stream: SequenceStream) -> None:
-        """A retried sequence has gained a token or has ended, so it no longer has to run apart."""
+        """Note that a retried sequence has gained a token or ended, so it no longer has to run apart."""
         for timers in (self._waiting, self._pausing):
             if (timer := timers.pop(stream, None)) is not None:
                 timer.cancel()
@@ -291,7 +291,7 @@ class Dispatcher:
         self._look_soon()
 
     def wake(self) -> None:
-        """A new worker is live: place the sequences that wait for one."""
+        """Place the sequences that wait for a worker, because a new one is live."""
         for stream in list(self._waiting):
             if stream.over or self._place(stream) is None:
                 timer = self._waiting.pop(stream, None)
@@ -318,6 +318,8 @@ class Dispatcher:
         if isinstance(plan, NoPlan):
             self._metrics.routed(plan.reason)
             return plan
+        if stream.set_back and self._table.in_doubt(plan.prefill, plan.decode):
+            return NoPlan("no_worker", "the worker may have ended too")  # until it says something, or its end is known
         if stream.prepared is not None and (link := self._table.live_link(stream.prepared)) is not None:
             plan = dataclasses.replace(plan, decode=link.info)
         self._metrics.routed("wait" if plan.waits else "room")
@@ -334,11 +336,9 @@ class Dispatcher:
 
     def _need(self, stream: SequenceStream) -> Need:
         prompt = stream.choice.prompt
-        if stream.names is None:
-            limits = self._table.limits()
-            page_size = limits.page_size if limits is not None else 1
-            stream.names = candidates(prompt.token_ids, prompt.boundaries, page_size, stream.prefix_scope)
-        names = stream.names
+        if stream.names is None and (limits := self._table.limits()) is not None:
+            stream.names = candidates(prompt.token_ids, prompt.boundaries, limits.page_size, stream.prefix_scope)
+        names = stream.names or Candidates(())  # while no worker is live, nobody keeps anything
         if (mark := stream.copied) is not None:
             names = Candidates(Candidates.of([(mark.position, mark.digest)]).positions + names.positions)
         held = self._table.held(names)

@@ -23,7 +23,7 @@ class _Lane(Generic[T]):
 
     @property
     def head(self) -> T:
-        """Return the item that is next in this lane."""
+        """The next item in this lane."""
         return next(iter(self.waiting))
 
     @property

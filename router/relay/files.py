@@ -1,4 +1,4 @@
-"""A connection to a worker for one snapshot as a file, beside the one that its requests use."""
+"""Connects to a worker to save or load one snapshot as a file, apart from the connection for requests."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ _PATIENCE_S = 150.0
 
 
 class FileLost(Exception):
-    """The worker can't give or take the file; says why."""
+    """The worker can't give or take the file; the message says why."""
 
 
 class LinkLost(FileLost):
@@ -23,24 +23,24 @@ class LinkLost(FileLost):
 
 
 class FileLink:
-    """One file, one way."""
+    """A connection that moves one file in one direction."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
         self._writer = writer
 
     async def save(self, asked: SaveFile) -> AsyncIterator[bytes]:
-        """The file's bytes, piece by piece; FileLost."""
+        """Yield the bytes of a saved snapshot piece by piece; FileLost."""
         self._writer.write(CLUSTER.encode(asked))
         while piece := await self._part():
             yield piece
 
     async def begin(self, scope: str) -> None:
-        """A file follows."""
+        """Announce a file to load, for requests of this scope."""
         self._writer.write(CLUSTER.encode(LoadFile(scope)))
 
     async def send(self, piece: bytes) -> None:
-        """Some of its bytes; none: its end."""
+        """Send bytes of the file; b"" ends it."""
         self._writer.write(CLUSTER.encode(FilePart(piece)))
         async with asyncio.timeout(_PATIENCE_S):
             await self._writer.drain()
@@ -67,7 +67,7 @@ class FileLink:
 
 @asynccontextmanager
 async def file_link(ref: PeerRef, router_name: str, secret: str) -> AsyncIterator[FileLink]:
-    """A link to a worker; whatever breaks it is a LinkLost."""
+    """Connect to a worker; every error of the connection becomes a LinkLost."""
     writer: asyncio.StreamWriter | None = None
     try:
         async with asyncio.timeout(_CONNECT_S):

@@ -45,7 +45,7 @@ class WorkerState:
 
 
 class Standing(Struct, frozen=True, gc=False):
-    """The part of a request's costs that depends on the worker alone, computed once for each change of its figures.
+    """A worker's part of a request's costs, computed once for each change of its figures.
 
     token_s: seconds for a prompt's token. queue_s: seconds of prompts ahead. entry_s: what a prompt pays that is
     computed there: the price of a slot. answer_s: what a sequence pays that is answered there: the price of a slot for
@@ -140,7 +140,7 @@ class Roster:
 
     @property
     def limits(self) -> Limits | None:
-        """What all take; None where there are none."""
+        """The limits that all live workers have in common; None without workers."""
         if self._limits is None and self._infos:
             infos, by_role = self._infos.values(), dict[str, int]()
             for info in infos:
@@ -150,7 +150,7 @@ class Roster:
         return self._limits
 
     def put(self, new: Standing) -> None:
-        """Enter a worker's standing, which replaces its previous one."""
+        """Add a worker's standing, or replace it."""
         group = self._groups.get(new.identity)
         if group is None:
             group = self._groups[new.identity] = {}, {}
@@ -164,7 +164,7 @@ class Roster:
             self._cut.discard(new.worker_id)
 
     def drop(self, worker_id: str) -> None:
-        """A worker takes no more requests."""
+        """Remove a worker that takes no more requests."""
         self._cut.discard(worker_id)
         if self._infos.pop(worker_id, None) is not None:
             self._limits = None

@@ -129,7 +129,7 @@ class Gateway:
         return await self._check_grammar.text(text)
 
     async def update_workers(self, listed: Sequence[ListedWorker]) -> None:
-        """Discovery's current full list of workers."""
+        """Connect to the workers of discovery's current list, and disconnect from others."""
         await self.table.update(listed)
 
     def limits(self) -> Limits:
@@ -148,7 +148,7 @@ class Gateway:
         return await self._dispatcher.warm(token_ids, scope, marks)
 
     def unready(self) -> str | None:
-        """Why no request can be served now; None if one can.
+        """The reason why no request can be served now; None if one can.
 
         At first every pool must have a worker. From then on any worker suffices, because each can compute prompts and
         answers; requests that arrive while no worker is live wait for one.
@@ -160,7 +160,7 @@ class Gateway:
         return reason if reason is None else "; ".join([reason, *ways])
 
     def pools_have_served(self, roles: Collection[Role]) -> None:
-        """These pools have had a worker, maybe before this router began."""
+        """Note that these pools have had a worker, possibly before this router began."""
         self._complete = self._complete or missing(dict.fromkeys(roles, 1), self.split) is None
 
     def _starting(self) -> str | None:

@@ -1,4 +1,4 @@
-"""What a router has asked a worker and waits for: who has a request, and whether a snapshot is parked."""
+"""Tracks a router's open questions to a worker: whether it has a request, and whether a snapshot is parked."""
 
 import asyncio
 import itertools
@@ -39,7 +39,7 @@ class Inquiries:
             answer.set_result(reason)
 
     def lose(self) -> None:
-        """The connection ended: nothing more is found there, and its device holds nothing any more."""
+        """Answer all open questions after the connection has ended: nothing is found, and nothing is on the device."""
         finding, self._finding = self._finding, {}
         for answers in finding.values():
             for answer in answers:

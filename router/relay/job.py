@@ -1,4 +1,4 @@
-"""One running HTTP request: its choices' streams, and the wake-up of the coroutine that answers it."""
+"""Defines a running HTTP request: its choices' streams, and the wake-up of the coroutine that answers it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -75,12 +75,12 @@ class Job:
         self._when_over = call
 
     async def settle(self) -> None:
-        """The job is over, and its client is about to learn it."""
+        """Mark the job as over, before its client learns it."""
         if self.at_end is not None and self.error is None and not self.gone:
             await self.at_end()
 
     def gained(self, choice: Choice) -> None:
-        """A choice has something to take."""
+        """Note that a choice has something to take."""
         if self._stream:
             if not choice.queued:
                 choice.queued = True
@@ -88,21 +88,21 @@ class Job:
             self._wake()
 
     def landed(self, choice: Choice) -> None:
-        """A choice is complete."""
+        """Note that a choice is complete."""
         self._left -= 1
         self.gained(choice)
         if self._left == 0:
             self._end()
 
     def failed(self, error: ApiError) -> None:
-        """The job failed: free its places at the workers."""
+        """Fail the job and free its slots and pages at the workers."""
         if not self.over:
             self.error = error
             self.cancel()
             self._end()
 
     def leave(self) -> None:
-        """The client disconnected."""
+        """Note that the client disconnected."""
         if not self.over:
             self.gone = True
             self.cancel()
@@ -114,12 +114,12 @@ class Job:
             stream.cancel()
 
     def first_token_due(self, seconds: float) -> None:
-        """Fail if a choice has no token yet."""
+        """Fail the job if a choice has no token yet. seconds: the timeout, for the message."""
         if any(c.generated == 0 and c.finish is None for c in self.choices):
             self._late("no first token", seconds)
 
     def due(self, seconds: float) -> None:
-        """Fail if the job is not over."""
+        """Fail the job if it is not over. seconds: the timeout, for the message."""
         self._late("no end", seconds)
 
     def ready(self) -> list[Choice]:

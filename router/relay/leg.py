@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal, Protocol
 
 from router.errors import ApiError
+from router.relay.recovery import Loss
 from wire.protocol import Abort, Attach, Move, SeqOutput, Submit, Timings, WorkerInfo
 
 Stage = Literal["prefill", "decode"]
@@ -32,7 +33,7 @@ class Link(Protocol):
         """Give the request's leg no more outputs."""
 
     def retire(self) -> None:
-        """Give the worker no more requests, because it is about to end."""
+        """Send the worker no more requests, because it is about to end."""
 
 
 class Stream(Protocol):
@@ -41,7 +42,7 @@ class Stream(Protocol):
     def receive(self, leg: Leg, output: SeqOutput, now: float) -> None:
         """An output of the leg's worker."""
 
-    def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
+    def lost(self, leg: Leg, now: float, how: Loss, *, alone: bool) -> None:
         """The leg's worker ended, or is silent. alone: with no other sequence of this router."""
 
     def broke(self, error: Exception) -> None:
@@ -83,7 +84,7 @@ class Leg:
         self._link.retire()
 
     def move(self) -> None:
-        """Another worker has what this one keeps of the request, which can be given up; harmless if it has ended."""
+        """Have the worker give the request up, because another one has its snapshot; harmless if it has ended."""
         if self.open:
             self._link.move(Move(self.request_id))
 
@@ -93,11 +94,11 @@ class Leg:
             self.close()
             self._link.abort(Abort(self.request_id))
 
-    def lost(self, now: float, *, alone: bool, silent: bool) -> None:
-        """The worker ended, or is silent: what it holds is given up. alone: with no other sequence."""
+    def lost(self, now: float, how: Loss, *, alone: bool) -> None:
+        """Report that the worker ended or is silent. alone: whether the sequence was its only one of this router."""
         if self.open:
             self.open = False
-            self.stream.lost(self, now, alone=alone, silent=silent)
+            self.stream.lost(self, now, how, alone=alone)
 
     def failed(self, reason: str) -> ApiError:
         """The error that a client gets for a worker's failure."""

@@ -13,6 +13,7 @@ from router.relay.fleet import Standing, WorkerState, standing
 from router.relay.inquiries import Inquiries
 from router.relay.leg import Leg
 from router.relay.prefixes import Holder, PrefixIndex
+from router.relay.recovery import Loss
 from router.relay.unseen import Unseen
 from wire.codec import CLUSTER, WireError
 from wire.handshake import call
@@ -66,6 +67,7 @@ class WorkerLink:
         secret: str,
         on_live: Callable[[], None],
         changed: "Callable[[WorkerLink], None]",
+        ended: "Callable[[WorkerLink], None]",
         found: "Callable[[WorkerLink], None]",
         prefixes: PrefixIndex,
         costs: Costs,
@@ -83,6 +85,7 @@ class WorkerLink:
         self._holder = Holder(self.ref.worker_id)
         self._costs = costs
         self._changed = changed
+        self._ended = ended
         self._found = found
         self._router_name = router_name
         self._secret = secret
@@ -93,6 +96,8 @@ class WorkerLink:
         self._awake = awake
         self._heard = awake.s  # when the last message came
         self._silent = False  # until it tells of itself again
+        # Another worker of its node ended with sequences, and this one has said nothing since: it may have ended too.
+        self.in_doubt = False
         self._reset()
         self._task = asyncio.get_running_loop().create_task(self._run(), name=f"link {self.ref.worker_id}")
 
@@ -168,7 +173,7 @@ class WorkerLink:
             self._task.cancel()
 
     def check(self) -> None:
-        """Give the connection up if the worker has said nothing for too long."""
+        """Give the connection up if the worker has sent nothing for too long."""
         if self.connected and self._awake.s - self._heard > SILENT_S and self._writer is not None:
             self._silent = True
             self._changed(self)
@@ -245,6 +250,7 @@ class WorkerLink:
         self._reset()
         self._retired = False
         self._heard = self._awake.s
+        self.in_doubt = False
         self.info = info
         self._holder = Holder(info.worker_id)
         self.load = Load(0, 0, 0, info.pages, info.slots, 0, 0.0)
@@ -255,6 +261,9 @@ class WorkerLink:
         while True:
             message = await CLUSTER.read(reader)
             self._heard = self._awake.s
+            if self.in_doubt:
+                self.in_doubt = False
+                self._on_live()
             if isinstance(message, Parked):
                 self._inquiries.parked(message.call, message.reason)
             elif isinstance(message, Found):
@@ -295,6 +304,12 @@ class WorkerLink:
             self._writer.close()
             self._writer = None
         lost, self._legs = self._legs, {}
+        how: Loss = "silence" if self._silent else "node" if self.in_doubt else "death"
+        if self.in_doubt:
+            self.in_doubt = False
+            self._on_live()
+        if lost and how != "silence":
+            self._ended(self)
         now = time.monotonic()
         for leg in lost.values():
-            leg.lost(now, alone=len(lost) == 1, silent=self._silent)
+            leg.lost(now, how, alone=len(lost) == 1)

@@ -29,7 +29,7 @@ class Recording:
         self._calls: list[tuple[str, list[str]]] = []
 
     def took(self, text: str, events: Sequence[Part]) -> None:
-        """The client got a further piece of the answer."""
+        """Record a further piece of the answer, as the client got it."""
         if text:
             self._text.append(text)
         for part in events:
@@ -44,7 +44,7 @@ class Recording:
                     self._keep = None
 
     def end(self, *, stopped: bool, cut: bool) -> None:
-        """The client got all of it. stopped: the last id is an end token. cut: the router cut the answer."""
+        """End the recording. stopped: whether the last id is an end token. cut: whether the router cut the answer."""
         keep, self._keep = self._keep, None
         if keep is None or cut:
             return

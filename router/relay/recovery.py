@@ -3,10 +3,12 @@
 from dataclasses import dataclass
 from typing import Literal
 
-# death: a worker ended, or the connection to it. silence: the worker says nothing, as it is stopped, or the network is
+# death: a worker ended, or the connection to it. node: it ended right after another one of its node, and had said
+# nothing since, so both may have the same cause. silence: the worker says nothing, as it is stopped, or the network is
 # cut. transfer: a snapshot did not arrive at the other worker. moved: the worker is about to end and has kept the
 # sequence's state for another one.
-Cause = Literal["death", "silence", "transfer", "moved"]
+Cause = Literal["death", "node", "silence", "transfer", "moved"]
+Loss = Literal["death", "node", "silence"]
 _MOST_TRANSFERS = 5
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
@@ -40,7 +42,7 @@ class Setbacks:
         self.transfers = 0
 
     def clear(self) -> None:
-        """The sequence gained a token."""
+        """Forget all failures, because the sequence gained a token."""
         self.deaths = self.transfers = 0
 
     def add(self, cause: Cause, alone: bool) -> Again | Enough:

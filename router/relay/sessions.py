@@ -1,4 +1,4 @@
-"""Sessions: which request uses one, where it ends, and which of its snapshots workers keep."""
+"""Manages sessions: which request uses one, where it ends, and which snapshots workers pin for it."""
 
 import asyncio
 import hashlib
@@ -13,6 +13,7 @@ from functools import partial
 import msgspec
 
 from router.errors import ApiError, invalid
+from router.relay.keyed import Keyed
 from router.relay.link import WorkerLink
 from router.relay.prefixes import marks_at
 from router.relay.stream import SequenceStream
@@ -72,7 +73,7 @@ class Sessions:
         self._table.on_found = self._found
 
     async def close(self) -> None:
-        """Stop both."""
+        """Stop renewing leases and pinning."""
         for task in (self._renewing, self._restoring):
             if task is not None:
                 task.cancel()
@@ -84,16 +85,22 @@ class Sessions:
 
     # Turns
 
-    async def begin(self, tenant: str, session_id: str, scope: str) -> Turn:
+    async def begin(
+        self, tenant: str, session_id: str, scope: str, keyed: Keyed | None = None, *, takes_over: bool = True
+    ) -> Turn:
         """Begin a request's turn in a session, which is created if needed.
 
-        409 while another request uses it; 403 for another scope.
+        409 while another request uses it; 403 for another scope. keyed: the request's key. takes_over: it takes the
+        session from an earlier request with this key, whose router may have died.
         """
         turn = Turn(tenant, session_id, scope, 0)
+        name = f"{keyed.name.hex()}-" if keyed is not None else ""
+        turn.owner = name + turn.owner
+        earlier = name if name and takes_over else None
         made = _clock()
         take = partial(
             sessions.take, tenant=tenant, session_id=session_id, owner=turn.owner, scope=scope, most=self._most,
-            now=made, until=made + _LEASE_S,
+            now=made, until=made + _LEASE_S, earlier=earlier,
         )  # fmt: skip
         try:
             found = await self._records.run(take)
@@ -194,7 +201,7 @@ class Sessions:
             raise _taken(session_id, "session_id")
 
     async def enter(self, tenant: str, session_id: str, scope: str, at: End) -> StoredSession:
-        """A new session that stands where another cluster's stood; 403, 409."""
+        """Create a session that ends where another cluster's ended; 403 or 409 if that is not possible."""
         made = now()
         work = partial(
             sessions.enter, tenant=tenant, session_id=session_id, scope=scope, at=at, most=self._most, now=made,
@@ -262,7 +269,7 @@ class Sessions:
 
     @property
     def page_size(self) -> int:
-        """Tokens a page of the workers."""
+        """The workers' page size in tokens."""
         limits = self._table.limits()
         return limits.page_size if limits is not None else 1
 

@@ -1,4 +1,4 @@
-"""Sessions and failed requests as files, and sessions from files: who holds their states, and who takes them in."""
+"""Saves sessions and failed requests as files with the workers' states, and creates sessions from such files."""
 
 import asyncio
 import contextlib
@@ -45,7 +45,7 @@ class Snapshots:
     # To a file
 
     async def of_session(self, tenant: str, session_id: str) -> AsyncIterator[bytes]:
-        """A session's file; 404, 503."""
+        """Yield a session's file; 404 if there is none, 503 without a worker."""
         found = await self._sessions.last_turn(tenant, session_id)
         sampling = msgspec.json.decode(found.sampling, type=SamplingParams)
         turn = Turn(self._model, found.prompt_tokens, sampling)
@@ -62,7 +62,7 @@ class Snapshots:
         return await self._file(found.marks, TokenIds(found.token_ids), turn)
 
     def failed(self, job: Job) -> None:
-        """Remember what a job failed with, if that was the workers' doing."""
+        """Record a job that failed because of its workers, so that it can be saved."""
         error = job.error
         if error is None or error.code not in _FAILED or not job.request_id or not job.streams:
             return
@@ -182,7 +182,7 @@ class Snapshots:
             raise _bad(str(error)) from None
 
     def _taker(self, content: SnapshotFile) -> WorkerInfo:
-        """The decode worker that is to keep a file's states."""
+        """Choose the decode worker that is to keep a file's states."""
         head = content.head
         infos = [info for info in self._table.infos() if info.role == "decode"]
         if not infos:

@@ -1,4 +1,4 @@
-"""One running sequence: puts its workers' outputs in order, and frees its places at all workers in any case."""
+"""Runs one sequence: puts its workers' outputs in order, and frees its slots and pages at all workers at its end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from router.metrics import StreamTimes
 from router.relay.choice import Choice, ServedBy
 from router.relay.leg import Leg, Link, Stage
 from router.relay.prefixes import Candidates
-from router.relay.recovery import Cause, Enough, Setbacks
+from router.relay.recovery import Cause, Enough, Loss, Setbacks
 from wire.protocol import Attach, Mark, PeerRef, Prefix, SamplingParams, SeqOutput, Submit, WorkerInfo
 from wire.tokens import TokenIds
 
@@ -67,7 +67,6 @@ class SequenceStream:
         "_metrics",
         "_owner",
         "_parked",
-        "_set_back_since",
         "_setbacks",
         "_submitted_at",
         "_tries",
@@ -84,6 +83,7 @@ class SequenceStream:
         "prepared",
         "priority",
         "request_id",
+        "set_back",
     )
 
     def __init__(
@@ -119,7 +119,7 @@ class SequenceStream:
         self._ids: list[int] = []  # the tokens generated so far
         self._parked: dict[int, SeqOutput] = {}  # outputs that overtook earlier ones, by the index of their first token
         self._setbacks = Setbacks()
-        self._set_back_since = False  # a failure since its last token
+        self.set_back = False  # a failure since its last token
         self._tries = 0
         self._submitted_at = 0.0
         self._first_at = 0.0
@@ -157,7 +157,7 @@ class SequenceStream:
         return self.legs[0].info.weights_id if self._ids else None
 
     def begun(self, now: float) -> None:
-        """Its client starts waiting now."""
+        """Note the time at which its client begins to wait."""
         self._submitted_at = now
 
     def start(self, prefill: Link | None, decode: Link, prefix: Prefix, work: int = 0) -> None:
@@ -226,14 +226,14 @@ class SequenceStream:
         # After an abort another leg's worker reports how the request ended.
         return output.finish in ("handoff", "error", "moved", "abort")
 
-    def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
+    def lost(self, leg: Leg, now: float, how: Loss, *, alone: bool) -> None:
         """A leg's worker ended, or is silent. alone: with no other sequence of this router."""
         if self.choice.finish is not None:
             self._land(now)  # only the lost worker's timings are missing
         elif leg.stage == "decode" or len(self._ids) <= 1:  # otherwise the snapshot had left the worker before
-            how = "fell silent" if silent else "ended"
-            error = ApiError(503, f"{leg.name} {how} while serving the request", code="worker_lost")
-            self._set_back("silence" if silent else "death", error, alone)
+            what = "fell silent" if how == "silence" else "ended"
+            error = ApiError(503, f"{leg.name} {what} while serving the request", code="worker_lost")
+            self._set_back(how, error, alone)
 
     def broke(self, error: Exception) -> None:
         """The router failed while it handled an output."""
@@ -266,7 +266,7 @@ class SequenceStream:
     def _set_back(self, cause: Cause, error: ApiError, alone: bool = False) -> None:
         """Its worker failed: continue at others, or give up with the error."""
         self._leave_workers()
-        self._set_back_since = True
+        self.set_back = True
         verdict = self._setbacks.add(cause, alone)
         if not isinstance(verdict, Enough):
             _log.info(
@@ -314,8 +314,8 @@ class SequenceStream:
                 self._metrics.first_token(now - self._submitted_at, len(tokens))
             self._last_at = now
             self._ids += tokens
-            if self._set_back_since:
-                self._set_back_since = False
+            if self.set_back:
+                self.set_back = False
                 self._setbacks.clear()
                 self._dispatch.progressed(self)
         finish = output.finish

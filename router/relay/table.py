@@ -66,7 +66,7 @@ class WorkerTable:
         for worker_id, worker in wanted.items():
             if worker_id not in self._links:
                 self._links[worker_id] = WorkerLink(
-                    worker, self._router_name, self._secret, self._came, self._change, self._find_files,
+                    worker, self._router_name, self._secret, self._came, self._change, self._doubt, self._find_files,
                     self._prefixes, self.costs, self._awake,
                 )  # fmt: skip
         self._leaving = [link for link in self._leaving if not link.over]
@@ -95,6 +95,12 @@ class WorkerTable:
     def _find_files(self, link: WorkerLink) -> None:
         self.on_found(link)
 
+    def _doubt(self, ended: WorkerLink) -> None:
+        """A worker has ended with sequences: others of its node may be ending by the same cause."""
+        for link in self.links():
+            if link is not ended and link.connected and link.info.node == ended.info.node:
+                link.in_doubt = True
+
     def links(self) -> list[WorkerLink]:
         """All links, also those to workers that are no longer listed."""
         return [*self._links.values(), *(link for link in self._leaving if not link.over)]
@@ -121,6 +127,10 @@ class WorkerTable:
         """The live workers for the policy; with `weights_id` those that serve these weights."""
         self._update_roster()
         return self._roster.fleet(weights_id)
+
+    def in_doubt(self, *workers: WorkerInfo | None) -> bool:
+        """Whether one of these workers may have ended with another one of its node."""
+        return any(self._links[worker.worker_id].in_doubt for worker in workers if worker is not None)
 
     def limits(self) -> Limits | None:
         """The limits of the live workers; None if there is none."""

@@ -3,6 +3,7 @@
 import asyncio
 
 from router.relay.leg import Leg, Link
+from router.relay.recovery import Loss
 from wire.protocol import PeerRef, Prefix, SamplingParams, SeqOutput, Submit, WorkerInfo
 from wire.tokens import TokenIds
 
@@ -27,7 +28,7 @@ class Warming:
             leg.close()
             self._end(output.error or "its worker gave no reason" if output.finish == "error" else None)
 
-    def lost(self, leg: Leg, now: float, *, alone: bool = False, silent: bool = False) -> None:
+    def lost(self, leg: Leg, now: float, how: Loss, *, alone: bool) -> None:
         """The worker ended, or is silent."""
         self._end(f"{leg.name} ended")
 

@@ -1,4 +1,4 @@
-"""Agents' sessions while workers and routers are killed and stopped: the benchmark, in short."""
+"""Tests a short run of the chaos benchmark: agents' sessions while workers and routers are killed and stopped."""
 
 import asyncio
 

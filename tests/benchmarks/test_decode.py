@@ -1,4 +1,4 @@
-"""The whole model's benchmark on a small config, with nothing installed that a bare GPU machine lacks."""
+"""Tests the whole model's benchmark on a small config, with only the packages that a bare GPU machine has."""
 
 import json
 import os
@@ -51,7 +51,7 @@ def test_a_small_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.process
-def test_what_there_is_no_time_for_is_left_out_and_said(tmp_path: Path) -> None:
+def test_a_measurement_without_time_is_left_out_and_listed(tmp_path: Path) -> None:
     file = tmp_path / "report.json"
     done = _run(
         "--config", "tests/golden/base", "--device", "cpu", "--batch", "1", "--context", "20", "--prefill", "20",

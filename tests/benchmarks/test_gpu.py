@@ -1,4 +1,4 @@
-"""The script for a GPU machine, a little of it without one."""
+"""Tests the script for a GPU machine with small stages on a CPU."""
 
 import json
 import os
@@ -49,7 +49,7 @@ def _ended(pid: int) -> bool:
         return True
 
 
-def test_a_stage_that_fails_is_told(tmp_path: Path) -> None:
+def test_a_failed_stage_is_reported(tmp_path: Path) -> None:
     ran = gpu.run(["-c", "print('so far'); raise SystemExit(3)"], 60.0, tmp_path / "log", ENVIRONMENT)
     assert (ran.code, ran.output) == (3, "so far\n")
 
@@ -58,7 +58,7 @@ def test_default_stages_fit_into_ten_minutes() -> None:
     assert sum(gpu.LIMITS[stage] for stage in gpu.STAGES) <= 590
 
 
-def test_limits_name_stages(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_limit_of_an_unknown_stage_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     for wrong in ("decode", "decode=soon", "sleep=3"):
         with pytest.raises(SystemExit):
             gpu.main(["--limit", wrong])

@@ -1,4 +1,4 @@
-"""The kernels' benchmark without a GPU."""
+"""Tests the kernels' benchmark without a GPU."""
 
 import os
 import subprocess

@@ -1,4 +1,4 @@
-"""How much a decode step launches: so that it doesn't grow unseen."""
+"""Tests how many kernels a decode step launches, so that the number does not grow unnoticed."""
 
 import pytest
 
@@ -10,7 +10,7 @@ LAYERS, EXPERTS = 8, 16
 
 
 def _parts(weights: str, tp: int, batch: int) -> dict[str, int]:
-    """Of the released model's first group of layers, with fewer experts."""
+    """The launches by part of the released model's first group of layers, with fewer experts."""
     smaller = {"num_hidden_layers": LAYERS, "num_experts": EXPERTS, "quantization_config": QUANTIZATION[weights]}
     config = LingConfig.load(MODELS / "ling-2.6-flash", smaller)
     return {name: seen.total() for name, seen in step_launches(config, tp, batch).items()}

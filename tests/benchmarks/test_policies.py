@@ -1,4 +1,4 @@
-"""The policies' harness: nothing is lost in it, and it says who leads."""
+"""Tests the simulation of routing policies: it loses no request, and the default policy leads."""
 
 import json
 import random
@@ -19,7 +19,7 @@ TARGETS = Targets(1.0, 0.03)
 
 
 @pytest.mark.parametrize("name", POLICIES)
-def test_every_answer_ends_and_gives_its_places_back(name: str) -> None:
+def test_every_answer_ends_and_frees_its_slot_and_pages(name: str) -> None:
     setup = Setup(costs(0.03), prefills=2, decodes=2, slots=8, pages=4_000)
     sessions = list(agents(1.0, 20.0, seed=3))
     simulation = Simulation(setup, POLICIES[name], 3)
@@ -32,8 +32,8 @@ def test_every_answer_ends_and_gives_its_places_back(name: str) -> None:
         assert (state.load.queued, state.unseen_work) == (0, 0)
 
 
-def test_one_request_alone_takes_what_the_costs_say() -> None:
-    """A prompt of 10,000 tokens on an idle fleet, and 100 steps of one sequence behind its hand-off."""
+def test_one_request_alone_takes_the_time_of_the_cost_model() -> None:
+    """A prompt of 10,000 tokens on an idle fleet, its hand-off, and 100 decode steps of one sequence."""
     fleet = Setup(Costs(knee_tokens=1e12), prefills=1, decodes=1)
     (flight,) = Simulation(fleet, POLICIES["round robin"], 0).run([Session(1.0, [Ask(10_000, 101, ())])])
     assert flight.first - flight.arrived == pytest.approx(10_000 * 2e-5)
@@ -41,7 +41,7 @@ def test_one_request_alone_takes_what_the_costs_say() -> None:
     assert flight.over - flight.first == pytest.approx(1.5e-3 + 100 * step)
 
 
-def test_the_default_leads_every_baseline_with_agents() -> None:
+def test_the_default_policy_beats_every_baseline_with_agents() -> None:
     came = {}
     for name, policy in POLICIES.items():
         came[name] = figures(Simulation(Setup(costs(0.03)), policy, 0).run(agents(2.0, 25.0, seed=0)), TARGETS)
@@ -49,8 +49,8 @@ def test_the_default_leads_every_baseline_with_agents() -> None:
     assert all(ours.goodput > theirs.goodput and ours.p99_s < theirs.p99_s for theirs in came.values())
 
 
-def test_prefill_workers_answer_while_the_decode_pool_starves_and_do_not_change_back_and_forth() -> None:
-    """50 long answers a second are half more than four decode workers give in time; four prefill workers are idle."""
+def test_prefill_workers_answer_for_a_full_decode_pool_without_flapping() -> None:
+    """50 long answers per second are 1.5 times what four decode workers give in time; four prefill workers are idle."""
     sessions = list(answers(50.0, 30.0, seed=0))
     alone = figures(Simulation(Setup(costs(0.03)), POLICIES["least requests"], 0).run(sessions), TARGETS)
     flights = Simulation(Setup(costs(0.03)), POLICIES["default"], 0).run(sessions)
@@ -67,7 +67,7 @@ def test_prefill_workers_answer_while_the_decode_pool_starves_and_do_not_change_
     assert all(f.answered_by.startswith("decode") for f in few)
 
 
-def test_a_trace_s_turns_end_where_prompts_went_on_differently(tmp_path: Path) -> None:
+def test_turns_of_a_trace_end_where_prompts_diverge(tmp_path: Path) -> None:
     rows = [
         {"timestamp": 0, "input_length": 1600, "output_length": 5, "hash_ids": [1, 2, 3, 4]},
         {"timestamp": 2000, "input_length": 2100, "output_length": 7, "hash_ids": [1, 2, 5, 6, 7]},
@@ -83,7 +83,7 @@ def test_a_trace_s_turns_end_where_prompts_went_on_differently(tmp_path: Path) -
 
 
 def _tenant(name: str, rate: float, seed: int) -> Iterator[Session]:
-    """Short conversations' prompts at random times for six seconds."""
+    """A tenant's requests with short prompts, at random times within six seconds."""
     rng = random.Random(seed)
     at = 0.0
     while (at := at + rng.expovariate(rate)) < 10.0:
@@ -92,7 +92,7 @@ def _tenant(name: str, rate: float, seed: int) -> Iterator[Session]:
 
 
 @pytest.mark.parametrize(("workers", "seed"), [(4, 1), (4, 5), (8, 5)])
-def test_a_flooding_tenant_leaves_the_other_its_time_to_first_token(workers: int, seed: int) -> None:
+def test_a_flooding_tenant_does_not_raise_another_tenant_s_ttft(workers: int, seed: int) -> None:
     def p99_s(sessions: list[Session]) -> float:
         setup = Setup(costs(0.03), prefills=workers, decodes=workers)
         flights = Simulation(setup, POLICIES["default"], 0, FairQueue(1_000_000)).run(sessions)
@@ -104,7 +104,7 @@ def test_a_flooding_tenant_leaves_the_other_its_time_to_first_token(workers: int
     assert p99_s(calm + list(_tenant("flood", 37.5 * workers, seed + 1))) <= 1.2 * alone
 
 
-def test_an_overload_costs_no_goodput_and_leaves_nothing_behind() -> None:
+def test_an_overload_does_not_lower_goodput_and_the_fleet_recovers() -> None:
     setup = Setup(costs(0.03), prefills=2, decodes=2)
     best = goodput(list(arrivals(40.0, 0.0, 8.0, seed=9)), 0.0, 8.0, setup)[1]
     amid, after, simulation = overload(25.0, 10.0, 8.0, setup)

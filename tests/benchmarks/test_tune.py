@@ -1,4 +1,4 @@
-"""Tables of tuned configurations, and the search that fills them."""
+"""Tests the tables of tuned configurations and the search that fills them."""
 
 from pathlib import Path
 
@@ -23,7 +23,7 @@ def test_a_table_reads_as_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "expected"), [((1, 64), "a"), ((0, 64), "a"), ((100, 64), "b"), ((9, 9000), "c"), ((8, 64), "a")]
 )
-def test_the_nearest_by_ratio_counts(key: Key, expected: str) -> None:
+def test_the_table_s_nearest_key_by_ratio_is_used(key: Key, expected: str) -> None:
     entries: dict[Key, Config] = {
         (1, 64): {"a": 1}, (64, 64): {"b": 1}, (8, 8192): {"c": 1}, (8,): {"other length": 1}
     }  # fmt: skip
@@ -32,7 +32,7 @@ def test_the_nearest_by_ratio_counts(key: Key, expected: str) -> None:
     assert list(found) == [expected]
 
 
-def test_what_a_table_lacks_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_operation_missing_in_the_table_uses_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
     tuning._tuned.cache_clear()
     monkeypatch.setattr(tuning, "_table", lambda: {"op": {(4,): {"BLOCK": 128}}})
     assert config("op", (5,), DEFAULT) == {"BLOCK": 128, "num_warps": 4}
@@ -40,7 +40,7 @@ def test_what_a_table_lacks_is_the_default(monkeypatch: pytest.MonkeyPatch) -> N
     tuning._tuned.cache_clear()
 
 
-def test_the_search_finds_the_fastest_and_survives_what_fails() -> None:
+def test_the_search_finds_the_fastest_configuration_and_survives_failing_ones() -> None:
     used: list[Config] = []
 
     def call() -> None:

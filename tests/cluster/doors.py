@@ -1,4 +1,4 @@
-"""Knocks at a running cluster's ports as a stranger would: no key, no token."""
+"""Connects to a running cluster's ports as a stranger would, without key or token."""
 
 import socket
 from collections.abc import Iterable
@@ -27,7 +27,7 @@ def listening(family: Iterable[psutil.Process]) -> list[tuple[str, int]]:
 
 
 def http_get(port: int) -> httpx.Response | None:
-    """What GET / gives; None where nobody speaks HTTP."""
+    """The answer to GET /; None if the port does not speak HTTP."""
     try:
         return httpx.get(f"http://127.0.0.1:{port}/", timeout=_PATIENCE_S, trust_env=False)
     except httpx.TransportError:
@@ -35,7 +35,7 @@ def http_get(port: int) -> httpx.Response | None:
 
 
 def grpc_codes(port: int) -> dict[str, str]:
-    """The status of a call without a token, by method."""
+    """The gRPC status of a call without a token, by method."""
     codes = {}
     with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
         for method in METHODS:
@@ -48,7 +48,7 @@ def grpc_codes(port: int) -> dict[str, str]:
 
 
 def bytes_for_garbage(port: int) -> int:
-    """How many bytes a connection gives to one that proves nothing."""
+    """The number of bytes that a connection sends to a client that does not prove the secret."""
     with socket.create_connection(("127.0.0.1", port), timeout=_PATIENCE_S) as stranger:
         stranger.sendall(b"\xff" * 4096)
         received = 0

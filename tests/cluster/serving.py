@@ -1,4 +1,4 @@
-"""`ling serve` as a user starts it: a process of its own, ended and checked for leftovers."""
+"""Runs `ling serve` as a user does, in its own process, and checks that it leaves no process behind."""
 
 import os
 import signal
@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def free_ports(count: int) -> list[int]:
-    """As many, no two of them the same."""
+    """`count` different free ports."""
     with ExitStack() as held:
         probes = [held.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -79,7 +79,7 @@ class Serving:
         return value
 
     def _printed(self) -> str:
-        """What `ling serve` printed, if it has ended or ends soon."""
+        """The output of `ling serve`, if it has ended or ends soon."""
         try:
             printed, _ = self.process.communicate(timeout=20)
         except subprocess.TimeoutExpired:
@@ -91,8 +91,14 @@ class Serving:
         return found
 
     def live(self, role: str) -> list[dict[str, Any]]:
-        """The workers that take requests; a killed worker stays listed for a while."""
+        """The live workers. A killed worker stays listed for a while in another state."""
         return [worker for worker in self.workers(role) if worker["state"] == "live"]
+
+    def one_live(self, role: str) -> dict[str, Any]:
+        """A worker that takes requests, once there is one: a router leaves out whom a busy machine kept silent."""
+        found: list[dict[str, Any]] = []
+        self.until(lambda: bool(found.extend(self.live(role)) or found), 60)
+        return found[0]
 
     def all_free(self) -> bool:
         """Whether every live worker has all its pages and slots back."""

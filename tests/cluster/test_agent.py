@@ -1,4 +1,4 @@
-"""An agent through the whole cluster, with the checkpoint that comes with the code and each vendor's SDK."""
+"""Tests agents on a whole cluster, with the embedded checkpoint and each vendor's SDK."""
 
 import json
 import os
@@ -56,7 +56,7 @@ def without_cache() -> Iterator[Serving]:
 
 
 def whole(client: openai.OpenAI, messages: list[Any]) -> dict[str, Any]:
-    """The assistant's message, not streamed."""
+    """Ask without a stream; returns the assistant's message."""
     answer = client.chat.completions.create(
         model="auto", messages=messages, tools=OFFERED, temperature=0, max_tokens=200
     )  # type: ignore[call-overload]
@@ -65,7 +65,7 @@ def whole(client: openai.OpenAI, messages: list[Any]) -> dict[str, Any]:
 
 
 def streamed(client: openai.OpenAI, messages: list[Any]) -> dict[str, Any]:
-    """The same, put together by the SDK from a stream."""
+    """Ask with a stream; returns the message that the SDK assembles."""
     with client.chat.completions.stream(
         model="auto", messages=messages, tools=OFFERED, temperature=0, max_tokens=200
     ) as events:
@@ -79,7 +79,7 @@ def streamed(client: openai.OpenAI, messages: list[Any]) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("ask", [whole, streamed])
-def test_three_turns_two_tools_and_the_right_answers(cluster: Serving, ask: Any) -> None:
+def test_an_agent_gets_three_turns_with_two_tools_right(cluster: Serving, ask: Any) -> None:
     messages: list[Any] = []
     with openai.OpenAI(base_url=cluster.url + "/v1", api_key="-", max_retries=0) as client:
         for said, chosen, arguments, result, wanted in TURNS:
@@ -97,7 +97,7 @@ def test_three_turns_two_tools_and_the_right_answers(cluster: Serving, ask: Any)
 
 
 def own_tool(offered: dict[str, Any]) -> dict[str, Any]:
-    """The same tool in Anthropic's words."""
+    """The tool in Anthropic's format."""
     function = offered["function"]
     return {
         "name": function["name"],
@@ -118,7 +118,7 @@ def streamed_message(client: anthropic.Anthropic, **request: Any) -> Any:
 
 
 @pytest.mark.parametrize("ask", [whole_message, streamed_message])
-def test_the_same_turns_in_anthropic_s_words(cluster: Serving, ask: Any) -> None:
+def test_an_agent_gets_the_same_turns_right_by_anthropic_s_api(cluster: Serving, ask: Any) -> None:
     messages: list[Any] = []
     with anthropic.Anthropic(base_url=cluster.url, api_key="-", max_retries=0) as client:
         for said, chosen, arguments, result, wanted in TURNS:
@@ -140,7 +140,7 @@ def test_the_same_turns_in_anthropic_s_words(cluster: Serving, ask: Any) -> None
 
 @dataclass
 class Transcript:
-    """What an agent was told over some requests: texts and calls, and each request's tokens."""
+    """What an agent received over several requests: texts, calls, and each request's token counts."""
 
     told: list[tuple[str, list[tuple[str, Any]]]] = field(default_factory=list)
     prompt: list[int] = field(default_factory=list)  # tokens of each request's prompt
@@ -155,7 +155,7 @@ class Transcript:
 
     @property
     def computed_beyond_new(self) -> list[int]:
-        """Of each request after the first: prompt tokens that were computed, beyond those the request added."""
+        """For each request after the first: its computed prompt tokens less those that it added."""
         return [
             prompt - cached - (prompt - before)
             for prompt, cached, before in zip(self.prompt[1:], self.cached[1:], self.whole, strict=False)
@@ -163,7 +163,7 @@ class Transcript:
 
 
 def agent_of_openai(url: str) -> Transcript:
-    """Twelve requests: each thing that is said leads to a call, and its result to an answer."""
+    """Send twelve requests through OpenAI's SDK: each user turn leads to a call, and its result to an answer."""
     found = Transcript()
     messages: list[Any] = [{"role": "system", "content": "You are a careful assistant."}]
     with openai.OpenAI(base_url=url + "/v1", api_key="-", max_retries=0) as client:
@@ -185,7 +185,7 @@ def agent_of_openai(url: str) -> Transcript:
 
 
 def agent_of_anthropic(url: str) -> Transcript:
-    """The same in the other vendor's words."""
+    """Send the same twelve requests through Anthropic's SDK."""
     found = Transcript()
     messages: list[Any] = []
     with anthropic.Anthropic(base_url=url, api_key="-", max_retries=0) as client:
@@ -211,7 +211,7 @@ def agent_of_anthropic(url: str) -> Transcript:
 
 
 def counted(cluster: Serving) -> tuple[int, dict[str, int], int, int]:
-    """Of all workers: prompts that began from something kept, all prompts by reason, and their tokens."""
+    """Counts over all workers: prompts that began from a snapshot, misses by reason, and their tokens."""
     workers = [worker for role in ("prefill", "decode") for worker in cluster.live(role)]
     misses: Counter[str] = Counter()
     for worker in workers:
@@ -222,7 +222,7 @@ def counted(cluster: Serving) -> tuple[int, dict[str, int], int, int]:
 
 
 @pytest.mark.parametrize("agent", [agent_of_openai, agent_of_anthropic])
-def test_twelve_requests_compute_what_is_new_and_say_what_they_say_without_a_cache(
+def test_twelve_requests_compute_only_new_tokens_and_answer_as_without_a_cache(
     cluster: Serving, without_cache: Serving, agent: Callable[[str], Transcript]
 ) -> None:
     before = counted(cluster)

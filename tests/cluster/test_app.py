@@ -1,4 +1,4 @@
-"""What Serve is told of the application's deployments."""
+"""Tests the settings of the application's Serve deployments."""
 
 from typing import Any
 
@@ -32,7 +32,7 @@ def options(gpus: int, **settings: Any) -> dict[str, Any]:
         (0, {"surge": 0}, 0, 0),
     ],
 )
-def test_successors_serve_before_workers_go_where_there_is_room(
+def test_new_workers_serve_before_old_ones_end_if_there_is_room(
     gpus: int, settings: dict[str, Any], pools: int, router: int
 ) -> None:
     found = options(gpus, **settings)

@@ -1,4 +1,4 @@
-"""The terminal chat against a server of canned answers."""
+"""Tests the terminal chat against a server with canned answers."""
 
 import json
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def delta(**content: str) -> dict[str, Any]:
 
 @pytest.fixture
 def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[dict[str, Any]]]]:
-    """Runs a chat over typed lines; returns what it printed and the requests it made."""
+    """Run a chat with typed lines; returns its output and the requests that it sent."""
 
     def run(
         lines: list[str], answer: Answer, system: str | None = None, api_key: str | None = None
@@ -59,7 +59,7 @@ def talk(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, list[dict[
     return run
 
 
-def test_it_streams_keeps_history_and_forgets_on_clear(talk: Callable[..., Any]) -> None:
+def test_the_chat_streams_keeps_history_and_forgets_on_clear(talk: Callable[..., Any]) -> None:
     printed, requests = talk(
         ["one", "two", "/clear", "three", "/exit", "never"],
         lambda _: events(delta(role="assistant", content="Hel"), delta(content="lo[b]"), {"choices": []}, "[DONE]"),
@@ -89,7 +89,7 @@ def test_errors_are_shown_and_the_chat_goes_on(talk: Callable[..., Any], respons
     assert len(requests) == 2
 
 
-def test_a_server_that_is_gone_is_named(talk: Callable[..., Any]) -> None:
+def test_a_server_that_does_not_answer_is_named(talk: Callable[..., Any]) -> None:
     def refuse(_: dict[str, Any]) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
@@ -102,7 +102,7 @@ def test_a_key_goes_with_every_request(talk: Callable[..., Any]) -> None:
     assert len(requests) == 2
 
 
-def test_a_started_cluster_says_how_to_ask_it_with_and_without_a_key() -> None:
+def test_a_started_cluster_prints_how_to_send_requests_with_and_without_a_key() -> None:
     url = "http://127.0.0.1:8000"
     assert "LING_API_KEY" not in hints(url, None)
     assert f"curl -N {url}/v1/chat/completions -H 'content-type: application/json' -d '{{" in hints(url, None)

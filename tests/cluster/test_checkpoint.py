@@ -1,4 +1,4 @@
-"""Bad checkpoints as users have them: each is refused in its own words before anything starts."""
+"""Tests that each kind of bad checkpoint is refused with its own message before anything starts."""
 
 import json
 import shutil
@@ -30,7 +30,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def _refusal(folder: Path, **settings: object) -> str:
-    """What a user is told."""
+    """The error message that a user sees."""
     config = parse({"model": str(folder), "prefill.tp": 2, "decode.tp": 2}, settings)
     with pytest.raises(ConfigError) as raised:
         check_files(config, Path(resolve(config, gpus=0).model))
@@ -61,7 +61,7 @@ def _config(**changes: object) -> Callable[[Path], None]:
 
 
 def _index(file: str) -> Callable[[Path], None]:
-    """The index names another file for one tensor."""
+    """Make the index name another file for one tensor."""
 
     def change(folder: Path) -> None:
         raw = json.loads((folder / INDEX).read_text())
@@ -132,7 +132,7 @@ def test_each_damage_has_its_message(damage: Callable[[Path], None], told: str, 
         ("quants", "{at} holds no config.json; GGUF files are not read: give the folder of a release, "),
     ],
 )
-def test_what_is_no_checkpoint_folder(name: str, told: str, tmp_path: Path) -> None:
+def test_a_folder_that_is_no_checkpoint_has_its_message(name: str, told: str, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     (tmp_path / "quants").mkdir()
     for file in ("model.gguf", "one.safetensors", "quants/model.gguf"):
@@ -146,7 +146,7 @@ def test_synthetic_weights_need_no_files(folder: Path) -> None:
     check_files(parse({"model": str(EMBEDDED)}), EMBEDDED)
 
 
-def test_ling_serve_looks_before_it_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ling_serve_checks_the_checkpoint_before_it_starts(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cluster.launch._set_environment", lambda: pytest.fail("Ray is about to start"))
     _tensor(torch.ones(3))(folder)
     found = CliRunner().invoke(app, ["serve", "--model", str(folder), "--port", "18437"])

@@ -1,4 +1,4 @@
-"""The command line: what it makes of flags, and what it says when it can't."""
+"""Tests how the command line reads flags, and its errors."""
 
 import socket
 from pathlib import Path
@@ -13,7 +13,7 @@ from cluster.config import ConfigError
 TP4 = Path(__file__).parent.parent / "golden" / "tp4"
 
 
-def test_without_anything_two_ranks_each_on_the_default_port() -> None:
+def test_without_flags_each_worker_has_two_ranks_on_the_default_port() -> None:
     config = settle(None, {}, [])
     assert (config.prefill.tp, config.decode.tp, config.port, config.model) == (2, 2, DEFAULT_PORT, None)
 
@@ -49,7 +49,7 @@ def test_a_yaml_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("setting", ["slots", "=3", "slots="])
-def test_a_setting_must_read_key_value(setting: str) -> None:
+def test_a_setting_must_have_the_form_key_value(setting: str) -> None:
     with pytest.raises(ConfigError, match="must read KEY=VALUE"):
         settle(None, {}, [setting])
 
@@ -137,7 +137,7 @@ def test_status_shows_workers_ranks_and_what_is_missing(monkeypatch: pytest.Monk
         assert text in result.output
 
 
-def test_status_of_nobody_fails_and_says_where() -> None:
+def test_status_without_a_cluster_fails_and_names_the_url() -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}"

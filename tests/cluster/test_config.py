@@ -1,4 +1,4 @@
-"""The schema: what it accepts from each door, and what it says about the rest."""
+"""Tests which settings the schema accepts from each source, and its errors."""
 
 from collections.abc import Iterator
 
@@ -94,7 +94,7 @@ def test_later_layers_win_key_by_key() -> None:
         ({"model_overrides": "7"}, "model_overrides: "),
     ],
 )  # fmt: skip
-def test_refused_with_its_path(args: dict[str, object], message: str) -> None:
+def test_a_wrong_setting_is_refused_by_its_path(args: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError) as caught:
         parse(args)
     assert any(line.startswith(message) for line in str(caught.value).splitlines()), str(caught.value)

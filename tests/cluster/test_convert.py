@@ -1,4 +1,4 @@
-"""`ling convert`: quantized and pre-sharded copies, read back by workers and by an independent package."""
+"""Tests `ling convert`: workers and an independent package read back its quantized and pre-sharded copies."""
 
 import json
 import shutil
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.process
 
 @pytest.fixture
 def plain(tmp_path: Path) -> Path:
-    """The tp4 checkpoint's like, with experts 32 wide."""
+    """A checkpoint like tp4, with experts of width 32."""
     folder = tmp_path / "plain"
     folder.mkdir()
     raw = json.loads((GOLDEN / "tp4/config.json").read_text())
@@ -57,7 +57,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
 
 
 def _logits(folder: Path, tp: int = 1) -> Tensor:
-    """Of one short prompt, on the first rank."""
+    """The logits of one short prompt on the first rank."""
     known = [Known(tokens=list(range(3, 20)), prompt=17, logits=torch.empty(0))]
     if tp == 1:
         return Driver(folder, Solo(), known).step([(0, 17)])[0]
@@ -71,7 +71,7 @@ def _logits(folder: Path, tp: int = 1) -> Tensor:
 
 
 def _independently(tensors: dict[str, Tensor], scheme: Scheme) -> dict[str, Tensor]:
-    """A quantized checkpoint's weights as floats, without our own code."""
+    """A quantized checkpoint's weights as floats, computed without our code."""
     plain: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         module, _, suffix = name.rpartition(".")
@@ -218,7 +218,7 @@ def test_the_command_shards(plain: Path, tmp_path: Path) -> None:
         ("nothing", ["--to", "fp8"], "config.json is missing"),
     ],
 )
-def test_what_cannot_be_converted_leaves_nothing(source: str, options: list[str], message: str, tmp_path: Path) -> None:
+def test_a_failed_conversion_leaves_no_files(source: str, options: list[str], message: str, tmp_path: Path) -> None:
     code, text = _ling_convert(GOLDEN / source, tmp_path / "q", *options)
     assert code == 1
     assert message in text

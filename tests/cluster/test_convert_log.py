@@ -1,4 +1,4 @@
-"""What `ling convert` tells a log, which is no terminal: lines, not a bar."""
+"""Tests that `ling convert` prints lines instead of a progress bar where there is no terminal."""
 
 from pathlib import Path
 

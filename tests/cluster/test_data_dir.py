@@ -1,4 +1,4 @@
-"""Where a cluster keeps what outlives it."""
+"""Tests where a cluster stores what outlives it."""
 
 from pathlib import Path
 

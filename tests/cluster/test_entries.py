@@ -1,4 +1,4 @@
-"""The directory's bookkeeping."""
+"""Tests the directory's bookkeeping of workers."""
 
 from msgspec import structs
 
@@ -18,7 +18,7 @@ def ids(entries: Entries) -> list[str]:
     return [w.worker_id for w in entries.listing.workers]
 
 
-def test_renewing_changes_nothing_and_a_new_worker_does() -> None:
+def test_renewing_an_entry_keeps_the_version_and_a_new_worker_changes_it() -> None:
     entries = Entries("e")
     empty = entries.listing.version
     assert entries.enter(worker("a"), 0.0)
@@ -43,7 +43,7 @@ def test_an_entry_expires_unless_renewed() -> None:
     assert ids(entries) == []
 
 
-def test_leaving_and_failing_take_a_worker_out() -> None:
+def test_a_worker_that_leaves_or_fails_is_removed() -> None:
     entries = Entries("e")
     entries.enter(worker("a"), 0.0)
     entries.enter(worker("b"), 0.0)

@@ -1,4 +1,4 @@
-"""A router's own server: shared port, drain, and an end that waits for streams."""
+"""Tests a router's own HTTP server: a shared port, draining, and an end that waits for streams."""
 
 import asyncio
 import socket
@@ -9,11 +9,11 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.front import Front
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 
 class SlowApp:
-    """Answers when released."""
+    """An application that answers once it is released."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -87,13 +87,13 @@ def test_two_replicas_share_a_port() -> None:
     asyncio.run(run())
 
 
-def test_an_address_that_is_not_ours_is_refused() -> None:
+def test_an_address_of_another_machine_is_refused() -> None:
     with pytest.raises(OSError, match="assign"):
         Front(SlowApp(), "203.0.113.1", free_port(), grace_s=1)
 
 
 def test_connections_made_before_it_stopped_accepting_are_answered() -> None:
-    """One that was accepted and one that was not yet, neither with a request."""
+    """One connection was accepted and one not yet; neither has sent a request."""
 
     async def run() -> None:
         app, port = SlowApp(), free_port()

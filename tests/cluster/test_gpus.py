@@ -1,4 +1,4 @@
-"""Which GPUs a worker's ranks take, where Ray assigns it some and lets it see them all."""
+"""Tests which GPUs a worker's ranks use, if Ray assigns it some and shows it all."""
 
 import json
 import os
@@ -34,7 +34,7 @@ def test_the_assigned_gpu_among_those_that_are_visible() -> None:
 
 @pytest.mark.cluster
 def test_ranks_see_all_gpus_of_their_node_and_take_one_each() -> None:
-    """torch's symmetric memory refuses ranks that all call their GPU the first."""
+    """Torch's symmetric memory refuses ranks that all have their GPU at index 0."""
     environment = os.environ | {"CUDA_VISIBLE_DEVICES": "3,5,7", "RAY_USAGE_STATS_ENABLED": "0"}
     command = [sys.executable, "-c", _WORKER]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)

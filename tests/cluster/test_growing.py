@@ -1,4 +1,4 @@
-"""A pool that grows under load and shrinks behind it, over real Ray, while clients stream."""
+"""Tests that a pool grows under load and shrinks after it, on real Ray, while clients stream."""
 
 import asyncio
 import json
@@ -17,7 +17,7 @@ TOKENS = 600
 
 
 async def answer(client: httpx.AsyncClient) -> int:
-    """Tokens of one streamed completion that ends well."""
+    """Run one streamed completion, which must succeed; returns its tokens."""
     body = {
         "model": "auto", "prompt": "Once upon a time", "max_tokens": TOKENS, "stream": True, "return_token_ids": True,
         "ignore_eos": True,
@@ -36,7 +36,7 @@ async def answer(client: httpx.AsyncClient) -> int:
 
 
 async def streams(at: Serving, count: int, live: int) -> None:
-    """So many streams, one after another each, until the decode pool has `live` workers; all of them end well."""
+    """Run `count` clients with stream after stream until the decode pool has `live` workers; none may fail."""
     reached = False
 
     async def again_and_again(client: httpx.AsyncClient) -> None:

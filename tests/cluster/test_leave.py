@@ -1,4 +1,4 @@
-"""A node's leaving, with `ray` played by a script."""
+"""Tests how a node leaves, with a script in place of `ray`."""
 
 import os
 import sys

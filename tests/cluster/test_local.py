@@ -1,4 +1,4 @@
-"""A cluster of `ling serve`'s own that does not come up."""
+"""Tests the error of a local cluster that does not start."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""`ling plan` as a user runs it: tables, JSON, refusals, and the comparison with a running cluster."""
+"""Tests `ling plan` as a command: tables, JSON, errors, and the comparison with a running cluster."""
 
 import json
 import threading
@@ -34,7 +34,7 @@ def answer(*args: str) -> PlanReport:
 
 
 def test_table() -> None:
-    """The whole print. After a change that is meant, write the new one to the file and read it."""
+    """Compare the whole output. After an intended change, write the new output to the file and read it."""
     found = run(*ISSUE, "--mean-length", "65536", *TRAFFIC)
     assert found.exit_code == 0
     lines = [line.rstrip() for line in found.stdout.splitlines()]
@@ -76,7 +76,7 @@ def test_defaults_are_the_checkpoints() -> None:
     assert plan.fits
 
 
-def test_what_workers_keep_by_default_is_counted() -> None:
+def test_states_that_workers_keep_by_default_are_counted() -> None:
     config = ClusterConfig()
     usual = answer(*SHORT, "--sessions", str(config.slots)).plan
     assert usual.capacity.kept_states == config.cache.states(config.slots) > 0
@@ -132,7 +132,7 @@ def test_bad_flags(args: list[str], told: str) -> None:
 
 @contextmanager
 def serving(content: str) -> Iterator[str]:
-    """A cluster that answers `/status` with that text."""
+    """Serve `/status` with this text; yields the URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -156,7 +156,7 @@ def serving(content: str) -> Iterator[str]:
 
 
 def status(**changes: Any) -> str:
-    """A running cluster as planned for ISSUE, but for `changes` of its decode worker."""
+    """The status of a cluster as planned for ISSUE, with `changes` of its decode worker."""
     held = answer(*ISSUE).plan.capacity
     worker = {
         "id": "w1",

@@ -1,4 +1,4 @@
-"""What a worker's replica does when its calls do not succeed."""
+"""Tests what a worker's replica does when its calls fail or hang."""
 
 import asyncio
 import logging
@@ -31,7 +31,7 @@ def test_a_failed_call_is_logged_in_words(caplog: pytest.LogCaptureFixture, erro
     assert caplog.messages == [words]
 
 
-def test_a_call_that_does_not_end_is_left(caplog: pytest.LogCaptureFixture) -> None:
+def test_a_call_that_does_not_return_is_abandoned(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         asyncio.run(_within(asyncio.sleep(1000), 0.01, "leaving the directory"))
     assert caplog.messages == ["leaving the directory: not done within 0.01 s"]
@@ -40,5 +40,5 @@ def test_a_call_that_does_not_end_is_left(caplog: pytest.LogCaptureFixture) -> N
 @pytest.mark.parametrize(
     "error", [TimeoutError(), asyncio.IncompleteReadError(b"", 4), _Silent(), EOFError(), OSError()]
 )
-def test_every_error_has_words(error: Exception) -> None:
+def test_every_error_has_a_description(error: Exception) -> None:
     assert describe(error).strip()

@@ -1,4 +1,4 @@
-"""Commands that ask something which is no cluster: one line of error, and exit code 1."""
+"""Tests that commands print one line of error and exit with 1 if the URL is not a cluster's."""
 
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ STATUS, DRAIN, SAVE = ["status"], ["drain", "decode-1"], ["snapshot", "save", "s
         (SAVE, LIST, "what came is no whole snapshot"),
     ],
 )
-def test_what_is_no_cluster_is_told_in_a_line(
+def test_a_url_that_is_no_cluster_s_gives_one_line_of_error(
     command: list[str], answer: httpx.Response, told: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     real = httpx.Client
@@ -59,7 +59,7 @@ def test_what_is_no_cluster_is_told_in_a_line(
         (["serve", "--host", "192.0.2.1"], "host: can't listen on 192.0.2.1:8000"),
     ],
 )
-def test_numbers_and_addresses_that_can_not_be_are_told(words: list[str], told: str) -> None:
+def test_impossible_numbers_and_addresses_are_refused(words: list[str], told: str) -> None:
     ended = CliRunner().invoke(app, words)
     assert ended.exit_code == 2
     assert told in " ".join(ended.stderr.replace("│", " ").split())

@@ -1,4 +1,4 @@
-"""A config against checkpoints and devices."""
+"""Tests how a config is checked against checkpoints and devices."""
 
 import os
 import shutil
@@ -92,7 +92,7 @@ def test_without_a_model_ling_nano_is_served() -> None:
         ({"device": "auto", "collectives": "nccl"}, "collectives: nccl needs GPUs"),
     ],
 )
-def test_refused_with_its_path(args: dict[str, object], message: str) -> None:
+def test_a_wrong_setting_is_refused_by_its_path(args: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match="^" + message):
         resolve(parse({"model": str(TP4)}, args), gpus=0)
 

@@ -1,4 +1,4 @@
-"""How pools are sized: by plain figures, and by Serve's policy over them."""
+"""Tests how pools are sized, by plain figures and by Serve's policy."""
 
 import heapq
 import itertools
@@ -42,7 +42,7 @@ def test_a_worker_holds_the_fuller_of_slots_and_pages() -> None:
 
 
 def test_sequences_need_the_workers_among_which_their_steps_are_within_the_target() -> None:
-    """A step of 10 ms, 1 ms a sequence and 1 us a token: 80 sequences take 90 ms, of which 40 ms a worker may."""
+    """With 10 ms a step, 1 ms a sequence and 1 us a token, 80 sequences take 90 ms; the target is 40 ms."""
     load = {"running": 80, "decode_s": 0.09, "free_pages": 1000}
     assert asks(**load).decoding == pytest.approx(0.08 / 0.04)
     # A worker that measures itself twice as slow has 30 ms left beside the step's own 20 ms.
@@ -83,7 +83,7 @@ def test_a_pool_has_the_fewest_workers_that_attain_the_target() -> None:
     assert wanted(pool, 1, Goals(0.8, 60.0, 0.95)) == 3 < size
 
 
-def test_what_waits_is_computed_within_the_target() -> None:
+def test_waiting_prompts_are_computed_within_the_target() -> None:
     assert wanted([Asked(waiting_s=2.5)], 1, GOALS) == 3
 
 
@@ -98,15 +98,15 @@ LOADS = st.builds(
 
 
 @given(st.lists(LOADS, min_size=1, max_size=8), st.integers(1, 60))
-def test_what_makes_a_pool_grow_does_not_make_it_shrink(pool: list[Asked], now: int) -> None:
+def test_a_load_that_makes_a_pool_grow_does_not_make_it_shrink(pool: list[Asked], now: int) -> None:
     then = wanted(pool, now, GOALS)
     assert then >= max(1, sum(a.held for a in pool) / 0.8 - 1e-3, sum(a.decoding for a in pool) - 1e-3)
     assert wanted(pool, then, GOALS) == then
     assert then <= max(now, wanted(pool, 1, GOALS))
 
 
-def test_a_load_at_the_edge_moves_nothing() -> None:
-    """An hour, a decision a second, noise about a whole number of workers: by the sum alone the pool would flap."""
+def test_a_load_at_the_threshold_does_not_change_the_pool() -> None:
+    """An hour of decisions every second, with noise about a whole number of workers, which alone would flap."""
     rng = random.Random(5)
     pools = [[Asked(held=3.2 + rng.gauss(0, 0.08))] for _ in range(3600)]
     assert changes([wanted(pool, 1, GOALS) for pool in pools]) > 1000
@@ -121,7 +121,7 @@ def changes(sizes: list[int]) -> int:
 
 
 class Delays:
-    """What Serve does with decisions: a change must be wanted for so many seconds on end."""
+    """Serve's delays: a change happens only if it is wanted for so many seconds without a break."""
 
     def __init__(self, up: int, down: int) -> None:
         self._up, self._down, self._since = up, down, 0
@@ -183,7 +183,7 @@ def test_in_simulation_a_pool_attains_its_target_and_does_not_flap() -> None:
     assert (max(sizes) <= 13, sizes[-1] <= 3) == (True, True)
 
 
-def test_a_burst_makes_a_pool_grow_although_routers_hide_what_waits() -> None:
+def test_a_burst_makes_a_pool_grow_although_prompts_wait_in_routers() -> None:
     sizes = [size for size, _ in hours(lambda second: 1.0 if second < 300 else 8.0, 600, seed=3)]
     assert sizes[299] <= 3
     assert sizes[-1] >= 9
@@ -215,6 +215,6 @@ def test_serve_takes_the_settings_and_finds_the_policy() -> None:
         ({"decode.resources": {"decode": 0}}, "decode.resources.decode"),
     ],
 )
-def test_what_can_not_be_scaled_is_refused_by_name(settings: dict[str, Any], problem: str) -> None:
+def test_settings_that_can_not_scale_are_refused_by_name(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         parse(settings)

@@ -1,4 +1,4 @@
-"""Sessions and answers that move, over real Ray: parked, forked, drained mid-answer, and found again on disk."""
+"""Tests sessions and moving answers on real Ray: park, fork, drain in mid-answer, and recovery from disk."""
 
 import asyncio
 import subprocess
@@ -58,7 +58,8 @@ def test_a_session_is_parked_resumed_forked_and_found_after_its_worker_was_drain
     assert [fork["tokens"] for fork in forks] == [len(prompt) + 16] * 2
     for name in ("a", "b"):
         assert ask(cluster, [*prompt, *whole[:16]], 8, name) == whole[16:24]
-    for worker in [one["id"] for one in cluster.live("decode")]:
+    cluster.until(lambda: len(cluster.live("decode")) == 2)
+    for worker in [one["id"] for one in cluster.workers("decode")]:
         drain(cluster, worker)
         cluster.until(lambda: len(cluster.live("decode")) == 2, 90)
     cluster.until(lambda: tier(cluster, "s") == "disk")
@@ -74,7 +75,7 @@ def drain(cluster: Serving, worker: str) -> None:
 
 def test_a_worker_is_drained_under_streams_and_none_fails(cluster: Serving) -> None:
     asked = sorted(cases(), key=lambda case: case[1])[-STREAMS:]
-    worker = cluster.live("decode")[0]["id"]
+    worker = cluster.one_live("decode")["id"]
     begun = asyncio.Event()
 
     async def gained(ids: list[int]) -> None:

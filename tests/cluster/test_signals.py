@@ -1,4 +1,4 @@
-"""What ending signals do, and what ends a process that does not heed them."""
+"""Tests what signals do to `ling serve`, and what ends a process that does not react to them."""
 
 import os
 import signal
@@ -40,7 +40,7 @@ def test_a_signal_abandons_until_it_is_deferred_and_is_counted_then() -> None:
 
 
 @pytest.mark.process
-def test_a_process_that_does_not_heed_a_signal_is_ended_and_its_folder_goes(tmp_path: Path) -> None:
+def test_a_process_that_ignores_a_signal_is_ended_and_its_folder_removed(tmp_path: Path) -> None:
     folder = tmp_path / "ling-x"
     folder.mkdir()
     (folder / "log").touch()

@@ -140,7 +140,7 @@ def _flipped(content: bytes) -> bytes:
         (_sampled(grammar=Grammar("start: ((")), "its grammar can't be enforced"),
     ],
 )
-def test_what_can_not_be_replayed_says_why(
+def test_a_session_that_can_not_be_replayed_gives_the_reason(
     stage: Stage, tmp_path: Path, change: Callable[[bytes], bytes], told: str
 ) -> None:
     file = tmp_path / "s.safetensors"
@@ -159,7 +159,7 @@ def test_what_can_not_be_replayed_says_why(
         stage.http.delete(f"{stage.url}/v1/sessions/odd")
 
 
-def test_no_session_no_file_no_server(stage: Stage, tmp_path: Path) -> None:
+def test_a_missing_session_file_or_server_is_named(stage: Stage, tmp_path: Path) -> None:
     for words, told in (
         (("save", "nobody", str(tmp_path / "n"), "--url", stage.url), "there is no session 'nobody'"),
         (("save", "--request", "r", str(tmp_path / "n"), "--url", stage.url), "no request 'r' is known to have failed"),
@@ -173,9 +173,7 @@ def test_no_session_no_file_no_server(stage: Stage, tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def test_a_quarantined_request_is_saved_by_its_id_and_goes_on_where_it_fails_no_more(
-    checkpoint: Path, tmp_path: Path
-) -> None:
+def test_a_quarantined_request_is_saved_and_completes_where_it_does_not_fail(checkpoint: Path, tmp_path: Path) -> None:
     workers = [FakeWorker(f"d{n}", "decode") for n in range(3)]
     body = {**BODY, "prompt": [77, 78], "seed": 3}
     with staged(checkpoint, workers, pools=Pools(0, 3), data_dir=str(tmp_path / "data")) as stage:
@@ -199,7 +197,7 @@ def test_a_quarantined_request_is_saved_by_its_id_and_goes_on_where_it_fails_no_
         assert len(right["choices"][0]["token_ids"]) == 9
 
 
-def test_only_operators_open_files_and_save_what_others_asked(checkpoint: Path, tmp_path: Path) -> None:
+def test_only_operators_load_files_and_save_other_tenants_requests(checkpoint: Path, tmp_path: Path) -> None:
     keys = {name: make_key() for name in ("ops", "one", "two")}
     listed = tmp_path / "keys"
     listed.write_text("".join(f"{name} sha256:{hashed(key)}\n" for name, key in keys.items()))

@@ -1,4 +1,4 @@
-"""Starts that move for hours are left alone; one that does not move is ended."""
+"""Tests that a start with progress may take hours, and that one without progress is ended."""
 
 import asyncio
 from typing import Any
@@ -15,7 +15,7 @@ from workers.leader.loading import LoadProgress
 from workers.schedule.step import Loading
 
 
-def test_bytes_and_stages_are_movement_and_nothing_else_is() -> None:
+def test_only_bytes_and_stages_count_as_progress() -> None:
     movement = Movement(0.0)
     movement.take(Progress("fetching", 1, 10), 100.0)
     assert movement.still(100.0) == 0.0
@@ -26,7 +26,7 @@ def test_bytes_and_stages_are_movement_and_nothing_else_is() -> None:
     assert movement.still(1401.0) == 1.0
 
 
-def test_a_hung_start_is_ended_and_said() -> None:
+def test_a_hung_start_is_ended_and_reported() -> None:
     reports: list[tuple[Progress, float]] = []
 
     async def report(progress: Progress, still_s: float) -> None:
@@ -42,7 +42,7 @@ def test_a_hung_start_is_ended_and_said() -> None:
     assert all(progress.stage == "fetching x" for progress, _ in reports)
 
 
-def test_a_start_s_result_and_its_error_come_through() -> None:
+def test_a_start_s_result_or_error_is_returned() -> None:
     async def report(progress: Progress, still_s: float) -> None:
         """Not needed."""
 
@@ -60,7 +60,7 @@ def test_a_start_s_result_and_its_error_come_through() -> None:
     asyncio.run(run())
 
 
-def test_ranks_shares_add_up_and_a_new_stage_begins_anew() -> None:
+def test_ranks_progress_adds_up_and_a_new_stage_begins_at_zero() -> None:
     progress = LoadProgress()
     progress.take(Loading(0, "loading", 50, 100), 10.0)
     both = progress.take(Loading(1, "loading", 30, 100), 12.0)

@@ -1,4 +1,4 @@
-"""`ling serve` with Ray's TLS variables: Ray and the cluster's own connections by the same files."""
+"""Tests `ling serve` with Ray's TLS variables, which Ray's and the cluster's own connections share."""
 
 import socket
 import ssl

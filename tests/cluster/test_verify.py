@@ -1,4 +1,4 @@
-"""Damage inside tensors: bytes that differ from their checksums, and values no checkpoint means to hold."""
+"""Tests damage inside tensors: bytes that differ from their checksums, and impossible values."""
 
 import json
 import re
@@ -33,7 +33,7 @@ SHARD = "model-00001-of-00001.safetensors"
 
 
 def _written(how: str, folder: Path) -> Path:
-    """A checkpoint as one of our tools writes it."""
+    """A checkpoint as one of our tools writes it, with checksums."""
     raw = json.loads((GOLDEN / "tp4/config.json").read_text()) | {"num_nextn_predict_layers": 0}
     made = folder / "made"
     made.mkdir()
@@ -46,7 +46,7 @@ def _written(how: str, folder: Path) -> Path:
 
 
 @pytest.mark.parametrize("how", ["synthetic", "fp8", "ranks"])
-def test_a_flipped_bit_is_told_by_file_and_tensor(how: str, tmp_path: Path) -> None:
+def test_a_flipped_bit_is_reported_by_file_and_tensor(how: str, tmp_path: Path) -> None:
     folder = _written(how, tmp_path)
     found = verify(folder)
     assert found.files == 2
@@ -104,7 +104,7 @@ def test_progress_ends_with_all_bytes(tmp_path: Path) -> None:
     assert [p.done for p in seen] == sorted(p.done for p in seen)
 
 
-def test_a_worker_that_verifies_refuses_what_one_that_does_not_serves(tmp_path: Path) -> None:
+def test_only_a_verifying_worker_refuses_a_flipped_bit(tmp_path: Path) -> None:
     folder = _written("synthetic", tmp_path)
     file = folder / weight_files(folder)[0]
     entry = read_header(file)["model.word_embeddings.weight"]
@@ -172,7 +172,7 @@ def test_impossible_scales_and_vectors_are_refused_by_every_load(
         ("base", f"{EXPERT}.weight", NAN, "holds NaN or infinity"),
     ],
 )
-def test_impossible_weights_are_told(name: str, tensor: str, value: float, told: str, tmp_path: Path) -> None:
+def test_impossible_weights_are_reported(name: str, tensor: str, value: float, told: str, tmp_path: Path) -> None:
     assert verify(GOLDEN / name).summed == 0
     folder = _released(name, tmp_path, tensor, 77, value)
     with pytest.raises(WeightError) as raised:
@@ -190,7 +190,7 @@ def test_a_gpu_refuses_impossible_weights(name: str, value: float, tmp_path: Pat
 
 
 def test_other_extreme_values_are_served(tmp_path: Path) -> None:
-    """The largest 8-bit floats and a scale as small as floats go are nobody's fault."""
+    """The largest 8-bit floats and the smallest scale are valid."""
     for place, (tensor, value) in enumerate(((f"{EXPERT}.weight", 0xFE), (f"{EXPERT}.weight_scale_inv", 1e-38))):
         verify(_released("fp8", tmp_path / str(place), tensor, 0, value))
 

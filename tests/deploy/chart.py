@@ -1,4 +1,4 @@
-"""The chart, rendered by the real helm."""
+"""Renders the chart with the real helm."""
 
 import subprocess
 import sys
@@ -45,13 +45,13 @@ class Rendered:
 
     @property
     def templates(self) -> dict[str, Manifest]:
-        """Pod templates of the cluster's groups."""
+        """The pod templates of the cluster's groups."""
         groups = {g["groupName"]: g["template"] for g in self.cluster["workerGroupSpecs"]}
         return {"head": self.cluster["headGroupSpec"]["template"]} | groups
 
     @property
     def pods(self) -> dict[str, Manifest]:
-        """Every pod's spec there is, whoever starts it."""
+        """The specs of all pods, whoever starts them."""
         jobs = {j["metadata"]["name"]: j["spec"]["template"]["spec"] for j in self.of("Job")}
         jobs |= {d["metadata"]["name"]: d["spec"]["template"]["spec"] for d in self.of("DaemonSet")}
         bare = {p["metadata"]["name"]: p["spec"] for p in self.of("Pod")}
@@ -74,14 +74,14 @@ def example(name: str) -> Rendered:
 
 
 def refusal(*arguments: str) -> str:
-    """Why helm does not render with these arguments."""
+    """Helm's error for these arguments, which it must refuse."""
     done = helm("template", "ling", str(CHART), "--values", str(CHART / "examples/1p1d-8gpu.yaml"), *arguments)
     assert done.returncode != 0, "helm rendered it"
     return done.stderr
 
 
 def selects(selector: Manifest, labels: dict[str, str]) -> bool:
-    """Whether a label selector takes a pod with these labels."""
+    """Whether a label selector selects a pod with these labels."""
     assert set(selector) <= {"matchLabels", "matchExpressions"}
     for expression in selector.get("matchExpressions", []):
         assert expression["operator"] == "In"

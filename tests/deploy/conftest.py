@@ -1,4 +1,4 @@
-"""The chart with each of its example values."""
+"""Fixtures with the chart, rendered with each of its example values."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""ling-nano deployed on nodes of `ray_nodes`, and clients that keep it busy."""
+"""Deploys ling-nano on nodes of `ray_nodes`, and runs clients that keep it busy."""
 
 import copy
 import json
@@ -27,13 +27,13 @@ class Deployed:
     config: dict[str, Any]
 
     def change(self, **settings: Any) -> None:
-        """By a `serve deploy` of further settings, which returns before they are in force."""
+        """Run `serve deploy` with further settings; it returns before they take effect."""
         self.config["applications"][0]["args"] |= settings
         port = int(self.url.rpartition(":")[2])
         self.nodes.run("serve", "deploy", str(write_config(self.nodes.folder, self.config, port, self.nodes.host)))
 
     def workers(self) -> set[str]:
-        """Ids of those that take requests."""
+        """The ids of the live workers."""
         pools = self.status()["pools"].values()
         return {worker["id"] for pool in pools for worker in pool["workers"] if worker["state"] == "live"}
 
@@ -44,28 +44,29 @@ class Deployed:
             return False
 
     def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = httpx.get(f"{self.url}/status", timeout=10, trust_env=False).json()
+        found: dict[str, Any] = httpx.get(f"{self.url}/status", timeout=60, trust_env=False).json()
         return found
 
     def decode_worker(self) -> tuple[str, int] | None:
-        """Id and process of the one that takes requests."""
+        """The id and process id of the live decode worker."""
         workers = self.status()["pools"]["decode"]["workers"]
         live = [(worker["id"], worker["pid"]) for worker in workers if worker["state"] == "live"]
         return live[0] if live else None
 
     def live_decode_worker(self) -> tuple[str, int]:
-        """The same, once there is one: a router drops a worker that a busy machine kept silent, until it speaks."""
-        self.nodes.until(lambda: self.decode_worker() is not None, 60)
-        found = self.decode_worker()
-        return found if found is not None else self.live_decode_worker()
+        """Wait for `decode_worker`: a router drops a worker that a busy machine kept silent, until it speaks again."""
+        found: list[tuple[str, int] | None] = [None]
+        self.nodes.until(lambda: found.append(self.decode_worker()) or found[-1] is not None, 60)
+        assert found[-1] is not None
+        return found[-1]
 
     def serve_is_running(self) -> bool:
-        """What `serve status` says, which asks Serve's controller by way of the GCS."""
-        return "RUNNING" in self.nodes.run("serve", "status")
+        """The output of `serve status`, which asks Serve's controller through the GCS and fails while there is none."""
+        return "RUNNING" in self.nodes.call("serve", "status").stdout
 
 
 def deploy(nodes: RayNodes, **settings: Any) -> Deployed:
-    """By what the chart renders for a cluster without GPUs, with further settings; once it is ready."""
+    """Deploy what the chart renders for a cluster without GPUs, with further settings, and wait until it is ready."""
     port = free_port()
     content = copy.deepcopy(example("cpu-mini").serve)
     found = Deployed(nodes, f"http://{nodes.host}:{port}", content)
@@ -75,7 +76,7 @@ def deploy(nodes: RayNodes, **settings: Any) -> Deployed:
 
 
 class Load:
-    """Three clients with a stream each, one after another."""
+    """Three clients, each with one stream after another."""
 
     def __init__(self, url: str) -> None:
         self.problems: list[str] = []
@@ -93,7 +94,7 @@ class Load:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Until the block ends; `problems` then has the streams that were not answered whole."""
+        """Run until the block ends; `problems` then has the streams that failed."""
         with ThreadPoolExecutor(3) as pool:
             clients = [pool.submit(self._ask) for _ in range(3)]
             try:
@@ -106,14 +107,14 @@ class Load:
 
 @dataclass
 class Heard:
-    """A stream: its tokens, and the longest time without one."""
+    """A stream's tokens, and the longest time without a token in seconds."""
 
     token_ids: list[int]
     pause: float
 
 
 class Transcripts:
-    """Clients that ask each its own question again and again, and compare each answer with the first one's."""
+    """Clients that each repeat their own request and compare each answer with the first one."""
 
     def __init__(self, url: str, clients: int = 6, tokens: int = 120) -> None:
         self.problems: list[str] = []
@@ -124,7 +125,7 @@ class Transcripts:
             self._expected = [heard.token_ids for heard in pool.map(self._ask, range(clients))]
 
     def _ask(self, client: int) -> Heard:
-        """One stream; RuntimeError if it fails."""
+        """Run one stream; RuntimeError if it fails."""
         body = {
             "model": "auto", "prompt": f"{client}. {_ASKED['prompt']} " * 8, "max_tokens": self._tokens,
             "temperature": 0, "ignore_eos": True, "stream": True, "return_token_ids": True,
@@ -159,12 +160,12 @@ class Transcripts:
 
     @property
     def answered(self) -> int:
-        """Whole streams since the block began."""
+        """The number of whole streams since the block began."""
         return len(self.heard)
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Until the block ends; `problems` then has what went wrong."""
+        """Run until the block ends; `problems` then lists what went wrong."""
         self._over.clear()
         self.heard.clear()
         with ThreadPoolExecutor(len(self._expected)) as pool:

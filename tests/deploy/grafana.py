@@ -1,4 +1,4 @@
-"""A server that speaks the part of Grafana's HTTP API which pushing boards needs, and notes what it was asked."""
+"""A server with the part of Grafana's HTTP API that pushing boards needs; it records all requests."""
 
 import json
 import threading
@@ -16,7 +16,7 @@ SOURCES = [
 
 
 class Grafana:
-    """Its state. asked: (method, path) of each request, in order."""
+    """The server's state. asked: (method, path) of each request, in order."""
 
     def __init__(self) -> None:
         self.url = ""
@@ -57,7 +57,7 @@ class Grafana:
 
 @contextmanager
 def grafana() -> Iterator[Grafana]:
-    """One on loopback."""
+    """Run the server on loopback."""
     state = Grafana()
 
     class Handler(BaseHTTPRequestHandler):

@@ -12,7 +12,7 @@ _NOWHERE = "02:00:00:00:00:01"
 
 
 def allowed() -> bool:
-    """Whether this process may make namespaces and links."""
+    """Whether this process may create network namespaces and links."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return False
     name = f"ling-{secrets.token_hex(3)}"
@@ -30,7 +30,7 @@ def _ip(*words: str) -> None:
 
 
 class Network:
-    """Nodes by their numbers, from 1; the test itself is on it too."""
+    """A network of nodes, numbered from 1. The test's own process is on it too."""
 
     def __init__(self) -> None:
         self._name = f"ling-{secrets.token_hex(3)}"
@@ -41,7 +41,7 @@ class Network:
         _ip("link", "set", self._name, "up")
 
     def add(self, node: int) -> str:
-        """One more; its address."""
+        """Add a node; returns its address."""
         space, link, address = self.space(node), f"{self._name}{node}", self.address(node)
         _ip("netns", "add", space)
         self._nodes.append(node)
@@ -53,14 +53,14 @@ class Network:
         return address
 
     def space(self, node: int) -> str:
-        """The name of its namespace."""
+        """The name of a node's namespace."""
         return f"{self._name}-{node}"
 
     def address(self, node: int) -> str:
         return f"{self._net}.{node}"
 
     def cut(self, a: int, b: int) -> None:
-        """From now on no packet comes from one to the other."""
+        """Drop all packets between two nodes from now on."""
         for here, there in ((a, b), (b, a)):
             where = (self.address(there), "lladdr", _NOWHERE, "dev", "eth0", "nud", "permanent")
             _ip("-n", self.space(here), "neigh", "replace", *where)
@@ -70,11 +70,11 @@ class Network:
             _ip("-n", self.space(here), "neigh", "del", self.address(there), "dev", "eth0")
 
     def pull_out(self, node: int) -> None:
-        """From now on no packet leaves it, or comes to it."""
+        """Drop all packets from and to a node from now on."""
         _ip("link", "set", f"{self._name}{node}", "down")
 
     def processes(self, node: int) -> list[int]:
-        """Ids of all that run there."""
+        """The ids of a node's processes."""
         done = subprocess.run(["ip", "netns", "pids", self.space(node)], capture_output=True, text=True, check=True)
         return [int(pid) for pid in done.stdout.split()]
 

@@ -1,4 +1,4 @@
-"""A real Prometheus that scrapes one target, for as long as a test needs it."""
+"""Runs a real Prometheus that scrapes one target."""
 
 import shutil
 import subprocess
@@ -16,13 +16,13 @@ RULES = Path(__file__).parent.parent.parent / "dashboards" / "alerts.yaml"
 
 
 class Prometheus:
-    """Its HTTP API."""
+    """A client of Prometheus' HTTP API."""
 
     def __init__(self, port: int) -> None:
         self._client = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=20, trust_env=False)
 
     def up(self) -> bool:
-        """Whether it has begun to scrape."""
+        """Whether Prometheus scrapes its target."""
         try:
             answer = self._client.get("/query", params={"query": "up"})
         except httpx.TransportError:
@@ -30,7 +30,7 @@ class Prometheus:
         return answer.is_success and bool(answer.json()["data"]["result"])
 
     def query(self, expr: str) -> list[tuple[dict[str, str], float]]:
-        """(labels, value) of each series now; AssertionError with Prometheus' own words for what it does not take."""
+        """(labels, value) of each series now; AssertionError with Prometheus' message if it refuses the query."""
         answer = self._client.get("/query", params={"query": expr})
         said = answer.json()
         assert said["status"] == "success", f"{expr}: {said}"
@@ -43,7 +43,7 @@ class Prometheus:
 
 @contextmanager
 def prometheus(folder: Path, target: str) -> Iterator[Prometheus]:
-    """Scrapes `target` (host:port) and evaluates the alert rules, both each second."""
+    """Run Prometheus, which scrapes `target` (host:port) and evaluates the alert rules every second."""
     assert BINARY is not None
     config, port = folder / "prometheus.yml", free_port()
     config.write_text(

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ _PORTS = (
 
 
 class RayNodes:
-    """A head and further nodes, with token authentication, listening on 127.0.0.x only, or within `network`."""
+    """A head and further nodes with token authentication, which listen on 127.0.0.x, or within `network`."""
 
     def __init__(
         self,
@@ -70,14 +70,14 @@ class RayNodes:
         self._processes: list[subprocess.Popen[bytes]] = []
 
     def add(self, node: int) -> str:
-        """A node of the network, without any process yet; its address."""
+        """Add a node to the network, without processes; returns its address."""
         assert self._network is not None
         address = self._network.add(node)
         self._numbers[address] = node
         return address
 
     def start_head(self, marks: dict[str, int], own: str = "--block") -> None:
-        """The head, until its dashboard and its agent answer; again, once it has ended. own: further options."""
+        """Start the head, also anew, and wait until its dashboard and agent answer. own: further options."""
         port = self.dashboard.rsplit(":", 1)[1]
         own += f" --dashboard-host={self.host}"
         self._start("head", self.head, marks, f"--port={self.gcs} --dashboard-port={port} --autoscaling-config= {own}")
@@ -85,7 +85,7 @@ class RayNodes:
         self.until(lambda: self.healthy(self.head), _NODE_S)
 
     def keep_gcs(self) -> None:
-        """The recipe's command that looks after the head's GCS, which comes after the head's start."""
+        """Run the recipe's command that restarts the head's GCS; it follows the head's start."""
         (command,) = [c for c in _RECIPE["head_start_ray_commands"] if "keep_gcs" in c]
         command = command.replace("cluster.keep_gcs", f"cluster.keep_gcs {self.gcs}")
         subprocess.run(
@@ -95,18 +95,18 @@ class RayNodes:
         self.until(lambda: log.exists() and "looks after" in log.read_text(), _NODE_S)
 
     def kill_gcs(self) -> None:
-        """End it by SIGKILL, and wait until it has ended."""
-        (gcs,) = [p for p in self.processes() if p.name() == "gcs_server"]
+        """Kill the GCS with SIGKILL and wait until it has ended."""
+        (gcs,) = self.named("gcs_server")
         gcs.kill()
         psutil.wait_procs([gcs], timeout=10)
 
     def start_worker(self, address: str, marks: dict[str, int]) -> None:
-        """A node, until it answers: nodes that start together on few cores keep each other from it."""
+        """Start a node and wait until it answers, because nodes that start together on few cores delay each other."""
         self._start("worker", address, marks, f"--address={self.head}:{self.gcs} --block")
         self.until(lambda: self.healthy(address), _NODE_S)
 
     def lose(self, address: str) -> None:
-        """A node of the network that loses its power: nobody hears of its end."""
+        """Cut a node off and kill its processes, as if it lost its power."""
         assert self._network is not None
         node = self._numbers[address]
         self._network.pull_out(node)
@@ -116,13 +116,13 @@ class RayNodes:
         self._processes = [started for started in self._processes if started.poll() is None]
 
     def wait_for_the_head_s_end(self) -> None:
-        """Until the head's start command, which blocks, has ended with its processes."""
+        """Wait until the head's start command, which blocks, has ended with its processes."""
         self._processes.pop(0).wait(timeout=_NODE_S)
         # On a machine of its own there is no other raylet that names the same GCS.
         (self.folder / "ray/ray_current_cluster").unlink(missing_ok=True)
 
     def healthy(self, address: str) -> bool:
-        """What a probe of a container asks a node's agent, without a token."""
+        """Ask a node's agent for its health, without a token, as a container's probe does."""
         try:
             return httpx.get(self.agents[address] + "/api/healthz", timeout=10, trust_env=False).status_code == 200
         except httpx.TransportError:
@@ -136,12 +136,18 @@ class RayNodes:
         except httpx.TransportError:
             return 0
 
-    def run(self, *command: str, timeout: float = 60, at: str | None = None) -> str:
-        """A command of the venv as a user of a node calls it, of the head if none is named; what it printed."""
+    def run(self, *command: str, timeout: float = 120, at: str | None = None) -> str:
+        """Run a command of the venv as a node's user; returns its output. The default is the head."""
+        done = self.call(*command, timeout=timeout, at=at)
+        assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+        return done.stdout
+
+    def call(self, *command: str, timeout: float = 120, at: str | None = None) -> "subprocess.CompletedProcess[str]":
+        """Run a command that may fail."""
         at = at or self.head
         environment = self._environment(at) | {"RAY_DASHBOARD_ADDRESS": self.dashboard}
         line = f". ~/ling/cluster/ray/env.sh; exec {' '.join(command)}"
-        done = subprocess.run(
+        return subprocess.run(
             [*self._inside(at), "bash", "-c", line],
             env=environment,
             capture_output=True,
@@ -149,8 +155,6 @@ class RayNodes:
             timeout=timeout,
             check=False,
         )
-        assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
-        return done.stdout
 
     def processes(self) -> list[psutil.Process]:
         """Every process of every node: the start commands, whatever names the cluster's folder or its GCS, and who
@@ -164,6 +168,15 @@ class RayNodes:
         roots = [*named, *(started.pid for started in self._processes)]
         return list({p.pid: p for root in roots for p in _family(root)}.values())
 
+    def named(self, begin: str) -> list[psutil.Process]:
+        """Return the nodes' running processes whose names begin so."""
+        found = []
+        for process in self.processes():
+            with suppress(psutil.NoSuchProcess):
+                if process.name().startswith(begin) and process.status() != psutil.STATUS_ZOMBIE:
+                    found.append(process)
+        return found
+
     def until(self, condition: Callable[[], bool], seconds: float) -> None:
         """Poll a condition of the outside world, up to a deadline."""
         deadline = time.monotonic() + seconds
@@ -173,7 +186,7 @@ class RayNodes:
             time.sleep(0.2)
 
     def logs(self) -> str:
-        """The ends of what the nodes printed."""
+        """The last lines of the nodes' logs."""
         return "\n".join(f"{path}\n{path.read_text()[-3000:]}" for path in sorted(self.folder.glob("*.log")))
 
     def end(self) -> None:
@@ -186,7 +199,7 @@ class RayNodes:
                 except psutil.NoSuchProcess:
                     continue
             psutil.wait_procs(left, timeout=5)
-            left = [p for p in self.processes() if p.status() != psutil.STATUS_ZOMBIE]
+            left = self.named("")
             if not left:
                 break
         for started in self._processes:
@@ -217,7 +230,7 @@ class RayNodes:
             )
 
     def _inside(self, address: str) -> list[str]:
-        """What a command of a node begins with."""
+        """The prefix of a command that runs inside a node's network."""
         if self._network is None:
             return []
         inside = ["ip", "netns", "exec", self._network.space(self._numbers[address])]
@@ -268,7 +281,7 @@ def _family(pid: int) -> list[psutil.Process]:
 
 
 def listening(processes: list[psutil.Process], url: str) -> set[str]:
-    """Addresses that any of them listens on, of a URL's port."""
+    """The addresses at which any of the processes listens on a URL's port."""
     found = set()
     for process in processes:
         try:
@@ -281,7 +294,7 @@ def listening(processes: list[psutil.Process], url: str) -> set[str]:
 
 
 def write_config(folder: Path, content: dict[str, Any], port: int, host: str = LOOPBACK) -> Path:
-    """A Serve config for this machine: routers on a free port of an address."""
+    """Write a Serve config for this machine, with routers on a free port of an address."""
     (application,) = content["applications"]
     application["args"] |= {"host": host, "port": port}
     path = folder / "serve.yaml"

@@ -1,4 +1,4 @@
-"""A real Redis with a password, on loopback, for as long as a test needs it."""
+"""Runs a real Redis with a password on loopback."""
 
 import shutil
 import subprocess
@@ -14,7 +14,7 @@ PASSWORD = "a-password"
 
 @contextmanager
 def redis(folder: Path) -> Iterator[str]:
-    """HOST:PORT of it."""
+    """Run Redis; yields its HOST:PORT."""
     assert BINARY is not None
     port = free_port()
     options = ["--bind", "127.0.0.1", "--port", str(port), "--requirepass", PASSWORD, "--dir", str(folder)]

@@ -1,4 +1,4 @@
-"""The programs of `.ci`, loaded as modules."""
+"""Loads the programs of `.ci` as modules."""
 
 from pathlib import Path
 from types import ModuleType
@@ -8,7 +8,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def load(name: str) -> Any:
-    """A program's definitions, without running it."""
+    """Load a program's definitions without running it."""
     script = ROOT / ".ci" / name
     module: Any = ModuleType(name)
     module.__file__ = str(script)

@@ -1,4 +1,4 @@
-"""The Terraform modules, parsed."""
+"""Parses the Terraform modules."""
 
 import re
 import shutil
@@ -32,7 +32,7 @@ class Module:
     blocks: tuple[tuple[str, tuple[str, ...], Body], ...]
 
     def of(self, kind: str) -> dict[str, Body]:
-        """Bodies by their labels with dots between: aws_vpc.this for a resource."""
+        """The bodies of a kind of block, by their labels joined with dots, e.g. aws_vpc.this for a resource."""
         return {".".join(labels): body for name, labels, body in self.blocks if name == kind}
 
     @property
@@ -41,7 +41,7 @@ class Module:
 
     @property
     def references(self) -> set[tuple[str, ...]]:
-        """Every traversal in an expression: (var, name), (module, name, output), (aws_vpc, this) and so on."""
+        """All references in an expression, e.g. (var, name), (module, name, output) or (aws_vpc, this)."""
         found = set()
         for _, _, body in self.blocks:
             for text in texts(body):
@@ -51,7 +51,7 @@ class Module:
 
 
 def plain(value: Any) -> Any:
-    """As hcl2 gives it, without the quotes of strings and its own marks."""
+    """A value of hcl2 without the quotes of strings and hcl2's own marks."""
     if isinstance(value, dict):
         return {plain(k): plain(v) for k, v in value.items() if k not in {"__is_block__", "__comments__"}}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What `.ci/audit` makes of pip-audit's answers."""
+"""Tests how `.ci/audit` reads pip-audit's answers."""
 
 import json
 import re

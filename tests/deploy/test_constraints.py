@@ -1,4 +1,4 @@
-"""The versions that the images install can be installed: they fit each other and exist at PyPI."""
+"""Tests that the versions which the images install fit each other and exist at PyPI."""
 
 import tomllib
 import urllib.request
@@ -15,7 +15,7 @@ SCRIPT = load("constraints")
 
 
 def pinned(*files: str) -> dict[str, str]:
-    """Version by name of all that some constraint files hold."""
+    """The version of each package in some constraint files."""
     lines = [line for file in files for line in (ROOT / file).read_text().splitlines()]
     return {canonicalize_name(name): version for name, version in (line.split("==") for line in lines)}
 
@@ -35,7 +35,7 @@ def test_they_hold_a_fitting_version_of_every_dependency(build: str) -> None:
 
 
 @pytest.mark.parametrize("build", BUILDS)
-def test_what_a_build_decides_is_in_its_own_file_and_found_on_any_index(build: str) -> None:
+def test_packages_of_a_build_are_pinned_in_its_own_file(build: str) -> None:
     common, own = pinned("constraints.txt"), pinned(f"constraints-{build}.txt")
     assert not set(common) & set(own)
     # A local version such as +cpu is on torch's own index alone.
@@ -65,7 +65,7 @@ def test_the_build_resolves_against_pypi(build: str, tmp_path: Path) -> None:
 
 
 def test_versions_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    """An offline resolution of a contradiction: the tool itself refuses."""
+    """The resolver refuses contradictory versions, without the network."""
     (tmp_path / "requirements.in").write_text("torch==2.13.0")
     (tmp_path / "wrong.txt").write_text("torch==2.12.0\n")
     with pytest.raises(RuntimeError, match="torch"):

@@ -1,4 +1,4 @@
-"""Boards as code: what is committed is what the code makes, and pushing twice changes nothing."""
+"""Tests the boards: the committed files are what the code writes, and a second push changes nothing."""
 
 import re
 from collections.abc import Iterator
@@ -32,11 +32,11 @@ def push(url: str, *more: str, token: str = TOKEN) -> Result:
 
 
 @pytest.mark.parametrize("path", files(), ids=lambda path: path.name)
-def test_what_is_committed_is_what_the_code_makes(path: Path) -> None:
+def test_the_committed_files_are_those_that_the_code_writes(path: Path) -> None:
     assert path.read_text() == files()[path], f"{path} is stale: python -m cluster.dashboards.write"
 
 
-def test_nothing_else_lies_with_the_boards() -> None:
+def test_the_folder_of_boards_has_no_other_file() -> None:
     folder = RUNBOOK.parent.parent / "dashboards"
     assert set(folder.iterdir()) == {path for path in files() if path.parent == folder}
 
@@ -46,7 +46,7 @@ def test_every_metric_is_on_a_board_or_in_an_alert() -> None:
     assert [m.name for m in table.TABLE if not re.search(rf"\bray_{m.name}(_bucket|_sum|_count)?\b", used)] == []
 
 
-def test_panels_lie_side_by_side_and_say_what_they_show() -> None:
+def test_panels_do_not_overlap_and_have_descriptions() -> None:
     for board in BOARDS:
         taken: set[tuple[int, int]] = set()
         for panel in render(board)["panels"]:
@@ -58,7 +58,7 @@ def test_panels_lie_side_by_side_and_say_what_they_show() -> None:
         assert all(panel.text and panel.queries for panel in board.panels)
 
 
-def test_an_expression_names_only_what_there_is() -> None:
+def test_an_expression_can_name_only_existing_metrics_and_labels() -> None:
     found = series(table.TTFT, "_bucket", **{"class": "a|b"})
     assert found == 'ray_ling_ttft_seconds_bucket{cluster=~"$cluster",namespace=~"$namespace",class=~"a|b"}'
     with pytest.raises(ValueError, match="ling_ttft_seconds has the labels"):
@@ -107,7 +107,7 @@ def test_only_what_differs_is_pushed(server: Grafana) -> None:
         ((), "", "GRAFANA_TOKEN is not set"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_changes(
+def test_a_wrong_argument_is_reported_before_anything_changes(
     server: Grafana, more: tuple[str, ...], token: str, says: str
 ) -> None:
     answer = push(server.url, *more, token=token)
@@ -122,7 +122,7 @@ def test_a_server_that_is_not_there_is_named() -> None:
     assert "can't be reached" in answer.stderr
 
 
-def test_boards_choose_clusters_pools_and_workers_and_say_at_a_glance_how_it_is() -> None:
+def test_boards_have_variables_and_coloured_tiles() -> None:
     for board in BOARDS:
         variables = [v["name"] for v in render(board)["templating"]["list"]]
         assert variables == ["datasource", *(["cluster", "namespace", "pool", "worker"] if board.scope else [])]

@@ -1,4 +1,4 @@
-"""A head of the chart that ends under load, where a Redis keeps its tables."""
+"""Tests that the chart's head comes back after it ended under load, with a Redis that keeps its tables."""
 
 from pathlib import Path
 
@@ -15,8 +15,8 @@ WORKERS = "127.0.0.12"
 
 
 @pytest.mark.skipif(BINARY is None, reason="no redis-server on PATH: apt-get install redis-server (`.ci/run` does)")
-def test_the_chart_s_head_comes_back_with_what_redis_knows(tmp_path: Path) -> None:
-    """As in a pod: `ray start --block` ends with its GCS, and the container is started again."""
+def test_the_chart_s_head_recovers_its_state_from_redis(tmp_path: Path) -> None:
+    """As in a pod, `ray start --block` ends with its GCS, and the container is restarted."""
     with redis(tmp_path) as address:
         given = ("headState.storage=redis", f"headState.redis.address={address}", "headState.redis.secretName=redis")
         options = render(*(part for s in given for part in ("--set", s))).cluster["gcsFaultToleranceOptions"]

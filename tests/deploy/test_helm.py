@@ -1,4 +1,4 @@
-"""What the chart renders, read as Kubernetes, KubeRay, Ray and Serve read it."""
+"""Tests that Kubernetes, KubeRay, Ray and Serve accept what the chart renders."""
 
 import json
 import re
@@ -96,7 +96,7 @@ def test_a_pod_has_longer_to_end_than_its_streams(rendered: Rendered) -> None:
     assert rendered.service["rayClusterDeletionDelaySeconds"] > drain
 
 
-def test_other_settings_are_another_cluster_beside_the_old_one() -> None:
+def test_changed_settings_make_a_second_cluster_beside_the_old_one() -> None:
     def annotations(*arguments: str) -> dict[str, str]:
         found: dict[str, str] = render(*arguments).templates["head"]["metadata"].get("annotations", {})
         return found
@@ -107,7 +107,7 @@ def test_other_settings_are_another_cluster_beside_the_old_one() -> None:
     assert annotations(*one, "--set", "upgrade.strategy=None") == {}
 
 
-def test_budgets_let_one_pod_of_many_go() -> None:
+def test_disruption_budgets_allow_one_pod_of_many_to_end() -> None:
     found = {
         m["metadata"]["name"].removeprefix("ling-"): m["spec"]["minAvailable"]
         for m in example("2p4d").of("PodDisruptionBudget")
@@ -179,7 +179,7 @@ def test_the_chart_s_dashboards_are_the_project_s() -> None:
 
 @pytest.mark.parametrize("version", ["1.6.2", "1.7.0"])
 def test_kuberay_s_schema_takes_the_cluster(rendered: Rendered, version: str) -> None:
-    """The CRD's own schema, strictly: KubeRay drops fields it does not know, without a word."""
+    """It is checked strictly by the CRD's schema, because KubeRay silently drops unknown fields."""
     (service,) = rendered.of("RayService")
     validator = Draft202012Validator(strict(schema_of(version)))
     assert [f"{'.'.join(map(str, e.absolute_path))}: {e.message}" for e in validator.iter_errors(service)] == []
@@ -235,7 +235,7 @@ def test_kuberay_takes_a_kept_head_and_a_gradual_upgrade(
         assert [error.message for error in errors] == []
 
 
-def test_a_gateway_shows_what_an_ingress_shows() -> None:
+def test_a_gateway_exposes_the_same_paths_as_an_ingress() -> None:
     route = "httpRoute.enabled=true,httpRoute.parentRefs[0].name=gateway,httpRoute.hostnames[0]=ling.example.com"
     rendered = render("--values", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", route)
     (ingress,), (shown,) = rendered.of("Ingress"), rendered.of("HTTPRoute")

@@ -1,4 +1,4 @@
-"""Who reaches what of a rendered chart, and what its containers may do."""
+"""Tests the chart's network policies and the rights of its containers."""
 
 import tomllib
 from typing import Any
@@ -62,7 +62,7 @@ def test_ray_asks_for_the_token(name: str) -> None:
 
 
 def allowed(rendered: Rendered, component: str) -> list[tuple[Any, Any]]:
-    """(from, ports) of every rule for pods of a component."""
+    """(from, ports) of each rule of the network policies for a component's pods."""
     labels = rendered.templates[component]["metadata"]["labels"]
     rules = []
     for policy in rendered.of("NetworkPolicy"):
@@ -105,7 +105,7 @@ def test_only_the_routers_port_is_open_and_the_rest_is_for_the_cluster(rendered:
 
 
 def test_kuberay_can_make_the_same_policies() -> None:
-    """What its operator adds by itself, pods of the same cluster at every port, is left out here."""
+    """The test ignores the rule that KubeRay's operator adds: all ports among pods of a cluster."""
     path = str(CHART / "examples/2p4d.yaml")
     rendered = render("--values", path, "--set", "networkPolicy.source=kuberay")
     given = rendered.cluster["networkPolicy"]

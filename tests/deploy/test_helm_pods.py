@@ -1,4 +1,4 @@
-"""What the pods of the chart can be given, and that nothing but what was asked for changes."""
+"""Tests the chart's settings of pods, and that each changes nothing else."""
 
 import json
 import re
@@ -39,7 +39,7 @@ def tuned(tmp_path_factory: pytest.TempPathFactory) -> Rendered:
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
-def test_every_pod_takes_what_a_platform_gives_its_pods(tuned: Rendered, component: str) -> None:
+def test_every_pod_takes_the_platform_s_settings(tuned: Rendered, component: str) -> None:
     template = tuned.templates[component]
     spec, main = template["spec"], template["spec"]["containers"][0]
     assert EXTRA["env"][0] in main["env"]
@@ -171,7 +171,7 @@ def test_the_schema_is_current_and_asks_for_every_default() -> None:
 
 @pytest.mark.parametrize("change", ["model.shard.resources.limits.memory=64Gi", "securityContext.runAsUser=12345"])
 def test_another_template_is_another_job(change: str, tmp_path: Path) -> None:
-    """The field is immutable: an upgrade that changed it under the same name would fail."""
+    """A job's template is immutable, so an upgrade that changed it under the same name would fail."""
     base = ("--values", str(CHART / "examples/2p4d.yaml"))
     (before,), (after,) = (render(*base, *more).of("Job") for more in ((), ("--set", change)))
     assert before["spec"]["template"] != after["spec"]["template"]
@@ -181,7 +181,7 @@ def test_another_template_is_another_job(change: str, tmp_path: Path) -> None:
     assert after["metadata"]["name"] in waiting["args"][0]
 
 
-def test_routers_share_a_database_and_a_volume_for_what_they_keep() -> None:
+def test_routers_share_a_database_and_a_volume() -> None:
     rendered = example("stateful")
     router = rendered.serve["applications"][0]["args"]["router"]
     (main,) = rendered.templates["router"]["spec"]["containers"]

@@ -1,4 +1,4 @@
-"""TLS between the chart's pods: what they get, and what the certificates that they make are good for."""
+"""Tests TLS between the chart's pods: their settings, and the certificates that they create."""
 
 import os
 import shlex
@@ -22,7 +22,7 @@ FILES = ("RAY_TLS_SERVER_CERT", "RAY_TLS_SERVER_KEY", "RAY_TLS_CA_CERT")
 
 @pytest.fixture(scope="module")
 def encrypted() -> Rendered:
-    """The example with the most in it."""
+    """The chart with the largest example and TLS."""
     return render("--values", str(CHART / "examples/2p4d.yaml"), *ON)
 
 
@@ -41,7 +41,7 @@ def test_every_process_of_ray_gets_the_switch_and_the_files(encrypted: Rendered)
         assert {str(Path(given[name]).parent) for name in FILES} == {mount["mountPath"]}
 
 
-def test_only_what_makes_a_certificate_sees_the_authority_s_key(encrypted: Rendered) -> None:
+def test_only_the_container_that_makes_certificates_sees_the_authority_s_key(encrypted: Rendered) -> None:
     for template in encrypted.templates.values():
         spec = template["spec"]
         volumes = {v["name"]: v for v in spec["volumes"]}
@@ -59,14 +59,14 @@ def test_only_what_makes_a_certificate_sees_the_authority_s_key(encrypted: Rende
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_is_an_option(name: str) -> None:
+def test_tls_is_off_by_default(name: str) -> None:
     for template in example(name).templates.values():
         assert not {"RAY_USE_TLS", *FILES} & set(variables(template["spec"]["containers"][0]))
         assert not {"tls", "ca"} & {v["name"] for v in template["spec"]["volumes"]}
 
 
 def test_kuberay_can_have_the_certificates_made() -> None:
-    """Its operator then refuses variables and mounts of ours."""
+    """With KubeRay's certificates the chart must not set its own variables and mounts, which the operator refuses."""
     rendered = render("--values", str(CHART / "examples/2p4d.yaml"), "--set", "tls.enabled=true,tls.source=kuberay")
     assert rendered.cluster["tlsOptions"] == {"enabled": True}
     for template in rendered.templates.values():
@@ -80,12 +80,12 @@ def test_kuberay_can_have_the_certificates_made() -> None:
 @pytest.mark.parametrize(
     "half", ["tls.enabled=true", "tls.caSecretName=ling-ca", "tls.enabled=true,tls.source=kuberay,tls.caSecretName=ca"]
 )
-def test_half_of_it_is_refused(half: str) -> None:
+def test_incomplete_tls_settings_are_refused(half: str) -> None:
     assert "tls: enabled and caSecretName go together" in refusal("--set", half)
 
 
 def greets(acceptor: ssl.SSLContext, caller: ssl.SSLContext, name: str) -> bool:
-    """Whether a handshake succeeds where the caller compares names, as Ray does."""
+    """Whether a handshake succeeds if the caller compares names, as Ray does."""
     to_acceptor, to_caller = ssl.MemoryBIO(), ssl.MemoryBIO()
     caller.check_hostname = True
     ends = [

@@ -1,4 +1,4 @@
-"""Values that can't work, and the tables they are checked by."""
+"""Tests that the chart refuses values that can't work, and the tables by which it checks them."""
 
 import json
 import re
@@ -6,6 +6,7 @@ import re
 import pytest
 import yaml
 
+from cluster.config import ClusterConfig
 from planner.cards import cards, find_card
 from planner.chart import table
 from planner.memory import Layout, capacity, enough
@@ -18,10 +19,15 @@ def test_the_memory_table_is_the_planner_s() -> None:
     assert written == table(), "run: python -m planner.chart > helm/files/memory.json"
 
 
-def test_the_schema_knows_the_planner_s_cards_and_what_divides_the_model() -> None:
+def test_the_schema_has_the_planner_s_cards_and_the_allowed_tp() -> None:
     schema = json.loads((CHART / "values.schema.json").read_text())
     assert schema["properties"]["gpu"]["properties"]["type"]["enum"] == [*cards(), "other"]
     assert schema["definitions"]["tp"]["enum"] == load_model("ling-2.6-flash").allowed_tp()
+
+
+def test_the_checks_assume_the_defaults_of_the_config() -> None:
+    config = ClusterConfig(model="x")
+    assert (config.cache.disk_ttl_s, config.router.session_ttl_s, config.page_size) == (86400, 3600, 64)
 
 
 @pytest.mark.parametrize(
@@ -55,10 +61,19 @@ def test_the_schema_knows_the_planner_s_cards_and_what_divides_the_model() -> No
         (["gpu.type=h100-80gb", "config.slots=2500"], r"2500 slots, 2500 kept states"),
         (["gpu.type=h100-80gb", "config.cache.device_states=20000"], r"20000 kept states"),
         (["config.max_step_tokens=20000"], r"config\.max_step_tokens: 20000 is more than the 8192"),
+        (["config.collectives=gloo"], r"config\.collectives: gloo joins ranks without GPUs"),
+        (["config.cache.disk_dir=/x"], r"config\.cache\.disk_dir: files are written from host memory"),
+        (
+            ["config.cache.disk_dir=/x", "config.cache.host_bytes=9", "config.cache.disk_ttl_s=60"],
+            r"config\.cache\.disk_ttl_s: 60 seconds would erase files of sessions",
+        ),
+        (["config.load=synthetic", "config.verify=true"], r"config\.verify: synthetic weights have no files"),
+        (["config.pages=2", "config.max_model_len=4096"], r"config\.pages: 2 of 64 tokens can't hold one sequence"),
+        (["decode.resources.limits.memoryX=1Gi"], r"decode\.resources\.limits: .*memoryX is not allowed"),
         (["config.max_model_len=300000"], r"config\.max_model_len: 300000 is more than the 262144"),
     ],
 )
-def test_what_can_not_work_is_refused_by_its_path(settings: list[str], why: str) -> None:
+def test_values_that_can_not_work_are_refused_by_path(settings: list[str], why: str) -> None:
     assert re.search(why, refusal(*(part for s in settings for part in ("--set", s))), re.DOTALL)
 
 
@@ -80,7 +95,7 @@ def test_without_a_cache_its_states_take_no_memory() -> None:
     assert render(*values, "--set", "config.cache.device_states=64").of("RayService")
 
 
-def test_a_card_the_planner_does_not_know_goes_without_the_check() -> None:
+def test_a_card_unknown_to_the_planner_is_not_checked() -> None:
     values = ("--values", str(CHART / "examples/1p1d-8gpu.yaml"), "--set", "gpu.type=other,prefill.tp=1,decode.tp=1")
     assert render(*values).of("RayService")
 

@@ -1,4 +1,4 @@
-"""Where the chart's weights come from: every source, rendered, and what contradicts itself refused."""
+"""Tests the sources of the chart's weights, and that contradictory settings are refused."""
 
 import re
 from typing import Any
@@ -94,7 +94,7 @@ def test_folders_are_mounted_and_never_written() -> None:
         (HUB, "model.source=folder,model.path=a", r"model\.volume: model\.path needs exactly one"),
     ],
 )
-def test_what_contradicts_itself_is_refused_by_its_path(base: tuple[str, ...], settings: str, why: str) -> None:
+def test_contradictory_sources_of_weights_are_refused_by_path(base: tuple[str, ...], settings: str, why: str) -> None:
     done = helm("template", "ling", str(CHART), *base, "--set", settings)
     assert done.returncode != 0
     assert re.search(why, done.stderr, re.DOTALL), done.stderr

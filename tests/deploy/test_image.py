@@ -1,4 +1,4 @@
-"""The image's recipe, read: no engine builds it here."""
+"""Tests the Dockerfile by reading it; no image is built."""
 
 import re
 import shutil
@@ -19,7 +19,7 @@ SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text())["
 
 
 def _stages() -> dict[str, list[str]]:
-    """Each stage's instructions; the part of the file before the first is left out."""
+    """The instructions of each stage, without those before the first stage."""
     stages: dict[str, list[str]] = {}
     text = (ROOT / "Dockerfile").read_text().replace("\\\n", " ")
     for line in text.splitlines():
@@ -37,7 +37,7 @@ def test_linter_finds_nothing() -> None:
     assert (found.returncode, found.stdout) == (0, "")
 
 
-def test_targets_run_as_nobody_special() -> None:
+def test_image_targets_run_as_an_unprivileged_user() -> None:
     stages = _stages()
     assert list(stages)[-2:] == ["cpu", "cuda"]
     for target in ("cpu", "cuda"):
@@ -50,7 +50,7 @@ def test_torch_is_the_one_the_project_names() -> None:
     assert f'"{wanted}"' in " ".join(_stages()["build-cpu"])
 
 
-def test_copied_is_what_the_context_lets_through() -> None:
+def test_every_copied_file_is_in_the_build_context() -> None:
     allowed = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     copied = {w for line in _stages()["source"] if line.startswith("COPY") for w in line.split()[1:-1]}
     assert copied == allowed
@@ -99,7 +99,7 @@ def test_compose_s_own_schema_takes_the_file() -> None:
 
 
 def test_compiled_kernels_outlive_a_run() -> None:
-    """In a volume that begins as the image's folder, which its user may write."""
+    """They are in a volume that begins as a copy of the image's folder, which the image's user may write."""
     gpu = SERVICES["ling-gpu"]
     folder = Path(gpu["environment"]["TRITON_CACHE_DIR"]).parent
     assert f"kernels:{folder}" in gpu["volumes"]
@@ -124,7 +124,7 @@ def test_services_of_one_box_are_closed() -> None:
 
 
 @pytest.mark.skipif(shutil.which("promtool") is None, reason="no promtool on PATH: apt-get install prometheus")
-def test_prometheus_of_one_box_reads_its_settings_and_keeps_what_the_boards_read(tmp_path: Path) -> None:
+def test_prometheus_of_one_machine_keeps_the_metrics_of_the_boards(tmp_path: Path) -> None:
     settings = (ROOT / "cluster/dashboards/compose/prometheus.yaml").read_text()
     local = settings.replace("/etc/ling/alerts.yaml", str(ROOT / "dashboards/alerts.yaml"))
     (tmp_path / "prometheus.yaml").write_text(local)

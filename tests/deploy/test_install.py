@@ -1,4 +1,4 @@
-"""Which build of torch `make install` takes, by what the machine has and what answers."""
+"""Tests which build of torch `make install` chooses, by the machine's hardware and the reachable indexes."""
 
 import socket
 from collections.abc import Iterator
@@ -18,7 +18,7 @@ def silent() -> Iterator[str]:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
-def test_an_index_that_is_silent_or_away_does_not_answer(silent: str) -> None:
+def test_a_silent_or_unreachable_index_counts_as_no_answer(silent: str) -> None:
     assert not SCRIPT.answers(silent, patience_s=0.2)
     assert not SCRIPT.answers(f"http://127.0.0.1:{free_port()}")
     assert not SCRIPT.answers("http://no-such-host.invalid", patience_s=0.2)
@@ -43,7 +43,7 @@ def test_the_cpu_build_is_for_linux_without_a_driver(
 
 
 @pytest.mark.parametrize("works", [True, False])
-def test_torch_is_installed_before_the_rest_and_what_was_taken_is_said(
+def test_torch_is_installed_first_and_its_build_is_printed(
     works: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     asked: list[tuple[str, ...]] = []

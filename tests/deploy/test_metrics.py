@@ -1,4 +1,4 @@
-"""What is recorded, and what becomes of it on its way out."""
+"""Tests what routers and workers record, and how it is exported."""
 
 import asyncio
 import itertools
@@ -115,7 +115,7 @@ def test_a_worker_tells_of_its_steps_ranks_and_snapshots() -> None:
     figures.transferred(0.25)
     figures.transfer_failed("link")
     none = Moved(0, 0.0)
-    figures.told(RankStats(1, (("forward", 9.0),), Moved(10, 0.5), none))
+    figures.told(RankStats(1, (("forward", 9.0),), Moved(10, 0.5), none, links={"nccl": 2}))
     figures.told(RankStats(0, (("forward", 2.0),), none.plus(20, 0.5).plus(1, 0.5), none, (6, 2), ((1, 1.5),)))
     assert figures.totals == StepTotals(1, 1.0, 2, 4, 10, 1)
     found = dict(samples(figures))
@@ -134,12 +134,14 @@ def test_a_worker_tells_of_its_steps_ranks_and_snapshots() -> None:
     assert found["ling_transfer_bytes_total{rank=1,direction=out}"] == 10
     assert found["ling_transfer_bytes_total{rank=0,direction=out}"] == 21
     assert found["ling_transfer_busy_seconds_total{rank=0,direction=out}"] == 1.0
+    links = [found[f"ling_transfer_links{{rank={rank},channel=nccl}}"] for rank in (0, 1)]
+    assert (links, found["ling_transfer_links{rank=1,channel=shm}"]) == ([0, 2], 0)
     assert [found[f"ling_expert_tokens_total{{rank={r}}}"] for r in (0, 1)] == [6, 2]
     assert found["ling_expert_peak_ratio{layer=1}"] == 1.5
     assert found["ling_worker_free_slots"] == 4
 
 
-def test_a_bridge_hands_over_what_is_there_and_tries_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bridge_hands_values_to_ray_and_tries_again_after_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[tuple[str, ...], float] = {}
 
     class Gauge:
@@ -164,7 +166,7 @@ def test_a_bridge_hands_over_what_is_there_and_tries_again(monkeypatch: pytest.M
 
     async def run() -> None:
         bridge = asyncio.create_task(Bridge(read, {"router": "r"}).run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while told.get(("ling_errors_total", "internal", "r"), 0) < 3:
                 await asyncio.sleep(0)
         bridge.cancel()

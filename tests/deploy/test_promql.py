@@ -1,4 +1,4 @@
-"""Every expression of every board and alert, on a real Prometheus that scrapes a real cluster under load."""
+"""Tests all expressions of boards and alerts on a real Prometheus that scrapes a real cluster under load."""
 
 import itertools
 import math
@@ -74,7 +74,7 @@ def load(at: Serving, key: str, threads: int) -> Iterator[None]:
 
 
 def agent(at: Serving) -> str:
-    """host:port of the node's metrics agent, once it tells our figures."""
+    """host:port of the node's metrics agent, once it has our metrics."""
     found = ""
 
     def tells() -> bool:
@@ -94,7 +94,7 @@ def agent(at: Serving) -> str:
 
 
 def wrong(at: Prometheus, expr: str, unit: Unit) -> str | None:
-    """What is wrong with an expression's values now."""
+    """The problems of an expression's present values."""
     values = [value for _, value in at.query(unchosen(expr).replace(WINDOW, "10s")) if math.isfinite(value)]
     if not values:
         return "no data"
@@ -102,7 +102,7 @@ def wrong(at: Prometheus, expr: str, unit: Unit) -> str | None:
 
 
 def of_routers(page: str, prefix: str) -> Series:
-    """The routers' series of a page, without what Ray adds to their labels."""
+    """The routers' series of a page, without the labels that Ray adds."""
     keys = {metric.name: {*metric.labels, "le"} for metric in TABLE}
     found: Series = {}
     for family in text_string_to_metric_families(page):
@@ -118,7 +118,7 @@ def of_routers(page: str, prefix: str) -> Series:
 
 
 def evaluate(at: Serving, key: str, folder: Path) -> None:
-    """Every expression against a cluster that somebody's `key` opens and whose card is known."""
+    """Check all expressions on a cluster that asks for the API key `key` and has a known card."""
     # The board of GPUs reads another exporter.
     ours = [board for board in BOARDS if board.scope]
     pending = {(q.expr, p.unit) for board in ours for p in board.panels for q in p.queries}

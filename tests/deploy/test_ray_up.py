@@ -1,4 +1,4 @@
-"""The `ray up` recipes, as Ray's own launcher reads them; no cloud is asked."""
+"""Tests the `ray up` recipes by Ray's own launcher, without a cloud."""
 
 import json
 import re
@@ -76,7 +76,7 @@ def test_the_node_types_hold_the_documented_sizes(recipe: str, app: str) -> None
     assert grown <= sum(t["max_workers"] * t["resources"].get("decode", 0) for t in types.values())
 
 
-def test_the_marks_a_machine_gets_by_default_are_what_serve_asks_for() -> None:
+def test_machines_have_the_resource_marks_that_serve_asks_for() -> None:
     recipe = load(ROOT / "cluster/ray/onprem.yaml")
     marks = [
         json.loads(match)

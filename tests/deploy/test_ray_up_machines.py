@@ -1,4 +1,4 @@
-"""What a machine of `ray up` starts from, and what its setup script makes of it, with every foreign program played."""
+"""Tests the images of `ray up`'s machines, and their setup script with fake programs."""
 
 import json
 import os
@@ -58,7 +58,7 @@ def test_every_recipe_prepares_its_machines_by_the_one_script(path: Path) -> Non
 
 @dataclass
 class Machine:
-    """A home folder, and a PATH of played programs, each of which appends its words to `calls`."""
+    """A machine with a home folder and fake programs on its PATH, each of which logs its call in `calls`."""
 
     home: Path
     tools: Path

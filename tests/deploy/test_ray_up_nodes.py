@@ -1,4 +1,4 @@
-"""A cluster of three machines by the on-premise recipe, with what the chart renders for a cluster without GPUs."""
+"""Tests a cluster of three machines by the on-premise recipe, with the chart's config without GPUs."""
 
 import os
 import subprocess
@@ -28,7 +28,7 @@ def repository() -> Repository:
 
 @pytest.fixture(scope="module")
 def deployed(repository: Repository) -> Iterator[Deployed]:
-    """Each node fetches from a hub, into its user's own cache."""
+    """A deployed cluster. Each node fetches from a hub into its user's own cache."""
     with hub_server(repository) as url, ray_nodes(every={"HF_ENDPOINT": url}) as nodes:
         nodes.start_head({"router": 8}, own="")
         nodes.keep_gcs()
@@ -49,7 +49,7 @@ def live(deployed: Deployed) -> list[dict[str, Any]]:
 
 
 def test_each_node_fetches_the_weights_once(deployed: Deployed, repository: Repository) -> None:
-    """Three workers on two nodes; the head, with the routers, takes what describes the checkpoint."""
+    """There are three workers on two nodes. The head, with the routers, fetches only what describes the checkpoint."""
     size = (EMBEDDED / "model.safetensors").stat().st_size
     assert repository.sent["model.safetensors"] == 2 * size
     caches = {path.relative_to(deployed.nodes.folder).parts[0] for path in deployed.nodes.folder.rglob("*.safetensors")}
@@ -90,14 +90,14 @@ def test_ray_does_nothing_without_the_token(deployed: Deployed) -> None:
         assert httpx.get(deployed.nodes.dashboard + path, timeout=10, trust_env=False).status_code == 401
 
 
-def test_a_node_s_health_is_told_without_the_token_as_the_chart_s_probes_ask(deployed: Deployed) -> None:
+def test_a_node_s_health_needs_no_token_as_the_chart_s_probes_have_none(deployed: Deployed) -> None:
     for component in ("prefill", "decode"):
         container = example("cpu-mini").templates[component]["spec"]["containers"][0]
         assert container["readinessProbe"]["httpGet"] == {"path": "/api/healthz", "port": "agent"}
     assert all(deployed.nodes.healthy(address) for address in (HEAD, PREFILL, DECODE))
 
 
-def test_a_gcs_that_dies_under_load_comes_back_and_no_stream_breaks(deployed: Deployed) -> None:
+def test_a_gcs_that_dies_under_load_is_restarted_and_no_stream_breaks(deployed: Deployed) -> None:
     before, load = deployed.live_decode_worker(), Load(deployed.url)
     assert before is not None
     with load.running():
@@ -113,8 +113,8 @@ def test_a_gcs_that_dies_under_load_comes_back_and_no_stream_breaks(deployed: De
 
 
 def test_serve_s_controller_dies_under_load_and_no_stream_breaks(deployed: Deployed) -> None:
-    """Its successor knows the application again, and starts anew what ends."""
-    (controller,) = [p for p in deployed.nodes.processes() if p.name().startswith("ray::ServeCont")]
+    """The next controller knows the application and restarts what ends."""
+    (controller,) = deployed.nodes.named("ray::ServeCont")
     before, asked = deployed.live_decode_worker(), Transcripts(deployed.url)
     assert before is not None
     with asked.running():

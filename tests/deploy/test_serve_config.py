@@ -1,4 +1,4 @@
-"""The Serve configs, as Serve and the one schema read them."""
+"""Tests that Serve and the schema accept the Serve configs."""
 
 from pathlib import Path
 from typing import Any

@@ -1,4 +1,4 @@
-"""The Terraform modules, read: what they refer to resolves, and nothing of them is open that should not be."""
+"""Tests the Terraform modules by reading them: references resolve, and nothing is open to the internet."""
 
 import json
 import re
@@ -161,7 +161,7 @@ def test_nodes_have_encrypted_disks_and_guard_their_metadata() -> None:
 
 
 def unknown(values: Any, known: Any, path: str = "") -> list[str]:
-    """Keys of values that known lacks, by their path. An empty mapping in known takes any key."""
+    """The paths of keys of `values` that `known` lacks. An empty mapping in `known` allows any key."""
     if not isinstance(values, dict) or not isinstance(known, dict) or not known:
         return []
     missing = [f"{path}{key}" for key in values if key not in known]
@@ -170,7 +170,7 @@ def unknown(values: Any, known: Any, path: str = "") -> list[str]:
     ]
 
 
-def test_what_is_set_on_the_chart_is_in_its_values() -> None:
+def test_settings_of_the_module_exist_in_the_chart_s_values() -> None:
     ling = module(ROOT / "modules/ling")
     (values,) = [body["values"] for kind, _, body in ling.blocks if kind == "locals" and "values" in body]
     known = yaml.safe_load((CHART / "values.yaml").read_text())

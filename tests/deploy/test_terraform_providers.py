@@ -1,4 +1,4 @@
-"""What terraform makes of the modules with their real providers, where those can be had (docs/TERRAFORM.md)."""
+"""Tests the modules with Terraform and their real providers, where those are available (docs/TERRAFORM.md)."""
 
 import os
 import shutil
@@ -34,7 +34,7 @@ def run(folder: Path, *arguments: str, **environment: str) -> subprocess.Complet
 
 
 def init(folder: Path) -> str:
-    """Get the providers as terraform is set up to, or from the plugin cache alone; why not, or ""."""
+    """Get the providers from where Terraform is set up to look, or the plugin cache; returns the reason if it fails."""
     arguments = ("init", "-backend=false", "-input=false")
     done = run(folder, *arguments)
     if done.returncode != 0 and (cache := os.environ.get("TF_PLUGIN_CACHE_DIR")):
@@ -45,7 +45,7 @@ def init(folder: Path) -> str:
 
 
 def to_aws_5(root: Path) -> None:
-    """Rewrite a copy of the modules; each thing rewritten must be there."""
+    """Rewrite a copy of the modules for hashicorp/aws 5.x; each rewritten text must exist."""
     texts = {path: path.read_text() for path in root.rglob("*.tf")}
     for old, new in _AWS_5.items():
         assert any(old in text for text in texts.values()), old

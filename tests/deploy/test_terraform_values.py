@@ -1,4 +1,4 @@
-"""What terraform itself makes of the modules' variables, where it is installed. It needs no provider for that."""
+"""Tests the modules' variables with Terraform, where it is installed. That needs no provider."""
 
 import json
 import re
@@ -26,7 +26,7 @@ def given(folder: Path, variables: Body) -> None:
 
 
 @pytest.mark.parametrize("folder", EXAMPLES, ids=name_of)
-def test_the_chart_takes_what_terraform_makes_of_an_example(folder: Path, tmp_path: Path) -> None:
+def test_the_chart_accepts_the_values_that_terraform_makes_of_an_example(folder: Path, tmp_path: Path) -> None:
     ling = ROOT / "modules/ling"
     call = module(folder).of("module")["ling"]
     variables = {name: call[name] for name in ("gpu", "prefill", "decode", "values")}
@@ -149,7 +149,7 @@ REFUSED: dict[str, dict[str, tuple[Any, ...]]] = {
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_can_not_work_is_refused_by_its_name(case: str, tmp_path: Path) -> None:
+def test_variables_that_can_not_work_are_refused_by_name(case: str, tmp_path: Path) -> None:
     name = case.split(maxsplit=1)[0]
     shutil.copy(ROOT / "modules" / name / "variables.tf", tmp_path)
     others: dict[str, Body] = {

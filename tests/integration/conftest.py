@@ -1,4 +1,4 @@
-"""What joins router and engine starts from the router's own fixtures."""
+"""Makes the router's fixtures available to tests of router and engine together."""
 
 from tests.router.conftest import checkpoint, stage
 

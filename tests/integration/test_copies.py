@@ -1,4 +1,4 @@
-"""A long answer's state is copied to another worker, which goes on with it where the first one dies."""
+"""Tests that a long answer's state is copied to another worker, which continues it when the first one dies."""
 
 import asyncio
 import json
@@ -21,7 +21,7 @@ BODY: dict[str, Any] = {
 }  # fmt: skip
 
 
-def test_an_answer_goes_on_from_its_latest_copy() -> None:
+def test_an_answer_continues_from_its_latest_copy() -> None:
     async def run() -> None:
         workers = [RealWorker(name, cache_states=16, cache_answer_tokens=EACH) for name in ("d0", "d1")]
         async with served(NANO, workers, Pools(0, 2)) as stage, stage.client() as client:  # type: ignore[arg-type]

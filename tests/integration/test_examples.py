@@ -1,4 +1,4 @@
-"""The example that needs no cluster; tests/cluster/test_agent.py runs the others against one."""
+"""Tests the example that needs no cluster; tests/cluster/test_agent.py tests the others."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The live page: what it is made of over HTTP, and what a browser makes of it."""
+"""Tests the live page over HTTP and in a browser."""
 
 import asyncio
 import html
@@ -43,7 +43,7 @@ def test_since_must_be_a_time(stage: Stage) -> None:
     assert "since" in refused.json()["error"]["message"]
 
 
-def test_history_is_what_metrics_say_and_ends(stage: Stage) -> None:
+def test_the_page_s_history_equals_the_metrics_and_is_bounded(stage: Stage) -> None:
     history = History(stage.gateway.metrics.collect)
     for moment in range(KEPT + 10):
         history.record(float(moment))
@@ -72,7 +72,7 @@ def _scraped(stage: Stage) -> dict[str, float]:
 @pytest.mark.process
 @pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 def test_a_browser_shows_the_figures_of_metrics(stage: Stage, tmp_path: Path) -> None:
-    """After some load, so that what the page shows and what /metrics says stay the same."""
+    """The test compares after the load, so that the page's and /metrics' figures no longer change."""
     answers = [stage.http.post(f"{stage.url}/v1/chat/completions", json=BODY) for _ in range(30)]
     assert all(answer.status_code == 200 for answer in answers)
     _until_history_has(stage, _scraped(stage))
@@ -94,7 +94,7 @@ def test_a_browser_shows_the_figures_of_metrics(stage: Stage, tmp_path: Path) ->
 
 
 def _until_history_has(stage: Stage, wanted: dict[str, float]) -> None:
-    """The page draws what is recorded every other second: ask for that until it is what /metrics says."""
+    """Poll the history, which is recorded every other second, until it has /metrics' figures."""
     last: dict[str, float] = {}
     while any(last.get(name) != value for name, value in wanted.items() if name.endswith("_tokens_total")):
         told = stage.http.get(f"{stage.url}/live").json()
@@ -106,7 +106,7 @@ def _workers(stage: Stage) -> list[dict[str, Any]]:
     return [w for pool in pools.values() for w in pool["workers"]]
 
 
-def test_other_routers_figures_are_told_by_their_names(stage: Stage) -> None:
+def test_figures_of_other_routers_have_their_names(stage: Stage) -> None:
     told: list[dict[str, float]] = []
 
     async def exchange(own: dict[str, float]) -> dict[str, dict[str, float]]:
@@ -138,7 +138,7 @@ def test_a_router_that_is_gone_is_forgotten() -> None:
 
 @pytest.mark.process
 @pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
-def test_all_routers_are_one_cluster_and_what_is_wrong_stands_out(tmp_path: Path) -> None:
+def test_the_page_shows_all_routers_as_one_cluster_and_highlights_problems(tmp_path: Path) -> None:
     with page_stage() as url:
         document, log = browse(url, tmp_path, "--window-size=1280,1000", "--dump-dom")
     assert not [line for line in log.splitlines() if ":CONSOLE" in line]

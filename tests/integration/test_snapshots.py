@@ -1,4 +1,4 @@
-"""Sessions and failed requests as files with their states, between clusters whose workers differ in ranks."""
+"""Tests files of sessions and failed requests with their states, between clusters with different tp."""
 
 import asyncio
 import dataclasses
@@ -31,7 +31,7 @@ FORM: Any = {
 
 
 class RealWorker:
-    """A leader with ranks of its own, started and ended as the stage does its fakes."""
+    """A real leader with ranks, which the stage starts and ends like a fake worker."""
 
     def __init__(self, tp: int, **settings: Any) -> None:
         self.config = WorkerConfig(
@@ -71,14 +71,14 @@ def cluster(folder: Path, tp: int, **settings: Any) -> Iterator[tuple[Stage, Rea
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stage, RealWorker]]:
-    """Two ranks, speculation, host memory."""
+    """The config of a worker with two ranks, speculation and host memory."""
     with cluster(tmp_path_factory.mktemp("two"), 2, speculate=2, cache_host_bytes=1 << 28) as started:
         yield started
 
 
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Stage, RealWorker]]:
-    """One rank, which drafts too: its latents are laid alike."""
+    """The config of a worker with one rank, which also speculates, so that its latents have the same layout."""
     with cluster(tmp_path_factory.mktemp("one"), 1, speculate=2) as started:
         yield started
 
@@ -96,7 +96,7 @@ def ask(stage: Stage, session: str, messages: Any, **more: Any) -> Any:
 
 
 def hello(name: str) -> list[dict[str, str]]:
-    """A conversation's beginning, which none of another name shares."""
+    """The first message of a conversation, which differs for each name."""
     return [{"role": "user", "content": f"{name}: " + "Tell me about the sea, and how you are, in a few words. " * 4}]
 
 
@@ -109,7 +109,7 @@ def no_files(worker: RealWorker) -> None:
 
 @pytest.mark.parametrize("tier", ["device", "host"])
 @pytest.mark.parametrize("form", [None, FORM], ids=["free", "grammar"])
-def test_a_session_goes_on_in_another_cluster(
+def test_a_session_continues_in_another_cluster(
     two: tuple[Stage, RealWorker], one: tuple[Stage, RealWorker], tmp_path: Path, form: Any, tier: str
 ) -> None:
     (there, sender), (here, taker) = two, one

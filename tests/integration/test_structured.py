@@ -1,4 +1,4 @@
-"""Forms kept to by the real engine: what it writes under each is of it, whatever the sampling."""
+"""Tests grammars with the real engine: each answer follows its grammar, whatever the sampling."""
 
 import json
 import random
@@ -28,7 +28,7 @@ TURN = "<role>HUMAN</role>{}<|role_end|><role>ASSISTANT</role>"
 
 
 class Writer:
-    """The bare engine with a tokenizer in front and behind."""
+    """The bare engine, with a tokenizer for prompts and answers."""
 
     def __init__(self) -> None:
         self.tokenizer = Tokenizer(NANO)
@@ -37,7 +37,7 @@ class Writer:
     def ask(
         self, forms: Seq[Form | None], *, thinking: Thinking = Thinking.NONE, turn: str = "Go on.", **sampling: Any
     ) -> list[Completion]:
-        """An answer of each form; every fifth is greedy, the others are drawn at temperature 1."""
+        """Answers to each grammar; every fifth is greedy, the others are sampled at temperature 1."""
         prompt = self.tokenizer.encode(TURN.format(turn), False)
         return self.engine.generate(
             [prompt] * len(forms),
@@ -57,23 +57,23 @@ class Writer:
         )
 
     def text(self, answer: Completion) -> str:
-        """All but the token that ended it, markers too."""
+        """The text without the token that ended it, with markers shown."""
         ids = answer.token_ids[:-1] if answer.finish == "stop" else answer.token_ids
         return self.tokenizer.decode(ids, skip_special=False)
 
     def whole(self, form: Form, count: int = 10, **options: Any) -> list[str]:
-        """The texts of so many answers that came to an end, some of which must."""
+        """The texts of those answers that ended by themselves; at least some must."""
         answers = self.ask([form] * count, **options)
         texts = [self.text(a) for a in answers if a.finish == "stop"]
         assert texts, [self.text(a) for a in answers]
         return texts
 
     def bias(self, *texts: str, by: float) -> tuple[tuple[int, float], ...]:
-        """For every token of these texts."""
+        """A logit bias for each token of these texts."""
         return tuple((t, by) for t in dict.fromkeys(i for x in texts for i in self.tokenizer.encode(x, False)))
 
     def parts(self, text: str, **options: Any) -> list[Part]:
-        """As the router tells them apart."""
+        """The parts of a text, as the router splits them."""
         reader = Reader(Hermes(), **options)
         return reader.push(text) + reader.flush()
 
@@ -84,7 +84,7 @@ def writer() -> Writer:
 
 
 @pytest.mark.process
-def test_what_comes_of_100_schemas_is_valid(writer: Writer) -> None:
+def test_answers_to_100_schemas_are_valid(writer: Writer) -> None:
     schemas = [schema(seed) for seed in range(100)]
     # The penalty ends fractions that would have no end.
     answers = writer.ask([json_form(Schema(s, "x")) for s in schemas], frequency_penalty=0.7, max_tokens=150)
@@ -164,7 +164,7 @@ FUNCTIONS = [
 
 
 def check_calls(parts: list[Part]) -> list[str]:
-    """Names of the calls, each of which must be sound."""
+    """The names of an answer's calls, each of which must be valid."""
     names: list[str] = []
     arguments = ""
     for part in parts:
@@ -228,7 +228,7 @@ def test_no_tools_leave_the_content_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("thinking", [Thinking.MAY, Thinking.BEGUN])
-def test_reasoning_comes_before_what_has_a_form(writer: Writer, thinking: Thinking) -> None:
+def test_reasoning_precedes_the_constrained_text(writer: Writer, thinking: Thinking) -> None:
     begun = thinking is Thinking.BEGUN
     bias = writer.bias("<think>", by=20.0) + writer.bias("</think>", by=11.0)
     texts = writer.whole(regex_form("[0-9]{2}", "x"), thinking=thinking, logit_bias=bias, count=6, max_tokens=40)
@@ -256,7 +256,7 @@ def test_rows_with_and_without_a_form_do_not_touch_each_other(writer: Writer) ->
     assert all(re.fullmatch("[a-z]{5}", writer.text(a)) for a in mixed[1::2])
 
 
-def test_what_can_not_go_on_ends_in_an_error_beside_one_that_can(writer: Writer) -> None:
+def test_a_sequence_that_can_not_continue_fails_without_harming_others(writer: Writer) -> None:
     form = regex_form("[0-9]{2}", "x")
     for options in ({"min_tokens": 9}, {"stop_token_ids": ()}):
         assert [a.finish for a in writer.ask([form], **options)] == ["error"]
@@ -265,21 +265,21 @@ def test_what_can_not_go_on_ends_in_an_error_beside_one_that_can(writer: Writer)
     assert len(fine.token_ids) >= 30
 
 
-def test_preempted_sequences_go_on_where_they_were(writer: Writer) -> None:
+def test_preempted_sequences_continue_under_their_grammar(writer: Writer) -> None:
     forms = [regex_form("([a-z]{3}[0-9]){20}", "x")] * 8
     expected = [a.token_ids for a in writer.ask(forms, max_tokens=40)]
     cramped = Writer.__new__(Writer)
     cramped.tokenizer = writer.tokenizer
     cramped.engine = Engine(WorkerConfig(NANO, slots=8, page_size=16, pages=16, max_model_len=256, max_step_tokens=32))
     preempted = []
-    inner = cramped.engine.scheduler._preempt
-    cramped.engine.scheduler._preempt = lambda seq, now: preempted.append(seq.generated) or inner(seq, now)  # type: ignore
+    inner = cramped.engine.scheduler._places.preempt
+    cramped.engine.scheduler._places.preempt = lambda seq, now: preempted.append(seq.generated) or inner(seq, now)  # type: ignore
     assert [a.token_ids for a in cramped.ask(forms, max_tokens=40)] == expected
     assert any(preempted)
 
 
-def test_any_token_is_as_good_a_place_to_hand_over(writer: Writer) -> None:
-    """As a decode worker goes on: the generated tokens so far are all it gets."""
+def test_a_decode_worker_can_continue_at_any_token(writer: Writer) -> None:
+    """A decode worker continues from the generated tokens alone."""
     form = json_form(Schema(schema(7), "x"))
     (whole,) = writer.ask([None, form], max_tokens=40)[1:]
     rng = random.Random(1)

@@ -1,4 +1,4 @@
-"""Structured output over HTTP with the vendors' clients, before a real worker that keeps to grammars."""
+"""Tests structured output over HTTP with the vendors' SDKs and a real worker."""
 
 import asyncio
 import json
@@ -26,7 +26,7 @@ HELLO: Any = [{"role": "user", "content": "Hello!"}]
 
 
 class Answer(pydantic.BaseModel):
-    """What the model is to say."""
+    """The schema of an answer."""
 
     mood: Literal["good", "bad"]
     sure: bool
@@ -34,7 +34,7 @@ class Answer(pydantic.BaseModel):
 
 
 class RealWorker:
-    """A leader whose rank is a thread, started and ended as the stage does its fakes."""
+    """A real leader whose rank is a thread; the stage starts and ends it like a fake worker."""
 
     def __init__(self, name: str = "d0", **settings: Any) -> None:
         self._name = name
@@ -43,7 +43,7 @@ class RealWorker:
 
     @property
     def recomputed(self) -> int:
-        """Tokens so far that were computed and not sampled after: all of a prompt but its last."""
+        """The number of computed tokens after which nothing was sampled: all of a prompt but its last."""
         totals = self._leader.figures.totals
         return totals.tokens - totals.sampled
 
@@ -140,7 +140,7 @@ def test_extras_and_completions(sdk: openai.OpenAI) -> None:
     Answer.model_validate(json.loads(text))
 
 
-def test_what_can_not_end_is_the_client_s_error(stage: Stage) -> None:
+def test_a_grammar_that_can_not_end_is_the_client_s_error(stage: Stage) -> None:
     body = {"model": "tiny", "messages": HELLO, "structured_outputs": {"regex": "[0-9]{2}"}, "min_tokens": 9}
     answer = stage.http.post(f"{stage.url}/v1/chat/completions", json=body)
     assert answer.status_code == 400

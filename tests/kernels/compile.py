@@ -53,13 +53,13 @@ class Compiled:
 
 
 def modules() -> list[str]:
-    """Test modules that say what to compile."""
+    """The test modules that define `on_card`."""
     files = sorted(HERE.glob("test_triton_*.py"))
     return [f"{__package__}.{f.stem}" for f in files if "\ndef on_card(" in f.read_text()]
 
 
 def compile_all(names: list[str], card: int) -> dict[str, list[Compiled] | str]:
-    """By module what was compiled, or the error; in a process of its own, where triton is not interpreted."""
+    """The compiled kernels of each module, or the error; from a process in which Triton is not interpreted."""
     environment = {k: v for k, v in os.environ.items() if k not in ("TRITON_INTERPRET", "LING_KERNELS", "LING_PDL")}
     if card >= 90:
         # What it adds to kernels only orders them.
@@ -74,7 +74,7 @@ def compile_all(names: list[str], card: int) -> dict[str, list[Compiled] | str]:
 
 
 def _usage(compiled: Any) -> tuple[int, int]:
-    """Registers and stack of a thread, from the machine code."""
+    """Registers and stack bytes per thread, read from the machine code."""
     import triton  # noqa: PLC0415
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
@@ -100,7 +100,7 @@ def _compile(name: str, card: int) -> list[Compiled]:
     from triton.runtime.jit import JITFunction  # noqa: PLC0415
 
     class Absent:
-        """Stands for the driver of a GPU that isn't here."""
+        """A fake driver of a GPU that this machine does not have."""
 
         def get_current_device(self) -> int:
             return 0
@@ -144,7 +144,7 @@ def _compiled(c: Any) -> Compiled:
 
 
 def matrix() -> str:
-    """What the hungriest variant of each kernel takes on each card; fp32 ones apart where there are others."""
+    """The largest variant of each kernel on each card, as a Markdown table; fp32 variants have rows of their own."""
     found: dict[str, dict[int, str]] = {}
     for card, known in CARDS.items():
         by_kernel: dict[str, list[Compiled]] = {}
@@ -169,7 +169,7 @@ def matrix() -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Print what each kernel takes, as a table or, after --json, in one line."""
+    """Compile kernels and print what each takes, as a table or, with --json, in one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*")
     parser.add_argument("--card", type=int, choices=tuple(CARDS), default=90)

@@ -1,4 +1,4 @@
-"""The device of kernel tests: a GPU if there is one, else Triton's interpreter on the CPU."""
+"""Runs kernel tests on a GPU if there is one, else in Triton's interpreter on the CPU."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Tolerance:
-    """Allowed differences to a reference in the same dtype."""
+    """The allowed differences to a reference in the same dtype."""
 
     rtol: float
     atol: float
@@ -25,7 +25,7 @@ _TOLERANCES = {
 
 @pytest.fixture(autouse=True)
 def _poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill the memory that `torch.empty` returns with values that spoil every result computed from it."""
+    """Fill the memory that `torch.empty` returns with values that make every result computed from it wrong."""
     empty = torch.empty
 
     def filled(*args: Any, **kwargs: Any) -> Tensor:
@@ -47,12 +47,12 @@ def device() -> torch.device:
 # The interpreter rounds to bf16 by other rules than a GPU does.
 @pytest.fixture(params=[torch.float32, torch.bfloat16] if torch.cuda.is_available() else [torch.float32], ids=str)
 def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    """Compute dtypes worth testing here."""
+    """The compute dtypes to test on this device."""
     return request.param
 
 
 def close(got: torch.Tensor, expected: torch.Tensor, dtype: torch.dtype | None = None) -> None:
-    """Assert that `got` equals `expected` as far as `dtype` (got's own if None) allows, and holds no NaN."""
+    """Assert that `got` equals `expected` within the tolerance of `dtype` (None: got's) and has no NaN."""
     limit = _TOLERANCES[dtype or got.dtype]
     assert not got.float().isnan().any()
     torch.testing.assert_close(got.double(), expected.double(), rtol=limit.rtol, atol=limit.atol)

@@ -1,4 +1,4 @@
-"""Random matrices in every format that kernels read."""
+"""Makes random matrices in every format that kernels read."""
 
 from collections.abc import Callable
 
@@ -21,7 +21,7 @@ def plain(shape: Shape, dtype: torch.dtype, device: torch.device) -> Tensor:
 def fp8(
     shape: Shape, dtype: torch.dtype, device: torch.device, block: tuple[int, int] = (128, 128), start: int = 0
 ) -> BlockFp8:
-    """The columns from `start` on of a matrix with scales for each `block`."""
+    """A random FP8 matrix with a scale for each `block`: the columns from `start` on of a larger one."""
     *lead, rows, cols = shape
     weight = (torch.randn(shape, device=device) * 100).to(torch.float8_e4m3fn)
     row_block = (torch.arange(rows, device=device) // block[0]).int()
@@ -58,7 +58,7 @@ FORMATS: dict[str, Callable[[Shape, torch.dtype, torch.device], Matrix]] = {
 
 
 def on_grid(tokens: int, width: int, device: torch.device) -> Tensor:
-    """[tokens, width] bf16 that rounding to 8-bit floats leaves as it is, at scales that differ between tokens."""
+    """Activations [tokens, width] in bf16 that FP8 quantization does not change, with different scales per token."""
     x = torch.randint(-15, 16, (tokens, width), device=device).float()
     x[:, ::128] = 448.0
     return (x * 2.0 ** torch.randint(-9, -3, (tokens, 1), device=device)).bfloat16()

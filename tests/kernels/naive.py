@@ -1,4 +1,4 @@
-"""Operations as loops over tokens in fp64, and random ragged batches to run them on."""
+"""Implements operations as loops over tokens in fp64, and makes random ragged batches."""
 
 import random
 
@@ -29,7 +29,7 @@ def paged_batch(starts: list[int], counts: list[int], seed: int) -> tuple[Rows, 
 
 
 def lightning(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor, rows: Rows) -> tuple[Tensor, Tensor]:
-    """Outputs and all slots' states after, token by token."""
+    """Linear attention token by token: the outputs, and the states of all slots afterwards."""
     q, k, v, state, decay = (x.double() for x in (q, k, v, state, log_decay))
     out, state, decay = torch.empty_like(v), state.clone(), decay.exp()[:, None, None]
     for i, slot in enumerate(rows.slots.tolist()):
@@ -42,7 +42,7 @@ def lightning(q: Tensor, k: Tensor, v: Tensor, state: Tensor, log_decay: Tensor,
 
 
 def latent_attention(q: Tensor, pool: Tensor, rank: int, scale: float, rows: Rows, table: Tensor) -> Tensor:
-    """Softmax over each token's own and earlier places, one head and token at a time."""
+    """Latent attention: softmax over each token's own and earlier positions, one head and token at a time."""
     q, pool = q.double(), pool.double()
     out = torch.empty(*q.shape[:2], rank, dtype=torch.float64)
     for i, slot in enumerate(rows.slots.tolist()):

@@ -1,4 +1,4 @@
-"""Both attention kinds over ragged rows, against loops in fp64."""
+"""Tests both kinds of attention over ragged rows against loops in fp64."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Bit masks over logits."""
+"""Tests bit masks over logits."""
 
 import numpy as np
 import pytest

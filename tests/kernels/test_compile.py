@@ -21,7 +21,7 @@ LINEAR_ATTENTION, GATE, VARIANTS = (
 
 @cache
 def compiled(card: int) -> dict[str, list[Compiled] | str]:
-    """All that these tests look at for a card: one process compiles it, as importing triton takes seconds."""
+    """All compiled kernels of a card. One process compiles them, because importing Triton takes seconds."""
     others = {89: [*HUNGRY, LINEAR_ATTENTION], 90: [*modules(), VARIANTS]}
     return compile_all(others.get(card, HUNGRY), card)
 

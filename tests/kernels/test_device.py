@@ -1,4 +1,4 @@
-"""Launches follow the card: how many programs it takes to fill it, and what it can't multiply."""
+"""Tests that launches fit the card: how many programs fill it, and which formats it refuses."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ META = torch.device("meta")
 
 
 class _Launches:
-    """Stands for a kernel and keeps the grids it is launched with."""
+    """A fake kernel that records the grids with which it is launched."""
 
     def __init__(self) -> None:
         self.grids: list[tuple[int, ...]] = []
@@ -38,7 +38,7 @@ class _Launches:
 def _programs(
     starts: tuple[int, ...], counts: tuple[int, ...], card: Device, monkeypatch: pytest.MonkeyPatch
 ) -> list[int]:
-    """Programs of each launch of absorbed attention in a step, 32 heads."""
+    """The number of programs of each launch of absorbed attention in a step with 32 heads."""
     launches = _Launches()
     monkeypatch.setattr(kernels.mla.attention, "_attention_kernel", launches)
     monkeypatch.setattr(kernels.mla.attention, "_merge_kernel", _Launches())

@@ -1,4 +1,4 @@
-"""Which form of an operation runs."""
+"""Tests whether an operation's reference or its kernel runs."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from kernels.dispatch import dispatch
 
 
 def double_reference(x: Tensor, by: int = 2) -> str:
-    """x times `by`."""
+    """Multiply x by `by`."""
     return f"reference of {len(x)} by {by}"
 
 
@@ -32,7 +32,9 @@ def test_an_operation_is_its_reference_by_name_and_words() -> None:
 @pytest.mark.parametrize(
     ("forced", "expected"), [(None, "reference"), ("reference", "reference"), ("triton", "kernel")]
 )
-def test_what_runs_on_a_cpu(forced: str | None, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cpu_runs_the_reference_unless_told_otherwise(
+    forced: str | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(kernels.dispatch, "FORCED", forced)
     assert double(torch.zeros(3), by=5) == f"{expected} of 3 by 5"
 

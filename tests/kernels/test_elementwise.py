@@ -1,4 +1,4 @@
-"""Norms, ropes and activations against their formulas in fp64."""
+"""Tests norms, ropes and activation functions against their formulas in fp64."""
 
 import math
 

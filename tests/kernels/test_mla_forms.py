@@ -1,4 +1,4 @@
-"""Latent attention's two forms: which row takes which, and that both are the same attention."""
+"""Tests latent attention's two forms: which row takes which, and that both give the same result."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ WIDTHS = Widths(NOPE, ROPE, V, RANK)
 
 
 def _operations(start: int, count: int, w: Widths, expanded: bool) -> int:
-    """Multiplications and additions of one head, counted pair by pair."""
+    """The operations of one head, counted pair by pair."""
     pairs = sum(start + i + 1 for i in range(count))
     if expanded:
         return 2 * (start + count) * w.rank * (w.nope + w.v) + 2 * pairs * (w.nope + w.rope + w.v)

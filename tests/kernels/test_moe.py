@@ -1,4 +1,4 @@
-"""Choosing and running experts, against loops."""
+"""Tests the choice and the computation of experts against loops."""
 
 import pytest
 import torch
@@ -14,7 +14,7 @@ def _same_numbers_every_time() -> None:
 
 
 def _route_one(logits: list[float], bias: list[float], groups: int, top_groups: int, top_k: int) -> list[int]:
-    """Expert ids of one token, best first, by sorting."""
+    """The expert ids of one token, the best first, by sorting."""
     choice = [1 / (1 + torch.exp(-torch.tensor(x)).item()) + b for x, b in zip(logits, bias, strict=True)]
     size = len(choice) // groups
     scores = [sum(sorted(choice[g * size : (g + 1) * size])[-2:]) for g in range(groups)]

@@ -1,4 +1,4 @@
-"""Who asks for launches that overlap."""
+"""Tests when kernels are launched to overlap (programmatic dependent launch)."""
 
 import pytest
 
@@ -9,7 +9,7 @@ from kernels import pdl
     ("choice", "interpreted", "expected"),
     [("", False, False), ("0", False, False), ("1", False, True), ("1", True, False)],
 )
-def test_only_a_gpu_that_is_asked_overlaps_launches(
+def test_only_a_gpu_with_the_setting_overlaps_launches(
     choice: str, interpreted: bool, expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LING_PDL", choice)

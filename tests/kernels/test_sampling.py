@@ -1,4 +1,4 @@
-"""The sampling operations: distributions, filters, and independence of the batch."""
+"""Tests the sampling operations: distributions, filters, and independence of the batch."""
 
 import torch
 
@@ -62,7 +62,7 @@ def kept(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0, min_p: float 
     return [torch.nonzero(torch.isfinite(row)).flatten().tolist() for row in out]
 
 
-def test_filters_keep_what_they_say() -> None:
+def test_filters_keep_the_right_tokens() -> None:
     probs = rows([0.5, 0.3, 0.15, 0.05]).log()
     assert kept(probs, top_k=2) == [[0, 1]]
     assert kept(probs, top_k=9) == [[0, 1, 2, 3]]

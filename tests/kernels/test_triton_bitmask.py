@@ -1,4 +1,4 @@
-"""The bitmask kernel against its reference."""
+"""Tests the bitmask kernel against its reference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The model through the kernels against logits of the official code."""
+"""Tests the model with the kernels against logits of the official code."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""The group norm and gate kernel against its reference."""
+"""Tests the kernel of group norm and gate against its reference."""
 
 import pytest
 import torch

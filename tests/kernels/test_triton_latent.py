@@ -1,4 +1,4 @@
-"""The kernel that writes latents against its reference."""
+"""Tests the kernel that writes latents against its reference."""
 
 import pytest
 import torch

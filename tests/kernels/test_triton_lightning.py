@@ -1,4 +1,4 @@
-"""Lightning attention's kernels against their references."""
+"""Tests lightning attention's kernels against their references."""
 
 from collections.abc import Iterable
 
@@ -50,7 +50,7 @@ def _rows(starts: Iterable[int], counts: Iterable[int], device: torch.device, ke
 
 
 def _tensors(rows: Rows, decay: Iterable[float], shape: tuple[int, int], dtype: torch.dtype) -> Tensors:
-    """q, k, v as strided views, states and decays; what a kernel must not read holds NaN."""
+    """q, k, v as strided views, states and decays. Memory that a kernel must not read holds NaN."""
     (dim, values), tokens, device = shape, rows.positions.shape[0], rows.slots.device
     g = torch.tensor(tuple(decay), device=device)
     torch.manual_seed(tokens)

@@ -1,4 +1,4 @@
-"""A linear-attention layer between its projections against the reference."""
+"""Tests a linear-attention layer, without its projections, against the reference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""y = x W^T in every format: the kernel against its reference, the reference against plain arithmetic."""
+"""Tests y = x W^T in every format: the kernel against its reference, and the reference against plain torch."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The fp32 product against fp64, and its reference against it."""
+"""Tests the fp32 product's kernel and reference against fp64."""
 
 from importlib import import_module
 

@@ -1,4 +1,4 @@
-"""Latent attention's kernel against its reference."""
+"""Tests latent attention's kernel against its reference."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def on_card(card: Device) -> None:
 
 
 def _batch(starts: list[int], counts: list[int], page: int, device: torch.device) -> tuple[Rows, Pages, int]:
-    """Rows in shuffled slots and pages, and how many pages there are; what no row holds points at the last."""
+    """Rows in shuffled slots and pages, and the number of pages; unused table entries point at the last page."""
     generator = torch.Generator().manual_seed(sum(starts) + sum(counts))
     slots = torch.randperm(len(starts) + 2, generator=generator)[: len(starts)]
     needs = [-(-(s + n) // page) for s, n in zip(starts, counts, strict=True)]

@@ -1,4 +1,4 @@
-"""The expanded form's kernel against its reference."""
+"""Tests the kernel of the expanded form against its reference."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Experts in every format: the kernels against their reference."""
+"""Tests the experts' kernels in every format against their reference."""
 
 import pytest
 import torch
@@ -27,7 +27,7 @@ def on_card(card: Device) -> None:
 
 
 def _routes(tokens: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Experts 0 … 8, three a token; 4 is never chosen and the rest unevenly."""
+    """Random choices of three of the experts 0 to 8 per token; 4 is never chosen, the others unevenly."""
     order = torch.rand(tokens, CHOICES, device=device) * torch.arange(1, CHOICES + 1, device=device)
     order[:, 4] = -1.0
     return order.topk(TOP_K, dim=-1).indices, torch.rand(tokens, TOP_K, device=device)
@@ -70,7 +70,7 @@ def test_odd_sizes(tokens: int, dtype: torch.dtype, device: torch.device) -> Non
 @pytest.mark.parametrize("tokens", [16, 65])
 @pytest.mark.parametrize("expert", [0, 4, 5, 63])
 def test_one_expert_for_all(expert: int, tokens: int, dtype: torch.dtype, device: torch.device) -> None:
-    """Held here (at 4 or 5, the last) or not at all."""
+    """The expert is on this rank (4, or 5, the last one) or on another."""
     torch.manual_seed(0)
     gate_up, down = plain((2, 32, 32), dtype, device), plain((2, 32, 16), dtype, device)
     x, weights = torch.randn(tokens, 32, device=device).to(dtype), torch.rand(tokens, 1, device=device)

@@ -1,4 +1,4 @@
-"""The router in one launch against its reference."""
+"""Tests the experts' router in one launch against its reference."""
 
 import pytest
 import torch
@@ -44,7 +44,7 @@ def test_router(
         close(weights, expected)
 
 
-def test_ids_are_experts_whatever_the_tokens_hold(device: torch.device) -> None:
+def test_chosen_ids_are_experts_even_for_nan_tokens(device: torch.device) -> None:
     x = torch.full((3, 32), float("nan"), device=device)
     x[1] = float("inf")
     ids, _ = moe_gate_triton(x, torch.randn(12, 32, device=device), torch.zeros(12, device=device), 4, 2, 3, 1.0, True)

@@ -1,4 +1,4 @@
-"""RMSNorm kernels against their references."""
+"""Tests the RMSNorm kernels against their references."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Quantizing kernels against their references, bit for bit where both start from the same numbers."""
+"""Tests the quantizing kernels against their references, bit for bit if both get the same numbers."""
 
 import pytest
 import torch
@@ -54,7 +54,9 @@ def test_zeros_stay_zeros(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize(("tokens", "size"), SIZES)
-def test_fused_with_what_comes_before(tokens: int, size: int, dtype: torch.dtype, device: torch.device) -> None:
+def test_quantizing_fused_with_the_operation_before_equals_both(
+    tokens: int, size: int, dtype: torch.dtype, device: torch.device
+) -> None:
     torch.manual_seed(0)
     x, residual, more = (torch.randn(tokens, size, device=device).to(dtype) for _ in range(3))
     weight = torch.randn(size, device=device).to(dtype)
@@ -72,7 +74,7 @@ def test_fused_with_what_comes_before(tokens: int, size: int, dtype: torch.dtype
 
 
 @pytest.mark.parametrize("tokens", [1, 17])
-def test_products_take_what_is_rounded_already(tokens: int, device: torch.device) -> None:
+def test_products_accept_quantized_inputs(tokens: int, device: torch.device) -> None:
     torch.manual_seed(0)
     x, matrix = on_grid(tokens, 256, device), fp8((64, 256), torch.bfloat16, device)
     q, scale = quantize_fp8_reference(x)
@@ -86,7 +88,7 @@ def test_products_take_what_is_rounded_already(tokens: int, device: torch.device
         assert torch.equal(experts(*arguments, rounded=(q, scale)), experts(*arguments))
 
 
-def test_products_that_round_nothing_refuse_what_is_rounded(device: torch.device) -> None:
+def test_products_that_do_not_quantize_refuse_quantized_inputs(device: torch.device) -> None:
     q, scale = quantize_fp8_reference(torch.ones(1, 128, device=device))
     for form in (linear_reference, linear_triton):
         with pytest.raises(ValueError, match="inputs that are not rounded"):

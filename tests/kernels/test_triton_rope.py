@@ -1,4 +1,4 @@
-"""Rope kernels against their references."""
+"""Tests the rope kernels against their references."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The routing kernel against its reference."""
+"""Tests the kernel that chooses experts against its reference."""
 
 import pytest
 import torch
@@ -30,13 +30,13 @@ def test_route(
     close(weights, expected)
 
 
-def test_of_equals_the_first_win_and_none_twice(device: torch.device) -> None:
+def test_equal_scores_choose_the_lowest_ids_and_none_twice(device: torch.device) -> None:
     ids, weights = route_triton(torch.zeros(2, 12, device=device), torch.zeros(12, device=device), 4, 2, 6, 1.0)
     assert ids.tolist() == [[0, 1, 2, 3, 4, 5]] * 2
     close(weights, torch.full((2, 6), 1 / 6, device=device))
 
 
-def test_ids_are_experts_whatever_the_logits_hold(device: torch.device) -> None:
+def test_chosen_ids_are_experts_even_for_nan_logits(device: torch.device) -> None:
     logits = torch.full((3, 12), float("nan"), device=device)
     logits[1] = float("inf")
     logits[2] = float("-inf")

@@ -1,4 +1,4 @@
-"""The sampling kernels against their references."""
+"""Tests the sampling kernels against their references."""
 
 import pytest
 import torch
@@ -29,7 +29,7 @@ def _pair(
     min_p: float = 0.0,
     seed: int = 0,
 ) -> tuple[list[int], list[int]]:
-    """Tokens of kernel and reference."""
+    """The tokens of the kernel and of the reference."""
     rows, device = logits.shape[0], logits.device
     heat = torch.tensor(temperature, device=device).expand(rows).contiguous()
     settings = (
@@ -96,7 +96,9 @@ def test_no_temperature_takes_the_best(device: torch.device) -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"top_k": 3, "top_p": 0.5}], ids=str)
-def test_ends_inside_the_vocabulary_whatever_the_logits_hold(settings: dict[str, float], device: torch.device) -> None:
+def test_sampled_tokens_are_in_the_vocabulary_even_for_nan_logits(
+    settings: dict[str, float], device: torch.device
+) -> None:
     logits = torch.full((3, 50), float("nan"), device=device)
     logits[1] = float("-inf")
     logits[2] = float("inf")

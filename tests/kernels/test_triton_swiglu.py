@@ -1,4 +1,4 @@
-"""The SwiGLU kernel against its reference."""
+"""Tests the SwiGLU kernel against its reference."""
 
 import pytest
 import torch

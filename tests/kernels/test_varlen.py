@@ -1,4 +1,4 @@
-"""Where rows and pages lie."""
+"""Tests the positions of rows, blocks and pages in a batch."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ def _rows(slots: list[int], starts: tuple[int, ...], counts: tuple[int, ...]) ->
     return make_rows(torch.tensor(slots), positions, starts, counts)
 
 
-def test_rows_of_one_token_are_told_from_longer_ones() -> None:
+def test_rows_of_one_token_are_separated_from_longer_ones() -> None:
     rows = _rows([4, 2, 7, 0], (3, 0, 0, 9), (1, 5, 1, 1))
     assert rows.offsets == (0, 1, 6, 7)
     assert rows.longer == (1,)
@@ -64,7 +64,7 @@ def test_blocks_cover_every_token_once(counts: tuple[int, ...]) -> None:
     assert rows.row_starts.tolist() == list(starts)
 
 
-def test_what_kernels_read_of_equal_rows_follows_refilled_inputs() -> None:
+def test_inputs_of_kernels_for_equal_rows_follow_refilled_tensors() -> None:
     slots, positions = torch.tensor([4, 5]), torch.tensor([3, 8])
     rows = make_rows(slots, positions, (0, 0), (1, 1))
     positions += 7

@@ -1,4 +1,4 @@
-"""Batches of several sizes that a kernel serves by one compiled variant: compiled by `test_compile`."""
+"""Defines batches of several sizes for which a kernel must have one compiled variant; `test_compile` compiles them."""
 
 import torch
 

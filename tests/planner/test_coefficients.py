@@ -1,4 +1,4 @@
-"""The few numbers that routers get, against the cost model they stand for."""
+"""Tests the coefficients that routers get against the cost model."""
 
 import pytest
 
@@ -17,13 +17,13 @@ def found() -> Coefficients:
 
 
 @pytest.mark.parametrize(("past", "new"), [(0, 8192), (32_768, 8192), (100_000, 8192), (0, 98_304)])
-def test_prompts_take_what_the_cost_model_says(found: Coefficients, past: int, new: int) -> None:
+def test_prompts_take_the_time_of_the_cost_model(found: Coefficients, past: int, new: int) -> None:
     seconds = found.token_s * new * (1 + (past + new / 2) / found.knee_tokens)
     assert seconds == pytest.approx(prefill(MODEL, CARD, 4, 8192, new, past).seconds, rel=0.05)
 
 
 @pytest.mark.parametrize(("batch", "context"), [(16, 8192), (32, 16_000), (64, 4096), (64, 32_768), (128, 8192)])
-def test_decode_steps_take_what_the_cost_model_says(found: Coefficients, batch: int, context: int) -> None:
+def test_decode_steps_take_the_time_of_the_cost_model(found: Coefficients, batch: int, context: int) -> None:
     seconds = found.step_s + found.sequence_s * batch + found.context_s * batch * context
     assert seconds == pytest.approx(decode_time(MODEL, CARD, 4, batch, context).seconds, rel=0.2)
 

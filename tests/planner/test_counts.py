@@ -1,4 +1,4 @@
-"""The model's size from its config alone, against the published figures and real files."""
+"""Tests the model's size by its config against published figures and real files."""
 
 import json
 import struct
@@ -75,7 +75,7 @@ def test_weights_in_memory(weights: Format, main: float, mtp: float) -> None:
 
 
 def entries(folder: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], int]:
-    """(dtype, shape) of every tensor in a folder's safetensors files, and the files' bytes."""
+    """The (dtype, shape) of every tensor in a folder's safetensors files, and the files' bytes."""
     found: dict[str, tuple[str, tuple[int, ...]]] = {}
     size = 0
     for path in folder.glob("model*.safetensors"):
@@ -90,7 +90,7 @@ def entries(folder: Path) -> tuple[dict[str, tuple[str, tuple[int, ...]]], int]:
 
 @pytest.mark.parametrize("name", ["tp4", "fp8", "int4"])
 def test_every_tensor_of_a_real_checkpoint(name: str) -> None:
-    """The list is the checkpoint: names, dtypes and shapes, in each format, and the files' size within 1 %."""
+    """The list has the checkpoint's names, dtypes and shapes in each format, and the files' size within 1 %."""
     model = load_model(str(GOLDEN / name))
     planned = {
         f"{module}.{entry.suffix}": (entry.dtype, entry.shape)
@@ -105,7 +105,7 @@ def test_every_tensor_of_a_real_checkpoint(name: str) -> None:
 
 @pytest.mark.parametrize("weights", SCHEMES)
 def test_bytes_of_a_synthetic_checkpoint(weights: Format, tmp_path: Path) -> None:
-    """Of each format, told by config.json alone: what its files hold, and what each rank asks for of them."""
+    """In each format config.json alone gives the files' size and the bytes that each rank reads."""
     folder = Path(broken(tmp_path, "tp4", **SMALL, quantization_config=SCHEMES[weights]))
     written = write_checkpoint(json.loads((folder / "config.json").read_text()), folder, shards=1)
     model = load_model(str(folder))
@@ -118,14 +118,14 @@ def test_bytes_of_a_synthetic_checkpoint(weights: Format, tmp_path: Path) -> Non
 @pytest.mark.parametrize("group", [32, 128])
 @pytest.mark.parametrize("weights", FORMATS)
 def test_the_released_shapes_are_served_in_every_format(weights: Format, group: int) -> None:
-    """Without a share that cuts a group, at each tp the model allows, and in the memory that is planned."""
+    """At each tp the model allows, no share cuts a group, and the memory is the planned one."""
     model = replace(FLASH, weights=weights)
     config = replace(FLASH.config, quantization=replace(model.scheme, group=group), **FEWER)
     _check_ranks(replace(model, config=config), FLASH.allowed_tp())
 
 
 def _check_ranks(model: Model, sizes: Sequence[int]) -> None:
-    """Each rank, on no device, asks for the bytes planned for it, without complaint."""
+    """Check that each rank, on the meta device, reads the planned bytes without an error."""
     source = Synthetic(model.config.quantization)
     for tp in sizes:
         planned = sum(weight_bytes(model, False, tp).values())
@@ -148,7 +148,7 @@ def test_query_without_low_rank() -> None:
 @pytest.mark.parametrize("weights", FORMATS)
 @pytest.mark.parametrize("tp", [1, 2, 4])
 def test_ranks_hold_every_byte_once_or_all(weights: Format, tp: int) -> None:
-    """A split tensor's shares add up to it; a tensor no rank splits, and a channel's scale, is whole on each."""
+    """A split tensor's shares add up to it; unsplit tensors, and scales per channel, are whole on each rank."""
     scheme = replace(FLASH, weights=weights).scheme
     for tensor in tensors(FLASH, mtp=True):
         share, whole = tensor.rank_bytes(scheme, tp), tensor.rank_bytes(scheme, 1)
@@ -161,7 +161,7 @@ def test_ranks_hold_every_byte_once_or_all(weights: Format, tp: int) -> None:
 
 
 def test_groups_are_the_checkpoints_own(tmp_path: Path) -> None:
-    """AWQ in groups of 64 keeps twice the scales and zeros of the usual 128."""
+    """AWQ in groups of 64 has twice the scales and zeros of the usual groups of 128."""
     awq = {"quant_method": "awq", "bits": 4, "group_size": 64}
     model = load_model(broken(tmp_path, quantization_config=awq))
     assert (model.weights, model.scheme.group, replace(FLASH, weights="awq").scheme.group) == ("awq", 64, 128)
@@ -199,7 +199,7 @@ def test_refused_configs(tmp_path: Path, changes: dict[str, object], told: str) 
         load_model(broken(tmp_path, **changes))
 
 
-def test_a_format_that_is_said_goes_before_the_configs(tmp_path: Path) -> None:
+def test_a_given_format_overrides_the_config_s(tmp_path: Path) -> None:
     model = load_model(broken(tmp_path, quantization_config={"quant_method": "awq", "group_size": 8}), "int4")
     assert (model.weights, model.scheme) == ("int4", Quantization("int4", group=32))
 

@@ -1,4 +1,4 @@
-"""A card's memory: sums, monotony, what binds, and what is said when something does not fit."""
+"""Tests a card's memory: sums, monotonicity, what limits it, and the remarks when something does not fit."""
 
 from dataclasses import astuple, replace
 
@@ -48,7 +48,7 @@ def layouts(draw: st.DrawFn) -> Layout:
 
 @settings(max_examples=150, deadline=None)
 @given(models, some_card, layouts())
-def test_kinds_add_up_to_the_card(model: Model, card: Card, layout: Layout) -> None:
+def test_the_kinds_of_memory_add_up_to_the_card(model: Model, card: Card, layout: Layout) -> None:
     held = capacity(model, card, layout)
     memory = divide(model, card, layout, held)
     total, *kinds = astuple(memory)
@@ -60,7 +60,7 @@ def test_kinds_add_up_to_the_card(model: Model, card: Card, layout: Layout) -> N
 
 @settings(max_examples=150, deadline=None)
 @given(models, some_card, layouts())
-def test_what_is_held_fits_and_one_more_does_not(model: Model, card: Card, layout: Layout) -> None:
+def test_the_held_sessions_fit_and_one_more_does_not(model: Model, card: Card, layout: Layout) -> None:
     held = capacity(model, card, layout)
     slot = model.state_bytes(layout.tp) + logit_bytes(model)
     if layout.kept_states is None:  # each slot brings one
@@ -130,7 +130,7 @@ def test_fp8_is_not_for_one_80_gb_card() -> None:
     assert "--dtype int4" in found.words[1]
 
 
-def test_where_one_change_is_not_enough() -> None:
+def test_two_changes_are_proposed_if_one_is_not_enough() -> None:
     found = plan("rtx-4090-24gb", "bf16", sessions=200)
     assert found.words[1].startswith("What would: --gpu ")
     gpu, tp = found.words[1].removeprefix("What would: --gpu ").removesuffix(".").split(" with --gpus-per-worker ")
@@ -152,7 +152,7 @@ def test_pages_bind_for_long_sessions_and_slots_for_short_ones() -> None:
 
 
 def test_every_remedy_named_works() -> None:
-    """What is said to do does: sessions, mean length, format and card each make it fit."""
+    """Each proposed change of sessions, mean length, format or card really makes it fit."""
     found = plan("h200-141gb", "fp8", tp=4, sessions=200).words[1]
     said = found.removeprefix("What would: ").removesuffix(".").split("; ")
     sessions = int(said[0].split()[1])
@@ -165,7 +165,7 @@ def test_every_remedy_named_works() -> None:
 
 
 def test_a_full_context_must_find_its_pages() -> None:
-    """Many slots leave pages for short sessions, but not for one long one."""
+    """Many slots leave enough pages for short sessions, but not for a long one."""
     model, card = replace(FLASH, weights="fp8"), find_card("h200-141gb")
     layout = Layout(4, 131_072, 64, 7_125, kept_states=0)
     held = capacity(model, card, layout)
@@ -204,7 +204,7 @@ def test_cards() -> None:
         assert card.fp8_flops >= card.bf16_flops
 
 
-def test_what_the_prefix_cache_keeps_is_counted() -> None:
+def test_kept_states_and_host_memory_are_counted() -> None:
     model, card = replace(FLASH, weights="fp8"), find_card("h200-141gb")
     layout = Layout(4, 131_072, 32_768, 64, kept_states=0)
     plain, keeping, usual = (

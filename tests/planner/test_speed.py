@@ -1,4 +1,4 @@
-"""Limits of steps, hand-offs and pools, against figures worked out by hand."""
+"""Tests the limits of steps, hand-offs and pools against figures computed by hand."""
 
 from dataclasses import replace
 
@@ -44,7 +44,7 @@ def test_bytes_of_a_token_at_batch_one(weights: Format, gb: float) -> None:
 
 
 def test_flops_of_a_token() -> None:
-    """2 a parameter it multiplies by: the active ones without embedding, norms and biases."""
+    """It takes 2 FLOPs per active parameter without embedding, norms and biases."""
     bf16, fp8 = matmul_flops(FP8, Step(1, 1, 0, 1), 1)
     active = 7_449_488_128 - 157_184 * 4_096
     assert (bf16 + fp8) / 2 == pytest.approx(active, rel=1e-4)
@@ -90,7 +90,7 @@ def test_decode_grows_with_batch_and_context(model: Model, card: Card, tp: int, 
 @settings(max_examples=60, deadline=None)
 @given(formats, ranks, st.integers(1, 8_192), st.integers(0, 65_536))
 def test_ranks_share_the_work(model: Model, tp: int, new: int, past: int) -> None:
-    """All ranks together do at least what one alone does; what all hold, all repeat."""
+    """All ranks together do at least the work of one alone, because each repeats what all hold."""
     one, share = (work(model, Step(1, new, past, 1), ranks) for ranks in (1, tp))
     assert share.bytes <= one.bytes <= tp * share.bytes * (1 + 1e-9)
     assert share.bf16_flops <= one.bf16_flops <= tp * share.bf16_flops * (1 + 1e-9)
@@ -136,7 +136,7 @@ def test_handoff_by_hand() -> None:
 
 
 def test_a_slow_network_is_exposed() -> None:
-    """Where sending takes longer than computing, what is left is the difference."""
+    """If sending takes longer than computing, the difference remains exposed."""
     prompt = prefill(FP8, H200, 4, 1024, 8_192, 0)
     moved = handoff(FP8, H200, LAYOUT, 1e8, prompt)
     before_last = prompt.seconds - prompt.last_chunk_s
@@ -165,7 +165,7 @@ def test_kept_snapshots_spare_prefill() -> None:
     assert warm.decode_need == cold.decode_need
 
 
-def test_what_binds_a_decode_worker() -> None:
+def test_the_limit_of_a_decode_worker_is_named() -> None:
     layout = Layout(4, 131_072, 8_192, None, step_tokens=64)
     assert fleet(FP8, H200, layout, 50e9, Traffic(1, 1_000, 100)).binds == "step tokens"
     assert fleet(FP8, H200, LAYOUT, 50e9, Traffic(1, 1_000, 100)).binds == "slots"

@@ -1,4 +1,4 @@
-"""Batches against fake workers, through the openai SDK on the test's own loop."""
+"""Helpers for batches with fake workers, through the openai SDK on the test's event loop."""
 
 import json
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -19,20 +19,20 @@ OVER = ("completed", "failed", "expired", "cancelled")
 
 
 def line(name: str, endpoint: str = CHAT, **fields: Any) -> str:
-    """A line of an input. Its prompt is its name, so that a test can find it at the workers."""
+    """A line of an input file. Its prompt is its name, so that a test can find it at the workers."""
     text = {"messages": [{"role": "user", "content": name}]} if endpoint == CHAT else {"prompt": name}
     body = {"model": "tiny", "max_tokens": 3, "temperature": 0, **text, **fields}
     return json.dumps({"custom_id": name, "method": "POST", "url": endpoint, "body": body})
 
 
 def lines(count: int, endpoint: str = CHAT, **fields: Any) -> str:
-    """An input of so many lines."""
+    """An input file with so many lines."""
     return "".join(line(f"r{i}", endpoint, **fields) + "\n" for i in range(count))
 
 
 @dataclass
 class Desk:
-    """A served router with a client of it."""
+    """A served router and a client for it."""
 
     stage: Stage
     sdk: openai.AsyncOpenAI
@@ -61,14 +61,14 @@ class Desk:
         return await self.until(batch_id, lambda batch: batch.status in OVER)
 
     async def read(self, file_id: str | None) -> list[dict[str, Any]]:
-        """A file's lines; none if there is no file."""
+        """A file's lines; [] if there is no file."""
         if file_id is None:
             return []
         content = await self.sdk.files.content(file_id)
         return [json.loads(text) for text in content.text.splitlines()]
 
     def asked(self, worker_id: str = "d0") -> list[str]:
-        """The prompts that a worker received."""
+        """The prompts that a worker has received."""
         decode = self.stage.gateway.tokenizer.decode
         prompts = [decode(request.token_ids) for request in self.stage[worker_id].received]
         return [prompt.removeprefix("<user>").removesuffix("<assistant>") for prompt in prompts]
@@ -78,10 +78,10 @@ class Desk:
 async def desk(
     checkpoint: Path, folder: Path, workers: list[FakeWorker] | None = None, key: str = "-", **options: Any
 ) -> AsyncIterator[Desk]:
-    """A served router with a pair of workers, or with other workers, and with this data folder."""
+    """Serve a router with this data folder, and with a pair of workers or other ones."""
     stage: Stage
     async with served(checkpoint, workers or pair(), data_dir=str(folder), **options) as stage:
-        http = httpx.AsyncClient(verify=False, timeout=20)
+        http = httpx.AsyncClient(verify=False, timeout=60)
         async with openai.AsyncOpenAI(base_url=f"{stage.url}/v1", api_key=key, max_retries=0, http_client=http) as sdk:
             yield Desk(stage, sdk)
 

@@ -1,4 +1,4 @@
-"""A router on loopback in front of fake workers, all on the test's own event loop (in a thread)."""
+"""Fixtures with a router on loopback in front of fake workers, on an event loop in a thread."""
 
 import asyncio
 import json
@@ -133,7 +133,7 @@ class LoopThread:
 
 
 def pair(**kwargs: Any) -> list[FakeWorker]:
-    """One worker of each role."""
+    """A fake worker of each role."""
     return [FakeWorker("p0", "prefill", **kwargs), FakeWorker("d0", "decode", **kwargs)]
 
 

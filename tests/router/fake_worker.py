@@ -53,7 +53,7 @@ Answer = Callable[[int], int]  # the token at each offset
 
 
 def counting(request: Request) -> Answer:
-    """The default answer: counts up from a start the prompt and the seed decide; the same wherever it is resumed."""
+    """The default answer: it counts up from a start that prompt and seed decide, also when it is resumed."""
     prompt = request.token_ids[: len(request.token_ids) - request.generated]
     start = sum(prompt) + request.sampling.seed
     return lambda offset: 2 + (start + offset) % (VOCAB - 2)
@@ -161,13 +161,13 @@ class FakeWorker:
         return self
 
     async def die(self) -> None:
-        """End at once, as a killed process does."""
+        """End at once, like a killed process."""
         self._task.cancel()
         self._end()
         await asyncio.gather(self._task, return_exceptions=True)
 
     def fail(self, reason: str) -> None:
-        """End what runs with an error."""
+        """End all running requests with an error."""
         for request_id, running in self.running.items():
             if running.client is not None:
                 running.client.outbox.append(SeqOutput(request_id, running.at, finish="error", error=reason))
@@ -175,7 +175,7 @@ class FakeWorker:
         self._wake.set()
 
     def move(self, kept: bool = True) -> None:
-        """Give up what runs, as a worker does that is to end. kept: it keeps the states."""
+        """Give up all running requests, like a worker that drains. kept: whether it keeps their states."""
         for request_id, running in self.running.items():
             tokens = len(running.request.token_ids) - running.request.generated + running.at
             kept_tokens = tokens - 1 if kept else 0
@@ -202,7 +202,7 @@ class FakeWorker:
         return Load(0, 0, busy, self.info.pages - busy, self.info.slots - busy, 0, 0.001)
 
     async def until(self, met: Callable[[], bool]) -> None:
-        """Wait until a condition holds that messages bring about."""
+        """Wait until a condition holds, which is checked after each message."""
         async with asyncio.timeout(60):
             while not met():
                 self.arrived.clear()
@@ -216,7 +216,8 @@ class FakeWorker:
         self.clients.add(client)
         writer.write(CLUSTER.encode(self.info))
         kept = tuple(KeptEvent(0, digest, tier) for digest, tier in self.tiers.items())
-        writer.write(CLUSTER.encode(StepOutputs(0, 0, self.load(), (), kept)))
+        if kept:  # one that is to be silent keeps nothing
+            writer.write(CLUSTER.encode(StepOutputs(0, 0, self.load(), (), kept)))
         try:
             while True:
                 self._handle(client, await CLUSTER.read(reader))
@@ -284,7 +285,7 @@ class FakeWorker:
             self._past(self.running.pop(request_id))
 
     def _past(self, running: Running) -> None:
-        """Its tokens outlive it, if its client may come back."""
+        """Keep a finished request's tokens, if its client may come back."""
         if running.request.key and not running.request.handoff:
             self.past[running.request.request_id] = running
 

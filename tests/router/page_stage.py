@@ -1,4 +1,4 @@
-"""The live page over five made minutes of a cluster of two routers: growing load, failures, a gap, a lost worker."""
+"""Serves the live page with made-up data: five minutes of two routers with load, failures, a gap and a lost worker."""
 
 import json
 import math
@@ -35,7 +35,7 @@ FRAME = """<!doctype html><body style="margin:0"><iframe style="border:0" width=
 
 
 def live() -> dict[str, Any]:
-    """As /live tells it. Both routers together put out OUTPUT_S tokens a second at the end."""
+    """Made-up answer of /live. At the end both routers together generate OUTPUT_S tokens a second."""
     times, series = [], {}
     moments = [i for i in range(MOMENTS) if i not in GAP]
     for column, i in enumerate(moments):
@@ -80,7 +80,7 @@ def _grown(t: float) -> float:
 
 
 def status() -> dict[str, Any]:
-    """As /status tells it."""
+    """Made-up answer of /status."""
 
     def worker(name: str, running: int, queued: int, pages: int) -> dict[str, Any]:
         ranks = [{"rank": r, "pid": 1, "node": "node-a", "device": "cuda"} for r in range(4)]
@@ -104,7 +104,7 @@ def status() -> dict[str, Any]:
 
 @contextmanager
 def page_stage() -> Iterator[str]:
-    """The page's address. `/frame?390` shows it so wide, whatever the window, and measures it."""
+    """Serve the page; yields its address. `/frame?390` shows it 390 pixels wide and measures it."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -140,7 +140,7 @@ def page_stage() -> Iterator[str]:
 
 
 def browse(url: str, folder: Path, *more: str) -> tuple[str, str]:
-    """What headless Chromium prints, and its log, after the page has drawn itself a few times."""
+    """Headless Chromium's output and log, after the page has been drawn a few times."""
     assert CHROMIUM is not None
     done = subprocess.run(
         [

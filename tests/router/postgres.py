@@ -1,4 +1,4 @@
-"""A real PostgreSQL for as long as tests need it, on a Unix socket of its own."""
+"""Runs a real PostgreSQL on a Unix socket."""
 
 import os
 import shutil
@@ -18,7 +18,7 @@ MISSING = "no PostgreSQL in /usr/lib/postgresql: apt-get install postgresql (`.c
 
 
 class Server:
-    """folder: of its data and socket."""
+    """A running server. folder: of its data and socket."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -38,7 +38,7 @@ class Server:
         self.run("pg_ctl", "-w", "-m", "immediate", "stop")
 
     def records(self, url: str | None, path: Path, schema: str) -> Postgres:
-        """What `router.store.database.records` makes of a URL, with each path's tables apart from others'."""
+        """The records of a PostgreSQL database, with separate tables for each path."""
         apart = f"t{zlib.crc32(str(path).encode()):x}"
         with psycopg.connect(self.url, autocommit=True) as connection:
             connection.execute(f"CREATE SCHEMA IF NOT EXISTS {apart}".encode())
@@ -46,13 +46,13 @@ class Server:
 
 
 def there() -> bool:
-    """Whether there is one to start."""
+    """Whether PostgreSQL is installed."""
     return bool(_BINARIES)
 
 
 @contextmanager
 def postgres() -> Iterator[Server]:
-    """One that runs."""
+    """Run a server."""
     server = Server(Path(tempfile.mkdtemp(prefix="pg-", dir="/tmp")))
     if os.getuid() == 0:
         shutil.chown(server.folder, "postgres")

@@ -1,4 +1,4 @@
-"""Random JSON Schemas whose instances are of bounded length."""
+"""Makes random JSON Schemas whose instances have bounded lengths."""
 
 import random
 from collections.abc import Callable
@@ -11,7 +11,7 @@ _VALUES: tuple[Any, ...] = ("on", "off", 'a"b', "é", 3, -1.5, True, None, [1, "
 
 
 def schema(seed: int) -> Json:
-    """The seed's schema; one in three refers to definitions, and some of those to themselves."""
+    """The schema of a seed. One in three refers to definitions, some of which refer to themselves."""
     rng = random.Random(seed)
     if seed % 3:
         return _object(rng, 3)

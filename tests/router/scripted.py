@@ -1,4 +1,4 @@
-"""Workers that say given texts, and a stage in front of them for clients that block."""
+"""Fake workers that answer with given texts, and a router in front of them for blocking clients."""
 
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, contextmanager
@@ -12,7 +12,7 @@ END = 1
 
 
 def scripted(checkpoint: Path, say: Callable[[str], str], tokens_per_step: int = 1) -> list[FakeWorker]:
-    """A pair whose answer to a prompt is `say` of its text, a byte a token."""
+    """A pair of workers that answers a prompt's text with `say(text)`, one token per byte."""
     tokenizer = Tokenizer(str(checkpoint))
 
     def answer(request: Request) -> Answer:
@@ -26,7 +26,7 @@ def scripted(checkpoint: Path, say: Callable[[str], str], tokens_per_step: int =
 
 @contextmanager
 def talking(checkpoint: Path, say: Callable[[str], str], tokens_per_step: int = 1) -> Iterator[Stage]:
-    """A served pair that says so, on a loop of its own."""
+    """Serve such a pair on its own event loop."""
     thread, opened = LoopThread(), AsyncExitStack()
 
     async def enter() -> Stage:
@@ -40,7 +40,7 @@ def talking(checkpoint: Path, say: Callable[[str], str], tokens_per_step: int = 
 
 
 def agent(prompt: str) -> str:
-    """Calls two tools at once, then answers with what they returned."""
+    """An agent's answers: first calls of two tools, then a text with their results."""
     if "<tool>" in prompt:
         results = [part.split("(")[0].split("<")[0] for part in prompt.split("<tool>")[1:]]
         return f"The sum is {' and '.join(results)}."

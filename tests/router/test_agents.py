@@ -1,4 +1,4 @@
-"""Agent loops of the openai SDK, against a worker that says given texts."""
+"""Tests agent loops of the openai SDK, with a worker that answers with given texts."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ SCRIPTS = {
 
 
 def say(prompt: str) -> str:
-    """What the last user's word asks for, else an agent's part."""
+    """The answer that the last user's message asks for, else an agent's next turn."""
     for word, text in SCRIPTS.items():
         if f"<user>{word}<assistant>" in prompt:
             return text
@@ -44,7 +44,7 @@ def sdk(agents: Stage) -> Iterator[openai.OpenAI]:
 
 
 def ask(sdk: openai.OpenAI, messages: list[Any], *, stream: bool, **options: Any) -> Any:
-    """The whole answer's first choice, put together by the SDK if it is streamed."""
+    """The first choice of the answer; the SDK assembles it if it is streamed."""
     options = {"model": "tiny", "messages": messages, "tools": TOOLS} | options
     if not stream:
         return sdk.chat.completions.create(**options).choices[0]
@@ -101,7 +101,7 @@ def test_no_parallel_calls_ends_with_the_first(agents: Stage, sdk: openai.OpenAI
     asyncio.run(agents.until(lambda: agents.gateway.in_flight == 0))
 
 
-def test_what_follows_a_single_call_is_not_counted(agents: Stage) -> None:
+def test_tokens_after_a_single_call_are_not_counted(agents: Stage) -> None:
     body = {"model": "tiny", "messages": [{"role": "user", "content": "add"}], "tools": TOOLS, "return_token_ids": True}
     answer = agents.http.post(f"{agents.url}/v1/chat/completions", json=body | {"parallel_tool_calls": False}).json()
     ids = answer["choices"][0]["token_ids"]
@@ -110,7 +110,7 @@ def test_what_follows_a_single_call_is_not_counted(agents: Stage) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_without_tools_nothing_is_offered_or_told_apart(agents: Stage, sdk: openai.OpenAI, stream: bool) -> None:
+def test_without_tools_no_tool_is_offered_and_calls_are_text(agents: Stage, sdk: openai.OpenAI, stream: bool) -> None:
     choice = ask(sdk, [{"role": "user", "content": "add"}], stream=stream, tool_choice="none")
     assert choice.message.content == agent("")
     assert (choice.finish_reason, choice.message.tool_calls or None) == ("stop", None)

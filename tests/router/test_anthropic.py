@@ -1,4 +1,4 @@
-"""The messages API through the anthropic SDK and plain HTTP, against a worker that says given texts."""
+"""Tests the messages API by the anthropic SDK and plain HTTP, with a worker that answers with given texts."""
 
 import asyncio
 import json
@@ -29,7 +29,7 @@ HELLO: Any = {"role": "user", "content": "plain"}
 
 
 def say(prompt: str) -> str:
-    """What the last user's word asks for, else an agent's part."""
+    """The answer that the last user's message asks for, else an agent's next turn."""
     for word, text in SCRIPTS.items():
         if prompt.endswith(f"<user>{word}<assistant>"):
             return text
@@ -124,7 +124,7 @@ def test_a_broken_call_is_text(sdk: anthropic.Anthropic, stream: bool) -> None:
     ("written", "given"),
     [('{"name": "add", "arguments": {"a": 2, "b": [1, "x</to', {"a": 2, "b": [1, "x</to"]}), ('{"name": "add", ', {})],
 )
-def test_a_call_the_limit_cuts_off_holds_what_there_is(
+def test_a_call_cut_off_by_the_limit_has_its_partial_arguments(
     sdk: anthropic.Anthropic, stream: bool, written: str, given: object
 ) -> None:
     limit = agent("add").index("{") + len(written)
@@ -227,7 +227,7 @@ def test_errors_reach_the_sdk_as_its_own(agents: Stage, sdk: anthropic.Anthropic
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_fails_at_a_worker_is_said_in_this_dialect(checkpoint: Path, stream: bool) -> None:
+def test_a_worker_s_failure_has_anthropic_s_error_format(checkpoint: Path, stream: bool) -> None:
     with talking(checkpoint, say) as stage:
         for worker in stage.workers.values():
             worker.refuse = "no luck"

@@ -1,4 +1,4 @@
-"""The APIs through the openai SDK and plain HTTP, over a served router and fake workers."""
+"""Tests OpenAI's APIs by the openai SDK and plain HTTP, with a served router and fake workers."""
 
 import json
 from typing import Any
@@ -275,7 +275,7 @@ def test_tokens_that_are_no_text_have_names_of_their_own(stage: Stage) -> None:
     assert answer["choices"][0]["logprobs"]["tokens"] == ["bytes:\\xc3"]
 
 
-def test_what_the_router_tells(stage: Stage) -> None:
+def test_the_router_s_status_metrics_and_models_are_right(stage: Stage) -> None:
     def get(path: str) -> httpx.Response:
         return stage.http.get(f"{stage.url}{path}")
 

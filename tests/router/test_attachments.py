@@ -1,4 +1,4 @@
-"""Images, files and documents that tools return, and references to items that are kept."""
+"""Tests images, files and documents that tools return, and references to stored items."""
 
 import asyncio
 from pathlib import Path
@@ -57,13 +57,15 @@ def prompt_of(stage: Stage) -> str:
 
 
 @pytest.mark.parametrize(("path", "body", "note", "_"), LEFT_OUT, ids=range(len(LEFT_OUT)))
-def test_what_is_no_text_becomes_a_note(stage: Stage, path: str, body: dict[str, Any], note: str, _: str) -> None:
+def test_an_attachment_that_is_not_text_becomes_a_note(
+    stage: Stage, path: str, body: dict[str, Any], note: str, _: str
+) -> None:
     answer = stage.http.post(stage.url + path, json={"model": "tiny"} | body)
     assert answer.status_code == 200, answer.text
     assert note in prompt_of(stage)
 
 
-def test_or_is_refused_where_the_operator_says_so(checkpoint: Path) -> None:
+def test_attachments_are_refused_if_the_operator_says_so(checkpoint: Path) -> None:
     async def act() -> None:
         async with served(checkpoint, pair(), attachments="refuse") as stage, stage.client() as client:
             for path, body, _, field in LEFT_OUT:

@@ -1,4 +1,4 @@
-"""Bad input: each a 4xx in OpenAI's shape that names the field, at once, and the router serves on."""
+"""Tests that bad input gets a 4xx in OpenAI's format that names the field, and that the router serves on."""
 
 import json
 import socket
@@ -59,7 +59,7 @@ BAD = [
     (chat(temperature=float("inf")), "temperature"),
     (chat(temperature=-0.1), "temperature"),
     (chat(temperature=2.1), "temperature"),
-    (chat(top_p=0), "top_p"),
+    (chat(top_p=-0.1), "top_p"),
     (chat(top_p=1.1), "top_p"),
     (chat(top_k=-2), "top_k"),
     (chat(top_k=1.5), "top_k"),
@@ -83,10 +83,10 @@ BAD = [
     (chat(max_tokens=0), "max_tokens"),
     (chat(max_tokens=1024), "max_tokens"),
     (chat(max_tokens=10**30), "max_tokens"),
-    (chat(max_tokens=3, max_completion_tokens=4), None),
+    (chat(max_tokens=3, max_completion_tokens=4), "max_completion_tokens"),
     (chat(min_tokens=6, max_tokens=5), "min_tokens"),
     (chat(logprobs=3), "logprobs"),
-    (chat(top_logprobs=3), None),
+    (chat(top_logprobs=3), "top_logprobs"),
     (chat(logprobs=True, top_logprobs=21), "top_logprobs"),
     (chat(stream="yes"), "stream"),
     (chat(stream_options={"include_usage": True}), "stream_options"),
@@ -126,7 +126,9 @@ BAD = [
     (chat(messages=[*HELLO, {**CALLS, "tool_calls": CALLS["tool_calls"] * 2}]), "messages[1].tool_calls"),
     (chat(messages=[*HELLO, CALLS, RESULT, RESULT]), "messages[3].tool_call_id"),
     (said(role="tool", content="x", tool_call_id="1"), "messages[0].tool_call_id"),
-    (("/tokenize", "{}"), None),
+    (("/tokenize", "{}"), "prompt"),
+    (("/tokenize", '{"prompt": "x", "tools": []}'), "tools"),
+    (("/tokenize", '{"prompt": "x", "add_generation_prompt": false}'), "add_generation_prompt"),
     (("/tokenize", '{"prompt": "x", "messages": []}'), "messages"),
     (("/detokenize", '{"tokens": [-1]}'), "tokens[0]"),
     (chat(tool_choice="auto"), "tool_choice"),
@@ -150,7 +152,7 @@ BAD = [
     (text(prompt="x" * 100_000), "prompt"),
     (text(prompt=[5] * 1000, max_tokens=25), "max_tokens"),
     (text(prompt=["a"] * 100, n=16), "n"),
-    (text(max_tokens=0), None),
+    (text(max_tokens=0), "max_tokens"),
     (text(logprobs=True), "logprobs"),
     (text(logprobs=21), "logprobs"),
     (text(best_of=2), "best_of"),
@@ -161,7 +163,7 @@ BAD = [
 
 
 @pytest.mark.parametrize(("request_", "param"), BAD, ids=[f"{i}-{p}" for i, (_, p) in enumerate(BAD)])
-def test_it_is_a_400_that_names_the_field(stage: Stage, request_: tuple[str, str], param: str | None) -> None:
+def test_bad_input_is_a_400_that_names_the_field(stage: Stage, request_: tuple[str, str], param: str | None) -> None:
     path, body = request_
     answer = stage.http.post(f"{stage.url}{path}", content=body)
     assert answer.status_code == 400, answer.text
@@ -173,7 +175,7 @@ def test_it_is_a_400_that_names_the_field(stage: Stage, request_: tuple[str, str
         assert param.split("[")[0].split(".")[-1] in error["message"]
 
 
-def test_nothing_is_left_behind_and_it_serves_on(stage: Stage) -> None:
+def test_bad_input_leaves_nothing_behind_and_the_router_serves_on(stage: Stage) -> None:
     stage.http.post(f"{stage.url}{TEXT}", json={"model": "tiny", "prompt": [256]})
     assert stage.gateway.in_flight == 0
     good = stage.http.post(f"{stage.url}{TEXT}", json={"model": "tiny", "prompt": "x", "max_tokens": 2})
@@ -188,7 +190,7 @@ def test_a_body_of_10_mb_is_a_413(stage: Stage, declared: bool) -> None:
     assert (answer.status_code, answer.json()["error"]["code"]) == (413, "body_too_large")
 
 
-def test_a_declared_big_body_is_refused_before_it_comes(stage: Stage) -> None:
+def test_a_body_declared_too_large_is_refused_before_it_is_sent(stage: Stage) -> None:
     host, port = httpx.URL(stage.url).host, httpx.URL(stage.url).port
     with socket.create_connection((host, port or 80), timeout=60) as connection:
         connection.sendall(b"POST %b HTTP/1.1\r\nhost: x\r\ncontent-length: 10000000\r\n\r\n" % CHAT.encode())

@@ -1,4 +1,4 @@
-"""What batches are made of: the policy, the input's lines, the store."""
+"""Tests the parts of batches: the policy, the input's lines, the store."""
 
 import asyncio
 import sqlite3
@@ -109,7 +109,7 @@ def test_inputs_are_checked_line_by_line(tmp_path: Path, text: str | bytes, expe
     assert errors_of(tmp_path, text) == expected
 
 
-def test_not_more_problems_are_told_than_anyone_reads(tmp_path: Path) -> None:
+def test_the_list_of_problems_of_an_input_is_bounded(tmp_path: Path) -> None:
     assert len(errors_of(tmp_path, "x\n" * 5000, most_lines=9000)) == 100
 
 

@@ -1,4 +1,4 @@
-"""Batches from upload to output, whatever comes between."""
+"""Tests batches from upload to output, with restarts, failures and cancellations."""
 
 import asyncio
 import sqlite3
@@ -15,7 +15,7 @@ from router.priority import BATCH
 from tests.router.batching import CHAT, PLAIN, desk, line, lines
 from tests.router.conftest import pair
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(180)]
 
 
 @pytest.mark.parametrize("endpoint", [CHAT, PLAIN])
@@ -52,7 +52,7 @@ def test_a_batch_from_upload_to_output(checkpoint: Path, tmp_path: Path, endpoin
     asyncio.run(play())
 
 
-def test_an_answer_is_what_a_live_request_gets(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_line_s_answer_equals_a_live_request_s(checkpoint: Path, tmp_path: Path) -> None:
     async def play() -> None:
         async with desk(checkpoint, tmp_path) as at:
             batch = await at.end((await at.begin(line("same", n=2, seed=3, priority=-7))).id)
@@ -67,7 +67,7 @@ def test_an_answer_is_what_a_live_request_gets(checkpoint: Path, tmp_path: Path)
     asyncio.run(play())
 
 
-def test_lines_that_ask_for_what_can_not_be_are_in_the_error_file(checkpoint: Path, tmp_path: Path) -> None:
+def test_lines_with_impossible_requests_are_in_the_error_file(checkpoint: Path, tmp_path: Path) -> None:
     bad = {
         "hot": {"temperature": 9}, "other": {"model": "gpt"}, "stream": {"stream": True}, "long": {"max_tokens": 9999},
         "late": {"priority": 101}, "odd": {"colour": "red"},
@@ -112,7 +112,7 @@ def test_an_input_that_is_none_fails_its_batch_with_the_lines_at_fault(checkpoin
     asyncio.run(play())
 
 
-def test_cancelling_frees_the_workers_and_keeps_what_was_answered(checkpoint: Path, tmp_path: Path) -> None:
+def test_cancelling_a_batch_frees_the_workers_and_keeps_finished_answers(checkpoint: Path, tmp_path: Path) -> None:
     async def play() -> None:
         workers = pair()
         async with desk(checkpoint, tmp_path, workers, batch_concurrency=4) as at:
@@ -142,7 +142,7 @@ def test_cancelling_frees_the_workers_and_keeps_what_was_answered(checkpoint: Pa
     asyncio.run(play())
 
 
-def test_a_batch_goes_on_after_a_restart_where_it_stood(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_batch_continues_after_a_restart(checkpoint: Path, tmp_path: Path) -> None:
     async def play() -> None:
         async with desk(checkpoint, tmp_path, batch_concurrency=3) as at:
             begun = await at.begin(lines(30))
@@ -195,7 +195,7 @@ def test_a_router_of_another_model_leaves_a_batch_alone(checkpoint: Path, tmp_pa
     asyncio.run(play())
 
 
-def test_what_is_not_answered_in_its_window_expires(
+def test_lines_not_answered_in_the_window_expire(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(batches_api._WINDOW_S, "24h", 0)
@@ -244,7 +244,7 @@ def test_without_workers_a_batch_waits_for_them(checkpoint: Path, tmp_path: Path
     asyncio.run(play())
 
 
-def test_live_requests_enter_whatever_a_batch_does(checkpoint: Path, tmp_path: Path) -> None:
+def test_live_requests_are_admitted_while_a_batch_runs(checkpoint: Path, tmp_path: Path) -> None:
     async def play() -> None:
         workers = pair(slots=16)
         async with desk(checkpoint, tmp_path, workers, max_queue=1, first_token_timeout_s=60.0) as at:
@@ -335,7 +335,7 @@ REFUSED = (
 )
 
 
-def test_what_a_batch_can_not_be_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_impossible_batch_is_refused_by_its_field(checkpoint: Path, tmp_path: Path) -> None:
     async def play() -> None:
         async with desk(checkpoint, tmp_path) as at, at.stage.client() as http:
             body = {"input_file_id": await at.upload(lines(1)), "endpoint": CHAT, "completion_window": "24h"}

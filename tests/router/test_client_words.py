@@ -1,4 +1,4 @@
-"""What a client wrote comes back in errors as it was sent, whatever our own fields are called."""
+"""Tests that errors quote a client's fields and values as it sent them, whatever our own names are."""
 
 from typing import Any
 

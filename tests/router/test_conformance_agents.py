@@ -1,4 +1,4 @@
-"""What coding agents send, written after their APIs' documents: each field works, or is refused by its name."""
+"""Tests requests as coding agents send them: each field works, or is refused by its name."""
 
 import json
 import typing
@@ -198,7 +198,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
 
 
 @pytest.mark.parametrize(("path", "change", "words"), REFUSED, ids=[f"{p} {next(iter(c))}" for p, c, _ in REFUSED])
-def test_what_can_not_be_is_refused_by_its_name(agents: Stage, path: str, change: dict[str, Any], words: str) -> None:
+def test_an_impossible_field_is_refused_by_name(agents: Stage, path: str, change: dict[str, Any], words: str) -> None:
     before = len(agents["d0"].received)
     answer = agents.http.post(agents.url + path, json=(MESSAGES if "messages" in path else CHAT) | change)
     assert answer.status_code == 400, answer.text
@@ -257,7 +257,7 @@ def test_a_conversation_with_instructions_amid_and_nulls_anywhere(agents: Stage)
     assert counted.json() == {"input_tokens": len(agents["d0"].received[-1].token_ids)}
 
 
-def test_what_ends_with_the_assistant_is_counted(agents: Stage) -> None:
+def test_a_conversation_that_ends_with_the_assistant_is_counted(agents: Stage) -> None:
     said = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "yes"}]
     counted = agents.http.post(f"{agents.url}/v1/messages/count_tokens", json={"model": "tiny", "messages": said})
     assert counted.json() == {"input_tokens": len("<user>x<assistant>yes<assistant>")}
@@ -282,7 +282,7 @@ def test_calls_and_results_that_do_not_match_are_named_as_sent(agents: Stage, me
 
 
 @pytest.mark.parametrize("path", ["/v1/messages", "/v1/chat/completions"])
-def test_what_is_too_long_is_said_as_agents_look_for_it(agents: Stage, path: str) -> None:
+def test_the_error_for_a_long_prompt_has_the_words_that_agents_look_for(agents: Stage, path: str) -> None:
     def told(text: str, max_tokens: int) -> str:
         body = {"model": "tiny", "max_tokens": max_tokens, "messages": [{"role": "user", "content": text}]}
         answer = agents.http.post(agents.url + path, json=body)
@@ -303,7 +303,7 @@ def test_the_anthropic_sdk_lists_the_model(agents: Stage) -> None:
 
 
 @pytest.mark.parametrize("path", ["/", "/health", "/ready", "/status", "/metrics", "/v1/models", "/openapi.json"])
-def test_who_only_looks_whether_it_is_there_is_told(agents: Stage, path: str) -> None:
+def test_requests_that_only_probe_the_server_are_answered(agents: Stage, path: str) -> None:
     answer = agents.http.head(agents.url + path)
     assert (answer.status_code, answer.content) == (200, b"")
 
@@ -315,7 +315,7 @@ def test_who_only_looks_whether_it_is_there_is_told(agents: Stage, path: str) ->
         ("/v1/messages/count_tokens", message_count_tokens_params.MessageCountTokensParams),
     ],
 )
-def test_no_field_of_the_betas_goes_unnamed(path: str, params: Any) -> None:
+def test_every_field_of_the_betas_is_honoured_or_refused_by_name(path: str, params: Any) -> None:
     (endpoint,) = [e for e in ENDPOINTS if e.path == path]
     known = set(endpoint.body.model_fields) | set(endpoint.refused)
     assert set(typing.get_type_hints(params)) <= known
@@ -333,7 +333,7 @@ HISTORY: list[Any] = [
 ]  # fmt: skip
 
 
-def test_a_conversation_that_other_servers_began_goes_on(agents: Stage) -> None:
+def test_a_conversation_begun_at_another_server_continues(agents: Stage) -> None:
     body = CHAT | {
         "messages": HISTORY,
         "tools": None,

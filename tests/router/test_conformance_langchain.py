@@ -1,4 +1,4 @@
-"""LangChain's ChatOpenAI over /v1/responses: what it makes of an answer goes back with the conversation."""
+"""Tests LangChain's ChatOpenAI on /v1/responses: what it makes of an answer can be sent back."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,7 +22,7 @@ TOOLS: list[Any] = [
 
 
 class Weather(BaseModel):
-    """What it is like outside."""
+    """The weather."""
 
     city: str
     degrees: int
@@ -53,7 +53,7 @@ def options(request: pytest.FixtureRequest) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_calls_reasoning_and_parsed_text_go_back(agents: Stage, options: dict[str, Any], stream: bool) -> None:
+def test_calls_reasoning_and_parsed_text_can_be_sent_back(agents: Stage, options: dict[str, Any], stream: bool) -> None:
     model = ChatOpenAI(
         model="tiny", base_url=f"{agents.url}/v1", api_key=SecretStr("-"), max_retries=0, streaming=stream,
         use_responses_api=True, **options,

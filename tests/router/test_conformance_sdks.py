@@ -1,4 +1,4 @@
-"""The vendors' own SDKs, whole and streamed, side by side and at once; and their own models of each answer."""
+"""Tests the vendors' SDKs, whole and streamed and at the same time, and their models of each answer."""
 
 import asyncio
 import json
@@ -43,7 +43,7 @@ def agents(checkpoint: Path) -> Iterator[Stage]:
 
 
 def extras(value: Any) -> set[str]:
-    """Fields the SDK's models do not know, at any depth."""
+    """The fields of an answer that the SDK's models do not know, at any depth."""
     if isinstance(value, BaseModel):
         inside = [extras(getattr(value, name)) for name in type(value).model_fields]
         return set(value.model_extra or {}).union(*inside)
@@ -71,7 +71,7 @@ SHAPES: list[tuple[str, dict[str, Any], Any, Any]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "whole", "part"), SHAPES, ids=range(len(SHAPES)))
-def test_answers_and_events_are_what_the_sdks_take_them_for(
+def test_answers_and_events_match_the_sdks_models(
     agents: Stage, path: str, body: dict[str, Any], whole: Any, part: Any
 ) -> None:
     answer = agents.http.post(agents.url + path, json=body)
@@ -108,7 +108,7 @@ async def whole_chat(sdk: openai.AsyncOpenAI) -> Any:
 
 
 async def raw_chat(sdk: openai.AsyncOpenAI) -> Any:
-    """The answer as the stream's own state puts it together from raw chunks."""
+    """The answer that the SDK's stream state assembles from raw chunks."""
     from openai.lib.streaming.chat import ChatCompletionStreamState  # noqa: PLC0415
 
     state = ChatCompletionStreamState()
@@ -222,12 +222,12 @@ CALLED: list[Any] = [{"role": "user", "content": "call weather"}]
 
 
 def sent_back(said: Any, dump: bool) -> Any:
-    """As an SDK's own object, which it writes out itself, or as all that is in it."""
+    """The message as the SDK's object, or as a dict of all its fields."""
     return said.model_dump(warnings=False) if dump else said
 
 
 @pytest.mark.parametrize("dump", [False, True])
-def test_parsed_chats_go_on(agents: Stage, dump: bool) -> None:
+def test_parsed_chats_can_be_sent_back(agents: Stage, dump: bool) -> None:
     tools: Any = [openai.pydantic_function_tool(Weather)]
     with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=60) as sdk:
         text = sdk.chat.completions.parse(model="tiny", messages=ASKED, response_format=Weather).choices[0].message
@@ -243,7 +243,7 @@ def test_parsed_chats_go_on(agents: Stage, dump: bool) -> None:
 
 
 @pytest.mark.parametrize("dump", [False, True])
-def test_parsed_responses_go_on(agents: Stage, dump: bool) -> None:
+def test_parsed_responses_can_be_sent_back(agents: Stage, dump: bool) -> None:
     tools: Any = [{"type": "function", "name": "Weather", "parameters": Weather.model_json_schema(), "strict": False}]
     with openai.OpenAI(base_url=f"{agents.url}/v1", api_key="-", max_retries=0, timeout=60) as sdk:
         text = sdk.responses.parse(model="tiny", input=ASKED, text_format=Weather)

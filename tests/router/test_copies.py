@@ -1,4 +1,4 @@
-"""Where copies of long answers' states go."""
+"""Tests which workers get copies of long answers' states."""
 
 import dataclasses
 
@@ -19,7 +19,7 @@ def on(node: str, state: WorkerState) -> WorkerState:
     return dataclasses.replace(state, info=structs.replace(state.info, node=node))
 
 
-def test_a_copy_goes_to_another_node_then_to_the_emptiest_and_stays_there() -> None:
+def test_copies_prefer_the_previous_worker_then_another_node_then_the_emptiest() -> None:
     owner, near = worker("d0", "decode"), worker("d1", "decode")
     far = on("far", worker("p0", "prefill", free_slots=5))
     assert chosen(owner) is None
@@ -28,7 +28,7 @@ def test_a_copy_goes_to_another_node_then_to_the_emptiest_and_stays_there() -> N
     assert chosen(owner, near, far, before="d1") == "d1"
 
 
-def test_a_copy_goes_nowhere_where_it_does_not_fit_or_is_in_the_way() -> None:
+def test_no_copy_is_made_at_a_worker_that_can_not_take_it() -> None:
     owner = worker("d0", "decode")
     assert chosen(owner, worker("d1", "decode", layout="other")) is None
     assert chosen(owner, worker("d1", "decode", weights="other")) is None

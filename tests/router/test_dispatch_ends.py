@@ -1,4 +1,4 @@
-"""However a job ends, each worker that got its request gets its abort, and no worker gets the request afterwards."""
+"""Tests that each worker with a job's request gets an abort when the job ends, and no worker gets it later."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -22,7 +22,7 @@ from wire.tokens import TokenIds
 
 
 class Wire:
-    """A link that keeps what would be sent."""
+    """A link that records what would be sent."""
 
     def __init__(self, state: WorkerState) -> None:
         self.state, self.info = state, state.info
@@ -45,7 +45,7 @@ class Wire:
 
 
 class Table(WorkerTable):
-    """Of `there` workers; nothing is connected."""
+    """A table of the workers `there`, without connections."""
 
     def __init__(self) -> None:
         super().__init__("r", "", Costs())
@@ -148,7 +148,7 @@ def test_an_end_between_two_tries_is_the_end(
 
 
 def test_a_worker_that_has_answered_everything_gets_no_abort(checkpoint: Path) -> None:
-    """A decode worker may be done before its prefill worker's token is here: nothing is left there to free."""
+    """A decode worker may finish before its prefill worker's token arrives; then it has nothing to free."""
 
     def act(dispatcher: Dispatcher, table: Table, job: Job) -> None:
         dispatcher.submit(job)

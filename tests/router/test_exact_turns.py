@@ -1,4 +1,4 @@
-"""What the model wrote is what it reads in the next turn, token by token, if its client sends it back unchanged."""
+"""Tests that an answer that a client sends back unchanged has the generated tokens in the next turn."""
 
 import json
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ TOOLS = [{"type": "function", "function": TOOL}]
 
 
 def spelled(text: str) -> list[int]:
-    """A token for each character, but for markers."""
+    """A tokenizer with one token per character, and the markers."""
     ids: list[int] = []
     while text:
         marker = next((m for m in MARKERS if text.startswith(m)), text[0])
@@ -35,7 +35,7 @@ def spelled(text: str) -> list[int]:
 
 
 def say(request: Request) -> Answer:
-    """What the last turn asks for after "say "; its tokens, and then the end."""
+    """The tokens of the text after "say " in the last turn, and the end token."""
     asked = TOKENIZER.decode(request.token_ids, skip_special=False).rpartition("</role>say ")[2]
     ids = [*spelled(asked.partition("<|role_end|>")[0].replace("CALL", CALL)), TOKENIZER.eos_ids[-1]]
     return lambda offset: ids[min(offset, len(ids) - 1)]
@@ -52,7 +52,7 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
 
 
 def ask(stage: Stage, path: str, tenant: str = "acme", **body: Any) -> dict[str, Any]:
-    """The answer to a request."""
+    """Send a request; returns its answer."""
     headers = {"authorization": f"Bearer {KEYS[tenant]}"}
     answer = stage.http.post(stage.url + path, json={"model": "auto", **body}, headers=headers)
     assert answer.status_code == 200, answer.text
@@ -61,14 +61,14 @@ def ask(stage: Stage, path: str, tenant: str = "acme", **body: Any) -> dict[str,
 
 
 def chat(stage: Stage, *turns: dict[str, Any], tenant: str = "acme", **body: Any) -> dict[str, Any]:
-    """The message that answers a chat."""
+    """Send a chat; returns the assistant's message."""
     answer = ask(stage, "/v1/chat/completions", tenant, messages=turns, tools=TOOLS, **body)
     message: dict[str, Any] = answer["choices"][0]["message"]
     return message
 
 
 def prompt(stage: Stage) -> list[int]:
-    """What the workers got last."""
+    """The tokens of the last prompt that the workers got."""
     return list(stage["d0"].received[-1].token_ids)
 
 
@@ -84,7 +84,7 @@ SAID = ["Hello there.", "I look.\nCALL", "CALL", "CALL\nCALL", "a <role> of Ã© è
 
 
 @pytest.mark.parametrize("said", SAID)
-def test_the_next_turn_reads_what_was_generated(stage: Stage, said: str) -> None:
+def test_the_next_turn_has_the_generated_tokens(stage: Stage, said: str) -> None:
     asked = user(f"say {said}")
     message = chat(stage, asked)
     first = prompt(stage)
@@ -98,11 +98,11 @@ def test_the_next_turn_reads_what_was_generated(stage: Stage, said: str) -> None
 
 
 def rewritten(stage: Stage) -> int:
-    """What the worker that computes the last prompt was told of it."""
+    """The worker's `Prefix.rewritten_tokens` of the last prompt."""
     return stage["p0"].received[-1].prefix.rewritten_tokens
 
 
-def test_turns_that_become_other_tokens_than_before_are_told(stage: Stage) -> None:
+def test_turns_rendered_to_other_tokens_than_before_are_noticed(stage: Stage) -> None:
     turns = [{"role": "system", "content": "Be short."}, user("say Hello again.")]
     message = chat(stage, *turns)
     first = prompt(stage)
@@ -154,7 +154,7 @@ def test_messages_give_back_values_and_count_the_same(stage: Stage) -> None:
     assert counted == {"input_tokens": len(prompt(stage))}
 
 
-def test_responses_go_on_by_id_and_by_items(stage: Stage) -> None:
+def test_responses_continue_by_id_and_by_items(stage: Stage) -> None:
     tools = [{"type": "function", **TOOL}]
     answer = ask(stage, "/v1/responses", input="say I look.\nCALL", tools=tools)
     first, generated = prompt(stage), spelled(f"I look.\n{CALL}")
@@ -199,8 +199,8 @@ def test_another_tenants_answers_are_not_known(stage: Stage) -> None:
 @pytest.mark.parametrize(
     ("said", "options"), [("one STOP two", {"stop": "STOP"}), ("<think>Hm.</think>\n\nYes, thought.", {})]
 )
-def test_what_is_not_all_that_was_generated_is_not_kept(stage: Stage, said: str, options: dict[str, Any]) -> None:
-    """A text that a stop string ended, and one that came after reasoning."""
+def test_a_partial_answer_is_not_remembered(stage: Stage, said: str, options: dict[str, Any]) -> None:
+    """Neither is a text that a stop string ended, nor one that followed reasoning."""
     asked = user(f"say {said}")
     message = {k: v for k, v in chat(stage, asked, **options).items() if k in ("role", "content")}
     turns = [asked, message, user("say x")]
@@ -209,7 +209,7 @@ def test_what_is_not_all_that_was_generated_is_not_kept(stage: Stage, said: str,
 
 
 def by_template(turns: list[dict[str, Any]]) -> list[int]:
-    """A prompt of which nothing was answered here."""
+    """The tokens of a prompt, rendered without remembered answers."""
     kept = ("role", "content", "tool_calls", "tool_call_id")
     plain = [{k: v for k, v in turn.items() if k in kept and v is not None} for turn in turns]
     plain = [{"content": None, **turn} for turn in plain]
@@ -228,7 +228,7 @@ def test_which_templates_keep_turns() -> None:
     assert not ChatTemplate("{{ raise_exception('no') }}", {}).keeps_turns
 
 
-def test_the_least_recently_used_go() -> None:
+def test_the_least_recently_used_answers_are_forgotten() -> None:
     known = ExactTurns(3000)
     for n in range(3):
         known.keep("t", Said(str(n)), bytes(700))

@@ -1,4 +1,4 @@
-"""The queue in which tenants take turns."""
+"""Tests the queue in which tenants take turns."""
 
 from collections import Counter
 
@@ -16,7 +16,7 @@ def drain(queue: FairQueue[int]) -> list[int]:
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.sampled_from("abc"), st.integers(1, 20_000)), max_size=30))
-def test_all_come_out_once_by_priority_and_in_each_lane_in_order(asks: list[tuple[int, str, int]]) -> None:
+def test_every_item_comes_out_once_by_priority_and_in_order_within_its_lane(asks: list[tuple[int, str, int]]) -> None:
     queue: FairQueue[int] = FairQueue(100)
     for number, (priority, tenant, tokens) in enumerate(asks):
         queue.push(number, priority, tenant, tokens)
@@ -31,7 +31,7 @@ def test_all_come_out_once_by_priority_and_in_each_lane_in_order(asks: list[tupl
 
 @given(st.lists(st.integers(1, 9_000), min_size=30, max_size=60), st.lists(st.integers(1, 9_000), min_size=30))
 def test_tenants_get_equal_shares_of_tokens(first: list[int], second: list[int]) -> None:
-    """While both wait, neither is served more than a turn and a longest request ahead of the other."""
+    """While both wait, neither gets ahead of the other by more than a turn and one longest request."""
     queue: FairQueue[int] = FairQueue(10_000)
     tokens = [*first, *second]
     for number, count in enumerate(tokens):
@@ -46,7 +46,7 @@ def test_tenants_get_equal_shares_of_tokens(first: list[int], second: list[int])
             assert abs(served["a"] - served["b"]) <= 2 * (16_384 + 9_000)
 
 
-def test_who_may_not_go_is_not_overtaken() -> None:
+def test_a_request_that_may_not_go_is_not_overtaken() -> None:
     queue: FairQueue[int] = FairQueue(10)
     queue.push(1, 0, "a", 10)
     queue.push(2, 5, "b", 10)
@@ -66,7 +66,7 @@ def test_lanes_are_bounded_each_by_itself() -> None:
     assert drain(queue) == [2]
 
 
-def test_what_is_ahead_is_one_s_own_and_as_much_of_others() -> None:
+def test_the_work_ahead_is_the_tenant_s_own_and_as_much_of_others() -> None:
     queue: FairQueue[int] = FairQueue(1_000)
     for number in range(100):
         queue.push(number, 0, "flood", 1_000)

@@ -1,4 +1,4 @@
-"""Files: their limits, their lists, and what is no upload."""
+"""Tests files: their limits, their lists, and malformed uploads."""
 
 import asyncio
 import gzip
@@ -59,7 +59,7 @@ def test_files_are_listed_in_pages(checkpoint: Path, tmp_path: Path) -> None:
     asyncio.run(play())
 
 
-def test_what_is_too_much_is_refused_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_an_upload_beyond_a_limit_is_refused_and_leaves_nothing(checkpoint: Path, tmp_path: Path) -> None:
     options = {"max_file_bytes": 4096, "max_stored_bytes": 6000, "max_batch_lines": 3}
 
     async def play() -> None:
@@ -79,7 +79,7 @@ def test_what_is_too_much_is_refused_and_leaves_nothing(checkpoint: Path, tmp_pa
     asyncio.run(play())
 
 
-def test_what_a_batch_still_reads_is_not_deleted(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_file_that_a_batch_still_reads_is_not_deleted(checkpoint: Path, tmp_path: Path) -> None:
     async def play() -> None:
         async with desk(checkpoint, tmp_path) as at:
             at.stage["d0"].gate.clear()
@@ -96,7 +96,7 @@ def test_what_a_batch_still_reads_is_not_deleted(checkpoint: Path, tmp_path: Pat
     asyncio.run(play())
 
 
-def test_what_is_no_upload_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_malformed_upload_is_refused_by_name(checkpoint: Path, tmp_path: Path) -> None:
     part = {"file": ("in.jsonl", b"x")}
     asks = (
         ({"json": {"purpose": "batch"}}, None, "multipart"),

@@ -1,4 +1,4 @@
-"""What the APIs ask of an answer's text: which grammar travels to the workers, and what is refused before."""
+"""Tests which grammar each API's answer format sends to the workers, and which formats are refused."""
 
 import json
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def post(stage: Stage, path: str, **body: Any) -> Any:
 
 
 def sent(stage: Stage, path: str, **body: Any) -> Grammar | None:
-    """The grammar both workers get, compiled without complaint; None for none."""
+    """The grammar that both workers get, which must compile; None for none."""
     for worker in stage.workers.values():
         worker.received.clear()
     answer = post(stage, path, **body)
@@ -103,7 +103,7 @@ def test_only_the_allowed_tools_are_offered(stage: Stage) -> None:
     assert '"name": "f"' not in prompt
 
 
-def test_the_model_does_not_read_what_is_meant_for_the_server(stage: Stage) -> None:
+def test_fields_for_the_server_are_not_shown_to_the_model(stage: Stage) -> None:
     sent(stage, CHAT, tools=[function(strict=True)])
     assert "strict" not in stage.gateway.tokenizer.decode(stage["d0"].received[-1].token_ids)
 
@@ -149,7 +149,7 @@ REFUSED: list[tuple[str, dict[str, Any], str, str]] = [
 
 
 @pytest.mark.parametrize(("path", "body", "param", "words"), REFUSED, ids=range(len(REFUSED)))
-def test_what_can_not_be_kept_to_is_refused_by_its_path(
+def test_a_format_that_can_not_be_enforced_is_refused_by_its_path(
     stage: Stage, path: str, body: dict[str, Any], param: str, words: str
 ) -> None:
     for worker in stage.workers.values():

@@ -1,4 +1,4 @@
-"""Fields that clients send by habit: what changes nothing passes, what asks for something is honoured."""
+"""Tests fields that clients send by habit: ones without effect are accepted, others are honoured."""
 
 import gzip
 import json
@@ -20,6 +20,19 @@ BODIES: dict[str, dict[str, Any]] = {
     RESPONSES: {"input": "hello", "max_output_tokens": 3},
 }
 TOOL = {"name": "f", "input_schema": {"type": "object"}, "input_examples": [{}]}
+# An assistant's turn as gateways to several vendors give it.
+GATEWAYS = {
+    "role": "assistant",
+    "content": None,
+    "thinking_blocks": [{"type": "thinking", "thinking": "hm", "signature": "s"}],
+    "provider_specific_fields": {"refusal": None},
+    "tool_calls": [
+        {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"},
+         "provider_specific_fields": {"thought_signature": "s"}, "extra_content": {"google": {}}},
+    ],
+}  # fmt: skip
+CITED = {"type": "text", "text": "x", "citations": [{"type": "char_location", "cited_text": "y"}]}
+FUNCTION = {"type": "function", "name": "f", "defer_loading": False, "allowed_callers": ["direct"], "output_schema": {}}
 PASSES: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"verbosity": "low"}),
     (CHAT, {"store": True}),
@@ -29,11 +42,25 @@ PASSES: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"include_stop_str_in_output": False}),
     (CHAT, {"messages": [*HELLO, {"role": "assistant", "content": None, "refusal": "no"}, *HELLO]}),
     (CHAT, {"messages": [*HELLO, {"role": "assistant", "content": [{"type": "refusal", "refusal": "no"}]}, *HELLO]}),
+    (
+        CHAT,
+        {
+            "messages": [
+                *HELLO,
+                {"role": "assistant", "content": "x", "annotations": [{"type": "url_citation"}]},
+                *HELLO,
+            ]
+        },
+    ),
+    (CHAT, {"messages": [*HELLO, GATEWAYS, {"role": "tool", "tool_call_id": "1", "content": "x"}]}),
     (TEXT, {"store": True, "best_of": 1, "skip_special_tokens": True}),
+    (MESSAGES, {"messages": [*HELLO, {"role": "assistant", "content": [CITED]}, *HELLO]}),
     (MESSAGES, {"tools": [TOOL]}),
     (MESSAGES, {"mcp_servers": [], "speed": "standard", "betas": ["x-2026-01-01"]}),
     (RESPONSES, {"client_metadata": {"a": "b"}}),
     (RESPONSES, {"text": {"verbosity": "low"}, "service_tier": "flex"}),
+    (RESPONSES, {"include": ["web_search_call.action.sources", "file_search_call.results"]}),
+    (RESPONSES, {"tools": [FUNCTION, {"type": "tool_search"}, {"type": "computer"}]}),
     (RESPONSES, {"context_management": [{"type": "compaction", "compact_threshold": 1000}]}),
 ]
 
@@ -45,7 +72,7 @@ def post(stage: Stage, path: str, **more: Any) -> Any:
 
 
 def prompt_of(stage: Stage) -> str:
-    """The text the last request made the workers compute."""
+    """The text of the last request's prompt at the workers."""
     tokens = stage["p0"].received[-1].token_ids
     return stage.gateway.tokenizer.decode(tokens, skip_special=False)
 
@@ -53,6 +80,31 @@ def prompt_of(stage: Stage) -> str:
 @pytest.mark.parametrize(("path", "habit"), PASSES, ids=[f"{p} {','.join(h)}" for p, h in PASSES])
 def test_a_habit_passes(stage: Stage, path: str, habit: dict[str, Any]) -> None:
     post(stage, path, **habit)
+
+
+@pytest.mark.parametrize("path", BODIES)
+def test_no_mass_at_all_leaves_the_best_token(stage: Stage, path: str) -> None:
+    post(stage, path, top_p=0)
+    sampling = stage["p0"].received[-1].sampling
+    assert (sampling.top_k, sampling.top_p) == (1, 1.0)
+
+
+def test_the_name_that_requests_may_use_is_a_models_too(stage: Stage) -> None:
+    assert stage.http.get(f"{stage.url}/v1/models/auto").json()["id"] == "tiny"
+
+
+@pytest.mark.parametrize(
+    ("path", "wrong", "told"),
+    [
+        (CHAT, {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": {"type": "any"}},
+         "'tool_choice.type' must be one of 'function', 'allowed_tools'"),
+        (RESPONSES, {"tools": [{"type": "nonsense"}]},
+         "'tools[0].type' must be one of 'function', 'custom', 'namespace', 'local_shell'"),
+    ],
+)  # fmt: skip
+def test_a_refusal_lists_values_that_may_be_sent(stage: Stage, path: str, wrong: dict[str, Any], told: str) -> None:
+    answer = stage.http.post(stage.url + path, json={"model": "tiny"} | BODIES[path] | wrong)
+    assert answer.json()["error"]["message"] == told
 
 
 @pytest.mark.parametrize(
@@ -140,7 +192,7 @@ def test_a_bare_deflate_is_read(stage: Stage) -> None:
 
 
 @pytest.mark.parametrize("encoding", COMPRESSED)
-def test_what_is_decoded_is_bounded(stage: Stage, encoding: str) -> None:
+def test_a_decoded_body_is_bounded(stage: Stage, encoding: str) -> None:
     most = stage.gateway.config.max_body_bytes
     body = COMPRESSED[encoding](b'{"model": "' + b"x" * most)
     answer = stage.http.post(stage.url + CHAT, content=body, headers={"content-encoding": encoding})
@@ -149,7 +201,7 @@ def test_what_is_decoded_is_bounded(stage: Stage, encoding: str) -> None:
 
 
 @pytest.mark.parametrize("encoding", [*COMPRESSED, "br", "gzip, gzip"])
-def test_what_is_not_in_its_encoding_is_named(stage: Stage, encoding: str) -> None:
+def test_a_body_not_in_its_encoding_is_refused(stage: Stage, encoding: str) -> None:
     answer = stage.http.post(stage.url + CHAT, content=b"{}", headers={"content-encoding": encoding})
     status, code = (400, "invalid_encoding") if encoding in COMPRESSED else (415, "unsupported_encoding")
     assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)

@@ -1,4 +1,4 @@
-"""The loop's longest hold: within the last minute, and whatever held it."""
+"""Tests how long the event loop was held up at most within the last minute."""
 
 import asyncio
 import re
@@ -23,7 +23,7 @@ def test_the_longest_of_the_last_minute() -> None:
     assert holds.longest(5000.0) == 0.3
 
 
-def test_what_holds_the_loop_shows(checkpoint: Path) -> None:
+def test_a_block_of_the_event_loop_is_measured(checkpoint: Path) -> None:
     async def run() -> None:
         async with served(checkpoint, pair()) as stage, stage.client() as client:
             time.sleep(0.25)  # holds the loop up

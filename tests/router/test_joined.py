@@ -1,4 +1,4 @@
-"""Stop strings and log-probabilities belong to the content: not to reasoning, calls, markers or what ended it."""
+"""Tests that stop strings and log-probabilities apply to the content only, not to reasoning, calls or markers."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ CALL = '<tool_call>\n{"name": "f", "arguments": {"x": "a stop b\\n"}}\n</tool_ca
 
 @pytest.fixture(scope="module")
 def nano() -> Tokenizer:
-    """Tokens of several characters, and of parts of one."""
+    """A tokenizer with tokens of several characters and of parts of one."""
     return Tokenizer(str(NANO))
 
 
@@ -38,7 +38,7 @@ def fed(
     tokenizer: Tokenizer, ids: tuple[int, ...], sizes: list[int], finish: FinishReason, stop: tuple[str, ...] = (),
     min_tokens: int = 0, logprobs: bool = True,
 ) -> Choice:  # fmt: skip
-    """A choice that has got these tokens, a few a step."""
+    """A choice that has received these tokens, a few per step."""
     reader = Reader(tool_parser("qwen25")())
     sampling = SamplingParams(9999, 1, min_tokens=min_tokens, logprobs=0 if logprobs else None)
     choice = Choice(0, Prompt(TokenIds.of((5,))), sampling, tokenizer, stop=stop, reader=reader)
@@ -127,7 +127,7 @@ def test_log_probabilities_are_the_content_s(nano: Tokenizer, text: str, stop: t
     stop=st.sampled_from(((), (), ("a",), ("\n</", "}}"), ("é",))),
     ends=st.booleans(),
 )
-def test_whatever_the_output_they_join_to_the_content(
+def test_the_bytes_of_log_probabilities_join_to_the_content(
     nano: Tokenizer, pieces: list[str], sizes: list[int], stop: tuple[str, ...], ends: bool
 ) -> None:
     # Encoded apart, so that tokens end where one text would not end them.

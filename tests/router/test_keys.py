@@ -1,4 +1,4 @@
-"""API keys and pages of other origins."""
+"""Tests API keys, and requests from web pages of other origins."""
 
 import os
 import runpy
@@ -95,7 +95,7 @@ def test_pages_of_a_listed_origin_may_call(guarded: tuple[Stage, Path]) -> None:
     assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (401, ORIGIN)
 
 
-def test_a_file_that_is_none_is_refused_at_the_start(tmp_path: Path) -> None:
+def test_an_invalid_keys_file_is_refused_at_the_start(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         Keys(str(tmp_path / "none"))
     (tmp_path / "bad").write_text("acme plain-key\n")
@@ -124,7 +124,9 @@ def test_a_made_key_opens(tmp_path: Path, capsys: pytest.CaptureFixture[str], mo
 
 
 @pytest.mark.parametrize("arguments", [["*"], ["#x"], ["a b"], ["acme", "--tokens", "0"], ["acme", "--tokens", "-1"]])
-def test_no_line_is_made_of_what_could_not_be_read(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+def test_an_unreadable_tenant_makes_no_line_of_the_keys_file(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["keys", *arguments])
     with pytest.raises(SystemExit) as ended:
         runpy.run_path(str(Path(__file__).parents[2] / "router" / "access" / "keys.py"), run_name="__main__")

@@ -1,4 +1,4 @@
-"""LangChain's ChatOpenAI: tools, streams, usage and batches, as its users call them."""
+"""Tests LangChain's ChatOpenAI: tools, streams, usage and batches."""
 
 import asyncio
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What happens to requests when things go wrong or slow: every end frees both workers."""
+"""Tests requests that fail, hang or are slow: each end frees both workers."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ LONG = {"model": "tiny", "prompt": "A", "seed": 0, "max_tokens": 900, "ignore_eo
 
 def on(checkpoint: Path, act: Callable[[Stage], Awaitable[None]], workers: list[FakeWorker] | None = None,
        pools: Pools | None = None, **settings: Any) -> None:  # fmt: skip
-    """Run `act` on a fresh stage; afterwards nothing may be in flight."""
+    """Run `act` on a new stage, and check that nothing is in flight afterwards."""
 
     async def body() -> None:
         async with asyncio.timeout(120), served(checkpoint, workers or pair(), pools, **settings) as stage:
@@ -239,7 +239,7 @@ def test_a_slow_client_gets_joined_chunks_and_stalls_no_one(checkpoint: Path) ->
 
 
 @pytest.mark.parametrize("end", [Job.leave, lambda job: job.due(1.0), lambda job: job.landed(job.choices[0])])
-def test_whatever_ends_a_job_gives_its_room_back_once(checkpoint: Path, end: Callable[[Job], None]) -> None:
+def test_every_end_of_a_job_releases_its_permit_once(checkpoint: Path, end: Callable[[Job], None]) -> None:
     tokenizer = Tokenizer(str(checkpoint))
     given: list[int] = []
     permit = Permit(lambda: given.append(1))
@@ -371,7 +371,7 @@ def test_a_worker_that_comes_back_is_used_again(checkpoint: Path) -> None:
     on(checkpoint, act, [FakeWorker("d0", "decode")], Pools(prefill=0))
 
 
-def test_whoever_else_answers_at_a_worker_s_address_is_not_used(checkpoint: Path) -> None:
+def test_another_process_at_a_worker_s_address_is_not_used(checkpoint: Path) -> None:
     async def act(stage: Stage) -> None:
         stranger = ListedWorker(PeerRef("d7", "127.0.0.1", stage["d0"].ref.port), "decode")
         await stage.gateway.update_workers([stranger])

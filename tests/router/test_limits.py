@@ -1,4 +1,4 @@
-"""Limits of keys: the buckets by themselves, the file that sets them, and what a client sees of them."""
+"""Tests the limits of keys: token buckets, the file that sets them, and what clients see."""
 
 import asyncio
 import copy
@@ -23,7 +23,7 @@ KEY, OTHER = make_key(), make_key()
 ASK: dict[str, Any] = {"model": "tiny", "prompt": [5, 6], "max_tokens": 4}
 
 
-def test_a_bucket_fills_evenly_and_owes_what_was_used_beyond_it() -> None:
+def test_a_bucket_fills_evenly_and_can_be_overdrawn() -> None:
     bucket = Bucket(60, 100.0)
     bucket.take(50, 100.0)
     assert bucket.level(100.0) == pytest.approx(10)
@@ -38,7 +38,7 @@ def test_a_bucket_fills_evenly_and_owes_what_was_used_beyond_it() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 30), st.integers(1, 50)), max_size=60))
-def test_what_is_let_through_never_exceeds_the_rate(asks: list[tuple[float, int]]) -> None:
+def test_admitted_requests_never_exceed_the_rate(asks: list[tuple[float, int]]) -> None:
     account, now, let = Account(KeyLimits(tokens=40), 0.0), 0.0, []
     for gap, tokens in asks:
         now += gap
@@ -77,7 +77,7 @@ def test_an_account_counts_requests_those_under_way_and_tokens() -> None:
     assert account.enter(61.0) is None
 
 
-def test_other_limits_leave_what_is_under_way_counted() -> None:
+def test_changed_limits_keep_counting_running_requests() -> None:
     account = Account(KeyLimits(concurrent=2), 0.0)
     assert account.enter(0.0) is None
     account.change(KeyLimits(concurrent=1), 0.0)
@@ -255,7 +255,7 @@ def test_a_client_that_hangs_up_leaves_its_place(checkpoint: Path, tmp_path: Pat
     asyncio.run(act())
 
 
-def test_what_no_worker_took_costs_nothing(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_request_that_no_worker_took_is_not_charged(checkpoint: Path, tmp_path: Path) -> None:
     async def act() -> None:
         async with limited(checkpoint, tmp_path, "tokens=100") as (stage, client):
             await stage.gateway.update_workers([])

@@ -1,4 +1,4 @@
-"""A request's log line: its ids and figures, and its words only where that was asked for."""
+"""Tests a request's log line: its ids and figures, and its texts only if that is switched on."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Long prompts beside short ones: what is too long is not encoded, and nothing long runs on the event loop."""
+"""Tests long prompts: ones that are too long are not encoded, and no long work runs on the event loop."""
 
 import asyncio
 import json
@@ -18,7 +18,7 @@ LONG = "All work and no play. " * 20_000
 
 
 def body(**fields: Any) -> bytes:
-    """A request's JSON."""
+    """The JSON of a request."""
     return json.dumps({"model": "auto", "max_tokens": 1, **fields}).encode()
 
 
@@ -32,10 +32,10 @@ ASKED = [
 
 
 @pytest.mark.parametrize(("path", "asked"), ASKED)
-def test_what_is_too_long_is_refused_before_it_is_encoded(
+def test_a_prompt_that_is_too_long_is_refused_before_it_is_encoded(
     checkpoint: Path, path: str, asked: bytes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By its bytes and the longest token, in the words that agents look for."""
+    """Bytes and the longest token bound the length; the error has the words that agents look for."""
 
     def never(*args: object, **kwargs: object) -> None:
         raise AssertionError("it was encoded")
@@ -53,8 +53,8 @@ def test_what_is_too_long_is_refused_before_it_is_encoded(
     asyncio.run(run())
 
 
-def test_what_is_long_runs_apart(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Reading, rendering and encoding; a short request's stay on the loop."""
+def test_long_work_runs_in_a_thread(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Reading, rendering and encoding run in a thread; those of a short request stay on the event loop."""
     threads: dict[str, set[str]] = {"read": set(), "encode_chat": set()}
 
     def spied(owner: type, name: str) -> None:

@@ -1,4 +1,4 @@
-"""Anthropic's message batches through its SDK, over the store and the runner of /v1/batches."""
+"""Tests Anthropic's message batches by its SDK, with the store and the runner of /v1/batches."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -66,7 +66,7 @@ def test_lists_are_paged_both_ways_and_hold_no_other_api_s(sdk: anthropic.Anthro
     assert not {b["id"] for b in listed} & set(made)
 
 
-def test_what_is_over_can_be_deleted(sdk: anthropic.Anthropic) -> None:
+def test_a_finished_batch_can_be_deleted(sdk: anthropic.Anthropic) -> None:
     batch = sdk.messages.batches.create(requests=[entry("gone")])
     ended(sdk, batch.id)
     assert sdk.messages.batches.delete(batch.id).type == "message_batch_deleted"
@@ -74,7 +74,7 @@ def test_what_is_over_can_be_deleted(sdk: anthropic.Anthropic) -> None:
         sdk.messages.batches.retrieve(batch.id)
 
 
-def test_what_is_cancelled_ends_with_all_requests_told(checkpoint: Path, tmp_path: Path) -> None:
+def test_a_cancelled_message_batch_reports_all_requests(checkpoint: Path, tmp_path: Path) -> None:
     workers = pair(pace_s=0.05)
     with (
         staged(checkpoint, workers, data_dir=str(tmp_path), batch_concurrency=1) as stage,

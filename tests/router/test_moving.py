@@ -1,4 +1,4 @@
-"""A worker that is to end gives up its answers, and they go on at another one: its clients see a pause."""
+"""Tests that the answers of a draining worker continue at another one, and clients only see a pause."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -36,11 +36,11 @@ async def undisturbed(client: httpx.AsyncClient, body: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("kept", [False, True])
-def test_answers_go_on_from_where_they_stood(checkpoint: Path, kept: bool) -> None:
+def test_moved_answers_continue_where_they_were(checkpoint: Path, kept: bool) -> None:
     async def act(stage: Stage) -> None:
         async with stage.client() as client:
             bodies = [BODY | {"seed": n} for n in range(8)]
-            expected = [await undisturbed(client, body) for body in bodies]
+            expected = await asyncio.gather(*(undisturbed(client, body) for body in bodies))
             tasks = [asyncio.create_task(client.post(PATH, json=body)) for body in bodies]
             first = stage["d0"]
             before = len(first.received)
@@ -68,7 +68,7 @@ def test_answers_go_on_from_where_they_stood(checkpoint: Path, kept: bool) -> No
     on(checkpoint, act)
 
 
-def test_the_next_worker_takes_what_is_kept_while_the_answer_goes_on(checkpoint: Path) -> None:
+def test_the_next_worker_pulls_the_snapshot_while_the_answer_goes_on(checkpoint: Path) -> None:
     async def act(stage: Stage) -> None:
         async with stage.client() as client:
             expected = await undisturbed(client, BODY)

@@ -1,4 +1,4 @@
-"""The routing policy and admission over made-up tables."""
+"""Tests the routing policy and admission with made-up tables of workers."""
 
 import dataclasses
 from random import Random
@@ -145,7 +145,7 @@ def test_own_submissions_count_before_the_worker_reports_them() -> None:
     assert choose(table + decodes, NEED, split=True) == Plan(table[1].info, decodes[1].info)
 
 
-def test_what_workers_of_other_weights_keep_is_told_and_not_used() -> None:
+def test_snapshots_of_other_weights_are_reported_but_not_used() -> None:
     table = [worker("p", "prefill"), worker("d", "decode"), worker("old", "decode", weights="v", running=5)]
     held = {"old": Held(80, True), "p": Held(30, True), "gone": Held(99, True)}
     plan = choose(table, dataclasses.replace(NEED, held=held), split=True)
@@ -156,7 +156,7 @@ def test_what_workers_of_other_weights_keep_is_told_and_not_used() -> None:
     assert plan.foreign_tokens == 0
 
 
-def test_equals_share_by_salt() -> None:
+def test_workers_with_equal_scores_share_requests_by_salt() -> None:
     table = [worker(f"p{i}", "prefill") for i in range(4)] + [worker(f"d{i}", "decode") for i in range(4)]
     plans = [choose(table, dataclasses.replace(NEED, salt=s), split=True) for s in range(200)]
     assert {p.prefill.worker_id for p in plans if isinstance(p, Plan) and p.prefill} == {"p0", "p1", "p2", "p3"}
@@ -181,7 +181,7 @@ def test_refusals_say_why(table: list[WorkerState], reason: str, words: str) -> 
     assert words in plan.message
 
 
-def test_decode_only_goes_where_least_is_to_be_computed() -> None:
+def test_without_a_prefill_pool_the_worker_with_least_to_compute_is_chosen() -> None:
     table = [worker("d0", "decode", queued_tokens=200), worker("d1", "decode", queued_tokens=100)]
     assert choose(table, NEED, split=False) == Plan(None, table[1].info)
 
@@ -209,7 +209,7 @@ def plan_of(table: list[WorkerState], need: Need, **costs: float) -> Plan:
     return plan
 
 
-def test_a_prompt_goes_where_most_of_it_is_kept_unless_more_waits_there() -> None:
+def test_a_prompt_goes_to_the_worker_that_keeps_most_of_it_unless_that_is_busy() -> None:
     need = Need(20_000, 100, held={"p0": Held(18_000, True)})
     decode = worker("d", "decode", **LONG)
     for ahead, expected in ((1_000, "p0"), (40_000, "p1")):
@@ -228,7 +228,7 @@ def test_an_idle_worker_pulls_what_a_busy_one_keeps() -> None:
     assert plan == Plan(table[1].info, worker("d", "decode", **LONG).info, source=table[0].info, kept_tokens=18_000)
 
 
-def test_what_lies_below_a_device_is_pulled_too_but_rather_what_lies_on_one() -> None:
+def test_a_snapshot_on_a_device_is_pulled_rather_than_one_below() -> None:
     def chosen(held: dict[str, Held], **costs: float) -> str | None:
         table = [worker(name, "prefill", **LONG, queued_tokens=ahead) for name, ahead in (("p0", 40_000), ("p1", 0))]
         decodes = [worker(name, "decode", **LONG) for name in ("d0", "d1")]
@@ -260,7 +260,7 @@ def test_a_cold_prompt_goes_to_a_decode_worker_only_where_much_waits_at_the_pref
 
 
 def test_decode_workers_are_kept_within_their_inter_token_target() -> None:
-    """d0 keeps the whole prompt, but its steps are measured to be beyond the target."""
+    """d0 keeps the whole prompt, but its measured steps exceed the target."""
     need = Need(20_000, 100, held={"d0": Held(19_000, True)})
     for measured, expected in ((0.03, "d0"), (0.06, "d1")):
         slow = worker("d0", "decode", **LONG, running=8, free_slots=56, decode_s=measured)
@@ -277,7 +277,7 @@ def test_scarce_places_cost_more_than_a_transfer(scarce: dict[str, int]) -> None
     assert plan_of(table, need).decode.worker_id == "d1"
 
 
-def test_what_a_worker_measured_counts_for_more_than_the_costs() -> None:
+def test_a_worker_s_measurements_replace_the_cost_model() -> None:
     table = [worker("p0", "prefill", **LONG, token_s=1e-3), worker("p1", "prefill", **LONG, queued_tokens=1_000)]
     plan = plan_of([*table, worker("d", "decode", **LONG)], Need(5_000, 100))
     assert plan.prefill == table[1].info
@@ -308,7 +308,7 @@ def test_a_prefill_worker_answers_where_the_decode_pool_starves() -> None:
 
 
 def test_no_prefill_worker_answers_for_a_decode_worker_that_is_slow_without_company() -> None:
-    """A burst is over: its steps were long, and the next one is of a single sequence. Or the machine is slow."""
+    """Its steps may be long because a burst has just ended, or because the machine is slow."""
     prefill = worker("p", "prefill", slots=100)
     for load in ({"decode_s": 0.2, "decode_rows": 60.0}, {"decode_s": 0.2, "decode_rows": 1.0, "running": 1}):
         decode = worker("d", "decode", slots=100, **load)
@@ -321,7 +321,7 @@ def test_no_prefill_worker_answers_for_a_decode_worker_that_is_slow_without_comp
 def test_a_prefill_worker_changes_its_role_late_and_changes_back_late(
     over_s: float, begins: bool, goes_on: bool
 ) -> None:
-    """How far the decode worker's steps are over their target, and whether a prefill worker begins to answer for it."""
+    """The excess of the decode worker's steps over their target, and whether a prefill worker answers."""
     late = worker("d", "decode", slots=100, running=50, free_slots=50, decode_s=COSTS.itl_s - 5e-5 * 1 + over_s)
     for answering, answers in ((0, begins), (3, goes_on)):
         prefill = worker("p", "prefill", slots=100, running=answering, free_slots=100 - answering, answering=answering)

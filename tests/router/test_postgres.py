@@ -1,4 +1,4 @@
-"""The same records in a real PostgreSQL: what holds of a SQLite file holds of it, and routers of two hosts share it."""
+"""Tests the records in a real PostgreSQL: they behave as in SQLite, and routers of two hosts share them."""
 
 import asyncio
 import threading
@@ -49,7 +49,7 @@ def instead_of_sqlite(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_conversation_goes_on_at_a_router_of_another_host(
     checkpoint: Path, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Behind a Service each request may reach another router; both know the first response."""
+    """Behind a Kubernetes Service each request may reach another router; both know the first response."""
     monkeypatch.undo()
 
     async def act() -> None:
@@ -71,7 +71,7 @@ def test_a_conversation_goes_on_at_a_router_of_another_host(
     asyncio.run(act())
 
 
-def test_transactions_of_two_routers_come_one_after_another(server: Server, tmp_path: Path) -> None:
+def test_transactions_of_two_routers_are_serialized(server: Server, tmp_path: Path) -> None:
     schema = "CREATE TABLE IF NOT EXISTS counts (n INTEGER NOT NULL);"
     routers = [server.records(None, tmp_path / "counts", schema) for _ in range(2)]
     routers[0].call(lambda db: db.execute("INSERT INTO counts VALUES (?)", (0,)))
@@ -90,7 +90,7 @@ def test_transactions_of_two_routers_come_one_after_another(server: Server, tmp_
         one.close()
 
 
-def test_a_database_that_was_started_anew_is_found_again(server: Server, tmp_path: Path) -> None:
+def test_a_restarted_database_is_used_again(server: Server, tmp_path: Path) -> None:
     records = server.records(None, tmp_path / "again", "CREATE TABLE IF NOT EXISTS t (n INTEGER);")
     records.call(lambda db: db.execute("INSERT INTO t VALUES (1)"))
     server.stop()

@@ -1,4 +1,4 @@
-"""The index of kept prefixes against what each worker says it keeps."""
+"""Tests the index of kept prefixes against what each worker reports."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -47,7 +47,7 @@ def test_each_worker_s_longest_beginning_is_found(
         assert holder.entries == len(kept[name])
 
 
-def test_what_comes_and_goes_leaves_nothing_behind() -> None:
+def test_added_and_removed_prefixes_leave_nothing_behind() -> None:
     index, holder = PrefixIndex(), Holder("a")
     for n in range(10_000):
         digest = (n << 64).to_bytes(16, "big")[::-1]

@@ -1,4 +1,4 @@
-"""What conversations' beginnings were rendered to is remembered, and another rendering is told."""
+"""Tests that routers remember renderings of conversations, and notice a different rendering."""
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -10,13 +10,13 @@ HEAD, FIRST, SECOND = "You are.", ("user", "a"), ("assistant", "b")
 
 
 def look(known: Renderings, turns: tuple[object, ...], rendered: list[list[int]], scope: str = "") -> int:
-    """rendered: the tokens of the head, and of each turn."""
+    """Look a conversation up. rendered: the tokens of its head, and of each turn."""
     ids = [i for part in rendered for i in part]
     ends = [sum(map(len, rendered[: n + 1])) for n in range(len(rendered))]
     return known.look(scope, beginnings(HEAD, turns), TokenIds.of([*ids, 999]), ends)
 
 
-def test_another_rendering_of_the_same_turns_is_told_once() -> None:
+def test_another_rendering_of_the_same_turns_is_reported_once() -> None:
     known = Renderings(100)
     assert look(known, (FIRST,), [[1, 2], [3, 4, 5]]) == 0
     assert look(known, (FIRST, SECOND), [[1, 2], [3, 4, 5], [6]]) == 0
@@ -24,7 +24,7 @@ def test_another_rendering_of_the_same_turns_is_told_once() -> None:
     assert look(known, (FIRST, SECOND), [[1, 2], [3, 4, 5], [7]]) == 0
 
 
-def test_the_next_turn_is_told_that_its_beginning_has_changed() -> None:
+def test_a_changed_beginning_is_reported_with_the_next_turn() -> None:
     known = Renderings(100)
     look(known, (FIRST,), [[1, 2], [3, 4, 5]])
     assert look(known, (FIRST, SECOND), [[1, 9], [3, 4, 5], [6]]) == 5
@@ -50,7 +50,7 @@ def test_instructions_that_end_no_turn_of_their_own_are_not_taken_for_one() -> N
         assert known.look("", beginnings(HEAD, (turn,)), TokenIds.of([1, 2, n, 9]), [3]) == 0
 
 
-def test_scopes_are_apart_and_the_oldest_go() -> None:
+def test_scopes_are_separate_and_the_oldest_are_forgotten() -> None:
     known = Renderings(2)
     look(known, (FIRST,), [[1, 2], [3]])
     assert look(known, (FIRST,), [[9, 9], [3]], "other") == 0
@@ -67,5 +67,5 @@ def test_equal_beginnings_are_of_equal_contents(turns: list[tuple[str, str | Non
     assert beginnings(f"{HEAD}!", turns)[-1] not in whole
 
 
-def test_integers_beyond_64_bits_are_told_apart() -> None:
+def test_integers_beyond_64_bits_are_distinguished() -> None:
     assert beginnings({"minimum": 10**40}, ()) != beginnings({"minimum": 10**40 + 1}, ())

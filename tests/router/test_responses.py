@@ -1,4 +1,4 @@
-"""The responses API through the openai SDK, against a worker that says given texts."""
+"""Tests the responses API by the openai SDK, with a worker that answers with given texts."""
 
 import asyncio
 import json
@@ -47,7 +47,7 @@ BEGIN = ["response.created", "response.in_progress"]
 
 
 def say(prompt: str) -> str:
-    """What the last user's word asks for, else an agent's part."""
+    """The answer that the last user's message asks for, else an agent's next turn."""
     for word, text in SCRIPTS.items():
         if prompt.endswith(f"<user>{word}<assistant>"):
             return text
@@ -67,7 +67,7 @@ def sdk(agents: Stage) -> Iterator[openai.OpenAI]:
 
 
 def ask(sdk: openai.OpenAI, given: Any, *, stream: bool, **options: Any) -> Any:
-    """The answer, put together by the SDK if it is streamed."""
+    """Send a request; returns the answer, which the SDK assembles if it is streamed."""
     options = {"model": "tiny", "input": given} | options
     if not stream:
         return sdk.responses.create(**options)
@@ -76,7 +76,7 @@ def ask(sdk: openai.OpenAI, given: Any, *, stream: bool, **options: Any) -> Any:
 
 
 def raw_events(stage: Stage, **body: Any) -> list[dict[str, Any]]:
-    """A stream's events, each valid, numbered and named as its data says."""
+    """A stream's events; checks that each is valid, and numbered and named as its data says."""
     answer = stage.http.post(f"{stage.url}/v1/responses", json={"model": "tiny", "stream": True} | body)
     assert answer.headers["content-type"].startswith("text/event-stream"), answer.text
     return checked(answer.text)
@@ -94,7 +94,7 @@ def checked(text: str, first: int = 0) -> list[dict[str, Any]]:
 
 
 def kinds(events: list[dict[str, Any]]) -> list[str]:
-    """Their types, a run of the same as one."""
+    """The events' types, where a run of the same type counts once."""
     found = [e["type"] for e in events]
     return [kind for i, kind in enumerate(found) if i == 0 or found[i - 1] != kind]
 
@@ -189,7 +189,7 @@ def test_events_of_reasoning_come_in_order(agents: Stage) -> None:
 @pytest.mark.parametrize(
     ("effort", "system"), [(None, ""), ("none", ""), ("minimal", ""), ("max", "<system>detailed thinking on")]
 )
-def test_reasoning_is_switched_and_left_out_of_what_follows(
+def test_reasoning_can_be_switched_and_is_left_out_of_later_turns(
     agents: Stage, sdk: openai.OpenAI, effort: Any, system: str
 ) -> None:
     given = {} if effort is None else {"reasoning": {"effort": effort}}
@@ -239,7 +239,7 @@ def test_a_broken_call_is_whole_as_written(agents: Stage) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_the_limit_cuts_is_incomplete(agents: Stage, stream: bool) -> None:
+def test_an_answer_cut_by_the_limit_is_incomplete(agents: Stage, stream: bool) -> None:
     def cut(word: str, limit: int) -> dict[str, Any]:
         body = {"input": word, "tools": TOOLS, "max_output_tokens": limit}
         if not stream:
@@ -263,7 +263,7 @@ def test_what_the_limit_cuts_is_incomplete(agents: Stage, stream: bool) -> None:
 
 
 class Thing(BaseModel):
-    """What a model is asked to fill in."""
+    """The schema of an answer."""
 
     name: str
     size: int
@@ -321,7 +321,7 @@ def test_log_probabilities(agents: Stage, sdk: openai.OpenAI, stream: bool) -> N
 
 
 @pytest.mark.parametrize("background", [False, True])
-def test_what_is_kept_can_be_read_and_deleted(agents: Stage, sdk: openai.OpenAI, background: bool) -> None:
+def test_a_stored_response_can_be_read_and_deleted(agents: Stage, sdk: openai.OpenAI, background: bool) -> None:
     first = sdk.responses.create(model="tiny", input="plain", instructions="x", background=background)
     if background:
         first = until_over(sdk, first.id)
@@ -349,7 +349,7 @@ def test_what_is_kept_can_be_read_and_deleted(agents: Stage, sdk: openai.OpenAI,
 
 
 def until_over(sdk: openai.OpenAI, response_id: str) -> Response:
-    """The response once it is over; each try waits for an answer of the server."""
+    """Poll a response until it is over, and return it."""
     for _ in range(2000):
         answer = sdk.responses.retrieve(response_id)
         if answer.status not in ("queued", "in_progress"):
@@ -357,7 +357,7 @@ def until_over(sdk: openai.OpenAI, response_id: str) -> Response:
     raise AssertionError("it did not end")
 
 
-def test_nothing_is_kept_unasked(sdk: openai.OpenAI) -> None:
+def test_nothing_is_stored_without_being_asked(sdk: openai.OpenAI) -> None:
     answer = sdk.responses.create(model="tiny", input="plain", store=False)
     with pytest.raises(openai.NotFoundError):
         sdk.responses.retrieve(answer.id)
@@ -366,7 +366,7 @@ def test_nothing_is_kept_unasked(sdk: openai.OpenAI) -> None:
         sdk.responses.cancel(kept.id)
 
 
-def test_what_is_too_long_loses_its_oldest_turns(agents: Stage, sdk: openai.OpenAI) -> None:
+def test_truncation_drops_the_oldest_turns(agents: Stage, sdk: openai.OpenAI) -> None:
     turns: list[Any] = []
     for i in range(50):
         turns += [{"role": "user", "content": f"{i:02}" + "x" * 98}, {"role": "assistant", "content": "y" * 100}]

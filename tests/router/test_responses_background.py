@@ -1,4 +1,4 @@
-"""Responses that run without their clients, fail, or are asked for at another router."""
+"""Tests responses that run without their clients, that fail, or that another router is asked for."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ import openai
 import pytest
 
 from router.access.keys import hashed, make_key
-from router.api.responses import rows
+from router.api.responses.rows import LEASE_S
 from router.api.responses.takeover import Takeover
 from tests.router.conftest import Stage, pair, served
 from tests.router.scripted import scripted
@@ -29,14 +29,14 @@ ASKED: dict[str, Any] = {"model": "tiny", "input": "go"}
 
 @asynccontextmanager
 async def talking(checkpoint: Path, text: str = "hello there", **options: Any) -> AsyncIterator[Stage]:
-    """A served pair that says this."""
+    """Serve a pair of workers with these answers."""
     async with asyncio.timeout(120), served(checkpoint, scripted(checkpoint, lambda _: text), **options) as stage:
         yield stage
 
 
 @asynccontextmanager
 async def two_routers(checkpoint: Path, folder: Path, text: str) -> AsyncIterator[tuple[Stage, Stage]]:
-    """Two routers of one host, each with workers of its own."""
+    """Two routers of one host, each with its own workers."""
     async with AsyncExitStack() as opened:
         stages = [
             await opened.enter_async_context(talking(checkpoint, text, run_dir=str(folder / "run"))) for _ in range(2)
@@ -49,7 +49,7 @@ def client(stage: Stage, key: str = "-") -> openai.AsyncOpenAI:
 
 
 async def over(sdk: openai.AsyncOpenAI, response_id: str) -> Any:
-    """The response once it is over."""
+    """Poll a response until it is over, and return it."""
     async with asyncio.timeout(60):
         while (answer := await sdk.responses.retrieve(response_id)).status == "in_progress":
             await asyncio.sleep(0.005)
@@ -66,7 +66,7 @@ def go_on(stage: Stage) -> None:
         worker.gate.set()
 
 
-def test_it_runs_without_its_client_and_can_be_gone_on_with(checkpoint: Path) -> None:
+def test_a_background_response_runs_without_its_client_and_can_be_continued(checkpoint: Path) -> None:
     async def act() -> None:
         async with talking(checkpoint) as stage, client(stage) as sdk:
             pause(stage)
@@ -90,7 +90,7 @@ def test_it_runs_without_its_client_and_can_be_gone_on_with(checkpoint: Path) ->
 
 @pytest.mark.parametrize("way", ["cancel", "delete"])
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_is_stopped_frees_its_work(checkpoint: Path, way: str, stream: bool) -> None:
+def test_a_cancelled_response_frees_its_workers(checkpoint: Path, way: str, stream: bool) -> None:
     async def act() -> None:
         async with talking(checkpoint, LONG) as stage, client(stage) as sdk, stage.client() as http:
             pause(stage)
@@ -184,7 +184,7 @@ def test_another_router_of_the_host_knows_all_of_it(checkpoint: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_fails_in_the_background_says_so(checkpoint: Path, stream: bool) -> None:
+def test_a_failed_background_response_says_so(checkpoint: Path, stream: bool) -> None:
     async def act() -> None:
         async with talking(checkpoint) as stage, client(stage) as sdk, stage.client() as http:
             for worker in stage.workers.values():
@@ -250,7 +250,7 @@ def test_a_client_that_leaves_frees_the_work_and_nothing_is_kept(checkpoint: Pat
     asyncio.run(act())
 
 
-def test_what_a_closing_router_runs_has_failed(checkpoint: Path, tmp_path: Path) -> None:
+def test_responses_of_a_closing_router_have_failed(checkpoint: Path, tmp_path: Path) -> None:
     async def act() -> None:
         async with talking(checkpoint, data_dir=str(tmp_path)) as stage, client(stage) as sdk:
             kept = await sdk.responses.create(**ASKED)
@@ -291,7 +291,7 @@ def test_tenants_do_not_meet(checkpoint: Path, tmp_path: Path) -> None:
     asyncio.run(act())
 
 
-def test_what_runs_counts_among_what_a_key_may_have_under_way(checkpoint: Path, tmp_path: Path) -> None:
+def test_background_responses_count_in_a_key_s_limit_of_running_requests(checkpoint: Path, tmp_path: Path) -> None:
     key = make_key()
     (tmp_path / "keys").write_text(f"acme sha256:{hashed(key)}\nacme limits concurrent=2\n")
 
@@ -332,17 +332,18 @@ def test_a_full_queue_is_a_429_before_anything_is_kept(checkpoint: Path) -> None
     asyncio.run(act())
 
 
-def kill(router: Stage) -> None:
-    """It ends as a killed process does: no word to its workers, no word to the store."""
+async def kill(router: Stage) -> None:
+    """End a router like a killed process: it tells neither its workers nor the store. Its leases run out."""
     cut_off(router)
     (takeover,) = (service for service in router.gateway._services if isinstance(service, Takeover))
     for task in (takeover._task, takeover._background._renewing, *takeover._background._tasks):
         if task is not None:
             task.cancel()
+    await takeover._store._database.run(lambda db: db.execute("UPDATE responses SET lease = lease - ?", (LEASE_S + 1,)))
 
 
 async def read_some(response: httpx.Response, text: str) -> str:
-    """What comes of a stream until it has told this much."""
+    """Read a stream until it has this many events, and return them."""
     told, pieces = "", response.aiter_text()
     while sum(len(json.loads(d)) for d in re.findall(r'"delta":("[^"]*")', told)) < len(text) + 2:
         told += await anext(pieces)
@@ -351,15 +352,14 @@ async def read_some(response: httpx.Response, text: str) -> str:
 
 @pytest.mark.parametrize("way", ["background", "background stream", "key"])
 @pytest.mark.parametrize("dies", [False, True])
-def test_another_router_goes_on_with_what_a_dead_one_ran(
+def test_another_router_continues_a_dead_router_s_response(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, way: str, dies: bool
 ) -> None:
-    """dies: the worker that computes it, too."""
-    monkeypatch.setattr(rows, "LEASE_S", 0.3)
+    """dies: whether the worker that computes the response dies too."""
     monkeypatch.setattr("router.api.responses.takeover._LOOK_S", 0.02)
     said = "hello there, this is what it says"
     asked = {**ASKED, "stream": way != "background", "background": way != "key"}
-    headers = {"idempotency-key": "k"} if way == "key" else {}
+    headers = {"x-ling-session": "s"} | ({"idempotency-key": "k"} if way == "key" else {})
 
     async def act() -> None:
         options = {"run_dir": str(tmp_path / "run")}
@@ -375,13 +375,13 @@ def test_another_router_goes_on_with_what_a_dead_one_ran(
             before: list[Any] = []
             async with one.client() as first:
                 if way == "background":
-                    response_id = (await first.post("/v1/responses", json=asked)).json()["id"]
+                    response_id = (await first.post("/v1/responses", json=asked, headers=headers)).json()["id"]
                     await worker.until(lambda: not worker.gate.is_set())
                 else:
                     async with first.stream("POST", "/v1/responses", json=asked, headers=headers) as response:
                         before = checked(await read_some(response, said[:6]))
                     response_id = before[0]["response"]["id"]
-                kill(one)
+                await kill(one)
             if dies:
                 await worker.die()
             else:
@@ -404,7 +404,63 @@ def test_another_router_goes_on_with_what_a_dead_one_ran(
                 assert checked(repeated.text) == events
                 other = await http.post("/v1/responses", json={**asked, "input": "other"}, headers=headers)
                 assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+            # Its session goes on from its end.
+            session = (await http.get("/v1/sessions/s")).json()
+            assert (session["last_request"], session["tokens"] > 0) == (response_id, True)
             if not dies:
                 assert len(worker.received) == 1
+
+    asyncio.run(act())
+
+
+@pytest.mark.parametrize("store", [True, False])
+def test_the_same_key_gives_the_same_whole_response(checkpoint: Path, store: bool) -> None:
+    async def act() -> None:
+        async with served(checkpoint, pair()) as stage, stage.client() as http:
+            asked = {**ASKED, "max_output_tokens": 12, "store": store}
+            headers = {"idempotency-key": "k"}
+            first, again = [(await http.post("/v1/responses", json=asked, headers=headers)).json() for _ in range(2)]
+            assert first["status"] == "incomplete"
+            assert (first["id"], first["output"], first["store"]) == (again["id"], again["output"], store)
+            assert len(stage["p0"].received) == 1
+            other = await http.post("/v1/responses", json={**asked, "input": "other"}, headers=headers)
+            assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_key_reused")
+            kept = await http.get(f"/v1/responses/{first['id']}")
+            assert kept.json() == first if store else kept.status_code == 404
+
+    asyncio.run(act())
+
+
+def test_the_same_request_twice_at_once_is_answered_once(checkpoint: Path) -> None:
+    async def act() -> None:
+        async with served(checkpoint, pair()) as stage, stage.client() as http:
+            pause(stage)
+            asked = {**ASKED, "max_output_tokens": 12}
+            asks = [
+                asyncio.create_task(http.post("/v1/responses", json=asked, headers={"idempotency-key": "k"}))
+                for _ in range(4)
+            ]
+            # All have been begun before the first is recorded, or come after it; one of them is computed.
+            await stage.until(lambda: stage.gateway.in_flight == 1 and len(stage["d0"].received) >= 1)
+            go_on(stage)
+            answers = [(await ask).json() for ask in asks]
+            assert [a["status"] for a in answers] == ["incomplete"] * 4
+            assert all((a["id"], a["output"]) == (answers[0]["id"], answers[0]["output"]) for a in answers)
+            await stage.until(lambda: stage.gateway.in_flight == 0)
+
+    asyncio.run(act())
+
+
+def test_a_whole_response_with_a_key_outlives_its_client_and_fails_as_an_error(checkpoint: Path) -> None:
+    async def act() -> None:
+        options = {"first_token_timeout_s": 60, "request_timeout_s": 0.5}
+        async with served(checkpoint, pair(), **options) as stage, stage.client() as http:
+            pause(stage)
+            headers = {"idempotency-key": "k"}
+            with pytest.raises(httpx.TimeoutException):
+                await http.post("/v1/responses", json=ASKED, headers=headers, timeout=0.05)
+            late = await http.post("/v1/responses", json=ASKED, headers=headers)
+            assert (late.status_code, late.json()["error"]["code"]) == (500, "server_error")
+            assert "0.5 s" in late.json()["error"]["message"]
 
     asyncio.run(act())

@@ -1,4 +1,4 @@
-"""Batches of requests to the responses API."""
+"""Tests batches of requests to the responses API."""
 
 import asyncio
 import json

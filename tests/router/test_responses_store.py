@@ -1,4 +1,4 @@
-"""What is kept of responses: bounds, what goes first, conversations that outlive their beginnings."""
+"""Tests stored responses: limits, order of eviction, and conversations that outlive their first responses."""
 
 import asyncio
 import functools
@@ -25,7 +25,7 @@ P = ParamSpec("P")
 
 
 def alone(test: Callable[P, Coroutine[Any, Any, None]]) -> Callable[P, None]:
-    """On an event loop of its own."""
+    """Run a coroutine on a new event loop."""
 
     @functools.wraps(test)
     def run(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -50,7 +50,7 @@ def record(name: str, earlier: Conversation, tenant: str = "t", fill: int = 0) -
 
 
 async def keep(store: ResponseStore, name: str, parent: str | None = None, **more: Any) -> None:
-    """Keep one, going on with its parent as a request does."""
+    """Store a response that continues its parent, as a request does."""
     earlier = Conversation()
     if parent is not None:
         found = await store.conversation(more.get("tenant", "t"), parent)
@@ -70,7 +70,7 @@ async def there(store: ResponseStore, *names: str) -> str:
 
 
 @alone
-async def test_by_count_goes_what_was_used_least_recently(tmp_path: Path) -> None:
+async def test_the_limit_by_count_drops_the_least_recently_used(tmp_path: Path) -> None:
     async with opened(tmp_path, Bounds(3, 10**6)) as store:
         for name in "abc":
             await keep(store, name)
@@ -82,7 +82,7 @@ async def test_by_count_goes_what_was_used_least_recently(tmp_path: Path) -> Non
 
 
 @alone
-async def test_by_bytes_goes_what_was_used_least_recently(tmp_path: Path) -> None:
+async def test_the_limit_by_bytes_drops_the_least_recently_used(tmp_path: Path) -> None:
     async with opened(tmp_path, Bounds(100, 4000)) as store:
         for name in "abcdef":
             await keep(store, name, fill=1000)
@@ -104,7 +104,7 @@ async def test_a_conversation_outlives_its_beginning(tmp_path: Path) -> None:
 
 
 @alone
-async def test_what_goes_while_the_next_is_computed_is_kept_with_it(tmp_path: Path) -> None:
+async def test_a_response_dropped_while_the_next_one_runs_is_kept_with_it(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await keep(store, "a")
         await keep(store, "b", "a")
@@ -148,7 +148,7 @@ async def test_events_are_read_from_where_one_left_off(tmp_path: Path) -> None:
 
 
 @alone
-async def test_the_first_end_stands(tmp_path: Path) -> None:
+async def test_the_first_end_of_a_response_is_final(tmp_path: Path) -> None:
     async with opened(tmp_path) as store, opened(tmp_path) as other:
         await store.begin(record_of("a", "in_progress"), RUN, streamed=True)
         await store.append("a", 0, 2, b"01", 2)
@@ -166,7 +166,7 @@ async def test_the_first_end_stands(tmp_path: Path) -> None:
 
 
 @alone
-async def test_what_a_dead_router_ran_is_taken_over_three_times_at_most(
+async def test_a_dead_router_s_response_is_taken_over_a_bounded_number_of_times(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time()
@@ -202,7 +202,7 @@ async def test_what_a_dead_router_ran_is_taken_over_three_times_at_most(
 
 
 @alone
-async def test_what_runs_is_not_let_go(tmp_path: Path) -> None:
+async def test_a_running_response_is_not_dropped(tmp_path: Path) -> None:
     async with opened(tmp_path, Bounds(1, 100)) as store:
         await store.begin(record_of("a", "in_progress"), RUN, streamed=False)
         await keep(store, "b", fill=1000)
@@ -210,7 +210,7 @@ async def test_what_runs_is_not_let_go(tmp_path: Path) -> None:
 
 
 @alone
-async def test_it_survives_being_closed(tmp_path: Path) -> None:
+async def test_the_store_survives_being_closed(tmp_path: Path) -> None:
     async with opened(tmp_path) as store:
         await keep(store, "a")
     async with opened(tmp_path) as store:
@@ -256,7 +256,7 @@ def test_bounds_hold_and_conversations_stay_whole(
     asyncio.run(act())
 
 
-def test_a_shared_folder_goes_with_the_last(tmp_path: Path) -> None:
+def test_the_last_router_removes_the_shared_folder(tmp_path: Path) -> None:
     one, two = SharedFolder(tmp_path / "x"), SharedFolder(tmp_path / "x")
     one.close()
     assert two.path.is_dir()

@@ -1,4 +1,4 @@
-"""Tools of other kinds than functions: namespaces, custom tools and shells of the client, tools of the server."""
+"""Tests tools other than functions: namespaces, custom tools, clients' shells, and tools of the server."""
 
 import json
 from collections.abc import Iterator
@@ -28,7 +28,7 @@ EVENT: TypeAdapter[Any] = TypeAdapter(ResponseStreamEvent)
 
 
 def say(prompt: str) -> str:
-    """The call the user names, or what its result was."""
+    """The call that the user names, or its result."""
     if "<tool>" in prompt:
         return prompt.rsplit("<tool>", 1)[1].split("(", maxsplit=1)[0]
     name, arguments = CALLS[prompt.rsplit("<user>", 1)[1].split("<", maxsplit=1)[0]]
@@ -114,7 +114,7 @@ def test_a_call_and_its_output_come_back_as_history(stage: Stage, word: str) -> 
     assert after["output"][0]["content"][0]["text"] == "done 7"
 
 
-def test_the_model_is_told_a_custom_tool_s_grammar(stage: Stage) -> None:
+def test_the_model_sees_a_custom_tool_s_grammar(stage: Stage) -> None:
     ask(stage, "custom", tools=[GRAMMAR])
     prompt = stage.gateway.tokenizer.decode(stage["p0"].received[-1].token_ids)
     assert "must match this lark grammar" in prompt

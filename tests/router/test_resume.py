@@ -1,4 +1,4 @@
-"""Clients that come back, through whatever router, for the answer they had asked for."""
+"""Tests clients that come back for their answers through any router."""
 
 import asyncio
 import json
@@ -41,7 +41,7 @@ async def two(checkpoint: Path, **options: Any) -> AsyncIterator[tuple[Stage, St
 
 
 def kill(router: Stage) -> None:
-    """Its connections end, as those of a killed process do."""
+    """End a router's connections, like those of a killed process."""
     for link in router.gateway.table.links():
         link._writer.transport.abort()  # type: ignore[union-attr]
         link.listed = None
@@ -49,7 +49,7 @@ def kill(router: Stage) -> None:
 
 
 def stop_at(worker: FakeWorker, offset: int, answers: Callable[[Request], Answer] = counting) -> None:
-    """The worker takes no step behind this token of its next requests, until its gate is set."""
+    """Make the worker stop after this token of its next requests, until its gate is set."""
 
     def answer(request: Request) -> Answer:
         inner = answers(request)
@@ -112,7 +112,7 @@ async def whole(stage: Stage, path: str, **headers: str) -> Events:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_killed_router_s_client_gets_the_rest_from_another(checkpoint: Path, path: str) -> None:
-    """The worker goes on meanwhile; no token is computed twice, and none comes twice."""
+    """The worker goes on meanwhile; no token is computed or sent twice."""
 
     async def run() -> None:
         async with two(checkpoint) as (first, second):
@@ -139,7 +139,7 @@ def test_a_killed_router_s_client_gets_the_rest_from_another(checkpoint: Path, p
 
 
 def test_a_client_that_hung_up_gets_the_rest_too(checkpoint: Path) -> None:
-    """What was computed for it is replayed, and the rest computed behind it."""
+    """The computed tokens are sent again, and the rest is computed."""
 
     async def run() -> None:
         path = PATHS[0]
@@ -160,7 +160,7 @@ def test_a_client_that_hung_up_gets_the_rest_too(checkpoint: Path) -> None:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_the_same_request_again_gets_the_same_answer(checkpoint: Path, path: str) -> None:
-    """Sampled without a seed, from another router, after its end; nothing is computed for it."""
+    """A request without a seed gets its answer again from another router after its end, without computing."""
 
     async def run() -> None:
         async with two(checkpoint) as (first, second):
@@ -180,7 +180,7 @@ def test_the_same_request_again_gets_the_same_answer(checkpoint: Path, path: str
     asyncio.run(run())
 
 
-def test_a_client_told_of_the_end_gets_what_was_left(checkpoint: Path) -> None:
+def test_a_client_that_knows_the_end_gets_the_remaining_events(checkpoint: Path) -> None:
     async def run() -> None:
         async with two(checkpoint) as (first, second):
             events = await whole(first, PATHS[0], **KEY)
@@ -217,6 +217,36 @@ def test_the_later_connection_at_a_router_takes_the_answer_over(checkpoint: Path
             assert (await earlier).json()["error"]["code"] == "taken_over"
             worker.gate.set()
             assert (await later).status_code == 200
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("dies", [False, True])
+def test_the_same_request_takes_its_session_over(checkpoint: Path, tmp_path: Path, dies: bool) -> None:
+    """dies: its router, so that nobody releases the session."""
+
+    async def run() -> None:
+        async with (
+            two(checkpoint, data_dir=str(tmp_path)) as (first, second),
+            first.client() as one,
+            (second if dies else first).client() as other,
+        ):
+            worker = first["d0"]
+            worker.gate.clear()
+            body = {**body_of(PATHS[0], stream=False), "session_id": "s"}
+            earlier = asyncio.create_task(one.post(PATHS[0], json=body, headers=KEY))
+            await worker.until(lambda: bool(worker.running))
+            assert (await other.post(PATHS[0], json=body)).json()["error"]["code"] == "session_busy"
+            if dies:
+                kill(first)
+            later = asyncio.create_task(other.post(PATHS[0], json=body, headers=KEY))
+            if not dies:
+                assert (await earlier).json()["error"]["code"] == "taken_over"
+            worker.gate.set()
+            answer = await later
+            assert answer.status_code == 200, answer.text
+            assert (await other.get("/v1/sessions/s")).json()["tokens"] > 0
+            earlier.cancel()
 
     asyncio.run(run())
 

@@ -1,4 +1,4 @@
-"""A conversation's next turn costs its new texts alone, with the very tokens of the whole."""
+"""Tests that a next turn encodes only its new texts, and gets the same tokens as the whole text."""
 
 import threading
 from typing import Any
@@ -15,7 +15,7 @@ TURNS = st.lists(st.tuples(st.sampled_from(("user", "assistant", "tool")), TEXTS
 
 
 class Counting:
-    """Encodes as the length of a text, and remembers what it was asked."""
+    """A tokenizer that encodes a text as its length, and records the texts."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
@@ -25,7 +25,7 @@ class Counting:
         return [len(text).to_bytes(4, "little") for text in texts]
 
 
-def test_what_is_known_is_not_encoded_again() -> None:
+def test_a_known_text_is_not_encoded_again() -> None:
     encode = Counting()
     cache = SegmentCache(encode, 1 << 20)
     assert cache(["a", "bb", "a", ""]) == [bytes([n, 0, 0, 0]) for n in (1, 2, 1, 0)]
@@ -33,7 +33,7 @@ def test_what_is_known_is_not_encoded_again() -> None:
     assert encode.asked == ["a", "bb", "", "ccc"]
 
 
-def test_the_least_recently_used_go_when_it_is_full() -> None:
+def test_a_full_cache_drops_the_least_recently_used() -> None:
     encode = Counting()
     cache = SegmentCache(encode, 3000)
     for text in ("a" * 700, "b" * 700, "a" * 700, "c" * 700, "d" * 700):
@@ -49,7 +49,7 @@ def test_the_least_recently_used_go_when_it_is_full() -> None:
 
 
 def test_threads_share_it() -> None:
-    """Each gets the right ids while others push what it knows out."""
+    """Each thread gets the right ids while others evict its entries."""
     cache = SegmentCache(Counting(), 2000)
     wrong: list[str] = []
 
@@ -69,8 +69,8 @@ def test_threads_share_it() -> None:
 
 @settings(max_examples=50)
 @given(turns=TURNS)
-def test_a_conversations_tokens_do_not_depend_on_what_was_asked_before(turns: list[tuple[str, str]]) -> None:
-    """Turn by turn through one cache, and each prefix by a tokenizer that has seen nothing."""
+def test_a_conversation_s_tokens_do_not_depend_on_the_cache_s_content(turns: list[tuple[str, str]]) -> None:
+    """Compares turn by turn through one cache with each prefix in an empty cache."""
     assert WARM.template is not None
     messages: list[dict[str, Any]] = []
     for role, content in turns:

@@ -1,4 +1,4 @@
-"""Sessions over HTTP: their names, leases and quotas, and what workers are told of them."""
+"""Tests sessions over HTTP: names, leases, quotas, and the messages to workers."""
 
 import asyncio
 import random
@@ -72,7 +72,7 @@ def test_every_dialect_names_its_session(stage: Stage) -> None:
             stage.http.delete(f"{stage.url}/v1/sessions/{name}")
 
 
-def test_a_stream_s_session_stands_at_its_end_when_the_stream_is_over(stage: Stage) -> None:
+def test_a_streamed_request_s_session_is_stored_before_the_stream_ends(stage: Stage) -> None:
     for turn in range(3):
         answer = ask(stage, "streamed", TEXT, prompt="Once" * (turn + 1), stream=True)
         assert answer.text.endswith("data: [DONE]\n\n")
@@ -105,7 +105,7 @@ def test_a_session_is_parked_resumed_forked_and_forgotten(stage: Stage) -> None:
     assert session(stage, "trip-a")["tier"] == "device"
 
 
-def test_workers_pin_where_a_session_stands(checkpoint: Path) -> None:
+def test_workers_pin_the_end_of_a_session(checkpoint: Path) -> None:
     async def act_(stage: Stage) -> None:
         decode = stage["d0"]
         async with stage.client() as client:
@@ -124,7 +124,9 @@ def test_workers_pin_where_a_session_stands(checkpoint: Path) -> None:
     alone(checkpoint, act_)
 
 
-def test_a_worker_that_starts_anew_pins_what_the_records_say(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sessions_are_pinned_again_at_a_worker_that_starts_again(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def act_(stage: Stage) -> None:
         ended = stage["d0"]
         async with stage.client() as client:
@@ -362,11 +364,14 @@ def test_other_tenants_sessions_are_not_there(checkpoint: Path, tmp_path: Path) 
         ({"session_id": ""}, "session_id"),
         ({"session_id": "a/b"}, "session_id"),
         ({"session_id": "x" * 129}, "session_id"),
+        ({"session_id": "."}, "session_id"),
+        ({"session_id": ".."}, "session_id"),
+        ({"session_id": "a\n"}, "session_id"),
         ({"n": 2}, "session_id"),
         ({"prompt": ["a", "b"]}, "session_id"),
     ],
 )
-def test_what_no_session_can_be_asked_for(stage: Stage, more: dict[str, Any], param: str) -> None:
+def test_requests_that_no_session_allows_are_refused(stage: Stage, more: dict[str, Any], param: str) -> None:
     answer = ask(stage, "fine", TEXT, **more)
     assert answer.status_code == 400
     assert answer.json()["error"]["param"] == param
@@ -376,12 +381,21 @@ def test_header_and_field_that_differ_are_refused(stage: Stage) -> None:
     body = {"model": "auto", "prompt": "a", "max_tokens": 1, "session_id": "one"}
     answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": "two"})
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-ling-session")
-    answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": "no/name"})
-    assert answer.status_code == 400
+    for name in ("no/name", ".."):
+        answer = stage.http.post(stage.url + TEXT, json=body, headers={"x-ling-session": name})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-ling-session")
+
+
+def test_a_file_makes_no_session_that_could_not_be_asked_for(stage: Stage) -> None:
+    ask(stage, "to-file", TEXT)
+    file = stage.http.get(f"{stage.url}/v1/sessions/to-file/snapshot").content
+    for name in ("a%20b", "%2e%2e", "x" * 129):
+        answer = stage.http.post(f"{stage.url}/v1/sessions/{name}/snapshot", content=file)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, "session_id")
 
 
 @pytest.mark.parametrize("ids", [[], ["a", "a"], ["with space"], None, ["there"]])
-def test_forks_that_can_not_be(stage: Stage, ids: list[str] | None) -> None:
+def test_impossible_forks_are_refused(stage: Stage, ids: list[str] | None) -> None:
     ask(stage, "there", TEXT)
     answer = act(stage, "there", "fork", **({} if ids is None else {"ids": ids}))
     assert answer.status_code == (409 if ids == ["there"] else 400)

@@ -1,4 +1,4 @@
-"""Who may begin from whose prefixes: the same tenant under the same salt, and all where the operator says so."""
+"""Tests who may use whose prefixes: the same tenant with the same salt, or all if the operator allows it."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ KEYS = {"acme": make_key(), "other": make_key()}
 
 
 def held(stage: Stage, tenant: str, **body: Any) -> dict[str, Any]:
-    """What workers keep of a prompt by the time a tenant has asked it, for whoever asks as it did."""
+    """The kept prefix of a prompt that a tenant sent, for a request with the same tenant and salt."""
     body = {"model": "tiny", "max_tokens": 2, "messages": [{"role": "user", "content": "Hello"}], **body}
     headers = {"authorization": f"Bearer {KEYS[tenant]}"}
     before = len(stage["p0"].received)

@@ -1,4 +1,4 @@
-"""However an output is cut into tokens, steps and chunks, its stream comes to the message it is as a whole."""
+"""Tests that a stream gives the whole answer's message, however it is split into tokens, steps and chunks."""
 
 import asyncio
 import json
@@ -64,13 +64,13 @@ PAUSES = st.lists(st.booleans(), min_size=1, max_size=5)
 
 @pytest.fixture(scope="module")
 def small(checkpoint: Path) -> Tokenizer:
-    """A byte a token; 1 is the end."""
+    """A tokenizer with one token per byte; 1 is the end token."""
     return Tokenizer(str(checkpoint))
 
 
 @dataclass(frozen=True)
 class Api:
-    """One API's shape, its clients' way to put a stream together, and what of an answer must be the same."""
+    """An API's format, how its clients assemble a stream, and which parts of the answers must be equal."""
 
     make: Callable[[Choice], AnswerSerializer]
     join: Callable[[bytes], Any]
@@ -133,7 +133,7 @@ def responses_api(tokenizer: Tokenizer) -> Api:
     body = resource(ResponseRequest.model_validate({"model": "tiny", "input": "x"}), "resp_1", 1, "tiny")
 
     def join(stream: bytes) -> Any:
-        """The last event's response, which what was added and its deltas alone have to come to as well."""
+        """The last event's response; checks that the earlier events' items and deltas add up to it."""
         items: list[dict[str, Any]] = []
         whole: list[dict[str, Any]] = []
         for number, event in enumerate(events(stream)):
@@ -189,7 +189,7 @@ def the_whole(shape: AnswerSerializer) -> Any:
 
 
 def fed(choice: Choice, ids: tuple[int, ...], sizes: list[int], finish: FinishReason) -> Iterator[None]:
-    """The tokens in steps of these sizes, as a worker sends them; nothing more once the choice has ended."""
+    """Feed a choice the tokens in steps of these sizes, until it ends."""
     at = 0
     for size in cycle(sizes):
         step, at = ids[at : at + size], at + size
@@ -212,7 +212,7 @@ def fed(choice: Choice, ids: tuple[int, ...], sizes: list[int], finish: FinishRe
 )
 @example(text=CLOSED, cut=len(CLOSED) - 1, sizes=[1], pauses=[False], stop=(), single=False)
 @example(text=CLOSED, cut=len(CLOSED) - 4, sizes=[1], pauses=[False], stop=(), single=False)
-def test_any_split_says_what_the_whole_says(
+def test_any_split_of_a_stream_gives_the_whole_message(
     small: Tokenizer,
     api: Callable[[Tokenizer], Api],
     text: str,
@@ -242,7 +242,7 @@ def test_any_split_says_what_the_whole_says(
     assert one.seen(one.join(b"".join(stream))) == expected
 
 
-def test_what_is_cut_within_a_broken_call_is_no_more_than_cut(small: Tokenizer) -> None:
+def test_a_broken_call_cut_by_the_limit_is_only_cut(small: Tokenizer) -> None:
     one, text = messages_api(small), CLOSED[:-4]
     choice = a_choice(small, (), False)
     for _ in fed(choice, small.encode(text, False), [3], "length"):

@@ -1,4 +1,4 @@
-"""The table of fields: as the code is, of all the fields its clients know, and true."""
+"""Tests docs/API.md: it is current, has all fields that clients know, and is true."""
 
 import json
 import typing
@@ -46,7 +46,7 @@ def test_no_field_its_sdk_knows_is_missing(endpoint: Endpoint) -> None:
 
 
 @pytest.mark.parametrize(("endpoint", "name"), REFUSED, ids=[f"{e.path}-{n}" for e, n in REFUSED])
-def test_what_is_said_to_be_refused_is(endpoint: Endpoint, name: str) -> None:
+def test_fields_documented_as_refused_are_refused(endpoint: Endpoint, name: str) -> None:
     required = [n for n, f in fields(endpoint).items() if f.is_required()]
     values = {"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": 1, "input": "x"}
     body = {n: values[n] for n in required} | {name: {}}

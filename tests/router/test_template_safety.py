@@ -1,4 +1,4 @@
-"""A chat template that came with a checkpoint reaches nothing of this machine."""
+"""Tests that a checkpoint's chat template can't access the machine."""
 
 from pathlib import Path
 from typing import Any
@@ -43,25 +43,25 @@ def test_an_escape_is_refused(source: str) -> None:
 
 
 @pytest.mark.parametrize("source", HIDDEN)
-def test_a_hidden_attribute_is_nothing(source: str) -> None:
+def test_a_hidden_attribute_is_undefined(source: str) -> None:
     assert ChatTemplate(source, {}).render([dict(m) for m in MESSAGES]).text == ""
 
 
-def test_what_it_may_use_it_can() -> None:
+def test_allowed_features_of_templates_work() -> None:
     source = "{% for m in messages %}{{ m['role'] }}: {{ m.content | upper }} {{ m | tojson }}{% endfor %}"
     assert ChatTemplate(source, {}).render(MESSAGES).text == 'user: HI {"role": "user", "content": "hi"}'
 
 
-def test_messages_come_back_as_they_went() -> None:
-    """Namespaces are a template's own; what it was given stays."""
+def test_a_template_does_not_change_its_messages() -> None:
+    """A template may change its own namespaces, but not its input."""
     given: list[dict[str, Any]] = [{"role": "user", "content": "hi"}]
     source = "{% set ns = namespace(n=0) %}{% set ns.n = ns.n + 1 %}{{ ns.n }}"
     assert ChatTemplate(source, {}).render(given).text == "1"
     assert given == MESSAGES
 
 
-def test_python_beside_the_weights_is_not_run(tmp_path: Path) -> None:
-    """The folder's own code, which other loaders run when asked to trust it, is never looked at."""
+def test_python_files_beside_the_weights_are_not_run(tmp_path: Path) -> None:
+    """Code in the folder, which other loaders run if told to trust it, is never read."""
     (tmp_path / "modeling_ling.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
     (tmp_path / "tokenizer_config.json").write_text(
         '{"chat_template": "{{ messages[0].content }}", "auto_map": {"AutoTokenizer": "modeling_ling.Tokenizer"}}'

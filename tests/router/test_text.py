@@ -1,4 +1,4 @@
-"""Tokens to text: the same text however the tokens come; stop strings cut whole. Templates."""
+"""Tests decoding in steps, stop strings, and templates."""
 
 import itertools
 import json
@@ -24,7 +24,7 @@ def _save(folder: Path, inner: tokenizers.Tokenizer) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """All bytes, some merges, special and plain added tokens, one with a character outside the byte alphabet."""
+    """A byte-level tokenizer with merges, special and plain added tokens, one beyond the byte alphabet."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {token: i for i, token in enumerate(alphabet)}
     merges = [("Ġ", "a"), ("â", "Ĥ"), ("âĤ", "¬"), ("h", "e")]
@@ -40,13 +40,13 @@ def byte_level(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def words() -> Tokenizer:
-    """One whose decoder joins words with spaces."""
+    """A tokenizer whose decoder joins words with spaces."""
     return Tokenizer(str(GOLDEN))
 
 
 @pytest.fixture(scope="module")
 def metaspace(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    """One that drops the first word's space."""
+    """A tokenizer that drops the first word's space."""
     vocab = {t: i for i, t in enumerate(("▁a", "b", "▁c", "▁", "d▁e", "<s>"))}
     inner = tokenizers.Tokenizer(models.WordLevel(vocab=vocab, unk_token="b"))
     inner.decoder = decoders.Metaspace()
@@ -175,7 +175,7 @@ def test_the_checkpoints_own_template() -> None:
     )
 
 
-def test_tools_and_what_else_a_template_reads(tmp_path: Path) -> None:
+def test_templates_get_tools_and_other_variables(tmp_path: Path) -> None:
     template = _template(tmp_path, chat_template="{{ tools | length }}{{ mood }}{{ eos_token }}", eos_token="<e>")
     assert template is not None
     assert template.takes_tools
@@ -185,7 +185,7 @@ def test_tools_and_what_else_a_template_reads(tmp_path: Path) -> None:
     assert not plain.takes_tools
 
 
-def test_where_templates_live(tmp_path: Path) -> None:
+def test_templates_are_found_in_all_usual_places(tmp_path: Path) -> None:
     assert _template(tmp_path) is None
     listed = [{"name": "tools", "template": "no"}, {"name": "default", "template": "{{ eos_token }}!"}]
     named = _template(tmp_path, chat_template=listed, eos_token={"content": "<e>"})

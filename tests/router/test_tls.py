@@ -1,4 +1,4 @@
-"""A router and its workers in TLS: streams as without it, deaths seen at once, nothing of it seen on the way."""
+"""Tests TLS between router and workers: streams work, deaths are seen at once, and no text can be read."""
 
 import asyncio
 import json
@@ -24,7 +24,7 @@ ASK = {"model": "tiny", "messages": [{"role": "user", "content": "hello"}], "max
 
 @pytest.fixture
 def variables(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, str]]:
-    """TLS is on."""
+    """Switch TLS on by Ray's variables."""
     made = environment(tmp_path / "tls")
     for name, value in made.items():
         monkeypatch.setenv(name, value)
@@ -42,7 +42,7 @@ async def answer(stage: Stage) -> str:
 
 
 async def exchanged(checkpoint: Path) -> tuple[str, bytes]:
-    """An answer, and what passed between router and decode worker meanwhile."""
+    """An answer, and the bytes that passed between router and decode worker."""
     workers = pair()
     async with served(checkpoint, workers, name=NAME) as stage, recording(workers[1].info.port) as (port, seen):
         through = structs.replace(workers[1].ref, port=port)
@@ -51,7 +51,7 @@ async def exchanged(checkpoint: Path) -> tuple[str, bytes]:
         return await answer(stage), bytes(seen)
 
 
-def test_what_is_said_in_the_clear_is_not_seen_in_tls(
+def test_texts_visible_in_the_clear_are_not_visible_in_tls(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clear, seen = asyncio.run(exchanged(checkpoint))
@@ -72,7 +72,7 @@ def test_what_is_said_in_the_clear_is_not_seen_in_tls(
 @pytest.mark.usefixtures("variables")
 def test_a_worker_s_death_is_seen_at_once(checkpoint: Path) -> None:
     async def run() -> None:
-        workers = [*pair(pace_s=0.02), FakeWorker("d1", "decode", pace_s=0.02)]
+        workers = [*pair(pace_s=0.005), FakeWorker("d1", "decode", pace_s=0.005)]
         async with served(checkpoint, workers) as stage, stage.client() as client:
             ask = ASK | {"stream": True, "max_tokens": 100, "ignore_eos": True}
             async with client.stream("POST", "/v1/chat/completions", json=ask) as response:

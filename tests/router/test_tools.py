@@ -1,4 +1,4 @@
-"""Calls told from text: the same message in whatever steps the text comes, and nothing of it lost."""
+"""Tests that calls and text are told apart, in whatever steps the text arrives, without loss."""
 
 import itertools
 import json
@@ -25,12 +25,12 @@ TWO = '<tool_call>\n{"name": "g", "arguments": {"b": {"c": [1, "</tool_call>"]}}
 
 @pytest.fixture(scope="module")
 def small(checkpoint: Path) -> Tokenizer:
-    """A byte a token; 1 is the end."""
+    """A tokenizer with one token per byte; 1 is the end token."""
     return Tokenizer(str(checkpoint))
 
 
 class Message:
-    """What parts come to."""
+    """The message that parts add up to."""
 
     def __init__(self, parts: list[Part]) -> None:
         self.text = self.reasoning = ""
@@ -113,7 +113,7 @@ def read(pieces: list[str], *, single: bool = False, tools: bool = True) -> Mess
         ('<tool_call>{"name": "get_wea', '{"name": "get_wea', []),
     ],
 )  # fmt: skip
-def test_what_is_what(text: str, said: str, calls: list[list[object]]) -> None:
+def test_calls_reasoning_and_text_are_told_apart(text: str, said: str, calls: list[list[object]]) -> None:
     for pieces in ([text], list(text)):
         message = read(pieces)
         assert (message.text, message.calls) == (said, calls)
@@ -123,7 +123,7 @@ def test_without_tools_markers_are_text() -> None:
     assert read(list(ONE), tools=False).text == ONE
 
 
-def test_names_come_first_and_arguments_as_they_form() -> None:
+def test_call_names_are_sent_first_and_arguments_as_they_arrive() -> None:
     reader = Reader(PARSERS["hermes"]())
     seen = [reader.push(c) for c in 'x<tool_call>{"name": "f", "arguments": {"a": "bc"}}</tool_call>']
     flat = [p for parts in seen for p in parts]

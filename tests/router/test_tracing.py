@@ -1,4 +1,4 @@
-"""Traces: what a collector receives of a request, and what stays out of it."""
+"""Tests which spans and attributes of a request a trace collector gets, and which it must not get."""
 
 import threading
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ BODY = {"model": "auto", "max_tokens": 5, "messages": [{"role": "user", "content
 
 @contextmanager
 def collector() -> Iterator[tuple[str, list[Any]]]:
-    """(where OTLP is taken, the spans taken so far)."""
+    """Run a collector; yields its URL, and the spans received so far."""
     spans: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -44,7 +44,7 @@ def collector() -> Iterator[tuple[str, list[Any]]]:
 
 
 def ask(checkpoint: Path, endpoint: str, share: float, *headers: dict[str, str]) -> list[Any]:
-    """The answers' heads, one a request; all spans have left by the end."""
+    """Send requests; returns the heads of their answers, after all spans were sent."""
     with staged(checkpoint, pair(), otlp_endpoint=endpoint, trace_share=share) as stage:
         url = f"{stage.url}/v1/chat/completions"
         return [stage.http.post(url, json=BODY, headers=given).raise_for_status().headers for given in headers]
@@ -70,7 +70,7 @@ def test_a_request_and_what_the_workers_did_for_it(checkpoint: Path) -> None:
     assert b"secret" not in b"".join(span.SerializeToString() for span in spans)
 
 
-def test_the_caller_decides_and_the_share_else(checkpoint: Path) -> None:
+def test_the_caller_s_decision_or_the_configured_share_samples_traces(checkpoint: Path) -> None:
     with collector() as (endpoint, spans):
         not_this_one = {"traceparent": f"00-{TRACE}-{PARENT}-00"}
         ask(checkpoint, endpoint, 0.0, not_this_one, {}, {"traceparent": "nonsense"})

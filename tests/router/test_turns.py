@@ -1,4 +1,4 @@
-"""What waits in the router for its turn, and what is refused for it."""
+"""Tests which requests wait in the router for their turn, and which are refused."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
@@ -21,19 +21,19 @@ def ask(client: httpx.AsyncClient, priority: int = 0, **headers: str) -> "asynci
 
 
 def one_place(checkpoint: Path, **options: Any) -> AbstractAsyncContextManager[Stage]:
-    """One worker of one slot: there is no other that could answer instead."""
+    """A single worker with a single slot."""
     return served(checkpoint, [FakeWorker("d0", "decode", slots=1)], Pools(prefill=0), **options)
 
 
 async def fill(stage: Stage, client: httpx.AsyncClient) -> "asyncio.Task[httpx.Response]":
-    """The only place is taken, by a request that gets no token."""
+    """Occupy the only slot with a request that gets no token."""
     stage["d0"].gate.clear()
     first = ask(client)
     await stage["d0"].until(lambda: bool(stage["d0"].running))
     return first
 
 
-def test_who_finds_no_place_waits_for_its_turn(checkpoint: Path) -> None:
+def test_a_request_without_room_waits_for_its_turn(checkpoint: Path) -> None:
     async def body() -> None:
         async with one_place(checkpoint) as stage, stage.client() as client:
             first = await fill(stage, client)
@@ -100,7 +100,7 @@ def test_prompts_of_tenants_with_more_than_their_share_are_not_waited_for(checkp
     asyncio.run(body())
 
 
-def test_what_would_come_too_late_is_refused_at_once(checkpoint: Path) -> None:
+def test_a_request_that_can_not_meet_its_deadline_is_refused_at_once(checkpoint: Path) -> None:
     async def body() -> None:
         async with one_place(checkpoint) as stage, stage.client() as client:
             busy = stage["d0"].load
@@ -119,7 +119,7 @@ def test_what_would_come_too_late_is_refused_at_once(checkpoint: Path) -> None:
     asyncio.run(body())
 
 
-def test_what_is_too_late_when_its_turn_comes_is_not_computed(checkpoint: Path) -> None:
+def test_a_request_too_late_at_its_turn_is_not_computed(checkpoint: Path) -> None:
     async def body() -> None:
         async with one_place(checkpoint) as stage, stage.client() as client:
             first = await fill(stage, client)

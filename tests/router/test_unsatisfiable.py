@@ -1,4 +1,4 @@
-"""Forms that nothing can satisfy, and forms that the request's other fields contradict: the client's fault, 400."""
+"""Tests that unsatisfiable answer formats, and ones that other fields contradict, get a 400."""
 
 import asyncio
 from pathlib import Path
@@ -82,7 +82,7 @@ SELF, NODE, LEAF = {"$ref": "#"}, {"$ref": "#/$defs/node"}, {"type": "string"}
         (obj(["n"], n={"$ref": "https://elsewhere"}), None),
     ],
 )
-def test_what_is_required_within_itself_is_found(schema: dict[str, Any], found: str | None) -> None:
+def test_a_recursively_required_schema_is_found(schema: dict[str, Any], found: str | None) -> None:
     assert endless(schema) == found
 
 
@@ -100,7 +100,7 @@ CHOICE = {"structured_outputs": {"choice": ["yes"]}, "min_tokens": 20, "max_toke
     ],
 )
 @pytest.mark.parametrize("stream", [False, True])
-def test_what_a_worker_finds_unsatisfiable_is_a_400(
+def test_a_grammar_that_a_worker_finds_unsatisfiable_is_a_400(
     checkpoint: Path, path: str, body: dict[str, Any], field: str, stream: bool
 ) -> None:
     async def act() -> None:

@@ -1,4 +1,4 @@
-"""Dialogues: seeded, true to their own premises, and apart from what evaluation asks."""
+"""Tests the corpus: dialogues are reproducible, consistent, and different from those of evaluation."""
 
 import json
 from random import Random
@@ -101,7 +101,7 @@ def test_facts_are_a_hundred_and_no_question_has_two_answers() -> None:
     assert all(len(a) == 1 for a in answers.values())
 
 
-def test_a_needle_stands_once_and_the_haystack_fits(tokenizer: Tokenizer) -> None:
+def test_a_needle_occurs_once_and_the_haystack_fits(tokenizer: Tokenizer) -> None:
     made = cases.needle(tokenizer, 900, 0)
     text, answer = made.messages[0]["content"], made.messages[1]["content"]
     assert text.count(answer) == 1

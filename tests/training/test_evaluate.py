@@ -1,4 +1,4 @@
-"""Evaluation through HTTP counts what a cluster answers, whoever answers first."""
+"""Tests that evaluation over HTTP counts answers right, in whatever order they arrive."""
 
 import json
 from typing import Any
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.process
 
 
 def _answering(dialogues: list[Dialogue], wrong: str) -> httpx.MockTransport:
-    """A cluster that says what each dialogue says next, but for turns of one kind."""
+    """A fake cluster that gives each dialogue's next turn, and wrong ones for one kind."""
     said: dict[str, Any] = {}
     for dialogue in dialogues:
         for index, kind in cases.turns(dialogue):

@@ -1,4 +1,4 @@
-"""A grown checkpoint computes what the one did that it grew from, and can learn more."""
+"""Tests that a grown checkpoint gives its source's logits, and that its new weights can learn."""
 
 from pathlib import Path
 
@@ -47,6 +47,6 @@ def test_new_heads_and_latents_learn() -> None:
     assert latent.kv_a_proj_with_mqa.weight[64:128].abs().sum(1).min() > 0
 
 
-def test_what_has_a_query_low_rank_is_refused() -> None:
+def test_a_model_with_a_low_rank_of_queries_is_refused() -> None:
     with pytest.raises(ValueError, match="q_lora_rank"):
         grow(load(Path(GOLDEN / "base")), 2)

@@ -1,4 +1,4 @@
-"""Two processes train as one does on the same tokens."""
+"""Tests that two processes train as one process does on the same tokens."""
 
 from pathlib import Path
 

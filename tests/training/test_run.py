@@ -1,4 +1,4 @@
-"""A training run: it learns, stops on request, and goes on where it stopped."""
+"""Tests a training run: it learns, stops on request, and goes on where it stopped."""
 
 import argparse
 import json
@@ -46,7 +46,7 @@ def _args(folder: Path, steps: int) -> argparse.Namespace:
     )
 
 
-def test_it_learns_and_goes_on_where_it_stopped(folder: Path) -> None:
+def test_a_run_learns_and_continues_where_it_stopped(folder: Path) -> None:
     first = train.Run(folder, _args(folder, 40), Ranks())
     first.train()
     lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
@@ -95,7 +95,7 @@ def test_optimizer_steps_and_clears_every_gradient() -> None:
     assert all(p.grad is None and not torch.equal(before[name], p) for name, p in model.named_parameters())
 
 
-def test_the_tally_counts_turns_by_what_they_show(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_tally_counts_turns_by_kind(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     encoder_file = folder / "tokenizer.json"
     tokenizer = nano_tokenizer.Tokenizer.from_file(str(encoder_file))
     tally = Tally()

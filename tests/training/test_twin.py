@@ -1,4 +1,4 @@
-"""The trainable twin against the official code's logits, against the served model, and through export and back."""
+"""Tests the trainable twin against the official code's logits and the served model, and its export."""
 
 from pathlib import Path
 

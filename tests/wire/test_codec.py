@@ -1,4 +1,4 @@
-"""Frames carry every message unchanged, and nothing else passes."""
+"""Tests that frames carry every message unchanged, and that other bytes are refused."""
 
 import asyncio
 from typing import get_args
@@ -80,7 +80,7 @@ def test_the_list_above_is_complete() -> None:
     assert {type(m) for m in MESSAGES} == set(get_args(p.Message))
 
 
-def test_what_is_no_message_is_refused() -> None:
+def test_bytes_that_are_no_message_are_refused() -> None:
     with pytest.raises(WireError, match="unreadable message of type 200"):
         read(b"\x00\x00\x00\x00\xc8")
     with pytest.raises(WireError, match="exceeds"):

@@ -1,4 +1,4 @@
-"""A connection's two ends find out whether the other knows the secret, before any message."""
+"""Tests that both ends of a connection check, before any message, that the other knows the secret."""
 
 import asyncio
 from collections.abc import Awaitable
@@ -8,13 +8,13 @@ import pytest
 from wire.handshake import Acceptor, Caller, StrangerError, accept, call
 
 
-def test_two_that_know_it_meet() -> None:
+def test_two_ends_with_the_same_secret_connect() -> None:
     acceptor, caller = Acceptor("s"), Caller("s")
     caller.check(acceptor.answer(caller.answer(acceptor.nonce)))
 
 
 @pytest.mark.parametrize(("acceptor_knows", "caller_knows"), [("s", ""), ("", "s"), ("s", "t")])
-def test_neither_takes_a_stranger(acceptor_knows: str, caller_knows: str) -> None:
+def test_both_ends_refuse_a_stranger(acceptor_knows: str, caller_knows: str) -> None:
     acceptor, caller = Acceptor(acceptor_knows), Caller(caller_knows)
     said = caller.answer(acceptor.nonce)
     with pytest.raises(StrangerError, match="same Ray auth token"):
@@ -23,7 +23,7 @@ def test_neither_takes_a_stranger(acceptor_knows: str, caller_knows: str) -> Non
         caller.check(Acceptor(acceptor_knows).answer(Caller(acceptor_knows).answer(acceptor.nonce)))
 
 
-def test_what_was_said_once_opens_nothing_again() -> None:
+def test_replayed_messages_are_refused() -> None:
     first, again, caller = Acceptor("s"), Acceptor("s"), Caller("s")
     said = caller.answer(first.nonce)
     first.answer(said)
@@ -31,7 +31,7 @@ def test_what_was_said_once_opens_nothing_again() -> None:
         again.answer(said)
 
 
-def test_a_proof_sent_back_is_none() -> None:
+def test_a_reflected_proof_is_refused() -> None:
     acceptor = Acceptor("s")
     caller = Caller("s")
     said = caller.answer(acceptor.nonce)
@@ -40,7 +40,7 @@ def test_a_proof_sent_back_is_none() -> None:
 
 
 async def _over_streams(acceptor_knows: str, caller_knows: str) -> tuple[object, object]:
-    """What either side raised, or None."""
+    """The errors that the two sides raise; None for none."""
     accepted: asyncio.Future[BaseException | None] = asyncio.get_running_loop().create_future()
 
     async def outcome(work: Awaitable[None]) -> BaseException | None:
@@ -68,7 +68,7 @@ def test_streams() -> None:
     assert isinstance(called, StrangerError)
 
 
-def test_one_that_sends_a_message_at_once_is_a_stranger() -> None:
+def test_a_peer_that_sends_a_message_at_once_is_a_stranger() -> None:
     async def run() -> None:
         async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             with pytest.raises(StrangerError):

@@ -1,4 +1,4 @@
-"""The clock by which peers are taken for silent."""
+"""Tests the clock by which peers count as silent."""
 
 import pytest
 

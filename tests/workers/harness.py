@@ -1,4 +1,4 @@
-"""Workers as a router sees them, without Ray: leaders on this event loop, ranks as child processes."""
+"""Runs workers without Ray: leaders on this event loop, ranks as child processes."""
 
 import asyncio
 import functools
@@ -157,13 +157,13 @@ class Caller:
         """Wait until the worker says that it keeps a snapshot there."""
         while self.kept.get((position, digest)) != tier:
             self._beat.clear()
-            await asyncio.wait_for(self._beat.wait(), 30)
+            await asyncio.wait_for(self._beat.wait(), 60)
 
     async def idle(self, info: WorkerInfo) -> Load:
         """Wait until the worker says that everything is free again."""
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
-            assert time.monotonic() < deadline, f"not idle within 30 s: {self.load}"
+            assert time.monotonic() < deadline, f"not idle within 60 s: {self.load}"
             load = self.load
             if (
                 load is not None
@@ -173,7 +173,7 @@ class Caller:
             ):
                 return load
             self._beat.clear()
-            await asyncio.wait_for(self._beat.wait(), 30)
+            await asyncio.wait_for(self._beat.wait(), 60)
 
 
 @dataclass(slots=True)

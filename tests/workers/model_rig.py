@@ -1,4 +1,4 @@
-"""Drives a model's ranks as threads of one process over sequences whose logits are known."""
+"""Runs a model's ranks as threads of one process on sequences whose logits are known."""
 
 import random
 import threading
@@ -24,7 +24,7 @@ Step = list[tuple[int, int]]
 
 
 class ThreadGroup:
-    """What the ranks of one process share."""
+    """The group of ranks in one process: what they share."""
 
     def __init__(self, size: int) -> None:
         self.size = size

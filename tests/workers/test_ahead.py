@@ -1,4 +1,4 @@
-"""Steps planned while the one before them runs."""
+"""Tests steps that are planned while the previous one runs."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ ROOMY = replace(LIMITS, pages=40, max_step_tokens=16)
 
 
 def decoding(*news: int, limits: Limits = ROOMY, priority: int = 0) -> tuple[Scheduler, InFlight]:
-    """A scheduler with sequences of 3 prompt tokens that gain so many, and the first step that decodes them all."""
+    """A scheduler whose sequences have 3 prompt tokens and gain so many, and the first step that decodes them all."""
     scheduler = Scheduler(limits)
     for n, new in enumerate(news):
         scheduler.add(seq(f"r{n}", 3, new, priority, stop=(9,)))
@@ -32,7 +32,7 @@ def row(slot: int, start: int, drafts: int = 0) -> Row:
     return Row(slot, start, (5,), 0, (), True, drafts=drafts)
 
 
-def test_rows_go_on_behind_what_they_sampled() -> None:
+def test_rows_continue_after_the_tokens_they_sampled() -> None:
     before = [row(0, 10, 3), row(1, 20, 3), row(2, 30, 3), row(3, 40, 3), row(4, 50)]
     result = StepResult(0, ((7, 8), (7, 9), (0,), (7,), (6,)), (), (), 0.0, failures=((2, "no"),), stopped=(1,))
     more = [row(5, 60), row(6, 70, 2)]
@@ -65,7 +65,7 @@ def test_a_stop_token_ends_a_row_before_the_leader_knows() -> None:
     assert names(scheduler.follow(ahead, flight, result)) == ["r1"]
 
 
-def test_what_is_ended_from_outside_meanwhile_is_passed_over() -> None:
+def test_a_sequence_ended_meanwhile_is_skipped() -> None:
     scheduler, flight = decoding(6, 6)
     ahead = scheduler.plan_ahead(flight, 0.0)
     assert ahead is not None
@@ -82,7 +82,7 @@ def test_what_is_ended_from_outside_meanwhile_is_passed_over() -> None:
     assert names(scheduler.follow(again, following, both)) == ["r1"]
 
 
-def test_what_arrives_begins_in_a_step_planned_ahead_where_there_is_room() -> None:
+def test_arriving_sequences_begin_in_a_step_planned_ahead_if_there_is_room() -> None:
     scheduler, flight = decoding(6)
     scheduler.add(seq("new", 5))
     ahead = scheduler.plan_ahead(flight, 0.0)
@@ -96,7 +96,7 @@ def test_what_arrives_begins_in_a_step_planned_ahead_where_there_is_room() -> No
     assert scheduler.plan_ahead(following, 0.0) is None
 
 
-def test_none_is_preempted_before_its_results_are_known() -> None:
+def test_no_sequence_is_preempted_before_its_results_are_known() -> None:
     scheduler, flight = decoding(6, limits=replace(ROOMY, slots=1), priority=1)
     scheduler.add(seq("better", 3))
     ahead = scheduler.plan_ahead(flight, 0.0)

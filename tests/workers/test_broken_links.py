@@ -1,4 +1,4 @@
-"""Links that break in the middle of snapshots; `python -m tests.workers.broken_links` breaks two hundred."""
+"""Tests a few links that break within snapshots; `python -m tests.workers.broken_links` breaks two hundred."""
 
 import asyncio
 

@@ -1,4 +1,4 @@
-"""Speculation changes when tokens come, and never which: whatever is drafted, and however much of it stands."""
+"""Tests that speculation never changes tokens, whatever is drafted and accepted."""
 
 import dataclasses
 import random
@@ -42,7 +42,7 @@ def prompts(count: int) -> list[list[int]]:
 
 
 class Oracle:
-    """Drafts in the MTP layer's stead: what is known to come, wrong from a random place on."""
+    """Makes drafts in place of the MTP layer: the right next tokens, wrong from a random place on."""
 
     def __init__(self, engine: Engine, expected: dict[str, Sequence[int]], seed: int) -> None:
         self._engine = engine
@@ -82,7 +82,7 @@ def expected() -> list[Completion]:
 
 
 @pytest.mark.parametrize("most", [1, 3, 8])
-def test_every_setting_gives_the_same_tokens_however_many_drafts_stand(
+def test_every_setting_gives_the_same_tokens_however_many_drafts_are_accepted(
     most: int, expected: list[Completion], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = Engine(dataclasses.replace(CONFIG, speculate=most))
@@ -147,7 +147,7 @@ def test_a_checkpoint_without_the_layer_is_served_without_drafts_or_refused(capf
         Engine(dataclasses.replace(config, speculate=2))
 
 
-def test_drafts_of_ling_nano_stand() -> None:
+def test_most_drafts_of_ling_nano_are_accepted() -> None:
     text = "<role>HUMAN</role>What is the capital of France?<|role_end|><role>ASSISTANT</role>"
     ids = Tokenizer.from_file(str(NANO / "tokenizer.json")).encode(text, add_special_tokens=False).ids
     engine = Engine(WorkerConfig(str(NANO), pages=64, slots=4, max_model_len=512, speculate=1))

@@ -1,4 +1,4 @@
-"""Ranks forked from a process that has torch already: what they share, how they begin and end."""
+"""Tests ranks forked from a process that has imported torch: what they share, and how they start and end."""
 
 import asyncio
 import contextlib
@@ -22,7 +22,7 @@ from workers.local import fork_launcher
 from workers.rank.job import LENGTH, PID, RankJob
 from workers.schedule.step import RANKS, Loading, RankMessage, Ready
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
 CONFIG = WorkerConfig(str(GOLDEN / "base"), dtype="float32")
 WAIT_S = 60
 
@@ -63,7 +63,7 @@ async def ready(listener: socket.socket) -> tuple[psutil.Process, socket.socket]
     return psutil.Process(message.pid), connection
 
 
-def test_who_asks_for_ranks_needs_no_torch() -> None:
+def test_the_process_that_asks_for_ranks_imports_no_torch() -> None:
     said, _ = code("import sys, workers.local; print('torch' in sys.modules)").communicate(timeout=WAIT_S)
     assert said == "False\n"
 
@@ -111,7 +111,7 @@ def test_a_launch_that_is_cancelled_kills_its_rank(tmp_path: Path) -> None:
     asyncio.run(run())
 
 
-def test_a_rank_that_fails_or_dies_is_told_of(tmp_path: Path) -> None:
+def test_a_rank_that_fails_or_dies_is_reported(tmp_path: Path) -> None:
     async def run() -> None:
         with silent_leader(tmp_path) as listener:
             asked = begin(process_launcher(CONFIG, "w"), tmp_path)
@@ -142,7 +142,7 @@ def test_a_fork_server_ends_with_its_parent(tmp_path: Path) -> None:
     assert gone(server)
 
 
-def test_without_a_fork_server_the_reason_is_told(tmp_path: Path) -> None:
+def test_the_error_without_a_fork_server_gives_the_reason(tmp_path: Path) -> None:
     start = f"import pathlib; from workers.local import ForkServer; ForkServer(pathlib.Path({str(tmp_path)!r})).close()"
     code(start).communicate(timeout=WAIT_S)
 

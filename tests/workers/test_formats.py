@@ -1,4 +1,4 @@
-"""Quantized weights against a plain reckoning, element by element, whatever rows and columns a rank holds."""
+"""Tests quantized weights against plain arithmetic by element, whatever rows and columns a rank holds."""
 
 import json
 from pathlib import Path
@@ -272,7 +272,7 @@ def test_schemes_are_read() -> None:
     assert config.quantization == Quantization("awq", group=64)
 
 
-def test_fp8_golden_weights_lie_as_the_file_says() -> None:
+def test_fp8_golden_weights_equal_the_file_s() -> None:
     stored = load_file(GOLDEN / "fp8/model-00001-of-00001.safetensors")
     name = "model.layers.0.attention.query_key_value"
     target = _target(GOLDEN / "fp8", Quantization("fp8"))

@@ -1,4 +1,4 @@
-"""Grammars in whole workers: compiled beside the steps, handed over with the request, ended by name."""
+"""Tests grammars in whole workers: compiled while steps run, handed over with requests, named in errors."""
 
 import asyncio
 import re
@@ -36,7 +36,7 @@ def sampling(grammar: Grammar | None, seed: int = 3, most: int = 60) -> Sampling
 
 
 def in_threads(config: WorkerConfig, worker_id: str) -> Launch:
-    """Ranks within this process, where a test can hold them up."""
+    """Ranks as threads of this process, where a test can hold them up."""
 
     async def launch(rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
         await asyncio.to_thread(rank_main, config, worker_id, rank, endpoint, rendezvous)
@@ -122,7 +122,7 @@ def test_a_grammar_that_can_not_be_compiled_ends_its_requests_alone() -> None:
 
 
 async def check(started: Workers, streams: list[Stream]) -> None:
-    """As one engine answers, and by the grammar."""
+    """Check that an answer equals the engine's and follows the grammar."""
     expected = Engine(config()).generate([PROMPT] * len(streams), [sampling(WORD, i) for i in range(len(streams))])
     tokenizer = tokenizers.Tokenizer.from_file(str(NANO / "tokenizer.json"))
     for stream, alone in zip(streams, expected, strict=True):

@@ -1,4 +1,4 @@
-"""Decode steps from fixed inputs: what a graph repeats gives what a step computes, and touches nobody else's state."""
+"""Tests captured decode steps: they equal eager steps and touch no other sequence's state."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,9 +23,11 @@ from workers.model.loader import Loader, Read
 from workers.model.synthetic import Synthetic
 from workers.model.weights import load_weights
 from workers.rank.build import build_rank
+from workers.rank.drafter import Drafter
 from workers.rank.grammar import Grammars
-from workers.rank.graphs import Capture, DecodeGraphs, Work, batch_sizes, captures, size_for
+from workers.rank.graphs import Capture, DecodeGraphs, Places, Work, batch_sizes, captures, size_for
 from workers.rank.host_store import HostStore
+from workers.rank.latest import Fed
 from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
 from workers.schedule.step import Admit, Commit, Row, StepPlan
@@ -60,7 +62,7 @@ def test_every_batch_has_the_smallest_size_that_holds_it() -> None:
 
 
 class Again:
-    """Stands for graphs: a step is repeated by computing it once more, its result where the first one lay."""
+    """A fake graph: replaying computes the step again and writes the result to the first one's memory."""
 
     def __init__(self) -> None:
         self.replayed: list[int] = []
@@ -76,7 +78,7 @@ class Again:
 
 
 class Side:
-    """A runner on a golden checkpoint and caches that were full of NaN."""
+    """A runner on a golden checkpoint, with caches full of NaN."""
 
     def __init__(self, name: str, capture: Capture | None, device: torch.device = CPU, drafts: int = 0) -> None:
         folder = GOLDEN / name
@@ -133,7 +135,7 @@ def _run(side: Side, slots: list[int], decodes: list[list[int]]) -> list[tuple[i
 
 
 def _bits(caches: Caches) -> tuple[Tensor, Tensor]:
-    """All but the last page and slot, as integers: NaN equals itself."""
+    """The caches without the last page and slot, as integers, because NaN does not equal itself."""
     return caches.latent[:, :-1].view(torch.int32), caches.state[:, :-1].view(torch.int32)
 
 
@@ -150,7 +152,7 @@ def test_padded_steps_equal_eager_ones_and_leave_others_alone(name: str) -> None
 
 
 def _verify(eager: Side, padded: Side) -> None:
-    """Steps with drafts give the same tokens on both."""
+    """Check that steps with drafts give the same tokens on both sides."""
     sides = (eager, padded)
     slots = [3, 0, 4]
     pages = {slot: tuple(range(4 * i, 4 * i + 4)) for i, slot in enumerate(slots)}
@@ -195,7 +197,7 @@ def test_padding_touches_nothing_but_its_own_slot_and_page() -> None:
     assert touched == [0, 2, 3]
 
 
-def test_too_many_rows_and_steps_that_are_none_of_a_graph() -> None:
+def test_a_graph_serves_only_steps_of_single_tokens() -> None:
     side = Side("base", Again())
     graphs = side.runner._graphs
     assert graphs is not None
@@ -230,7 +232,7 @@ def test_a_worker_without_a_gpu_captures_nothing() -> None:
 
 @pytest.mark.process
 def test_kernels_read_nothing_the_host_knew_when_it_captured(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What a real graph repeats: the kernels, with every Python value as it was at capture."""
+    """Like a real graph, the replay repeats the kernels with the Python values of the capture."""
     slots, decodes = [1, 0], [[1, 0]]
     expected = _run(Side("base", None), slots, decodes)
     again = Again()
@@ -241,7 +243,7 @@ def test_kernels_read_nothing_the_host_knew_when_it_captured(monkeypatch: pytest
         if all(n == 1 for n in batch.counts):
             # Interpreted kernels are slow: only the step this is about.
             monkeypatch.setattr(import_module("kernels.dispatch"), "FORCED", "triton")
-            batch = replace(batch, starts=(0,) * len(batch.starts))
+            batch = replace(batch, starts=(0,) * len(batch.counts))
         return forward(self, batch, caches)
 
     monkeypatch.setattr(LingModel, "forward", frozen)
@@ -250,7 +252,7 @@ def test_kernels_read_nothing_the_host_knew_when_it_captured(monkeypatch: pytest
 
 
 def test_a_decode_step_of_the_released_model_asks_the_device_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the meta device, where reading a value raises; kernels are launched as on a GPU, but do nothing."""
+    """It runs on the meta device, where reading a value raises; kernels are launched but do nothing."""
     monkeypatch.setattr(import_module("kernels.dispatch"), "FORCED", "triton")
     launched: list[object] = []
     for kernel in (GridExecutor, JITFunction):
@@ -263,16 +265,16 @@ def test_a_decode_step_of_the_released_model_asks_the_device_nothing(monkeypatch
         "num_experts": 16,
         "quantization_config": {"quant_method": "fp8"},
     }
-    config = LingConfig.load(RELEASED, changes)
+    config = replace(LingConfig.load(RELEASED, changes), drafts=True)
     meta = torch.device("meta")
     model = LingModel(config, Solo(), meta, torch.bfloat16)
     loader = Loader(Nowhere(config.quantization))
     model.load(loader)
     loader.run()
-    caches = make_caches(config, 1, 1000, 64, 25, meta, torch.bfloat16)
-    again = Again()
+    caches = make_caches(config, 1, 1000, 64, 25, meta, torch.bfloat16, 25 * 4)
+    again, table = Again(), torch.zeros(25, 2049, dtype=torch.int32, device=meta)
     with torch.inference_mode():
-        graphs = DecodeGraphs(model, caches, torch.zeros(25, 2049, dtype=torch.int32, device=meta), again)
+        graphs = DecodeGraphs(model, caches, table, again, drafts=3)
         launched.clear()
         again.replayed.clear()
         for count in (1, 7, 24):
@@ -280,6 +282,15 @@ def test_a_decode_step_of_the_released_model_asks_the_device_nothing(monkeypatch
             assert hidden.shape == (count, config.hidden_size)
     assert again.replayed == [1, 8, 24]
     assert len(launched) > 3 * 20
+    launched.clear()
+    rows = tuple(Row(i, 9, (5,), 0, (), True, drafts=3) for i in range(7))
+    came = torch.empty(7, 3, dtype=torch.int64, device=meta)
+    fed = Fed(rows, came, came[:, 1], came[:, 0], Places(came[:, 0], came[:, 2] > 0))
+    with torch.inference_mode():
+        drafts = Drafter(model, caches, table).feed(rows, fed)
+        hidden = graphs(rows, torch.cat((fed.tokens[:, None], drafts), 1).flatten(), fed.places)
+    assert hidden.shape == (7 * 4, config.hidden_size)
+    assert len(launched) > 3 * 10
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

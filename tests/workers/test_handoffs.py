@@ -1,4 +1,4 @@
-"""Hand-offs without sockets: two workers' schedulers, whose actions are carried from one to the other by hand."""
+"""Tests hand-offs without sockets: the test carries actions between two workers' schedulers."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -39,13 +39,13 @@ class Worker:
 
     def add(self, sequence: Sequence) -> None:
         self.scheduler.add(sequence)
-        assert self.handoffs.added(sequence) == []
+        assert self.handoffs.giving.added(sequence) == []
 
     def step(self, now: float = 0.0) -> tuple[StepPlan, list[SeqOutput], list[Action]]:
         flight = self.scheduler.plan(now)
-        actions = self.handoffs.planned(flight.plan, now)
+        actions = self.handoffs.taking.planned(flight.plan, now)
         outputs = self.scheduler.update(flight, answer(flight.plan), now)
-        return flight.plan, outputs, actions + self.handoffs.stepped(outputs, flight.plan.exports, now)
+        return flight.plan, outputs, actions + self.handoffs.giving.stepped(outputs, flight.plan.exports, now)
 
 
 class Pair:
@@ -54,8 +54,8 @@ class Pair:
     def __init__(self) -> None:
         self.prefill, self.decode = Worker("p", "prefill"), Worker("d", "decode")
         self.connection = Connection("d")
-        self.prefill.handoffs.puller_joined(self.connection)
-        self.decode.handoffs.linked(self.prefill.info)
+        self.prefill.handoffs.giving.puller_joined(self.connection)
+        self.decode.handoffs.taking.linked(self.prefill.info)
 
     def to_prefill(self, actions: Iterable[Action]) -> list[Action]:
         answers: list[Action] = []
@@ -63,9 +63,9 @@ class Pair:
             assert isinstance(action, ToPeer)
             assert action.worker_id == "p"
             if isinstance(action.message, Pull):
-                answers += self.prefill.handoffs.asked(self.connection, action.message, 0.0)
+                answers += self.prefill.handoffs.giving.asked(self.connection, action.message, 0.0)
             else:
-                answers += self.prefill.handoffs.cancelled(action.message.request_id)
+                answers += self.prefill.handoffs.giving.cancelled(action.message.request_id)
         return answers
 
     def to_decode(self, actions: Iterable[Action], now: float = 0.0) -> list[Action]:
@@ -73,11 +73,11 @@ class Pair:
         for action in actions:
             assert isinstance(action, ToPuller)
             assert action.puller is self.connection
-            answers += self.decode.handoffs.told("p", action.message, now)
+            answers += self.decode.handoffs.taking.told("p", action.message, now)
         return answers
 
     def start_pull(self) -> list[Action]:
-        """A request at both; the decode worker has room and asks. The prefill worker's answer."""
+        """Submit a request to both workers; returns the prefill worker's answer to the decode worker's pull."""
         self.prefill.add(seq("r", 5, handoff=True))
         self.decode.add(seq("r", 5, source="p"))
         return self.to_prefill(self.decode.step()[2])
@@ -98,7 +98,7 @@ def test_a_snapshot_is_whole_when_its_header_and_every_rank_s_part_have_come(pai
     plan, outputs, actions = pair.prefill.step(1.0)
     assert [e.request_id for e in plan.exports] == ["r"]
     assert outputs[0].token_ids == (7,)
-    decode = pair.decode.handoffs
+    decode = pair.decode.handoffs.taking
     if header_first:
         assert pair.to_decode(actions, 2.0) == []
         assert decode.received("r", 0, 3.0) == []
@@ -113,9 +113,9 @@ def test_a_snapshot_is_whole_when_its_header_and_every_rank_s_part_have_come(pai
 def test_a_handed_off_request_ends_once_every_rank_has_sent_its_part(pair: Pair) -> None:
     pair.start_pull()
     pair.prefill.step()
-    assert pair.prefill.handoffs.sent("r", 0, 1.0) == []
-    assert pair.prefill.handoffs.sent("r", 0, 1.0) == []  # the same rank again is not another
-    (output,) = ended(pair.prefill.handoffs.sent("r", 1, 2.0))
+    assert pair.prefill.handoffs.giving.sent("r", 0, 1.0) == []
+    assert pair.prefill.handoffs.giving.sent("r", 0, 1.0) == []  # the same rank again is not another
+    (output,) = ended(pair.prefill.handoffs.giving.sent("r", 1, 2.0))
     assert output.finish == "handoff"
     assert not pair.prefill.scheduler.sequences
 
@@ -123,9 +123,9 @@ def test_a_handed_off_request_ends_once_every_rank_has_sent_its_part(pair: Pair)
 def test_a_snapshot_may_have_left_before_its_step_is_committed(pair: Pair) -> None:
     pair.start_pull()
     flight = pair.prefill.scheduler.plan(0.0)
-    assert pair.prefill.handoffs.sent("r", 0, 0.5) + pair.prefill.handoffs.sent("r", 1, 0.5) == []
+    assert pair.prefill.handoffs.giving.sent("r", 0, 0.5) + pair.prefill.handoffs.giving.sent("r", 1, 0.5) == []
     outputs = pair.prefill.scheduler.update(flight, answer(flight.plan), 1.0)
-    actions = pair.prefill.handoffs.stepped(outputs, flight.plan.exports, 1.0)
+    actions = pair.prefill.handoffs.giving.stepped(outputs, flight.plan.exports, 1.0)
     assert [type(a) for a in actions] == [ToPuller, Ended]
     assert ended(actions)[0].finish == "handoff"
     assert not pair.prefill.scheduler.sequences
@@ -172,16 +172,16 @@ def test_a_request_that_ends_with_its_first_token_is_called_off_at_its_puller(pa
     assert not pair.decode.scheduler.sequences
 
 
-def test_a_request_given_up_is_freed_at_both_whoever_hears_of_it(pair: Pair) -> None:
+def test_an_aborted_request_is_freed_at_both_workers(pair: Pair) -> None:
     pair.start_pull()
-    cancelled = pair.decode.handoffs.drop("r")
+    cancelled = pair.decode.handoffs.endings.drop("r")
     assert cancelled == [ToPeer("p", CancelPull("r", False))]
     assert pair.to_prefill(cancelled) == []
     assert not pair.prefill.scheduler.sequences
     assert not pair.decode.scheduler.sequences
 
     pair.start_pull()
-    (end,) = ended(pair.to_decode(pair.prefill.handoffs.drop("r")))
+    (end,) = ended(pair.to_decode(pair.prefill.handoffs.endings.drop("r")))
     assert end.finish == "abort"
     assert not end.retry
     assert not pair.prefill.scheduler.sequences
@@ -196,42 +196,42 @@ def test_a_snapshot_that_does_not_match_is_refused(pair: Pair, field: str) -> No
     assert isinstance(to.message, Header)
     other = {"position": 4, "token_hash": "00", "layout": "other", "weights_id": "other", "generated": ()}
     wrong = structs.replace(to.message, **{field: other[field]})  # type: ignore[arg-type]
-    failed, cancel, end = pair.decode.handoffs.told("p", wrong, 0.0)
+    failed, cancel, end = pair.decode.handoffs.taking.told("p", wrong, 0.0)
     assert failed == Failed("mismatch")
     assert cancel == ToPeer("p", CancelPull("r", False))
     (output,) = ended([end])
     assert output.retry
     assert "snapshot from p refused" in (output.error or "")
-    assert pair.decode.handoffs.received("r", 0, 0.0) == []  # what comes late is nobody's
+    assert pair.decode.handoffs.taking.received("r", 0, 0.0) == []  # what comes late is nobody's
 
 
 def test_a_lost_puller_fails_what_it_was_to_get_unless_it_has_another_connection(pair: Pair) -> None:
     pair.start_pull()
     newer = Connection("d")
-    pair.prefill.handoffs.puller_joined(newer)
-    assert pair.prefill.handoffs.puller_left(pair.connection, 0.0) == []
-    failed, *_, end = pair.prefill.handoffs.puller_left(newer, 0.0)
+    pair.prefill.handoffs.giving.puller_joined(newer)
+    assert pair.prefill.handoffs.giving.puller_left(pair.connection, 0.0) == []
+    failed, *_, end = pair.prefill.handoffs.giving.puller_left(newer, 0.0)
     assert failed == Failed("peer")
     assert ended([end])[0].retry
 
 
 def test_a_lost_peer_fails_what_was_to_come_from_it_and_its_ranks_are_forgotten(pair: Pair) -> None:
     pair.start_pull()
-    linked = pair.decode.handoffs.with_links(StepPlan(0))
+    linked = pair.decode.handoffs.taking.with_links(StepPlan(0))
     assert linked.links[0].endpoints == (("host", 9000), ("host", 9001))
-    assert pair.decode.handoffs.with_links(StepPlan(1)).empty
-    failed, *_, end = pair.decode.handoffs.peer_lost("p", "prefill worker p closed its connection", 0.0)
+    assert pair.decode.handoffs.taking.with_links(StepPlan(1)).empty
+    failed, *_, end = pair.decode.handoffs.taking.peer_lost("p", "prefill worker p closed its connection", 0.0)
     assert failed == Failed("peer")
     assert ended([end])[0].retry
-    assert pair.decode.handoffs.with_links(StepPlan(2)).unlinks == (Unlink("p"),)
+    assert pair.decode.handoffs.taking.with_links(StepPlan(2)).unlinks == (Unlink("p"),)
 
 
 def test_a_peer_lost_after_the_request_was_queued_fails_it_when_it_is_planned(pair: Pair) -> None:
     pair.decode.add(seq("r", 5, source="p"))
     flight = pair.decode.scheduler.plan(0.0)
-    pair.decode.handoffs.peer_lost("q", "another one", 0.0)
+    pair.decode.handoffs.taking.peer_lost("q", "another one", 0.0)
     alone = HandOffs(pair.decode.scheduler, pair.decode.info, 5.0)
-    failed, *_, end = alone.planned(flight.plan, 0.0)
+    failed, *_, end = alone.taking.planned(flight.plan, 0.0)
     assert failed == Failed("peer")
     assert ended([end])[0].error == "prefill worker p went away"
 
@@ -245,7 +245,7 @@ def test_a_broken_link_fails_the_snapshots_that_were_on_it(pair: Pair) -> None:
 
 
 def keep(worker: Worker, name: str, length: int) -> Pull:
-    """Compute and keep a prompt; what a peer that has nothing asks for it with."""
+    """Compute and keep a prompt; returns the pull of a peer that has none of it."""
     worker.add(seq(name, length, new=1))
     while worker.scheduler.sequences:
         worker.step()
@@ -256,40 +256,40 @@ def keep(worker: Worker, name: str, length: int) -> Pull:
 def test_a_kept_snapshot_leaves_memory_once_every_rank_has_sent_its_part(pair: Pair) -> None:
     holder = pair.prefill
     pull = keep(holder, "old", 5)
-    (header,) = holder.handoffs.asked(pair.connection, pull, 0.0)
+    (header,) = holder.handoffs.giving.asked(pair.connection, pull, 0.0)
     assert isinstance(header, ToPuller)
     assert isinstance(header.message, Header)
     assert [e.request_id for e in holder.step()[0].exports] == ["r"]
     lending = holder.scheduler.keeping.lending
     assert list(lending.leaving) == [pull.position]
-    assert holder.handoffs.sent("r", 0, 0.0) == []
+    assert holder.handoffs.giving.sent("r", 0, 0.0) == []
     assert list(lending.leaving) == [pull.position]
-    assert holder.handoffs.sent("r", 1, 0.0) == []
+    assert holder.handoffs.giving.sent("r", 1, 0.0) == []
     assert list(lending.leaving) == []
 
 
 @pytest.mark.parametrize("how", ["given up", "puller left", "peer lost"])
-def test_a_kept_snapshot_that_nobody_takes_leaves_memory_and_harms_no_request(pair: Pair, how: str) -> None:
+def test_a_lent_snapshot_that_no_peer_takes_is_freed_without_harm(pair: Pair, how: str) -> None:
     holder = pair.prefill
-    holder.handoffs.asked(pair.connection, keep(holder, "old", 5), 0.0)
+    holder.handoffs.giving.asked(pair.connection, keep(holder, "old", 5), 0.0)
     holder.step()
     # The same request is answered here, once its prompt is computed by the puller: that goes on.
     holder.add(seq("r", 5, source="d"))
-    holder.handoffs.linked(pair.decode.info)
+    holder.handoffs.taking.linked(pair.decode.info)
     holder.step()
     if how == "given up":
         assert holder.handoffs.link_lost("d", ["r"], "d gave it up", 0.0, leaving=True) == []
     elif how == "puller left":
-        assert holder.handoffs.puller_left(pair.connection, 0.0) == []
+        assert holder.handoffs.giving.puller_left(pair.connection, 0.0) == []
     else:
-        assert next(iter(holder.handoffs.peer_lost("d", "closed", 0.0))) == Failed("peer")
+        assert next(iter(holder.handoffs.taking.peer_lost("d", "closed", 0.0))) == Failed("peer")
     assert list(holder.scheduler.keeping.lending.leaving) == []
     assert ("r" in holder.scheduler.sequences) == (how != "peer lost")
 
 
-def test_damage_in_host_memory_is_told_to_the_peers_that_wait_for_it(pair: Pair) -> None:
+def test_damage_in_host_memory_is_reported_to_waiting_peers(pair: Pair) -> None:
     holder = pair.prefill
-    holder.handoffs.asked(pair.connection, keep(holder, "old", 5), 0.0)
+    holder.handoffs.giving.asked(pair.connection, keep(holder, "old", 5), 0.0)
     holder.step()
     (refused,) = holder.handoffs.fetch_failed("r", "d")
     assert isinstance(refused, ToPuller)
@@ -313,35 +313,35 @@ def test_a_request_that_is_computed_here_by_now_does_not_end_with_the_second_lin
 def test_a_request_waits_for_its_peer_to_be_connected() -> None:
     worker = Worker("d", "decode").handoffs
     first, second = seq("a", 5, source="p"), seq("b", 5, source="p")
-    assert worker.must_connect(first)
-    assert worker.must_connect(second)
+    assert worker.taking.must_connect(first)
+    assert worker.taking.must_connect(second)
     assert "a" in worker
     assert not worker.idle
-    worker.drop("b")
-    assert worker.joined(second, None) == []  # given up meanwhile
-    assert worker.joined(first, None) == [Add(first)]
+    worker.endings.drop("b")
+    assert worker.taking.joined(second, None) == []  # given up meanwhile
+    assert worker.taking.joined(first, None) == [Add(first)]
     assert worker.idle
-    worker.linked(info("p", "prefill"))
-    assert not worker.must_connect(seq("c", 5, source="p"))
-    assert not worker.must_connect(seq("e", 5))
+    worker.taking.linked(info("p", "prefill"))
+    assert not worker.taking.must_connect(seq("c", 5, source="p"))
+    assert not worker.taking.must_connect(seq("e", 5))
 
 
 def test_a_peer_that_cannot_be_connected_ends_a_hand_off_and_costs_a_kept_snapshot_alone() -> None:
     worker = Worker("d", "decode").handoffs
     handed, kept = seq("a", 5, source="p"), seq("b", 5)
     kept.source = Source("p", 4, kept=True)
-    assert worker.must_connect(handed)
-    assert worker.must_connect(kept)
-    failed, *_, end = worker.joined(handed, "p can't be reached")
+    assert worker.taking.must_connect(handed)
+    assert worker.taking.must_connect(kept)
+    failed, *_, end = worker.taking.joined(handed, "p can't be reached")
     assert failed == Failed("peer")
     assert ended([end])[0].retry
-    assert worker.joined(kept, "p can't be reached") == [Failed("peer"), Add(kept)]
+    assert worker.taking.joined(kept, "p can't be reached") == [Failed("peer"), Add(kept)]
     assert kept.source is None
     assert kept.missed == "peer"
     other = seq("c", 5)
     other.source = Source("p", 4, kept=True)
-    assert worker.must_connect(other)
-    assert worker.joined(other, "weights_id of p is v", mismatch=True) == [Failed("mismatch"), Add(other)]
+    assert worker.taking.must_connect(other)
+    assert worker.taking.joined(other, "weights_id of p is v", mismatch=True) == [Failed("mismatch"), Add(other)]
     assert other.missed == "weights"
 
 
@@ -360,7 +360,7 @@ def test_a_kept_snapshot_with_another_header_is_computed_instead(
     (told,) = pair.to_prefill(actions)
     assert isinstance(told, ToPuller)
     assert isinstance(told.message, Header)
-    actions = pair.decode.handoffs.told("p", structs.replace(told.message, **wrong), 0.0)  # type: ignore[arg-type]
+    actions = pair.decode.handoffs.taking.told("p", structs.replace(told.message, **wrong), 0.0)  # type: ignore[arg-type]
     assert actions[:1] == ([Failed("mismatch")] if missed else [])
     assert asking.missed == missed
     assert (asking.source is None) == (missed is not None)
@@ -374,7 +374,7 @@ def test_a_kept_snapshot_that_is_gone_is_computed_instead(pair: Pair) -> None:
         action
         for ask in pair.decode.step()[2]
         if isinstance(ask, ToPeer) and isinstance(ask.message, Pull)
-        for action in pair.prefill.handoffs.asked(pair.connection, ask.message, 0.0)
+        for action in pair.prefill.handoffs.giving.asked(pair.connection, ask.message, 0.0)
     ]
     assert [type(a.message) for a in refused if isinstance(a, ToPuller)] == [PullRefused]
     assert pair.to_decode(refused)[0] == Failed("refused")
@@ -384,10 +384,10 @@ def test_a_kept_snapshot_that_is_gone_is_computed_instead(pair: Pair) -> None:
 
 def test_a_pull_that_a_snapshot_cannot_answer_is_refused_with_the_reason(pair: Pair) -> None:
     handoffs = pair.prefill.handoffs
-    assert handoffs.asked(pair.connection, Pull("r"), 0.0) == []
+    assert handoffs.giving.asked(pair.connection, Pull("r"), 0.0) == []
     pair.prefill.scheduler.add(seq("r", 5))  # to be answered here
-    (refused,) = handoffs.added(pair.prefill.scheduler.sequences["r"])
+    (refused,) = handoffs.giving.added(pair.prefill.scheduler.sequences["r"])
     assert isinstance(refused, ToPuller)
     assert isinstance(refused.message, PullRefused)
     assert "answered here" in refused.message.reason
-    assert handoffs.asked(pair.connection, Pull("r"), 0.0) == [refused]
+    assert handoffs.giving.asked(pair.connection, Pull("r"), 0.0) == [refused]

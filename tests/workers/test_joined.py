@@ -1,4 +1,4 @@
-"""Linears of one input, side by side in one matrix or, where formats differ, in several."""
+"""Tests linear layers of one input, joined in one matrix or, if formats differ, in several."""
 
 import pytest
 import torch
@@ -16,7 +16,7 @@ SIZES = {"a": 256, "b": 128}
 
 
 class Mixed(Synthetic):
-    """Modules in FP8, but for some."""
+    """Weights in FP8, except for some modules."""
 
     def __init__(self, plain: set[str]) -> None:
         super().__init__(Quantization("fp8"))

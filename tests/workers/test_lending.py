@@ -1,4 +1,4 @@
-"""Weights from a live worker: what is sent, what is refused, and a start that falls back to storage."""
+"""Tests weights from a live worker: what is sent, what is refused, and the fallback to storage."""
 
 import asyncio
 import dataclasses
@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.loading import CONFIG, write_checkpoint
 from tests.workers.harness import GOLDEN, workers
 from tests.workers.test_worker import MODEL, cases, config
-from tests.workers.transfer_ends import HOST, End, ends
+from tests.workers.transfer_ends import CHANNELS, HOST, End, ends
 from wire.protocol import RankInfo, WorkerInfo
 from workers.collectives.base import Solo
 from workers.config import Lender, WorkerConfig
@@ -40,7 +40,7 @@ FORMATS = ("base", "fp8", "int4")
 
 
 def tensors() -> tuple[Tensor, ...]:
-    """Of every dtype that weights have, some not contiguous, some empty, one of several pieces."""
+    """Tensors of every dtype of weights; some are not contiguous or empty, one is sent in several pieces."""
     made = torch.Generator().manual_seed(3)
     return (
         torch.randn(7, 5, generator=made),
@@ -52,8 +52,8 @@ def tensors() -> tuple[Tensor, ...]:
     )
 
 
-@pytest.mark.parametrize("channel", ["shm", "gloo"])
-def test_every_tensor_comes_as_it_was(channel: Literal["shm", "gloo"]) -> None:
+@pytest.mark.parametrize("channel", CHANNELS)
+def test_every_tensor_arrives_unchanged(channel: Literal["shm", "gloo", "nixl"]) -> None:
     sent = tensors()
     with ends(channel) as (lender, borrower):
         lender.transfers.lending.weights = Weights("w", "plan", b"catalogue", sent)
@@ -163,7 +163,7 @@ def info(**changes: object) -> WorkerInfo:
     return structs.replace(made, **changes)  # type: ignore[arg-type]
 
 
-def test_who_may_lend() -> None:
+def test_only_matching_live_workers_may_lend() -> None:
     settings = config(tp=2)
     found = find_lender(settings, [info()])
     assert found is not None
@@ -181,7 +181,7 @@ def test_who_may_lend() -> None:
 
 
 class Breaking(tuple[Tensor, ...]):
-    """Tensors of which half is sent; then the lender's end closes, as if it had died."""
+    """A lender that sends half of its tensors and then closes the connection, as if it had died."""
 
     end: End
 
@@ -260,7 +260,7 @@ def test_a_lender_that_dies_half_way_leaves_storage(described: Path, caplog: pyt
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of several times what a link holds on its way."""
+    """A checkpoint several times as large as a link's buffers."""
     folder = tmp_path_factory.mktemp("large")
     write_checkpoint(CONFIG | {"hidden_size": 512, "vocab_size": 8192, "num_experts": 8}, folder, 1)
     return folder
@@ -272,7 +272,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_lending_rank_that_is_killed_breaks_the_link(
     large: Path, channel: Literal["auto", "gloo"], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """By SIGKILL, once a first tensor has come: the borrower's rank ends with an error, whatever the channel."""
+    """After SIGKILL at the first tensor the borrower's rank ends with an error, on every channel."""
     monkeypatch.setattr("workers.rank.load._PROGRESS_S", 0)
     done: list[int] = []
 
@@ -301,7 +301,7 @@ def test_a_lending_rank_that_is_killed_breaks_the_link(
 @pytest.mark.process
 @pytest.mark.timeout(240)
 def test_a_lending_rank_that_is_killed_leaves_storage(described: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """One rank of the lender does not move while another worker takes its weights, and is then killed."""
+    """A rank of the lender hangs while another worker takes its weights, and is then killed."""
     asked: list[str] = []
 
     async def storage() -> None:
@@ -310,7 +310,7 @@ def test_a_lending_rank_that_is_killed_leaves_storage(described: Path, caplog: p
             shutil.copy(path, described)
 
     def called(process: psutil.Process, port: int) -> bool:
-        """Whether somebody has connected; the process itself need not have taken notice."""
+        """Whether a peer has connected to a process, even if the process has not accepted yet."""
         found = [c for c in psutil.net_connections("tcp") if c.laddr.port == port]
         return any(c.status == psutil.CONN_ESTABLISHED for c in found) and process.is_running()
 

@@ -1,4 +1,4 @@
-"""What pages leave free on a GPU is enough for what comes later, by what the model's own code asks for."""
+"""Tests that the memory that pages leave free on a GPU suffices, by what the model's code allocates."""
 
 import weakref
 from typing import Any
@@ -23,7 +23,7 @@ FP8 = {"quantization_config": {"quant_method": "fp8"}}
 
 
 class Peak(TorchDispatchMode):
-    """The most bytes that tensors made within it take at once. They have no memory, but a size."""
+    """Measures the largest total size of the meta tensors that exist at once while it is open."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class Peak(TorchDispatchMode):
 
 
 class Rank(Solo):
-    """Rank 0 of several without the others."""
+    """Rank 0 of a group whose other ranks do not exist."""
 
     def __init__(self, size: int) -> None:
         self.size = size
@@ -98,7 +98,7 @@ def test_a_card_is_filled_and_no_more() -> None:
     assert kept.total <= left < kept.total + page
 
 
-def test_a_card_without_room_says_what_takes_it() -> None:
+def test_the_error_of_a_full_card_says_what_takes_its_memory() -> None:
     model = LingConfig.load(RELEASED, {})
     kept = reserve(WorkerConfig("", device="cuda", dtype="bfloat16"), model, 80 * 10**9)
     with pytest.raises(MemoryError, match=r"5\.00 GB are free .* 4\.00 GB are for states, .* lower slots"):

@@ -1,4 +1,4 @@
-"""Reading a checkpoint's config, and refusing what can't be served."""
+"""Tests reading a checkpoint's config, and refusing what can't be served."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The MTP layer against the official code's logits, whole and in pieces, on one rank and on several."""
+"""Tests the MTP layer against the official code's logits, whole and in pieces, on one and several ranks."""
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace

@@ -1,4 +1,4 @@
-"""A worker's connections to those it pulls from, when one of them is out of reach."""
+"""Tests a worker's connections to the workers it pulls from, when one can't be reached."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -18,7 +18,7 @@ pytestmark = pytest.mark.process
 
 
 class Far:
-    """A leader that a decode worker pulls from; it says nothing of itself."""
+    """A fake leader that a decode worker pulls from; it sends nothing by itself."""
 
     def __init__(self) -> None:
         self.writers: list[asyncio.StreamWriter] = []
@@ -57,7 +57,7 @@ async def until(met: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def test_one_that_says_nothing_is_given_up_and_refused_until_it_answers_again() -> None:
+def test_a_silent_peer_is_given_up_until_it_answers_again() -> None:
     async def run() -> None:
         far = Far()
         async with peers(far) as (own, clock, ref, lost):
@@ -80,7 +80,7 @@ def test_one_that_says_nothing_is_given_up_and_refused_until_it_answers_again() 
     asyncio.run(run())
 
 
-def test_one_that_has_ended_is_not_looked_for() -> None:
+def test_a_peer_that_refuses_connections_is_not_retried() -> None:
     async def run() -> None:
         async with peers(Far()) as (own, _, _, lost):
             with pytest.raises(PeerRefused, match="can't be reached"):

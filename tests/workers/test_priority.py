@@ -1,4 +1,4 @@
-"""Sequences of a better priority take the places of worse ones at once, and those end none the worse for it."""
+"""Tests that sequences of a better priority preempt worse ones at once, without changing their answers."""
 
 import pytest
 
@@ -11,7 +11,7 @@ BATCH = 1000
 
 
 def full(kind: str) -> Scheduler:
-    """Every slot taken at the batch's priority: by running sequences, pulls, or snapshots that wait to be pulled."""
+    """A worker whose slots are all taken at a batch's priority: by running sequences, pulls or held snapshots."""
     scheduler = Scheduler(LIMITS)
     for i in range(LIMITS.slots):
         source = "prefill-0" if kind == "pulling" else None
@@ -137,7 +137,7 @@ def test_parts_that_had_left_before_a_preemption_do_not_leave_again() -> None:
     assert ranks.sent["batch"] == 14
 
 
-def test_a_snapshot_that_comes_while_its_place_is_taken_is_dropped_and_computed_here() -> None:
+def test_a_snapshot_that_arrives_without_room_is_dropped_and_computed() -> None:
     scheduler = full("pulling")
     pulled = [s for s in scheduler.sequences.values() if s.state is State.PULLING]
     for i in range(LIMITS.slots):
@@ -154,7 +154,7 @@ def test_a_snapshot_that_comes_while_its_place_is_taken_is_dropped_and_computed_
     assert not scheduler.sequences
 
 
-def test_a_parked_pull_that_finds_room_goes_on_without_being_asked_for_again() -> None:
+def test_a_displaced_pull_continues_without_a_second_request() -> None:
     scheduler = full("pulling")
     scheduler.add(seq("live", 1, 1))
     plan, _ = step(scheduler)
@@ -166,7 +166,7 @@ def test_a_parked_pull_that_finds_room_goes_on_without_being_asked_for_again() -
     assert [i.request_id for i in scheduler.plan(0.0).plan.installs] == [parked.request_id]
 
 
-def test_what_waits_for_budget_is_not_overtaken_by_a_pull_of_a_worse_priority() -> None:
+def test_a_pull_of_a_worse_priority_does_not_overtake_waiting_prompts() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add(seq("yields", 20, 2, 1))
     step(scheduler)

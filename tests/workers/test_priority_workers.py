@@ -1,4 +1,4 @@
-"""Whole workers: what yielded to a better priority ends with the tokens it would have had alone."""
+"""Tests on whole workers that preempted sequences end with the tokens that they would have alone."""
 
 import asyncio
 import random
@@ -27,38 +27,40 @@ def config() -> WorkerConfig:
 
 @cache
 def alone() -> list[Completion]:
-    """What the bare engine answers to each prompt by itself."""
+    """The bare engine's answer to each prompt alone."""
     engine = Engine(config())
     return [engine.generate([prompt], [SAMPLING])[0] for prompt in PROMPTS]
 
 
 class Places:
-    """Two workers of one slot each, and who is where in them."""
+    """Two workers of one slot each, and the requests at them."""
 
     def __init__(self, started: Workers, prefill: Worker, decode: Worker) -> None:
         self.started, self.prefill, self.decode = started, prefill, decode
         self.live = started.whole(decode, PROMPTS[0], SAMPLING)
 
-    def decode_batch(self) -> Stream:
-        """A batch's request comes to the decode worker alone."""
-        stream = self.started._new(self.decode)
+    def batch(self) -> Stream:
+        """Make a batch's request, which no worker has yet."""
+        return self.started._new(self.decode)
+
+    def decode_batch(self, stream: Stream) -> None:
+        """Send it to the decode worker."""
         message = Submit(stream.request_id, TokenIds.of(PROMPTS[1]), SAMPLING, BATCH, self.prefill.ref)
         self.decode.caller.send(message)
-        return stream
 
     def prefill_batch(self, stream: Stream) -> None:
-        """And to the prefill worker too."""
+        """Send it to the prefill worker."""
         self.prefill.caller.send(Submit(stream.request_id, TokenIds.of(PROMPTS[1]), SAMPLING, BATCH, handoff=True))
 
     async def until(self, worker: Worker, stream: Stream, state: State) -> None:
-        """Poll for what no message brings about."""
+        """Poll until a condition holds that no message reports."""
         sequences = worker.leader._scheduler.sequences
         async with asyncio.timeout(60):
             while stream.request_id not in sequences or sequences[stream.request_id].state is not state:
                 await asyncio.sleep(0.005)
 
     async def check(self, *streams: Stream) -> None:
-        """All end as they would have alone, and leave nothing."""
+        """Check that all requests end as they would alone and leave nothing behind."""
         for stream, expected in zip((self.live, *streams), alone(), strict=False):
             await stream.end()
             assert stream.token_ids == expected.token_ids
@@ -67,12 +69,12 @@ class Places:
 
 
 async def a_held_snapshot_yields_to_a_live_prompt(at: Places) -> None:
-    await at.live.tokens(1)
-    batch = at.decode_batch()
+    batch = at.batch()
     at.prefill_batch(batch)
-    await at.until(at.prefill, batch, State.HELD)
+    await at.until(at.prefill, batch, State.HELD)  # nobody pulls it
     live = at.started.split(at.prefill, at.decode, PROMPTS[2], SAMPLING)
     await at.until(at.prefill, batch, State.QUEUED)
+    at.decode_batch(batch)
     await live.end()
     assert live.token_ids == alone()[2].token_ids
     await at.check(batch)
@@ -80,7 +82,8 @@ async def a_held_snapshot_yields_to_a_live_prompt(at: Places) -> None:
 
 async def a_pull_yields_and_is_computed_where_it_is(at: Places) -> None:
     await at.live.end()
-    batch = at.decode_batch()
+    batch = at.batch()
+    at.decode_batch(batch)
     await at.until(at.decode, batch, State.PULLING)  # of a prompt its prefill worker has yet to get
     live = at.started.whole(at.decode, PROMPTS[2], SAMPLING)
     await live.tokens(1)
@@ -93,7 +96,8 @@ async def a_pull_yields_and_is_computed_where_it_is(at: Places) -> None:
 
 async def a_running_sequence_yields(at: Places) -> None:
     await at.live.end()
-    batch = at.decode_batch()
+    batch = at.batch()
+    at.decode_batch(batch)
     at.prefill_batch(batch)
     await batch.tokens(5)
     live = at.started.split(at.prefill, at.decode, PROMPTS[2], SAMPLING)
@@ -103,7 +107,7 @@ async def a_running_sequence_yields(at: Places) -> None:
     await at.check(batch)
 
 
-def test_what_yields_its_slot_ends_as_it_would_have_alone() -> None:
+def test_a_preempted_sequence_ends_as_it_would_alone() -> None:
     async def run() -> None:
         async with workers() as started:
             prefill, decode = await asyncio.gather(

@@ -1,4 +1,4 @@
-"""The device of a rank's process."""
+"""Tests the device of a rank's process."""
 
 import os
 
@@ -13,7 +13,7 @@ CUDA = WorkerConfig("model", tp=4, device="cuda")
 
 @pytest.fixture
 def chosen(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
-    """Devices made the current one, on a machine that shows eight."""
+    """The devices that were made current, on a fake machine with eight GPUs."""
     devices: list[torch.device] = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(torch.cuda, "set_device", devices.append)

@@ -1,4 +1,4 @@
-"""What ranks tell beside their results reaches the leader, each kind of message of it."""
+"""Tests that the leader gets each kind of message that ranks send besides results."""
 
 import asyncio
 from typing import get_args

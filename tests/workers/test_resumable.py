@@ -1,4 +1,4 @@
-"""Which requests outlive their router, and for how long their tokens outlive them."""
+"""Tests which requests outlive their router, and for how long their tokens are kept."""
 
 import array
 
@@ -25,7 +25,7 @@ def output(offset: int, *tokens: int, finish: Finish | None = None) -> SeqOutput
 
 
 def none(request_id: str, count: int) -> list[int]:
-    """No token came with a snapshot."""
+    """The tokens that came with a snapshot: none."""
     return []
 
 
@@ -54,7 +54,7 @@ def test_a_sequence_runs_on_without_a_router_for_so_long() -> None:
     assert tokens_of(kept) is None
 
 
-def test_one_that_a_router_takes_over_is_not_ended() -> None:
+def test_a_sequence_that_a_router_takes_over_is_not_ended() -> None:
     kept = Resumable(10.0)
     kept.submitted(submit())
     kept.took(output(0, 7), none, 0.0)
@@ -66,7 +66,7 @@ def test_one_that_a_router_takes_over_is_not_ended() -> None:
 
 
 @pytest.mark.parametrize(("finish", "whole"), [("stop", "stop"), ("length", "length"), ("error", None)])
-def test_its_tokens_outlive_its_end(finish: Finish, whole: Finish | None) -> None:
+def test_tokens_outlive_the_end_of_their_sequence(finish: Finish, whole: Finish | None) -> None:
     kept = Resumable(10.0)
     kept.submitted(submit())
     kept.took(output(0, 7), none, 0.0)
@@ -79,7 +79,7 @@ def test_its_tokens_outlive_its_end(finish: Finish, whole: Finish | None) -> Non
     assert tokens_of(kept) is None
 
 
-def test_what_came_with_a_snapshot_or_from_another_worker_is_known() -> None:
+def test_tokens_from_a_snapshot_or_another_worker_are_known() -> None:
     kept = Resumable(10.0)
     kept.submitted(submit())
     assert kept.find(KEY) is None  # with no token it is as well begun anew
@@ -89,7 +89,7 @@ def test_what_came_with_a_snapshot_or_from_another_worker_is_known() -> None:
     assert tokens_of(kept) == [7, 8, 9]
 
 
-def test_one_of_which_a_part_is_not_known_is_forgotten() -> None:
+def test_a_sequence_with_unknown_tokens_is_forgotten() -> None:
     kept = Resumable(10.0)
     kept.submitted(submit())
     kept.took(output(1, 8, finish="stop"), none, 0.0)

@@ -1,4 +1,4 @@
-"""What a norm rounds to 8-bit floats once gives the logits of rounding before every product."""
+"""Tests that quantizing once in a norm gives the same logits as quantizing before every product."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""A slot's settings, wherever its row stands and whatever is beside it."""
+"""Tests that a slot's settings apply wherever its row is in the batch and whatever else runs."""
 
 from collections import Counter
 from pathlib import Path
@@ -27,7 +27,7 @@ def _logits(rows: int) -> Tensor:
 
 
 def _tokens(sampler: Sampler, logits: Tensor, slots: list[int], positions: list[int]) -> list[int]:
-    """Of rows without drafts."""
+    """The tokens of rows without drafts."""
     runs = [Run(slot, position) for slot, position in zip(slots, positions, strict=True)]
     return [token for (token,) in sampler(logits, runs).tokens]
 
@@ -41,7 +41,7 @@ SETTINGS = [
 ]
 
 
-def test_a_row_gets_what_it_gets_alone(sampler: Sampler) -> None:
+def test_a_row_s_token_does_not_depend_on_the_batch(sampler: Sampler) -> None:
     for slot, sampling in enumerate(SETTINGS):
         sampler.admit(Admit(slot, sampling, (), 1))
     order, logits = [3, 0, 4, 2, 1], _logits(5)
@@ -91,7 +91,7 @@ def test_a_slot_taken_again_forgets(sampler: Sampler) -> None:
 
 
 class _Operations(TorchDispatchMode):
-    """Counts what would be launched."""
+    """Counts the operations that would be launched."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -110,7 +110,7 @@ ADJUSTED = SamplingParams(
 
 
 def _expected(logits: Tensor, output: list[int], position: int) -> Tensor:
-    """What the settings of ADJUSTED make of one row."""
+    """The logits of one row after the settings of ADJUSTED."""
     out = logits.clone()
     for token in {*PROMPT, *output}:
         out[token] = out[token] / 1.5 if out[token] > 0 else out[token] * 1.5

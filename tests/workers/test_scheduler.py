@@ -1,4 +1,4 @@
-"""The scheduler against its invariants, over random lives of a worker. No tensors: results are made up."""
+"""Tests the scheduler's invariants over random lives of a worker, with made-up results and no tensors."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -57,7 +57,7 @@ def step(scheduler: Scheduler, now: float = 0.0) -> tuple[StepPlan, list[SeqOutp
 
 
 def check(scheduler: Scheduler) -> None:
-    """What must hold between any two calls."""
+    """Check what must hold between any two calls."""
     held = [s for s in scheduler.sequences.values() if s.slot >= 0]
     pages = [p for s in scheduler.sequences.values() for p in s.pages]
     assert len(set(pages)) == len(pages)
@@ -77,7 +77,7 @@ def check_plan(plan: StepPlan) -> None:
 
 
 def check_precedence(scheduler: Scheduler, plan: StepPlan, before: dict[str, int]) -> None:
-    """What a plan must do for better priorities; `before`: how many pages those had that held a slot."""
+    """Check a plan's treatment of priorities. before: the pages of each sequence that held a slot."""
     held = [s for s in scheduler.sequences.values() if s.slot >= 0]
     lost = [s for s in scheduler.sequences.values() if s.slot < 0 and s.request_id in before]
     # What a snapshot held that leaves within this plan is free for the next one.
@@ -104,7 +104,7 @@ def check_precedence(scheduler: Scheduler, plan: StepPlan, before: dict[str, int
 
 
 class Ranks:
-    """What a rank would know: each slot's page table and how far its tokens are computed."""
+    """A rank's knowledge: each slot's page table and how many of its tokens are computed."""
 
     def __init__(self) -> None:
         self.tables: dict[int, list[int]] = {}
@@ -161,7 +161,7 @@ OPS = st.lists(
 
 
 def planned(scheduler: Scheduler, now: float) -> InFlight:
-    """The next plan, checked."""
+    """Make the next plan and check it."""
     before = {s.request_id: len(s.pages) for s in scheduler.sequences.values() if s.slot >= 0}
     flight = scheduler.plan(now)
     plan = flight.plan
@@ -171,7 +171,7 @@ def planned(scheduler: Scheduler, now: float) -> InFlight:
 
 
 def settle(scheduler: Scheduler, ranks: Ranks, ended: Callable[[SeqOutput | None], None]) -> None:
-    """Everything outstanding comes to its end within a bounded number of steps."""
+    """Check that all outstanding requests end within a bounded number of steps."""
     for _ in range(600):
         for s in list(scheduler.sequences.values()):
             if s.handoff and s.peer is None:
@@ -262,7 +262,7 @@ def test_priority_goes_first_then_arrival() -> None:
 
 
 def plan_one(scheduler: Scheduler) -> Sequence:
-    """Steps until some sequence's prompt is done; that sequence, taken out."""
+    """Step until a sequence's prompt is computed; removes and returns that sequence."""
     while True:
         _, outputs = step(scheduler)
         if outputs:
@@ -333,7 +333,7 @@ def test_sent_before_its_step_is_committed() -> None:
     assert scheduler.plan(0.0).plan.empty
 
 
-def test_held_until_pulled_and_given_up_when_nobody_does() -> None:
+def test_a_snapshot_is_held_until_pulled_or_overdue() -> None:
     scheduler = Scheduler(LIMITS)
     scheduler.add(seq("a", 5, handoff=True))
     scheduler.add(seq("b", 5, handoff=True))
@@ -375,7 +375,7 @@ def test_pool_refuses_a_double_free_and_taking_more_than_there_is() -> None:
 
 
 def _room_for(tokens: int) -> Scheduler:
-    """A worker whose ranks have memory for snapshots of so many tokens together, and a window for many more."""
+    """A worker whose ranks have memory for snapshots of so many tokens in total, and a larger window."""
     return Scheduler(replace(LIMITS, window=9, staging=Staging(budget=10 * tokens, token=10)))
 
 

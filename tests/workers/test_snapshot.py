@@ -1,4 +1,4 @@
-"""Snapshots go through caches of any page size, and through shards, without a bit changing."""
+"""Tests that snapshots pass bit for bit through caches of any page size and through shards."""
 
 import itertools
 from concurrent.futures import ThreadPoolExecutor
@@ -58,7 +58,7 @@ def test_parts_sharded_joined_and_written_are_the_whole(data: st.DataObject) -> 
     largest: list[int] = []
 
     def install(rank: int) -> Caches:
-        """A rank of both workers: what it sends of each part, and what it makes of all ranks' parts."""
+        """Simulate a rank of both workers: it sends its share of each part, and joins all ranks' shares."""
         parts = []
         for start, stop in itertools.pairwise(cuts):
             pages = source_pages[start // source.page_size : -(-stop // source.page_size)]
@@ -108,7 +108,7 @@ def test_state_round_trip_and_neighbours() -> None:
     assert torch.equal(target.state[:, :5], before[:, :5])
 
 
-def test_what_does_not_fit_is_refused() -> None:
+def test_a_snapshot_that_does_not_fit_is_refused() -> None:
     own = caches(4)
     with pytest.raises(ValueError, match="2 pages of 4 tokens don't hold positions"):
         read_latents(own, (0, 1), 3, 9)

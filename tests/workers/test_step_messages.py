@@ -1,4 +1,4 @@
-"""What leader and ranks say to each other survives its frame."""
+"""Tests that messages between leader and ranks survive encoding."""
 
 from wire.protocol import SamplingParams, TokenLogprob
 from workers.schedule.step import RANKS, Admit, Export, Install, LinkAll, Row, StepPlan, StepResult

@@ -1,4 +1,4 @@
-"""The cluster's connections in TLS: who may come in, and what is seen on the way."""
+"""Tests TLS on the cluster's connections: who is let in, and what can be read on the way."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ def _read_anew() -> Iterator[None]:
 
 
 def use(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    """For what starts from now on in this process, and in its children."""
+    """Set TLS variables for this process and its future children."""
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     tls.cache_clear()
@@ -50,7 +50,7 @@ def use(monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "0", "false", "no"])
-def test_without_the_switch_there_is_none(value: str, tmp_path: Path) -> None:
+def test_without_the_variable_there_is_no_tls(value: str, tmp_path: Path) -> None:
     assert load(environment(tmp_path) | {"RAY_USE_TLS": value}) is None
 
 
@@ -96,11 +96,11 @@ def test_files_that_are_something_else_are_refused(tmp_path: Path) -> None:
 def test_workers_answer_as_without_it_and_nothing_of_it_is_seen(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Router to leaders, leader to leader, rank to rank; the ranks are processes of their own."""
+    """It covers router to leader, leader to leader and rank to rank; ranks are separate processes."""
     prompt, sampling, expected = max(cases(4), key=lambda case: len(case[0]))
 
     async def ask(started: Workers) -> bytes:
-        """What has passed before the prefill worker's leader: the decode worker pulls there."""
+        """Send a request; returns the bytes that passed at the prefill worker's leader."""
         prefill, decode = await pair(started, 1)
         async with recording(prefill.info.port) as (port, seen):
             through = WorkerThrough(prefill.caller, structs.replace(prefill.ref, port=port))
@@ -127,14 +127,14 @@ def test_workers_answer_as_without_it_and_nothing_of_it_is_seen(
 
 
 class WorkerThrough:
-    """A worker that others are told to find elsewhere."""
+    """A worker whose address, as others get it, is a proxy's."""
 
     def __init__(self, caller: object, ref: object) -> None:
         self.caller, self.ref = caller, ref
 
 
 @pytest.mark.process
-def test_a_leader_turns_away_who_has_no_certificate_of_its_authority(
+def test_a_leader_refuses_callers_without_its_authority_s_certificate(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, environment(tmp_path / "ours"))
@@ -145,7 +145,7 @@ def test_a_leader_turns_away_who_has_no_certificate_of_its_authority(
     anyone.check_hostname, anyone.verify_mode = False, ssl.CERT_NONE
 
     async def told(context: ssl.SSLContext | None, port: int) -> bytes:
-        """What a leader says to one that calls and sends something at once; b"" too where it hangs up."""
+        """A leader's answer to a caller that sends something at once; b"" if it hangs up."""
         try:
             reader, writer = await asyncio.open_connection(HOST, port, ssl=context)
             writer.write(bytes(16))
@@ -221,15 +221,15 @@ def test_a_snapshot_moves_and_its_control_is_not_seen(
     assert b"float32" not in sealed
 
 
-def test_what_leaves_the_host_is_seen_by_nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Two ranks that take each other for ones of other hosts: the tensors themselves go in TLS too."""
+def test_tensors_between_hosts_are_encrypted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Two ranks that treat each other as on another host, so that the tensors too go through TLS."""
     latents = torch.full((2048, 1, 512), 1.5)
     hosts = iter(("here", "there") * 4)
     monkeypatch.setattr("workers.transfer.negotiation.machine", lambda: next(hosts))
     make = StreamMeeting.__init__
 
     async def moved() -> tuple[bytes, torch.Tensor]:
-        """What passed by the payload's connection, and what arrived."""
+        """Move a snapshot; returns the bytes of the payload's connection, and what arrived."""
         tls.cache_clear()
         loop, opened = asyncio.get_running_loop(), contextlib.AsyncExitStack()
         seen: list[bytearray] = []
@@ -263,7 +263,7 @@ def test_what_leaves_the_host_is_seen_by_nobody(monkeypatch: pytest.MonkeyPatch,
     assert latents[0, 0, :2].numpy().tobytes() * 2 not in passed
 
 
-def test_who_has_a_certificate_but_not_the_offer_gets_no_snapshot(
+def test_a_peer_with_a_certificate_but_without_the_offer_gets_no_snapshot(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made = load(environment(tmp_path))
@@ -278,9 +278,7 @@ def test_who_has_a_certificate_but_not_the_offer_gets_no_snapshot(
             joining.result(30)
 
 
-def test_an_end_that_goes_in_the_middle_is_noticed_and_nothing_is_left(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_peer_that_ends_during_a_transfer_is_noticed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, environment(tmp_path))
     hosts = iter(("here", "there") * 4)
     monkeypatch.setattr("workers.transfer.negotiation.machine", lambda: next(hosts))
@@ -314,6 +312,8 @@ def test_an_end_that_goes_in_the_middle_is_noticed_and_nothing_is_left(
         ({"device": "cuda"}, {"device": "cuda"}, "nccl"),
         ({"device": "cuda"}, {"device": "cuda", "machine": "other"}, "tls"),
         ({"channel": "gloo"}, {"machine": "other"}, "gloo"),
+        ({"nixl": "rdma"}, {"nixl": "rdma", "machine": "other"}, "tls"),
+        ({"nixl": "rdma", "device": "cuda"}, {"nixl": "rdma", "device": "cuda"}, "nccl"),
     ],
 )
 def test_which_channel_is_taken_with_tls(own: dict[str, str], peer: dict[str, str], kind: str) -> None:
@@ -323,7 +323,7 @@ def test_which_channel_is_taken_with_tls(own: dict[str, str], peer: dict[str, st
 
 
 @pytest.mark.parametrize("decode_has", ["another authority's", "none"])
-def test_a_rank_turns_away_who_has_no_certificate_of_its_authority(
+def test_a_rank_refuses_callers_without_its_authority_s_certificate(
     decode_has: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     use(monkeypatch, environment(tmp_path / "theirs") | ({} if decode_has != "none" else {"RAY_USE_TLS": "0"}))
@@ -343,7 +343,7 @@ def test_a_rank_turns_away_who_has_no_certificate_of_its_authority(
         prefill.transfers.close()
 
 
-def test_why_a_handshake_failed_is_not_told_in_the_clear(tmp_path: Path) -> None:
+def test_the_reason_of_a_failed_handshake_is_not_sent_in_the_clear(tmp_path: Path) -> None:
     ours, theirs = load(environment(tmp_path / "ours")), load(environment(tmp_path / "theirs"))
     assert ours is not None
     assert theirs is not None
@@ -369,7 +369,7 @@ def test_why_a_handshake_failed_is_not_told_in_the_clear(tmp_path: Path) -> None
     assert b"telling" not in b"".join(told)
 
 
-def test_who_changes_a_byte_breaks_the_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_changed_byte_breaks_the_link(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     use(monkeypatch, environment(tmp_path))
     prefill, decode = End("P", "shm"), End("D", "shm")
 

@@ -1,4 +1,4 @@
-"""Whole snapshots between two ranks of one process, through every channel a CPU has."""
+"""Tests snapshots between two ranks of one process, on every channel for CPUs."""
 
 import itertools
 import os
@@ -12,20 +12,19 @@ from typing import Literal
 import pytest
 import torch
 
-from tests.workers.transfer_ends import HOST, End, arenas, ends, export, shard, snapshot
+from tests.workers.transfer_ends import CHANNELS, HOST, End, arenas, ends, export, shard, snapshot
 from workers.model.batch import Caches
 from workers.schedule.step import Expect, Export, Link, LinkAll, LinkLost, Received, Sent
-from workers.transfer import outgoing
+from workers.transfer import incoming, outgoing
 from workers.transfer.channel import LinkBroken
 from workers.transfer.messages import Hail
 from workers.transfer.negotiation import candidates
 from workers.transfer.shm import PIECE, SLOTS
 from workers.transfer.snapshot import read_latents, write_latents
 
-Channel = Literal["auto", "shm", "gloo"]
-CHANNELS: tuple[Channel, ...] = ("shm", "gloo")
+Channel = Literal["auto", "shm", "gloo", "nixl"]
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(60)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(200)]
 
 
 @pytest.fixture(autouse=True)
@@ -228,7 +227,7 @@ def test_the_sender_may_be_early_and_discard() -> None:
     prefill.transfers.close()
 
 
-def test_nobody_asks_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_snapshot_that_no_peer_asks_for_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outgoing, "PATIENCE_S", 0.0)
     prefill = End("P", "shm")
     export(prefill, "r", 0, *snapshot(0, 8))
@@ -278,7 +277,7 @@ def test_a_part_that_does_not_belong_breaks_the_link_on_both_sides(channel: Chan
         assert torch.equal(decode.transfers.take("whole").state, state)
 
 
-def test_unlink_keeps_what_has_wholly_come() -> None:
+def test_unlink_keeps_snapshots_that_have_arrived() -> None:
     latents, state = snapshot(0, 64)
     with ends("shm") as (prefill, decode):
         decode.transfers.expect(Expect("whole", "P", 64))
@@ -347,7 +346,7 @@ def test_strangers_at_the_port_disturb_nobody() -> None:
         decode.wait_received("r")
 
 
-def test_the_state_goes_with_the_last_part_only() -> None:
+def test_the_state_is_sent_with_the_last_part_only() -> None:
     latents, state = snapshot(0, 8)
     prefill = End("P", "shm")
     with pytest.raises(ValueError, match="the state goes with the last part"):
@@ -358,7 +357,9 @@ def test_the_state_goes_with_the_last_part_only() -> None:
     prefill.transfers.close()
 
 
-def test_closing_is_prompt_in_the_middle_of_things() -> None:
+def test_closing_is_prompt_in_the_middle_of_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(incoming, "_CONNECT_S", 300.0)
+    monkeypatch.setattr(incoming, "HANDSHAKE_S", 300)
     prefill, decode = End("P", "gloo"), End("D", "gloo")
     decode.transfers.link(Link("nowhere", HOST, _free_port()))
     decode.link_to(prefill)
@@ -367,7 +368,7 @@ def test_closing_is_prompt_in_the_middle_of_things() -> None:
     begun = time.monotonic()
     decode.transfers.close()
     prefill.transfers.close()
-    assert time.monotonic() - begun < 5.0
+    assert time.monotonic() - begun < 60
 
 
 def _plan(last: bool) -> Export:
@@ -397,6 +398,13 @@ def _hail(**changes: object) -> Hail:
         ({}, {"channel": "shm"}, ("shm",)),
         ({"device": "cuda", "channel": "shm"}, {}, ("shm",)),
         ({"device": "cuda", "channel": "gloo"}, {"device": "cuda"}, ("gloo",)),
+        ({"nixl": "rdma"}, {"nixl": "rdma"}, ("shm", "gloo")),
+        ({"nixl": "rdma"}, {"nixl": "rdma", "machine": "other"}, ("nixl", "gloo")),
+        ({"nixl": "rdma", "device": "cuda"}, {"nixl": "rdma", "device": "cuda"}, ("nixl", "nccl")),
+        ({"nixl": "rdma", "device": "cuda"}, {"nixl": "tcp", "device": "cuda"}, ("nccl",)),
+        ({"nixl": "rdma"}, {"nixl": "none", "machine": "other"}, ("gloo",)),
+        ({"nixl": "tcp"}, {"nixl": "tcp", "machine": "other"}, ("gloo",)),
+        ({"nixl": "tcp", "channel": "nixl"}, {"nixl": "tcp", "machine": "other"}, ("nixl",)),
     ],
 )
 def test_which_channels_are_tried(own: dict[str, str], peer: dict[str, str], kinds: tuple[str, ...]) -> None:
@@ -409,9 +417,10 @@ def test_which_channels_are_tried(own: dict[str, str], peer: dict[str, str], kin
         ({"channel": "gloo"}, {"channel": "shm"}, "give both the same"),
         ({"channel": "shm"}, {"machine": "other"}, "on one host"),
         ({"channel": "nccl"}, {}, "needs GPUs on both sides"),
+        ({"channel": "nixl", "nixl": "tcp"}, {"worker_id": "v"}, "v has none: pip install"),
     ],
 )
-def test_channels_that_can_not_be(own: dict[str, str], peer: dict[str, str], reason: str) -> None:
+def test_impossible_channels_are_refused(own: dict[str, str], peer: dict[str, str], reason: str) -> None:
     with pytest.raises(LinkBroken, match=reason):
         candidates(_hail(**own), _hail(**peer))
 

@@ -1,4 +1,4 @@
-"""Processes killed or stopped in the middle of a transfer: the other end finds out, and nothing is left behind."""
+"""Tests processes killed or stopped within a transfer: the other end notices, and nothing is left behind."""
 
 import os
 import signal
@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from tests.workers.transfer_ends import (
+    CHANNELS,
     HOST,
+    NEEDS_NIXL,
     WAIT_S,
     End,
     arenas,
@@ -25,12 +27,12 @@ from tests.workers.transfer_ends import (
 from workers.schedule.step import Expect, Link
 from workers.transfer import incoming, outgoing
 
-Channel = Literal["auto", "shm", "gloo"]
+Channel = Literal["auto", "shm", "gloo", "nixl"]
 # Far more than can move before the kill.
 MEGABYTES = 8192
 TOKENS = MEGABYTES * 1024
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(280)]
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +44,7 @@ def _nothing_left_behind() -> Iterator[None]:
 
 
 def _under_way(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -> threading.Event:
-    """Set once the third tensor has moved through `module.name`."""
+    """An event that is set once the third tensor has moved through `module.name`."""
     moved = threading.Event()
     counted: list[None] = []
     inner = getattr(module, name)
@@ -58,7 +60,7 @@ def _under_way(monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str) -
     return moved
 
 
-@pytest.mark.parametrize("channel", ["shm", "gloo"])
+@pytest.mark.parametrize("channel", CHANNELS)
 def test_a_killed_sender(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
     decode = End("D", channel)
     moved = _under_way(monkeypatch, incoming, "receive_tensor")
@@ -74,8 +76,17 @@ def test_a_killed_sender(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> N
     decode.transfers.close()
 
 
-@pytest.mark.parametrize("by", [signal.SIGKILL, signal.SIGSTOP])
-@pytest.mark.parametrize("channel", ["shm", "gloo"])
+@pytest.mark.parametrize(
+    ("channel", "by"),
+    [
+        ("shm", signal.SIGKILL),
+        ("shm", signal.SIGSTOP),
+        ("gloo", signal.SIGKILL),
+        ("gloo", signal.SIGSTOP),
+        # A stopped receiver empties no slot, as with shm.
+        pytest.param("nixl", signal.SIGKILL, marks=NEEDS_NIXL),
+    ],
+)
 def test_a_killed_or_stopped_receiver(channel: Channel, by: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
     prefill = End("P", channel)
     part = torch.zeros(1024, 1, 256)
@@ -94,7 +105,7 @@ def test_a_killed_or_stopped_receiver(channel: Channel, by: signal.Signals, monk
 
 @pytest.mark.parametrize("channel", ["shm", "gloo"])
 def test_a_sender_that_stops_within_a_part(channel: Channel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It lives, and its connections stand."""
+    """The sender is alive, and its connections are open."""
     release = threading.Event()
     monkeypatch.setattr(outgoing, "send_tensor", lambda *_: release.wait(WAIT_S))
     with ends(channel) as (prefill, decode):

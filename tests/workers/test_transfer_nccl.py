@@ -1,4 +1,4 @@
-"""Links over NCCL without a GPU: groups that stand in for torch's, on the CPU's memory."""
+"""Tests links over NCCL without a GPU, with fake groups in the CPU's memory."""
 
 import os
 from collections.abc import Callable
@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 
 class Work:
-    """An operation as torch's NCCL reports it: one that failed counts as completed. polls: how often it is not yet."""
+    """A fake operation of torch's NCCL, which reports failed ones as completed. polls: how often it is pending."""
 
     def __init__(
         self, polls: int = 0, error: Exception | None = None, meanwhile: Callable[[], None] | None = None
@@ -42,7 +42,7 @@ class Work:
 
 
 class Group:
-    """Either end of an NCCL group; `works` are handed out in order, then successful ones."""
+    """An end of a fake NCCL group. It returns `works` in order, then successful operations."""
 
     def __init__(self) -> None:
         self.works: list[Work] = []
@@ -65,7 +65,7 @@ class Group:
 
 @pytest.fixture
 def group(monkeypatch: pytest.MonkeyPatch) -> Group:
-    """What every NCCL group made in the test is."""
+    """The group that the test gets whenever an NCCL group is made."""
     made = Group()
     monkeypatch.setattr(torch_dist, "_nccl", lambda store, rank: made)
     return made
@@ -101,7 +101,7 @@ def test_a_peer_that_dies_is_noticed_while_nothing_moves(group: Group) -> None:
 
 
 def test_a_link_is_connected_at_the_handshake(group: Group) -> None:
-    """NCCL connects at the first operation, which takes seconds: no snapshot is to wait for it."""
+    """NCCL connects at the first operation, which takes seconds, and no snapshot may wait for that."""
     _receiver()
     meeting: Any = SimpleNamespace(offer=SimpleNamespace(kind="nccl"), store=HashStore())
     GroupSender(meeting, CPU, "127.0.0.1", SimpleNamespace(gone=lambda: False))  # type: ignore[arg-type]
@@ -135,7 +135,7 @@ def test_link_groups_alone_survive_their_errors(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_part_is_announced_once_it_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From its announcement on a receiving GPU waits for it, with multiprocessors it can't compute on meanwhile."""
+    """From the announcement on, the receiving GPU waits with multiprocessors on which it can't compute."""
     said: list[str] = []
     monkeypatch.setattr(endpoint, "once_computed", lambda device: lambda: said.append("computed"))
     send = outgoing.Control.send
@@ -156,7 +156,7 @@ def test_a_part_is_announced_once_it_is_computed(monkeypatch: pytest.MonkeyPatch
 
 
 def test_links_work_on_streams_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The current stream of a new thread is the one the forward pass runs on."""
+    """Otherwise they would use the forward pass's stream, which is a new thread's current one."""
     entered: list[str] = []
 
     class Own:

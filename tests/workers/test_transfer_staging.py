@@ -1,4 +1,4 @@
-"""The bookkeeping of both ends against each other, with every message under way at the test's mercy."""
+"""Tests the bookkeeping of both ends of a transfer, with messages delivered in any order across links."""
 
 from collections import deque
 
@@ -309,7 +309,7 @@ def test_whole_snapshots_outlive_their_link() -> None:
     assert taken(inbox, "whole") == ([(2, "a")], "s", 0)
 
 
-def test_overdue_names_what_nobody_asked_for_or_acknowledged() -> None:
+def test_overdue_names_snapshots_that_no_peer_asked_for_or_acknowledged() -> None:
     outbox: Outbox[str, str] = Outbox(patience=30.0)
     outbox.open(1, "D")
     outbox.put("unasked", "E", "part", True, now=0.0)

@@ -1,4 +1,4 @@
-"""A transfer link of somebody who does not know the cluster's secret."""
+"""Tests transfer links of callers that do not know the cluster's secret."""
 
 import socket
 

@@ -1,4 +1,4 @@
-"""Tensors on their way to a GPU, whose copies end as late as they may: a buffer filled too early would show."""
+"""Tests uploads to a GPU with copies that end as late as possible, to show buffers that are reused too early."""
 
 from collections.abc import Callable
 from contextlib import closing
@@ -18,7 +18,7 @@ FILE = "model.safetensors"
 
 
 class LateLane:
-    """Copies a buffer only when somebody waits for it."""
+    """A fake stream that copies a buffer only when it is waited for."""
 
     def __init__(self, size: int) -> None:
         self.buffers = (torch.empty(size, dtype=torch.uint8), torch.empty(size, dtype=torch.uint8))
@@ -65,7 +65,7 @@ def test_any_part_of_any_tensor_arrives(
     assert lane.most == (2 if entry.bytes > 500 else 1)
 
 
-def test_what_will_be_read_is_asked_for_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tensors_are_read_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save_file({"t": torch.randn(8, 16)}, tmp_path / FILE)
     entry = read_header(tmp_path / FILE)["t"]
     asked: list[tuple[int, int]] = []

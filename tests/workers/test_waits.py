@@ -1,26 +1,26 @@
-"""How often a rank's loop waits for its GPU: counted on a CPU, and refused by CUDA itself where there is one."""
+"""Tests how often a rank waits for its GPU: counted on a CPU, and refused by CUDA on a GPU."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pytest
 import torch
 
 from tests.workers.model_rig import CPU
-from tests.workers.test_graphs import PAGE, Side, _prompt
+from tests.workers.test_graphs import PAGE, Again, Side, _prompt
 from tests.workers.waits import Waits
 from wire.protocol import SamplingParams
 from workers.collectives.base import Solo
 from workers.model.batch import Caches
 from workers.rank.graphs import captures
-from workers.schedule.step import Admit, Commit, Export, Install, Row, StepPlan
+from workers.schedule.step import Admit, Ahead, Commit, Export, Install, Row, StepPlan
 from workers.transfer.incoming import ReceivedSnapshot
 from workers.transfer.snapshot import read_latents, read_shard, read_state, write_latents, write_state
 
 
 class Exports:
-    """A transfer layer: keeps what is sent, and hands it out as what has come."""
+    """A fake transfer layer that keeps what is sent and returns it as received."""
 
     def __init__(self) -> None:
         self.parts: list[tuple[int, torch.Tensor]] = []
@@ -36,14 +36,14 @@ class Exports:
 
 
 class Rank(Solo):
-    """One of several ranks, whose sums nobody adds to."""
+    """One rank of a group, whose collectives return its own values."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
 
 def _begun(device: torch.device = CPU, capture: Any = None, drafts: int = 0) -> Side:
-    """Two sequences whose prompts are computed."""
+    """A runner with two sequences whose prompts are computed."""
     side = Side("base", capture, device, drafts)
     # Greedy: the reference that draws where there is no GPU reads values.
     admits = tuple(Admit(slot, SamplingParams(max_tokens=9, seed=1, temperature=0.0), (), 3) for slot in (0, 1))
@@ -66,7 +66,7 @@ def test_a_decode_step_waits_once_for_its_tokens() -> None:
 
 
 @pytest.mark.parametrize("rank", [0, 3])
-def test_of_four_ranks_the_first_alone_waits(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_the_first_of_four_ranks_waits(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     side = _begun()
     monkeypatch.setattr(side.runner, "_collectives", Rank(rank, 4))
     with Waits() as waits:
@@ -123,3 +123,34 @@ def test_cuda_finds_no_wait_in_decode_export_and_install() -> None:
         write_state(caches, 2, state)
     assert torch.equal(caches.latent[:, 5], caches.latent[:, 0])
     assert latents.shape[0] == 6 <= 2 * PAGE
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_cuda_finds_no_wait_in_a_step_that_the_device_feeds(drafts: int) -> None:
+    device = torch.device("cuda", 0)
+    assert _told(_begun(device, captures(device), drafts), drafts, _no_waits) == _told(
+        _begun(device, drafts=drafts), drafts
+    )
+
+
+@pytest.mark.parametrize("drafts", [0, 2])
+def test_steps_fed_one_after_another_give_what_steps_read_first_give(drafts: int) -> None:
+    assert _told(_begun(capture=Again(), drafts=drafts), drafts, nullcontext) == _told(_begun(drafts=drafts), drafts)
+
+
+def _told(
+    side: Side, drafts: int, within: Callable[[], AbstractContextManager[None]] | None = None
+) -> list[tuple[tuple[int, ...], ...]]:
+    """The tokens of four steps; within: each one is started in it before the one before is read."""
+    told: list[tuple[tuple[int, ...], ...]] = []
+    rows = (
+        Row(0, 6, (5,), 3, (5, 6), True, drafts=drafts), Row(1, 3, (6,), 2, (7, 8, 9), True, drafts=drafts),
+    )  # fmt: skip
+    side.runner.start(StepPlan(step=7, rows=rows), lambda result: told.append(result.tokens))
+    for step in range(8, 11):
+        assert side.runner.runs_ahead == (within is not None)
+        with within() if within is not None else nullcontext():
+            side.runner.start(StepPlan(step=step, ahead=Ahead((), ())), lambda result: told.append(result.tokens))
+    side.runner.finish()
+    return told

@@ -1,4 +1,4 @@
-"""What is compiled before the first request is what requests launch."""
+"""Tests that warming up compiles all kernels that requests launch."""
 
 import pytest
 import torch
@@ -19,7 +19,7 @@ MOST = 8192
 
 
 @pytest.mark.parametrize("experts", [64, 256])
-def test_prompts_of_any_size_launch_what_was_warmed(experts: int) -> None:
+def test_prompts_of_any_size_launch_only_warmed_kernels(experts: int) -> None:
     def launches(tokens: int) -> set[str]:
         return {
             f"qkv {linear_launch(H200, FP8_BOTH.value, 2, tokens, 16384, 4096)}",

@@ -1,4 +1,4 @@
-"""Phases are timed on a GPU without a wait for it: events stand in a stream that the test moves on."""
+"""Tests that phases are timed without waiting for the GPU, with events of a fake stream."""
 
 import pytest
 import torch
@@ -9,7 +9,7 @@ CUDA = torch.device("cuda", 0)
 
 
 class Device:
-    """A stream of events, and how many of them the device has passed; a synchronisation of any kind is an error."""
+    """A fake device with a stream of events, some of which it has passed; any synchronisation is an error."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.recorded: list[object] = []

@@ -1,4 +1,4 @@
-"""Reading weights: only a rank's own slices, and errors that say what is wrong."""
+"""Tests reading weights: only a rank's own slices, and errors that say what is wrong."""
 
 import json
 import shutil
@@ -143,7 +143,7 @@ def test_a_dtype_that_is_not_served_is_named(base: Path) -> None:
         _load(base)
 
 
-def test_all_problems_are_told_before_a_byte_is_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_problems_are_reported_before_weights_are_read(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Checkpoint, "fill", _no_read)
     _rewrite(
         base,
@@ -168,7 +168,7 @@ def _no_read(self: Checkpoint, read: Read) -> int:
     raise AssertionError(read.name)
 
 
-def test_of_many_problems_ten_are_told(base: Path) -> None:
+def test_ten_of_many_problems_are_reported(base: Path) -> None:
     names = [n for n in load_file(base / SHARD) if n.endswith("norm.weight")]
     _rewrite(base, dict.fromkeys(names))
     with pytest.raises(WeightError) as raised:
@@ -179,7 +179,7 @@ def test_of_many_problems_ten_are_told(base: Path) -> None:
     assert lines[-1] == f"and {len(used) - 10} more"
 
 
-def test_what_is_right_passes_the_check() -> None:
+def test_a_correct_checkpoint_passes_the_check() -> None:
     for name, tp in (("base", 2), ("fp8", 2), ("int4", 1), ("tp4", 4)):
         check(GOLDEN / name, LingConfig.load(GOLDEN / name, {}), tp)
 

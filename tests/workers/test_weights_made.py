@@ -1,4 +1,4 @@
-"""Synthetic weights, and what a rank says while it loads."""
+"""Tests synthetic weights, and what a rank prints while it loads."""
 
 import json
 import re
@@ -38,7 +38,7 @@ def _matrix(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_a_slice_is_the_same_whoever_asks(method: Method) -> None:
+def test_a_synthetic_slice_is_the_same_on_every_rank(method: Method) -> None:
     quantization, name = Quantization(method, group=32), "model.layers.1.mlp.experts.3.up_proj"
     whole = _matrix(quantization, name, slice(None), slice(None))
     assert whole.shape == (512, 384)
@@ -63,7 +63,7 @@ def test_a_gpu_makes_what_a_cpu_makes(method: Method) -> None:
 
 
 def _config(folder: Path, **changes: object) -> Path:
-    """A folder without weights."""
+    """A config of a folder without weights."""
     folder.mkdir()
     raw = json.loads((GOLDEN / "tp4/config.json").read_text()) | changes
     (folder / "config.json").write_text(json.dumps(raw))
@@ -103,7 +103,7 @@ def test_a_worker_on_synthetic_weights(tmp_path: Path) -> None:
     assert weights_id(folder, synthetic=True) != weights_id(_config(tmp_path / "n"), synthetic=True)
 
 
-def test_rank_0_alone_says_how_loading_goes() -> None:
+def test_only_rank_0_prints_the_progress_of_loading() -> None:
     group = ThreadGroup(2)
     config = WorkerConfig(model=str(GOLDEN / "fp8"), tp=2, slots=2, pages=4, max_model_len=100)
     model = LingConfig.load(GOLDEN / "fp8", {})
@@ -120,7 +120,7 @@ def test_rank_0_alone_says_how_loading_goes() -> None:
     assert said[-1].startswith("weights of fp8, rank 0 of 2: ")
 
 
-def test_a_promised_mtp_layer_that_is_missing_is_said_once() -> None:
+def test_a_missing_mtp_layer_is_reported_once() -> None:
     said: list[str] = []
     config = WorkerConfig(model=str(GOLDEN / "int4"), slots=2, pages=4, max_model_len=100)
     build_rank(config, Solo(), None, print, said.append)

@@ -1,4 +1,4 @@
-"""Whole workers without Ray: split prefill and decode equal the bare engine; nothing leaks, whatever happens."""
+"""Tests whole workers without Ray: split prefill and decode equal the bare engine, and nothing leaks."""
 
 import asyncio
 import os
@@ -33,7 +33,7 @@ def greedy(new: int) -> SamplingParams:
 
 @cache
 def cases(count: int) -> list[tuple[tuple[int, ...], SamplingParams, Completion]]:
-    """Prompts of mixed lengths with what the bare engine answers to each, one by one."""
+    """Prompts of mixed lengths, with the bare engine's answers one by one."""
     engine = Engine(config(slots=64))
     rng = random.Random(7)
     out = []
@@ -86,7 +86,7 @@ def test_decode_worker_alone_and_a_preempting_one_equal_the_bare_engine() -> Non
     asyncio.run(run())
 
 
-def test_seeded_sampling_does_not_depend_on_the_batch_the_split_or_where_it_goes_on() -> None:
+def test_seeded_sampling_does_not_depend_on_batch_split_or_worker() -> None:
     sampling = SamplingParams(
         max_tokens=20, seed=42, temperature=0.9, top_p=0.9, top_k=50, min_p=0.01, min_tokens=15,
         repetition_penalty=1.2, presence_penalty=0.3, frequency_penalty=0.2, logit_bias=((9, 2.0),),
@@ -151,9 +151,9 @@ def test_a_killed_prefill_rank_ends_its_requests_by_name_and_frees_the_decode_wo
             stuck = [started.split(prefill, decode, prompt, sampling) for _ in range(4)]
             os.kill(prefill.info.ranks[1].pid, signal.SIGKILL)
             with pytest.raises(WorkerLost, match="rank 1"):
-                await asyncio.wait_for(prefill.running, 10)
+                await asyncio.wait_for(prefill.running, 60)
             await prefill.leader.close()
-            await asyncio.wait_for(prefill.caller.closed.wait(), 10)
+            await asyncio.wait_for(prefill.caller.closed.wait(), 60)
             for stream in stuck:
                 end = await stream.end()
                 assert end.finish == "error"
@@ -178,7 +178,7 @@ def test_a_killed_decode_rank_frees_the_prefill_worker() -> None:
             await running.tokens(3)
             os.kill(decode.info.ranks[0].pid, signal.SIGKILL)
             with pytest.raises(WorkerLost, match="rank 0"):
-                await asyncio.wait_for(decode.running, 10)
+                await asyncio.wait_for(decode.running, 60)
             await decode.leader.close()
             await prefill.caller.idle(prefill.info)
 
@@ -193,7 +193,7 @@ def test_a_router_that_leaves_frees_its_requests() -> None:
             await stream.tokens(2)
             for worker in started.all:
                 worker.caller.writer.close()
-                await asyncio.wait_for(worker.caller.closed.wait(), 10)
+                await asyncio.wait_for(worker.caller.closed.wait(), 60)
                 await worker.caller.connect(worker.info.host, worker.info.port)
                 worker.caller.seen = worker.caller.sent = 0
                 await worker.caller.idle(worker.info)
@@ -231,7 +231,7 @@ def test_a_worker_that_cannot_load_says_why() -> None:
 
 
 def test_a_stopped_rank_ends_its_worker_while_a_step_runs_and_between_steps() -> None:
-    """Nothing of it closes: the leader finds out by itself."""
+    """The stopped rank closes no connection, so the leader must notice by itself."""
 
     async def run() -> None:
         async with workers() as started:
@@ -239,12 +239,12 @@ def test_a_stopped_rank_ends_its_worker_while_a_step_runs_and_between_steps() ->
             running = started.split(prefill, decode, cases(24)[0][0], SamplingParams(max_tokens=500, seed=0))
             await running.tokens(3)
             os.kill(decode.info.ranks[1].pid, signal.SIGSTOP)
-            with pytest.raises(WorkerLost, match=r"no result after .*; rank 1 did nothing meanwhile"):
+            with pytest.raises(WorkerLost, match=r"no result after .*; ranks? (0, )?1 did nothing"):
                 await asyncio.wait_for(decode.running, 60)
             await decode.leader.close()
             await prefill.caller.idle(prefill.info)
             os.kill(prefill.info.ranks[0].pid, signal.SIGSTOP)
-            with pytest.raises(WorkerLost, match="rank 0 gave no sign of life"):
+            with pytest.raises(WorkerLost, match=r"ranks? 0(, 1)? gave no sign of life"):
                 await asyncio.wait_for(prefill.running, 60)
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""Helpers of transfer tests: an end with its notifications, random snapshots, and a peer in a process of its own."""
+"""Helpers for tests of transfers: an end with its notifications, random snapshots, and a peer process."""
 
 import multiprocessing
 import threading
@@ -8,16 +8,21 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Literal
 
+import pytest
 import torch
 from torch import Tensor
 
 from tests.forks import FORKS
 from workers.schedule.step import Expect, Export, Link, LinkLost, Received, Sent
 from workers.transfer.endpoint import Transfers
+from workers.transfer.nixl_agent import ability
 
 Event = Received | Sent | LinkLost
 HOST = "127.0.0.1"
-WAIT_S = 30.0
+WAIT_S = 90.0
+NEEDS_NIXL = pytest.mark.skipif(ability() == "none", reason="NIXL is not installed: pip install nixl-cu13 (Linux only)")
+# Every channel that a CPU has, as a test's parameters.
+CHANNELS = ("shm", "gloo", pytest.param("nixl", marks=NEEDS_NIXL))
 
 
 def arenas() -> list[str]:
@@ -26,12 +31,12 @@ def arenas() -> list[str]:
 
 
 class End:
-    """One rank's Transfers, and the notifications it gave so far."""
+    """One rank's `Transfers`, and its notifications so far."""
 
     def __init__(
         self,
         worker_id: str,
-        channel: Literal["auto", "shm", "gloo", "nccl"],
+        channel: Literal["auto", "shm", "gloo", "nccl", "nixl"],
         rank: int = 0,
         secret: str = "",
         ranks: int = 1,
@@ -67,12 +72,12 @@ class End:
         return event
 
     def link_to(self, other: "End") -> None:
-        """Connect, as a receiver."""
+        """Connect to a peer as a receiver."""
         self.transfers.link(Link(other.worker_id, other.transfers.host, other.transfers.port))
 
 
 @contextmanager
-def ends(channel: Literal["auto", "shm", "gloo"]) -> Iterator[tuple[End, End]]:
+def ends(channel: Literal["auto", "shm", "gloo", "nixl"]) -> Iterator[tuple[End, End]]:
     """A prefill rank P and a decode rank D of one process, linked; closed at the end, which must free everything."""
     prefill, decode = End("P", channel), End("D", channel)
     try:
@@ -91,7 +96,7 @@ def snapshot(seed: int, tokens: int, layers: int = 2, width: int = 40) -> tuple[
 
 
 def shard(latents: Tensor, rank: int, size: int) -> Tensor:
-    """Rank `rank`'s rows of a part, padded to as many as the others have; of one rank the part itself, not a copy."""
+    """Rank `rank`'s rows of a part, padded to the others' number; with one rank, the part itself."""
     if size == 1:
         return latents
     share = -(-len(latents) // size)
@@ -107,8 +112,8 @@ def export(
     end.transfers.send(plan, shard(latents, rank, size), state)
 
 
-def sending_process(pipe: Connection, channel: Literal["auto", "shm", "gloo"], megabytes: int) -> None:
-    """A prefill rank whose snapshot "big" never ends; tells its port, then sends until it is killed."""
+def sending_process(pipe: Connection, channel: Literal["auto", "shm", "gloo", "nixl"], megabytes: int) -> None:
+    """Run a prefill rank that reports its port and then sends the endless snapshot "big" until it is killed."""
     torch.set_num_threads(1)
     end = End("P", channel)
     pipe.send(end.transfers.port)
@@ -118,8 +123,10 @@ def sending_process(pipe: Connection, channel: Literal["auto", "shm", "gloo"], m
     pipe.poll(None)
 
 
-def receiving_process(pipe: Connection, channel: Literal["auto", "shm", "gloo"], port: int, tokens: int) -> None:
-    """A decode rank that awaits "big" until it is killed."""
+def receiving_process(
+    pipe: Connection, channel: Literal["auto", "shm", "gloo", "nixl"], port: int, tokens: int
+) -> None:
+    """Run a decode rank that waits for "big" until it is killed."""
     torch.set_num_threads(1)
     end = End("D", channel)
     end.transfers.link(Link("P", HOST, port))
@@ -131,7 +138,7 @@ def receiving_process(pipe: Connection, channel: Literal["auto", "shm", "gloo"],
 def process(
     target: Callable[..., None], *args: object
 ) -> Iterator[tuple[multiprocessing.process.BaseProcess, Connection]]:
-    """A child process and the pipe to it; killed at the end if it still runs."""
+    """Run a child process; yields it and the pipe to it, and kills it at the end."""
     here, there = FORKS.Pipe()
     child = FORKS.Process(target=target, args=(there, *args), daemon=True)
     child.start()

@@ -1,4 +1,4 @@
-"""Counts what would make the host wait for a GPU, on tensors of any device."""
+"""Counts operations that would make the host wait for a GPU, on tensors of any device."""
 
 from collections import Counter
 from typing import Any
@@ -12,7 +12,7 @@ _READS = {"item", "tolist", "cpu", "nonzero", "__bool__", "__int__", "__float__"
 
 
 class Waits(TorchFunctionMode):
-    """Within it, `seen` counts reads of tensors, and copies to a device that the host waits for, by name."""
+    """While it is open, `seen` counts, by name, reads of tensors and copies for which the host waits."""
 
     def __init__(self) -> None:
         super().__init__()

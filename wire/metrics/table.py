@@ -121,8 +121,8 @@ ROUTING = _router(
 )  # fmt: skip
 RESUMED = _router(
     "ling_resumed_total", "counter", "sequences",
-    "Sequences that went on at other workers, by cause: a worker's death or silence, a failed transfer, or a worker "
-    "that moved them away",
+    "Sequences that went on at other workers, by cause: a worker's death, its death right after another "
+    "one's of its node, its silence, a failed transfer, or a worker that moved them away",
     "cause",
 )  # fmt: skip
 BATCH_LINES = _router(
@@ -227,6 +227,10 @@ TRANSFER_BYTES = _worker(
 TRANSFER_BUSY = _worker(
     "ling_transfer_busy_seconds_total", "counter", "seconds",
     "Time that a rank's links spent moving snapshot bytes, summed over the links", "rank", "direction",
+)  # fmt: skip
+TRANSFER_LINKS = _worker(
+    "ling_transfer_links", "gauge", "count",
+    "Links over which a rank receives snapshots, by channel: shm, gloo, nccl, nixl, tls", "rank", "channel",
 )  # fmt: skip
 TRANSFER_FAILURES = _worker(
     "ling_transfer_failures_total", "counter", "sequences", "Sequences that ended because a snapshot did not arrive",

@@ -159,7 +159,7 @@ class PrefixCache:
         return kept
 
     def leave_file(self, kept: Kept) -> None:
-        """Its file is to go, whether other tiers hold it or not."""
+        """Erase a snapshot's file, whether or not other tiers hold the snapshot."""
         if kept in self.disk:
             self.disk.remove(kept)
             self._forget_if_gone(kept)
@@ -210,11 +210,11 @@ class PrefixCache:
                 self._left(gone, "disk")
 
     def below_device(self, kept: Kept, have: int) -> tuple[tuple[int, ...], tuple[str, ...]]:
-        """Where a snapshot's latents from `have` on are below the device: keys in host memory, or files."""
+        """The places below the device of a snapshot's latents from `have` on: keys in host memory, or files."""
         return (self.host.keys(kept, have), ()) if kept in self.host else ((), self.disk.files(kept, have))
 
     def _leaves_host(self, kept: Kept, now: float) -> None:
-        """Host memory gives a snapshot up: it is written to disk unless another kept snapshot continues it."""
+        """Write a snapshot that host memory evicts to disk, unless another kept snapshot continues it."""
         if not kept.children:
             self.save(kept, now)
 

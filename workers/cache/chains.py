@@ -1,4 +1,4 @@
-"""Where a tier below the device holds snapshots: latents once, states apart. Pure.
+"""The index of snapshots in a tier below the device, which stores shared latents once and states separately. Pure.
 
 Each entry holds the latents from the end of its parent entry on, and a state. If other entries continue it, its state
 may be removed alone; then the entry only holds latents for them.

@@ -53,7 +53,7 @@ class DiskTier:
 
     @property
     def bytes(self) -> int:
-        """Of all of them."""
+        """The bytes of all files."""
         return self._chains.bytes
 
     def files(self, kept: Kept, have: int) -> tuple[str, ...]:
@@ -93,7 +93,7 @@ class DiskTier:
         return gone
 
     def also(self, write: Write) -> None:
-        """Write a file that is none of this tier's."""
+        """Have the next plan write a file that is not part of this tier."""
         self._writes.append(write)
 
     def enter(self, entry: Entry[str]) -> None:
@@ -105,12 +105,12 @@ class DiskTier:
         self._erase(self._chains.prune(entry))
 
     def use(self, kept: Kept) -> None:
-        """A snapshot was used just now: its file is kept for longer."""
+        """Note that a snapshot was used just now, so that its file is kept for longer."""
         if kept in self._chains:
             self._used.append(self._chains.entry(kept).name)
 
     def take_used(self) -> list[str]:
-        """Take the files that were used since."""
+        """Take the files that were used since the last call."""
         used, self._used = self._used, []
         return used
 
@@ -125,7 +125,7 @@ class DiskTier:
             self._erases.append(Erase(file, latents))
 
     def _is_own(self, entry: Entry[str]) -> bool:
-        """Whether a file stays in the worker's folder."""
+        """Whether a file is in the worker's own folder."""
         return self.place is not None and entry.name.startswith(self.place.folder)
 
     def continued_by(self, kept: Kept) -> list[Kept]:
@@ -148,7 +148,7 @@ class DiskTier:
         return changes
 
     def make_room(self, size: int, now: float, spared: Entry[str] | None = None) -> list[Kept]:
-        """Remove what is worth least until so many bytes more fit. Sessions' ends go last."""
+        """Remove the least valuable snapshots until `size` more bytes fit; sessions' ends last."""
         gone: list[Kept] = []
         while size <= self._budget.disk_bytes < self.bytes + size:
             victim = self._chains.least(lambda entry, k: (bool(k.pinned), k.value(now) / max(entry.freed, 1)), spared)

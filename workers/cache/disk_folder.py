@@ -43,7 +43,7 @@ class Found:
 
     @property
     def name(self) -> str:
-        """Its name in its folder."""
+        """The file's name in its folder."""
         return self.file.rpartition("/")[2]
 
 
@@ -99,7 +99,7 @@ class DiskFolder:
         return left
 
     def use(self, file: str) -> None:
-        """A file, named without the rank, was used just now."""
+        """Note that a file, named without the rank, was used just now."""
         for rank in range(self._tp):
             with contextlib.suppress(OSError):  # it is yet to be written, or is gone
                 os.utime(rank_file(file, rank, self._tp))

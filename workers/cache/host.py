@@ -28,7 +28,7 @@ class HostTier:
 
     @property
     def bytes(self) -> int:
-        """Of all of them."""
+        """The bytes of all entries."""
         return self._chains.bytes
 
     def store(self, kept: Kept, slot: int, page_size: int, now: float, cut: int = 0) -> list[Kept]:

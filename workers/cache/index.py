@@ -128,13 +128,13 @@ class Index:
         self.place(kept)
 
     def place(self, kept: Kept) -> None:
-        """A snapshot's pages are on the device from now on."""
+        """Note that a snapshot's pages are on the device."""
         for page_digest, page in zip(self._pages_of[kept], kept.pages, strict=False):
             places = self._resident.setdefault(page_digest, {})
             places[page] = places.get(page, 0) + 1
 
     def displace(self, kept: Kept) -> None:
-        """A snapshot's pages are about to leave the device."""
+        """Note that a snapshot's pages are about to leave the device."""
         for page_digest, page in zip(self._pages_of[kept], kept.pages, strict=False):
             places = self._resident[page_digest]
             places[page] -= 1

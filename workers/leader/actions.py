@@ -1,4 +1,4 @@
-"""What a leader does about an event of a hand-off; `HandOffs` decides it, `Leader._perform` does it."""
+"""Defines the actions that follow from a hand-off's event. `HandOffs` decides them, `Leader._perform` does them."""
 
 from dataclasses import dataclass
 

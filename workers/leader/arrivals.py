@@ -1,4 +1,4 @@
-"""The snapshots that a worker is pulling. A snapshot is complete when its header and every rank's part have arrived."""
+"""Tracks the snapshots that a worker pulls. One is complete when its header and every rank's part have arrived."""
 
 from dataclasses import dataclass, field
 

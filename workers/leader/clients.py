@@ -1,4 +1,4 @@
-"""A leader's clients: routers, and decode workers that pull; and the router that owns each request."""
+"""Holds a leader's clients, routers and pulling decode workers, and the router that owns each request."""
 
 import asyncio
 from dataclasses import dataclass, field

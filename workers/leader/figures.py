@@ -1,8 +1,8 @@
-"""The metrics of a worker's leader: its steps, its snapshots, and its ranks' reports."""
+"""Records the metrics of a worker's leader: its steps, its snapshots, and its ranks' reports."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from wire.metrics import table
 from wire.metrics.load import record_load
@@ -13,6 +13,7 @@ from workers.cache.totals import MISSES, ORIGINS, TIERS
 from workers.schedule.builder import InFlight
 from workers.schedule.speculation import Drafted
 from workers.schedule.step import RankStats
+from workers.transfer.messages import Kind
 
 # Why a transfer failed. link: a rank's connection broke. peer: the other worker is gone or refused the connection.
 # refused: the prefill worker has no such snapshot. mismatch: the snapshot is of another prompt, model or layout.
@@ -108,6 +109,8 @@ class WorkerFigures:
         for direction, moved in (("out", stats.sent), ("in", stats.received)):
             put(table.TRANSFER_BYTES, *self._who, rank, direction).put(moved.bytes)
             put(table.TRANSFER_BUSY, *self._who, rank, direction).put(moved.seconds)
+        for channel in get_args(Kind):
+            put(table.TRANSFER_LINKS, *self._who, rank, channel).put(stats.links.get(channel, 0))
         if stats.rank == 0:
             for phase, seconds in stats.phases:
                 put(table.RANK_PHASES, *self._who, phase).put(seconds)

@@ -1,4 +1,4 @@
-"""Kept snapshots that leave a worker as files, and files that become kept snapshots.
+"""Saves kept snapshots as files for routers, and keeps snapshots from routers' files.
 
 A file goes through a folder of the worker's own. The ranks write their parts of it there, or read it, as they do for
 the disk tier; it is erased once it has left, or once its states are on the device.
@@ -43,7 +43,7 @@ _NAMES: dict[StateDtype, tuple[str, ...]] = {"float32": ("F32",), "bfloat16": ("
 
 
 class _Refused(Exception):
-    """What the router is told."""
+    """The worker refuses a file; the message is for the router."""
 
 
 class Files:
@@ -74,14 +74,14 @@ class Files:
         self._bringing: tuple[str, asyncio.Future[None]] | None = None  # request
 
     def close(self) -> None:
-        """Erase what is under way."""
+        """Erase all unfinished files."""
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     # What happens beside
 
     def written(self, event: Written | WriteFailed) -> bool:
-        """A rank has written its part of a file, or could not; whether it was one of these."""
+        """Note that a rank wrote its part of a file, or could not; returns whether the file is one of these."""
         if self._writing is None or self._writing[0] != event.file:
             return False
         _, ranks, done = self._writing
@@ -99,7 +99,7 @@ class Files:
             self._bringing[1].set_exception(_Refused(event.reason))
 
     def ended(self, outputs: Iterable[SeqOutput]) -> None:
-        """What routers are about to be told: one of these may be of a sequence that nobody else knows of."""
+        """Look in the outputs for sequences that only this object knows of."""
         if self._bringing is not None:
             request_id, done = self._bringing
             if not done.done() and any(o.request_id == request_id and o.finish is not None for o in outputs):
@@ -108,7 +108,7 @@ class Files:
     # One connection
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """What one router asks for; WireError if it is nothing of the kind."""
+        """Serve a router's request on its connection; WireError if it asks for something else."""
         asked = await CLUSTER.read(reader)
         try:
             match asked:
@@ -210,7 +210,7 @@ class Files:
             self._wake()
 
     async def _bring(self, content: SnapshotFile, kept: Kept, scope: str) -> None:
-        """Compute one token behind a state: as any sequence does, it fetches and keeps it."""
+        """Bring a state to the device and keep it, by a sequence that computes one token after it."""
         tokens = content.token_ids[: kept.position + 1]
         request_id = f"file-{next(self._names)}"
         seq = Sequence(
@@ -237,7 +237,7 @@ class Files:
 
     @property
     def most_bytes(self) -> int:
-        """Of a file that fits here, at most."""
+        """The most bytes of a file that fits here."""
         heads, key, value = self._model.state_shape(1)
         state = self._model.linear_layers * heads * key * value * 4
         return 2 * state + self._info.max_model_len * (self._info.token_bytes + 4) + 16 * 1024 * 1024

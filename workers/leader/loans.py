@@ -1,4 +1,4 @@
-"""Copies of kept snapshots that this worker lends to peers, until every rank has sent its part. Pure."""
+"""Tracks copies of kept snapshots for peers until every rank has sent its part. Pure."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -49,7 +49,7 @@ class Loans:
         self._departures.pop(request_id, None)
         lent = self._lending.ended(request_id)
         if lent is not None:  # an answer that moved to another worker no longer needs its snapshot here
-            self._scheduler.moving.release_all(lent.kept)
+            self._scheduler.moving.pins.release_all(lent.kept)
         return lent
 
     def stop(self, peer: str) -> None:

@@ -22,7 +22,7 @@ _LOOK_AFTER_S = 0.3
 
 
 class Pace:
-    """How long steps take. Steps are similar if their numbers of tokens have the same power of two."""
+    """The recent times of steps. Steps are similar if their numbers of tokens have the same power of two."""
 
     def __init__(self, cuda: bool) -> None:
         self._cuda = cuda
@@ -39,7 +39,7 @@ class Pace:
         return _FLOOR_S + (_TIMES_CUDA if self._cuda else _TIMES_CPU) * known
 
     def took(self, tokens: int, seconds: float) -> None:
-        """A step took so many seconds."""
+        """Record that a step of so many tokens took so many seconds."""
         size = tokens.bit_length()
         self._slowest[size] = max(seconds, _FADES * self._slowest.get(size, 0.0))
 
@@ -72,16 +72,16 @@ class RankWatch:
         return not self._steps and not self._silent
 
     def asked(self, now: float) -> None:
-        """Every rank was asked for a sign of life."""
+        """Note that every rank was asked for a sign of life."""
         self._asked = now
         self._silent = set(self._ranks)
 
     def answered(self, rank: int) -> None:
-        """A rank gave a sign of life."""
+        """Note that a rank gave a sign of life."""
         self._silent.discard(rank)
 
     def sent(self, plan: StepPlan, now: float) -> None:
-        """One more step was sent to the ranks."""
+        """Note that a step was sent to the ranks."""
         if not self._steps:
             self._began = now
         if not self._span:
@@ -95,7 +95,7 @@ class RankWatch:
         self._steps.append((tokens, samples))
 
     def done(self, now: float) -> None:
-        """The oldest step's result has arrived."""
+        """Note that the oldest step's result has arrived."""
         tokens, samples = self._steps.popleft()
         if samples or not self._cuda:
             behind = sum(tokens for tokens, _ in self._steps)
@@ -105,7 +105,7 @@ class RankWatch:
         self._began, self._compiles = now, False
 
     def compiles(self, now: float) -> None:
-        """The running step waits for a kernel's compilation."""
+        """Note that the running step waits for a kernel's compilation."""
         self._began, self._compiles = now, True
 
     def hung(self, now: float) -> str | None:

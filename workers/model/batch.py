@@ -13,17 +13,17 @@ class Batch:
     """B sequences' tokens laid end to end, T in all; nothing is padded.
 
     token_ids, positions: [T] int64. slots: [B] int64, each sequence's state slot. starts: tokens of each sequence
-    computed before this step; counts: its tokens in this step (>= 1), so sum(counts) = T. If a start is 0, the slot's
-    old content counts as zero. page_table: [num_slots, max_pages] int32, row s lists the pages of the sequence in slot
-    s; position p lies in page p // page_size at p % page_size. keeps: linear states to copy into other slots within the
-    pass. verified: how many of the first rows end in drafts; their linear states do not change until `LingModel.commit`
-    says how many tokens were accepted.
+    computed before this step, None where the device alone knows them; counts: its tokens in this step (>= 1), so
+    sum(counts) = T. If a start is 0, the slot's old content counts as zero. page_table: [num_slots, max_pages] int32,
+    row s lists the pages of the sequence in slot s; position p lies in page p // page_size at p % page_size. keeps:
+    linear states to copy into other slots within the pass. verified: how many of the first rows end in drafts; their
+    linear states do not change until `LingModel.commit` says how many tokens were accepted.
     """
 
     token_ids: Tensor
     positions: Tensor
     slots: Tensor
-    starts: tuple[int, ...]
+    starts: tuple[int, ...] | None
     counts: tuple[int, ...]
     page_table: Tensor
     keeps: tuple[Keep, ...] = ()

@@ -116,8 +116,9 @@ def split(rows: Rows, verified: int) -> LinearRows:
     """Split a step's rows by how linear attention computes them; the first `verified` end in drafts."""
     if not verified:
         return LinearRows(rows, None, 0)
-    tokens = sum(rows.counts[:verified])
-    first = make_rows(rows.slots[:verified], rows.positions[:tokens], rows.starts[:verified], rows.counts[:verified])
+    tokens, known = sum(rows.counts[:verified]), rows.known_starts
+    starts = known and known[:verified]
+    first = make_rows(rows.slots[:verified], rows.positions[:tokens], starts, rows.counts[:verified])
     if verified == len(rows.counts):
         return LinearRows(None, first, tokens)
     keeps = tuple(Keep(keep.row - verified, keep.count, keep.slot) for keep in rows.keeps)

@@ -16,7 +16,7 @@ from workers.model.batch import Caches
 from workers.model.config import LingConfig, ModelConfigError
 from workers.model.ling import LingModel, make_caches
 from workers.rank.grammar import Grammars
-from workers.rank.graphs import captures
+from workers.rank.graphs import Capture, captures
 from workers.rank.host_store import HostStore
 from workers.rank.load import Tell, load_weights, silent
 from workers.rank.runner import Runner
@@ -62,6 +62,12 @@ def _pages(config: WorkerConfig, model: LingConfig, dtype: torch.dtype) -> int:
     return pages_beside(free, states, page, reserve(config, model, card))
 
 
+def _capture(config: WorkerConfig, device: torch.device) -> Capture | None:
+    """How decode steps are captured; None where they can't be: references read values on the host."""
+    captured = config.cuda_graphs == "auto" and device.type == "cuda" and uses_triton(torch.empty(0, device=device))
+    return captures(device) if captured else None
+
+
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
@@ -91,18 +97,16 @@ def build_rank(
     model_config = model.config
     collectives.barrier(_LOAD_PATIENCE_S)
     pages = _pages(config, model_config, dtype)
-    # References read values on the host, which a captured step must not.
-    captured = config.cuda_graphs == "auto" and device.type == "cuda" and uses_triton(torch.empty(0, device=device))
+    capture = _capture(config, device)
     states = config.slots + 1 + config.cache_states
     most = most_drafts(config, model_config)
     verified = config.slots * (1 + most) if most else 0
     caches = make_caches(
-        model_config, config.tp, pages + int(captured), config.page_size, states, device, dtype, verified
+        model_config, config.tp, pages + int(capture is not None), config.page_size, states, device, dtype, verified
     )
     # One page more than the longest sequence fills, because the token after the last computed one needs a place too.
     table = -(-(max_model_len(config, model_config) + 1) // config.page_size)
     grammars = Grammars(Path(config.model), model_config.vocab_size)
-    capture = captures(device) if captured else None
     host = HostStore(collectives.rank, device, StateCodec(config.cache_state_dtype), notify, config.tp)
     runner = Runner(model, caches, collectives, table, transfers, grammars, config.slots, host, capture, most)
     if device.type == "cuda":

@@ -13,6 +13,7 @@ from torch import Tensor
 from kernels.varlen import to_device
 from workers.model.batch import Batch, Caches
 from workers.model.ling import LingModel
+from workers.rank.latest import Fed
 from workers.schedule.step import Commit, Row
 
 # The most positions that wait for the layer: sequences that do not draft need one pass for so many tokens.
@@ -45,11 +46,11 @@ class Drafter:
         self._waiting = [0] * slots
 
     def admit(self, slot: int) -> None:
-        """A new sequence takes the slot."""
+        """Reset a slot for a new sequence."""
         self._waiting[slot] = 0
 
     def commit(self, commits: Sequence[Commit]) -> None:
-        """Let the accepted positions of the latest verified rows wait for the layer."""
+        """Put the accepted positions of the latest verified rows into the windows."""
         for commit in commits:
             self._waiting[commit.slot] = commit.tokens
 
@@ -58,7 +59,7 @@ class Drafter:
 
         Rows' sequences have computed at least one token here.
         """
-        device, most = self._page_table.device, max(row.drafts for row in rows)
+        device = self._page_table.device
         own = to_device([row.token_ids[0] for row in rows], torch.int64, device)
         parts = []
         for i, row in enumerate(rows):
@@ -66,18 +67,52 @@ class Drafter:
             ids = torch.cat((self._ids[row.slot, 1:n], own[i : i + 1]))
             parts.append(_Part(row.slot, row.start - n, ids, self._hidden[row.slot, :n]))
         hidden = self._last(parts)
-        drafts = torch.zeros(len(rows), most, dtype=torch.int64, device=device)
-        going = list(range(len(rows)))
-        for n in range(most):
+        known = [row.start for row in rows]
+        starts = to_device(known, torch.int64, device)
+        return self._run([row.slot for row in rows], [row.drafts for row in rows], starts, hidden, known)
+
+    def feed(self, before: Sequence[Row], fed: Fed) -> Tensor:
+        """Draft the likeliest tokens after those that the device has sampled and the host has not read.
+
+        Returns [rows, drafts] int64. before: each row in the step before, which verified equally many drafts.
+        """
+        device, count = fed.tokens.device, before[0].count
+        slots = [row.slot for row in before]
+        at = to_device(slots, torch.int64, device)
+        # How many positions were accepted is not known here, so the layer computes all that were verified. Later steps
+        # overwrite the latents of rejected ones.
+        ids = torch.cat((self._ids[at, 1:count], fed.tokens[:, None]), 1)
+        last = fed.gained[:, None] - 1
+        ids.scatter_(1, last, fed.tokens[:, None])
+        positions = [row.start + n for row in before for n in range(count)]
+        hidden = self._ahead(
+            slots, (count,) * len(slots), ids.flatten(), self._hidden[at, :count].flatten(0, 1),
+            to_device(positions, torch.int64, device), tuple(row.start for row in before),
+        )  # fmt: skip
+        hidden = hidden.view(len(slots), count, -1)[torch.arange(len(slots), device=device), last[:, 0]]
+        return self._run(slots, [row.drafts for row in before], fed.places.starts, hidden)
+
+    def _run(
+        self, slots: list[int], most: list[int], starts: Tensor, hidden: Tensor, known: list[int] | None = None
+    ) -> Tensor:
+        """Draft up to `most` tokens a row: [rows, the most of any] int64, undefined past a row's own.
+
+        starts: [rows] int64, the position before each row's first draft; known: the same on the host, if it knows them.
+        hidden: [rows, hidden], the layer's there.
+        """
+        device = starts.device
+        drafts = torch.zeros(len(slots), max(most), dtype=torch.int64, device=device)
+        going = list(range(len(slots)))
+        for n in range(max(most)):
             drafts[to_device(going, torch.int64, device), n] = ids = self._model.logits(hidden).argmax(-1)
-            left = [i for i in going if rows[i].drafts > n + 1]
+            left = [i for i in going if most[i] > n + 1]
             if not left:
                 break
             if len(left) < len(going):
                 places = to_device([at for at, i in enumerate(going) if i in left], torch.int64, device)
-                ids, hidden, going = ids[places], hidden[places], left
-            starts = tuple(rows[i].start + n for i in going)
-            hidden = self._ahead([rows[i].slot for i in going], starts, (1,) * len(going), ids, hidden)
+                ids, hidden, starts, going = ids[places], hidden[places], starts[places], left
+            at = None if known is None else tuple(known[i] + n for i in going)
+            hidden = self._ahead([slots[i] for i in going], (1,) * len(going), ids, hidden, starts + n, at)
         return drafts
 
     def take(self, rows: Sequence[Row], ids: Tensor, hidden: Tensor) -> None:
@@ -120,18 +155,24 @@ class Drafter:
         if not counts:
             return self._hidden[:0, 0]
         ids, hidden = torch.cat([part.ids for part in parts]), torch.cat([part.hidden for part in parts])
-        out = self._ahead([part.slot for part in parts], tuple(part.start for part in parts), counts, ids, hidden)
+        slots, starts = [part.slot for part in parts], tuple(part.start for part in parts)
+        positions = [start + n for start, count in zip(starts, counts, strict=True) for n in range(count)]
+        out = self._ahead(slots, counts, ids, hidden, to_device(positions, torch.int64, ids.device), starts)
         return out[to_device(list(counts), torch.int64, out.device).cumsum(0) - 1]
 
     def _ahead(
-        self, slots: list[int], starts: tuple[int, ...], counts: tuple[int, ...], ids: Tensor, hidden: Tensor
+        self,
+        slots: list[int],
+        counts: tuple[int, ...],
+        ids: Tensor,
+        hidden: Tensor,
+        positions: Tensor,
+        starts: tuple[int, ...] | None,
     ) -> Tensor:
-        device = ids.device
-        positions = [start + n for start, count in zip(starts, counts, strict=True) for n in range(count)]
         batch = Batch(
             token_ids=ids,
-            positions=to_device(positions, torch.int64, device),
-            slots=to_device(slots, torch.int64, device),
+            positions=positions,
+            slots=to_device(slots, torch.int64, ids.device),
             starts=starts,
             counts=counts,
             page_table=self._page_table,

@@ -1,4 +1,4 @@
-"""The bare engine: scheduler and runner in one process, no sockets, no Ray. Tests and benchmarks use it."""
+"""Runs scheduler and runner in one process, without sockets or Ray, for tests and benchmarks."""
 
 import array
 import itertools
@@ -17,7 +17,7 @@ from workers.rank.build import build_rank
 from workers.schedule.builder import InFlight
 from workers.schedule.scheduler import Scheduler
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import FetchFailed, Received, StepPlan, WriteFailed, Written
+from workers.schedule.step import FetchFailed, Received, StepPlan, StepResult, WriteFailed, Written
 from workers.sizes import limits_of
 
 
@@ -46,11 +46,12 @@ class Engine:
         self._grammars = built.grammars
         self.host = built.host
         self._ids = itertools.count()
-        # The next step, if it was planned ahead: its plan as the runner takes it, and as the scheduler does.
-        self._next: tuple[StepPlan, InFlight] | None = None
+        # The next step, if it was planned ahead. The plan is None once the runner has started it.
+        self._next: tuple[StepPlan | None, InFlight] | None = None
+        self._told: list[StepResult] = []
 
     def generate(self, prompts: Seq[Seq[int]], sampling: Seq[SamplingParams]) -> list[Completion]:
-        """Run all prompts together, each with its own sampling; answers in the same order."""
+        """Run all prompts together, each with its own sampling; returns the answers in the same order."""
         ids = [self.add(p, s) for p, s in zip(prompts, sampling, strict=True)]
         outputs: dict[str, list[SeqOutput]] = {i: [] for i in ids}
         while self.scheduler.sequences:
@@ -75,7 +76,7 @@ class Engine:
         return request_id
 
     def step(self) -> list[SeqOutput]:
-        """One step over whatever is queued and running. The one after it is planned first, as a leader does."""
+        """Run one step over all queued and running sequences; the next one is planned meanwhile, as a leader does."""
         self._take_events(wait=False)
         if self._next is None:
             step = self.scheduler.plan(time.monotonic())
@@ -85,11 +86,21 @@ class Engine:
                 return []
             self._next = step.plan, step
         plan, step = self._next
+        if plan is not None:
+            self._runner.start(plan, self._told.append)
         ahead = self.scheduler.plan_ahead(step, time.monotonic())
-        result = self._runner.step(plan)
+        started = ahead is not None and self._runner.runs_ahead
+        if ahead is not None and started:
+            self._runner.start(ahead.plan, self._told.append)
+        else:
+            self._runner.finish()
+        result = self._told.pop(0)
         outputs = self.scheduler.update(step, result, time.monotonic())
-        self._next = (ahead.plan, self.scheduler.follow(ahead, step, result)) if ahead else None
-        if self._next and not self.scheduler.sequences:
+        if ahead is None:
+            self._next = None
+            return outputs
+        self._next = None if started else ahead.plan, self.scheduler.follow(ahead, step, result)
+        if not self.scheduler.sequences:
             outputs += self.step()
         return outputs
 

@@ -18,7 +18,7 @@ _LIMITS = LLParserLimits(verbose_errors=False)
 
 
 class GrammarError(ValueError):
-    """A grammar can't be compiled, or a sequence can't go on under its own."""
+    """A grammar can't be compiled."""
 
 
 @dataclass(slots=True)
@@ -28,9 +28,8 @@ class Matcher:
     inner: LLMatcher
 
     def advance(self, token_ids: Sequence[int]) -> None:
-        """Advance by tokens; GrammarError if one does not fit."""
-        if not self.inner.consume_tokens(list(token_ids)):
-            raise GrammarError(f"its grammar can't go on: {_brief(self.inner.get_error())}")
+        """Advance by tokens; if one does not fit, the next `Grammars.masks` reports it."""
+        self.inner.consume_tokens(list(token_ids))
 
 
 class Grammars:

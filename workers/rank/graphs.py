@@ -35,6 +35,21 @@ class _Captured:
     hidden: Tensor
 
 
+@dataclass(frozen=True, slots=True)
+class Places:
+    """The positions of rows that only the device knows. starts: [rows] int64, their first positions.
+
+    ended: [rows] bool, the rows whose sequences have ended. They become padding, so that their states do not change.
+    """
+
+    starts: Tensor
+    ended: Tensor
+
+    def positions(self, width: int) -> Tensor:
+        """[rows, width] int64: the positions of so many tokens a row."""
+        return self.starts[:, None] + torch.arange(width, device=self.starts.device)
+
+
 def batch_sizes(slots: int) -> tuple[int, ...]:
     """The sizes captured for `slots` sequences at most, ascending: 1, 2, 4, multiples of 8, and `slots` itself."""
     return tuple(sorted({n for n in (1, 2, 4, *range(_STRIDE, slots, _STRIDE)) if n < slots} | {slots}))
@@ -80,8 +95,6 @@ class DecodeGraphs:
         self._scrap = page_table.shape[0] - 1
         page_table[self._scrap] = caches.latent.shape[1] - 1
         self._sizes = batch_sizes(self._scrap)
-        # Captured steps read positions instead; this is for work that is repeated by calling it again.
-        self._starts: tuple[int, ...] = ()
         self._widths = (1, 1 + drafts) if drafts else (1,)
         # The largest first: the smaller ones then find room in its memory.
         self._steps = {
@@ -101,19 +114,21 @@ class DecodeGraphs:
             )
         )
 
-    def __call__(self, rows: Sequence[Row], ids: Tensor) -> Tensor:
+    def __call__(self, rows: Sequence[Row], ids: Tensor, places: Places | None = None) -> Tensor:
         """Hidden states [T, hidden] of rows it `serves`, good until the next call. ValueError for too many rows.
 
-        ids: [T] int64, the rows' tokens and drafts.
+        ids: [T] int64, the rows' tokens and drafts. places: replaces the rows' starts if only the device knows them.
         """
         size, width = size_for(len(rows), self._sizes), rows[0].count
         if size is None:
             raise ValueError(f"{len(rows)} rows in a step of a worker with {self._scrap} slots")
         step, spare = self._steps[size, width], size - len(rows)
-        self._starts = (*(r.start for r in rows), *[0] * spare)
-        positions = [start + n for start in self._starts for n in range(width)]
+        positions = [row.start + n for row in rows for n in range(width)] + [*range(width)] * spare
         slots = [*(r.slot for r in rows), *[self._scrap] * spare]
         step.places.copy_(torch.tensor([*positions, *slots]), non_blocking=True)
+        if places is not None:
+            step.places[: len(ids)].view(len(rows), width).copy_(places.positions(width))
+            step.places[size * width :][: len(rows)].masked_fill_(places.ended, self._scrap)
         step.ids[: len(ids)].copy_(ids)
         step.replay()
         return step.hidden[: len(ids)]
@@ -122,14 +137,13 @@ class DecodeGraphs:
         device, tokens = self._page_table.device, size * width
         ids = torch.zeros(tokens, dtype=torch.int64, device=device)
         places = torch.tensor([*[n for _ in range(size) for n in range(width)], *[self._scrap] * size]).to(device)
-        self._starts = (0,) * size
 
         def work() -> Tensor:
             batch = Batch(
                 token_ids=ids,
                 positions=places[:tokens],
                 slots=places[tokens:],
-                starts=self._starts,
+                starts=None,
                 counts=(width,) * size,
                 page_table=self._page_table,
                 verified=size if width > 1 else 0,

@@ -1,6 +1,7 @@
 """A rank's process: a resident loop that runs the leader's plans."""
 
 import os
+import select
 import socket
 import threading
 import traceback
@@ -25,11 +26,14 @@ from workers.schedule.step import (
     RankMessage,
     Ready,
     StepPlan,
+    StepResult,
 )
 from workers.transfer.endpoint import Transfers
 
 # The largest number that CUDA supports.
 _MOST_QUEUES = 32
+# Seconds between two looks at the device while neither a plan nor the tokens are there.
+_POLL_S = 2e-5
 
 
 class LeaderSocket:
@@ -55,6 +59,10 @@ class LeaderSocket:
             return RANKS.read_blocking(self._exactly)
         except (EOFError, OSError):
             return None
+
+    def waits(self, seconds: float) -> bool:
+        """Whether a message comes within so many seconds."""
+        return bool(select.select((self._socket,), (), (), seconds)[0])
 
     def _exactly(self, count: int) -> bytes:
         data = self._socket.recv(count, socket.MSG_WAITALL)
@@ -119,15 +127,25 @@ def _serve(leader: LeaderSocket, built: BuiltRank, rank: int, transfers: Transfe
     def compiled(grammar: Grammar, error: str | None) -> None:
         leader.send(Compiled(grammar, error))
 
+    def told(result: StepResult) -> None:
+        if rank == 0:
+            leader.send(result)
+
+    runner = built.runner
     try:
-        while (message := leader.receive()) is not None:
+        while True:
+            # While the device computes, the next plan may come: it is launched before this step's tokens are read.
+            while not runner.ready and not leader.waits(_POLL_S):
+                pass
+            if runner.ready:
+                runner.finish()
+            if (message := leader.receive()) is None:
+                break
             match message:
                 case StepPlan():
                     transfers.lending.stepped()
-                    result = built.runner.step(message)
-                    if rank == 0:
-                        leader.send(result)
-                    if (stats := built.runner.stats()) is not None:
+                    runner.start(message, told)
+                    if (stats := runner.stats()) is not None:
                         leader.send(stats)
                 case Ping():
                     leader.send(Pong(rank))

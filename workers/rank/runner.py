@@ -1,8 +1,12 @@
-"""Executes step plans on one rank: transfers, the forward pass, sampling on rank 0."""
+"""Executes step plans on one rank: transfers, the forward pass, sampling on rank 0.
+
+With captured steps the host runs ahead of the device. A decode step that was planned while the one before it ran is
+launched before the host has read that one's tokens: the device feeds them to it. The host reads them meanwhile.
+"""
 
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 import torch
@@ -19,8 +23,8 @@ from workers.rank.expert_load import ExpertLoad
 from workers.rank.grammar import Grammars
 from workers.rank.graphs import Capture, DecodeGraphs
 from workers.rank.host_store import HostStore
-from workers.rank.latest import Latest
-from workers.rank.sampler import Run, Sampled, Sampler, token_logprobs
+from workers.rank.latest import NOTHING, Fed, Latest
+from workers.rank.sampler import Drawing, Run, Sampled, Sampler, token_logprobs
 from workers.rank.watch import StepWatch
 from workers.schedule.ahead import outcomes
 from workers.schedule.step import Commit, Export, Install, Moved, RankStats, Row, StepPlan, StepResult
@@ -32,6 +36,20 @@ from workers.transfer.endpoint import Transfers
 _LOGIT_ROWS = 128
 # Captured steps do not count experts, so one of this many steps runs uncaptured on all ranks and counts them.
 _COUNT_EVERY = 512
+
+Tell = Callable[[StepResult], None]
+
+
+@dataclass(frozen=True, slots=True)
+class _UnderWay:
+    """A step whose result is not told yet. drawing: of the rows that sample; None where there are none, and on ranks
+    but 0."""
+
+    step: int
+    drawing: Drawing | None
+    prompt_logprobs: tuple[tuple[TokenLogprob, ...], ...]
+    begun: float
+    tell: Tell
 
 
 class Runner:
@@ -67,6 +85,10 @@ class Runner:
         self._watch = StepWatch(self._device)
         self._experts = ExpertLoad(model.config, collectives.size, self._device)
         self._drafter = Drafter(model, caches, self._page_table) if model.config.drafts else None
+        self._under_way: _UnderWay | None = None
+        self._finished = 0.0
+        # Slots of sequences whose drafts are sampled one by one.
+        self._apart: set[int] = set()
         self._verified: tuple[Rows, tuple[int, ...]] | None = None  # the latest verified rows, and the slot of each
         self._graphs: DecodeGraphs | None = None
         if capture is not None:
@@ -75,11 +97,24 @@ class Runner:
 
     @torch.inference_mode()
     def step(self, plan: StepPlan) -> StepResult:
-        """Run one plan. Every rank runs the same plans in the same order; rank 0's result counts."""
+        """Run one plan to its end. Every rank runs the same plans in the same order; rank 0's result counts."""
+        told: list[StepResult] = []
+        self.start(plan, told.append)
+        self.finish()
+        return told[-1]
+
+    @torch.inference_mode()
+    def start(self, plan: StepPlan, tell: Tell) -> None:
+        """Start one plan; `tell` gets its result by `finish`, or while a later plan starts."""
         begun = time.monotonic()
-        if plan.ahead is not None:
-            rows, commits = self._latest.go_on(plan.ahead, plan.rows)
-            plan = replace(plan, rows=rows, commits=commits)
+        fed = self._fed(plan) if plan.ahead is not None else None
+        if fed is not None:
+            plan = replace(plan, rows=fed.rows)
+        else:
+            self.finish()
+            if plan.ahead is not None:
+                rows, commits = self._latest.go_on(plan.ahead, plan.rows)
+                plan = replace(plan, rows=rows, commits=commits)
         graphs = self._graphs if self._graphs is not None and self._graphs.serves(plan.rows) else None
         uncaptured = graphs is not None and plan.step % _COUNT_EVERY == 0
         if uncaptured:
@@ -87,58 +122,133 @@ class Runner:
         # An uncaptured decode step takes another time than captured ones, so it is not measured.
         watched = bool(plan.rows) and not uncaptured and self._watch.begin(begun)
         counting = (uncaptured or (watched and graphs is None)) and self._collectives.rank == 0
-        self._before(plan)
+        self._before(plan, fed)
         self._watch.lap("transfer")
-        sampled = Sampled([], [], {}, [])
+        drawing: Drawing | None = None
         prompt_logprobs: list[tuple[TokenLogprob, ...]] = []
         if plan.rows:
             if counting:
                 self._model.count_experts(self._experts.counts)
-            sampled, prompt_logprobs = self._compute(plan, graphs)
+            drawing, prompt_logprobs = self._compute(plan, graphs, fed)
+        else:
+            self._latest.took((), frozenset(), None, feeds=False)
         for export in plan.exports:
             self._export(export)
         self._watch.lap("transfer")
         if counting:
             self._model.count_experts(None)
             self._experts.settle()
+        self._under_way = _UnderWay(plan.step, drawing, tuple(prompt_logprobs), begun, tell)
+
+    @property
+    def ready(self) -> bool:
+        """Whether `finish` would return without waiting for the device."""
+        return self._under_way is None or self._under_way.drawing is None or self._under_way.drawing.ready
+
+    @property
+    def runs_ahead(self) -> bool:
+        """Whether the next plan, if it was planned ahead, is best started before `finish`."""
+        return self._latest.feeds
+
+    @torch.inference_mode()
+    def finish(self) -> None:
+        """Tell the result of the plan started last, unless it was told."""
+        done, self._under_way = self._under_way, None
+        if done is None:
+            return
+        sampled = self._sampler.read(done.drawing) if done.drawing is not None else Sampled([], [], {}, [])
+        now = time.monotonic()
         result = StepResult(
-            step=plan.step,
+            step=done.step,
             tokens=tuple(map(tuple, sampled.tokens)),
             logprobs=tuple(map(tuple, sampled.logprobs)),
-            prompt_logprobs=tuple(prompt_logprobs),
-            elapsed_s=time.monotonic() - begun,
+            prompt_logprobs=done.prompt_logprobs,
+            elapsed_s=now - max(done.begun, self._finished),
             failures=tuple(sampled.failures.items()),
             stopped=tuple(sampled.stopped),
         )
-        self._latest.took(plan.rows, outcomes(result))
-        return result
+        self._finished = now
+        if self._collectives.rank == 0:
+            self._latest.came_of(outcomes(result))
+        done.tell(result)
 
-    def _compute(self, plan: StepPlan, graphs: DecodeGraphs | None) -> tuple[Sampled, list[tuple[TokenLogprob, ...]]]:
-        """Compute the rows: returns what was sampled, and the log-probabilities of prompts."""
+    def _fed(self, plan: StepPlan) -> Fed | None:
+        """The rows of a step planned ahead, if the device can take their tokens from the step before; else None.
+
+        The decision depends only on plans, so all ranks make the same one, whichever tokens their hosts have read.
+        """
+        if not self._latest.feeds or plan.step % _COUNT_EVERY == 0:
+            return None
+        assert plan.ahead is not None
+        assert self._graphs is not None
+        rows = self._latest.rows_fed(plan.ahead, plan.rows)
+        return self._latest.feed(rows) if self._graphs.serves(rows) else None
+
+    def _compute(
+        self, plan: StepPlan, graphs: DecodeGraphs | None, fed: Fed | None
+    ) -> tuple[Drawing | None, list[tuple[TokenLogprob, ...]]]:
+        """Compute the rows: returns what is sampled, and the log-probabilities of prompts."""
         for admit in plan.admits:
             if self._drafter is not None:
                 self._drafter.admit(admit.slot)
             if self._collectives.rank == 0:
                 self._sampler.admit(admit)
-        self._turn_pages(plan.rows)
-        drafts = self._draft(plan.rows)
+            if admit.token_ids or admit.sampling.grammar is not None:
+                self._apart.add(admit.slot)
+            else:
+                self._apart.discard(admit.slot)
+        rows = plan.rows
+        self._turn_pages(rows)
+        drafts = self._draft(rows, fed)
         self._watch.lap("draft")
-        ids = self._ids(plan.rows, drafts)
-        hidden = graphs(plan.rows, ids) if graphs else self._model.forward(self._batch(plan.rows, ids), self._caches)
+        ids = self._ids(rows, drafts) if fed is None else _fed_ids(fed, drafts)
+        if graphs is not None:
+            hidden = graphs(rows, ids, None if fed is None else fed.places)
+        else:
+            hidden = self._model.forward(self._batch(rows, ids), self._caches)
         self._watch.launched()
-        self._verified = self._verified_of(plan.rows)
         if self._drafter is not None:
-            self._drafter.take(plan.rows, ids, hidden)
+            self._drafter.take(rows, ids, hidden)
         self._watch.lap("forward")
-        sampled = Sampled([], [], {}, [])
-        if any(r.sample for r in plan.rows):
-            logits = self._model.logits(self._sampled_of(plan.rows, hidden))
-            if self._collectives.rank == 0:
-                runs = [Run(r.slot, r.start + len(r.token_ids), r.drafts) for r in plan.rows if r.sample]
-                sampled = self._sampler(logits, runs, drafts)
-        prompt_logprobs = self._prompt_logprobs(plan.rows, hidden) if any(r.next_ids for r in plan.rows) else []
+        logits = self._model.logits(self._sampled_of(rows, hidden)) if any(r.sample for r in rows) else None
+        over: frozenset[int] = frozenset()
+        if fed is not None:
+            # The device is computing the step, so it loses nothing while the host waits here.
+            rows, over = self._latest.settle(rows)
+            self.finish()
+        self._verified = self._verified_of(rows, over)
+        # If drafts are sampled one by one, the device does not know how many are accepted.
+        together = drafts is None or self._apart.isdisjoint(row.slot for row in rows)
+        feeds = graphs is not None and together and len(over) < len(rows)
+        drawing = came = None
+        if logits is not None and self._collectives.rank == 0:
+            drawing, came = self._drawing(rows, logits, drafts, over, feeds=feeds)
+        self._latest.took(rows, over, came, feeds=feeds)
+        prompt_logprobs = self._prompt_logprobs(rows, hidden) if any(r.next_ids for r in rows) else []
         self._watch.lap("sample")
-        return sampled, prompt_logprobs
+        return drawing, prompt_logprobs
+
+    def _drawing(
+        self, rows: tuple[Row, ...], logits: Tensor, drafts: Tensor | None, over: frozenset[int], *, feeds: bool
+    ) -> tuple[Drawing | None, Tensor | None]:
+        """Sample tokens for the rows that have not ended; returns them, and the outcomes that feed the next step."""
+        runs = [Run(r.slot, r.start + len(r.token_ids), r.drafts) for r in rows if r.sample]
+        if not over:
+            drawing = self._sampler.draw(logits, runs, drafts, outcomes=feeds)
+            return drawing, drawing.came
+        if len(over) == len(runs):
+            return None, None
+        live = [at for at in range(len(runs)) if at not in over]
+        at = self._integers(live)
+        some = logits.view(len(runs), -1, logits.shape[-1])[at].flatten(0, 1)
+        drawing = self._sampler.draw(
+            some, [runs[n] for n in live], None if drafts is None else drafts[at], outcomes=feeds
+        )
+        if drawing.came is None:
+            return drawing, None
+        came = self._integers([NOTHING] * len(runs))
+        came[at] = drawing.came
+        return drawing, came
 
     def stats(self) -> RankStats | None:
         """This rank's totals; None unless the latest step was a measured one."""
@@ -147,13 +257,17 @@ class Runner:
         self._watch.on = False
         none = Moved(0, 0.0)
         sent, received = (self._transfers.sent, self._transfers.received) if self._transfers else (none, none)
+        links = self._transfers.channels if self._transfers else {}
         rank, phases = self._collectives.rank, self._watch.phases
         if rank:
-            return RankStats(rank, phases, sent, received)
-        return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks)
+            return RankStats(rank, phases, sent, received, links=links)
+        return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks, links)
 
-    def _before(self, plan: StepPlan) -> None:
-        self._commit(plan.commits)
+    def _before(self, plan: StepPlan, fed: Fed | None) -> None:
+        if fed is not None:
+            self._commit_fed(fed)
+        else:
+            self._commit(plan.commits)
         self._save(plan)
         self._receive(plan)
         for copy in plan.copies:
@@ -169,9 +283,17 @@ class Runner:
             stands = {commit.slot: commit.tokens for commit in commits}
             self._model.commit(rows, self._integers([stands.get(slot, 0) for slot in slots]), self._caches)
 
-    def _draft(self, rows: tuple[Row, ...]) -> Tensor | None:
+    def _commit_fed(self, fed: Fed) -> None:
+        """Advance linear states by the accepted tokens, whose number only the device knows."""
+        if self._verified is not None:
+            (rows, _), self._verified = self._verified, None
+            self._model.commit(rows, fed.came[:, 0], self._caches)
+
+    def _draft(self, rows: tuple[Row, ...], fed: Fed | None) -> Tensor | None:
         """Make the drafts of the rows that have some, which are the first: [rows, most drafts]."""
         drafted = [r for r in rows if r.drafts]
+        if fed is not None and drafted and self._drafter is not None:
+            return self._drafter.feed(self._latest.before, fed)
         return self._drafter.draft(drafted) if drafted and self._drafter is not None else None
 
     def _ids(self, rows: tuple[Row, ...], drafts: Tensor | None) -> Tensor:
@@ -259,7 +381,7 @@ class Runner:
         return snapshot.read_shard(self._caches, pages, start, stop, rank, size)
 
     def _turn_pages(self, rows: tuple[Row, ...]) -> None:
-        """Enter rows' new pages into the table."""
+        """Write rows' new pages into the page table."""
         new = [(row.slot, row.page_offset + i, page) for row in rows for i, page in enumerate(row.new_pages)]
         if new:
             slots, places, pages = self._integers(new).unbind(1)
@@ -277,12 +399,13 @@ class Runner:
             verified=sum(r.drafts > 0 for r in rows),
         )
 
-    def _verified_of(self, rows: tuple[Row, ...]) -> tuple[Rows, tuple[int, ...]] | None:
-        """The rows with drafts and their slots, for the commit to come."""
+    def _verified_of(self, rows: tuple[Row, ...], over: frozenset[int]) -> tuple[Rows, tuple[int, ...]] | None:
+        """The rows with drafts and their slots, for the commit to come. Those that are `over` were padding."""
         drafted = [r for r in rows if r.drafts]
         if not drafted:
             return None
-        slots = tuple(r.slot for r in drafted)
+        padding = self._page_table.shape[0] - 1
+        slots = tuple(padding if at in over else r.slot for at, r in enumerate(drafted))
         positions = self._integers([p for r in drafted for p in range(r.start, r.start + r.count)])
         starts, counts = tuple(r.start for r in drafted), tuple(r.count for r in drafted)
         return make_rows(self._integers(slots), positions, starts, counts), slots
@@ -314,3 +437,8 @@ class Runner:
             out.append(tuple(wanted))
             first += row.count
         return out
+
+
+def _fed_ids(fed: Fed, drafts: Tensor | None) -> Tensor:
+    """The tokens [T] of a fed step: each row's own token and its drafts."""
+    return fed.tokens if drafts is None else torch.cat((fed.tokens[:, None], drafts), 1).flatten()

@@ -1,4 +1,4 @@
-"""The rows of a step that was planned while the one before it ran, as ranks make them. Pure."""
+"""Makes, on the ranks, the rows of a step that was planned while the previous one ran. Pure."""
 
 from collections.abc import Sequence as Seq
 
@@ -10,7 +10,7 @@ _NO_PAGES: tuple[int, tuple[int, ...]] = (0, ())
 
 
 def outcomes(result: StepResult) -> list[Outcome]:
-    """What came of each row that sampled."""
+    """The outcome of each row that sampled: number of tokens, last token, and whether its sequence ended."""
     if not (result.stopped or result.failures):
         return [(len(tokens), tokens[-1], False) for tokens in result.tokens]
     failed = {at for at, _ in result.failures}

@@ -51,11 +51,11 @@ class Batch:
 
     @property
     def present(self) -> int:
-        """How many of its sequences have their places still."""
+        """The number of its sequences that have not been preempted."""
         return len(self.seqs) - len(self.gone)
 
     def changes(self, step: int) -> Changes | None:
-        """What changes before the step after `step`, the present one; None if its results must be known first."""
+        """The changes before the step after `step`, the present one; None if its results must be known first."""
         ended: list[int] = []
         if self.gone:
             ended += (slot for seq, slot in zip(self.seqs, self.slots, strict=True) if seq in self.gone)
@@ -87,30 +87,30 @@ class Batch:
         return -(-(len(seq.tokens) - 1 + self._far) // self._size) - len(seq.pages)
 
     def planned(self, step: int, changes: Changes) -> None:
-        """The step after `step` is planned with these changes."""
+        """Record that the step after `step` is planned with these changes."""
         self._planned, self._last = step, changes.last
         self._due.pop(step, None)
         for seq, pages in changes.stay:
             self._look(seq, pages, step)
 
     def ending(self, step: int) -> list[Sequence]:
-        """All whose last token the present step may bring."""
+        """The sequences whose last token the present step may give."""
         if step == self._planned:
             return [seq for seq in self._last if seq not in self.gone]
         near = [seq for seq, epoch in self._due.get(step, ()) if seq.epoch == epoch]
         return [seq for seq in near if seq.most - len(seq.tokens) <= self._most]
 
     def gained(self, count: int) -> None:
-        """The present step brought its sequences so many tokens together."""
+        """Record the number of tokens that the present step gave all its sequences together."""
         self.context += count
 
     def lose(self, seq: Sequence) -> None:
-        """A sequence loses its places; nothing happens if it is not in the batch."""
+        """Record that a sequence is preempted; does nothing if it is not in the batch."""
         if seq in self._members:
             self.gone.add(seq)
 
     def leave(self, over: set[int], slots: set[int]) -> None:
-        """Sequences leave, by their index and by their slots."""
+        """Remove sequences, by their indices and their slots."""
         rows = [
             (seq, slot)
             for at, (seq, slot) in enumerate(zip(self.seqs, self.slots, strict=True))
@@ -123,7 +123,7 @@ class Batch:
         self.context = sum([len(seq.tokens) for seq in self.seqs]) - len(rows)
 
     def join(self, seq: Sequence, slot: int, step: int, *, here: bool) -> None:
-        """A sequence comes in `step`, the present one. here: it has its places still."""
+        """Add a sequence in `step`, the present one. here: whether it still has its slot and pages."""
         self.seqs.append(seq)
         self.slots.append(slot)
         self._members.add(seq)
@@ -134,7 +134,7 @@ class Batch:
             self.gone.add(seq)
 
     def _look(self, seq: Sequence, pages: int, step: int) -> None:
-        """Look at a sequence in the first step from `step` on in which it may change. pages: how many it has then."""
+        """Note the first step from `step` on in which a sequence may change. pages: the number it has then."""
         known = len(seq.tokens)
         tokens = min(seq.most - self._far + 1, seq.keep_at, pages * self._size - self._far + 2) - known
         self._due.setdefault(step + max(0, -(-tokens // self._most)), []).append((seq, seq.epoch))

@@ -18,7 +18,7 @@ class Size:
     context: int = 0
 
     def plus(self, rows: Iterable[Row]) -> "Size":
-        """With these rows too."""
+        """The size with these rows added."""
         sizes = [(row.count, row.start) for row in rows]
         if not sizes:
             return self
@@ -42,7 +42,7 @@ class InFlight:
 
     @property
     def size(self) -> Size:
-        """What the step computes."""
+        """The number of tokens that the step computes, and their context."""
         return self.of_batch.plus(self.plan.rows)
 
 
@@ -120,12 +120,12 @@ class StepBuilder:
         self._expects.append(Expect(seq.request_id, seq.source.peer, seq.source.position, seq.have))
 
     def fetch(self, seq: Sequence, keys: tuple[int, ...], files: tuple[str, ...]) -> None:
-        """Fetch the sequence's snapshot from host memory or files, without latents that are on the device already."""
+        """Fetch the sequence's snapshot from host memory or files, without latents that are already on the device."""
         assert seq.fetching is not None
         self._fetches.append(Fetch(seq.request_id, keys, seq.have, seq.fetching.position, files))
 
     def copy(self, copy: Copy) -> None:
-        """Copy a kept state, and the page in which its prefix ends, to a sequence's own places."""
+        """Copy a kept state, and the page in which its prefix ends, to a sequence's own slot and page."""
         self._copies.append(copy)
 
     def send_kept(self, export: Export) -> None:

@@ -21,7 +21,7 @@ class Drafting:
         self._wanted: int | None = None
 
     def each(self, active: Iterable[Sequence], budget: int) -> int:
-        """Drafts for each decoding sequence in a step with this token budget; each has room for its own token first."""
+        """Drafts for each decoding sequence in a step with this token budget, after one token for each."""
         decoding = sum(seq.pending == 1 for seq in active)
         if self._wanted is not None and decoding:
             wanted, self._wanted = self._wanted, None
@@ -29,7 +29,7 @@ class Drafting:
         return self.speculation.drafts(decoding, budget - decoding)
 
     def stay(self, drafts: int, decoding: int, budget: int) -> bool:
-        """Whether the next step has as many drafts as this one; else `each` tells how many it has."""
+        """Whether the next step has as many drafts as this one; if not, `each` says how many it has."""
         if self._wanted is None:
             self._wanted = self.speculation.drafts(decoding, budget - decoding)
         if self._wanted != drafts:
@@ -60,7 +60,7 @@ class Drafting:
         self.speculation.verified(drafts, {stood: 1})
 
     def verified_batch(self, rows: Iterable[tuple[Sequence, tuple[int, ...], object]], drafts: int) -> int:
-        """Rows with so many drafts gained these tokens, and go on; returns how many of the drafts were accepted."""
+        """Record the tokens that rows with so many drafts gained; returns how many drafts were accepted."""
         stood = [(seq.slot, len(gained)) for seq, gained, _ in rows]
         self._stood += stood
         runs = Counter([gained - 1 for _, gained in stood])
@@ -68,9 +68,9 @@ class Drafting:
         return sum(accepted * count for accepted, count in runs.items())
 
     def commits(self) -> tuple[Commit, ...]:
-        """What the next plan tells the ranks of the rows verified since the plan before."""
+        """The commits of the rows verified since the last plan, for the next one."""
         return tuple(Commit(slot, tokens) for slot, tokens in self._stood)
 
     def planned(self) -> None:
-        """The next plan is made, or the ranks commit by themselves."""
+        """Forget the commits, because the next plan has them or the ranks commit by themselves."""
         self._stood.clear()

@@ -1,10 +1,11 @@
-"""Steps that are planned while the one before them runs: which of its sequences go on there. Pure."""
+"""Decides which sequences of a running step continue in the step that is planned meanwhile. Pure."""
 
 from dataclasses import dataclass
 
-from workers.schedule.batch import Changes
+from workers.schedule.batch import Batch, Changes
 from workers.schedule.builder import InFlight
 from workers.schedule.sequence import Sequence
+from workers.schedule.step import StepPlan, StepResult
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +27,7 @@ class Going:
 
 
 def going_on(step: InFlight, page_size: int) -> Going | None:
-    """Which sequences of a step go on in the next one; None where its results must be known to tell."""
+    """Which sequences of a step go on in the next one; None if its results must be known first."""
     batch, changes = step.batch, None
     busy: list[Sequence] = []
     ended: list[int] = []
@@ -63,3 +64,24 @@ def going_on(step: InFlight, page_size: int) -> Going | None:
     if not count:
         return None
     return Going(count, drafts, running + len(busy), tuple(busy), changes, tuple(ended), tuple(short))
+
+
+def gone_on(step: InFlight, result: StepResult, following: StepPlan, page_size: int) -> Batch | None:
+    """The sequences of a step that have gone on in the one planned behind it; None or empty if none has.
+
+    result: of the step, taken already.
+    """
+    assert following.ahead is not None
+    over = {at for at, _ in result.failures}.union(result.stopped)
+    ended = set(following.ahead.ended)
+    batch, at = step.batch, 0
+    if batch is not None:
+        at = len(batch)
+        if over or ended:
+            batch.leave(over, ended)
+    for row, (seq, epoch) in zip(step.plan.rows, step.owners, strict=True):
+        if row.sample and at not in over and row.slot not in ended:
+            batch = batch or Batch(row.drafts, page_size)
+            batch.join(seq, row.slot, following.step, here=seq.epoch == epoch)
+        at += row.sample
+    return batch

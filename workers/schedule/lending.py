@@ -1,4 +1,4 @@
-"""Copies of kept snapshots for peers: those that wait for memory on the ranks, and those being sent. Pure."""
+"""Tracks copies of kept snapshots for peers: those that wait for the ranks' memory, and those being sent. Pure."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -62,11 +62,11 @@ class Lending:
         return self._leaving.pop(request_id, None)
 
     def call_off(self, request_id: str) -> None:
-        """The peer no longer wants the copy. One that is being sent ends when the ranks learn it."""
+        """Drop a copy that the peer no longer wants. One that is being sent ends when the ranks learn of it."""
         self.forget(lambda lent: lent.request_id == request_id)
 
     def drop(self, peer: str) -> list[str]:
-        """The peer has gone: drop its copies. Returns the requests whose copies were being sent."""
+        """Drop the copies for a peer that is gone. Returns the requests whose copies were being sent."""
         self.forget(lambda lent: lent.peer == peer)
         gone = [request_id for request_id, lent in self._leaving.items() if lent.peer == peer]
         for request_id in gone:

@@ -1,4 +1,4 @@
-"""One request at a worker: its tokens, how many are computed, and the places that it holds."""
+"""Defines a request at a worker: its tokens, how many are computed, and its slot and pages."""
 
 import array
 from dataclasses import dataclass, field
@@ -111,7 +111,7 @@ class Sequence:
 
     @property
     def known(self) -> Tokens:
-        """Its tokens with their digests, as the prefix cache uses them."""
+        """The tokens with their digests, for the prefix cache."""
         self.digests.extend(self.tokens)
         return Tokens(self.tokens, self.digests)
 

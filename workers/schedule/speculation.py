@@ -1,4 +1,4 @@
-"""Decides how many tokens a step drafts: what makes a token cheapest, by measured steps and accepted drafts."""
+"""Decides how many tokens a step drafts: the number with the lowest time per token, by measured steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -63,7 +63,7 @@ class Speculation:
         return Drafted(tuple(self._offered), tuple(self._accepted))
 
     def drafts(self, rows: int, room: int) -> int:
-        """The drafts of each sequence in a step in which `rows` sequences decode. room: for so many further tokens."""
+        """The number of drafts per sequence in a step with `rows` decoding sequences. room: tokens left in the step."""
         most = min(self.most, room // rows if rows else 0)
         if not most or not self.adapts:
             return most

@@ -1,6 +1,6 @@
 """What a leader tells its ranks each step, and what comes back. Plain data; `RANKS` frames it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import get_args
 
 from wire.codec import Codec
@@ -38,7 +38,7 @@ class Row(Data, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """Of the row that the step before verified in `slot`, the first `tokens` tokens stand: the state takes them in."""
+    """The state in `slot` takes in the first `tokens` tokens of the row that the previous step verified there."""
 
     slot: int
     tokens: int
@@ -117,7 +117,7 @@ class Expect:
 
 @dataclass(frozen=True, slots=True)
 class Discard:
-    """Drop what has come of it and whatever still comes.
+    """Drop a snapshot: what has arrived of it and whatever still arrives.
 
     leaving: and what waits here to be sent of it. A request may both pull a kept snapshot and hand its own on.
     """
@@ -191,7 +191,7 @@ class StepPlan:
 
     @property
     def empty(self) -> bool:
-        """Nothing to do."""
+        """Whether the plan has nothing to do."""
         return not any(
             (
                 self.ahead, self.commits, self.saves, self.stores, self.writes, self.drops, self.erases, self.links,
@@ -223,7 +223,7 @@ class StepResult:
 
 @dataclass(frozen=True, slots=True)
 class Compile:
-    """Make a grammar ready, beside the steps; rank 0 answers with `Compiled`."""
+    """Compile a grammar while steps run; rank 0 answers with `Compiled`."""
 
     grammar: Grammar
 
@@ -238,14 +238,14 @@ class Compiled:
 
 @dataclass(frozen=True, slots=True)
 class Forget:
-    """No sequence needs the grammar any more: free it."""
+    """Free a grammar that no sequence needs any more."""
 
     grammar: Grammar
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """How far a rank's weights have come: bytes of its share, in one stage of loading."""
+    """A rank's progress in one stage of loading: bytes of its share of the weights."""
 
     rank: int
     stage: str
@@ -269,7 +269,7 @@ class Ready:
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """All of a snapshot's parts lie in this rank's staging memory."""
+    """All of a snapshot's parts are in this rank's staging memory."""
 
     rank: int
     request_id: str
@@ -277,7 +277,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class FetchFailed:
-    """Host memory, or a file, could not give a snapshot back intact.
+    """A snapshot in host memory or a file is damaged or missing.
 
     peer: the worker it was to be sent to; "" for none.
     """
@@ -290,7 +290,7 @@ class FetchFailed:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """This rank's part of a snapshot lies in its file."""
+    """This rank has written its part of a snapshot to its file."""
 
     rank: int
     file: str
@@ -336,7 +336,7 @@ class Moved:
     seconds: float
 
     def plus(self, size: int, seconds: float) -> "Moved":
-        """One more part."""
+        """The totals with one more part."""
         return Moved(self.bytes + size, self.seconds + seconds)
 
 
@@ -346,7 +346,7 @@ class RankStats:
 
     phases: seconds of the measured steps by phase. expert_tokens: tokens times experts chosen in them, by the rank
     that holds the expert; expert_peaks: (layer, its busiest expert's share of the mean). Of rank 0 only, as all see
-    the same.
+    the same. links: how many over which snapshots come stand, by channel.
     """
 
     rank: int
@@ -355,6 +355,7 @@ class RankStats:
     received: Moved
     expert_tokens: tuple[int, ...] = ()
     expert_peaks: tuple[tuple[int, float], ...] = ()
+    links: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

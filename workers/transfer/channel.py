@@ -6,22 +6,24 @@ import torch
 from torch import Tensor
 
 from wire.liveness import SILENT_S
+from workers.transfer.messages import Kind
 
 # The bytes a second of the slowest link that does not count as stuck.
 _SLOWEST = 25e6
 
 
 class LinkBroken(RuntimeError):
-    """The link can't go on; the reason says why, in words for an operator."""
+    """The link is broken; the message gives the reason in words for an operator."""
 
 
 class Channel(ABC):
     """One end. Payload moves one way, in order, from a `SendChannel` to a `ReceiveChannel`.
 
-    device: of payload tensors. piece: both ends cut payload into pieces of at most this many bytes. patience_s: a piece
-    that takes so much longer than the slowest link would need counts as stuck.
+    kind: what moves payload. device: of payload tensors. piece: both ends cut payload into pieces of at most this many
+    bytes. patience_s: a piece that takes so much longer than the slowest link would need counts as stuck.
     """
 
+    kind: Kind
     device: torch.device
     piece: int
     patience_s: float = SILENT_S

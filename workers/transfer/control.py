@@ -1,4 +1,4 @@
-"""A link's control connection, by whose end either side learns that the other one has died."""
+"""A link's control connection. When one side dies, the other side sees the connection's end."""
 
 import contextlib
 import socket
@@ -17,7 +17,7 @@ _KEEPALIVE = {"TCP_KEEPIDLE": 1, "TCP_KEEPINTVL": 1, "TCP_KEEPCNT": 2, "TCP_USER
 
 
 class Control:
-    """Messages both ways. `send` may be called from any thread and never waits; `receive` from one thread."""
+    """The connection. `send` may be called from any thread and never waits; `receive` from one thread only."""
 
     def __init__(self, connection: socket.socket) -> None:
         self._socket = connection
@@ -88,7 +88,7 @@ class Control:
         self.close()
 
     def gone(self) -> bool:
-        """Whether the peer has closed its end; takes nothing from the stream."""
+        """Whether the peer has closed its end; it reads nothing from the stream."""
         try:
             with self._lock:
                 return self._socket.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""

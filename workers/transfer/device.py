@@ -1,4 +1,4 @@
-"""Streams and events of a GPU for links. On a CPU there is nothing to wait for."""
+"""GPU streams and events for links. On a CPU they do nothing."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

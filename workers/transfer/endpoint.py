@@ -1,4 +1,4 @@
-"""A rank's end of all its transfer links: snapshots go out to decode ranks, or come in from prefill ranks."""
+"""A rank's end of all its transfer links: it sends snapshots to decode ranks and receives them from prefill ranks."""
 
 import contextlib
 import socket
@@ -17,6 +17,7 @@ from workers.transfer.incoming import Incoming, ReceivedSnapshot
 from workers.transfer.lending import Lending
 from workers.transfer.messages import Choice
 from workers.transfer.negotiation import Identity
+from workers.transfer.nixl_agent import INSTALL, ability
 from workers.transfer.outgoing import Outgoing
 from workers.transfer.payload import Part, shares_of
 from workers.transfer.threads import Threads
@@ -50,8 +51,10 @@ class Transfers:
     ) -> None:
         """Listens on `host`, at a free port; OSError if that is not an address of this machine, TlsError.
 
-        ranks: of this worker.
+        ranks: of this worker. RuntimeError if `channel` asks for NIXL and it is not installed.
         """
+        if channel == "nixl" and ability() == "none":
+            raise RuntimeError(f"handoff.channel: nixl is not installed here: {INSTALL}, or set channel to auto")
         self._device = device
         self._me = me = Identity(worker_id, rank, ranks, host, device, channel, secret, tls())
         self._threads = Threads()
@@ -83,7 +86,7 @@ class Transfers:
         self._incoming.expect(expect)
 
     def discard(self, request_id: str, leaving: bool = True) -> None:
-        """Drop what has come of a snapshot and what still comes; with `leaving`, also what waits here to be sent."""
+        """Drop what has arrived, or still arrives, of a snapshot; with `leaving`, also what waits to be sent."""
         self._incoming.discard(request_id)
         if leaving:
             self._outgoing.discard(request_id)
@@ -133,6 +136,11 @@ class Transfers:
     def received(self) -> Moved:
         """Totals of what was received and wanted so far."""
         return self._incoming.moved
+
+    @property
+    def channels(self) -> dict[str, int]:
+        """The number of links over which snapshots can come, by channel."""
+        return self._incoming.channels()
 
     @property
     def pending(self) -> int:

@@ -7,6 +7,7 @@ receiving ranks have a link to the same one, which sends each its share.
 import socket
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -47,7 +48,7 @@ class ReceivedSnapshot:
 
 @dataclass(slots=True, eq=False)
 class _Link:
-    """at: which of this rank's links to the peer it is."""
+    """A link to one rank of a peer. at: its index among this rank's links to the peer."""
 
     peer: str
     at: int
@@ -89,7 +90,7 @@ class Incoming:
             self._threads.start(f"transfer-from-{peer}", partial(self._serve, link, where))
 
     def unlink(self, peer: str) -> None:
-        """Close the links and forget what has not wholly come over them; whole snapshots can still be taken."""
+        """Close a peer's links and forget snapshots that have not fully arrived; whole ones can still be taken."""
         with self._lock:
             links = self._links.pop(peer, [])
             self._inbox.lose(peer)
@@ -109,7 +110,7 @@ class Incoming:
         self._notify(LinkLost(self._me.rank, expect.peer, (expect.request_id,), "there is no link to it"))
 
     def discard(self, request_id: str) -> None:
-        """Give up a snapshot, and drop what has come of it."""
+        """Give up a snapshot and drop what has arrived of it."""
         with self._lock:
             asked = self._inbox.discard(request_id)
             if asked is not None:
@@ -128,6 +129,12 @@ class Incoming:
         parts = tuple((of[0][0], _joined([rows for _, rows in of], 0)) for of in alike)
         state = _joined([share.state for share in shares if share.state is not None], 1)
         return ReceivedSnapshot(parts, state, split, shares[0].skip)
+
+    def channels(self) -> dict[str, int]:
+        """The number of links that stand, by channel."""
+        with self._lock:
+            standing = [link.channel for links in self._links.values() for link in links if link.standing]
+        return Counter(channel.kind for channel in standing if channel is not None)
 
     def close(self) -> None:
         """Close all links."""

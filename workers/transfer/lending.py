@@ -55,11 +55,11 @@ class Lending:
         self._lock = threading.Lock()
 
     def stepped(self) -> None:
-        """The rank computed a step, so leave it time."""
+        """Note that the rank computed a step, so lending must leave it time."""
         self._stepped = time.monotonic()
 
     def lend(self, identity: str, control: Control, channel: SendChannel) -> None:
-        """Send everything; LinkBroken also if the borrower wants other weights."""
+        """Send all weights to a borrower; LinkBroken also if it wants other weights."""
         weights = self.weights
         if weights is None or weights.identity != identity:
             raise LinkBroken("this worker holds other weights, or lends none")

@@ -1,4 +1,4 @@
-"""The messages between the two ends of a link, beside the payload."""
+"""Defines the messages between the two ends of a link, besides the payload."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -6,8 +6,10 @@ from typing import Literal, get_args
 from wire.codec import Codec
 
 GroupKind = Literal["gloo", "nccl"]
-Kind = Literal["shm", "gloo", "nccl", "tls"]
-Choice = Literal["auto", "shm", "gloo", "nccl"]
+Kind = Literal["shm", "gloo", "nccl", "nixl", "tls"]
+Choice = Literal["auto", "shm", "gloo", "nccl", "nixl"]
+# What a rank's NIXL can use: nothing, as it is not installed, TCP, or RDMA.
+Nixl = Literal["none", "tcp", "rdma"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +22,7 @@ class Hail:
     machine: str
     device: str
     channel: Choice
+    nixl: Nixl = "none"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +31,21 @@ class ArenaOffer:
 
     pid: int
     fd: int
+    slots: int
+    slot_bytes: int
+    nonce: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class NixlOffer:
+    """Sender: NIXL's agent of this metadata has registered memory that begins, with `nonce`, at `address`.
+
+    gpu: whose memory it is; None for the host's.
+    """
+
+    agent: bytes
+    address: int
+    gpu: int | None
     slots: int
     slot_bytes: int
     nonce: bytes
@@ -53,7 +71,7 @@ class StreamOffer:
 
 @dataclass(frozen=True, slots=True)
 class OfferAnswer:
-    """Receiver: the offered channel stands, or why it can't."""
+    """Receiver: the offered channel works, or the reason why it does not."""
 
     refusal: str | None = None
 
@@ -67,7 +85,7 @@ class LinkFault:
 
 @dataclass(frozen=True, slots=True)
 class Want:
-    """Receiver: send this snapshot, its parts marked `serial`."""
+    """Receiver: send this snapshot and mark its parts with `serial`."""
 
     request_id: str
     serial: int
@@ -75,14 +93,14 @@ class Want:
 
 @dataclass(frozen=True, slots=True)
 class Unwant:
-    """Receiver: send no more of it."""
+    """Receiver: stop sending the snapshot."""
 
     serial: int
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """Receiver: the snapshot has wholly come."""
+    """Receiver: the whole snapshot has arrived."""
 
     serial: int
 
@@ -138,7 +156,7 @@ class WeightsHead:
 
 
 LinkMessage = (
-    Hail | ArenaOffer | GroupOffer | StreamOffer | OfferAnswer | LinkFault | Want | Unwant | Whole | PartHead | Filled
-    | Emptied | WantWeights | WeightsHead
+    Hail | ArenaOffer | GroupOffer | StreamOffer | OfferAnswer | LinkFault | Want | Unwant | Whole
+    | PartHead | Filled | Emptied | WantWeights | WeightsHead | NixlOffer
 )  # fmt: skip
 LINK: Codec[LinkMessage] = Codec(get_args(LinkMessage))

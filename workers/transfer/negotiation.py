@@ -9,7 +9,9 @@ import torch
 from wire.tls import Tls
 from workers.transfer.channel import LinkBroken, ReceiveChannel, SendChannel
 from workers.transfer.control import Control
-from workers.transfer.messages import ArenaOffer, Choice, GroupOffer, Hail, Kind, OfferAnswer, StreamOffer
+from workers.transfer.messages import ArenaOffer, Choice, GroupOffer, Hail, Kind, NixlOffer, OfferAnswer, StreamOffer
+from workers.transfer.nixl import NixlReceiver, NixlSender
+from workers.transfer.nixl_agent import INSTALL, ability
 from workers.transfer.shm import ShmReceiver, ShmSender
 from workers.transfer.stream import StreamMeeting, StreamVisit
 from workers.transfer.torch_dist import GroupReceiver, GroupSender, Meeting, Visit
@@ -67,27 +69,34 @@ def candidates(own: Hail, peer: Hail, sealed: bool = False) -> tuple[Kind, ...]:
             f"channel nccl needs GPUs on both sides, {own.worker_id} computes on {own.device}, "
             f"{peer.worker_id} on {peer.device}: set channel to auto or gloo"
         )
+    for end in (own, peer):
+        if "nixl" in wanted and end.nixl == "none":
+            raise LinkBroken(
+                f"channel nixl needs NIXL on both sides, and {end.worker_id} has none: {INSTALL}, "
+                "or set channel to auto"
+            )
     for kind in wanted:
         return (kind,)
     if sealed and not together:
         return ("tls",)
-    if cuda:
-        return ("nccl",)
-    return ("shm", "gloo") if together and own.device == peer.device == "cpu" else ("gloo",)
+    if together and own.device == peer.device == "cpu":
+        return ("shm", "gloo")
+    plain: Kind = "nccl" if cuda else "gloo"
+    return ("nixl", plain) if own.nixl == peer.nixl == "rdma" and not sealed else (plain,)
 
 
 def hail(me: Identity) -> Hail:
-    """Make a rank's Hail."""
-    return Hail(me.worker_id, me.rank, me.ranks, machine(), me.device.type, me.channel)
+    """The Hail of a rank."""
+    return Hail(me.worker_id, me.rank, me.ranks, machine(), me.device.type, me.channel, ability())
 
 
 def offer_channel(me: Identity, peer: Hail, control: Control) -> SendChannel:
-    """The sender's side, after the receiver's Hail: the first channel that stands. LinkBroken if none does."""
+    """The sender's side, after the receiver's Hail: the first channel that works. LinkBroken if none does."""
     refusal = ""
     for kind in candidates(hail(me), peer, me.tls is not None):
         try:
             opening = _open(me, kind, control)
-        except OSError as error:
+        except (OSError, LinkBroken) as error:
             refusal = f"no {kind} channel can be made here: {error}"
             continue
         try:
@@ -100,6 +109,9 @@ def offer_channel(me: Identity, peer: Hail, control: Control) -> SendChannel:
             match opening:
                 case ShmSender():
                     return opening
+                case NixlSender():
+                    opening.stand()
+                    return opening
                 case StreamMeeting():
                     return opening.join(_tls(me))
                 case Meeting():
@@ -108,10 +120,12 @@ def offer_channel(me: Identity, peer: Hail, control: Control) -> SendChannel:
     raise LinkBroken(refusal)
 
 
-def _open(me: Identity, kind: Kind, control: Control) -> ShmSender | StreamMeeting | Meeting:
+def _open(me: Identity, kind: Kind, control: Control) -> ShmSender | NixlSender | StreamMeeting | Meeting:
     match kind:
         case "shm":
             return ShmSender(control)
+        case "nixl":
+            return NixlSender(control, me.device, me.host)
         case "tls":
             return StreamMeeting(me.host)
         case _:
@@ -132,7 +146,9 @@ def accept_channel(me: Identity, control: Control) -> ReceiveChannel:
         try:
             match offer:
                 case ArenaOffer():
-                    opening: ShmReceiver | StreamVisit | Visit = ShmReceiver(control, offer)
+                    opening: ShmReceiver | NixlReceiver | StreamVisit | Visit = ShmReceiver(control, offer)
+                case NixlOffer():
+                    opening = NixlReceiver(control, offer, me.device, me.host)
                 case StreamOffer():
                     opening = StreamVisit(offer)
                 case GroupOffer():
@@ -145,7 +161,7 @@ def accept_channel(me: Identity, control: Control) -> ReceiveChannel:
         # Joining a group waits for the other end and can't be cancelled, so join only when the other end is about to.
         control.send(OfferAnswer())
         match opening:
-            case ShmReceiver():
+            case ShmReceiver() | NixlReceiver():
                 return opening
             case StreamVisit():
                 return opening.join(_tls(me))

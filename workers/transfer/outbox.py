@@ -47,7 +47,7 @@ class Outbox(Generic[P, T]):
 
     @property
     def receivers(self) -> set[P]:
-        """The receivers of queued snapshots."""
+        """The receivers that have queued snapshots."""
         return {peer for peer, _ in self._departures}
 
     def leaves(self, request_id: str) -> bool:
@@ -112,7 +112,7 @@ class Outbox(Generic[P, T]):
             self._forget(departure)
 
     def close(self, link: int) -> tuple[str, ...]:
-        """A link broke: forget what was asked for over it; returns the ids of snapshots with queued or sent parts."""
+        """Forget what was asked for over a broken link; returns the ids of snapshots with queued or sent parts."""
         at = self._links.pop(link, None)
         if at is None:
             return ()
@@ -122,7 +122,7 @@ class Outbox(Generic[P, T]):
         return tuple(d.request_id for d in lost if d.begun)
 
     def drop(self, peer: P) -> None:
-        """The peer is gone: forget everything for it."""
+        """Forget everything for a peer that is gone."""
         for departure in [d for d in self._departures.values() if d.peer == peer]:
             self._forget(departure)
 

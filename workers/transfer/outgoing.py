@@ -16,7 +16,7 @@ from workers.transfer.messages import Emptied, Hail, LinkMessage, PartHead, Unwa
 from workers.transfer.negotiation import Identity, offer_channel
 from workers.transfer.outbox import Outbox
 from workers.transfer.payload import Part, blob, send_tensor, size_of
-from workers.transfer.shm import ShmSender
+from workers.transfer.ring import RingSender
 from workers.transfer.threads import Threads
 
 PATIENCE_S = 30.0
@@ -134,7 +134,7 @@ class Outgoing:
 
     def _handle(self, link: _Link, message: LinkMessage) -> None:
         match message:
-            case Emptied() if isinstance(link.channel, ShmSender):
+            case Emptied() if isinstance(link.channel, RingSender):
                 link.channel.emptied()
             case Want():
                 with self._lock:

@@ -8,14 +8,14 @@ whichever way they end, and the size of /dev/shm does not bound it. The receiver
 import mmap
 import os
 import secrets
-import threading
 
 import torch
 from torch import Tensor
 
-from workers.transfer.channel import LinkBroken, ReceiveChannel, SendChannel
+from workers.transfer.channel import LinkBroken, ReceiveChannel
 from workers.transfer.control import Control
-from workers.transfer.messages import ArenaOffer, Emptied, Filled
+from workers.transfer.messages import ArenaOffer, Emptied
+from workers.transfer.ring import RingSender, await_filled
 
 SLOTS = 8
 # Small enough that a slot is still in the cache when the receiver copies it out, large enough that the message
@@ -25,52 +25,39 @@ PIECE = 2 * 1024 * 1024
 _HEADER = 4096
 
 
-class ShmSender(SendChannel):
-    """Makes the arena. `emptied` is called, by the thread that reads the control connection, for each Emptied."""
+class ShmSender(RingSender):
+    """Makes the arena."""
 
+    kind = "shm"
     device = torch.device("cpu")
     piece = PIECE
 
     def __init__(self, control: Control, slots: int = SLOTS) -> None:
         """OSError where the host has no such memory."""
-        self._control = control
-        self._room = threading.Semaphore(slots)
-        self._closed = False
-        self._next = 0
+        super().__init__(control, slots, PIECE)
         nonce = secrets.token_bytes(16)
         size = _HEADER + slots * PIECE
         self._file = os.fdopen(os.memfd_create("ling-transfer"), "r+b", buffering=0)
         self._file.truncate(size)
         arena = mmap.mmap(self._file.fileno(), size)
         arena[: len(nonce)] = nonce
-        self._slots = _slots(arena, slots)
+        self._memory = _slots(arena, slots)
         # The first touch of a page costs ten times a copy of it, so touch them before the first snapshot waits.
-        self._slots.zero_()
+        self._memory.zero_()
         self.offer = ArenaOffer(os.getpid(), self._file.fileno(), slots, PIECE, nonce)
 
-    def emptied(self) -> None:
-        """A slot is free again."""
-        self._room.release()
-
-    def send(self, piece: Tensor) -> None:
-        allowed_s = self.allowed_s(piece.numel())
-        if not self._room.acquire(timeout=allowed_s):
-            raise LinkBroken(f"the receiver took nothing for {allowed_s:.1f} s")
-        if self._closed:
-            raise LinkBroken("the link is closed")
-        self._slots[self._next % len(self._slots), : piece.numel()].copy_(piece)
-        self._next += 1
-        self._control.send(Filled(piece.numel()))
+    def _fill(self, slot: int, data: Tensor) -> None:
+        self._memory[slot, : data.numel()].copy_(data)
 
     def close(self) -> None:
-        self._closed = True
-        self._room.release()
+        super().close()
         self._file.close()
 
 
 class ShmReceiver(ReceiveChannel):
     """Maps the offered arena; OSError or LinkBroken if that is not possible from here."""
 
+    kind = "shm"
     device = torch.device("cpu")
     piece = PIECE
 
@@ -93,9 +80,7 @@ class ShmReceiver(ReceiveChannel):
         self._slots = _slots(arena, offer.slots)
 
     def receive(self, piece: Tensor) -> None:
-        message = self._control.receive()
-        if not isinstance(message, Filled) or message.count != piece.numel():
-            raise LinkBroken(f"expected a piece of {piece.numel()} bytes, got {message}")
+        await_filled(self._control, piece.numel())
         piece.copy_(self._slots[self._next % len(self._slots), : piece.numel()])
         self._next += 1
         self._control.send(Emptied())

@@ -31,7 +31,7 @@ class Span:
 
 @dataclass(slots=True)
 class Share(Generic[T]):
-    """What has come of a snapshot from one of its sender's ranks.
+    """What has arrived of a snapshot from one rank of its sender.
 
     have: the latents before it are here. skip: latents of the first part that come before those that were asked for.
     parts: (tokens, what holds them) in order. state: comes with the last part; then the share is whole.

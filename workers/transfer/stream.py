@@ -61,6 +61,7 @@ class StreamVisit:
 class _Stream(Channel):
     """One end, in use by one thread; `close` by any."""
 
+    kind = "tls"
     device = torch.device("cpu")
     # Pieces are not messages here; they only bound what one call moves.
     piece = 64 * 1024 * 1024

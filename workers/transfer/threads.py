@@ -20,7 +20,7 @@ class Threads:
             self._threads = [*self._alive(), thread]
 
     def join(self, seconds: float) -> None:
-        """Wait until all have ended, `seconds` at most: one may be inside a library call that can't be cut short."""
+        """Wait at most `seconds` until all have ended; one may be inside a library call that can't be interrupted."""
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
             with self._lock:

@@ -85,7 +85,7 @@ class _Member(Channel):
     ) -> None:
         """`host`: the address gloo listens on at this end. LinkBroken if the peer does not join."""
         self.device = device if kind == "nccl" else torch.device("cpu")
-        self._kind = kind
+        self.kind = kind
         self._control = control
         try:
             self._group: _Group | None = _nccl(store, rank) if kind == "nccl" else _gloo(store, rank, host)
@@ -99,7 +99,7 @@ class _Member(Channel):
 
     def close(self) -> None:
         group, self._group = self._group, None
-        if group is not None and self._kind == "nccl":
+        if group is not None and self.kind == "nccl":
             group.abort()
 
     def _run(self, start: Callable[[_Group], Work], size: int) -> None:
@@ -108,7 +108,7 @@ class _Member(Channel):
             raise LinkBroken("the link is closed")
         try:
             work = start(group)
-            if self._kind == "nccl":
+            if self.kind == "nccl":
                 self._poll(work, self.allowed_s(size))
             else:
                 work.wait(timedelta(seconds=self.allowed_s(size)))
@@ -117,7 +117,7 @@ class _Member(Channel):
             self.close()
             if isinstance(error, LinkBroken):
                 raise
-            raise LinkBroken(f"{self._kind}: {_first_line(error)}") from error
+            raise LinkBroken(f"{self.kind}: {_first_line(error)}") from error
         # `close` aborts the operation, which then counts as completed.
         if self._group is not group:
             raise LinkBroken("the link is closed")
@@ -193,7 +193,7 @@ def _nccl(store: Store, rank: int) -> _Group:
 
 @contextmanager
 def _surviving() -> Iterator[None]:
-    """NCCL groups made meanwhile leave the process alive when they fail; all others keep torch's rule."""
+    """While it is open, new NCCL groups do not end the process when they fail; all others keep torch's rule."""
     with _ENVIRONMENT:
         before = {name: os.environ.get(name) for name in _SURVIVING}
         os.environ.update(_SURVIVING)

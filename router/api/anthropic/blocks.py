@@ -40,7 +40,7 @@ class TextBlock(Block):
 
     type: Literal["text"]
     text: str
-    citations: list[Any] | None = meaningless(None, max_length=0)
+    citations: list[Any] | None = meaningless(None)
 
 
 SystemText = Annotated[list[TextBlock], BeforeValidator(_block_list, json_schema_input_type=str | list[TextBlock])]

@@ -17,7 +17,7 @@ from router.api.request import (
     choose_tools,
     shown_tool,
 )
-from router.api.schema import MAX_TURNS, SessionId, Short, Strict, meaningless
+from router.api.schema import MAX_TURNS, Probability, SessionId, Short, Strict, meaningless
 from router.errors import invalid
 from router.text.grammar import Form, Schema, json_form
 from router.text.tools.form import OfferedFunction
@@ -180,7 +180,7 @@ class MessagesRequest(CountRequest):
     session_id: SessionId | None = Field(None, description="the session that this continues; see docs/SESSIONS.md")
     stream: bool = False
     temperature: float = Field(1.0, ge=0, le=1, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    top_p: Probability = 1.0
     top_k: int = Field(0, ge=0, lt=2**31)
     metadata: Metadata | None = meaningless(None)
     service_tier: Literal["auto", "standard_only"] = meaningless("auto")

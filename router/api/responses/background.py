@@ -3,9 +3,10 @@
 import asyncio
 import logging
 from collections.abc import AsyncIterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 
 from router.api.generate import chunks
+from router.api.responses.answers import Response
 from router.api.responses.events import split
 from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.store import ResponseStore
@@ -79,6 +80,20 @@ class Background:
                 await asyncio.wait_for(news.wait(), _POLL_S)
             except TimeoutError:
                 continue
+
+    async def ended(self, tenant: str, body: Response) -> Response:
+        """A response once it has ended, whichever router runs it; 404 if it is deleted before.
+
+        body: the response as it is now.
+        """
+        while body["status"] == "in_progress":
+            run = self._runs.get(body["id"])
+            with suppress(TimeoutError):
+                await asyncio.wait_for((run.news if run is not None else asyncio.Event()).wait(), _POLL_S)
+            if (kept := await self._store.get(tenant, body["id"])) is None:
+                raise ApiError(404, f"the response {body['id']!r} was deleted while it ran", code="response_not_found")
+            body = kept.body
+        return body
 
     async def close(self) -> None:
         """Return once all have ended. The connections to workers must be closed before."""

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import ExitStack
 from dataclasses import replace
 
+from pydantic_core import from_json
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
@@ -26,7 +27,7 @@ from router.api.responses.answers import Response
 from router.api.responses.background import Background
 from router.api.responses.ids import new_id
 from router.api.responses.items import InputItem, ItemReference
-from router.api.responses.resource import resource
+from router.api.responses.resource import STATUSES, resource
 from router.api.responses.rows import Conversation, Record, Run
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.serializer import ResponseSerializer
@@ -34,7 +35,7 @@ from router.api.responses.store import ResponseStore
 from router.api.responses.takeover import run_key, seeded
 from router.api.responses.tools import warning
 from router.api.session_turn import begin_turn, session_of
-from router.errors import fault, invalid
+from router.errors import ApiError, fault, invalid
 from router.http.body import parse, read_body
 from router.http.caller import caller_of
 from router.http.deadline import deadline_of
@@ -65,26 +66,30 @@ class Create(Answering):
         request = await self._gateway.apart(len(body), parse, body, ResponseRequest)
         check_model(request.model, self._gateway.config)
         keyed = keyed_of(scope, body, caller_of(scope).tenant)
-        # Its events are stored, so that it can be gone on with wherever it is asked for.
-        apart = request.background or (keyed is not None and request.stream and request.store)
+        # It is stored before it ends, so that any router can go on with it, and show it to who asks with its key again.
+        apart = request.background or (keyed is not None and request.store)
         response_id = new_id("resp")
-        if apart and keyed is not None:
+        if keyed is not None:
             if keyed.had:
                 message = "the stream of a response goes on with GET /v1/responses/ID?stream=true&starting_after=N"
                 raise invalid(f"Last-Event-ID: {message}", "last-event-id")
+            keyed = replace(keyed, tells_ids=False)
             response_id = f"resp_{keyed.name.hex()}"
-            if (before := await self._again(caller_of(scope).tenant, response_id, keyed)) is not None:
+            if apart and (before := await self._again(caller_of(scope).tenant, response_id, keyed)) is not None:
                 return await self._show(request, before, scope, receive, send, headers)
         with ExitStack() as holds:
             permit = holds.enter_context(self._gateway.admitted(1))
             caller = caller_of(scope)
             caller.priority = request.priority
-            run = run_key(response_id) if apart else None
+            run = run_key(response_id) if apart else keyed
             lowered, choice, record = await self._begin(request, caller.tenant, response_id, run)
             caller.choices = [choice]
             account = caller.account
             job = job_of(lowered, [choice], caller, self._gateway.config, deadline_of(scope), run)
-            turn = await begin_turn(self._sessions, session_of(scope, lowered), caller, job)
+            if not apart:
+                await self._gateway.rejoin(job)
+            session = session_of(scope, lowered)
+            turn = await begin_turn(self._sessions, session, caller, job, takes_over=not apart)
             holds.enter_context(self._sessions.held(turn))
             holds.enter_context(self._gateway.flying(job, permit))
             headers += worker_headers(job, self._gateway.config)
@@ -93,14 +98,22 @@ class Create(Answering):
             if not apart:
                 return await self._attend(request, job, record, receive, send, headers)
             digest = hashlib.blake2b(body, digest_size=16).digest()
-            await self._store.begin(record, Run(body, digest), streamed=request.stream)
-            if account is not None:
-                # The request ends now, but its work continues and still counts as a concurrent request of its key.
-                account.running += 1
-                holds.callback(account.leave)
-            shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
-            self._background.start(job, shape, holds.pop_all(), streamed=request.stream)
-        return await self._show(request, record.body, scope, receive, send, headers)
+            if request.session_id is None and session is not None:
+                body = encode({**from_json(body), "session_id": session})  # for a router without the header
+            begun = await self._store.begin(record, Run(body, digest), streamed=request.stream)
+            if begun:
+                if account is not None:
+                    # The request ends now, but its work continues and still counts as a concurrent one of its key.
+                    account.running += 1
+                    holds.callback(account.leave)
+                shape = ResponseSerializer(record.body, choice, self._gateway.tokenizer, None)
+                self._background.start(job, shape, holds.pop_all(), streamed=request.stream)
+        shown: Response | None = record.body
+        if not begun and keyed is not None:  # its client sent it twice at once: the first one's answer is for both
+            shown = await self._again(caller.tenant, response_id, keyed)
+        if shown is None:
+            raise reused()
+        return await self._show(request, shown, scope, receive, send, headers)
 
     async def _again(self, tenant: str, response_id: str, keyed: Keyed) -> Response | None:
         """The response that was asked for with the same key before, if one was; 422 if with another body."""
@@ -112,12 +125,19 @@ class Create(Answering):
     async def _show(
         self, request: ResponseRequest, body: Response, scope: Scope, receive: Receive, send: Send, headers: Headers
     ) -> str:
-        """Answer with a response that runs, or ran, without its client."""
+        """Answer with a response that runs, or ran, without its client.
+
+        A failed one is an error if the client waits for its end.
+        """
+        tenant = caller_of(scope).tenant
         if request.stream:
-            events = self._background.follow(caller_of(scope).tenant, body["id"], -1)
-            await event_stream(events, headers)(scope, receive, send)
-        else:
-            await send_json(send, 200, encode(body), headers)
+            await event_stream(self._background.follow(tenant, body["id"], -1), headers)(scope, receive, send)
+            return "200"
+        if not request.background:
+            body = await self._background.ended(tenant, body)
+            if (failed := body["error"]) is not None:
+                raise ApiError(STATUSES.get(failed["code"], 500), failed["message"], code=failed["code"])
+        await send_json(send, 200, encode(body), headers)
         return "200"
 
     async def _begin(

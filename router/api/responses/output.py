@@ -64,7 +64,7 @@ class Output:
         yield event({"type": "response.in_progress", "sequence_number": self._next(), "response": body})
 
     def resume(self, sequence: int) -> None:
-        """What was added so far was told before, by so many events."""
+        """Continue after so many events, which have reported all output so far."""
         self.sequence = sequence
         self._uncovered = 0
 

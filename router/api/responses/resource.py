@@ -6,6 +6,7 @@ from router.api.responses.tools import shown as shown_tools
 from router.errors import ApiError
 
 _ERROR_CODES = {400: "invalid_prompt", 429: "rate_limit_exceeded"}
+STATUSES = {code: status for status, code in _ERROR_CODES.items()}
 
 
 def resource(request: ResponseRequest, response_id: str, created: int, model: str) -> Response:

@@ -39,7 +39,7 @@ def keeping(gateway: Gateway) -> tuple[Create, StoredResponses, Sessions, Snapsh
     bounds = Bounds(config.max_responses, config.max_responses_bytes)
     store = ResponseStore(path / _FILE, bounds, config.database_url)
     background = Background(store)
-    gateway.alongside(Takeover(gateway, store, background))
+    gateway.alongside(Takeover(gateway, store, background, sessions))
 
     async def close() -> None:
         await background.close()

@@ -200,7 +200,7 @@ def end(db: Connection, response_id: str, kept: Kept, body: Response) -> Kept:
 
 
 def run(db: Connection, response_id: str, owner: str, run: Run) -> None:
-    """Store what an active response's run needs. owner: who runs it."""
+    """Store what an active response's run needs. owner: the router that runs it."""
     db.execute("INSERT INTO response_runs VALUES (?, ?, ?, ?, 0, 1)", (response_id, owner, run.asked, run.digest))
 
 

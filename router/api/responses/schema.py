@@ -7,15 +7,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from router.api.request import Conversation, Request, Sampling, Tools, choose_tools
+from router.api.responses.includes import LOGPROBS, Includable
 from router.api.responses.items import Attachment, FunctionCallOutput, InputItem, tag
 from router.api.responses.tools import AllowedTools, AnyTool, NamedTool, ToolChoice, lowered
 from router.api.responses.turns import NAMES, Item, turns
-from router.api.schema import MAX_TURNS, SessionId, Short, Strict, meaningless
+from router.api.schema import MAX_TURNS, Probability, SessionId, Short, Strict, meaningless
 from router.errors import Path, invalid
 from router.priority import LATEST, SOONEST
 from router.text.grammar import Form, Schema, json_form
-
-LOGPROBS = "message.output_text.logprobs"
 
 
 def _item_list(value: Any) -> Any:
@@ -113,13 +112,13 @@ class ResponseRequest(Strict):
     reasoning: Reasoning | None = None
     max_output_tokens: int | None = Field(None, ge=1, description="reasoning counts too")
     temperature: float = Field(1.0, ge=0, le=2, allow_inf_nan=False)
-    top_p: float = Field(1.0, gt=0, le=1, allow_inf_nan=False)
+    top_p: Probability = 1.0
     top_logprobs: int = Field(0, ge=0, le=20, description=f"needs `{LOGPROBS}` in `include`")
-    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] = Field(
+    include: list[Includable] = Field(
         default_factory=list,
         max_length=16,
         description="log-probabilities need an answer of text alone: no `tools`, no reasoning; "
-        "`reasoning.encrypted_content` changes nothing: reasoning is not hidden",
+        "the others change nothing: reasoning is not hidden, and the rest never occurs here",
     )
     truncation: Literal["auto", "disabled"] = Field(
         "disabled",

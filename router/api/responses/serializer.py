@@ -50,7 +50,7 @@ class ResponseSerializer:
         return b"".join(self._output.begin(self.body))
 
     def resume(self, told: int) -> None:
-        """Another router has told so many events: all of what the choice's first `had` tokens say."""
+        """Continue after the events that another router sent, which cover the choice's first `had` tokens."""
         self._told = told
         if told:
             self.begin()

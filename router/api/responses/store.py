@@ -34,17 +34,20 @@ class ResponseStore:
 
     @property
     def begun(self) -> bool:
-        """Whether anything was ever stored."""
+        """Whether any response was ever stored."""
         return self._database.begun
 
-    async def begin(self, record: Record, run: Run, *, streamed: bool) -> None:
-        """Store a response that will run without its client; its lease has to be renewed."""
+    async def begin(self, record: Record, run: Run, *, streamed: bool) -> bool:
+        """Store a response that will run without its client; its lease has to be renewed. False if it is there."""
 
-        def write(db: Connection) -> None:
+        def write(db: Connection) -> bool:
+            if rows.digest(db, record.body["id"]) is not None:
+                return False
             rows.put(db, record, self._bounds, active=True, streamed=streamed)
             rows.run(db, record.body["id"], self._owner, run)
+            return True
 
-        await self._database.run(write)
+        return await self._database.run(write)
 
     async def claim(self, most: int) -> list[Lapsed]:
         """Take over responses whose routers have died, `most` of them at most; their leases have to be renewed."""

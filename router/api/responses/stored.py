@@ -9,14 +9,12 @@ from starlette.responses import Response
 from router.api.answers.records import Deleted
 from router.api.responses.background import Background
 from router.api.responses.create import event_stream
+from router.api.responses.includes import Includable
 from router.api.responses.rows import Kept
 from router.api.responses.store import ResponseStore
 from router.errors import ApiError, invalid
 from router.http.caller import caller_of
 from router.http.query import NoQuery, json_response, listed, read_query
-
-# Values of `include` that change nothing: these parts are always shown.
-Include = list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]]
 
 
 class ResponseQuery(BaseModel):
@@ -26,7 +24,7 @@ class ResponseQuery(BaseModel):
 
     stream: bool = False
     starting_after: int | None = Field(None, ge=0, lt=2**31)
-    include: Include = Field(default_factory=list)
+    include: list[Includable] = Field(default_factory=list)  # changes nothing: all there is of these is always shown
     include_obfuscation: Literal["false"] = "false"
 
 
@@ -38,7 +36,7 @@ class ItemsQuery(BaseModel):
     after: str | None = None
     limit: int = Field(20, ge=1, le=100)
     order: Literal["asc", "desc"] = "desc"
-    include: Include = Field(default_factory=list)
+    include: list[Includable] = Field(default_factory=list)  # changes nothing: all there is of these is always shown
 
 
 class StoredResponses:

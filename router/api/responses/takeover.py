@@ -1,4 +1,4 @@
-"""Goes on with responses whose routers have died."""
+"""Continues responses whose routers have died."""
 
 import asyncio
 import hashlib
@@ -19,11 +19,13 @@ from router.api.responses.rows import Lapsed
 from router.api.responses.schema import ResponseRequest
 from router.api.responses.serializer import ResponseSerializer
 from router.api.responses.store import ResponseStore
+from router.api.session_turn import begin_turn
 from router.errors import ApiError
 from router.http.body import parse
 from router.http.caller import Caller
 from router.relay.gateway import Gateway
 from router.relay.keyed import Had, Keyed
+from router.relay.sessions import Sessions
 
 _log = logging.getLogger(__name__)
 _LOOK_S = 1.0
@@ -44,10 +46,11 @@ def seeded(request: Request, keyed: Keyed) -> Request:
 
 
 class Takeover:
-    """One router's. It looks for lapsed leases while it serves."""
+    """One router's takeover. It looks for lapsed leases while the router serves."""
 
-    def __init__(self, gateway: Gateway, store: ResponseStore, background: Background) -> None:
+    def __init__(self, gateway: Gateway, store: ResponseStore, background: Background, sessions: Sessions) -> None:
         self._gateway = gateway
+        self._sessions = sessions
         self._store = store
         self._background = background
         self._task: asyncio.Task[None] | None = None
@@ -57,7 +60,7 @@ class Takeover:
         self._task = asyncio.create_task(self._run())
 
     async def close(self) -> None:
-        """Take over nothing more."""
+        """Stop taking responses over."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -96,6 +99,8 @@ class Takeover:
             caller = Caller(record.body["id"], record.tenant, priority=request.priority)
             job = job_of(lowered, [choice], caller, gateway.config, None, keyed)
             await gateway.rejoin(job)
+            turn = await begin_turn(self._sessions, lowered.session, caller, job)
+            holds.enter_context(self._sessions.held(turn))
             holds.enter_context(gateway.flying(job, permit))
             shape = ResponseSerializer(record.body, choice, gateway.tokenizer, None)
             self._background.start(job, shape, holds.pop_all(), streamed=lapsed.streamed, told=lapsed.told)

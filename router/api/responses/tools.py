@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Discriminator, Fiel
 
 from router.api.request import Tool, shown_tool
 from router.api.responses.items import tag
-from router.api.schema import Strict
+from router.api.schema import Strict, meaningless
 from router.text.tools.form import OfferedFunction
 
 _NAME = r"^[a-zA-Z0-9_-]{1,128}$"
@@ -49,6 +49,10 @@ class FunctionTool(Strict):
     description: str | None = None
     parameters: dict[str, Any] | None = None
     strict: bool | None = None
+    output_schema: dict[str, Any] | None = meaningless(None, exclude=True)  # chat templates do not show it
+    # Only these values are accepted: the model calls the tool, and sees it from the start.
+    allowed_callers: list[Literal["direct"]] | None = Field(None, min_length=1, max_length=1, exclude=True)
+    defer_loading: Literal[False] | None = Field(None, exclude=True)
 
     def lower(self, at: str, namespace: str | None = None) -> Iterator[Tool]:
         """Lower to neutral tools. at: the tool's path in the request."""
@@ -82,6 +86,9 @@ class CustomTool(Strict):
     name: str = Field(pattern=_NAME)
     description: str | None = None
     format: Annotated[TextInput | GrammarInput, Field(discriminator="type")] | None = None
+    # Only these values are accepted: the model calls the tool, and sees it from the start.
+    allowed_callers: list[Literal["direct"]] | None = Field(None, min_length=1, max_length=1, exclude=True)
+    defer_loading: Literal[False] | None = Field(None, exclude=True)
 
     def lower(self, at: str, namespace: str | None = None) -> Iterator[Tool]:
         """Lower to neutral tools. at: the tool's path in the request."""
@@ -142,7 +149,10 @@ class ServerTool(BaseModel):
         "code_interpreter",
         "image_generation",
         "mcp",
+        "computer",
         "computer_use_preview",
+        "tool_search",
+        "programmatic_tool_calling",
     ]
 
     def lower(self, at: str) -> Iterator[Tool]:
@@ -152,7 +162,7 @@ class ServerTool(BaseModel):
 
 def _tag(value: Any) -> str | None:
     found = tag(value)
-    return "#server" if found is not None and found[1:] in _SERVER_RUN else found
+    return "#(server)" if found is not None and found[1:] in _SERVER_RUN else found
 
 
 _SERVER_RUN = frozenset(ServerTool.model_fields["type"].annotation.__args__)  # type: ignore[union-attr]
@@ -161,7 +171,7 @@ AnyTool = Annotated[
     | Annotated[CustomTool, Tag("#custom")]
     | Annotated[NamespaceTool, Tag("#namespace")]
     | Annotated[LocalShellTool, Tag("#local_shell")]
-    | Annotated[ServerTool, Tag("#server")],
+    | Annotated[ServerTool, Tag("#(server)")],
     Discriminator(_tag),
 ]
 ShownTool = FunctionTool | CustomTool | NamespaceTool | LocalShellTool
@@ -240,12 +250,12 @@ def _known_choice(value: Any) -> Any:
 
 
 def _choice_tag(value: Any) -> str | None:
-    found = tag(value) if isinstance(value, dict | BaseModel) else "#word"
+    found = tag(value) if isinstance(value, dict | BaseModel) else "#(word)"
     return "#function" if found == "#custom" else found
 
 
 ToolChoice = Annotated[
-    Annotated[Literal["none", "auto", "required"], Tag("#word")]
+    Annotated[Literal["none", "auto", "required"], Tag("#(word)")]
     | Annotated[NamedTool, Tag("#function")]
     | Annotated[AllowedTools, Tag("#allowed_tools")],
     Discriminator(_choice_tag),

@@ -27,7 +27,7 @@ provider "aws" {
 }
 
 locals {
-  # Asked for a token whenever one is needed, so none is kept.
+  # The providers run this command whenever they need a token, so no token is stored.
   token_command = ["eks", "get-token", "--cluster-name", module.eks.cluster_name, "--region", var.region]
 }
 

@@ -1,5 +1,5 @@
 output "kubeconfig" {
-  description = "Command that lets kubectl reach the cluster."
+  description = "Command that gives kubectl access to the cluster."
   value       = "aws eks update-kubeconfig --region ${var.region} --name ${module.eks.cluster_name}"
 }
 
@@ -9,6 +9,6 @@ output "model_volume" {
 }
 
 output "commands" {
-  description = "How to watch, test and reach the cluster."
+  description = "Commands that watch, test and reach the cluster."
   value       = module.ling.commands
 }

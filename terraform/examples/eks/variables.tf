@@ -1,22 +1,22 @@
 variable "region" {
-  description = "Region of AWS."
+  description = "AWS region."
   type        = string
   default     = "us-west-2"
 }
 
 variable "zones" {
-  description = "At least two zones of the region, the GPUs' first."
+  description = "At least two zones of the region, the one with the GPUs first."
   type        = list(string)
   default     = ["us-west-2a", "us-west-2b"]
 }
 
 variable "api_cidrs" {
-  description = "Networks from which Kubernetes' API may be reached, the one Terraform runs in among them."
+  description = "Networks from which Kubernetes' API can be reached, including the one in which Terraform runs."
   type        = list(string)
 }
 
 variable "capacity_reservation_id" {
-  description = "Reservation of the GPU node; on demand without."
+  description = "Id of the GPU node's reservation. By default the node is bought on demand."
   type        = string
   default     = null
 }
@@ -30,7 +30,7 @@ variable "image" {
 }
 
 variable "deploy" {
-  description = "Whether the chart is installed. A checkpoint given as path has to be in the volume first."
+  description = "Whether to install the chart. A checkpoint given as path must be in the volume first."
   type        = bool
   default     = true
 }
@@ -42,13 +42,13 @@ variable "deletion_protection" {
 }
 
 variable "model" {
-  description = "What is served, as the module ling takes it: fetched from a hub or a bucket, or a folder that is copied to the volume."
+  description = "The checkpoint to serve, as the module ling takes it: fetched from a hub or a bucket, or a folder copied to the volume."
   type        = any
   default     = { repository = "inclusionAI/Ling-2.6-flash-FP8", format = "fp8" }
 }
 
 variable "model_bucket" {
-  description = "Bucket with checkpoints, which pods of one service account may read; none if not given."
+  description = "A bucket with checkpoints that the pods of one service account may read. By default there is none."
   type = object({
     name            = string
     namespace       = optional(string, "ling")

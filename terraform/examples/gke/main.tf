@@ -25,7 +25,7 @@ provider "google" {
 }
 
 locals {
-  # Asked for a token whenever one is needed, so none is kept.
+  # The providers run this command whenever they need a token, so no token is stored.
   token_command = "gke-gcloud-auth-plugin"
 }
 

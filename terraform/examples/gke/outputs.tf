@@ -1,5 +1,5 @@
 output "kubeconfig" {
-  description = "Command that lets kubectl reach the cluster."
+  description = "Command that gives kubectl access to the cluster."
   value       = "gcloud container clusters get-credentials ${module.gke.cluster_name} --region ${var.region} --project ${var.project}"
 }
 
@@ -9,6 +9,6 @@ output "model_volume" {
 }
 
 output "commands" {
-  description = "How to watch, test and reach the cluster."
+  description = "Commands that watch, test and reach the cluster."
   value       = module.ling.commands
 }

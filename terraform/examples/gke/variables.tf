@@ -1,33 +1,33 @@
 variable "project" {
-  description = "Google Cloud project."
+  description = "Id of the Google Cloud project."
   type        = string
 }
 
 variable "region" {
-  description = "Region of Google Cloud."
+  description = "Google Cloud region."
   type        = string
   default     = "us-central1"
 }
 
 variable "zone" {
-  description = "Zone of the region, one that has the GPUs."
+  description = "Zone of the region that has the GPUs."
   type        = string
   default     = "us-central1-a"
 }
 
 variable "api_cidrs" {
-  description = "Networks from which Kubernetes' API may be reached, the one Terraform runs in among them."
+  description = "Networks from which Kubernetes' API can be reached, including the one in which Terraform runs."
   type        = list(string)
 }
 
 variable "reservation" {
-  description = "Name of the GPU node's reservation; on demand without."
+  description = "Name of the GPU node's reservation. By default the node is bought on demand."
   type        = string
   default     = null
 }
 
 variable "image_repository" {
-  description = "Artifact Registry's repository the image is in, if it is."
+  description = "Artifact Registry repository with the image. By default the image is elsewhere."
   type = object({
     project  = string
     location = string
@@ -45,7 +45,7 @@ variable "image" {
 }
 
 variable "deploy" {
-  description = "Whether the chart is installed. A checkpoint given as path has to be in the volume first."
+  description = "Whether to install the chart. A checkpoint given as path must be in the volume first."
   type        = bool
   default     = true
 }
@@ -57,13 +57,13 @@ variable "deletion_protection" {
 }
 
 variable "model" {
-  description = "What is served, as the module ling takes it: fetched from a hub or a bucket, or a folder that is copied to the volume."
+  description = "The checkpoint to serve, as the module ling takes it: fetched from a hub or a bucket, or a folder copied to the volume."
   type        = any
   default     = { repository = "inclusionAI/Ling-2.6-flash-FP8", format = "fp8" }
 }
 
 variable "model_bucket" {
-  description = "Bucket with checkpoints, which pods of one service account may read; none if not given."
+  description = "A bucket with checkpoints that the pods of one service account may read. By default there is none."
   type = object({
     name            = string
     namespace       = optional(string, "ling")

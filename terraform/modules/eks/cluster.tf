@@ -62,7 +62,7 @@ resource "aws_eks_access_policy_association" "admin" {
   }
 }
 
-# What nodes need to become ready.
+# Add-ons that nodes need to become ready.
 resource "aws_eks_addon" "identity" {
   cluster_name = aws_eks_cluster.this.name
   addon_name   = "eks-pod-identity-agent"
@@ -76,7 +76,7 @@ resource "aws_eks_addon" "proxy" {
 resource "aws_eks_addon" "network" {
   cluster_name = aws_eks_cluster.this.name
   addon_name   = "vpc-cni"
-  # Without it the chart's NetworkPolicies say nothing.
+  # Without this setting, nothing enforces the chart's NetworkPolicies.
   configuration_values = jsonencode({ enableNetworkPolicy = "true" })
 
   pod_identity_association {
@@ -86,7 +86,7 @@ resource "aws_eks_addon" "network" {
   depends_on = [aws_eks_addon.identity]
 }
 
-# What needs nodes to become ready.
+# Add-ons that need nodes to become ready.
 resource "aws_eks_addon" "dns" {
   cluster_name = aws_eks_cluster.this.name
   addon_name   = "coredns"

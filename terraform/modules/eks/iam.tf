@@ -5,7 +5,7 @@ data "aws_caller_identity" "current" {}
 locals {
   policy_arns = "arn:${data.aws_partition.current.partition}:iam::aws:policy"
 
-  # Pods that call AWS, each with a role of its own.
+  # The service accounts whose pods call AWS. Each has its own role.
   pod_roles = {
     vpc-cni            = { service_account = "aws-node", policy = "AmazonEKS_CNI_Policy" }
     aws-ebs-csi-driver = { service_account = "ebs-csi-controller-sa", policy = "service-role/AmazonEBSCSIDriverPolicy" }
@@ -48,7 +48,7 @@ resource "aws_iam_role" "nodes" {
   assume_role_policy = data.aws_iam_policy_document.nodes.json
 }
 
-# Join the cluster and pull images, nothing else: what pods may do is their own roles' matter.
+# Nodes may only join the cluster and pull images. Pods have their own roles.
 resource "aws_iam_role_policy_attachment" "nodes" {
   for_each = toset(["AmazonEKSWorkerNodePolicy", "AmazonEC2ContainerRegistryPullOnly"])
 
@@ -85,7 +85,7 @@ resource "aws_iam_role_policy_attachment" "pod" {
   policy_arn = "${local.policy_arns}/${each.value.policy}"
 }
 
-# The autoscaler of nodes sees all groups and sizes those of this cluster, by the tag that EKS gives them.
+# The cluster autoscaler can read all groups, and can resize only this cluster's, which have a tag of EKS.
 data "aws_iam_policy_document" "autoscaler" {
   statement {
     actions = [
@@ -133,7 +133,7 @@ resource "aws_eks_pod_identity_association" "autoscaler" {
   role_arn        = aws_iam_role.autoscaler.arn
 }
 
-# Pods that fetch checkpoints read one bucket.
+# Pods that fetch checkpoints may read one bucket.
 data "aws_iam_policy_document" "models" {
   count = var.model_bucket == null ? 0 : 1
 

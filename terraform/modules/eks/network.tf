@@ -1,7 +1,7 @@
 data "aws_region" "current" {}
 
 locals {
-  # /20 a zone for nodes and pods; the last /20 of the /16 holds the /24s of what faces the internet.
+  # Each zone has a /20 for nodes and pods. The last /20 of the /16 has the public subnets, a /24 each.
   private_cidrs = { for i, zone in var.zones : zone => cidrsubnet(var.cidr, 4, i) }
   public_cidrs  = { for i, zone in var.zones : zone => cidrsubnet(var.cidr, 8, 240 + i) }
 }
@@ -13,7 +13,7 @@ resource "aws_vpc" "this" {
   tags                 = { Name = var.name }
 }
 
-# Without rules: nothing may lean on the group that everything gets which names none.
+# The default group, which resources get that name no group. It has no rules, so nothing can rely on it.
 resource "aws_default_security_group" "this" {
   vpc_id = aws_vpc.this.id
 }
@@ -89,7 +89,7 @@ resource "aws_route_table_association" "public" {
   subnet_id      = each.value.id
 }
 
-# Checkpoints and images come from S3, past the NAT gateway and its price a byte.
+# Checkpoints and images come from S3 through this endpoint, which avoids the NAT gateway's price per byte.
 resource "aws_vpc_endpoint" "s3" {
   vpc_id            = aws_vpc.this.id
   service_name      = "com.amazonaws.${data.aws_region.current.region}.s3"

@@ -20,7 +20,7 @@ resource "aws_launch_template" "cpu" {
 
   metadata_options {
     http_tokens = "required"
-    # The node alone: a pod is one hop further.
+    # With one hop only the node reaches its metadata; a pod is one hop further.
     http_put_response_hop_limit = 1
   }
 }
@@ -49,7 +49,7 @@ resource "aws_eks_node_group" "cpu" {
   }
 
   lifecycle {
-    # The autoscaler's.
+    # The autoscaler changes this.
     ignore_changes = [scaling_config[0].desired_size]
   }
   depends_on = [
@@ -67,7 +67,7 @@ resource "aws_placement_group" "gpu" {
   strategy = "cluster"
 }
 
-# EFA asks for a group that lets itself in and out by name; nobody else is in it.
+# EFA needs a security group whose rules allow all traffic with itself. Only these nodes are in it.
 resource "aws_security_group" "efa" {
   count = length(local.efa_pools) > 0 ? 1 : 0
 
@@ -114,7 +114,7 @@ resource "aws_launch_template" "gpu" {
     http_put_response_hop_limit = 1
   }
 
-  # One a network card; the first carries IP too.
+  # One interface per network card. The first one also carries IP.
   dynamic "network_interfaces" {
     for_each = range(each.value.efa_interfaces)
     content {

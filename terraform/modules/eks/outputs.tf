@@ -9,12 +9,12 @@ output "endpoint" {
 }
 
 output "certificate_authority" {
-  description = "What Kubernetes' API is known by, PEM in base64."
+  description = "Certificate of the authority that signed Kubernetes' API's certificate, PEM in base64."
   value       = aws_eks_cluster.this.certificate_authority[0].data
 }
 
 output "model_storage" {
-  description = "Provisioner and parameters of the volume with the checkpoint: folders of an EFS file system, owned by the chart's user."
+  description = "Provisioner and parameters of the volume with the checkpoint, which is a folder of an EFS file system, owned by the chart's user."
   value = {
     provisioner = "efs.csi.aws.com"
     parameters = {
@@ -39,7 +39,7 @@ output "disk_storage" {
 }
 
 output "node_charts" {
-  description = "Charts these nodes need: what offers GPUs and EFA to pods, and what adds and removes nodes."
+  description = "Charts that these nodes need: device plugins for GPUs and EFA, and the cluster autoscaler."
   value = merge(
     {
       nvidia-device-plugin = {

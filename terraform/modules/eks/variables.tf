@@ -1,5 +1,5 @@
 variable "name" {
-  description = "Name of the EKS cluster, and what everything around it begins with."
+  description = "Name of the EKS cluster, and the beginning of all other names."
   type        = string
   default     = "ling"
   validation {
@@ -9,40 +9,40 @@ variable "name" {
 }
 
 variable "kubernetes_version" {
-  description = "Kubernetes' version, as MAJOR.MINOR."
+  description = "Version of Kubernetes, as MAJOR.MINOR."
   type        = string
   default     = "1.34"
   validation {
     condition     = can(regex("^1\\.[0-9]+$", var.kubernetes_version))
-    error_message = "kubernetes_version: give MAJOR.MINOR, 1.34 say."
+    error_message = "kubernetes_version: give MAJOR.MINOR, for example 1.34."
   }
 }
 
 variable "cidr" {
-  description = "Addresses of the VPC: a /16, of which each zone's private subnet gets a /20."
+  description = "IPv4 range of the VPC, a /16. Each zone's private subnet gets a /20 of it."
   type        = string
   default     = "10.0.0.0/16"
   validation {
     condition     = can(cidrnetmask(var.cidr)) && endswith(var.cidr, "/16")
-    error_message = "cidr: give an IPv4 network of 16 bits, 10.0.0.0/16 say."
+    error_message = "cidr: give an IPv4 network of 16 bits, for example 10.0.0.0/16."
   }
 }
 
 variable "zones" {
-  description = "Availability zones, 2 to 6 of one region, those with GPUs among them. The NAT gateway and the CPU nodes are in the first."
+  description = "2 to 6 availability zones of one region, including those of the GPUs. The NAT gateway and the CPU nodes are in the first one."
   type        = list(string)
   validation {
     condition     = length(var.zones) >= 2 && length(var.zones) <= 6 && length(distinct(var.zones)) == length(var.zones)
-    error_message = "zones: give 2 to 6 different ones; EKS needs two, even if all nodes stand in one."
+    error_message = "zones: give 2 to 6 different ones; EKS needs two, even if all nodes are in one."
   }
 }
 
 variable "api_cidrs" {
-  description = "Networks from which Kubernetes' API may be reached over the internet. None: from the VPC alone."
+  description = "Networks from which Kubernetes' API can be reached over the internet. With an empty list it can be reached only from the VPC."
   type        = list(string)
   validation {
     condition     = alltrue([for cidr in var.api_cidrs : can(cidrnetmask(cidr))])
-    error_message = "api_cidrs: give IPv4 networks, 203.0.113.0/24 say."
+    error_message = "api_cidrs: give IPv4 networks, for example 203.0.113.0/24."
   }
   validation {
     condition     = alltrue([for cidr in var.api_cidrs : tonumber(split("/", cidr)[1]) >= 8 if can(cidrnetmask(cidr))])
@@ -51,7 +51,7 @@ variable "api_cidrs" {
 }
 
 variable "admin_roles" {
-  description = "ARNs of IAM roles that administer the cluster, beside whoever makes it."
+  description = "ARNs of IAM roles that administer the cluster, in addition to the identity that creates it."
   type        = set(string)
   default     = []
   validation {
@@ -61,7 +61,7 @@ variable "admin_roles" {
 }
 
 variable "cpu_pool" {
-  description = "Nodes for Ray's head, routers, operator and monitoring."
+  description = "The nodes for Ray's head, routers, operator and monitoring."
   type = object({
     instance_type = optional(string, "m7i.4xlarge")
     min_nodes     = optional(number, 2)
@@ -76,7 +76,7 @@ variable "cpu_pool" {
 }
 
 variable "gpu_pools" {
-  description = "Nodes with GPUs, by the pool's name. zone: one of zones, the first if not given. capacity_type: ON_DEMAND, SPOT or CAPACITY_BLOCK. capacity_reservation_id: the reservation or capacity block they are of. placement_group: whether they stand close together. efa_interfaces: how many of EFA a node has (p5.48xlarge 32, p5en.48xlarge 16); none without. disk_gib: of the root disk."
+  description = "The pools of nodes with GPUs, by name. zone: one of zones; the first by default. capacity_type: ON_DEMAND, SPOT or CAPACITY_BLOCK. capacity_reservation_id: the reservation or capacity block that the nodes use. placement_group: whether the nodes are placed close together. efa_interfaces: number of EFA interfaces of a node (p5.48xlarge has 32, p5en.48xlarge 16); 0 for none. disk_gib: size of the root disk."
   type = map(object({
     instance_type           = string
     zone                    = optional(string)
@@ -115,19 +115,19 @@ variable "gpu_pools" {
 }
 
 variable "log_days" {
-  description = "How many days the control plane's logs are kept."
+  description = "Number of days for which the control plane's logs are kept."
   type        = number
   default     = 90
 }
 
 variable "deletion_protection" {
-  description = "Whether EKS refuses to delete the cluster. Set it to false before a terraform destroy."
+  description = "Whether EKS refuses to delete the cluster. Set it to false and apply before a terraform destroy."
   type        = bool
   default     = true
 }
 
 variable "model_bucket" {
-  description = "Bucket with checkpoints, which pods of one service account may read; none if not given."
+  description = "A bucket with checkpoints that the pods of one service account may read. By default there is none."
   type = object({
     name            = string
     namespace       = optional(string, "ling")

@@ -8,10 +8,10 @@ resource "google_container_cluster" "this" {
   networking_mode     = "VPC_NATIVE"
   deletion_protection = var.deletion_protection
 
-  # Enforces NetworkPolicies; without it the chart's say nothing.
+  # Dataplane V2 enforces NetworkPolicies; without it, nothing enforces the chart's.
   datapath_provider = "ADVANCED_DATAPATH"
 
-  # Pools are resources of their own.
+  # The node pools are separate resources.
   remove_default_node_pool = true
   initial_node_count       = 1
   node_config {
@@ -75,7 +75,7 @@ resource "google_container_cluster" "this" {
     enable_components = ["SYSTEM_COMPONENTS", "WORKLOADS"]
   }
 
-  # The rest is Prometheus' in the cluster.
+  # Prometheus in the cluster collects all other metrics.
   monitoring_config {
     enable_components = ["SYSTEM_COMPONENTS"]
     managed_prometheus {
@@ -84,7 +84,7 @@ resource "google_container_cluster" "this" {
   }
 
   lifecycle {
-    # Of the pool that was removed.
+    # GKE reports this for the default pool, which was removed.
     ignore_changes = [node_config, initial_node_count]
   }
   depends_on = [google_compute_router_nat.this, google_project_iam_member.nodes]

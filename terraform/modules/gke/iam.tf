@@ -1,4 +1,4 @@
-# Nodes log, send their figures and pull images, nothing else.
+# Nodes may only write logs and metrics, and pull images.
 resource "google_service_account" "nodes" {
   project      = var.project
   account_id   = "${var.name}-nodes"
@@ -25,7 +25,7 @@ data "google_project" "this" {
   project_id = var.project
 }
 
-# Pods that fetch checkpoints read one bucket, by Kubernetes' own service account: no key is made.
+# Pods that fetch checkpoints may read one bucket, by their Kubernetes service account, without a key.
 resource "google_storage_bucket_iam_member" "models" {
   count = var.model_bucket == null ? 0 : 1
 

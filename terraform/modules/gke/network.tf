@@ -1,4 +1,4 @@
-# A network of its own, whose rules let nothing in but what GKE adds for the cluster's nodes and control plane.
+# The cluster's own network. Only GKE's rules for its nodes and control plane let traffic in.
 resource "google_compute_network" "this" {
   project                 = var.project
   name                    = var.name
@@ -23,7 +23,7 @@ resource "google_compute_subnetwork" "this" {
   }
 }
 
-# Nodes have no address of the internet; this is their way out.
+# Nodes have no public addresses, so they reach the internet through NAT.
 resource "google_compute_router" "this" {
   project = var.project
   name    = var.name

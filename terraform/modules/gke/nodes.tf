@@ -44,7 +44,7 @@ resource "google_container_node_pool" "cpu" {
   }
 
   lifecycle {
-    # The autoscaler's.
+    # The autoscaler changes this.
     ignore_changes = [initial_node_count]
   }
 }
@@ -71,7 +71,7 @@ resource "google_container_node_pool" "gpu" {
     auto_upgrade = true
   }
 
-  # A node goes before its successor comes: there are seldom GPUs to spare.
+  # An upgrade removes a node before it adds the next, because GPUs are seldom to spare.
   upgrade_settings {
     max_surge       = 0
     max_unavailable = 1

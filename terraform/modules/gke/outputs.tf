@@ -9,12 +9,12 @@ output "endpoint" {
 }
 
 output "certificate_authority" {
-  description = "What Kubernetes' API is known by, PEM in base64."
+  description = "Certificate of the authority that signed Kubernetes' API's certificate, PEM in base64."
   value       = google_container_cluster.this.master_auth[0].cluster_ca_certificate
 }
 
 output "model_storage" {
-  description = "Provisioner and parameters of the volume with the checkpoint: a Filestore instance, 1Ti and larger."
+  description = "Provisioner and parameters of the volume with the checkpoint, which is a Filestore instance of at least 1Ti."
   value = {
     provisioner   = "filestore.csi.storage.gke.io"
     parameters    = { tier = "zonal", network = google_compute_network.this.name }

@@ -1,5 +1,5 @@
 variable "project" {
-  description = "Google Cloud project."
+  description = "Id of the Google Cloud project."
   type        = string
   validation {
     condition     = can(regex("^[a-z][-a-z0-9]{4,28}[a-z0-9]$", var.project))
@@ -8,7 +8,7 @@ variable "project" {
 }
 
 variable "name" {
-  description = "Name of the GKE cluster, and what everything around it begins with."
+  description = "Name of the GKE cluster, and the beginning of all other names."
   type        = string
   default     = "ling"
   validation {
@@ -22,21 +22,21 @@ variable "region" {
   type        = string
   validation {
     condition     = can(regex("^[a-z]+-[a-z]+[0-9]+$", var.region))
-    error_message = "region: give a region, us-central1 say; the zone is another setting."
+    error_message = "region: give a region, for example us-central1; the zone is another setting."
   }
 }
 
 variable "zone" {
-  description = "Zone of the nodes. GPU pools may name another."
+  description = "Zone of the nodes. GPU pools may name another zone."
   type        = string
   validation {
     condition     = startswith(var.zone, "${var.region}-")
-    error_message = "zone: give one of the region, us-central1-a say."
+    error_message = "zone: give one of the region, for example us-central1-a."
   }
 }
 
 variable "release_channel" {
-  description = "How soon Kubernetes is upgraded: RAPID, REGULAR or STABLE."
+  description = "GKE's release channel, which decides how soon Kubernetes is upgraded: RAPID, REGULAR or STABLE."
   type        = string
   default     = "REGULAR"
   validation {
@@ -46,7 +46,7 @@ variable "release_channel" {
 }
 
 variable "cidrs" {
-  description = "Addresses of nodes, pods, Services and the control plane, the last a /28."
+  description = "IPv4 ranges of nodes, pods, Services and the control plane; the last must be a /28."
   type = object({
     nodes         = optional(string, "10.0.0.0/20")
     pods          = optional(string, "10.4.0.0/14")
@@ -56,16 +56,16 @@ variable "cidrs" {
   default = {}
   validation {
     condition     = alltrue([for cidr in values(var.cidrs) : can(cidrnetmask(cidr))]) && endswith(var.cidrs.control_plane, "/28")
-    error_message = "cidrs: give IPv4 networks, 10.0.0.0/20 say, and a /28 as control_plane."
+    error_message = "cidrs: give IPv4 networks, for example 10.0.0.0/20, and a /28 as control_plane."
   }
 }
 
 variable "api_cidrs" {
-  description = "Networks from which Kubernetes' API may be reached over the internet. None: from the cluster's network alone."
+  description = "Networks from which Kubernetes' API can be reached over the internet. With an empty list it can be reached only from the cluster's network."
   type        = list(string)
   validation {
     condition     = alltrue([for cidr in var.api_cidrs : can(cidrnetmask(cidr))])
-    error_message = "api_cidrs: give IPv4 networks, 203.0.113.0/24 say."
+    error_message = "api_cidrs: give IPv4 networks, for example 203.0.113.0/24."
   }
   validation {
     condition     = alltrue([for cidr in var.api_cidrs : tonumber(split("/", cidr)[1]) >= 8 if can(cidrnetmask(cidr))])
@@ -74,7 +74,7 @@ variable "api_cidrs" {
 }
 
 variable "image_repository" {
-  description = "Artifact Registry's repository with the cluster's image, which the nodes may read then. Not given: the image is elsewhere."
+  description = "Artifact Registry repository with the cluster's image, which the nodes get permission to read. By default the image is elsewhere."
   type = object({
     project  = string
     location = string
@@ -84,7 +84,7 @@ variable "image_repository" {
 }
 
 variable "kms_key" {
-  description = "Key that encrypts Kubernetes' Secrets and the nodes' disks, projects/…/cryptoKeys/…, of the region. Not given: Google's own keys. GKE's and Compute Engine's service agents must be allowed to use it."
+  description = "Key of the region that encrypts Kubernetes' Secrets and the nodes' disks, as projects/…/cryptoKeys/…. GKE's and Compute Engine's service agents must be allowed to use it. By default Google's own keys are used."
   type        = string
   default     = null
   validation {
@@ -94,7 +94,7 @@ variable "kms_key" {
 }
 
 variable "cpu_pool" {
-  description = "Nodes for Ray's head, routers, operator and monitoring."
+  description = "The nodes for Ray's head, routers, operator and monitoring."
   type = object({
     machine_type = optional(string, "n2-standard-16")
     min_nodes    = optional(number, 2)
@@ -109,7 +109,7 @@ variable "cpu_pool" {
 }
 
 variable "gpu_pools" {
-  description = "Nodes with GPUs, by the pool's name. accelerator: the card as GKE calls it, nvidia-h100-80gb say; accelerators: how many a node has. zone: where not in the others'. compact: whether they stand close together. spot: whether they may be taken away. reservation: the reservation they are of. disk_type: of the boot disk; what the machine takes."
+  description = "The pools of nodes with GPUs, by name. accelerator: the card's name in GKE, for example nvidia-h100-80gb; accelerators: number of cards of a node. zone: their zone, if it is not the variable zone. compact: whether the nodes are placed close together. spot: whether they are Spot nodes, which Google may take away. reservation: the reservation that they use. disk_gib, disk_type: size and type of the boot disk; the type must be one that the machine supports."
   type = map(object({
     machine_type = string
     accelerator  = string
@@ -141,7 +141,7 @@ variable "gpu_pools" {
   }
   validation {
     condition     = alltrue([for pool in values(var.gpu_pools) : pool.reservation == null if pool.spot])
-    error_message = "gpu_pools: a reservation holds no spot nodes; give one of both."
+    error_message = "gpu_pools: a reservation holds no spot nodes; give only one of the two."
   }
 }
 
@@ -152,7 +152,7 @@ variable "deletion_protection" {
 }
 
 variable "model_bucket" {
-  description = "Bucket with checkpoints, which pods of one service account may read; none if not given."
+  description = "A bucket with checkpoints that the pods of one service account may read. By default there is none."
   type = object({
     name            = string
     namespace       = optional(string, "ling")

@@ -20,7 +20,7 @@ resource "helm_release" "monitoring" {
     prometheus = {
       prometheusSpec = {
         retention = var.monitoring.retention
-        # Monitors of other releases too, the chart's for one.
+        # Also use the monitors of other releases, such as this chart's.
         podMonitorSelectorNilUsesHelmValues     = false
         serviceMonitorSelectorNilUsesHelmValues = false
         ruleSelectorNilUsesHelmValues           = false
@@ -43,7 +43,7 @@ resource "helm_release" "monitoring" {
       }
       sidecar = { dashboards = { enabled = true, label = "grafana_dashboard", labelValue = "1", searchNamespace = "ALL" } }
     }
-    # The cloud runs these and shows no figures of them.
+    # The cloud runs these parts and does not expose their metrics.
     kubeControllerManager = { enabled = false }
     kubeScheduler         = { enabled = false }
     kubeEtcd              = { enabled = false }

@@ -1,15 +1,15 @@
 output "namespace" {
-  description = "Where the cluster runs."
+  description = "Namespace in which the cluster runs."
   value       = kubernetes_namespace_v1.ling.metadata[0].name
 }
 
 output "model_claim" {
-  description = "PersistentVolumeClaim that the checkpoint is copied to."
+  description = "PersistentVolumeClaim of the volume with the checkpoint."
   value       = kubernetes_persistent_volume_claim_v1.models.metadata[0].name
 }
 
 output "commands" {
-  description = "How to watch it start, read the API key and Grafana's password, test it and reach it."
+  description = "Commands that show the cluster's start, print the API key and Grafana's password, test the cluster, and forward its ports."
   value = {
     status   = "kubectl -n ${var.namespace} get rayservice ling -w"
     api_key  = "kubectl -n ${var.namespace} get secret ${local.api_keys_secret} -o jsonpath='{.data.key}' | base64 -d"

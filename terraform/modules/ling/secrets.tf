@@ -1,4 +1,4 @@
-# Made while Terraform runs and written to Kubernetes alone: neither the plan nor the state holds them.
+# Terraform generates these while it runs and writes them only to Kubernetes, so neither plan nor state contains them.
 
 ephemeral "random_password" "ray_token" {
   count   = var.ray_token_secret == null ? 1 : 0
@@ -29,7 +29,7 @@ resource "kubernetes_secret_v1" "ray_token" {
   data_wo_revision = var.secrets_revision
 }
 
-# One Secret, for the key and its hash must be of the same run. Routers are given the hash alone.
+# One Secret holds the key and its hash, because both must be of the same run. Routers get only the hash.
 resource "kubernetes_secret_v1" "api_keys" {
   count = var.api_keys_secret == null ? 1 : 0
 

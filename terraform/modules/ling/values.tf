@@ -1,4 +1,4 @@
-# What the chart is given. Only variables are referred to, so this can be evaluated without a cloud.
+# The chart's values. They refer only to variables, so tests can evaluate them without a cloud.
 
 locals {
   operator_namespace   = "kuberay-operator"

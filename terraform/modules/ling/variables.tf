@@ -1,5 +1,5 @@
 variable "namespace" {
-  description = "Namespace of the cluster; made here."
+  description = "Namespace of the cluster. The module creates it."
   type        = string
   default     = "ling"
   validation {
@@ -9,13 +9,13 @@ variable "namespace" {
 }
 
 variable "deploy" {
-  description = "Whether the chart is installed. false makes all the rest: the volume to copy the checkpoint to, the namespace for Secrets of yours."
+  description = "Whether to install the chart. With false the module creates everything else, so that you can copy a checkpoint to the volume or create your own Secrets in the namespace first."
   type        = bool
   default     = true
 }
 
 variable "image" {
-  description = "The cluster's image, which the nodes can pull. tag: the chart's version if not given."
+  description = "The cluster's image, which the nodes must be able to pull. tag: the chart's version by default."
   type = object({
     repository = string
     tag        = optional(string, "")
@@ -27,7 +27,7 @@ variable "image" {
 }
 
 variable "model" {
-  description = "One of path: the checkpoint's folder in the volume; repository: of a hub, ORGANIZATION/NAME or with @REVISION; prefix: s3://, gs:// or https://. The last two are fetched into the volume, once for all nodes. secret: name of a Secret in the namespace whose keys become variables of the pods that fetch, HF_TOKEN say. env: those that are no secret, AWS_REGION say. service_account: account of these pods, made here with annotations, for a role that reads the bucket. served_name: what clients call it, the last part of the name if not given. format: of the weights: bf16, fp8, fp8-channel, int4, awq or other. shard: whether each rank's weights are laid together once before the first start, of a path."
+  description = "The checkpoint. Give exactly one of path: its folder in the volume; repository: a hub's repository, as ORGANIZATION/NAME, optionally with @REVISION; prefix: an address with s3://, gs:// or https://. A repository or a prefix is fetched into the volume once for all nodes. secret: name of a Secret in the namespace whose keys become environment variables of the pods that fetch, for example HF_TOKEN. env: further environment variables of these pods, for example AWS_REGION. service_account: service account of these pods, which the module creates with these annotations, for a role that reads the bucket. served_name: the model's name for clients; by default the last part of its name. format: the weights' format: bf16, fp8, fp8-channel, int4, awq or other. shard: whether to store each rank's weights together once before the first start; only with path."
   type = object({
     path       = optional(string, "")
     repository = optional(string, "")
@@ -57,7 +57,7 @@ variable "model" {
 }
 
 variable "model_storage" {
-  description = "Where the volume with the checkpoint comes from, for many nodes at once: a provisioner with its parameters and mount options, and the size asked for."
+  description = "Storage class of the volume with the checkpoint, which many nodes mount at once: provisioner, parameters, mount options, and the volume's size."
   type = object({
     provisioner   = string
     parameters    = map(string)
@@ -66,12 +66,12 @@ variable "model_storage" {
   })
   validation {
     condition     = can(regex("^[0-9]+(Gi|Ti)$", var.model_storage.size))
-    error_message = "model_storage.size: give Gi or Ti, 300Gi say."
+    error_message = "model_storage.size: give a size in Gi or Ti, for example 300Gi."
   }
 }
 
 variable "disk_storage" {
-  description = "Where a disk of one node comes from: a provisioner with its parameters."
+  description = "Storage class of disks that one node mounts: provisioner and parameters."
   type = object({
     provisioner = string
     parameters  = map(string)
@@ -79,7 +79,7 @@ variable "disk_storage" {
 }
 
 variable "gpu" {
-  description = "type: a card as the chart calls it, h100-80gb say, or other, which skips the check of memory. node_selector: labels of the nodes with it."
+  description = "The GPUs. type: the card's name in the chart, for example h100-80gb, or other, which skips the check of memory. node_selector: labels of the nodes that have them."
   type = object({
     type          = string
     node_selector = optional(map(string), {})
@@ -87,7 +87,7 @@ variable "gpu" {
 }
 
 variable "prefill" {
-  description = "Workers that compute prompts. replicas: how many; 0: decode workers do it. max_replicas: up to where the pool grows by load; it does not without. tp: GPUs of a worker. node_pool: GPU pool whose nodes they keep to; any if not given."
+  description = "The workers that compute prompts. replicas: their number; with 0 decode workers compute prompts. max_replicas: the most workers to which the pool grows under load; without it the pool does not grow. tp: GPUs of a worker. node_pool: the GPU pool on whose nodes they run; any by default."
   type = object({
     replicas     = optional(number, 1)
     max_replicas = optional(number)
@@ -110,7 +110,7 @@ variable "prefill" {
 }
 
 variable "decode" {
-  description = "Workers that generate; otherwise as prefill."
+  description = "The workers that generate answers; its fields are those of prefill."
   type = object({
     replicas     = optional(number, 1)
     max_replicas = optional(number)
@@ -128,7 +128,7 @@ variable "decode" {
   }
   validation {
     condition     = !var.model.shard || var.prefill.replicas == 0 || var.prefill.tp == var.decode.tp
-    error_message = "decode.tp: differs from prefill.tp, and model.shard lays the weights out for one of them; give both pools the same tp, or turn model.shard off."
+    error_message = "decode.tp: differs from prefill.tp, and model.shard lays the weights out for one of them; give both pools the same tp, or set model.shard to false."
   }
   validation {
     condition     = var.decode.max_replicas == null ? true : var.decode.max_replicas >= var.decode.replicas
@@ -137,7 +137,7 @@ variable "decode" {
 }
 
 variable "routers" {
-  description = "How many routers, each a pod."
+  description = "Number of routers, each of which is a pod."
   type        = number
   default     = 2
   validation {
@@ -147,25 +147,25 @@ variable "routers" {
 }
 
 variable "values" {
-  description = "More of the chart's values (helm/values.yaml), which win over what this module sets: config, ingress, service, networkPolicy.clients and so on."
+  description = "Further values of the chart (helm/values.yaml), such as config, ingress, service or networkPolicy.clients. They override those that this module sets."
   type        = any
   default     = {}
 }
 
 variable "ray_token_secret" {
-  description = "Name of a Secret in the namespace whose auth_token is Ray's token. One is made if not given."
+  description = "Name of a Secret in the namespace with Ray's token as auth_token. By default the module creates one."
   type        = string
   default     = null
 }
 
 variable "api_keys_secret" {
-  description = "Name of a Secret in the namespace whose keys is the file of API keys' hashes (python -m router.access.keys). One with a single key is made if not given; the key itself stands beside it as key."
+  description = "Name of a Secret in the namespace with the file of API keys' hashes (python -m router.access.keys) as keys. By default the module creates one with a single API key, and also stores the key itself in it, as key."
   type        = string
   default     = null
 }
 
 variable "secrets_revision" {
-  description = "Raise it to have the Secrets that are made here made anew: Ray's token, the API key, Grafana's password."
+  description = "Raise it to replace the Secrets that the module created: Ray's token, the API key, and Grafana's password."
   type        = number
   default     = 1
   validation {
@@ -175,7 +175,7 @@ variable "secrets_revision" {
 }
 
 variable "monitoring" {
-  description = "Prometheus and Grafana. retention: how long figures are kept. size: of the disk for them."
+  description = "Prometheus and Grafana. enabled: whether to install them. retention: how long Prometheus keeps metrics. size: size of its disk."
   type = object({
     enabled   = optional(bool, true)
     retention = optional(string, "15d")
@@ -189,7 +189,7 @@ variable "monitoring" {
 }
 
 variable "node_charts" {
-  description = "Charts that the cloud's nodes need, device plugins say: where from, which, into what namespace, and values as YAML."
+  description = "Charts that the cloud's nodes need, for example device plugins. repository, chart, version: which chart. namespace: where to install it. values: its values as YAML."
   type = map(object({
     repository = string
     chart      = string

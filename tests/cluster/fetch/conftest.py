@@ -1,4 +1,4 @@
-"""What the tests of both kinds of sources share."""
+"""Fixtures that the tests of both kinds of sources share."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 4 MiB, less than ling-nano needs."""
+    """A disk of 4 MiB, which is less than ling-nano needs."""
     folder = tmp_path / "disk"
     folder.mkdir()
     mounted = subprocess.run(

@@ -44,7 +44,7 @@ class Repository:
 
 
 def of_folder(name: str, folder: Path, **more: object) -> Repository:
-    """A repository that holds a folder's files, and some that nobody serves."""
+    """A repository with a folder's files, and some files that workers do not load."""
     files = {path.name: path.read_bytes() for path in folder.iterdir()}
     return Repository(name, files | {"pytorch_model.bin": bytes(4096), "banner.png": bytes(4096)}, **more)  # type: ignore[arg-type]
 
@@ -62,7 +62,7 @@ class _Handler(BaseHTTPRequestHandler):
     repository: Repository
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """Log nothing."""
 
     def do_HEAD(self) -> None:
         self._answer(False)
@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def hub_server(repository: Repository) -> Iterator[str]:
-    """Its address, while it runs."""
+    """Run the server; yields its address."""
     handler = type("Handler", (_Handler,), {"repository": repository})
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True

@@ -1,4 +1,4 @@
-"""A real S3 server (moto), which counts what it sends and can break off answers."""
+"""A real S3 server (moto) that counts what it sends and can break off answers."""
 
 import threading
 from collections import Counter
@@ -31,7 +31,7 @@ class Bucket:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The variables a client needs."""
+        """The environment variables that a client needs."""
         return {
             "AWS_ENDPOINT_URL": self.url, "AWS_REGION": REGION, "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET, "AWS_ALLOW_HTTP": "true",
@@ -53,7 +53,7 @@ class Bucket:
 
 
 class _Counting:
-    """Between the server and moto."""
+    """Counts and breaks off answers, between the server and moto."""
 
     def __init__(self, app: Callable[..., Iterable[bytes]], bucket: Bucket) -> None:
         self._app, self._bucket = app, bucket
@@ -76,7 +76,7 @@ class _Counting:
 
 @contextmanager
 def s3_server() -> Iterator[Bucket]:
-    """A bucket, while the server runs."""
+    """Run the server; yields its bucket."""
     bucket = Bucket("")
     app = _Counting(DomainDispatcherApplication(create_backend_app), bucket)
     server = make_server("127.0.0.1", 0, app, threaded=True)

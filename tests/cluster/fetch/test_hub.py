@@ -1,4 +1,4 @@
-"""Fetching from a hub, with its own library, against a server that speaks its API."""
+"""Tests fetching from a hub by the hub's library, against a server with its API."""
 
 import dataclasses
 import os
@@ -31,7 +31,7 @@ WEIGHTS = "model.safetensors"
 
 @pytest.fixture
 def repository(monkeypatch: pytest.MonkeyPatch) -> Iterator[Repository]:
-    """ling-nano on a hub that this process asks."""
+    """ling-nano on a hub that this process is set to use."""
     from huggingface_hub import constants  # noqa: PLC0415 - as the product loads it
 
     made = of_folder(NAME, EMBEDDED)
@@ -48,7 +48,7 @@ def fetch(cache: Path, revision: str | None = None, **more: object) -> Fetched:
 
 
 def another(cache: Path, **environment: str) -> "subprocess.Popen[str]":
-    """A process of its own that fetches into the same cache and prints the folder."""
+    """Start another process that fetches into the same cache and prints the folder."""
     from huggingface_hub import constants  # noqa: PLC0415
 
     code = "import sys; from pathlib import Path; from cluster.fetch.fetch import Origin\n"
@@ -63,7 +63,7 @@ def another(cache: Path, **environment: str) -> "subprocess.Popen[str]":
     )
 
 
-def test_only_what_is_served_is_fetched_once_and_pinned(repository: Repository, tmp_path: Path) -> None:
+def test_only_files_that_workers_load_are_fetched_once_and_pinned(repository: Repository, tmp_path: Path) -> None:
     told: list[Progress] = []
     first = fetch(tmp_path, tell=told.append)
     assert {path.name for path in first.folder.iterdir()} == SERVED
@@ -84,7 +84,7 @@ def test_only_what_is_served_is_fetched_once_and_pinned(repository: Repository, 
     assert repository.sent_bytes == sent
 
 
-def test_a_description_needs_no_weights(repository: Repository, tmp_path: Path) -> None:
+def test_describing_a_checkpoint_fetches_no_weights(repository: Repository, tmp_path: Path) -> None:
     described = Origin(Hub(NAME), tmp_path).description()
     assert WEIGHTS not in repository.sent
     assert (described.folder / "tokenizer.json").exists()
@@ -101,8 +101,8 @@ def test_a_moved_branch_is_another_folder_and_a_pinned_one_stays(repository: Rep
     assert repository.sent[WEIGHTS] == (EMBEDDED / WEIGHTS).stat().st_size
 
 
-def test_nodes_take_the_same_or_refuse(repository: Repository, tmp_path: Path) -> None:
-    """A node whose hub, a mirror say, does not have the commit that the cluster has settled on."""
+def test_nodes_fetch_the_same_commit_or_refuse(repository: Repository, tmp_path: Path) -> None:
+    """A node's hub, for example a mirror, may lack the commit that the cluster uses."""
     settled = Origin(Hub(NAME, "v1"), tmp_path / "head")
     repository.commits["v1"] = COMMIT
     settled = settled.description().origin
@@ -115,7 +115,7 @@ def test_nodes_take_the_same_or_refuse(repository: Repository, tmp_path: Path) -
     assert Origin(Hub(NAME, "v1"), tmp_path / "node").weights().origin.version == "b" * 40
 
 
-def test_a_connection_that_breaks_is_gone_on_with(
+def test_a_fetch_continues_after_a_broken_connection(
     repository: Repository, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from huggingface_hub import file_download  # noqa: PLC0415
@@ -139,7 +139,7 @@ def test_processes_of_a_host_fetch_once(repository: Repository, tmp_path: Path) 
     assert repository.sent[WEIGHTS] == (EMBEDDED / WEIGHTS).stat().st_size
 
 
-def test_a_process_killed_half_way_leaves_what_was_whole(repository: Repository, tmp_path: Path) -> None:
+def test_a_killed_fetch_keeps_its_whole_files(repository: Repository, tmp_path: Path) -> None:
     repository.hold = threading.Event()  # the weights' content waits, all else has come
     process = another(tmp_path)
     assert repository.begun.wait(60)
@@ -204,7 +204,7 @@ def test_a_full_disk(repository: Repository, small_disk: Path, monkeypatch: pyte
         fetch(small_disk)
 
 
-def test_a_file_that_lost_bytes_since_is_seen(repository: Repository, tmp_path: Path) -> None:
+def test_a_file_that_lost_bytes_later_is_noticed(repository: Repository, tmp_path: Path) -> None:
     fetched = fetch(tmp_path)
     blob = (fetched.folder / WEIGHTS).resolve()
     blob.write_bytes(blob.read_bytes()[:-1])

@@ -1,4 +1,4 @@
-"""What the setting `model` names, and which files of a checkpoint are fetched."""
+"""Tests what the setting `model` can name, and which files of a checkpoint are fetched."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ from cluster.fetch.selection import weight_names
         ("Ling-2.6-flash", None),
     ],
 )
-def test_places(model: str, place: Hub | Store | None) -> None:
+def test_values_of_model_name_folders_repositories_and_prefixes(model: str, place: Hub | Store | None) -> None:
     assert remote(model) == place
 
 
@@ -40,7 +40,7 @@ def test_a_folder_that_is_there_is_no_repository(tmp_path: Path, monkeypatch: py
 
 @pytest.mark.parametrize("model", ["hf://org", "hf://org/name@", "az://a/b", "s3://", "s3://b/a?x=1", "https://h//a#b",
                                    "https://huggingface.co/org/name"])  # fmt: skip
-def test_what_can_t_be_read_is_refused(model: str) -> None:
+def test_an_unreadable_location_is_refused(model: str) -> None:
     with pytest.raises(ConfigError, match=r"^model: "):
         remote(model)
 
@@ -50,7 +50,7 @@ def test_names_and_file_names() -> None:
     assert "/" not in Hub("org/name").slug + Store("https://h:1/a/b").slug
 
 
-def test_weights_are_what_the_index_or_the_manifest_names() -> None:
+def test_the_index_or_the_manifest_names_the_weights() -> None:
     index = json.dumps({"weight_map": {"a": "2.safetensors", "b": "1.safetensors", "c": "2.safetensors"}}).encode()
     manifest = json.dumps({"tp": 2, "files": ["rank-0-of-2.safetensors"], "tensors": {}}).encode()
     assert weight_names(index, None) == ["1.safetensors", "2.safetensors"]

@@ -1,4 +1,4 @@
-"""`ling serve` of a checkpoint that lies on a hub, from an empty cache to an answer."""
+"""Tests `ling serve` with a checkpoint on a hub, from an empty cache to an answer."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Fetching from an S3 server and a web server, with the store library."""
+"""Tests fetching from an S3 server and a web server."""
 
 import functools
 import hashlib
@@ -38,7 +38,7 @@ def server() -> Iterator[Bucket]:
 
 @pytest.fixture
 def bucket(server: Bucket, monkeypatch: pytest.MonkeyPatch) -> Bucket:
-    """ling-nano under s3://weights/nano; nothing sent yet."""
+    """An S3 server with ling-nano at s3://weights/nano, which has sent nothing yet."""
     for name, value in server.environment.items():
         monkeypatch.setenv(name, value)
     server.sent.clear()
@@ -56,7 +56,7 @@ def whole(fetched: Fetched) -> None:
         assert (fetched.folder / name).read_bytes() == (EMBEDDED / name).read_bytes()
 
 
-def test_only_what_is_served_is_fetched_once(bucket: Bucket, tmp_path: Path) -> None:
+def test_only_files_that_workers_load_are_fetched_once(bucket: Bucket, tmp_path: Path) -> None:
     told: list[Progress] = []
     first = origin(tmp_path).weights(told.append)
     whole(first)
@@ -72,7 +72,7 @@ def test_only_what_is_served_is_fetched_once(bucket: Bucket, tmp_path: Path) -> 
     assert set(bucket.sent) == {f"/{BUCKET}/nano/{WEIGHTS}.index.json"}
 
 
-def test_a_description_needs_no_weights(bucket: Bucket, tmp_path: Path) -> None:
+def test_describing_a_checkpoint_fetches_no_weights(bucket: Bucket, tmp_path: Path) -> None:
     described = origin(tmp_path).description()
     assert (described.folder / "tokenizer.json").exists()
     assert f"/{BUCKET}/nano/{WEIGHTS}" not in bucket.sent
@@ -80,7 +80,7 @@ def test_a_description_needs_no_weights(bucket: Bucket, tmp_path: Path) -> None:
     whole(described)
 
 
-def test_nodes_take_the_same_or_refuse(bucket: Bucket, tmp_path: Path) -> None:
+def test_nodes_fetch_the_same_commit_or_refuse(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("moving", EMBEDDED)
     settled = origin(tmp_path / "head", "moving").description().origin
     bucket.client().put_object(Bucket=BUCKET, Key="moving/config.json", Body=b"{}")
@@ -88,21 +88,21 @@ def test_nodes_take_the_same_or_refuse(bucket: Bucket, tmp_path: Path) -> None:
         settled.weights()
 
 
-def test_a_broken_connection_is_gone_on_with(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_fetch_from_a_store_continues_after_a_broken_connection(bucket: Bucket, tmp_path: Path) -> None:
     bucket.cut = 3
     whole(origin(tmp_path).weights())
     assert bucket.cut == 0
     assert bucket.sent[f"/{BUCKET}/nano/{WEIGHTS}"] == SIZE
 
 
-def test_a_killed_fetch_is_gone_on_with(bucket: Bucket, tmp_path: Path) -> None:
+def test_a_fetch_from_a_store_continues_after_a_kill(bucket: Bucket, tmp_path: Path) -> None:
     folder = origin(tmp_path).description().folder
     (folder / f".{WEIGHTS}.partial").write_bytes((EMBEDDED / WEIGHTS).read_bytes()[:1_000_000])
     whole(origin(tmp_path).weights())
     assert bucket.sent[f"/{BUCKET}/nano/{WEIGHTS}"] == SIZE - 1_000_000
 
 
-def test_hosts_processes_fetch_once(bucket: Bucket, tmp_path: Path) -> None:
+def test_processes_of_a_host_fetch_from_a_store_once(bucket: Bucket, tmp_path: Path) -> None:
     # Threads stand for processes: the lock is a file's, held by whoever opened it.
     found: list[Fetched] = []
     threads = [threading.Thread(target=lambda: found.append(origin(tmp_path).weights())) for _ in range(3)]
@@ -114,7 +114,7 @@ def test_hosts_processes_fetch_once(bucket: Bucket, tmp_path: Path) -> None:
     assert bucket.sent[f"/{BUCKET}/nano/{WEIGHTS}"] == SIZE
 
 
-def test_sums_beside_the_files_are_kept_to(bucket: Bucket, tmp_path: Path) -> None:
+def test_checksums_beside_the_files_are_checked(bucket: Bucket, tmp_path: Path) -> None:
     bucket.put("summed", EMBEDDED)
     right = hashlib.sha256((EMBEDDED / WEIGHTS).read_bytes()).hexdigest()
 
@@ -154,7 +154,9 @@ def test_a_full_disk(bucket: Bucket, small_disk: Path, monkeypatch: pytest.Monke
         origin(small_disk).weights()
 
 
-def test_what_may_not_be_read(bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_object_without_read_permission_is_named(
+    bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with web_server(lambda handler: handler.send_error(403)) as url:
         monkeypatch.setenv("AWS_ENDPOINT_URL", url)
         with pytest.raises(FetchError, match=r"may not be read; check AWS_REGION, .*AWS_SKIP_SIGNATURE=true for "):
@@ -164,7 +166,7 @@ def test_what_may_not_be_read(bucket: Bucket, tmp_path: Path, monkeypatch: pytes
 
 
 class Web(http.server.SimpleHTTPRequestHandler):
-    """A plain web server: no listing, no ranges, no ETag."""
+    """A plain web server without listing, ranges or ETags."""
 
     answer: ClassVar[Callable[[Any], None] | None] = None
 
@@ -180,12 +182,12 @@ class Web(http.server.SimpleHTTPRequestHandler):
             super().copyfile(*files)
 
     def log_message(self, *_: object) -> None:
-        """Silent."""
+        """Log nothing."""
 
 
 @contextmanager
 def web_server(answer: Callable[[Any], None] | None = None) -> Iterator[str]:
-    """Its address, while it runs; it serves the folder above the embedded checkpoint's."""
+    """Run the web server on the folder above the embedded checkpoint; yields its address."""
     handler = functools.partial(type("Handler", (Web,), {"answer": answer}), directory=str(EMBEDDED.parent))
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)

@@ -1,4 +1,4 @@
-"""What ranks would hold, token by token, so that a plan which reads the wrong place is seen. No tensors."""
+"""A model of the ranks' memory, token by token and without tensors, which shows when a plan reads a wrong place."""
 
 from dataclasses import dataclass, field
 
@@ -31,19 +31,19 @@ class Memory:
     verified: dict[int, Ids] = field(default_factory=dict)  # of the step before, by slot
 
     def read(self, pages: Ids | list[int], start: int, stop: int) -> Ids:
-        """Ids of positions [start, stop); `pages` from start // page_size on."""
+        """The ids at positions [start, stop). pages: the sequence's pages from start // page_size on."""
         first = start // self.page_size
         return tuple(self.pages[pages[p // self.page_size - first]][p % self.page_size] for p in range(start, stop))
 
     def write(self, pages: Ids | list[int], start: int, ids: Ids) -> None:
-        """Put ids at positions from `start` on; `pages` from start // page_size on."""
+        """Store ids at positions from `start` on. pages: the sequence's pages from start // page_size on."""
         first = start // self.page_size
         for p, token in enumerate(ids, start):
             page = self.pages.setdefault(pages[p // self.page_size - first], [-1] * self.page_size)
             page[p % self.page_size] = token
 
     def files(self, plan: StepPlan) -> None:
-        """What is written and erased."""
+        """Apply a plan's writes and erasures of files."""
         for write in plan.writes:
             entries = [self.host[key] for key in write.keys]
             latents = tuple(i for entry in entries for i in entry.latents)
@@ -63,7 +63,7 @@ class Memory:
                 self.disk[erase.file].state = ()
 
     def below_device(self, what: Fetch | Lend) -> tuple[int, Ids, Ids]:
-        """What leaves host memory or a file: the first position, latents from there on, and the state."""
+        """A snapshot in host memory or a file: the first position, the latents from there on, and the state."""
         entries = [self.host[key] for key in what.keys] or [self.disk[file] for file in what.files]
         assert entries[0].start <= what.start
         latents = tuple(i for entry in entries for i in entry.latents)[what.start - entries[0].start :]
@@ -71,7 +71,7 @@ class Memory:
         return what.start, latents, entries[-1].state
 
     def run(self, plan: StepPlan, drafts: dict[int, Ids] | None = None) -> None:
-        """One plan, in the order that ranks keep. drafts: those of each slot whose row has some."""
+        """Run a plan in the order of the ranks. drafts: by slot, for rows with drafts."""
         self._receive(plan)
         self._compute(plan, drafts)
 

@@ -27,7 +27,7 @@ from tests.workers.test_worker import GAP, config, greedy
 from wire.digest import PageDigests
 from wire.protocol import Abort, Mark, Park, Prefix
 from wire.tls import tls
-from workers.leader import handoffs
+from workers.leader import moving_away
 from workers.rank.engine import Engine
 from workers.schedule.sequence import State
 
@@ -92,7 +92,7 @@ _scopes = itertools.count()
 
 @dataclass(frozen=True)
 class Asked:
-    """A prompt, and what a worker without a cache answers to it; its two best tokens are never nearly alike."""
+    """A prompt and the answer of a worker without a cache, whose two best tokens never nearly tie."""
 
     prompt: Ids
     answer: Ids
@@ -100,7 +100,7 @@ class Asked:
 
 
 def fresh(engine: Engine, prompts: list[Ids], new: int = NEW) -> list[Asked]:
-    """Those of the prompts that have no near tie."""
+    """The prompts without a near tie, with their answers."""
     answers = engine.generate(prompts, [greedy(new)] * len(prompts))
     return [
         Asked(prompt, answer.token_ids, tuple(p.logprob for p in answer.logprobs))
@@ -111,7 +111,7 @@ def fresh(engine: Engine, prompts: list[Ids], new: int = NEW) -> list[Asked]:
 
 @dataclass(frozen=True)
 class Book:
-    """What is asked: two turns of a session, three prompts that part after 45 tokens, and what others ask beside."""
+    """The prompts: two turns of a session, three that differ after 45 tokens, and those of other sequences."""
 
     first: Asked
     second: Asked
@@ -143,7 +143,7 @@ def book() -> Book:
 
 @dataclass(frozen=True)
 class Pair:
-    """A prefill and a decode worker, which all cells share: each has a scope of its own."""
+    """A prefill and a decode worker that all cells share. Each cell has its own scope."""
 
     started: Workers
     prefill: Worker
@@ -183,7 +183,7 @@ def encrypted(folder: Path, wanted: bool) -> Iterator[Launcher | None]:
 
 
 class Cell:
-    """One field of the matrix."""
+    """One cell of the table."""
 
     def __init__(self, pair: Pair, beginning: str, beside: str) -> None:
         self.pair, self.beginning, self.beside = pair, beginning, beside
@@ -193,18 +193,18 @@ class Cell:
         self.end = len(first.prompt) + NEW - 1  # of the first turn: its last token was never computed
 
     def split(self, prompt: Ids, pulls: bool = False, new: int = NEW) -> Stream:
-        """Over both workers. pulls: from what the decode worker keeps of the first turn."""
+        """Send a prompt to both workers. pulls: whether it begins from the decode worker's snapshot."""
         source = self.pair.decode.ref if pulls else None
         prefix = Prefix((), self.scope, self.end if pulls else 0, source)
         return self.pair.started.split(self.pair.prefill, self.pair.decode, prompt, greedy(new), prefix)
 
     def whole(self, prompt: Ids, priority: int = 0, new: int = NEW) -> Stream:
-        """On the decode worker alone."""
+        """Send a prompt to the decode worker alone."""
         prefix = Prefix(scope=self.scope)
         return self.pair.started.whole(self.pair.decode, prompt, greedy(new), prefix, priority)
 
     async def park(self) -> None:
-        """Take the end of the first turn off the decode worker's device."""
+        """Move the end of the first turn from the decode worker's device to its host memory."""
         mark, caller = self.mark(), self.pair.decode.caller
         caller.send(Park(1, mark))
         await caller.until_kept(mark.position, mark.digest, "host")
@@ -229,7 +229,7 @@ class Cell:
         for stream, one in zip(streams, asked, strict=True):
             started.prompts[stream.request_id] = one.prompt
         # Given up at once: else answers as short as these may end before they move.
-        with patch.object(handoffs, "_COPY_S", 0.0):
+        with patch.object(moving_away, "_COPY_S", 0.0):
             gone.leader.drain()
             try:
                 return await asyncio.gather(
@@ -239,7 +239,7 @@ class Cell:
                 gone.leader._draining = False
 
     async def prepare(self) -> None:
-        """What the sequence is to begin from."""
+        """Prepare what the cell's sequence begins from."""
         if self.beginning in ("prefix", "returned", "pulled", "stayed"):
             await self.split(book().first.prompt).end()
         if self.beginning in ("host", "resumed", "file"):
@@ -251,7 +251,7 @@ class Cell:
                 await self.split(branch.prompt).end()
 
     async def run(self) -> None:
-        """AssertionError where a token differs, or the sequence did not begin where it was to."""
+        """Run the cell; AssertionError if a token differs or the sequence began elsewhere."""
         await self.prepare()
         asked = book().branches[2] if self.beginning == "branch" else book().second
         others, right = [], book().others
@@ -310,14 +310,14 @@ class Cell:
         return [self.split(prompt, pulls=self.beginning in ("returned", "pulled"))]
 
     def other(self, n: int) -> Stream:
-        """What runs beside it, half of it on one worker."""
+        """Start the other sequences, half of them on one worker."""
         prompt = book().others[n].prompt
         if self.beginning == "moved":
             return self.whole(prompt, new=SHORT)
         return self.whole(prompt, new=SHORT) if n % 2 else self.split(prompt, new=SHORT)
 
     async def yielded(self, stream: Stream) -> None:
-        """Wait until it has lost its places, and see that all it had computed is kept."""
+        """Wait until the sequence is preempted, and check that all it had computed is kept."""
         scheduler = self.pair.decode.leader._scheduler
         seq = scheduler.sequences[stream.request_id]
         async with asyncio.timeout(60):
@@ -329,7 +329,7 @@ class Cell:
         assert kept.position > seq.prompt_tokens
 
     def check_begin(self, wanted: list[Stream]) -> None:
-        """They began where they were to."""
+        """Check that the sequences began where the cell says."""
         begun = [stream.cached for stream in wanted]
         if self.beginning == "moved":  # from the state that its worker kept
             ((begin, origin),) = begun
@@ -371,7 +371,7 @@ def test_the_fresh_run_s_tokens(pair: tuple[asyncio.Runner, Pair], beginning: st
 
 
 async def matrix(groups: list[Group], beginnings: Sequence[str]) -> None:
-    """Print it, once all of it holds; in each field without drafts, and with 3."""
+    """Check all cells of these rows, without drafts and with 3, and print the table."""
     held: set[tuple[str, str, str, Speculate]] = set()
     drift = 0.0
     for group in groups:

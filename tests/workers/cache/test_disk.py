@@ -1,4 +1,4 @@
-"""The disk tier: what lies in its folder, what is found again, and that answers begun from it are the same."""
+"""Tests the disk tier: its files, what a restart finds, and that answers begun from it are the same."""
 
 import os
 import random
@@ -36,7 +36,7 @@ def close(on: Engine) -> None:
 
 
 def turn(on: Engine, ids: list[int], session: str = "s") -> list[int]:
-    """A turn of a session: its tokens, pinned at their end."""
+    """Run a turn of a session and pin its end; returns its tokens."""
     whole = [*ids, *run(on, [ids])[0]]
     mark = end_of(on, whole)
     now = time.monotonic()
@@ -176,7 +176,7 @@ def aged(path: Path, seconds: float) -> None:
     os.utime(path, (then, then))
 
 
-def test_what_is_not_used_for_long_is_erased(tmp_path: Path) -> None:
+def test_files_not_used_for_long_are_erased(tmp_path: Path) -> None:
     one, ends = grown(tmp_path, 2, cache_disk_ttl_s=1000.0)
     turn(one, prompt(9, 30), "other")
     cache = one.scheduler.cache
@@ -220,7 +220,7 @@ def test_a_file_that_a_session_uses_is_young_again(tmp_path: Path) -> None:
     close(one)
 
 
-def test_sessions_that_are_pinned_again_go_last(tmp_path: Path) -> None:
+def test_sessions_that_are_pinned_again_are_evicted_last(tmp_path: Path) -> None:
     one, ends = grown(tmp_path, 1)
     close(one)
     two = on_disk(tmp_path, cache_disk_bytes=3 * files(tmp_path)[0].stat().st_size)
@@ -235,7 +235,7 @@ def test_sessions_that_are_pinned_again_go_last(tmp_path: Path) -> None:
     close(two)
 
 
-def test_a_deleted_session_s_files_go_and_its_fork_s_stay(fresh: Engine, tmp_path: Path) -> None:
+def test_a_deleted_session_s_files_are_erased_but_not_its_fork_s(fresh: Engine, tmp_path: Path) -> None:
     one, ends = grown(tmp_path, 2)
     fork = turn(one, [*ends[0], *prompt(50, 9)], "fork")
     one.scheduler.unpin("s")
@@ -294,7 +294,7 @@ def test_files_are_the_owner_s_alone(tmp_path: Path) -> None:
     assert os.stat(file.parent).st_mode & 0o777 == 0o700
 
 
-def test_what_host_memory_gives_up_goes_to_disk(fresh: Engine, tmp_path: Path) -> None:
+def test_snapshots_evicted_from_host_memory_go_to_disk(fresh: Engine, tmp_path: Path) -> None:
     one = on_disk(tmp_path, host_bytes=200_000)
     sessions = [prompt(n, 40) for n in range(8)]
     wholes = [[*ids, *run(one, [ids])[0]] for ids in sessions]
@@ -382,7 +382,7 @@ def test_files_of_other_ranks_are_counted_and_left_alone(tmp_path: Path) -> None
     assert files(tmp_path) == there
 
 
-def test_a_budget_holds_what_is_worth_most(tmp_path: Path) -> None:
+def test_the_disk_budget_keeps_the_most_valuable_files(tmp_path: Path) -> None:
     one = on_disk(tmp_path)
     turn(one, prompt(1, 37))
     close(one)

@@ -1,4 +1,4 @@
-"""Continuing from a kept snapshot gives the tokens of the uninterrupted request: the bare engine on real weights."""
+"""Tests, with the engine, that continuing from a kept snapshot gives the uninterrupted request's tokens."""
 
 import dataclasses
 import random
@@ -43,7 +43,7 @@ def origins(on: Engine) -> dict[str, int]:
 
 @pytest.fixture
 def turns(fresh: Engine) -> list[list[int]]:
-    """The prompts of five turns of one session, each with what was answered before."""
+    """The prompts of five turns of one session, each with the earlier answers."""
     out = [prompt(1, 37)]
     for n in range(4):
         out.append([*out[-1], *run(fresh, [out[-1]])[0], *prompt(10 + n, 9)])
@@ -83,7 +83,7 @@ def test_restored_from_the_host(fresh: Engine, turns: list[list[int]]) -> None:
         assert origins(cached)["host"] == n
 
 
-def test_preempted_sequences_begin_from_what_is_kept(fresh: Engine) -> None:
+def test_preempted_sequences_continue_from_their_kept_snapshots(fresh: Engine) -> None:
     small = engine(states=6, pages=64, max_model_len=64, slots=8)
     prompts = [prompt(60 + i, 40) for i in range(8)]
     assert run(small, prompts, 24) == run(fresh, prompts, 24)

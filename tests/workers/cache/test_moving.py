@@ -1,4 +1,4 @@
-"""A worker that is to end moves its answers, with their states: transcripts are the undisturbed ones."""
+"""Tests that a draining worker's answers move with their states, without changing transcripts."""
 
 import asyncio
 import random
@@ -10,7 +10,7 @@ import pytest
 from tests.workers.harness import workers
 from tests.workers.test_worker import GAP, config
 from wire.protocol import SamplingParams
-from workers.leader import handoffs
+from workers.leader import moving_away
 from workers.rank.engine import Engine
 
 pytestmark = [pytest.mark.process, pytest.mark.timeout(240)]
@@ -24,7 +24,7 @@ def sampling(seed: int, temperature: float) -> SamplingParams:
 
 @cache
 def asked(temperature: float, count: int) -> list[tuple[tuple[int, ...], tuple[int, ...], SamplingParams]]:
-    """Prompts with their answers on one worker; none of the greedy ones has a near tie."""
+    """Prompts with one worker's answers; the greedy ones have no near tie."""
     engine = Engine(config(slots=8))
     out = []
     for seed in range(400):
@@ -54,7 +54,7 @@ def test_migrated_mid_answer(
     speculate: Literal["off"] | int,
 ) -> None:
     # Given up at once: else answers as short as these may end before they move.
-    monkeypatch.setattr(handoffs, "_COPY_S", 0.0)
+    monkeypatch.setattr(moving_away, "_COPY_S", 0.0)
 
     async def run() -> None:
         async with workers() as started:
@@ -90,7 +90,7 @@ def test_migrated_mid_answer(
 
 
 @pytest.mark.parametrize(("tp", "to"), [(1, 1), (2, 1)])
-def test_the_next_worker_takes_what_is_computed_while_answers_go_on(tp: int, to: int) -> None:
+def test_the_next_worker_pulls_snapshots_while_answers_go_on(tp: int, to: int) -> None:
     async def run() -> None:
         async with workers() as started:
             kept = {"cache_states": 32, "slots": 16}

@@ -257,7 +257,7 @@ def test_a_branch_is_kept_once_a_second_continuation_was_seen() -> None:
         ({"rewritten": 10, "kept": 9}, "template"),
     ],
 )
-def test_a_miss_is_explained_by_what_would_have_spared_most(more: dict[str, int], missed: str) -> None:
+def test_a_miss_has_the_reason_that_would_have_saved_most_tokens(more: dict[str, int], missed: str) -> None:
     worker = Worker(limits(states=6))
     computed, kept = more.pop("computed", 0), more.pop("kept", 0)
     prompt = list(range(18))
@@ -361,7 +361,7 @@ def test_a_snapshot_that_another_continues_is_evicted_for_the_pages_that_are_its
 
 
 @pytest.mark.parametrize(("host_bytes", "handoff"), [(0, False), (10_000, False), (0, True)])
-def test_a_preempted_sequence_goes_on_where_it_was(host_bytes: int, handoff: bool) -> None:
+def test_a_preempted_sequence_continues_where_it_was(host_bytes: int, handoff: bool) -> None:
     worker = Worker(limits(states=3, host_bytes=host_bytes))
     yielding = worker.add(list(range(20)), new=5, priority=9, handoff=handoff)
     worker.step()
@@ -376,7 +376,7 @@ def test_a_preempted_sequence_goes_on_where_it_was(host_bytes: int, handoff: boo
     assert 0 not in starts
 
 
-def test_a_sequence_whose_pages_were_wanted_comes_back_from_the_host() -> None:
+def test_a_sequence_whose_pages_were_taken_continues_from_host_memory() -> None:
     worker = Worker(limits(states=3, host_bytes=10_000, pages=10))
     yielding = worker.add(list(range(20)), new=5, priority=9)
     worker.step()
@@ -391,7 +391,7 @@ def test_a_sequence_whose_pages_were_wanted_comes_back_from_the_host() -> None:
     assert len(worker.answers[yielding]) == 5
 
 
-def test_of_a_session_on_the_host_the_states_it_has_left_behind_go_first() -> None:
+def test_host_memory_evicts_a_session_s_earlier_states_first() -> None:
     worker = Worker(limits(states=1, host_bytes=60))  # four states and 20 latents, or the session's 36 and two
     ids = list(range(4))
     for n in range(5):
@@ -404,7 +404,7 @@ def test_of_a_session_on_the_host_the_states_it_has_left_behind_go_first() -> No
     assert turn(worker, ids, new=1)[1] == (30, "host")
 
 
-def test_what_the_host_lost_is_computed_again() -> None:
+def test_a_snapshot_lost_by_host_memory_is_computed_again() -> None:
     worker = Worker(limits(states=1, host_bytes=10_000))
     first = list(range(10))
     turn(worker, first, new=1)
@@ -446,7 +446,7 @@ def test_a_prefill_worker_sends_only_what_its_peer_lacks() -> None:
 
 
 @pytest.mark.parametrize("have", [-1, 3, 4])
-def test_a_peer_that_holds_what_the_snapshot_has_not_is_refused(have: int) -> None:
+def test_a_peer_that_holds_more_than_the_snapshot_is_refused(have: int) -> None:
     worker = Worker(limits())
     name = worker.add([1, 2, 3], handoff=True)
     with pytest.raises(PullError, match=f"holds {have} latents can't have a snapshot of 3 tokens"):
@@ -737,7 +737,7 @@ def test_references_always_add_up_and_states_are_what_they_claim(
 
 
 @pytest.mark.parametrize(("ahead", "drafts"), [(False, 0), (True, 0), (False, 3), (True, 3)])
-def test_a_running_answer_is_kept_at_distances_for_whoever_goes_on_with_it(ahead: bool, drafts: int) -> None:
+def test_states_of_a_running_answer_are_kept_at_intervals(ahead: bool, drafts: int) -> None:
     worker = Worker(replace(limits(states=8, drafts=drafts), answer_tokens=3), ahead=ahead)
     told: list[int] = []
     inner = worker.take

@@ -1,4 +1,4 @@
-"""What workers do for sessions: park, resume, pin. Continuing afterwards gives the uninterrupted request's tokens."""
+"""Tests park, resume and pin: continuing afterwards gives the uninterrupted request's tokens."""
 
 import random
 
@@ -21,7 +21,7 @@ def fresh() -> Engine:
 
 @pytest.fixture(scope="module")
 def turns(fresh: Engine) -> list[list[int]]:
-    """The prompts of a few turns of one session, each with what was answered before."""
+    """The prompts of a few turns of one session, each with the earlier answers."""
     out = [prompt(1, 37)]
     for n in range(TURNS - 1):
         out.append([*out[-1], *run(fresh, [out[-1]])[0], *prompt(10 + n, 9)])
@@ -29,7 +29,7 @@ def turns(fresh: Engine) -> list[list[int]]:
 
 
 def end_of(on: Engine, ids: list[int]) -> Mark:
-    """The name of what is kept after the ids but the last."""
+    """The mark of the snapshot that ends one token before the end of these ids."""
     cache = on.scheduler.cache
     kept = next(k for k in cache.index if k.position == len(ids) - 1)
     return Mark(kept.position, kept.digest)
@@ -41,7 +41,7 @@ def tier(cache: PrefixCache, mark: Mark) -> str | None:
 
 
 def settle(on: Engine) -> None:
-    """Steps until there is nothing left to do."""
+    """Step the engine until it has nothing left to do."""
     on.step()
     while on.scheduler.sequences:
         on.step()
@@ -53,7 +53,7 @@ def park(on: Engine, mark: Mark) -> None:
 
 
 def resume(on: Engine, ids: list[int]) -> None:
-    """As a router's: the tokens up to the end, and nothing of what comes after."""
+    """Resume a session as a router does, by a request for its tokens whose sampled token is discarded."""
     name = on.add(ids, greedy(1))
     on.scheduler.sequences[name].warm = True
     settle(on)
@@ -94,7 +94,7 @@ def test_a_fork_beside_its_parent_and_an_abort(fresh: Engine, turns: list[list[i
         assert run(cached, forks) == run(fresh, forks)
 
 
-def test_what_is_parked_leaves_its_places_and_comes_back() -> None:
+def test_a_parked_session_frees_its_memory_and_comes_back() -> None:
     worker = Worker(limits(states=3, host_bytes=10_000))
     ids = list(range(10))
     answer, _ = turn(worker, ids)
@@ -108,7 +108,7 @@ def test_what_is_parked_leaves_its_places_and_comes_back() -> None:
     assert turn(worker, [*ids, *answer, 50])[1] == (12, "host")
 
 
-def test_what_is_parked_stays_where_a_sequence_begins_from_it_before_it_has_left() -> None:
+def test_a_parked_snapshot_stays_on_the_device_if_a_sequence_begins_from_it() -> None:
     worker = Worker(limits(states=9, host_bytes=10_000))
     ids = list(range(10))
     answer, _ = turn(worker, ids)

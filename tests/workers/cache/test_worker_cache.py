@@ -1,4 +1,4 @@
-"""Kept snapshots between whole workers: hits, hand-offs without what is there, returns from decode, host memory."""
+"""Tests kept snapshots between whole workers: hits, partial hand-offs, returns from decode, host memory."""
 
 import asyncio
 import random
@@ -24,7 +24,7 @@ NEW = 12
 
 @cache
 def session() -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
-    """Prompts of four turns, each with the answer that a worker without a cache gives; no near ties."""
+    """The prompts of four turns, each with the answer of a worker without a cache; no near ties."""
     engine = Engine(config(slots=4))
     for seed in range(100):
         rng = random.Random(seed)
@@ -48,7 +48,7 @@ def digest(ids: tuple[int, ...], position: int) -> bytes:
 
 
 async def pair(started: Workers, tp: int, other: int = 0, **settings: object) -> tuple[Worker, Worker]:
-    """A prefill worker of `tp` ranks and a decode worker of `other`, or as many."""
+    """A prefill worker of `tp` ranks and a decode worker of `other` ranks, or as many."""
     kept = {"cache_states": 16, "speculate": 3 if tp > 1 or other else "off", **settings}
     prefill, decode = await asyncio.gather(
         started.start(config(tp, **kept), "prefill"), started.start(config(other or tp, **kept), "decode")
@@ -66,7 +66,7 @@ def test_turns_over_split_workers_return_from_decode(tp: int, other: int) -> Non
             for n, (prompt, answer) in enumerate(session()):
                 prefix = Prefix(source=decode.ref, kept_tokens=ends[-1])
                 stream = started.split(prefill, decode, prompt, greedy(NEW), prefix)
-                await stream.end()
+                assert (await stream.end()).error is None
                 assert stream.token_ids == answer
                 assert stream.cached == ((ends[-1], "peer") if n else (0, None))
                 ends.append(len(prompt) + NEW - 1)
@@ -139,7 +139,7 @@ def test_pulled_from_the_host_memory_of_another_worker(tp: int, other: int) -> N
             for n, (prompt, answer) in enumerate(session()):
                 prefix = Prefix(source=decode.ref, kept_tokens=begin)
                 stream = started.split(prefill, decode, prompt, greedy(NEW), prefix)
-                await stream.end()
+                assert (await stream.end()).error is None
                 assert stream.token_ids == answer
                 assert stream.cached == ((begin, "peer") if n else (0, None))
                 begin = len(prompt) + NEW - 1
