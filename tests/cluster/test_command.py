@@ -49,8 +49,8 @@ def test_ling_serve_is_light_listens_on_loopback_and_ends_streams_with_an_error(
             rest = [line for line in lines if line]
         assert '"error"' in rest[-2]
         assert rest[-1] == "data: [DONE]"
-        assert cluster.process.wait(30) == 0
-        _, left = psutil.wait_procs(family, timeout=0)
+        assert cluster.process.wait(60) == 0
+        _, left = psutil.wait_procs(family, timeout=10)
         assert not left
 
 

@@ -9,7 +9,7 @@ from starlette.types import Receive, Scope, Send
 
 from cluster.front import Front
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 
 class SlowApp:

@@ -13,7 +13,7 @@ from cluster.front import Front
 from router.http.entrance import MAX_HEAD_BYTES
 from tests.cluster.test_front import SlowApp, free_port
 
-pytestmark = [pytest.mark.process, pytest.mark.timeout(30)]
+pytestmark = [pytest.mark.process, pytest.mark.timeout(120)]
 Ends = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
@@ -29,7 +29,7 @@ async def connected(app: ASGIApp) -> AsyncIterator[Ends]:
         except OSError:
             await asyncio.sleep(0.01)
     try:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             yield reader, writer
     finally:
         writer.close()

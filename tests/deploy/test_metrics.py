@@ -166,7 +166,7 @@ def test_the_bridge_hands_values_to_ray_and_tries_again_after_errors(monkeypatch
 
     async def run() -> None:
         bridge = asyncio.create_task(Bridge(read, {"router": "r"}).run())
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while told.get(("ling_errors_total", "internal", "r"), 0) < 3:
                 await asyncio.sleep(0)
         bridge.cancel()

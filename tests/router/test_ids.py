@@ -72,8 +72,7 @@ def test_the_request_id_comes_back_with_every_answer(
 
 def test_errors_of_a_full_queue_and_a_lost_pool_have_the_request_id(checkpoint: Path) -> None:
     async def act() -> None:
-        # What finds no worker waits for one as long as for a first token.
-        router = served(checkpoint, pair(), max_queue=1, first_token_timeout_s=4.0)
+        router = served(checkpoint, pair(), max_queue=1, first_token_timeout_s=60.0)
         async with asyncio.timeout(120), router as stage, stage.client() as client:
             stage["d0"].gate.clear()
             first = asyncio.create_task(client.post("/v1/messages", json=GOOD))
@@ -83,6 +82,7 @@ def test_errors_of_a_full_queue_and_a_lost_pool_have_the_request_id(checkpoint: 
             stage["d0"].gate.set()
             assert (await first).status_code == 200
             await stage.gateway.update_workers([])
+            stage.gateway._dispatcher._wait_s = 0.01  # for a worker, else as long as for a first token
             gone = await client.post("/v1/chat/completions", json=GOOD, headers={"x-request-id": "mine-2"})
             assert (gone.status_code, gone.headers["x-request-id"]) == (503, "mine-2")
 

@@ -40,7 +40,7 @@ def test_moved_answers_continue_where_they_were(checkpoint: Path, kept: bool) ->
     async def act(stage: Stage) -> None:
         async with stage.client() as client:
             bodies = [BODY | {"seed": n} for n in range(8)]
-            expected = [await undisturbed(client, body) for body in bodies]
+            expected = await asyncio.gather(*(undisturbed(client, body) for body in bodies))
             tasks = [asyncio.create_task(client.post(PATH, json=body)) for body in bodies]
             first = stage["d0"]
             before = len(first.received)

@@ -148,7 +148,7 @@ def test_without_a_decode_worker_prefill_workers_answer(checkpoint: Path) -> Non
             assert again["timings"]["prefill_worker"] == again["timings"]["decode_worker"] == "p0"
             assert (await client.get("/ready")).status_code == 200
 
-    on(checkpoint, act, fleet(prefill=1, decode=1, pace_s=0.01))
+    on(checkpoint, act, fleet(prefill=1, decode=1, pace_s=0.004))
 
 
 def test_while_no_worker_lives_requests_wait(checkpoint: Path) -> None:
@@ -412,7 +412,7 @@ def test_a_stream_continues_elsewhere_when_its_worker_is_silent(checkpoint: Path
         assert told(text)[:2] == (expected["choices"][0]["text"], expected["choices"][0]["token_ids"])
         assert problem == "it said nothing for 1.5 s"
 
-    on(checkpoint, act, fleet(pace_s=0.02))
+    on(checkpoint, act, fleet(pace_s=0.005))
 
 
 def test_a_router_that_begins_while_a_pool_is_away_answers_if_it_has_served(checkpoint: Path) -> None:

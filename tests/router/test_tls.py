@@ -72,7 +72,7 @@ def test_texts_visible_in_the_clear_are_not_visible_in_tls(
 @pytest.mark.usefixtures("variables")
 def test_a_worker_s_death_is_seen_at_once(checkpoint: Path) -> None:
     async def run() -> None:
-        workers = [*pair(pace_s=0.02), FakeWorker("d1", "decode", pace_s=0.02)]
+        workers = [*pair(pace_s=0.005), FakeWorker("d1", "decode", pace_s=0.005)]
         async with served(checkpoint, workers) as stage, stage.client() as client:
             ask = ASK | {"stream": True, "max_tokens": 100, "ignore_eos": True}
             async with client.stream("POST", "/v1/chat/completions", json=ask) as response:
