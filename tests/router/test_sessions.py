@@ -399,3 +399,22 @@ def test_impossible_forks_are_refused(stage: Stage, ids: list[str] | None) -> No
     ask(stage, "there", TEXT)
     answer = act(stage, "there", "fork", **({} if ids is None else {"ids": ids}))
     assert answer.status_code == (409 if ids == ["there"] else 400)
+
+
+@pytest.mark.parametrize("records", ["files", "database"])
+def test_records_that_can_not_be_reached_are_a_503(checkpoint: Path, tmp_path: Path, records: str) -> None:
+    lost = {"data_dir": str(tmp_path)}
+    if records == "database":
+        lost["database_url"] = "postgresql://u:p@127.0.0.1:1/db"
+    for name in ("sessions.sqlite3", "store.sqlite3"):
+        (tmp_path / name).mkdir()  # so that it can't be a file
+
+    async def act_(stage: Stage) -> None:
+        async with stage.client() as client:
+            body = {"model": "auto", "prompt": "Once", "max_tokens": 1}
+            assert code(await client.post(TEXT, json=body | {"session_id": "s"})) == (503, "store_unavailable")
+            assert code(await client.get("/v1/sessions/s")) == (503, "store_unavailable")
+            assert code(await client.get("/v1/batches")) == (503, "store_unavailable")
+            assert (await client.post(TEXT, json=body)).status_code == 200
+
+    alone(checkpoint, act_, **lost)
