@@ -160,9 +160,21 @@ def _state_dir() -> dict[str, str]:
     return {"router.data_dir": str(folder)} if os.access(nearest, os.W_OK) else {}
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice in a mapping. By itself YAML's loader would drop all but the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping."""
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and names.count(key.value) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"found {key.value!r} twice", key.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def _read_yaml(file: Path) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text())
+        content = yaml.load(file.read_text(), _Loader)
     except OSError as error:
         raise ConfigError(f"--config: can't read {file}: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -70,7 +70,7 @@ class Daemons:
         self._restarts = Restarts()
 
     def check(self) -> str | None:
-        """Returns what was done about a GCS that ended, None if none did; RayLost if a process ended for good."""
+        """Restart a GCS that ended; returns a message, or None if none ended. RayLost if a process ended for good."""
         self._find()
         if self._ended("raylet"):
             raise RayLost(self._told("raylet"))

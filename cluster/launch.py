@@ -37,6 +37,7 @@ def serve_here(config: ClusterConfig, metrics_port: int | None = None) -> None:
     if found.origin is not None and config.load != "synthetic":
         fetch_shown(found.origin.weights, Console(stderr=True))
     check_files(config, found.folder)
+    _check_folders(config)
     try:
         tls()
     except TlsError as error:
@@ -62,6 +63,22 @@ def _folder_that_goes() -> tuple[Path, EndingSignals]:
         return folder, EndingSignals(functools.partial(abandon, folder))
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _check_folders(config: ClusterConfig) -> None:
+    """ConfigError if nothing can be written where a folder lies, or will be made."""
+    for setting, given in (("router.data_dir", config.router.data_dir), ("cache.disk_dir", config.cache.disk_dir)):
+        if given is None:
+            continue
+        folder = Path(given).expanduser().absolute()
+        nearest = next(path for path in (folder, *folder.parents) if path.exists())
+        try:
+            with tempfile.TemporaryFile(dir=nearest):
+                pass
+        except OSError as error:
+            raise ConfigError(
+                f"{setting}: nothing can be written to {nearest} ({error.strerror}); choose another folder"
+            ) from error
 
 
 def _check_port(host: str, port: int, setting: str) -> None:

@@ -1,4 +1,4 @@
-"""How many workers a pool needs, for what it predicts to keep the targets. Pure: figures in, a number out."""
+"""Computes how many workers a pool needs to keep its targets, by prediction. Pure: figures in, a number out."""
 
 import math
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ _OVER_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Goals:
-    """What a pool is to keep to.
+    """The targets of a pool.
 
     busy: the share of its slots, of its pages, and of its time for prompts, that a worker has in use. first_token_s:
     within this time a prompt is to be computed, those before it included. attained: the share of prompts of which that
@@ -35,7 +35,7 @@ class Goals:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What is asked of one worker.
+    """The load of one worker.
 
     held: the share of its slots or of its pages in use, whichever is fuller. decoding: how many workers its running
     sequences would need to have their steps within the inter-token target. prompts: seconds of prompts that came to it,
@@ -50,7 +50,7 @@ class Asked:
 
 
 class PromptRate:
-    """What came to a worker over the last seconds."""
+    """The rate at which prompts reached a worker over the last seconds."""
 
     def __init__(self) -> None:
         self._at, self._prompts, self._tokens = 0.0, 0, 0
@@ -66,7 +66,7 @@ class PromptRate:
 
 
 def asked(info: WorkerInfo, load: Load, costs: Costs, rate: tuple[float, float]) -> Asked:
-    """By a worker's figures. rate: of its prompt tokens, as `PromptRate` has it."""
+    """The load of a worker by its figures. rate: as `PromptRate.of` returns it."""
     slots = (info.slots - load.free_slots + load.queued) / info.slots
     used = info.pages - load.free_pages
     token_s = load.token_s or costs.token_s
@@ -105,7 +105,7 @@ def attainment(workers: int, prompts: float, prompt_s: float, first_token_s: flo
 
 
 def wanted(pool: Sequence[Asked], now: int, goals: Goals) -> int:
-    """Workers for what is asked of a pool, 1 at least. now: how many there are.
+    """The number of workers that a pool needs for its load, at least 1. now: the present number.
 
     A pool grows at once, and shrinks only to where it would keep its targets under more than its load: what makes it
     grow never makes it shrink again, so that a load at the edge moves nothing.
@@ -115,7 +115,7 @@ def wanted(pool: Sequence[Asked], now: int, goals: Goals) -> int:
 
 
 def _needed(pool: Sequence[Asked], times: float, goals: Goals) -> int:
-    """Workers for `times` what is asked."""
+    """The number of workers for `times` the present load."""
     prompts = times * sum(a.prompts for a in pool)
     rate = sum(a.prompts / a.prompt_s for a in pool if a.prompt_s)
     sums = (

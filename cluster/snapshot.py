@@ -38,7 +38,7 @@ def save(
     url: Url = _URL,
     api_key: Key = None,
 ) -> None:
-    """Write tokens, sampling, and the state that is kept of them to a file that only you can read."""
+    """Write a session's tokens, sampling and kept state to a file that only you can read."""
     path = f"/v1/{'requests' if request else 'sessions'}/{quote(name, safe='')}/snapshot"
     partial = file.with_name(file.name + ".partial")
     with _told(), connected(url, api_key, _TIMEOUT_S) as client:
@@ -63,7 +63,7 @@ def save(
 
 @snapshot.command()
 def show(file: File) -> None:
-    """Say what a file holds, once all its checksums were found to match."""
+    """Check all checksums of a file and show its content."""
     with _told():
         Console().print(_line(_read(file)), highlight=False, soft_wrap=True)
 
@@ -75,7 +75,7 @@ def load(
     url: Url = _URL,
     api_key: Key = None,
 ) -> None:
-    """Begin a session where the file's stands: what it holds of the state is not computed again."""
+    """Create a session that continues where the file ends; what the file holds of the state is not computed again."""
     with _told(), connected(url, api_key, _TIMEOUT_S) as client:
         saved = _read(file)
         made = _opened(client, file, session)

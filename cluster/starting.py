@@ -19,7 +19,7 @@ class Hung(RuntimeError):
 
 
 class Movement:
-    """When progress last moved. Pure; time is passed in."""
+    """Notes when progress last changed. Pure; time is passed in."""
 
     def __init__(self, now: float) -> None:
         self.progress = Progress("starting")
@@ -32,7 +32,7 @@ class Movement:
         self.progress = progress
 
     def still(self, now: float) -> float:
-        """Return the seconds since the start last made progress."""
+        """The seconds since the start last made progress."""
         return now - self._moved
 
 

@@ -1,6 +1,8 @@
 """The router as an ASGI application."""
 
 import asyncio
+import logging
+import sqlite3
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -26,7 +28,7 @@ from router.batch.message_batches import MessageBatches
 from router.batch.runner import BatchRunner
 from router.config import Pools, RouterConfig
 from router.endpoints import ENDPOINTS, LINES, LISTED, Parts, asks_for_key
-from router.errors import ApiError
+from router.errors import ApiError, store_lost
 from router.history import Exchange
 from router.http.body import ClientGone
 from router.http.caller import caller_of
@@ -38,11 +40,13 @@ from router.http.send import error_headers
 from router.openapi.document import publish
 from router.relay.gateway import Gateway
 from router.relay.link import ListedWorker
+from router.store.connection import DatabaseError
 from router.store.store import Store
 
 if TYPE_CHECKING:
     from router.tracing import Tracing
 
+_log = logging.getLogger(__name__)
 __all__ = ["Gateway", "ListedWorker", "Pools", "RouterConfig", "create_app"]
 
 
@@ -92,6 +96,8 @@ def create_app(gateway: Gateway, exchange: Exchange | None = None) -> FastAPI:
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(ClientGone, _gone)
+    for lost in (DatabaseError, sqlite3.Error):
+        app.add_exception_handler(lost, _store_lost)
     app.add_exception_handler(Exception, _unexpected)
     return app
 
@@ -162,6 +168,11 @@ async def _api_error(request: Request, error: Exception) -> Response:
 
 async def _gone(request: Request, error: Exception) -> Response:
     return Response(status_code=499)  # the client has left and does not read it
+
+
+async def _store_lost(request: Request, error: Exception) -> Response:
+    _log.error("request %s failed", caller_of(request.scope).request_id, exc_info=error)
+    return _answer(request, store_lost())
 
 
 async def _unexpected(request: Request, error: Exception) -> Response:

@@ -77,6 +77,11 @@ def fault(path: Path, reason: str, code: str = "invalid_value") -> ApiError:
     return invalid(f"'{name}': {reason}", name, code)
 
 
+def store_lost() -> ApiError:
+    """Make the 503 for a request that needs records which can't be reached; the log says more."""
+    return ApiError(503, "the server's records can't be reached; try again", code="store_unavailable", retry_after_s=5)
+
+
 def too_many(denied: Denied, length_field: str = "max_tokens") -> ApiError:
     """Make the 429 that says how long to wait; 400 if waiting would not help, as clients retry a 429 by themselves.
 

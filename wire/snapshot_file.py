@@ -22,7 +22,7 @@ import msgspec
 
 from wire.digest import digests_at
 from wire.protocol import SamplingParams
-from wire.tokens import TokenIds
+from wire.tokens import WIDTH, TokenIds
 
 FORMAT = "ling-snapshot/2"
 TOKEN_IDS = "token_ids"
@@ -30,6 +30,8 @@ CRC = "crc32."
 _LENGTH = struct.Struct("<Q")
 _MOST_HEAD = 16 * 1024 * 1024
 _PIECE = 1024 * 1024
+# What reading a header may raise that is not as it should be.
+_FOREIGN = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, msgspec.MsgspecError)
 
 
 class SnapshotFileError(ValueError):
@@ -215,7 +217,7 @@ def needed(begun: bytes | bytearray) -> int:
         return head
     try:
         return head + int(json.loads(begun[_LENGTH.size : head])[TOKEN_IDS]["data_offsets"][1])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except _FOREIGN as error:
         raise SnapshotFileError(f"its header can't be read: {error!r}") from error
 
 
@@ -237,14 +239,18 @@ def read(file: BinaryIO) -> SnapshotFile:
         head = _head(metadata)
         tensors = {name: _entry(entry, begin) for name, entry in described.items()}
         ids = tensors[TOKEN_IDS]
+        # Whatever the header says, no more is read than there is.
+        there = file.seek(0, io.SEEK_END) - ids.begin
         file.seek(ids.begin)
-        token_ids = TokenIds(file.read(ids.end - ids.begin))
+        token_ids = TokenIds(file.read(min(ids.end - ids.begin, max(there, 0))))
     except SnapshotFileError:
         raise
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError, msgspec.MsgspecError) as error:
+    except _FOREIGN as error:
         raise SnapshotFileError(f"its header can't be read: {error!r}") from error
     if len(token_ids.packed) < ids.end - ids.begin:
         raise SnapshotFileError("it is cut short within its token ids")
+    if len(token_ids.packed) % WIDTH:
+        raise SnapshotFileError(f"its token ids have {len(token_ids.packed)} bytes, which are no whole ids")
     sums = {name.removeprefix(CRC): crc for name, crc in metadata.items() if name.startswith(CRC)}
     if f"{zlib.crc32(token_ids.packed):08x}" != sums.get(TOKEN_IDS):
         raise SnapshotFileError("it is damaged: the checksum of its token ids does not match")
@@ -309,7 +315,7 @@ def _sound(head: SnapshotHead, tokens: int, tensors: Mapping[str, Entry]) -> boo
     whole = head.position - head.start == sum(head.parts) <= tokens and all(part > 0 for part in head.parts)
     lined = head.start > 0 if head.before else head.start == 0
     stated = list(head.states) == sorted(set(head.states)) and (head.states[-1:] == (parts - 1,) if parts else True)
-    ranked = head.split > 0 and set(ranks) <= set(range(head.split)) and bool(ranks) == bool(parts)
+    ranked = head.split > 0 and all(0 <= rank < head.split for rank in ranks) and bool(ranks) == bool(parts)
     turned = head.turn is None or 0 < head.turn.prompt_tokens <= tokens
     named = all(f"rank{rank}.rows.{part}" in tensors for rank in ranks for part in range(parts))
     return whole and lined and stated and ranked and turned and named and all(0 <= part < parts for part in head.states)

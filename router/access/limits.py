@@ -80,7 +80,7 @@ class Account:
         self._tokens = None if limits.tokens is None else Bucket(limits.tokens, now)
 
     def enter(self, now: float) -> Denied | None:
-        """A request begins. Call `leave` at its end, unless it is denied."""
+        """Count a request that begins. Call `leave` at its end, unless it is denied."""
         at_once = self.limits.concurrent
         if at_once is not None and self.running >= at_once:
             return Denied(f"{self.running} requests of this key are under way of at most {at_once}", _CONCURRENT_WAIT_S)
@@ -93,7 +93,7 @@ class Account:
         return None
 
     def leave(self) -> None:
-        """A request has ended."""
+        """Count a request's end."""
         self.running -= 1
 
     def charge(self, tokens: int, now: float) -> Denied | None:

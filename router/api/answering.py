@@ -1,18 +1,20 @@
 """The base of all endpoints that are plain ASGI applications."""
 
 import logging
+import sqlite3
 import time
 from abc import ABC, abstractmethod
 
 from starlette.types import Receive, Scope, Send
 
 from router.config import RouterConfig
-from router.errors import ApiError
+from router.errors import ApiError, store_lost
 from router.http.body import ClientGone
 from router.http.caller import caller_of
 from router.http.dialect import Dialect
 from router.http.send import Headers, send_error
 from router.relay.gateway import Gateway
+from router.store.connection import DatabaseError
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +45,10 @@ class Answering(ABC):
         except ApiError as error:
             status = str(error.status)
             await send_error(send, error, headers, dialect)
+        except (DatabaseError, sqlite3.Error):
+            status = "503"
+            _log.exception("request %s failed", caller_of(scope).request_id)
+            await send_error(send, store_lost(), headers, dialect)
         except Exception:
             status = "500"
             _log.exception("request %s failed", caller_of(scope).request_id)

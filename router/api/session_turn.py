@@ -2,16 +2,27 @@
 
 from dataclasses import replace
 
+from starlette.requests import Request as HttpRequest
 from starlette.types import Scope
 
 from router.api.request import Request
 from router.api.schema import session_name
 from router.errors import invalid
-from router.http.caller import Caller
+from router.http.caller import Caller, caller_of
 from router.relay.job import Job
-from router.relay.sessions import Sessions, Turn
+from router.relay.sessions import Sessions, Turn, missing
 
 HEADER = "x-ling-session"
+
+
+def named(request: HttpRequest) -> tuple[str, str]:
+    """The tenant of a request about a session, and the session's name; 404 for what no session can be called."""
+    session_id: str = request.path_params["session_id"]
+    try:
+        session_name(session_id)
+    except ValueError:
+        raise missing(session_id) from None
+    return caller_of(request.scope).tenant, session_id
 
 
 def session_of(scope: Scope, request: Request) -> str | None:

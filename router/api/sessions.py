@@ -11,6 +11,7 @@ from starlette.responses import Response
 from router.api.answers.records import Deleted
 from router.api.answers.sessions import SessionList, SessionRecord
 from router.api.schema import SessionId, Strict
+from router.api.session_turn import named
 from router.errors import ApiError, invalid
 from router.http.body import parse, read_body
 from router.http.caller import caller_of
@@ -54,12 +55,12 @@ class SessionsApi:
     async def retrieve(self, request: Request) -> Response:
         """One session."""
         read_query(request, NoQuery)
-        return json_response(self._shown(await self._sessions.find(*_named(request))))
+        return json_response(self._shown(await self._sessions.find(*named(request))))
 
     async def delete(self, request: Request) -> Response:
         """Delete a session."""
         read_query(request, NoQuery)
-        tenant, session_id = _named(request)
+        tenant, session_id = named(request)
         await self._sessions.delete(tenant, session_id)
         deleted: Deleted = {"id": session_id, "object": "session", "deleted": True}
         return json_response(deleted)
@@ -67,14 +68,14 @@ class SessionsApi:
     async def park(self, request: Request) -> Response:
         """Move a session's snapshot from the device to host memory or disk."""
         read_query(request, NoQuery)
-        tenant, session_id = _named(request)
+        tenant, session_id = named(request)
         await self._sessions.park(tenant, session_id)
         return json_response(self._shown(await self._sessions.find(tenant, session_id)))
 
     async def resume(self, request: Request) -> Response:
         """Bring a session's snapshot to a device."""
         read_query(request, NoQuery)
-        tenant, session_id = _named(request)
+        tenant, session_id = named(request)
         config = self._gateway.config
         with self._gateway.admitted(1):
             found, turn, token_ids = await self._sessions.resume(tenant, session_id)
@@ -96,7 +97,7 @@ class SessionsApi:
         wanted = parse(await read_body(request.scope, request.receive, self._gateway.config), ForkRequest)
         if len(set(wanted.ids)) < len(wanted.ids):
             raise invalid("'ids' names a session twice", "ids")
-        forks = await self._sessions.fork(*_named(request), wanted.ids)
+        forks = await self._sessions.fork(*named(request), wanted.ids)
         answer: SessionList = {"object": "list", "data": self._all_shown(forks)}
         return json_response(answer)
 
@@ -121,7 +122,3 @@ class SessionsApi:
             "parent": session.parent,
             "last_request": session.last_request,
         }
-
-
-def _named(request: Request) -> tuple[str, str]:
-    return caller_of(request.scope).tenant, request.path_params["session_id"]

@@ -11,7 +11,9 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response, StreamingResponse
 
 from router.api.answers.sessions import ReplayedTurn
+from router.api.saved_turn import unfit
 from router.api.schema import Strict, session_name
+from router.api.session_turn import named
 from router.api.sessions import SessionsApi
 from router.config import RouterConfig
 from router.errors import ApiError, invalid
@@ -47,8 +49,8 @@ class SnapshotsApi:
     async def save(self, request: Request) -> Response:
         """A session as a file."""
         read_query(request, NoQuery)
-        session_id = request.path_params["session_id"]
-        return _file(await self._snapshots.of_session(caller_of(request.scope).tenant, session_id), session_id)
+        tenant, session_id = named(request)
+        return _file(await self._snapshots.of_session(tenant, session_id), session_id)
 
     async def save_request(self, request: Request) -> Response:
         """A failed request as a file: one's own, or an operator's choice."""
@@ -73,7 +75,7 @@ class SnapshotsApi:
             session_name(session_id)
         except ValueError as error:
             raise invalid(f"the session's name {session_id[:80]!r} {error}", "session_id") from None
-        made = await self._snapshots.load(caller.tenant, session_id, scope, _body(request, config))
+        made = await self._snapshots.load(caller.tenant, session_id, scope, _body(request, config), self._unfit)
         await self._remember(caller.tenant, session_id)
         return self._shown.record(made)
 
@@ -81,8 +83,9 @@ class SnapshotsApi:
         """A session's last answer computed again, from its prompt and with its seed; the session stays as it is."""
         read_query(request, NoQuery)
         asked = parse(await read_body(request.scope, request.receive, self._gateway.config) or b"{}", ReplayRequest)
-        caller, session_id = caller_of(request.scope), request.path_params["session_id"]
-        turn = await self._sessions.last_turn(caller.tenant, session_id)
+        caller = caller_of(request.scope)
+        tenant, session_id = named(request)
+        turn = await self._sessions.last_turn(tenant, session_id)
         known, sampling = TokenIds(turn.token_ids), msgspec.json.decode(turn.sampling, type=SamplingParams)
         answer = list(known[turn.prompt_tokens :])
         count = asked.max_tokens or len(answer)
@@ -131,6 +134,13 @@ class SnapshotsApi:
         choice = Choice(0, Prompt(TokenIds(b"")), sampling, self._gateway.tokenizer, recording=recording)
         choice.feed(answer, (), "stop" if answer and answer[-1] in sampling.stop_token_ids else "length")
         choice.take()
+
+    async def _unfit(self, token_ids: TokenIds, sampling: SamplingParams) -> str | None:
+        reason = unfit(token_ids, sampling, self._gateway.limits())
+        if reason is None and sampling.grammar is not None:
+            fault = await self._gateway.check_grammar(sampling.grammar.text)
+            reason = f"its grammar can't be enforced: {fault}" if fault is not None else None
+        return reason
 
     def _scope(self, caller: Caller) -> str:
         return scope_of(caller.tenant, None, self._gateway.config.cache_share_all)

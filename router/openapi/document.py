@@ -40,7 +40,7 @@ _WORK = {
     "415": "The body's content-encoding can't be read",
     "422": "Several workers in a row ended while they computed this request; it is not retried",
     "429": "A limit is reached; Retry-After says how long to wait",
-    "503": "No worker can take the request now",
+    "503": "No worker can take the request now, or the server's records can't be reached",
     "504": "The answer took too long",
 }
 _KEYED = {"401": "The API key is missing or unknown", "429": _WORK["429"]}

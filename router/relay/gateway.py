@@ -124,6 +124,10 @@ class Gateway:
         if form is not None:
             await self._check_grammar(form, self.tokenizer.marks)
 
+    async def check_grammar(self, text: str) -> str | None:
+        """Why workers can't constrain an answer to a grammar that a router made earlier; None if they can."""
+        return await self._check_grammar.text(text)
+
     async def update_workers(self, listed: Sequence[ListedWorker]) -> None:
         """Connect to the workers of discovery's current list, and disconnect from others."""
         await self.table.update(listed)

@@ -141,7 +141,7 @@ class Sessions:
         """Return a tenant's session; 404 if there is none."""
         found = await self._records.run(partial(sessions.find, tenant=tenant, session_id=session_id, now=now()))
         if found is None:
-            raise _missing(session_id)
+            raise missing(session_id)
         return found
 
     async def page(self, tenant: str, span: Page) -> list[StoredSession]:
@@ -158,7 +158,7 @@ class Sessions:
         except Busy:
             raise _busy(session_id) from None
         if not done:
-            raise _missing(session_id)
+            raise missing(session_id)
         self._table.tell_all(Unpin(_name(tenant, session_id)))
 
     async def fork(self, tenant: str, session_id: str, ids: Sequence[str]) -> list[StoredSession]:
@@ -175,7 +175,7 @@ class Sessions:
         except Full:
             raise self._full() from None
         if forks is None:
-            raise _missing(session_id)
+            raise missing(session_id)
         for one in forks:
             self._pin(tenant, one.id, one.marks)
         return forks
@@ -192,7 +192,7 @@ class Sessions:
         """Return the last turn of a session; 404."""
         found = await self._records.run(partial(sessions.last_turn, tenant=tenant, session_id=session_id, now=now()))
         if found is None:
-            raise _missing(session_id)
+            raise missing(session_id)
         return found
 
     async def check_free(self, tenant: str, session_id: str) -> None:
@@ -308,7 +308,8 @@ def _name(tenant: str, session_id: str) -> str:
     return hashlib.blake2b(f"{tenant}\0{session_id}".encode(), digest_size=16).hexdigest()
 
 
-def _missing(session_id: str) -> ApiError:
+def missing(session_id: str) -> ApiError:
+    """The 404 of a session that is not there."""
     return ApiError(404, f"there is no session {session_id[:128]!r}", code="session_not_found")
 
 

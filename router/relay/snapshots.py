@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import io
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from functools import partial
 
 import msgspec
@@ -88,14 +88,26 @@ class Snapshots:
 
     # From a file
 
-    async def load(self, tenant: str, session_id: str, scope: str, body: AsyncIterator[bytes]) -> StoredSession:
-        """Make a session of a file, whose states a decode worker keeps from then on; 400, 403, 409, 503."""
+    async def load(
+        self,
+        tenant: str,
+        session_id: str,
+        scope: str,
+        body: AsyncIterator[bytes],
+        unfit: Callable[[TokenIds, SamplingParams], Awaitable[str | None]],
+    ) -> StoredSession:
+        """Make a session of a file, whose states a decode worker keeps from then on; 400, 403, 409, 503.
+
+        unfit: why no request can have these tokens and this sampling.
+        """
         await self._sessions.check_free(tenant, session_id)
         begun, content = await self._begin(body)
         head, turn = content.head, content.head.turn
         if turn is None:
             raise _bad("it was not saved by `ling snapshot`: it does not say what was asked")
         info = self._taker(content)
+        if (reason := await unfit(content.token_ids, turn.sampling)) is not None:
+            raise _bad(reason)
         if head.positions:
             await self._send(info, scope, begun, content, body)
         else:

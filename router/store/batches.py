@@ -139,7 +139,7 @@ def _batch(row: Any) -> StoredBatch:
 
 
 def create(db: Connection, batch: StoredBatch, most: int) -> None:
-    """TooMany if the tenant has `most` unfinished ones."""
+    """Create a batch; TooMany if the tenant has `most` unfinished ones."""
     (count,) = db.execute("SELECT count(*) FROM batches WHERE open = 1 AND tenant = ?", (batch.tenant,)).fetchone()
     if count >= most:
         raise TooMany
@@ -217,7 +217,7 @@ def release(db: Connection, lease: Lease) -> None:
 
 
 def begin(db: Connection, lease: Lease, total: int, now: int) -> StoredBatch:
-    """The input is valid and has `total` lines. No change if the batch was cancelled meanwhile. LeaseLost."""
+    """Record that the input is valid and has `total` lines, unless the batch was cancelled meanwhile. LeaseLost."""
     _own(db, lease)
     db.execute(
         "UPDATE batches SET status = 'in_progress', total = ?, times = json_set(times, '$.in_progress_at', ?) "
@@ -228,7 +228,7 @@ def begin(db: Connection, lease: Lease, total: int, now: int) -> StoredBatch:
 
 
 def fail(db: Connection, lease: Lease, errors: Sequence[BatchFault], now: int) -> None:
-    """The batch can't be run, for these reasons. LeaseLost."""
+    """Record that the batch can't be run, for these reasons. LeaseLost."""
     _own(db, lease)
     db.execute(
         "UPDATE batches SET status = 'failed', errors = ?, times = json_set(times, '$.failed_at', ?) WHERE id = ?",
@@ -272,7 +272,7 @@ def results(db: Connection, batch_id: str, ok: bool, after: int, limit: int) -> 
 
 
 def finalize(db: Connection, lease: Lease, now: int) -> StoredBatch:
-    """Every line has its result. No change if the batch was cancelled meanwhile. LeaseLost."""
+    """Record that every line has its result, unless the batch was cancelled meanwhile. LeaseLost."""
     _own(db, lease)
     db.execute(
         "UPDATE batches SET status = 'finalizing', times = json_set(times, '$.finalizing_at', ?) "
@@ -290,7 +290,7 @@ def finish(
     error: StoredFile | None,
     now: int,
 ) -> None:
-    """The batch has ended and its files are written. LeaseLost."""
+    """Record that the batch has ended and its files are written. LeaseLost."""
     _own(db, lease)
     for file in (output, error):
         if file is not None:

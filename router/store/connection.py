@@ -32,7 +32,7 @@ class Records(Protocol):
 
     @property
     def begun(self) -> bool:
-        """Whether anything was ever stored."""
+        """Whether anything may have been stored so far."""
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in a transaction of its own and return its result; the transaction is undone if it raises."""

@@ -1,4 +1,4 @@
-"""Records of requests that failed at the workers, for whoever looks into why: functions of a connection."""
+"""Records of requests that failed at the workers, so that they can be saved: functions of a connection."""
 
 from dataclasses import dataclass
 
@@ -20,15 +20,15 @@ CREATE TABLE IF NOT EXISTS failed_requests (
 );
 CREATE INDEX IF NOT EXISTS failed_by_id ON failed_requests (request_id);
 """
-# Of a tenant: the oldest go first.
+# The most failed requests of a tenant; the oldest are deleted first.
 _MOST = 100
 
 
 @dataclass(frozen=True, slots=True)
 class FailedRequest:
-    """token_ids: packed, the prompt's and those it had got. sampling: `SamplingParams` as JSON.
+    """A request that failed. token_ids: packed, the prompt's and those generated. sampling: `SamplingParams` as JSON.
 
-    marks: where workers may keep a state of it, the longest first.
+    marks: names of the snapshots that workers may keep of it, the longest first.
     """
 
     token_ids: bytes
@@ -39,7 +39,7 @@ class FailedRequest:
 
 
 def keep(db: Connection, tenant: str, request_id: str, failed: FailedRequest, now: int, expires: int) -> None:
-    """Record one; an earlier one of the same id is forgotten, and what is over."""
+    """Record a failed request; it replaces an earlier one of the same id, and expired ones are deleted."""
     db.execute("DELETE FROM failed_requests WHERE expires_at <= ?", (now,))
     db.execute("DELETE FROM failed_requests WHERE tenant = ? AND request_id = ?", (tenant, request_id))
     values = (tenant, request_id, failed.token_ids, failed.prompt_tokens, failed.sampling, marks_text(failed.marks))
@@ -57,7 +57,7 @@ def keep(db: Connection, tenant: str, request_id: str, failed: FailedRequest, no
 
 
 def find(db: Connection, tenant: str | None, request_id: str, now: int) -> FailedRequest | None:
-    """The latest of an id; of one tenant, or of any."""
+    """The latest failed request with an id, of one tenant, or of any with None."""
     row = db.execute(
         "SELECT token_ids, prompt_tokens, sampling, marks, error FROM failed_requests "
         f"WHERE request_id = ? AND expires_at > ?{'' if tenant is None else ' AND tenant = ?'} "

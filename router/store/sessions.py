@@ -75,7 +75,7 @@ class End:
 
 @dataclass(frozen=True, slots=True)
 class Standing:
-    """Where a session stands. serial: later sessions have higher ones."""
+    """The end of a session. serial: later sessions have higher ones."""
 
     serial: int
     tenant: str
@@ -135,7 +135,7 @@ def page(db: Connection, tenant: str, span: Page, now: int) -> list[StoredSessio
 
 
 def standings(db: Connection, after: int, limit: int, now: int) -> list[Standing]:
-    """Where the first sessions of all tenants stand whose serial is above `after`."""
+    """The ends of the first `limit` sessions, of all tenants, whose serial is above `after`."""
     rows = db.execute(
         "SELECT serial, tenant, id, marks, expires_at FROM sessions WHERE serial > ? AND expires_at > ? AND tokens > 0 "
         "ORDER BY serial LIMIT ?",
@@ -237,7 +237,7 @@ def fork(
 def enter(
     db: Connection, tenant: str, session_id: str, scope: str, at: End, most: int, now: int, expires: int
 ) -> StoredSession:
-    """A new session that stands where another cluster's stood; Taken, Full."""
+    """Create a session that ends where another cluster's ended; Taken, Full."""
     _expire(db, now)
     if db.execute("SELECT 1 FROM sessions WHERE tenant = ? AND id = ?", (tenant, session_id)).fetchone() is not None:
         raise Taken(session_id)
@@ -275,12 +275,12 @@ def _room(db: Connection, tenant: str, more: int, most: int) -> None:
 
 
 def marks_text(marks: Sequence[Mark]) -> str:
-    """Marks as a record has them."""
+    """Encode marks for a record."""
     return json.dumps([[mark.position, mark.digest.hex()] for mark in marks])
 
 
 def marks_read(text: str) -> tuple[Mark, ...]:
-    """What `marks_text` wrote."""
+    """Decode marks from a record."""
     return tuple(Mark(position, bytes.fromhex(digest)) for position, digest in json.loads(text))
 
 

@@ -54,6 +54,16 @@ class GrammarCheck:
         if fault is not None:
             raise invalid(f"'{fault.param}': {fault.reason}", fault.param, "invalid_grammar")
 
+    async def text(self, text: str) -> str | None:
+        """Why workers could not enforce a grammar that a router made earlier; None if they can."""
+        if len(text) > _LONGEST:
+            return f"it has {len(text)} characters, at most {_LONGEST} are taken"
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._message, text)
+
+    def _message(self, text: str) -> str | None:
+        message: str | None = LLMatcher.validate_grammar(text, self._index(), limits=_LIMITS)
+        return brief(message) if message and not message.startswith("WARNING") else self._first_mask(text)
+
     def _fault(self, form: Form, text: str) -> SchemaFault | None:
         for schema in form.schemas:
             if (reference := endless(schema.content)) is not None:

@@ -1,4 +1,4 @@
-"""Which tokens conversations' beginnings were last rendered to, by what they said: a miss is explained by it."""
+"""Remembers to which tokens conversations' beginnings were rendered, to explain misses of the prefix cache."""
 
 import hashlib
 import threading
@@ -15,7 +15,7 @@ _SIZE = 16
 
 
 def beginnings(head: Any, turns: Iterable[Any]) -> tuple[bytes, ...]:
-    """Digests of what a conversation says: of its head (tools, instructions), and up to each of its turns.
+    """Digests of a conversation's content: of its head (tools, instructions), and up to each of its turns.
 
     All of it is plain data. Equal digests are of equal contents.
     """
@@ -40,7 +40,7 @@ class Renderings:
         self._lock = threading.Lock()
 
     def look(self, scope: str, contents: Sequence[bytes], token_ids: TokenIds, boundaries: Sequence[int]) -> int:
-        """How many tokens what the prompt begins with was last rendered to, if to others than now; else 0.
+        """The number of tokens to which the prompt's beginning was last rendered, if they differ from now; else 0.
 
         contents: as `beginnings` has them. boundaries: how many tokens there are up to each rendered turn's end. The
         longest beginning that is known decides, and the prompt's are known from now on.

@@ -34,7 +34,12 @@ def test_an_empty_yaml_is_all_defaults(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("- a\n", "must hold settings"), ("a: [", "not readable as YAML"), ("\x00", "not readable as YAML")],
+    [
+        ("- a\n", "must hold settings"),
+        ("a: [", "not readable as YAML"),
+        ("\x00", "not readable as YAML"),
+        ("router: {max_queue: 3}\nport: 1\nrouter: {}\n", "found 'router' twice"),
+    ],
 )
 def test_a_yaml_that_holds_no_settings_is_refused(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "bad.yaml"
@@ -64,6 +69,7 @@ def test_a_setting_must_have_the_form_key_value(setting: str) -> None:
         (["--dtype", "int3"], "dtype: "),
         (["--set", "prefill.tp=3"], "prefill.tp: "),
         (["--set", "port=null"], "port: "),
+        (["--set", "router.data_dir=/proc/nothing"], "router.data_dir: nothing can be written to /proc"),
     ],
 )
 def test_serve_refuses_before_anything_starts(arguments: list[str], message: str) -> None:

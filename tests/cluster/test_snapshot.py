@@ -2,12 +2,14 @@
 states; `tests/integration/test_snapshots.py` has files with states."""
 
 import io
+import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec import structs
 from typer.testing import CliRunner
 
 from cluster.cli import app
@@ -82,6 +84,27 @@ def _changed(**fields: Any) -> Callable[[bytes], bytes]:
     return change
 
 
+def _head(**described: Any) -> Callable[[bytes], bytes]:
+    """The header's own JSON changed, whatever it then means. text: its beginning instead."""
+
+    def change(content: bytes) -> bytes:
+        size = int.from_bytes(content[:8], "little")
+        head = {**json.loads(content[8 : 8 + size]), **described}
+        encoded = described["text"] if "text" in described else json.dumps(head).encode()
+        return len(encoded).to_bytes(8, "little") + encoded + content[8 + size :]
+
+    return change
+
+
+def _sampled(**fields: Any) -> Callable[[bytes], bytes]:
+    def change(content: bytes) -> bytes:
+        turn = unpack(content).head.turn
+        assert turn is not None
+        return _changed(turn=replace(turn, sampling=structs.replace(turn.sampling, **fields)))(content)
+
+    return change
+
+
 def _flipped(content: bytes) -> bytes:
     return content[:-1] + bytes([content[-1] ^ 1])
 
@@ -99,6 +122,22 @@ def _flipped(content: bytes) -> bytes:
         (_changed(weights_id="other"), "it is of the weights other (tiny); this cluster serves w"),
         (_changed(turn=None), "it does not say what was asked"),
         (_changed(token_ids=TokenIds.of((2, 3, 4, 5, 6, 7))), "differ from token"),
+        (_changed(token_ids=TokenIds.of((2, 3, -4, 5, 6, 7))), "a token id is outside the vocabulary"),
+        (_changed(start=2, before="x"), "its header contradicts itself"),
+        (_head(text=b"[" * 200_000), "its header can't be read"),
+        (_head(text=b"[]"), "its header can't be read"),
+        (_head(__metadata__=[]), "its header can't be read"),
+        (_head(token_ids={"dtype": "I32", "shape": [1], "data_offsets": [0, float("inf")]}), "cut short"),
+        (_head(token_ids={"dtype": "I32", "shape": [1], "data_offsets": [0, 15]}), "no whole ids"),
+        (_head(token_ids={"dtype": "I32", "shape": [1], "data_offsets": [-8, 8]}), "names bytes that can't be"),
+        (_sampled(logit_bias=((10**7, 1.0),)), "its sampling's logit_bias can't be"),
+        (_sampled(stop_token_ids=(-1,)), "its sampling's stop_token_ids can't be"),
+        (_sampled(temperature=float("nan")), "can't be read"),
+        (_sampled(temperature=-1.0), "its sampling's temperature can't be"),
+        (_sampled(repetition_penalty=0.0), "its sampling's repetition_penalty can't be"),
+        (_sampled(top_k=-1), "its sampling's top_k can't be"),
+        (_sampled(logprobs=10**6), "its sampling's logprobs can't be"),
+        (_sampled(grammar=Grammar("start: ((")), "its grammar can't be enforced"),
     ],
 )
 def test_a_session_that_can_not_be_replayed_gives_the_reason(

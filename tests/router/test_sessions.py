@@ -1,6 +1,7 @@
 """Tests sessions over HTTP: names, leases, quotas, and the messages to workers."""
 
 import asyncio
+import random
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -161,6 +162,53 @@ def alone(checkpoint: Path, act_: Callable[[Stage], Awaitable[None]], **options:
             await act_(stage)
 
     asyncio.run(run())
+
+
+def test_whatever_is_asked_at_once_has_its_answer_and_leaves_nothing(checkpoint: Path) -> None:
+    async def act_(stage: Stage) -> None:
+        decode, luck = stage["d0"], random.Random(3)
+        async with stage.client() as client:
+
+            async def one(name: str, what: str) -> tuple[str, int]:
+                path = f"/v1/sessions/{name}"
+                if what == "turn":
+                    body = {"model": "auto", "prompt": f"{name} {luck.random()}", "max_tokens": 3, "session_id": name}
+                    answer = await client.post(TEXT, json=body)
+                elif what in ("GET", "DELETE"):
+                    answer = await client.request(what, path)
+                else:
+                    sent = {"ids": [f"fork{luck.randrange(4)}"]} if what == "fork" else None
+                    answer = await client.post(f"{path}/{what}", json=sent)
+                return what, answer.status_code
+
+            acts = ("turn", "turn", "park", "resume", "resume", "fork", "GET", "DELETE")
+            names = ("a", "b", *(f"fork{n}" for n in range(4)))
+            for _ in range(12):
+                asked = [one(luck.choice(names), luck.choice(acts)) for _ in range(16)]
+                for what, status in await asyncio.gather(*asked):
+                    assert status in (200, 409) if what == "turn" else (200, 404, 409), what
+            there = {s["id"] for s in (await client.get("/v1/sessions?limit=100")).json()["data"]}
+            # None is held by a request that is over, and each that is left has its pin, and no other.
+            for name in there:
+                assert (await one(name, "turn"))[1] == 200
+            await decode.until(lambda: len(decode.pins) == len(there))
+            assert (
+                await client.post(TEXT, json={"model": "auto", "prompt": "x", "session_id": "new"})
+            ).status_code == 200
+
+    alone(checkpoint, act_)
+
+
+@pytest.mark.parametrize("name", ["..%2f", "%00", "%F0%9F%98%80", "a%20b", "a%0d%0ab", "%ff", "x" * 129])
+def test_what_can_not_be_a_name_is_not_there(stage: Stage, name: str) -> None:
+    for method, path in (
+        ("GET", ""), ("DELETE", ""), ("POST", "/park"), ("POST", "/resume"), ("POST", "/replay"), ("GET", "/snapshot"),
+    ):  # fmt: skip
+        answer = stage.http.request(method, f"{stage.url}/v1/sessions/{name}{path}")
+        assert answer.status_code == 404
+    made = stage.http.post(f"{stage.url}/v1/sessions/{name}/snapshot", content=b"")
+    assert made.status_code in (400, 404)
+    assert "cut short" not in made.text
 
 
 def test_a_session_that_no_worker_keeps_says_so_and_is_computed_again(stage: Stage) -> None:
@@ -351,3 +399,22 @@ def test_impossible_forks_are_refused(stage: Stage, ids: list[str] | None) -> No
     ask(stage, "there", TEXT)
     answer = act(stage, "there", "fork", **({} if ids is None else {"ids": ids}))
     assert answer.status_code == (409 if ids == ["there"] else 400)
+
+
+@pytest.mark.parametrize("records", ["files", "database"])
+def test_records_that_can_not_be_reached_are_a_503(checkpoint: Path, tmp_path: Path, records: str) -> None:
+    lost = {"data_dir": str(tmp_path)}
+    if records == "database":
+        lost["database_url"] = "postgresql://u:p@127.0.0.1:1/db"
+    for name in ("sessions.sqlite3", "store.sqlite3"):
+        (tmp_path / name).mkdir()  # so that it can't be a file
+
+    async def act_(stage: Stage) -> None:
+        async with stage.client() as client:
+            body = {"model": "auto", "prompt": "Once", "max_tokens": 1}
+            assert code(await client.post(TEXT, json=body | {"session_id": "s"})) == (503, "store_unavailable")
+            assert code(await client.get("/v1/sessions/s")) == (503, "store_unavailable")
+            assert code(await client.get("/v1/batches")) == (503, "store_unavailable")
+            assert (await client.post(TEXT, json=body)).status_code == 200
+
+    alone(checkpoint, act_, **lost)

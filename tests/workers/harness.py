@@ -10,14 +10,19 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import msgspec
 from msgspec import structs
 
 from wire.codec import CLUSTER
 from wire.handshake import call
 from wire.protocol import (
     Abort,
+    FileKept,
+    FilePart,
     Hello,
     Load,
+    LoadFile,
+    Mark,
     Move,
     Park,
     Parked,
@@ -25,11 +30,13 @@ from wire.protocol import (
     Prefix,
     Role,
     SamplingParams,
+    SaveFile,
     SeqOutput,
     StepOutputs,
     Submit,
     WorkerInfo,
 )
+from wire.snapshot_file import Turn
 from wire.tls import connect
 from wire.tokens import TokenIds
 from workers.config import WorkerConfig
@@ -259,7 +266,7 @@ class Workers:
         decode.caller.send(Submit(stream.request_id, ids, sampling, generated=len(had), prefix=prefix))
         return stream
 
-    async def drained(self, stream: Stream, to: Worker, gone: Worker) -> SeqOutput:
+    async def drained(self, stream: Stream, to: Worker, gone: Worker, scope: str = "") -> SeqOutput:
         """Wait for a stream's end at a worker that is to end. As a router, have `to` take first what that tells of."""
         while stream.ended is None:
             told = next((o.kept_tokens for o in stream.outputs if o.leaving), 0)
@@ -267,7 +274,7 @@ class Workers:
                 self.copied.add(stream.request_id)
                 warm = self._new(to)
                 ids = TokenIds.of((*self.prompts[stream.request_id], *stream.token_ids)[: told + 1])
-                prefix = Prefix(source=gone.ref, kept_tokens=told)
+                prefix = Prefix((), scope, told, gone.ref)
                 to.caller.send(Submit(warm.request_id, ids, _ONE_TOKEN, prefix=prefix, warm=True))
                 await warm.end()
                 gone.caller.send(Move(stream.request_id))
@@ -275,6 +282,56 @@ class Workers:
                 stream.changed.clear()
                 await asyncio.wait_for(stream.changed.wait(), 60)
         return stream.ended
+
+    async def moved(
+        self, stream: Stream, to: Worker, gone: Worker, sampling: SamplingParams, scope: str = ""
+    ) -> Stream:
+        """Go on, as a router does, with a sequence that its worker gives up, if it does."""
+        end = await self.drained(stream, to, gone, scope)
+        if end.finish != "moved":
+            return stream
+        prefix = Prefix((), scope, end.kept_tokens, gone.ref if end.kept_tokens else None)
+        again = self._new(to)
+        had = stream.token_ids
+        again.outputs = [structs.replace(o, finish=None) for o in stream.outputs]
+        ids = TokenIds.of((*self.prompts[stream.request_id], *had))
+        to.caller.send(Submit(again.request_id, ids, sampling, generated=len(had), prefix=prefix))
+        return again
+
+    async def saved(self, worker: Worker, marks: tuple[Mark, ...], ids: tuple[int, ...], prompt_tokens: int) -> bytes:
+        """A kept snapshot as a file."""
+        turn = Turn("test", prompt_tokens, _ONE_TOKEN)
+        async with self._file(worker, SaveFile(marks, TokenIds.of(ids), msgspec.json.encode(turn))) as (reader, _):
+            out = bytearray()
+            while True:
+                part = await CLUSTER.read(reader)
+                assert isinstance(part, FilePart), part
+                if not part.data:
+                    return bytes(out)
+                out += part.data
+
+    async def loaded(self, worker: Worker, scope: str, content: bytes) -> None:
+        """Have a worker keep the snapshot of a file."""
+        async with self._file(worker, LoadFile(scope)) as (reader, writer):
+            for at in range(0, len(content), 1 << 20):
+                writer.write(CLUSTER.encode(FilePart(content[at : at + (1 << 20)])))
+            writer.write(CLUSTER.encode(FilePart(b"")))
+            answer = await CLUSTER.read(reader)
+            assert isinstance(answer, FileKept), answer
+
+    @asynccontextmanager
+    async def _file(
+        self, worker: Worker, asked: SaveFile | LoadFile
+    ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+        reader, writer = await connect(worker.info.host, worker.info.port)
+        await call(reader, writer, "")
+        writer.write(CLUSTER.encode(Hello("router-test", "file")))
+        writer.write(CLUSTER.encode(asked))
+        try:
+            async with asyncio.timeout(60):
+                yield reader, writer
+        finally:
+            writer.close()
 
     def _new(self, decode: Worker) -> Stream:
         stream = Stream(f"request-{next(_ids)}", decode.caller)

@@ -15,7 +15,7 @@ import torch
 from tests.workers.transfer_ends import CHANNELS, HOST, End, arenas, ends, export, shard, snapshot
 from workers.model.batch import Caches
 from workers.schedule.step import Expect, Export, Link, LinkAll, LinkLost, Received, Sent
-from workers.transfer import incoming, outgoing
+from workers.transfer import endpoint, incoming, outgoing
 from workers.transfer.channel import LinkBroken
 from workers.transfer.messages import Hail
 from workers.transfer.negotiation import candidates
@@ -229,6 +229,7 @@ def test_the_sender_may_be_early_and_discard() -> None:
 
 def test_a_snapshot_that_no_peer_asks_for_in_time_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(outgoing, "PATIENCE_S", 0.0)
+    monkeypatch.setattr(endpoint, "_TICK_S", 0.01)
     prefill = End("P", "shm")
     export(prefill, "r", 0, *snapshot(0, 8))
     lost = prefill.wait_lost()

@@ -262,7 +262,7 @@ def misfit(content: SnapshotFile, info: WorkerInfo, model: LingConfig, latents: 
     if min(ids) < 0 or max(ids) >= info.vocab_size:
         return f"a token id is outside the vocabulary of {info.vocab_size}"
     heads = model.num_attention_heads
-    if head.start or head.ranks != tuple(range(head.split)) or heads % head.split or head.state_dtype not in _NAMES:
+    if head.start or heads % head.split or head.ranks != tuple(range(head.split)) or head.state_dtype not in _NAMES:
         return f"it holds ranks {head.ranks} of {head.split}, states in {head.state_dtype}: a whole one is needed"
     found = {name: (entry.dtype, entry.shape) for name, entry in content.tensors.items() if name.startswith("rank")}
     if found != dict(_tensors(head, model, latents)):

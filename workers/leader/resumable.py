@@ -12,7 +12,7 @@ from wire.protocol import Finish, SeqOutput, Submit
 
 @dataclass(slots=True)
 class Entry:
-    """The entry of one request.
+    """A resumable request.
 
     tokens: all tokens generated so far. until: when it is forgotten; None while it runs with its router. whole: the
     reason of its end, if it ended well. running: its sequence is still here.

@@ -85,14 +85,15 @@ def read_part(
             with path.open("rb") as file:
                 for part, count in enumerate(head.parts[:parts]):
                     shards = [_read(file, content, f"rank{owner}.rows.{part}") for owner in owners]
-                    rows.append((count, shards[0] if len(owners) == 1 else _share(torch.cat(shards)[:count], rank, tp)))
+                    whole = None if head.split == tp else torch.cat(shards)[:count]
+                    rows.append((count, shards[0] if whole is None else _share(whole, rank, tp)))
                 if name == files[-1]:
                     names = [f"state.{parts - 1}.{n}" for n in range(2)]
                     there = [n for n in names if f"rank{owners[0]}.{n}" in content.tensors]
                     states = [torch.cat([_read(file, content, f"rank{o}.{n}") for o in owners], 1) for n in there]
     except (OSError, SnapshotFileError, KeyError, ValueError) as error:
         raise DamagedFileError(f"its file can't be read: {error}") from error
-    if len(owners) > 1:
+    if head.split != tp:
         states = [torch.chunk(values, tp, 1)[rank] for values in states]
     return rows, Packed(tuple(states)), StateCodec(cast(StateDtype, head.state_dtype))
 

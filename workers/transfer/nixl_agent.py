@@ -15,13 +15,12 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from typing import Any
 
-import psutil
 import torch
 
 from workers.transfer.channel import LinkBroken
 from workers.transfer.messages import Nixl
 
-INSTALL = "pip install 'ling-cluster[nixl]', or nixl-cu12 beside a torch for CUDA 12"
+INSTALL = "pip install nixl-cu13, or nixl-cu12 beside a torch for CUDA 12"
 
 
 def ability() -> Nixl:
@@ -137,6 +136,8 @@ def _transports(host: str) -> str:
 
 
 def _interface(host: str) -> str:
+    import psutil  # noqa: PLC0415 - ranks without this channel run without it
+
     address = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]
     for name, known in psutil.net_if_addrs().items():
         if any(entry.address.partition("%")[0] == address for entry in known):

@@ -4,21 +4,30 @@ Temperature 0, fp32, a prefill and a decode worker. `python -m tests.workers.cac
 docs/CACHE.md.
 """
 
+import argparse
 import asyncio
 import itertools
+import os
 import random
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+import tempfile
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Literal
+from unittest.mock import patch
 
 import pytest
 
-from tests.workers.harness import Stream, Worker, Workers, workers
+from tests.certificates import environment
+from tests.workers.apart import apart
+from tests.workers.harness import Launcher, Stream, Worker, Workers, workers
 from tests.workers.test_worker import GAP, config, greedy
 from wire.digest import PageDigests
 from wire.protocol import Abort, Mark, Park, Prefix
+from wire.tls import tls
+from workers.leader import moving_away
 from workers.rank.engine import Engine
 from workers.schedule.sequence import State
 
@@ -42,9 +51,42 @@ BEGINNINGS = {
     "forks": "4 forks at once",
     "stayed": "handed off, its next turn on the decode worker alone",
     "resumed": "begun elsewhere, continued behind a hit",
+    "moved": "moved mid-answer to another worker",
+    "file": "saved as a file, opened by another worker",
 }
 BESIDE = ("alone", "16 others at once", "aborts beside it")
-GROUPS: list[tuple[int, Speculate]] = [(1, "off"), (1, 3), (2, "off"), (2, 3)]
+Link = Literal["shm", "gloo", "tls"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A prefill worker of `tp` ranks and a decode worker of `other`. link: how snapshots go between them."""
+
+    tp: int
+    other: int
+    speculate: Speculate
+    link: Link = "shm"
+
+    def __str__(self) -> str:
+        ranks = f"tp {self.tp}" if self.tp == self.other else f"tp {self.tp} to {self.other}"
+        return ranks if self.link == "shm" else f"{ranks} by {self.link}"
+
+
+ALIKE = [Group(tp, tp, speculate) for tp in (1, 2) for speculate in ("off", 3)]
+# gloo stands for all that torch.distributed has.
+UNLIKE = [
+    Group(tp, other, speculate, link)
+    for tp, other in ((2, 1), (1, 2)) for link in ("gloo", "tls") for speculate in ("off", 3)
+]  # fmt: skip
+# The command asks all fields, pytest as many as there is time for.
+_LATER = ("moved", "file")
+FIELDS = [
+    *((group, beginning, beside) for group in ALIKE for beginning in BEGINNINGS if beginning not in _LATER
+      for beside in BESIDE if beside != "alone" or group in (ALIKE[0], ALIKE[3])),
+    *((group, beginning, beside) for group in ALIKE[1::2] for beginning in _LATER for beside in BESIDE[1:]),
+    *((group, beginning, BESIDE[1 + at]) for at, group in enumerate((UNLIKE[1], UNLIKE[7]))
+      for beginning in ("returned", "moved", "file")),
+]  # fmt: skip
 _scopes = itertools.count()
 
 
@@ -109,13 +151,35 @@ class Pair:
 
 
 @asynccontextmanager
-async def pair_of(tp: int, speculate: Speculate) -> AsyncIterator[Pair]:
-    kept: dict[str, object] = {"cache_states": 128, "cache_host_bytes": 1 << 30, "speculate": speculate}
-    async with workers() as started:
-        prefill, decode = await asyncio.gather(
-            started.start(config(tp, **kept), "prefill"), started.start(config(tp, **kept), "decode")
-        )
-        yield Pair(started, prefill, decode)
+async def pair_of(group: Group) -> AsyncIterator[Pair]:
+    kept: dict[str, object] = {"cache_states": 128, "cache_host_bytes": 1 << 30, "speculate": group.speculate}
+    book()  # made before there are workers, which would wait for this process meanwhile
+    if group.link == "gloo":
+        kept["channel"] = "gloo"
+    with tempfile.TemporaryDirectory() as folder, encrypted(Path(folder), group.link == "tls") as launcher:
+        async with workers() as started:
+            prefill, decode = await asyncio.gather(
+                started.start(config(group.tp, **kept), "prefill", launcher=launcher),
+                started.start(config(group.other, **kept), "decode", launcher=launcher),
+            )
+            yield Pair(started, prefill, decode)
+
+
+@contextmanager
+def encrypted(folder: Path, wanted: bool) -> Iterator[Launcher | None]:
+    """Where wanted, TLS in this process, and a launcher of ranks that send snapshots by it."""
+    if not wanted:
+        yield None
+        return
+    variables, before = environment(folder), dict(os.environ)
+    os.environ.update(variables)
+    tls.cache_clear()
+    try:
+        yield apart(variables)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        tls.cache_clear()
 
 
 class Cell:
@@ -141,18 +205,44 @@ class Cell:
 
     async def park(self) -> None:
         """Move the end of the first turn from the decode worker's device to its host memory."""
+        mark, caller = self.mark(), self.pair.decode.caller
+        caller.send(Park(1, mark))
+        await caller.until_kept(mark.position, mark.digest, "host")
+
+    def mark(self) -> Mark:
+        """The name of the first turn's end."""
         digests = PageDigests(16, self.scope)
         ids = (*book().first.prompt, *book().first.answer)
         digests.extend(ids)
-        mark, caller = Mark(self.end, digests.at(ids, self.end)), self.pair.decode.caller
-        caller.send(Park(1, mark))
-        await caller.until_kept(mark.position, mark.digest, "host")
+        return Mark(self.end, digests.at(ids, self.end))
+
+    async def copy(self) -> None:
+        """Bring the end of the first turn to the prefill worker, as a file."""
+        first = book().first
+        ids = (*first.prompt, *first.answer)
+        content = await self.pair.started.saved(self.pair.decode, (self.mark(),), ids, len(first.prompt))
+        await self.pair.started.loaded(self.pair.prefill, self.scope, content)
+
+    async def move(self, streams: list[Stream], asked: list[Asked], new: list[int]) -> list[Stream]:
+        """Have the decode worker give up all its answers, and go on with them at the prefill worker."""
+        started, to, gone = self.pair.started, self.pair.prefill, self.pair.decode
+        for stream, one in zip(streams, asked, strict=True):
+            started.prompts[stream.request_id] = one.prompt
+        # Given up at once: else answers as short as these may end before they move.
+        with patch.object(moving_away, "_COPY_S", 0.0):
+            gone.leader.drain()
+            try:
+                return await asyncio.gather(
+                    *(started.moved(s, to, gone, greedy(n), self.scope) for s, n in zip(streams, new, strict=True))
+                )
+            finally:
+                gone.leader._draining = False
 
     async def prepare(self) -> None:
         """Prepare what the cell's sequence begins from."""
         if self.beginning in ("prefix", "returned", "pulled", "stayed"):
             await self.split(book().first.prompt).end()
-        if self.beginning in ("host", "resumed"):
+        if self.beginning in ("host", "resumed", "file"):
             await self.whole(book().first.prompt).end()
         if self.beginning in ("host", "pulled"):
             await self.park()
@@ -175,14 +265,22 @@ class Cell:
         else:
             right = [] if self.beside == "alone" else right
             others = [self.other(n) for n in range(len(right) // 2)]
+            if self.beginning == "file":
+                await self.copy()
             wanted = self.begin(asked)
             others += [self.other(n) for n in range(len(others), len(right))]
+        if self.beginning == "moved":
+            await wanted[0].tokens(2)
         if self.beside == "aborts beside it":
             for n, other in enumerate(others):
                 await other.tokens(n % 3)
                 for worker in (self.pair.prefill, self.pair.decode):
                     worker.caller.send(Abort(other.request_id))
             others = []
+        if self.beginning == "moved":
+            new = [NEW, *[SHORT] * len(others)]
+            streams = await self.move([*wanted, *others], [asked, *right][: len(new)], new)
+            wanted, others = streams[:1], streams[1:]
         for stream in (*wanted, *others):
             await stream.end()
         had = HAD if self.beginning == "resumed" else 0
@@ -200,8 +298,10 @@ class Cell:
 
     def begin(self, asked: Asked) -> list[Stream]:
         prompt = asked.prompt
-        if self.beginning in ("host", "stayed"):
+        if self.beginning in ("host", "stayed", "moved"):
             return [self.whole(prompt)]
+        if self.beginning == "file":
+            return [self.pair.started.whole(self.pair.prefill, prompt, greedy(NEW), Prefix(scope=self.scope))]
         if self.beginning == "resumed":
             prefix = Prefix(scope=self.scope)
             return [self.pair.started.resumed(self.pair.decode, prompt, asked.answer[:HAD], greedy(NEW), prefix)]
@@ -212,6 +312,8 @@ class Cell:
     def other(self, n: int) -> Stream:
         """Start the other sequences, half of them on one worker."""
         prompt = book().others[n].prompt
+        if self.beginning == "moved":
+            return self.whole(prompt, new=SHORT)
         return self.whole(prompt, new=SHORT) if n % 2 else self.split(prompt, new=SHORT)
 
     async def yielded(self, stream: Stream) -> None:
@@ -229,6 +331,11 @@ class Cell:
     def check_begin(self, wanted: list[Stream]) -> None:
         """Check that the sequences began where the cell says."""
         begun = [stream.cached for stream in wanted]
+        if self.beginning == "moved":  # from the state that its worker kept
+            ((begin, origin),) = begun
+            assert begin > len(book().second.prompt)
+            assert origin == "peer"
+            return
         prompt_end = len(book().second.prompt) - 1
         expected = {
             "fresh": [(0, None)],
@@ -237,6 +344,7 @@ class Cell:
             "branch": [(32, "device")],
             "host": [(self.end, "host")],
             "stayed": [(self.end, "device")],
+            "file": [(self.end, "device")],
             "resumed": [(self.end, "device")],
             "returned": [(self.end, "peer")],
             "pulled": [(self.end, "peer")],
@@ -245,45 +353,48 @@ class Cell:
         assert sorted(begun) == expected[self.beginning]
 
 
-@pytest.fixture(scope="module", params=GROUPS, ids=[f"tp{tp}-drafts {drafts}" for tp, drafts in GROUPS])
+@pytest.fixture(scope="module")
 def pair(request: pytest.FixtureRequest) -> Iterator[tuple[asyncio.Runner, Pair]]:
     with asyncio.Runner() as runner:
-        started = pair_of(*request.param)
+        started = pair_of(request.param)
         both = runner.run(started.__aenter__())
         yield runner, both
         offered = both.decode.leader._scheduler.drafting.speculation.totals.offered
-        assert bool(sum(offered)) == (request.param[1] != "off")
+        assert bool(sum(offered)) == (request.param.speculate != "off")
         runner.run(started.__aexit__(None, None, None))
 
 
-@pytest.mark.parametrize("beside", BESIDE)
-@pytest.mark.parametrize("beginning", BEGINNINGS)
+@pytest.mark.parametrize(("pair", "beginning", "beside"), FIELDS, indirect=["pair"], scope="module", ids=str)
 def test_the_fresh_run_s_tokens(pair: tuple[asyncio.Runner, Pair], beginning: str, beside: str) -> None:
     runner, both = pair
     runner.run(Cell(both, beginning, beside).run())
 
 
-async def matrix() -> None:
-    """Check all cells, without drafts and with 3, and print the table."""
-    held: set[tuple[int, Speculate, str, str]] = set()
+async def matrix(groups: list[Group], beginnings: Sequence[str]) -> None:
+    """Check all cells of these rows, without drafts and with 3, and print the table."""
+    held: set[tuple[str, str, str, Speculate]] = set()
     drift = 0.0
-    for tp, speculate in GROUPS:
-        async with pair_of(tp, speculate) as pair:
-            for beginning, beside in itertools.product(BEGINNINGS, BESIDE):
+    for group in groups:
+        async with pair_of(group) as pair:
+            for beginning, beside in itertools.product(beginnings, BESIDE):
                 cell = Cell(pair, beginning, beside)
                 await cell.run()
                 drift = max(drift, cell.drift)
-                held.add((tp, speculate, beginning, beside))
-    columns = list(itertools.product((1, 2), BESIDE))
-    print(f"| | {' | '.join(f'tp {tp}, {beside}' for tp, beside in columns)} |\n|---|{'---|' * len(columns)}")
-    for beginning, title in BEGINNINGS.items():
+                held.add((str(group), beginning, beside, group.speculate))
+    columns = list(itertools.product(dict.fromkeys(map(str, groups)), BESIDE))
+    print(f"| | {' | '.join(f'{group}, {beside}' for group, beside in columns)} |\n|---|{'---|' * len(columns)}")
+    for beginning in beginnings:
         fields = (
-            " / ".join("equal" for drafts in ("off", 3) if (tp, drafts, beginning, beside) in held)
-            for tp, beside in columns
+            " / ".join("equal" for drafts in ("off", 3) if (group, beginning, beside, drafts) in held)
+            for group, beside in columns
         )
-        print(f"| {title} | {' | '.join(fields)} |")
+        print(f"| {BEGINNINGS[beginning]} | {' | '.join(fields)} |")
     print(f"\nLog-probabilities differ by {drift:.1e} at most.")
 
 
 if __name__ == "__main__":
-    asyncio.run(matrix())
+    parser = argparse.ArgumentParser()
+    parser.add_argument("rows", nargs="*", choices=[*BEGINNINGS, []], help="none: all")
+    parser.add_argument("--unlike", action="store_true", help="workers of different ranks, by gloo and by TLS")
+    asked = parser.parse_args()
+    asyncio.run(matrix(UNLIKE if asked.unlike else ALIKE, asked.rows or list(BEGINNINGS)))
