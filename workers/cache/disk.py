@@ -120,8 +120,9 @@ class DiskTier:
 
     def _erase(self, files: list[tuple[str, bool]]) -> None:
         for file, latents in files:
-            if latents:
+            if latents:  # nothing that was ordered before matters: the file may not even be written by now
                 self._writes = [write for write in self._writes if write.file != file]
+                self._erases = [erase for erase in self._erases if erase.file != file]
             self._erases.append(Erase(file, latents))
 
     def _is_own(self, entry: Entry[str]) -> bool:

@@ -13,7 +13,7 @@ from workers.schedule.drafting import Drafting
 from workers.schedule.outputs import batch_outputs, ended_output, sampled_output
 from workers.schedule.places import Places
 from workers.schedule.sequence import Sequence
-from workers.schedule.step import Row, StepResult
+from workers.schedule.step import StepResult
 
 
 class Results:
@@ -40,7 +40,14 @@ class Results:
                 for _, slot in row.keeps:
                     self._cache.release(slot)
                 continue
-            self._computed(seq, row, now)
+            # How many drafts of a row are accepted is known only after its tokens are taken.
+            seq.computed = computed = row.start + len(row.token_ids)
+            if computed <= seq.prompt_tokens:
+                self._cache.index.note(seq.known, computed)
+            for count, slot in row.keeps:
+                self._cache.keep(seq.known, row.start + count, seq.pages, slot, now, state_in=slot)
+            if seq.keeps:
+                seq.keeps = [p for p in seq.keeps if p > computed]
             if result.prompt_logprobs:
                 seq.prompt_logprobs.extend(result.prompt_logprobs[index])
             if row.sample:
@@ -76,17 +83,6 @@ class Results:
                 seq.computed += 1
                 outputs.append(self._sampled(seq, batch.drafts, result, at, failures, now))
         return outputs
-
-    def _computed(self, seq: Sequence, row: Row, now: float) -> None:
-        """Record that a row is computed, and keep the states that it was to keep."""
-        # How many drafts of a row are accepted is known only after its tokens are taken.
-        seq.computed = computed = row.start + len(row.token_ids)
-        if computed <= seq.prompt_tokens:
-            self._cache.index.note(seq.known, computed)
-        for count, slot in row.keeps:
-            self._cache.keep(seq.known, row.start + count, seq.pages, slot, now, state_in=slot)
-        if seq.keeps:
-            seq.keeps = [p for p in seq.keeps if p > computed]
 
     def _sampled(
         self, seq: Sequence, drafts: int, result: StepResult, at: int, failures: Mapping[int, str], now: float

@@ -715,6 +715,14 @@ LIVES = st.lists(st.sampled_from(EVENTS), max_size=60) | st.lists(st.sampled_fro
 )
 # A sequence begins from a snapshot on the host, which the one that yields its slot brings back to the device.
 @example(["handed", "fork", "pull", "new", "handed", "step", "new", "peer", "gone"], 5394, 2, 0, False)
+# A file is erased in the step that was to erase its state alone, before it is written.
+@example(
+    ["new", "peer", "pull", "handed", "pull", "step", "new", "lend", "new", "fork", "new", "step", "step", "pull",
+     "damaged", "delete", "new", "delete", "new", "fork", "pull", "mid", "unpin", "peer", "new", "abort", "new",
+     "step", "unpin", "fork", "step", "new", "fork", "step", "damaged", "unwritten", "step", "lend", "new", "pin",
+     "unpin", "clear"],
+    0, 2, 0, False,
+)  # fmt: skip
 def test_references_always_add_up_and_states_are_what_they_claim(
     host_bytes: int, disk_bytes: int, events: list[str], seed: int, states: int, drafts: int, ahead: bool
 ) -> None:
