@@ -26,7 +26,7 @@ double = dispatch(double_reference, double_triton)
 
 def test_an_operation_is_its_reference_by_name_and_words() -> None:
     assert double.__name__ == "double"
-    assert double.__doc__ == "x times `by`."
+    assert double.__doc__ == "Multiply x by `by`."
 
 
 @pytest.mark.parametrize(
