@@ -90,7 +90,7 @@ def test_drafting_and_verifying_wait_for_nothing_but_the_tokens(rank: int, monke
 
 def test_snapshots_leave_and_enter_without_a_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     side = _begun()
-    monkeypatch.setattr(side.runner, "_transfers", Exports())
+    monkeypatch.setattr(side.runner._snapshots, "_transfers", Exports())
     with Waits() as waits:
         _decode(side, exports=(Export("r", "D", 0, (0, 1), 0, 6, True),))
         side.runner.step(StepPlan(step=9, installs=(Install("r", 2, (5, 6), 0),)))

@@ -1,7 +1,8 @@
-"""Executes step plans on one rank: transfers, the forward pass, sampling on rank 0.
+"""Executes step plans on one rank: the forward pass, drafts, and sampling on rank 0.
 
-With captured steps the host runs ahead of the device. A decode step that was planned while the one before it ran is
-launched before the host has read that one's tokens: the device feeds them to it. The host reads them meanwhile.
+With captured steps the host runs ahead of the device: it launches a decode step that was planned ahead before it has
+read the tokens of the step before. The device takes these tokens from its own memory, and the host reads them while the
+new step runs.
 """
 
 import time
@@ -14,7 +15,6 @@ from torch import Tensor
 
 from kernels import Keep, Rows, make_rows
 from wire.protocol import TokenLogprob
-from workers.cache.moves import Copy
 from workers.collectives.base import Collectives
 from workers.model.batch import Batch, Caches
 from workers.model.ling import LingModel
@@ -25,11 +25,10 @@ from workers.rank.graphs import Capture, DecodeGraphs
 from workers.rank.host_store import HostStore
 from workers.rank.latest import NOTHING, Fed, Latest
 from workers.rank.sampler import Drawing, Run, Sampled, Sampler, token_logprobs
+from workers.rank.snapshots import Snapshots
 from workers.rank.watch import StepWatch
 from workers.schedule.ahead import outcomes
-from workers.schedule.step import Commit, Export, Install, Moved, RankStats, Row, StepPlan, StepResult
-from workers.transfer import snapshot
-from workers.transfer.device import used_here
+from workers.schedule.step import Commit, Moved, RankStats, Row, StepPlan, StepResult
 from workers.transfer.endpoint import Transfers
 
 # Prompt log-probabilities need logits of every prompt token; this many rows of vocabulary at a time.
@@ -77,7 +76,7 @@ class Runner:
         self._caches = caches
         self._collectives = collectives
         self._transfers = transfers
-        self._host = host
+        self._snapshots = Snapshots(caches, collectives, transfers, host)
         self._device = caches.latent.device
         self._page_table = torch.zeros(slots + 1, max_pages, dtype=torch.int32, device=self._device)
         self._sampler = Sampler(model.config.vocab_size, slots, self._device, grammars)
@@ -105,7 +104,7 @@ class Runner:
 
     @torch.inference_mode()
     def start(self, plan: StepPlan, tell: Tell) -> None:
-        """Start one plan; `tell` gets its result by `finish`, or while a later plan starts."""
+        """Start one plan. `tell` gets its result in `finish`, or while a later plan starts."""
         begun = time.monotonic()
         fed = self._fed(plan) if plan.ahead is not None else None
         if fed is not None:
@@ -132,8 +131,7 @@ class Runner:
             drawing, prompt_logprobs = self._compute(plan, graphs, fed)
         else:
             self._latest.took((), frozenset(), None, feeds=False)
-        for export in plan.exports:
-            self._export(export)
+        self._snapshots.after(plan)
         self._watch.lap("transfer")
         if counting:
             self._model.count_experts(None)
@@ -152,7 +150,7 @@ class Runner:
 
     @torch.inference_mode()
     def finish(self) -> None:
-        """Tell the result of the plan started last, unless it was told."""
+        """Pass the result of the plan started last to its `tell`; does nothing if that was done."""
         done, self._under_way = self._under_way, None
         if done is None:
             return
@@ -268,10 +266,7 @@ class Runner:
             self._commit_fed(fed)
         else:
             self._commit(plan.commits)
-        self._save(plan)
-        self._receive(plan)
-        for copy in plan.copies:
-            self._copy(copy)
+        self._snapshots.before(plan)
 
     def _commit(self, commits: tuple[Commit, ...]) -> None:
         """Advance linear states by the accepted tokens of the rows verified last; sequences that are gone have none."""
@@ -305,80 +300,6 @@ class Runner:
             into, at, n = self._integers(places).unbind(1)
             ids[into] = drafts[at, n]
         return ids
-
-    def _save(self, plan: StepPlan) -> None:
-        """Make copies on the host, then keep states of sequences that ended."""
-        for store in plan.stores:
-            rows = self._read_shard(store.pages, store.start, store.stop)
-            state = snapshot.read_state(self._caches, store.slot) if store.slot >= 0 else None
-            self._host.store(store.key, store.stop - store.start, rows, state)
-        for copy in plan.saves:
-            self._copy(copy)
-        for write in plan.writes:
-            self._host.write(write)
-        for erase in plan.erases:
-            self._host.erase(erase)
-        for drop in plan.drops:
-            self._host.drop(drop.key, latents=drop.latents)
-
-    def _copy(self, copy: Copy) -> None:
-        snapshot.copy_state(self._caches, copy.slot, copy.to_slot)
-        if copy.page >= 0:
-            snapshot.copy_page(self._caches, copy.page, copy.to_page)
-
-    def _receive(self, plan: StepPlan) -> None:
-        for unlink in plan.unlinks:
-            self._need_transfers().unlink(unlink.peer)
-        for discard in plan.discards:
-            self._host.discard(discard.request_id)
-            if self._transfers is not None:
-                self._transfers.discard(discard.request_id, discard.leaving)
-        for link in plan.links:
-            self._need_transfers().link(*link.of(self._collectives.rank, self._collectives.size))
-        # Installed first, because staged snapshots make room for new ones.
-        for install in plan.installs:
-            self._install(install)
-        for expect in plan.expects:
-            self._need_transfers().expect(expect)
-        for fetch in plan.fetches:
-            if fetch.files:
-                self._host.read(fetch.request_id, fetch.files, fetch.start, fetch.position)
-            else:
-                self._host.fetch(fetch.request_id, fetch.keys, fetch.start, fetch.position)
-        for lend in plan.lends:
-            self._host.lend(lend, self._need_transfers().send)
-
-    def _need_transfers(self) -> Transfers:
-        if self._transfers is None:
-            raise RuntimeError("this engine was built without a transfer layer")
-        return self._transfers
-
-    def _install(self, install: Install) -> None:
-        """Install a snapshot: latents are gathered from the ranks' shares, and the state is taken as it came."""
-        source = self._host if install.host else self._need_transfers()
-        received = source.take(install.request_id)
-        for tensor in (*(shard for _, shard in received.parts), received.state):
-            used_here(tensor)
-        snapshot.write_shards(
-            self._caches,
-            install.pages,
-            install.start,
-            received.parts,
-            received.skip,
-            self._collectives.size,
-            received.split,
-            lambda shard: self._collectives.all_gather(shard, 0),
-        )
-        snapshot.write_state(self._caches, install.slot, received.state)
-
-    def _export(self, export: Export) -> None:
-        shard = self._read_shard(export.pages, export.start, export.stop)
-        state = snapshot.read_state(self._caches, export.slot) if export.last else None
-        self._need_transfers().send(export, shard, state)
-
-    def _read_shard(self, pages: tuple[int, ...], start: int, stop: int) -> Tensor:
-        rank, size = self._collectives.rank, self._collectives.size
-        return snapshot.read_shard(self._caches, pages, start, stop, rank, size)
 
     def _turn_pages(self, rows: tuple[Row, ...]) -> None:
         """Write rows' new pages into the page table."""
