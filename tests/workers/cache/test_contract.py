@@ -21,6 +21,7 @@ from unittest.mock import patch
 import pytest
 
 from tests.certificates import environment
+from tests.forks import start_forks
 from tests.workers.apart import apart
 from tests.workers.harness import Launcher, Stream, Worker, Workers, workers
 from tests.workers.test_worker import GAP, config, greedy
@@ -78,14 +79,14 @@ UNLIKE = [
     Group(tp, other, speculate, link)
     for tp, other in ((2, 1), (1, 2)) for link in ("gloo", "tls") for speculate in ("off", 3)
 ]  # fmt: skip
-# The command asks all fields, pytest as many as there is time for.
+# The command asks all fields. pytest asks each beginning of each group once, beside something else from group to group,
+# so that each beginning meets all that can be beside it.
 _LATER = ("moved", "file")
 FIELDS = [
-    *((group, beginning, beside) for group in ALIKE for beginning in BEGINNINGS if beginning not in _LATER
-      for beside in BESIDE if beside != "alone" or group in (ALIKE[0], ALIKE[3])),
-    *((group, beginning, beside) for group in ALIKE[1::2] for beginning in _LATER for beside in BESIDE[1:]),
+    *((group, beginning, BESIDE[(at + which) % 3]) for at, group in enumerate(ALIKE)
+      for which, beginning in enumerate(BEGINNINGS) if beginning not in _LATER or group.speculate == 3),
     *((group, beginning, BESIDE[1 + at]) for at, group in enumerate((UNLIKE[1], UNLIKE[7]))
-      for beginning in ("returned", "moved", "file")),
+      for beginning in ("returned", *_LATER)),
 ]  # fmt: skip
 _scopes = itertools.count()
 
@@ -171,6 +172,7 @@ def encrypted(folder: Path, wanted: bool) -> Iterator[Launcher | None]:
     if not wanted:
         yield None
         return
+    start_forks()
     variables, before = environment(folder), dict(os.environ)
     os.environ.update(variables)
     tls.cache_clear()
