@@ -1,11 +1,10 @@
 """Ranks that take each other for processes of different hosts, so that snapshots go between them as between hosts."""
 
-import asyncio
 import os
 from collections.abc import Mapping
 from functools import partial
 
-from tests.forks import FORKS
+from tests.forks import forked
 from tests.workers.harness import Launcher
 from workers.config import Rendezvous, WorkerConfig
 from workers.leader.ranks import Launch
@@ -20,17 +19,7 @@ def apart(environment: Mapping[str, str]) -> Launcher:
 
 def _launcher(environment: dict[str, str], config: WorkerConfig, worker_id: str) -> Launch:
     async def launch(rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
-        job = (config, worker_id, rank, endpoint, rendezvous)
-        process = FORKS.Process(target=_rank_main, args=(environment, *job), daemon=True)
-        process.start()
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(process.sentinel, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(process.sentinel)
-            process.kill()
-            process.join()
+        await forked(_rank_main, environment, config, worker_id, rank, endpoint, rendezvous)
 
     return launch
 

@@ -8,7 +8,6 @@ serves the next request.
 import argparse
 import asyncio
 import contextlib
-import multiprocessing
 import os
 import random
 import re
@@ -23,6 +22,7 @@ from typing import Any
 
 import torch
 
+from tests.forks import FORKS, forked
 from tests.workers.harness import GOLDEN, Stream, Worker, Workers, workers
 from wire.protocol import Role, SamplingParams, TokenLogprob
 from workers.config import Rendezvous, WorkerConfig
@@ -43,9 +43,6 @@ KINDS = ("payload before", "payload within", "payload after", "control before", 
 _CLOSE = 1e-4
 _CHUNKS = range(8, 90)
 _ARMED, _KIND, _BROKEN, _FIELDS = 0, 1, 2, 3
-# Ranks are forked from one process that has imported what they need.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(["workers.rank.process"])
 
 
 class Breaker:
@@ -125,19 +122,7 @@ def breaking_launcher(shared: Any, first: int, config: WorkerConfig, worker_id: 
     """Starts ranks whose links break when the test's process says so; theirs are places from `first` on."""
 
     async def launch(rank: int, endpoint: str, rendezvous: Rendezvous) -> None:
-        job = (config, worker_id, rank, endpoint, rendezvous)
-        process = _PROCESSES.Process(target=_rank_main, args=(shared, first + rank, *job), daemon=True)
-        process.start()
-        loop, ended = asyncio.get_running_loop(), asyncio.Event()
-        loop.add_reader(process.sentinel, ended.set)
-        try:
-            await ended.wait()
-        finally:
-            loop.remove_reader(process.sentinel)
-            process.kill()
-            process.join()
-        if process.exitcode:
-            raise RuntimeError(f"the process of rank {rank} ended with exit code {process.exitcode}")
+        await forked(_rank_main, shared, first + rank, config, worker_id, rank, endpoint, rendezvous)
 
     return launch
 
@@ -253,7 +238,7 @@ class Fleet:
 
 async def run(times: int, seed: int, tell: Callable[[str], None] = lambda _: None) -> Report:
     """Break so many links; AssertionError for anything that must not be."""
-    shared = _PROCESSES.Array("q", 4 * TP * _FIELDS)
+    shared = FORKS.Array("q", 4 * TP * _FIELDS)
     async with workers() as started:
         fleet = Fleet(started, shared, seed)
         await fleet.start()
