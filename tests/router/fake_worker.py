@@ -136,7 +136,7 @@ class FakeWorker:
         self.aborted: set[str] = set()
         self.past: dict[str, Running] = {}
         self.stops = False
-        self.arrived = asyncio.Event()  # set at every message
+        self.arrived = asyncio.Event()  # set at every message and step
         self.clients: set[Client] = set()
         self.running: dict[str, Running] = {}
         self._shape = (slots, pages, max_model_len, weights_id)
@@ -202,7 +202,7 @@ class FakeWorker:
         return Load(0, 0, busy, self.info.pages - busy, self.info.slots - busy, 0, 0.001)
 
     async def until(self, met: Callable[[], bool]) -> None:
-        """Wait until a condition holds, which is checked after each message."""
+        """Wait until a condition holds, which is checked after each message and step."""
         async with asyncio.timeout(60):
             while not met():
                 self.arrived.clear()
@@ -345,6 +345,7 @@ class FakeWorker:
                     if self.keeps:
                         self._keep(running.request, [running.answer(i) for i in range(running.at)])
             self._steps += 1
+            self.arrived.set()
             for client in list(self.clients):
                 outputs, client.outbox = tuple(client.outbox), []
                 kept, client.kept = tuple(client.kept), []
