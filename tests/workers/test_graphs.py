@@ -30,7 +30,7 @@ from workers.rank.host_store import HostStore
 from workers.rank.latest import Fed
 from workers.rank.runner import Runner
 from workers.rank.state_codec import StateCodec
-from workers.schedule.step import Admit, Commit, Row, StepPlan
+from workers.schedule.step import Admit, Commit, Row, StepPlan, StepResult
 
 pytestmark = pytest.mark.process
 
@@ -108,7 +108,14 @@ class Side:
     ) -> tuple[tuple[int, ...], ...]:
         self.steps += 1
         plan = StepPlan(step=self.steps, commits=commits, rows=tuple(rows), admits=admits)
-        return self.runner.step(plan).tokens
+        return self.run(plan).tokens
+
+    def run(self, plan: StepPlan) -> StepResult:
+        """Run one plan to its end."""
+        told: list[StepResult] = []
+        self.runner.start(plan, told.append)
+        self.runner.finish()
+        return told[-1]
 
 
 def _admit(slot: int) -> Admit:

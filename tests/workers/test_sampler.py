@@ -29,7 +29,7 @@ def _logits(rows: int) -> Tensor:
 def _tokens(sampler: Sampler, logits: Tensor, slots: list[int], positions: list[int]) -> list[int]:
     """The tokens of rows without drafts."""
     runs = [Run(slot, position) for slot, position in zip(slots, positions, strict=True)]
-    return [token for (token,) in sampler(logits, runs).tokens]
+    return [token for (token,) in sampler.read(sampler.draw(logits, runs)).tokens]
 
 
 SETTINGS = [
@@ -60,7 +60,8 @@ def test_tokens_after_drafts_are_drawn_from_the_model_s_distribution(sampler: Sa
     ids = [int(t) for t in logits.topk(8, dim=-1).indices.flatten()]
     drafts, drawn = ids[0], (Counter[int](), Counter[int]())
     for position in range(4000):
-        (tokens,) = sampler(logits, [Run(0, 2 * position, 1)], torch.tensor([[drafts]])).tokens
+        drawing = sampler.draw(logits, [Run(0, 2 * position, 1)], torch.tensor([[drafts]]))
+        (tokens,) = sampler.read(drawing).tokens
         assert (len(tokens) == 2) == (tokens[0] == drafts)
         for count, token in zip(drawn, tokens, strict=False):
             count[token] += 1

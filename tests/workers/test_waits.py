@@ -55,7 +55,7 @@ def _begun(device: torch.device = CPU, capture: Any = None, drafts: int = 0) -> 
 def _decode(side: Side, **more: Any) -> None:
     rows = (Row(0, 6, (5,), 0, (), True), Row(1, 3, (6,), 0, (), True))
     side.steps += 1
-    side.runner.step(StepPlan(step=side.steps, rows=rows, **more))
+    side.run(StepPlan(step=side.steps, rows=rows, **more))
 
 
 def test_a_decode_step_waits_once_for_its_tokens() -> None:
@@ -83,7 +83,7 @@ def test_drafting_and_verifying_wait_for_nothing_but_the_tokens(rank: int, monke
             side.steps += 1
             starts = (6, 3) if not commits else (8, 4)
             rows = tuple(Row(slot, start, (5,), 0, (), True, drafts=2) for slot, start in enumerate(starts))
-            side.runner.step(StepPlan(step=side.steps, commits=commits, rows=rows))
+            side.run(StepPlan(step=side.steps, commits=commits, rows=rows))
     # The tokens of each step, then its drafts, which were there before.
     assert waits.seen == ({} if rank else {"tolist": 4})
 
@@ -93,7 +93,7 @@ def test_snapshots_leave_and_enter_without_a_wait(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(side.runner._snapshots, "_transfers", Exports())
     with Waits() as waits:
         _decode(side, exports=(Export("r", "D", 0, (0, 1), 0, 6, True),))
-        side.runner.step(StepPlan(step=9, installs=(Install("r", 2, (5, 6), 0),)))
+        side.run(StepPlan(step=9, installs=(Install("r", 2, (5, 6), 0),)))
     assert waits.seen == {"tolist": 1}
     pages = side.caches
     assert torch.equal(read_latents(pages, (5, 6), 0, 6), read_latents(pages, (0, 1), 0, 6))

@@ -13,9 +13,9 @@ from workers.rank.readback import Readback
 from workers.schedule.ahead import Outcome, rows_ahead
 from workers.schedule.step import Ahead, Commit, Row
 
-# What came of a row that had ended before its step: nothing.
+# The outcome of a row whose sequence had ended before the step.
 NOTHING: Outcome = (0, 0, True)
-# The token ids of a row whose token the device alone knows.
+# The token ids of a row whose token only the device knows.
 _UNKNOWN = (-1,)
 
 
@@ -36,7 +36,7 @@ class Fed:
 
 
 class Latest:
-    """The rows of the latest step that sampled, on every rank alike; rank 0 alone knows by itself what came of them."""
+    """The rows of the latest step that sampled, the same on every rank. Only rank 0 samples; it shares the outcomes."""
 
     def __init__(self, collectives: Collectives, device: torch.device) -> None:
         self._collectives = collectives
@@ -51,10 +51,10 @@ class Latest:
         self.feeds = False
 
     def took(self, rows: Sequence[Row], over: frozenset[int], came: Tensor | None, *, feeds: bool) -> None:
-        """A step computes these rows. over: which of those that sample had ended before it.
+        """Record the rows of a step. over: indices of its sampling rows whose sequences had ended before it.
 
-        feeds: the device can feed the next step. came: what it feeds, [rows that sample, 3] int64, an `Outcome` each;
-        None on ranks but 0.
+        feeds: whether the device can feed the next step. came: the `Outcome` of each sampling row, [rows, 3] int64 on
+        the device; None on ranks other than 0.
         """
         self._rows = tuple(row for row in rows if row.sample)
         self._over = over
@@ -62,12 +62,12 @@ class Latest:
         self.feeds = feeds
 
     def came_of(self, outcomes: list[Outcome]) -> None:
-        """Take what came of the step's rows that sampled, without those that had ended before it. Rank 0 calls it."""
+        """Take the outcomes of the step's sampling rows, without those whose sequences had ended. Rank 0 calls it."""
         each = iter(outcomes)
         self._came = [NOTHING if at in self._over else next(each) for at in range(len(self._rows))]
 
     def go_on(self, ahead: Ahead, more: Sequence[Row]) -> tuple[tuple[Row, ...], tuple[Commit, ...]]:
-        """The rows of a step that was planned ahead, and what stands of those that the step before verified.
+        """The rows of a step that was planned ahead, and the commits of the rows that the step before verified.
 
         All ranks call it together: rank 0 tells the others what it sampled.
         """

@@ -95,16 +95,11 @@ class Runner:
                 self._graphs = DecodeGraphs(model, caches, self._page_table, capture, drafts)
 
     @torch.inference_mode()
-    def step(self, plan: StepPlan) -> StepResult:
-        """Run one plan to its end. Every rank runs the same plans in the same order; rank 0's result counts."""
-        told: list[StepResult] = []
-        self.start(plan, told.append)
-        self.finish()
-        return told[-1]
-
-    @torch.inference_mode()
     def start(self, plan: StepPlan, tell: Tell) -> None:
-        """Start one plan. `tell` gets its result in `finish`, or while a later plan starts."""
+        """Start one plan. `tell` gets its result in `finish`, or while a later plan starts.
+
+        Every rank starts the same plans in the same order; only rank 0's results are valid.
+        """
         begun = time.monotonic()
         fed = self._fed(plan) if plan.ahead is not None else None
         if fed is not None:
@@ -262,27 +257,24 @@ class Runner:
         return RankStats(rank, phases, sent, received, self._experts.by_rank, self._experts.peaks, links)
 
     def _before(self, plan: StepPlan, fed: Fed | None) -> None:
-        if fed is not None:
-            self._commit_fed(fed)
-        else:
-            self._commit(plan.commits)
+        self._commit(plan.commits, fed)
         self._snapshots.before(plan)
 
-    def _commit(self, commits: tuple[Commit, ...]) -> None:
-        """Advance linear states by the accepted tokens of the rows verified last; sequences that are gone have none."""
-        if self._verified is None:
+    def _commit(self, commits: tuple[Commit, ...], fed: Fed | None) -> None:
+        """Advance the linear states of the rows verified last by their accepted tokens.
+
+        Only the device knows their number in a step that it feeds. Otherwise `commits` has it, without the sequences
+        that are gone.
+        """
+        if self._verified is None or self._drafter is None:
             return
         (rows, slots), self._verified = self._verified, None
-        if commits and self._drafter is not None:
-            self._drafter.commit(commits)
-            stands = {commit.slot: commit.tokens for commit in commits}
-            self._model.commit(rows, self._integers([stands.get(slot, 0) for slot in slots]), self._caches)
-
-    def _commit_fed(self, fed: Fed) -> None:
-        """Advance linear states by the accepted tokens, whose number only the device knows."""
-        if self._verified is not None:
-            (rows, _), self._verified = self._verified, None
+        if fed is not None:
             self._model.commit(rows, fed.came[:, 0], self._caches)
+        elif commits:
+            self._drafter.commit(commits)
+            accepted = {commit.slot: commit.tokens for commit in commits}
+            self._model.commit(rows, self._integers([accepted.get(slot, 0) for slot in slots]), self._caches)
 
     def _draft(self, rows: tuple[Row, ...], fed: Fed | None) -> Tensor | None:
         """Make the drafts of the rows that have some, which are the first: [rows, most drafts]."""

@@ -172,10 +172,6 @@ class Sampler:
         """The number of alternatives in the slot's prompt log-probabilities."""
         return self._slots[slot].sampling.prompt_logprobs or 0
 
-    def __call__(self, logits: Tensor, runs: Sequence[Run], drafts: Tensor | None = None) -> Sampled:
-        """Sample the runs' tokens, and wait for them."""
-        return self.read(self.draw(logits, runs, drafts))
-
     def draw(
         self, logits: Tensor, runs: Sequence[Run], drafts: Tensor | None = None, *, outcomes: bool = False
     ) -> Drawing:
